@@ -1,0 +1,300 @@
+"""The stores: written whole or not at all, each described by a ``run.json`` that it is checked against when opened.
+
+A step owns one folder. It writes into a partial folder beside it; only when everything is there, ``run.json`` last, does the
+partial folder take the place of the old one. A killed job or a full disk therefore leaves either the old result or none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import resource
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afterimage import config as configs
+from afterimage import provenance
+
+RUN = "run.json"
+_IGNORED = {RUN, ".snakemake_timestamp"}
+
+
+class ArtifactError(RuntimeError):
+    """A stored result that is missing, truncated, changed, or made under other settings than asked for."""
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file, or of a folder (over the sorted relative paths and sha256 of its files)."""
+    path = Path(path)
+    if path.is_dir():
+        lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files_in(path)]
+        return hashlib.sha256("".join(lines).encode()).hexdigest()
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def files_in(folder: Path) -> list[Path]:
+    """Return the files of a store in sorted order, without ``run.json`` and the workflow engine's marks."""
+    return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name not in _IGNORED)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write plain JSON values, sorted and indented, atomically."""
+    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def replace_folder(partial: Path, target: Path) -> None:
+    """Put the finished folder ``partial`` in the place of ``target``."""
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+
+
+# ---- images -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of images held in memory.
+
+    Attributes:
+        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 stands for [0, 1].
+        ids: int64 or text, (N,), unique: names the row.
+        labels: int64, (N,); -1 where there is none.
+        sources: like ``ids``, (N,): the original that the row shows. Planted copies of one image share it.
+        official_test: bool, (N,): the row comes from the source's official test part.
+    """
+
+    pixels: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    sources: np.ndarray
+    official_test: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.pixels)
+        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[-1] not in (1, 3):
+            raise ArtifactError(f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} {self.pixels.shape}")
+        for name in ("ids", "labels", "sources", "official_test"):
+            if getattr(self, name).shape != (n,):
+                raise ArtifactError(f"{name} has shape {getattr(self, name).shape}, but there are {n} images")
+        if len(np.unique(self.ids)) != n:
+            raise ArtifactError("image ids are not unique")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @classmethod
+    def of(
+        cls,
+        pixels: np.ndarray,
+        ids: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
+        official_test: np.ndarray | None = None,
+    ) -> Images:
+        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1 and each row is its own source by default."""
+        n = len(pixels)
+        ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids)
+        return cls(
+            pixels=pixels,
+            ids=ids,
+            labels=np.full(n, -1, np.int64) if labels is None else np.asarray(labels, np.int64),
+            sources=ids if sources is None else np.asarray(sources),
+            official_test=np.zeros(n, bool) if official_test is None else np.asarray(official_test, bool),
+        )
+
+    def take(self, rows: np.ndarray) -> Images:
+        """Return the chosen rows (positions or a mask)."""
+        return Images(self.pixels[rows], self.ids[rows], self.labels[rows], self.sources[rows], self.official_test[rows])
+
+    def save(self, path: Path) -> None:
+        """Write one compressed ``.npz`` without pickled objects."""
+        with Path(path).open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                images=self.pixels,
+                ids=self.ids,
+                labels=self.labels,
+                sources=self.sources,
+                official_test=self.official_test,
+            )
+
+
+def load_images(path: Path, check: bool = True) -> Images:
+    """Open a stored image set, first checking the file against the ``run.json`` beside it.
+
+    Raises:
+        ArtifactError: if the file is missing, truncated, or not the one that ``run.json`` describes.
+    """
+    path = Path(path)
+    if check:
+        check_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Images(arrays["images"], arrays["ids"], arrays["labels"], arrays["sources"], arrays["official_test"])
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read as an image set: {error}") from error
+
+
+# ---- steps --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Step:
+    """One step at work: its settings, the folder to write into, and what is to be recorded of it."""
+
+    config: dict[str, Any]
+    folder: Path
+    extra: dict[str, Any] = field(default_factory=dict)
+    _metrics: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return self.config["settings"]
+
+    def metric(self, name: str, value: float, step: int = 0) -> None:
+        """Record one number; the step's ``metrics.jsonl`` holds them in order."""
+        self._metrics.append({"step": step, "name": name, "value": float(value)})
+
+    def note(self, **facts: Any) -> None:
+        """Record facts in ``run.json`` under ``facts`` (counts, device, parameter updates, images seen, ...)."""
+        self.extra.update(facts)
+
+
+def read_config(path: Path, step: str) -> dict[str, Any]:
+    """Read a resolved config and check that it is one for ``step``."""
+    config = json.loads(Path(path).read_text())
+    if config.get("step") != step:
+        raise ArtifactError(f"{path} is the config of step {config.get('step')!r}, not of {step!r}")
+    return config
+
+
+@contextmanager
+def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries: tuple[str, ...]) -> Iterator[Step]:
+    """Run one step: give it a partial folder to write into, then record and publish it.
+
+    Args:
+        config: The resolved config (``config.resolve``).
+        out: The step's own folder; replaced as a whole.
+        inputs: Name -> file or folder that the step reads; hashed before it starts.
+        entries: Modules whose code made the result, for the fingerprint.
+    """
+    out = Path(out)
+    started, cpu = time.time(), time.process_time()
+    hashes = {name: {"path": _relative(path), "sha256": sha256(path)} for name, path in inputs.items()}
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        work = Step(config, partial)
+        yield work
+        if work._metrics:
+            lines = [json.dumps(row, allow_nan=True) + "\n" for row in work._metrics]
+            (partial / "metrics.jsonl").write_text("".join(lines))
+        record = {
+            "config": config,
+            "config_sha256": configs.digest(config),
+            "code_sha256": provenance.fingerprint(*entries),
+            "code_entries": list(entries),
+            "inputs": hashes,
+            "outputs": {file.relative_to(partial).as_posix(): sha256(file) for file in files_in(partial)},
+            "environment": provenance.environment(),
+            "facts": work.extra,
+            "seconds": round(time.time() - started, 3),
+            "cpu_seconds": round(time.process_time() - cpu, 3),
+            "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+        write_json(partial / RUN, record)
+        replace_folder(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _relative(path: Path) -> str:
+    path = Path(path).resolve()
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Read the ``run.json`` of a store.
+
+    Raises:
+        ArtifactError: if there is none, i.e. the step did not finish.
+    """
+    path = Path(folder) / RUN
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{folder} has no {RUN}: the step that makes it has not finished") from error
+    except json.JSONDecodeError as error:
+        raise ArtifactError(f"{path} is not readable: {error}") from error
+
+
+def check_file(path: Path) -> None:
+    """Check one file of a store against the store's ``run.json``.
+
+    Raises:
+        ArtifactError: naming the file, if it is missing, unlisted, or has other content.
+    """
+    path = Path(path)
+    folder = next((parent for parent in path.parents if (parent / RUN).is_file()), path.parent)
+    listed = read_run(folder)["outputs"]
+    name = path.relative_to(folder).as_posix()
+    if name not in listed:
+        raise ArtifactError(f"{path} is not listed in {folder / RUN}")
+    if not path.is_file():
+        raise ArtifactError(f"{path} is missing, though {folder / RUN} lists it")
+    if sha256(path) != listed[name]:
+        raise ArtifactError(f"{path} is not the file that {folder / RUN} describes: truncated or changed since")
+
+
+def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Check every file of a store, and that it was made under ``config`` if one is given; return its ``run.json``.
+
+    Raises:
+        ArtifactError: naming the file or the settings that differ.
+    """
+    run = read_run(folder)
+    for name in run["outputs"]:
+        check_file(Path(folder) / name)
+    if config is not None and run["config_sha256"] != configs.digest(config):
+        raise ArtifactError(f"{folder} was made under another config: {difference(run['config'], config)}")
+    return run
+
+
+def difference(old: Any, new: Any, at: str = "") -> str:
+    """Name the keys in which two nested settings differ, with both values."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        parts = [
+            difference(old.get(key, "(absent)"), new.get(key, "(absent)"), f"{at}.{key}" if at else key)
+            for key in sorted(old.keys() | new.keys())
+            if old.get(key, "(absent)") != new.get(key, "(absent)")
+        ]
+        return "; ".join(parts)
+    return f"{at} was {old!r}, is now {new!r}"

@@ -1,0 +1,1 @@
+"""What an attacker, or a judge of quality, learns from generations."""

@@ -1,0 +1,84 @@
+"""The command line: ``afterimage <phase> <verb>``, one verb per workflow rule.
+
+Each verb is a module with two functions: ``arguments(parser)`` declares its flags and ``run(args)`` does the work. Modules are
+imported only when their verb is called, so that ``--help`` and the light verbs start fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
+    "config": {
+        "check": ("afterimage.commands.check", "validate a study file"),
+        "schema": ("afterimage.commands.schema", "print the JSON schema of a study"),
+    },
+    "data": {
+        "fetch": (
+            "afterimage.data.fetch",
+            "read the source into one checked array file; the only step that may use the network",
+        ),
+        "split": ("afterimage.data.split", "draw train, holdout and reference parts and plant duplicates"),
+        "classifier": ("afterimage.metrics.classifier", "train the feature network on the reference part"),
+        "dedup": ("afterimage.data.dedup", "find and remove near-duplicates, scored against the planted truth"),
+    },
+    "train": {"run": ("afterimage.training.run", "train one replicate of one arm, or continue it")},
+    "sample": {"draw": ("afterimage.diffusion.sample", "draw generations from a trained pipeline")},
+    "attack": {
+        "extraction": ("afterimage.attacks.extraction", "which training images come back (Carlini et al. 2023)"),
+        "quality": ("afterimage.attacks.quality", "how good and varied the generations are"),
+    },
+    "report": {
+        "tables": ("afterimage.report.tables", "gather the results of all arms into tidy tables"),
+        "page": ("afterimage.report.page", "run one notebook and write its HTML page"),
+    },
+    "track": {"import": ("afterimage.tracking", "import finished results into MLflow; doing it twice changes nothing")},
+}
+"""Phase -> verb -> (module, one line of help)."""
+
+SINGLE: dict[str, tuple[str, str]] = {
+    "verify": ("afterimage.commands.verify", "check that every result matches the study, its inputs and its code"),
+    "adopt": ("afterimage.commands.adopt", "make pulled results known to Snakemake, after checking them"),
+    "audit": ("afterimage.audit", "attack somebody's own images or diffusers pipeline; needs no study"),
+}
+"""Commands without a verb."""
+
+
+def _parser(argv: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="afterimage", description=__doc__.splitlines()[0])
+    phases = parser.add_subparsers(dest="phase", metavar="PHASE", required=True)
+    for phase, verbs in COMMANDS.items():
+        summary = "; ".join(f"{verb}: {text}" for verb, (_, text) in verbs.items())
+        verb_parsers = phases.add_parser(phase, help=summary).add_subparsers(dest="verb", metavar="VERB", required=True)
+        for verb, (module, text) in verbs.items():
+            _attach(verb_parsers.add_parser(verb, help=text, description=text), module, wanted=argv[:2] == [phase, verb])
+    for phase, (module, text) in SINGLE.items():
+        _attach(phases.add_parser(phase, help=text, description=text), module, wanted=argv[:1] == [phase])
+    return parser
+
+
+def _attach(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
+    if wanted:
+        command = import_module(module)
+        command.arguments(parser)
+        parser.set_defaults(run=command.run)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors that the user can mend are one message and exit status 2, without a traceback."""
+    from afterimage.artifacts import ArtifactError
+    from afterimage.config import ConfigError
+
+    argv = sys.argv[1:] if argv is None else argv
+    args = _parser(argv).parse_args(argv)
+    try:
+        return args.run(args) or 0
+    except (ConfigError, ArtifactError) as error:
+        print(f"afterimage: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The data phase: sources, splits, planted duplicates and deduplication."""

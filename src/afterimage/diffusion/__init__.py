@@ -1,0 +1,1 @@
+"""Networks, schedules and samplers, all of them diffusers' own."""

@@ -1,0 +1,1 @@
+"""What each published method changes about plain training, one module each."""

@@ -1,0 +1,1 @@
+"""Distances, neighbours, feature spaces, quality and intervals."""

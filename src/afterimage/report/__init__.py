@@ -1,0 +1,1 @@
+"""Tidy tables and pages made from finished results."""

@@ -1,0 +1,1 @@
+"""The one training loop, its exact checkpoint and its moving average."""
