@@ -1,0 +1,78 @@
+"""Where everything of a study lies, and which code makes it: the one list of jobs that the workflow and ``verify`` share.
+
+``results/<study>/<job>`` is the folder of a job; ``results/<study>/config/<job>.json`` its resolved config and
+``results/<study>/config/<job>.code`` the fingerprint of its code. The workflow writes both before it plans, and every rule takes
+them as inputs: what changes there, and only that, reruns a job.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+from afterimage import config, provenance
+from afterimage.artifacts import write_atomically, write_json
+from afterimage.cli import COMMANDS
+
+PHASES = ("data", "train", "sample", "attack", "report")
+"""In the order in which they depend on each other; DVC has one stage for each."""
+
+
+class Job(NamedTuple):
+    """One folder of results.
+
+    Attributes:
+        folder: Relative to ``results/<study>``.
+        step: Key of ``config.STEPS``.
+    """
+
+    phase: str
+    folder: str
+    step: str
+    arm: str | None = None
+    replicate: int | None = None
+
+
+def jobs(study: config.Study) -> list[Job]:
+    """Return every job of a study, upstream first."""
+    listed = [Job("data", step, step) for step in config.STEPS if step.startswith("data/")]
+    cells = [(arm, replicate) for arm in study.arms for replicate in range(study.replicates)]
+    for phase in ("train", "sample"):
+        listed += [Job(phase, f"{phase}/{arm}/rep{k}", phase, arm, k) for arm, k in cells]
+    for step in config.STEPS:
+        if step.startswith("attack/"):
+            name = step.removeprefix("attack/")
+            listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", step, arm, k) for arm, k in cells]
+    return listed + [Job("report", f"report/{name}", "report") for name in ("tables", "extraction")]
+
+
+def entries(study: config.Study, job: Job) -> tuple[str, ...]:
+    """Return the modules whose code makes the result of ``job``."""
+    if job.phase == "report":
+        return (COMMANDS["report"]["tables" if job.folder == "report/tables" else "page"][0],)
+    if job.phase == "train":
+        assert job.arm is not None
+        return COMMANDS["train"]["run"][0], config.METHODS[study.arms[job.arm].method]
+    if job.phase == "sample":
+        return (COMMANDS["sample"]["draw"][0],)
+    phase, verb = job.step.split("/")
+    return (COMMANDS[phase][verb][0],)
+
+
+def write_configs(study: config.Study, results: Path) -> None:
+    """Write the resolved config and the code fingerprint of every job, and the whole study; touch only what changed."""
+    root = Path(results) / study.study / "config"
+    _write_changed(root / "study.json", study.model_dump(mode="json"))
+    for job in jobs(study):
+        _write_changed(root / f"{job.folder}.json", config.resolve(study, job.step, job.arm, job.replicate))
+        code = f"{provenance.fingerprint(*entries(study, job))}\n".encode()
+        path = root / f"{job.folder}.code"
+        if not path.is_file() or path.read_bytes() != code:
+            write_atomically(path, code)
+
+
+def _write_changed(path: Path, value: dict) -> None:
+
+    if not path.is_file() or json.loads(path.read_text()) != value:
+        write_json(path, value)

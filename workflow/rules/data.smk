@@ -1,0 +1,115 @@
+"""REQUIRED INPUTS: none (the source named in the study).
+
+OUTPUTS:
+    results/{study}/data/fetch/      the source as one checked array file
+    results/{study}/data/split/      train (with planted duplicates), holdout, reference, twins
+    results/{study}/data/classifier/ the feature network, trained on the reference part
+    results/{study}/data/dedup/      the training set without its duplicates, and how well they were found
+"""
+
+
+localrules:
+    data,
+    fetch,
+
+
+rule data:
+    """The data phase."""
+    input:
+        once(
+            "results/{study}/data/split/run.json",
+            "results/{study}/data/classifier/run.json",
+            "results/{study}/data/dedup/run.json",
+            "results/{study}/data/dedup/table.csv",
+        ),
+
+
+rule fetch:
+    """Read the source; the only rule that may use the network."""
+    input:
+        config="results/{study}/config/data/fetch.json",
+        code="results/{study}/config/data/fetch.code",
+    output:
+        run="results/{study}/data/fetch/run.json",
+        images="results/{study}/data/fetch/images.npz",
+        manifest="results/{study}/data/fetch/manifest.json",
+    log:
+        "results/{study}/logs/data/fetch.log",
+    benchmark:
+        "results/{study}/benchmarks/data/fetch.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data fetch --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule split:
+    """Draw the parts and plant duplicates."""
+    input:
+        config="results/{study}/config/data/split.json",
+        code="results/{study}/config/data/split.code",
+        images="results/{study}/data/fetch/images.npz",
+    output:
+        run="results/{study}/data/split/run.json",
+        train="results/{study}/data/split/train.npz",
+        holdout="results/{study}/data/split/holdout.npz",
+        reference="results/{study}/data/split/reference.npz",
+        twins="results/{study}/data/split/twins.npz",
+        index="results/{study}/data/split/index.parquet",
+        manifest="results/{study}/data/split/manifest.json",
+    log:
+        "results/{study}/logs/data/split.log",
+    benchmark:
+        "results/{study}/benchmarks/data/split.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data split --images {input.images:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule classifier:
+    """Train the feature network on images that no arm sees."""
+    input:
+        config="results/{study}/config/data/classifier.json",
+        code="results/{study}/config/data/classifier.code",
+        reference="results/{study}/data/split/reference.npz",
+    output:
+        run="results/{study}/data/classifier/run.json",
+        weights="results/{study}/data/classifier/classifier.safetensors",
+        architecture="results/{study}/data/classifier/classifier.json",
+    log:
+        "results/{study}/logs/data/classifier.log",
+    benchmark:
+        "results/{study}/benchmarks/data/classifier.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data classifier --reference {input.reference:q} --config {input.config:q} --out {params.out:q}"
+        " > {log:q} 2>&1"
+
+
+rule dedup:
+    """Remove near-duplicates and score the search against the planted truth."""
+    input:
+        config="results/{study}/config/data/dedup.json",
+        code="results/{study}/config/data/dedup.code",
+        train="results/{study}/data/split/train.npz",
+        index="results/{study}/data/split/index.parquet",
+        reference="results/{study}/data/split/reference.npz",
+        classifier="results/{study}/data/classifier/classifier.safetensors",
+    output:
+        run="results/{study}/data/dedup/run.json",
+        train="results/{study}/data/dedup/train.npz",
+        groups="results/{study}/data/dedup/groups.parquet",
+        pairs="results/{study}/data/dedup/pairs.parquet",
+        table="results/{study}/data/dedup/table.csv",
+    log:
+        "results/{study}/logs/data/dedup.log",
+    benchmark:
+        "results/{study}/benchmarks/data/dedup.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+        classifier=subpath(input.classifier, parent=True),
+    shell:
+        "afterimage data dedup --train {input.train:q} --index {input.index:q} --reference {input.reference:q}"
+        " --classifier {params.classifier:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"

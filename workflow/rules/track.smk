@@ -1,0 +1,33 @@
+"""REQUIRED INPUTS: everything that the other phases made.
+
+OUTPUTS:
+    results/{study}/track/track.json   what was imported into MLflow
+"""
+
+
+localrules:
+    track,
+    mlflow,
+
+
+rule track:
+    """Show the study in MLflow."""
+    input:
+        once("results/{study}/track/track.json"),
+
+
+rule mlflow:
+    """Import all results in one process: parallel writers on a fresh SQLite store lose runs."""
+    input:
+        per_replicate("results/{study}/attack/{arm}/rep{rep}/extraction/run.json"),
+        per_replicate("results/{study}/attack/{arm}/rep{rep}/quality/run.json"),
+        page="results/{study}/report/extraction/run.json",
+        study="results/{study}/config/study.json",
+    output:
+        "results/{study}/track/track.json",
+    log:
+        "results/{study}/logs/track/mlflow.log",
+    benchmark:
+        "results/{study}/benchmarks/track/mlflow.tsv"
+    shell:
+        "afterimage track import --study {input.study:q} --out {output:q} > {log:q} 2>&1"

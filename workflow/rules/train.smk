@@ -1,0 +1,44 @@
+"""REQUIRED INPUTS: results/{study}/data/{split,dedup}/train.npz
+
+OUTPUTS:
+    results/{study}/train/{arm}/rep{rep}/   pipeline/ (averaged weights) and raw/ as diffusers folders, training curves,
+                                            and which rows were trained on
+"""
+
+
+localrules:
+    train,
+
+
+rule train:
+    """The train phase."""
+    input:
+        per_replicate("results/{study}/train/{arm}/rep{rep}/run.json"),
+        per_replicate("results/{study}/train/{arm}/rep{rep}/pipeline"),
+        per_replicate("results/{study}/train/{arm}/rep{rep}/raw"),
+
+
+rule fit:
+    """Train one replicate of one arm. The resumable state is no output: Snakemake would delete it."""
+    input:
+        config="results/{study}/config/train/{arm}/rep{rep}.json",
+        code="results/{study}/config/train/{arm}/rep{rep}.code",
+        images=training_images,
+        base=base_run,
+    output:
+        run="results/{study}/train/{arm}/rep{rep}/run.json",
+        metrics="results/{study}/train/{arm}/rep{rep}/metrics.jsonl",
+        members="results/{study}/train/{arm}/rep{rep}/members.parquet",
+        pipeline=directory("results/{study}/train/{arm}/rep{rep}/pipeline"),
+        raw=directory("results/{study}/train/{arm}/rep{rep}/raw"),
+    log:
+        "results/{study}/logs/train/{arm}/rep{rep}.log",
+    benchmark:
+        "results/{study}/benchmarks/train/{arm}/rep{rep}.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+        state="results/{study}/state/{arm}/rep{rep}",
+        base=base_flag,
+    shell:
+        "afterimage train run --train {input.images:q} --config {input.config:q} --state {params.state:q} {params.base}"
+        " --out {params.out:q} > {log:q} 2>&1"
