@@ -57,6 +57,7 @@ class HuggingFace(Block):
     label_column: str | None = None
     """Column with integer labels; by default ``label`` where there is one."""
     licence: str = "see the data set's card"
+    """Note kept in the manifest."""
 
 
 class Parquet(Block):
@@ -68,10 +69,13 @@ class Parquet(Block):
     test_path: str | list[str] | None = None
     """Files of the official test part, if it is to be used too."""
     image_column: str | None = None
+    """Column with the images; by default the first of struct type with ``bytes``."""
     label_column: str | None = None
+    """Column with integer labels; by default ``label`` where there is one."""
     sha256: dict[str, str] = {}
     """File name -> expected sha256. A file with another checksum is an error."""
     licence: str = "unknown"
+    """Note kept in the manifest."""
 
 
 class ImageFolder(Block):
@@ -79,9 +83,11 @@ class ImageFolder(Block):
 
     kind: Literal["image_folder"]
     path: str
+    """Folder or zip file. Environment variables are expanded."""
     on_bad_file: Literal["fail", "skip"] = "fail"
     """What to do about unreadable files and, without ``resize``, files of another size than most: counted and named either way."""
     licence: str = "unknown"
+    """Note kept in the manifest."""
 
 
 class ArchiveUrl(Block):
@@ -89,6 +95,7 @@ class ArchiveUrl(Block):
 
     kind: Literal["archive_url"]
     layout: Literal["cifar10", "cifar100"]
+    """Which of the two data sets the tarball holds."""
     url: str | None = None
     """Address; by default the authors' own."""
     sha256: str | None = None
@@ -96,6 +103,7 @@ class ArchiveUrl(Block):
     labels: Literal["fine", "coarse"] = "fine"
     """Which labels CIFAR-100 is read with."""
     licence: str = "none stated by the authors"
+    """Note kept in the manifest."""
 
     @model_validator(mode="after")
     def _checksum_goes_with_url(self) -> ArchiveUrl:
@@ -147,17 +155,21 @@ class Data(Block):
     """Where the images come from and what is done to them once."""
 
     source: Source
+    """Where the images come from."""
     classes: list[int] | None = None
     """Labels to keep; None keeps all."""
     images: Annotated[int, Field(ge=4)] | None = None
     """How many images to keep, drawn by the study's seed; None keeps all."""
     colour: Literal["keep", "grey", "rgb"] = "keep"
+    """Keep the channels, or turn all images grey or into three channels."""
     resize: Annotated[int, Field(ge=4, le=1024)] | None = None
     """Side length in pixels after an area resize of the centre square; None keeps the size."""
     flips: bool = False
     """Train with random horizontal flips. The attacks then compare with the mirror images too."""
     split: Split
+    """Sizes of the parts."""
     plant: list[Plant] = []
+    """Groups of duplicates to plant in the training part; empty plants none."""
 
     @model_validator(mode="after")
     def _plants_fit(self) -> Data:
@@ -210,7 +222,9 @@ class Dedup(Block):
     ]
     """Whose pairs are joined into groups. All three are scored against the planted truth whichever are used."""
     phash: PerceptualHash = PerceptualHash()
+    """The perceptual hash detector."""
     embedding: Embedding = Embedding()
+    """The embedding detector."""
     keep: Literal["first", "medoid"] = "first"
     """Which image of a group stays: the one with the lowest id, or the one nearest to all others."""
 
@@ -219,11 +233,15 @@ class Classifier(Block):
     """The small network whose features judge quality and propose duplicates; trained on the reference split only."""
 
     channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [32, 64]
+    """Width of each convolutional block."""
     features: Annotated[int, Field(ge=2)] = 64
     """Width of the penultimate layer, i.e. dimension of the feature space."""
     epochs: Annotated[int, Field(ge=1)] = 30
+    """Passes over the training share of the reference part."""
     batch_size: Annotated[int, Field(ge=1)] = 64
+    """Images per update."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3
+    """AdamW's step size."""
 
 
 # ---- training -----------------------------------------------------------------------------------------------------------
@@ -237,9 +255,13 @@ class Model(Block):
     attention: list[bool]
     """Self-attention per level, finest first."""
     layers_per_block: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks per level."""
     attention_head_dim: Annotated[int, Field(ge=1)] = 8
+    """Channels per attention head."""
     norm_groups: Annotated[int, Field(ge=1)] = 8
+    """Groups of every group normalisation; must divide all channels."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout inside the residual blocks."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Model:
@@ -262,9 +284,11 @@ class Diffusion(Block):
     """The forward process and what the network predicts."""
 
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
+    """T, the number of noise levels."""
     schedule: Literal["linear", "cosine"] = "linear"
     """Linear betas from 1e-4 to 0.02 (Ho et al. 2020) or the cosine schedule (Nichol & Dhariwal 2021)."""
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """What the network predicts: the noise, v (Salimans & Ho 2022) or the clean image."""
 
 
 class Train(Block):
@@ -279,7 +303,9 @@ class Train(Block):
     accumulation: Annotated[int, Field(ge=1)] = 1
     """Forward and backward passes per update; must divide ``batch_size``."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """AdamW's step size after warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
     warmup: Annotated[int, Field(ge=0)] = 0
     """Updates over which the learning rate rises linearly from 0."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999
@@ -287,6 +313,7 @@ class Train(Block):
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null does not clip."""
     precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights and averages stay fp32."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of labels replaced by the null label in label-conditional arms (classifier-free guidance)."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
@@ -311,6 +338,7 @@ class Arm(Block):
     fraction: Share = 1.0
     """Train each replicate on its own random share of those images (Carlini et al. 2023, section 5: one half)."""
     condition: Literal["none", "label"] = "none"
+    """Train without labels, or conditioned on them with label dropout."""
     base: str | None = None
     """Arm of the same study whose weights this one starts from (same replicate)."""
     train: dict[str, Any] = {}
@@ -336,14 +364,19 @@ class Sample(Block):
     """How generations are drawn from each trained arm."""
 
     images: Annotated[int, Field(ge=1)]
+    """Generations per arm and replicate."""
     sampler: Literal["ddim", "ddpm"] = "ddim"
+    """DDIM (Song et al. 2021) or ancestral DDPM (Ho et al. 2020)."""
     steps: Annotated[int, Field(ge=1)] = 50
+    """Denoising steps."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
     """DDIM's noise share; 0 is deterministic given the start."""
     weights: Literal["ema", "raw"] = "ema"
+    """Sample from the averaged weights or from the last ones."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0 the unconditional one."""
     batch_size: Annotated[int, Field(ge=1)] = 256
+    """Images denoised at once; bounds memory, never the result."""
 
 
 class Extraction(Block):
@@ -356,6 +389,7 @@ class Extraction(Block):
     anchor: Literal["training", "candidate"] = "training"
     """Whose neighbours normalise the distance in the headline numbers; both are computed and reported."""
     alpha: Annotated[float, Field(gt=0)] = 0.5
+    """The paper's fixed factor of the neighbours' mean distance (0.5)."""
     calibrated_rate: Annotated[float, Field(ge=0, lt=1)] = 0.001
     """The calibrated alpha is the largest at which at most this share of one half of the held-out images is flagged."""
     neighbours: Annotated[int, Field(ge=1)] = 50
@@ -377,7 +411,9 @@ class Extraction(Block):
         0.8,
         0.9,
     ]
+    """Ratios below which a generation counts in MQ."""
     mq_neighbours: Annotated[int, Field(ge=1)] = 50
+    """Neighbours in the denominator of MQ, the nearest one among them."""
     block: Annotated[int, Field(ge=1)] = 1024
     """Images compared at once; bounds memory, never the result."""
 
@@ -386,13 +422,17 @@ class Quality(Block):
     """How good and how varied generations are, against reference images that no arm was trained on."""
 
     features: Literal["classifier", "pixels", "inception"] = "classifier"
+    """The named feature space: the study's classifier, raw pixels, or Inception (optional extra)."""
     neighbours: Annotated[int, Field(ge=1)] = 5
     """k of precision, recall, density and coverage."""
     kid_subsets: Annotated[int, Field(ge=1)] = 50
+    """Random subsets that KID averages over."""
     kid_subset_size: Annotated[int, Field(ge=2)] = 200
+    """Images per subset (fewer where there are fewer)."""
     inception_weights: str | None = None
     """Path of torch-fidelity's Inception weights, with ``features: inception``."""
     inception_sha256: str | None = None
+    """Checksum that this file must have."""
 
     @model_validator(mode="after")
     def _weights_are_pinned(self) -> Quality:
@@ -405,7 +445,9 @@ class Statistics(Block):
     """Intervals of every reported number."""
 
     bootstrap: Annotated[int, Field(ge=10)] = 1000
+    """Bootstrap resamples per interval."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Coverage of every interval."""
 
 
 class Report(Block):
@@ -423,20 +465,33 @@ class Study(Block):
     study: Name
     """Results go to ``results/<study>``."""
     seed: Annotated[int, Field(ge=0)]
+    """Root of all random streams."""
     replicates: Annotated[int, Field(ge=1)] = 1
     """Independent trainings and samplings of every arm."""
     data: Data
+    """Source, parts and planted duplicates."""
     dedup: Dedup = Dedup()
+    """Deduplication of the training part."""
     classifier: Classifier = Classifier()
+    """The feature network."""
     model: Model
+    """The denoising network of every arm."""
     diffusion: Diffusion = Diffusion()
+    """The forward process."""
     train: Train
+    """The training of every arm."""
     arms: Annotated[dict[Name, AnyArm], Field(min_length=1)]
+    """Name of each arm -> how it is trained. Every arm meets every attack."""
     sample: Sample
+    """How generations are drawn."""
     extraction: Extraction = Extraction()
+    """The extraction attack."""
     quality: Quality = Quality()
+    """The quality measures."""
     statistics: Statistics = Statistics()
+    """Intervals."""
     report: Report = Report()
+    """What pages show."""
 
     @field_validator("arms")
     @classmethod

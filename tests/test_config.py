@@ -1,0 +1,191 @@
+"""Bad studies end in a message that names the key, the value and what is allowed; good ones give each job only its own keys."""
+
+import json
+from copy import deepcopy
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from afterimage import config
+
+
+def change(params, path, value):
+    changed = deepcopy(params)
+    at = changed
+    for key in path[:-1]:
+        at = at[key]
+    at[path[-1]] = value
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "words"),
+    [
+        (("dta",), {}, ["dta", "unknown key", "did you mean 'data'"]),
+        (("data", "palnt"), [], ["data.palnt", "did you mean 'plant'"]),
+        (("data", "plant", 0, "copiess"), 2, ["data.plant.0.copiess", "did you mean 'copies'"]),
+        (("data", "source", "pth"), "x", ["data.source.sklearn-digits.pth", "allowed here: kind"]),
+        (("arms", "baseline", "fractoin"), 0.5, ["arms.baseline.fractoin", "did you mean 'fraction'"]),
+        (("arms", "baseline", "train"), {"updats": 3}, ["arms.baseline.train.updats", "did you mean 'updates'"]),
+        (("train", "learning_rate"), -1, ["train.learning_rate", "-1", "greater than 0"]),
+        (("train", "epochs"), 3, ["exactly one of updates and epochs", "updates = 1500", "epochs = 3"]),
+        (("train", "accumulation"), 7, ["accumulation = 7", "batch_size = 64"]),
+        (("data", "source", "kind"), "parqet", ["data.source", "parqet", "'parquet'"]),
+        (("sample", "sampler"), "plms", ["sample.sampler", "plms", "'ddim' or 'ddpm'"]),
+        (("model", "attention"), [True], ["attention has 1 entries but channels has 2"]),
+        (("model", "norm_groups"), 3, ["16 is not a multiple of norm_groups = 3"]),
+        (("arms", "baseline", "base"), "dedupe", ["arms.baseline.base", "'dedupe'", "did you mean 'dedup'"]),
+        (("arms", "baseline", "method"), "basline", ["arms.baseline.method", "basline", "'baseline'"]),
+        (("arms", "Bad Name"), {"method": "baseline"}, ["arms.Bad Name", "pattern"]),
+        (("data", "plant", 7, "images"), 40, ["plant asks for", "848", "split.train = 400"]),
+        (("data", "images"), 300, ["images = 300 is too few"]),
+        (("quality", "features"), "inception", ["inception_weights", "inception_sha256"]),
+        (("study",), None, ["study"]),
+    ],
+)
+def test_error_names_key_value_and_allowed(params, path, value, words):
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(change(params, path, value))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_missing_key_is_named(params):
+    del params["sample"]
+    with pytest.raises(config.ConfigError, match="sample: missing"):
+        config.parse(params)
+
+
+def test_all_mistakes_are_told_at_once(params):
+    params["dta"] = 1
+    params["train"]["ema"] = 2
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(params)
+    assert "dta" in str(error.value)
+    assert "train.ema" in str(error.value)
+
+
+def test_arms_must_not_go_round_in_a_circle(params):
+    params["arms"]["baseline"]["base"] = "dedup"
+    params["arms"]["dedup"]["base"] = "baseline"
+    with pytest.raises(config.ConfigError, match="goes round in a circle: baseline -> dedup -> baseline"):
+        config.parse(params)
+
+
+def test_another_url_must_be_pinned(params):
+    params["data"]["source"] = {"kind": "archive_url", "layout": "cifar10", "url": "http://localhost/x.tar.gz"}
+    with pytest.raises(config.ConfigError, match="url needs sha256"):
+        config.parse(params)
+
+
+def test_distinct_images_are_counted(params):
+    assert config.parse(params).data.distinct == 192
+
+
+def test_arm_overrides_the_budget(params):
+    params["arms"]["baseline"]["train"] = {"epochs": 2}
+    study = config.parse(params)
+    assert study.train_of("baseline").epochs == 2
+    assert study.train_of("baseline").updates is None
+    assert study.train_of("dedup").updates == 1500
+    assert study.train_of("baseline").learning_rate == study.train.learning_rate
+
+
+def digests(params):
+    study = config.parse(params)
+    jobs = {
+        (step, arm): config.resolve(study, step, arm, 0 if arm else None)
+        for step, by in config.STEPS.items()
+        for arm in (study.arms if by else [None])
+    }
+    return {job: config.digest(resolved) for job, resolved in jobs.items()}
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "changed"),
+    [
+        (("data", "colour"), "rgb", {"data/fetch"}),
+        (("data", "split", "holdout"), 700, {"data/split"}),
+        (("dedup", "keep"), "medoid", {"data/dedup"}),
+        (("classifier", "epochs"), 3, {"data/classifier"}),
+        (("model", "dropout"), 0.1, {"train"}),
+        (("diffusion", "schedule"), "linear", {"train"}),
+        (("sample", "steps"), 10, {"sample"}),
+        (("extraction", "alpha"), 0.4, {"attack/extraction"}),
+        (("quality", "neighbours"), 3, {"attack/quality"}),
+        (("statistics", "bootstrap"), 100, {"attack/extraction", "attack/quality"}),
+        (("report", "pairs"), 5, {"report"}),
+        (("data", "flips"), True, {"train", "attack/extraction"}),
+        (("replicates",), 2, {"report"}),
+    ],
+)
+def test_a_key_changes_only_the_jobs_that_depend_on_it(params, path, value, changed):
+    before, after = digests(params), digests(change({"classifier": {}, "statistics": {}, **params}, path, value))
+    assert {step for (step, _), digest in after.items() if before[step, _] != digest} == changed
+
+
+def test_one_arms_setting_changes_that_arm_alone(params):
+    before = digests(params)
+    params["arms"]["dedup"]["train"] = {"updates": 10}
+    after = digests(params)
+    assert {job for job in after if before[job] != after[job]} == {("train", "dedup")}
+
+
+@given(st.permutations(["a", "b", "c", "d"]))
+def test_digest_ignores_the_order_of_keys(order):
+    values = dict(zip("abcd", (1, [2.5, "x"], None, {"y": True}), strict=True))
+    assert config.digest({key: values[key] for key in order}) == config.digest(values)
+
+
+def test_resolved_config_is_plain_json(params):
+    study = config.parse(params)
+    for step, by in config.STEPS.items():
+        resolved = config.resolve(study, step, "baseline" if by else None, 0 if by else None)
+        assert json.loads(json.dumps(resolved)) == resolved
+
+
+def test_schema_file_is_what_the_classes_say(root):
+    stored = json.loads((root / "workflow" / "schemas" / "params.schema.json").read_text())
+    assert stored == config.schema(), "run: afterimage config schema > workflow/schemas/params.schema.json"
+
+
+def test_every_key_is_described():
+    schema = config.schema()
+    undescribed = [
+        f"{name}.{key}"
+        for name, block in [("Study", schema), *schema["$defs"].items()]
+        for key, field in block["properties"].items()
+        if "description" not in field and "const" not in field
+    ]
+    assert undescribed == []
+
+
+def test_every_study_is_valid(root):
+    studies = [root / "params.yaml", *sorted((root / "studies").glob("*.yaml"))]
+    assert len(studies) >= 3
+    names = [config.load(path).study for path in studies]
+    assert len(set(names)) == len(names), "two studies would write into one folder"
+
+
+def test_unset_environment_variable_is_named(monkeypatch):
+    monkeypatch.delenv("AFTERIMAGE_NOWHERE", raising=False)
+    with pytest.raises(config.ConfigError, match="AFTERIMAGE_NOWHERE is not set"):
+        config.expand("${AFTERIMAGE_NOWHERE}/x")
+    monkeypatch.setenv("AFTERIMAGE_NOWHERE", "/there")
+    assert config.expand("$AFTERIMAGE_NOWHERE/x") == "/there/x"
+
+
+def test_file_that_is_no_mapping_or_no_yaml(tmp_path):
+    (tmp_path / "list.yaml").write_text("- 1\n")
+    (tmp_path / "broken.yaml").write_text("a: [1\n")
+    with pytest.raises(config.ConfigError, match="must hold a mapping"):
+        config.load(tmp_path / "list.yaml")
+    with pytest.raises(config.ConfigError, match="is not YAML"):
+        config.load(tmp_path / "broken.yaml")
+
+
+def test_yaml_exponents_are_numbers(params):
+    params["train"]["learning_rate"] = yaml.safe_load("1e-3")  # text in YAML 1.1
+    assert config.parse(params).train.learning_rate == 1e-3
