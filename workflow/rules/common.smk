@@ -14,6 +14,8 @@ except studies.ConfigError as error:
 
 ARMS = list(STUDY.arms)
 REPLICATES = list(range(STUDY.replicates))
+# Beside the workflow, wherever results lie (--directory).
+NOTEBOOKS = Path(workflow.current_basedir).parent.parent / "notebooks"
 
 # Written before planning and only where something changed: every job takes its resolved config and the fingerprint of
 # its code as inputs. A job that runs in a process of its own reads what the main process planned with.

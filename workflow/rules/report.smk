@@ -64,7 +64,7 @@ rule page:
         per_replicate("results/{study}/sample/{arm}/rep{rep}/run.json"),
         config="results/{study}/config/report/{page}.json",
         code="results/{study}/config/report/{page}.code",
-        notebook="notebooks/{page}.py",
+        notebook=str(NOTEBOOKS / "{page}.py"),
         tables="results/{study}/report/tables/run.json",
     output:
         run="results/{study}/report/{page}/run.json",

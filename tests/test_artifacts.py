@@ -1,0 +1,203 @@
+"""Stores: whole or absent, and never opened as something that they are not."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+
+from afterimage import artifacts, provenance
+from afterimage.artifacts import ArtifactError, Images
+
+CONFIG = {"step": "data/split", "arm": None, "replicate": None, "seed": 1, "settings": {"a": 1}}
+
+
+def some_images(n=5):
+    rng = np.random.default_rng(0)
+    return Images.of(rng.integers(0, 256, (n, 4, 4, 1), np.uint8))
+
+
+def make(out, config=CONFIG, **inputs):
+    with artifacts.step(config, out, inputs, ("afterimage.seeds",)) as step:
+        some_images().save(step.folder / "images.npz")
+        step.metric("count", 5)
+        step.note(rows=5)
+    return out
+
+
+def test_store_describes_itself(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("x")
+    out = make(tmp_path / "out", source=source)
+    run = artifacts.read_run(out)
+    assert run["config"] == CONFIG
+    assert run["outputs"].keys() == {"images.npz", "metrics.jsonl"}
+    assert run["inputs"]["source"]["sha256"] == artifacts.sha256(source)
+    assert run["code_sha256"] == provenance.fingerprint("afterimage.seeds")
+    assert run["facts"] == {"rows": 5}
+    assert json.loads((out / "metrics.jsonl").read_text()) == {"name": "count", "step": 0, "value": 5.0}
+    assert artifacts.check_store(out, CONFIG) == run
+
+
+def test_images_round_trip_without_pickle(tmp_path):
+    images = Images.of(
+        some_images(3).pixels, ids=np.array(["a", "b", "ü"]), labels=[1, 0, 2], official_test=[True, False, True]
+    )
+    images.save(tmp_path / "x.npz")
+    again = artifacts.load_images(tmp_path / "x.npz", check=False)
+    for name in ("pixels", "ids", "labels", "sources", "official_test"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(images, name))
+
+
+@pytest.mark.parametrize(
+    ("pixels", "ids", "message"),
+    [
+        (np.zeros((2, 4, 4, 1), np.float32), None, "must be uint8"),
+        (np.zeros((2, 4, 4, 4), np.uint8), None, "must be uint8"),
+        (np.zeros((2, 4, 4, 1), np.uint8), [1, 1], "not unique"),
+        (np.zeros((2, 4, 4, 1), np.uint8), [1], "ids has shape"),
+    ],
+)
+def test_wrong_images_are_refused(pixels, ids, message):
+    with pytest.raises(ArtifactError, match=message):
+        Images.of(pixels, ids=None if ids is None else np.array(ids))
+
+
+def test_object_arrays_are_never_unpickled(tmp_path):
+    np.savez(tmp_path / "bad.npz", images=np.array([{}], dtype=object))
+    with pytest.raises(ArtifactError, match="cannot be read as an image set"):
+        artifacts.load_images(tmp_path / "bad.npz", check=False)
+
+
+@pytest.mark.parametrize("harm", ["truncate", "change", "delete"])
+def test_harmed_file_is_named(tmp_path, harm):
+    out = make(tmp_path / "out")
+    file = out / "images.npz"
+    if harm == "truncate":
+        os.truncate(file, file.stat().st_size // 2)
+    elif harm == "change":
+        some_images(4).save(file)
+    else:
+        file.unlink()
+    with pytest.raises(ArtifactError, match=r"images\.npz is (not the file|missing)"):
+        artifacts.load_images(file)
+    with pytest.raises(ArtifactError, match=r"images\.npz"):
+        artifacts.check_store(out)
+
+
+def test_other_config_is_refused_with_the_key_that_differs(tmp_path):
+    out = make(tmp_path / "out")
+    other = CONFIG | {"settings": {"a": 2}}
+    with pytest.raises(ArtifactError, match=r"another config: settings\.a was 1, is now 2"):
+        artifacts.check_store(out, other)
+
+
+def test_config_of_another_step_is_refused(tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps(CONFIG))
+    with pytest.raises(ArtifactError, match="config of step 'data/split', not of 'train'"):
+        artifacts.read_config(tmp_path / "c.json", "train")
+
+
+def test_failure_keeps_the_old_result(tmp_path):
+    out = make(tmp_path / "out")
+    before = artifacts.sha256(out), (out / "run.json").read_bytes()
+
+    def fill_the_disk():
+        with artifacts.step(CONFIG, out, {}, ("afterimage.seeds",)) as step:
+            (step.folder / "images.npz").write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        fill_the_disk()
+    assert (artifacts.sha256(out), (out / "run.json").read_bytes()) == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_killed_step_leaves_nothing_that_looks_finished(tmp_path):
+    code = textwrap.dedent(
+        f"""
+        import time
+        from pathlib import Path
+        from afterimage import artifacts
+        with artifacts.step({CONFIG!r}, Path({str(tmp_path)!r}) / "out", {{}}, ("afterimage.seeds",)) as step:
+            (step.folder / "images.npz").write_bytes(b"half")
+            Path({str(tmp_path)!r}, "started").touch()
+            time.sleep(60)
+        """
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "started").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    make(tmp_path / "out")
+    artifacts.check_store(tmp_path / "out", CONFIG)
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_really_full_disk_keeps_the_old_file(tmp_path):
+    file = tmp_path / "value.json"
+    artifacts.write_json(file, {"old": True})
+    code = textwrap.dedent(
+        f"""
+        import resource, signal
+        from pathlib import Path
+        from afterimage import artifacts
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100))
+        artifacts.write_json(Path({str(file)!r}), {{"new": "x" * 1000}})
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "File too large" in done.stderr
+    assert json.loads(file.read_text()) == {"old": True}
+    assert [path.name for path in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_folder_hash_sees_names_and_contents(tmp_path):
+    folder = tmp_path / "f"
+    folder.mkdir()
+    (folder / "a").write_text("1")
+    first = artifacts.sha256(folder)
+    (folder / "a").rename(folder / "b")
+    second = artifacts.sha256(folder)
+    (folder / "b").write_text("2")
+    assert len({first, second, artifacts.sha256(folder)}) == 3
+
+
+def test_fingerprint_follows_imports_but_not_what_is_recorded_elsewhere():
+    modules = provenance.modules_of("afterimage.layout")
+    assert {"afterimage.layout", "afterimage.artifacts", "afterimage.provenance"} <= set(modules)
+    assert "afterimage.config" not in modules
+    assert provenance.fingerprint("afterimage.seeds") != provenance.fingerprint("afterimage.layout")
+
+
+def test_fingerprint_changes_with_the_code_it_covers(tmp_path, monkeypatch):
+    package = tmp_path / "afterimage"
+    package.mkdir()
+    (package / "a.py").write_text("from afterimage import b\n")
+    (package / "b.py").write_text("x = 1\n")
+    (package / "c.py").write_text("y = 1\n")
+    monkeypatch.setattr(provenance, "PACKAGE", package)
+
+    def fingerprint():
+        provenance._imports.cache_clear()
+        return provenance.fingerprint("afterimage.a")
+
+    try:
+        first = fingerprint()
+        (package / "c.py").write_text("y = 2\n")
+        assert fingerprint() == first
+        (package / "b.py").write_text("x = 2\n")
+        assert fingerprint() != first
+    finally:
+        provenance._imports.cache_clear()
