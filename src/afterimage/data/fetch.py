@@ -1,0 +1,70 @@
+"""``afterimage data fetch``: read the source into one checked array file. The only step that may use the network.
+
+The order is fixed: read, keep the classes, keep N images (in id order), centre-square and area resize, colour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import TypeAdapter
+
+from afterimage import artifacts, config, seeds
+from afterimage.artifacts import Images
+from afterimage.data import sources
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of data/fetch (JSON)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    settings = artifacts.read_config(args.config, "data/fetch")
+    with artifacts.step(settings, args.out, inputs={}, entries=(__name__,)) as step:
+        images, manifest = fetch(step.settings, settings["seed"])
+        images.save(step.folder / "images.npz")
+        artifacts.write_json(step.folder / "manifest.json", manifest)
+        step.metric("images", len(images))
+        step.metric("skipped", len(manifest["skipped"]))
+        step.note(image_shape=manifest["image_shape"], licence=manifest["licence"])
+
+
+def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
+    """Return the chosen images (ids and sources are row numbers in the source) and the manifest of ``sources.read`` with counts.
+
+    Raises:
+        ConfigError: if ``data.images`` or ``data.classes`` asks for more than there is.
+        ArtifactError: as ``sources.read``.
+    """
+    source: config.Source = TypeAdapter(config.Source).validate_python(settings["source"])
+    images, manifest = sources.read(source, settings["classes"], settings["colour"], settings["resize"])
+    wanted = settings["images"]
+    if wanted is not None:
+        if wanted > len(images):
+            raise config.ConfigError(f"data.images = {wanted}: the source has only {len(images)} images of the wanted classes")
+        rows = np.sort(seeds.numpy_rng(seed, "fetch").choice(len(images), wanted, replace=False))
+        images = images.take(rows)
+        if manifest["names"] is not None:
+            manifest["names"] = [manifest["names"][row] for row in rows]
+    test = images.official_test
+    manifest |= {
+        "images": len(images),
+        "pixels_sha256": hashlib.sha256(images.pixels.tobytes()).hexdigest(),
+        "counts": {
+            "class": count(images.labels),
+            "official_train": count(images.labels[~test]),
+            "official_test": count(images.labels[test]),
+        },
+    }
+    return images, manifest
+
+
+def count(labels: np.ndarray) -> dict[str, int]:
+    """Return label -> number of images, the label as text (JSON keys are text)."""
+    values, numbers = np.unique(labels, return_counts=True)
+    return {str(value): int(number) for value, number in zip(values, numbers, strict=True)}

@@ -1,0 +1,68 @@
+"""Planted duplicates: training images of known multiplicity, each with a held-out twin (Carlini et al. 2023, sections 5 and 7.1).
+
+A planted image and its twin are drawn together, and a coin decides which of the two is planted. Before the coin they are
+exchangeable, so a difference between how often planted images and how often twins are extracted is caused by training on
+the former, not by which images were chosen.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from afterimage.config import ConfigError
+
+_REDRAWS = 100
+
+
+def pairs(labels: np.ndarray, candidates: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw disjoint pairs of rows, of the same class as far as there are enough, without an order inside a pair.
+
+    Args:
+        labels: int64, (N,): the class of every row.
+        candidates: int64, (M,): the rows to draw from.
+        wanted: P, the number of pairs; needs 2P <= M.
+
+    Returns:
+        int64, (P, 2): rows, the planted one first and its twin second, as a fair coin decided for each pair.
+    """
+    if 2 * wanted > len(candidates):
+        raise ConfigError(
+            f"data.plant asks for {wanted} images with a twin each, {2 * wanted} in all, but only {len(candidates)} images are "
+            "left to draw them from (official training part where data.split.official; images without a byte-identical double)"
+        )
+    order = rng.permutation(candidates)
+    alike: list[np.ndarray] = []
+    single: list[int] = []
+    for label in np.unique(labels[order]):
+        rows = order[labels[order] == label]
+        even = len(rows) // 2 * 2
+        alike.append(rows[:even].reshape(-1, 2))
+        single += rows[even:].tolist()
+    chosen = rng.permutation(np.concatenate([*alike, np.empty((0, 2), np.int64)]))[:wanted]
+    mixed = np.array(single[: 2 * (wanted - len(chosen))], np.int64).reshape(-1, 2)
+    drawn = np.concatenate([chosen, mixed])
+    coin = rng.integers(2, size=wanted)
+    return np.stack([drawn[np.arange(wanted), coin], drawn[np.arange(wanted), 1 - coin]], axis=1)
+
+
+def perturb(image: np.ndarray, noise: float, brightness: float, rng: np.random.Generator, key: str) -> np.ndarray:
+    """Return a lightly changed copy that differs from ``image``.
+
+    Args:
+        image: uint8, (H, W, C).
+        noise: Standard deviation of Gaussian noise, in units of the full range [0, 1].
+        brightness: Half-width of a uniform shift of all values, same unit.
+        key: Where the settings stand, for the message.
+
+    Raises:
+        ConfigError: if the change is so small that the rounded copy keeps coming out equal to the image.
+    """
+    for _ in range(_REDRAWS):
+        changed = image / 255 + noise * rng.standard_normal(image.shape) + rng.uniform(-brightness, brightness)
+        copy = np.clip(np.round(255 * changed), 0, 255).astype(np.uint8)
+        if not np.array_equal(copy, image):
+            return copy
+    raise ConfigError(
+        f"{key}: noise = {noise} and brightness = {brightness} leave an image unchanged after rounding to 8 bits; "
+        "enlarge them, or leave perturbation out to plant exact copies"
+    )
