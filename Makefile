@@ -54,8 +54,8 @@ setup: ## Make the environment in VENV from LOCK, unless it is there
 		echo "VENV = $(VENV) is there but is no virtual environment; remove it or choose another" >&2; exit 1; fi; \
 	echo "Making $(VENV) from $(LOCK) (once; a few minutes)" && \
 	$(PYTHON) -m venv --clear "$(VENV)" && \
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check -r $(LOCK) && \
-	"$(BIN)/python" -m pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps -e . && \
+	"$(BIN)/python" -m pip install -qq --disable-pip-version-check -r $(LOCK) && \
+	"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e . && \
 	touch "$(VENV)/made-from-$$key"
 
 ui: setup ## Show the imported runs in MLflow
