@@ -1,0 +1,171 @@
+"""Gather the results of all arms and replicates into the tidy tables that pages, DVC and MLflow show.
+
+``arms.csv`` holds the headline numbers, ``extraction.csv`` and ``quality.csv`` every number of every replicate, ``copies.csv``
+extraction against multiplicity pooled over replicates, ``union.csv`` what all replicates of an arm together gave back (the count
+that Carlini et al. 2023 report for their 16 models), ``multiplicity.csv`` and ``loss.csv`` the same as wide tables for plots.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from afterimage import artifacts
+from afterimage.metrics.intervals import clopper_pearson
+
+CONFIDENCE = 0.95
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of step report")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+
+
+def run(args: argparse.Namespace) -> None:
+    config = artifacts.read_config(args.config, "report")
+    cells = [(arm, k) for arm in config["settings"]["arms"] for k in range(config["settings"]["replicates"])]
+
+    def folders(phase: str, *rest: str) -> dict[tuple[str, int], Path]:
+        return {(arm, k): args.results.joinpath(phase, arm, f"rep{k}", *rest) for arm, k in cells}
+
+    extraction, quality, training = folders("attack", "extraction"), folders("attack", "quality"), folders("train")
+    inputs = {
+        f"{name}/{arm}/rep{k}": folder / artifacts.RUN
+        for name, by_cell in (("extraction", extraction), ("quality", quality), ("train", training))
+        for (arm, k), folder in by_cell.items()
+    }
+    inputs["dedup"] = args.results / "data" / "dedup" / artifacts.RUN
+    with artifacts.step(config, args.out, inputs, (__name__,)) as step:
+        numbers = _concatenate(extraction, "results.csv")
+        qualities = _concatenate(quality, "results.csv")
+        anchor = artifacts.read_run(extraction[cells[0]])["config"]["settings"]["anchor"]
+        arms = headline(numbers, qualities, training, anchor)
+        copies = against_copies(numbers, anchor)
+        tables = {
+            "arms": arms,
+            "extraction": numbers,
+            "quality": qualities,
+            "copies": copies,
+            "union": union_over_replicates(extraction, anchor),
+            "multiplicity": copies[copies.alpha == "fixed"].pivot(index="copies", columns="arm", values="share").reset_index(),
+            "loss": loss_curves(training),
+            "dedup": _read(args.results / "data" / "dedup" / "table.csv"),
+        }
+        for name, table in tables.items():
+            table.to_csv(step.folder / f"{name}.csv", index=False)
+        artifacts.write_json(step.folder / "metrics.json", as_metrics(arms))
+
+
+def _read(path: Path) -> pd.DataFrame:
+    artifacts.check_file(path)
+    return pd.read_csv(path)
+
+
+def _concatenate(folders: dict[tuple[str, int], Path], name: str) -> pd.DataFrame:
+    """Return one file of every cell below each other, with columns ``arm`` and ``replicate`` in front."""
+    tables = [_read(folder / name).assign(arm=arm, replicate=k) for (arm, k), folder in folders.items()]
+    joined = pd.concat(tables, ignore_index=True)
+    return joined[["arm", "replicate", *[column for column in joined if column not in ("arm", "replicate")]]]
+
+
+def headline(
+    numbers: pd.DataFrame, qualities: pd.DataFrame, training: dict[tuple[str, int], Path], anchor: str
+) -> pd.DataFrame:
+    """Return the headline numbers: one row per arm and metric, with a 95 % interval.
+
+    With one replicate the interval is the replicate's own (bootstrap or exact); with several it is Student's t between them.
+    """
+    rows = []
+    overall = numbers[(numbers.subset == "all") & numbers.anchor.fillna(anchor).eq(anchor)]
+    for row in overall.itertuples():
+        metric = {"extracted_images": "unique_images"}.get(row.metric, row.metric)
+        metric = metric.replace("mq_holdout@", "mq@") + (" of holdout" if row.metric.startswith("mq_holdout@") else "")
+        metric += "_calibrated" if row.alpha == "calibrated" else ""
+        counted = metric.startswith("unique_images")
+        scale = row.of if counted else 1
+        rows.append((row.arm, row.replicate, metric, row.count if counted else row.value, row.low * scale, row.high * scale))
+        if row.alpha == "calibrated" and row.metric == "extracted_images":
+            rows.append((row.arm, row.replicate, "alpha_calibrated", row.alpha_value, math.nan, math.nan))
+    for row in qualities.itertuples():
+        metric = row.metric if row.of == "generations" else f"{row.metric} of {row.of}"
+        rows.append((row.arm, row.replicate, metric, row.value, row.low, row.high))
+    for (arm, k), folder in training.items():
+        facts = artifacts.read_run(folder)["facts"]
+        for fact in ("updates", "images_seen", "training_images"):
+            rows.append((arm, k, fact, facts[fact], math.nan, math.nan))
+    single = pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high"])
+    return pd.DataFrame([_over_replicates(*key, group) for key, group in single.groupby(["arm", "metric"], sort=False)])
+
+
+def _over_replicates(arm: str, metric: str, group: pd.DataFrame) -> dict:
+    n, mean = len(group), group.value.mean()
+    if n == 1:
+        low, high, kind = group.low.iloc[0], group.high.iloc[0], "within the replicate"
+    else:
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * group.value.std(ddof=1) / np.sqrt(n)
+        low, high, kind = mean - half, mean + half, "between replicates"
+    return {"arm": arm, "metric": metric, "value": mean, "low": low, "high": high, "replicates": n, "interval": kind}
+
+
+def against_copies(numbers: pd.DataFrame, anchor: str) -> pd.DataFrame:
+    """Return the share of images extracted by number of planted copies, pooled over replicates, with exact intervals.
+
+    ``twins_share`` is the same for the twins: images drawn together with the planted ones but never trained on.
+    """
+    columns = ["arm", "alpha", "copies", "count", "of", "share", "low", "high", "twins_count", "twins_of", "twins_share"]
+    grouped = numbers[numbers.subset.str.startswith("copies=") & (numbers.anchor == anchor)]
+    totals = grouped.groupby(["arm", "alpha", "subset", "metric"], sort=False)[["count", "of"]].sum()
+    rows = []
+    for (arm, alpha, subset), group in totals.groupby(level=[0, 1, 2], sort=False):
+        by_metric = group.droplevel([0, 1, 2])
+        count, of = (int(number) for number in by_metric.loc["extracted_by_copies"])
+        low, high = clopper_pearson(count, of, CONFIDENCE)
+        row = [arm, alpha, int(subset.removeprefix("copies=")), count, of, count / of, low, high]
+        if "twins_flagged_by_copies" in by_metric.index:
+            twins, twins_of = (int(number) for number in by_metric.loc["twins_flagged_by_copies"])
+            row += [twins, twins_of, twins / twins_of]
+        rows.append(row + [None] * (len(columns) - len(row)))
+    return pd.DataFrame(rows, columns=columns).sort_values(["arm", "alpha", "copies"], kind="stable")
+
+
+def union_over_replicates(folders: dict[tuple[str, int], Path], anchor: str) -> pd.DataFrame:
+    """Return how many different training images at least one replicate of each arm gave back."""
+    rows = []
+    for arm in dict.fromkeys(arm for arm, _ in folders):
+        for alpha in ("fixed", "calibrated"):
+            found: set = set()
+            for (other, k), folder in folders.items():
+                if other == arm:
+                    artifacts.check_file(folder / "images.parquet")
+                    images = pd.read_parquet(folder / "images.parquet")
+                    found |= set(images.source[images[f"extracted_{anchor}_{alpha}"]])
+            replicates = sum(other == arm for other, _ in folders)
+            rows.append({"arm": arm, "alpha": alpha, "replicates": replicates, "unique_images": len(found)})
+    return pd.DataFrame(rows)
+
+
+def loss_curves(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
+    """Return the training loss of every arm by update, averaged over replicates."""
+    curves = []
+    for (arm, _), folder in folders.items():
+        artifacts.check_file(folder / "metrics.jsonl")
+        lines = pd.read_json(folder / "metrics.jsonl", lines=True)
+        curves.append(lines[lines.name == "loss"].assign(arm=arm))
+    long = pd.concat(curves).rename(columns={"step": "update"})
+    return long.pivot_table(index="update", columns="arm", values="value", aggfunc="mean").reset_index()
+
+
+def as_metrics(arms: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """Return the headline numbers as arm -> metric -> value, numbers that do not exist left out."""
+    metrics: dict[str, dict[str, float]] = {}
+    for row in json.loads(arms.to_json(orient="records")):
+        if row["value"] is not None:
+            metrics.setdefault(row["arm"], {})[row["metric"]] = row["value"]
+    return metrics

@@ -1,0 +1,88 @@
+"""A tiny study run to the end once; tests work on copies of it."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent.parent
+
+
+@dataclass
+class Workspace:
+    """A folder in which a study is run; the workflow itself stays in the checkout."""
+
+    folder: Path
+
+    def __post_init__(self):
+        self.params = self.folder / "params.yaml"
+        self.results = self.folder / "results" / "tiny"
+
+    def write(self, params: dict) -> None:
+        self.params.write_text(yaml.safe_dump(params, sort_keys=False))
+
+    def edit(self, *path, value) -> None:
+        params = yaml.safe_load(self.params.read_text())
+        at = params
+        for key in path[:-1]:
+            at = at.setdefault(key, {})
+        at[path[-1]] = value
+        self.write(params)
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment)
+        if check and done.returncode:
+            logs = "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in self.results.glob("logs/**/*.log"))
+            raise AssertionError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}")
+        return done
+
+    def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
+        return self.run("snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments, check=check)
+
+    def planned(self, *arguments: str) -> dict[str, int]:
+        """Return rule -> number of jobs that the next run would do."""
+        out = self.snakemake("--dry-run", *arguments, "--", "all").stdout
+        if "Job stats:" not in out:
+            assert "Nothing to be done" in out, out
+            return {}
+        table = out.split("Job stats:")[1].split("\n\n")[0].splitlines()[3:]
+        return {line.split()[0]: int(line.split()[1]) for line in table if line.split()[0] not in ("total", *PHASES)}
+
+
+PHASES = ("all", "data", "train", "sample", "attack", "report", "track")
+
+
+@pytest.fixture(scope="session")
+def tiny_params() -> dict:
+    return yaml.safe_load((HERE / "tiny.yaml").read_text())
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory, tiny_params) -> Workspace:
+    """The tiny study, run to the end. Read only: take ``workspace`` to change something."""
+    made = Workspace(tmp_path_factory.mktemp("tiny"))
+    made.write(tiny_params)
+    made.snakemake("--", "all")
+    return made
+
+
+@pytest.fixture
+def workspace(finished, tmp_path) -> Workspace:
+    """A copy of the finished tiny study with its times kept, free to harm."""
+    shutil.copytree(finished.folder, tmp_path / "study", copy_function=shutil.copy2)
+    return Workspace(tmp_path / "study")
+
+
+@pytest.fixture
+def empty(tmp_path, tiny_params) -> Workspace:
+    made = Workspace(tmp_path)
+    made.write(tiny_params)
+    return made

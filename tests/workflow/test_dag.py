@@ -1,0 +1,174 @@
+"""The DAG: what runs, what does not, and what the user is told before anything runs."""
+
+import json
+import re
+import shutil
+from collections import Counter
+
+import pandas as pd
+import pytest
+
+from afterimage import config, layout
+
+pytestmark = pytest.mark.slow
+
+
+def test_every_folder_of_the_study_is_there(finished):
+    study = config.load(finished.params)
+    for job in layout.jobs(study):
+        assert (finished.results / job.folder / "run.json").is_file(), job.folder
+
+
+def test_second_run_has_nothing_to_do(finished):
+    assert finished.planned() == {}
+
+
+def test_rules_of_the_dag(empty):
+    arms = 2
+    once = ["fetch", "split", "classifier", "dedup", "tables", "page", "mlflow"]
+    assert empty.planned() == dict.fromkeys(once, 1) | dict.fromkeys(["fit", "draw", "extraction", "quality"], arms)
+
+
+def test_replicates_multiply_what_is_trained_and_nothing_else(empty):
+    empty.edit("replicates", value=3)
+    planned = empty.planned()
+    assert planned["fit"] == planned["draw"] == planned["extraction"] == planned["quality"] == 6
+    assert planned["split"] == planned["tables"] == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "expected"),
+    [
+        (("arms", "dedup", "train"), {"updates": 5}, {"fit": 1, "draw": 1, "extraction": 1, "quality": 1}),
+        (("sample", "steps"), 5, {"draw": 2, "extraction": 2, "quality": 2}),
+        (("extraction", "alpha"), 0.6, {"extraction": 2}),
+        (("quality", "neighbours"), 3, {"quality": 2}),
+        (("report", "pairs"), 4, {}),
+        (("dedup", "keep"), "medoid", {"dedup": 1, "fit": 1, "draw": 1, "extraction": 1, "quality": 1}),
+    ],
+)
+def test_a_setting_reruns_what_depends_on_it_alone(workspace, path, value, expected):
+    workspace.edit(*path, value=value)
+    assert workspace.planned() == expected | {"tables": 1, "page": 1, "mlflow": 1}
+
+
+def test_a_new_arm_leaves_the_old_ones_alone(workspace):
+    workspace.edit("arms", "short", value={"method": "baseline", "train": {"updates": 2}})
+    assert workspace.planned() == dict.fromkeys(["fit", "draw", "extraction", "quality", "tables", "page", "mlflow"], 1)
+
+
+@pytest.mark.parametrize("harm", ["delete", "empty"])
+def test_a_harmed_artifact_is_noticed_and_remade(workspace, harm):
+    images = workspace.results / "sample" / "dedup" / "rep0" / "images.npz"
+    before = images.read_bytes()
+    if harm == "delete":
+        images.unlink()
+        assert workspace.planned()["draw"] == 1
+    else:
+        images.write_bytes(b"")
+        refused = workspace.snakemake("--", "all", check=False)
+        assert refused.returncode != 0
+        log = (workspace.results / "logs/attack/dedup/rep0/extraction.log").read_text()
+        assert "images.npz is not the file that" in log
+        shutil.rmtree(images.parent)
+    workspace.snakemake("--", "all")
+    assert images.read_bytes() == before
+    assert workspace.run("afterimage", "verify").returncode == 0
+
+
+def test_bad_study_is_refused_before_any_job(empty):
+    empty.edit("train", "lerning_rate", value=1)
+    done = empty.snakemake("--", "all", check=False)
+    assert done.returncode != 0
+    assert "train.lerning_rate: unknown key; did you mean 'learning_rate'" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (empty.folder / "results").exists()
+
+
+def test_another_study_replaces_the_default_one_and_is_not_merged_with_it(empty):
+    shutil.copy(empty.params, empty.folder / "other.yaml")
+    empty.edit("arms", "extra", value={"method": "baseline"})
+    empty.snakemake("--configfile", "other.yaml", "--dry-run", "--", "all")
+    study = json.loads((empty.results / "config" / "study.json").read_text())
+    assert list(study["arms"]) == ["baseline", "dedup"]
+
+
+def test_every_shipped_study_plans(root, empty, monkeypatch):
+    monkeypatch.setenv("AFTERIMAGE_DATA", "/nowhere")
+    for path in sorted((root / "studies").glob("*.yaml")):
+        study = config.load(path)
+        planned = empty.planned("--configfile", str(path))
+        assert planned["fit"] == len(study.arms) * study.replicates
+        assert planned["fetch"] == 1
+
+
+def test_scale_up_of_the_cifar10_study(root, empty):
+    planned = empty.planned("--configfile", str(root / "studies/cifar10.yaml"), "--config", "replicates=16")
+    assert planned["fit"] == 32
+
+
+def test_page_shows_pairs_and_needs_no_network(finished):
+    page = (finished.results / "report/extraction/extraction.html").read_text()
+    assert not re.search(r"""(?:src|href)=["']https?://""", page)
+    assert page.count("data:image/png;base64") >= 6
+    assert "never-trained twins" in (finished.results / "report/extraction/extraction.ipynb").read_text()
+
+
+def test_images_are_withheld_unless_the_study_allows_them(workspace):
+    workspace.edit("report", "show_images", value=False)
+    workspace.snakemake("--", "all")
+    figures = {path.stem for path in (workspace.results / "report/extraction/figures").iterdir() if path.suffix == ".png"}
+    assert not any(name.startswith("pairs") for name in figures)
+    assert "multiplicity" in figures
+    assert "does not allow its images to be shown" in (workspace.results / "report/extraction/extraction.html").read_text()
+
+
+def test_snakemake_report_opens_offline(finished):
+    finished.snakemake("--report", "report.html", "--", "all")
+    report = (finished.folder / "report.html").read_text()
+    assert not re.search(r"""<(?:script|link)[^>]*(?:src|href)=["']https?://""", report)
+    assert "headline numbers of every arm" in report
+
+
+def test_tables_agree_with_the_attacks_they_gather(finished):
+    tables = finished.results / "report" / "tables"
+    copies = pd.read_csv(tables / "copies.csv")
+    truth = pd.read_parquet(finished.results / "data/split/index.parquet")
+    sources = truth[truth.part == "train"].drop_duplicates("source")
+    for arm in ("baseline", "dedup"):
+        some = copies[(copies.arm == arm) & (copies.alpha == "fixed")]
+        assert dict(zip(some.copies, some.of, strict=True)) == Counter(sources.copies)
+    metrics = json.loads((tables / "metrics.json").read_text())
+    for arm in ("baseline", "dedup"):
+        pairs = pd.read_parquet(finished.results / "attack" / arm / "rep0" / "extraction" / "pairs.parquet")
+        assert metrics[arm]["flagged_generations"] == pytest.approx((pairs.ratio_training <= 1).mean())
+        assert metrics[arm]["unique_images"] == pairs[pairs.ratio_training <= 1].nearest_source.nunique()
+
+
+def test_dvc_stages_are_the_phases(root):
+    import yaml
+
+    stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
+    assert tuple(stages) == layout.PHASES
+    rule_files = "\n".join(path.read_text() for path in (root / "workflow/rules").glob("*.smk"))
+    for phase, stage in stages.items():
+        assert f"rule {phase}:" in rule_files
+        assert stage["cmd"] == [f"snakemake --cores all -- {phase}", f"afterimage verify {phase}"]
+        outs = [next(iter(out)) for out in stage["outs"]]
+        assert all(out.startswith(f"results/${{study}}/{phase}") for out in outs)
+        assert all(next(iter(out.values()))["persist"] for out in stage["outs"])
+
+
+def test_dvc_params_cover_every_key_of_a_study(root):
+    import yaml
+
+    claimed = {key for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values() for key in stage["params"]}
+    assert {key.split(".")[0] for key in claimed} == set(config.Study.model_fields)
+
+
+def test_dvc_links_cannot_make_stale_results_look_fresh(root):
+    import configparser
+
+    settings = configparser.ConfigParser()
+    settings.read(root / ".dvc" / "config")
+    assert settings["cache"]["type"] == "reflink,copy"
