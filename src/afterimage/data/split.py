@@ -90,7 +90,10 @@ def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str
     train, rows = _training_set(images, chosen[:, 0], once, plant, seed)
 
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(left, once)
-    clean = rest[~np.isin(content[rest], _content(train.pixels))]
+    trained = _content(train.pixels)
+    if np.isin(content[twins], trained).any():
+        raise config.ConfigError("data.plant: a perturbed copy came out identical to a held-out twin; enlarge the perturbation")
+    clean = rest[~np.isin(content[rest], trained)]
     _enough("data.split.holdout", sizes["holdout"], "images", len(clean), sizes["official"], "test")
     holdout = np.sort(seeds.numpy_rng(seed, "split", "holdout").choice(clean, sizes["holdout"], replace=False))
     unseen = np.setdiff1d(clean, holdout)

@@ -1,0 +1,333 @@
+"""``afterimage data dedup``: find and remove near-duplicates, scored against the planted truth (Carlini et al. 2023, section 7.1).
+
+Three detectors always run: equal bytes, a 64-bit perceptual hash, and cosine neighbours in a feature space. Those that the
+study names decide: their pairs are joined into groups (connected components), and one image of each group stays.
+
+A pair is true when both images show the same source, i.e. were planted as copies of one image. Near-duplicates that the source
+has of itself therefore count as false, and precision is a lower bound of what a person would say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import faiss
+import imagehash
+import numpy as np
+import pandas as pd
+from PIL import Image
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+from sklearn.decomposition import PCA
+
+from afterimage import artifacts, config, seeds
+from afterimage.artifacts import ArtifactError
+
+_BLOCK = 1024  # images compared with all others at once
+_MOST_PAIRS = 20_000_000
+_ROUNDING = 1e-6  # of a float32 cosine; equal images must reach similarity 1
+
+
+class Pairs(NamedTuple):
+    """Near-duplicate pairs: rows ``a`` < ``b`` (int64, (P,)) and ``score`` (float64, (P,); what it is depends on the detector)."""
+
+    a: np.ndarray
+    b: np.ndarray
+    score: np.ndarray
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", type=Path, required=True, help="train.npz of data split")
+    parser.add_argument("--index", type=Path, required=True, help="index.parquet of data split")
+    parser.add_argument("--reference", type=Path, required=True, help="reference.npz of data split")
+    parser.add_argument("--classifier", type=Path, help="folder of data classifier; needed with features: classifier")
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of data/dedup (JSON)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    resolved = artifacts.read_config(args.config, "data/dedup")
+    settings = config.Dedup.model_validate(resolved["settings"])
+    inputs = {"train": args.train, "index": args.index, "reference": args.reference}
+    if settings.embedding.features == "classifier":
+        if args.classifier is None:
+            raise config.ConfigError("dedup.embedding.features = classifier needs --classifier, the folder of data classifier")
+        inputs["classifier"] = args.classifier
+    with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+        train = artifacts.load_images(args.train)
+        reference = artifacts.load_images(args.reference)
+        artifacts.check_file(args.index)
+        index = pd.read_parquet(args.index)
+        index = index[index["part"] == "train"].set_index("id")
+        if (
+            not np.array_equal(np.sort(train.ids), np.sort(index.index))
+            or (train.sources != index.loc[train.ids, "source"]).any()
+        ):
+            raise ArtifactError(f"{args.index} does not describe the images of {args.train}")
+
+        vectors = features(train.pixels, reference.pixels, settings.embedding, resolved["seed"], args.classifier)
+        found = {
+            "exact": exact_pairs(train.pixels),
+            "phash": hash_pairs(perceptual_hashes(train.pixels), settings.phash.max_bits),
+            "embedding": cosine_pairs(vectors, settings.embedding.similarity),
+        }
+        perturbed = index.loc[train.ids, "perturbed"].to_numpy()
+        table: dict[str, dict[str, float | None]] = {}
+        for method, pairs in found.items():
+            group = groups(len(train), [pairs])
+            kept = keep(group, vectors, settings.keep)
+            table[method] = score(pairs, group, kept, train.sources, perturbed)
+        chosen = [found[method] for method in settings.methods]
+        group = groups(len(train), chosen)
+        kept = keep(group, vectors, settings.keep)
+        table["combined"] = score(union(chosen), group, kept, train.sources, perturbed)
+
+        train.take(kept).save(step.folder / "train.npz")
+        pd.DataFrame({"id": train.ids, "source": train.sources, "group": group, "kept": kept}).to_parquet(
+            step.folder / "groups.parquet", index=False
+        )
+        frames = [
+            pd.DataFrame({"method": method, "a": train.ids[pairs.a], "b": train.ids[pairs.b], "score": pairs.score})
+            for method, pairs in found.items()
+        ]
+        pd.concat(frames, ignore_index=True).to_parquet(step.folder / "pairs.parquet", index=False)
+        rows = [{"method": method} | row for method, row in table.items()]
+        pd.DataFrame(rows).to_csv(step.folder / "table.csv", index=False)
+        for method, row in table.items():
+            for name, value in row.items():
+                if value is not None:
+                    step.metric(f"{method}/{name}", value)
+        step.note(images=len(train), kept=int(kept.sum()), methods=settings.methods)
+
+
+# ---- detectors ----------------------------------------------------------------------------------------------------------
+
+
+def exact_pairs(pixels: np.ndarray) -> Pairs:
+    """Return all pairs of byte-identical images, score 0.
+
+    Args:
+        pixels: uint8, (N, H, W, C).
+    """
+    rows: dict[bytes, list[int]] = {}
+    for row, image in enumerate(pixels):
+        rows.setdefault(hashlib.blake2b(image.tobytes(), digest_size=16).digest(), []).append(row)
+    blocks = []
+    for same in rows.values():
+        first, second = np.triu_indices(len(same), k=1)
+        members = np.array(same, np.int64)
+        blocks.append((members[first], members[second], np.zeros(len(first))))
+    return _gather(blocks, "data.split: byte-identical images")
+
+
+def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
+    """Return the 64-bit DCT hash (``imagehash.phash``) of every image, uint8 (N, 8).
+
+    Args:
+        pixels: uint8, (N, H, W, C).
+    """
+    images = (Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels)
+    bits = np.array([imagehash.phash(image).hash.ravel() for image in images], bool)
+    return np.packbits(bits.reshape(-1, 64), axis=1)
+
+
+def hash_pairs(hashes: np.ndarray, max_bits: int) -> Pairs:
+    """Return all pairs of hashes that differ in at most ``max_bits`` bits; the score is the number of bits.
+
+    Args:
+        hashes: uint8, (N, 8).
+    """
+    index = faiss.IndexBinaryFlat(8 * hashes.shape[1])
+    index.add(np.ascontiguousarray(hashes))
+    return _search(index, hashes, max_bits + 1, "dedup.phash.max_bits")  # faiss gives distances below the radius
+
+
+def cosine_pairs(vectors: np.ndarray, similarity: float) -> Pairs:
+    """Return all pairs with a cosine similarity of at least ``similarity``, which is also the score.
+
+    Args:
+        vectors: float32, (N, D), rows of length 1 or 0.
+    """
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(np.ascontiguousarray(vectors))
+    return _search(index, vectors, similarity - _ROUNDING, "dedup.embedding.similarity")
+
+
+def _search(index: Any, queries: np.ndarray, radius: float, key: str) -> Pairs:
+    def blocks() -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        for start in range(0, len(queries), _BLOCK):
+            block = np.ascontiguousarray(queries[start : start + _BLOCK])
+            limits, scores, found = index.range_search(block, radius)
+            query = start + np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
+            once = query < found
+            yield query[once], found[once].astype(np.int64), scores[once].astype(np.float64)
+
+    return _gather(blocks(), key)
+
+
+def _gather(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: str) -> Pairs:
+    """Join blocks of pairs and sort them.
+
+    Raises:
+        ConfigError: if there are too many to hold, as with a threshold that most images meet.
+    """
+    gathered = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
+    total = 0
+    for block in blocks:
+        total += len(block[0])
+        if total > _MOST_PAIRS:
+            raise config.ConfigError(f"{key}: more than {_MOST_PAIRS:,} pairs are near-duplicates; choose a stricter threshold")
+        gathered.append(block)
+    a, b, scores = (np.concatenate(column) for column in zip(*gathered, strict=True))
+    order = np.lexsort((b, a))
+    return Pairs(a[order], b[order], scores[order])
+
+
+def features(
+    pixels: np.ndarray, reference: np.ndarray, settings: config.Embedding, seed: int, classifier: Path | None = None
+) -> np.ndarray:
+    """Return the vectors whose cosine is judged, float32 (N, D), each of length 1 (0 where an image is exactly the mean).
+
+    ``pixels`` centres on the mean training image; ``pca`` projects on the principal components of the reference images, which
+    planted copies cannot sway; ``classifier`` takes the study's own network as it is.
+
+    Args:
+        pixels: uint8, (N, H, W, C): the training images.
+        reference: uint8, (M, H, W, C).
+        classifier: Folder of the network, with ``features: classifier``.
+
+    Raises:
+        ConfigError: if ``components`` is more than the reference images allow.
+    """
+    vectors: np.ndarray
+    if settings.features == "classifier":
+        from afterimage.metrics.classifier import embed
+
+        assert classifier is not None
+        vectors = np.asarray(embed(classifier, pixels), np.float32)
+    else:
+        vectors = pixels.reshape(len(pixels), -1).astype(np.float32) / 255
+        if settings.features == "pca":
+            flat = reference.reshape(len(reference), -1).astype(np.float32) / 255
+            if settings.components > min(flat.shape):
+                raise config.ConfigError(
+                    f"dedup.embedding.components = {settings.components}: {flat.shape[0]} reference images of {flat.shape[1]} "
+                    f"values have at most {min(flat.shape)}"
+                )
+            state = seeds.derive(seed, "dedup", "pca") % 2**32
+            vectors = PCA(settings.components, random_state=state).fit(flat).transform(vectors).astype(np.float32)
+        else:
+            vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    length = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
+
+
+# ---- groups -------------------------------------------------------------------------------------------------------------
+
+
+def groups(images: int, found: list[Pairs]) -> np.ndarray:
+    """Return the group of every image, int64 (N,): the connected components under all pairs, numbered by first image."""
+    a, b = (np.concatenate([getattr(pairs, side) for pairs in found]) for side in "ab")
+    graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(images, images))
+    return connected_components(graph, directed=False)[1].astype(np.int64)
+
+
+def keep(group: np.ndarray, vectors: np.ndarray, which: str) -> np.ndarray:
+    """Choose the one image of each group that stays.
+
+    Args:
+        group: int64, (N,).
+        vectors: float32, (N, D), as ``features`` gives them.
+        which: ``first`` keeps the lowest row; ``medoid`` the one of smallest mean cosine distance to its group, the lowest
+            row among equals.
+
+    Returns:
+        bool, (N,): True where the image stays.
+    """
+    kept = np.zeros(len(group), bool)
+    if which == "first":
+        kept[np.unique(group, return_index=True)[1]] = True
+        return kept
+    sums = np.zeros((group.max() + 1, vectors.shape[1]))
+    np.add.at(sums, group, vectors)
+    size = np.bincount(group)[group]
+    distance = np.round(1 - np.einsum("nd,nd->n", vectors, sums[group]) / size, 6)  # 6 digits: float32 ties are ties
+    order = np.lexsort((np.arange(len(group)), distance, group))
+    kept[order[np.unique(group[order], return_index=True)[1]]] = True
+    return kept
+
+
+def union(found: list[Pairs]) -> Pairs:
+    """Return every pair once; scores of different detectors do not compare, so they are 0."""
+    both = np.unique(np.concatenate([np.stack(pairs[:2], axis=1) for pairs in found]), axis=0)
+    return Pairs(both[:, 0], both[:, 1], np.zeros(len(both)))
+
+
+# ---- the planted truth --------------------------------------------------------------------------------------------------
+
+
+def score(
+    pairs: Pairs, group: np.ndarray, kept: np.ndarray, sources: np.ndarray, perturbed: np.ndarray
+) -> dict[str, float | None]:
+    """Compare what was found with what was planted.
+
+    Args:
+        pairs: What the detector found.
+        group: int64, (N,): the groups that follow.
+        kept: bool, (N,): the images that stay.
+        sources: (N,): the source of each image; images of one source are planted copies of each other.
+        perturbed: bool, (N,): the image is a changed copy.
+
+    Returns:
+        One row of the table; None where a share has no denominator.
+
+        - pairs_found, true_pairs, true_pairs_found, pair_precision, pair_recall; perturbed_pair_recall counts only the true
+          pairs with a changed copy in them
+        - group_pairs, group_precision, group_recall: the same after the groups are closed (a ~ b and b ~ c make a ~ c)
+        - removed: images removed; surplus_copies: planted copies beyond the first of each source; surplus_copies_removed
+          (a source's last image does not count) and surplus_recall
+        - unplanted_removed: removed images that stood once; sources_lost: sources that no image is left of
+    """
+    _, source, copies = np.unique(sources, return_inverse=True, return_counts=True)
+    hit = source[pairs.a] == source[pairs.b]
+    changed = hit & (perturbed[pairs.a] | perturbed[pairs.b])
+    unchanged = np.bincount(source, ~perturbed, len(copies)).astype(np.int64)
+    true = _two_of(copies)
+    true_changed = true - _two_of(unchanged)
+
+    in_groups = _two_of(np.bincount(group))
+    both = np.unique(np.stack([group, source]), axis=1, return_counts=True)[1]
+    true_in_groups = _two_of(both)
+
+    left = np.bincount(source[kept], minlength=len(copies))
+    surplus = int((copies - 1).sum())
+    surplus_removed = int((copies - np.maximum(left, 1)).sum())
+    return {
+        "pairs_found": len(hit),
+        "true_pairs": true,
+        "true_pairs_found": int(hit.sum()),
+        "pair_precision": _share(int(hit.sum()), len(hit)),
+        "pair_recall": _share(int(hit.sum()), true),
+        "perturbed_pair_recall": _share(int(changed.sum()), true_changed),
+        "group_pairs": in_groups,
+        "group_precision": _share(true_in_groups, in_groups),
+        "group_recall": _share(true_in_groups, true),
+        "removed": int((~kept).sum()),
+        "surplus_copies": surplus,
+        "surplus_copies_removed": surplus_removed,
+        "surplus_recall": _share(surplus_removed, surplus),
+        "unplanted_removed": int((~kept & (copies[source] == 1)).sum()),
+        "sources_lost": int((left == 0).sum()),
+    }
+
+
+def _two_of(sizes: np.ndarray) -> int:
+    return int((sizes * (sizes - 1) // 2).sum())
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
