@@ -1,0 +1,209 @@
+"""``afterimage sample draw``: generate images from a trained pipeline, each from its own seeded noise.
+
+DDIM (Song et al. 2021) or ancestral sampling (Ho et al. 2020), both by diffusers' schedulers, with classifier-free guidance (Ho &
+Salimans 2022) for label-conditional nets. The noise of an image depends on the study's seed, the replicate and the image's id
+only: not on the arm, so that arms are compared on the same starts, and not on the batch size, which changes an image by no more
+than the rounding of the convolutions (another batch shape, another order of summation).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline
+from diffusers.schedulers.scheduling_ddim import DDIMScheduler
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from diffusers.utils.logging import disable_progress_bar
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from tqdm import tqdm
+
+from afterimage import artifacts, seeds
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.config import ConfigError, Sample
+from afterimage.diffusion.model import classes_of
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`")
+    parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
+
+
+def load_denoiser(pipeline: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
+    """Open any diffusers pipeline of pixels without text, by folder or Hub id; return its net and its scheduler's config.
+
+    Only safetensors are read, and no code comes with the pipeline.
+
+    Raises:
+        ArtifactError: if it cannot be opened, or is no ``UNet2DModel`` with a scheduler (e.g. a text-to-image pipeline).
+    """
+    try:
+        opened = DiffusionPipeline.from_pretrained(str(pipeline), use_safetensors=True)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{pipeline} cannot be opened as a diffusers pipeline: {error}") from error
+    unet = getattr(opened, "unet", None)
+    if not isinstance(unet, UNet2DModel) or set(opened.components) != {"unet", "scheduler"}:
+        raise ArtifactError(
+            f"{pipeline} is a {type(opened).__name__} of {', '.join(sorted(opened.components))}; "
+            "what can be sampled is a UNet2DModel with a scheduler (DDPMPipeline, DDIMPipeline)"
+        )
+    return unet.eval(), dict(opened.scheduler.config)
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Round float images in [-1, 1], (n, C, H, W), to uint8, (n, H, W, C)."""
+    scaled = ((images / 2 + 0.5).clamp(0, 1) * 255).round()
+    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@torch.inference_mode()
+def denoise(
+    unet: torch.nn.Module,
+    scheduler_config: dict[str, Any],
+    start: torch.Tensor,
+    generators: Sequence[torch.Generator],
+    settings: Sample,
+    labels: torch.Tensor | None = None,
+    null: int = -1,
+) -> torch.Tensor:
+    """Take one batch of noise to images.
+
+    Args:
+        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``.
+        scheduler_config: Config of the scheduler that it was trained with.
+        start: float32, (n, C, H, W): standard normal noise, on the network's device.
+        generators: One per image, for samplers that add noise.
+        settings: Sampler, steps, eta and guidance scale w.
+        labels: int64, (n,), or None. With them the prediction is null + w (conditional - null).
+        null: The null label, needed unless w = 1.
+
+    Returns:
+        float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
+
+    Raises:
+        ConfigError: if there are more steps than training timesteps.
+    """
+    timesteps = scheduler_config["num_train_timesteps"]
+    if settings.steps > timesteps:
+        raise ConfigError(f"sample.steps = {settings.steps} is more than the model's {timesteps} timesteps")
+    scheduler: Any
+    if settings.sampler == "ddim":
+        scheduler = DDIMScheduler.from_config(scheduler_config)
+        extra: dict[str, Any] = {"eta": settings.eta}
+    else:
+        scheduler = DDPMScheduler.from_config(scheduler_config)
+        extra = {}
+    scheduler.set_timesteps(settings.steps)
+    w = settings.guidance
+
+    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        if labels is None:
+            return unet(x, t, return_dict=False)[0]
+        if w == 1:
+            return unet(x, t, class_labels=labels, return_dict=False)[0]
+        nulls = torch.full_like(labels, null)
+        if w == 0:
+            return unet(x, t, class_labels=nulls, return_dict=False)[0]
+        both = unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, nulls]), return_dict=False)[0]
+        conditional, unconditional = both.chunk(2)
+        return unconditional + w * (conditional - unconditional)
+
+    x = start
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(x, t), t, x, generator=list(generators), return_dict=False, **extra)[0]
+    return x
+
+
+def generate(
+    unet: UNet2DModel,
+    scheduler_config: dict[str, Any],
+    ids: Sequence[int] | np.ndarray,
+    settings: Sample,
+    seed: int,
+    replicate: int = 0,
+    labels: np.ndarray | None = None,
+) -> np.ndarray:
+    """Return the images with these ``ids``: uint8, (N, H, W, C). A pure function of its arguments.
+
+    Memory is bounded by ``settings.batch_size`` images beside the result.
+
+    Args:
+        unet: The network, on the device to use.
+        scheduler_config: Config of the scheduler that it was trained with.
+        ids: Names of the images; each seeds its image's noise.
+        settings: The study's ``sample`` block; ``images`` and ``weights`` are not used.
+        seed: Root seed.
+        replicate: Replicate of the arm.
+        labels: int64, (N,), for a label-conditional net.
+
+    Raises:
+        ConfigError: if labels are missing or not wanted, or there are too many steps.
+    """
+    classes = classes_of(unet)
+    if (classes is None) != (labels is None):
+        raise ConfigError(
+            f"the network knows {classes or 'no'} labels, but labels were {'not ' if labels is None else ''}given"
+        )
+    size = unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = unet.config["in_channels"]
+    images = np.empty((len(ids), height, width, channels), np.uint8)
+    for at in tqdm(range(0, len(ids), settings.batch_size), unit="batch", disable=None):
+        names = ids[at : at + settings.batch_size]
+        generators = [seeds.torch_rng(seed, "sample", replicate, int(name)) for name in names]
+        start = randn_tensor((len(names), channels, height, width), generator=generators, device=unet.device)
+        wanted = None if labels is None else torch.as_tensor(labels[at : at + len(names)], device=unet.device)
+        images[at : at + len(names)] = to_uint8(
+            denoise(unet, scheduler_config, start, generators, settings, wanted, classes or 0)
+        )
+    return images
+
+
+def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:
+    """Arrange uint8 images, (N, H, W, C), in rows, each enlarged without smoothing to at least ``pixels`` high."""
+    scale = -(-pixels // images.shape[1])
+    big = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    rows = -(-len(big) // columns)
+    canvas = np.full((rows, columns, big.shape[1] + 2, big.shape[2] + 2, big.shape[3]), 255, np.uint8)
+    for place, image in enumerate(big):
+        canvas[place // columns, place % columns, 1:-1, 1:-1] = image
+    flat = canvas.swapaxes(1, 2).reshape(rows * canvas.shape[2], columns * canvas.shape[3], -1)
+    return Image.fromarray(flat.squeeze(-1) if flat.shape[-1] == 1 else flat)
+
+
+def run(args: argparse.Namespace) -> None:
+    resolved = artifacts.read_config(args.config, "sample")
+    settings = Sample.model_validate(resolved["settings"])
+    folder = args.model / {"ema": "pipeline", "raw": "raw"}[settings.weights]
+    with artifacts.step(resolved, args.out, {"model": folder}, (__name__,)) as step:
+        for name in artifacts.read_run(args.model)["outputs"]:
+            if name.startswith(f"{folder.name}/"):
+                artifacts.check_file(args.model / name)
+        disable_progress_bar()
+        unet, scheduler_config = load_denoiser(folder)
+        device = Accelerator().device
+        classes = classes_of(unet)
+        ids = np.arange(settings.images)
+        labels = None if classes is None else ids % classes
+        started = time.monotonic()
+        pixels = generate(unet.to(device), scheduler_config, ids, settings, resolved["seed"], resolved["replicate"], labels)
+        seconds = time.monotonic() - started
+        Images.of(pixels, ids, labels).save(step.folder / "images.npz")
+        grid(pixels[:64]).save(step.folder / "grid.png")
+        step.note(
+            images=len(ids),
+            batch_size=settings.batch_size,
+            device=str(device),
+            threads=torch.get_num_threads(),
+            sampling_seconds=round(seconds, 3),
+            images_per_second=round(len(ids) / seconds, 1),
+        )

@@ -1,0 +1,120 @@
+"""The state of an unfinished run: safetensors and JSON, written whole or not at all, the last two kept.
+
+It lies outside the step's outputs (a workflow engine deletes those of a failed job), in a folder named by the hash of what the
+run depends on: ``STATE / <hash> / update-00000250 / {state.safetensors, state.json}``, beside the training curves so far.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from afterimage import artifacts
+from afterimage.artifacts import ArtifactError
+from afterimage.config import digest
+
+KEEP = 2
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One saved state.
+
+    Attributes:
+        update: Number of finished updates.
+        tensors: Name -> tensor, on the CPU.
+        facts: Plain JSON values: length of the curves, sums since the last point, time spent.
+    """
+
+    update: int
+    tensors: dict[str, torch.Tensor]
+    facts: dict[str, Any]
+
+
+class Store:
+    """The saved states of one run.
+
+    Args:
+        root: Where the states of all runs lie.
+        identity: What the run depends on, as plain JSON values: its resolved config and the hashes of its inputs.
+    """
+
+    def __init__(self, root: Path, identity: dict[str, Any]) -> None:
+        self.identity = identity
+        self.folder = Path(root) / digest(identity)[:16]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.curves = self.folder / "metrics.jsonl"
+
+    def saved(self) -> list[Path]:
+        """Return the folders of the saved states, newest first."""
+        return sorted(self.folder.glob("update-*"), reverse=True)
+
+    def save(self, update: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Path:
+        """Save a state and remove all but the last two; return its folder."""
+        target = self.folder / f"update-{update:08d}"
+        partial = self.folder / f".{target.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir()
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
+        _sync(partial / "state.safetensors")
+        record = {
+            "update": update,
+            "identity": self.identity,
+            "sha256": artifacts.sha256(partial / "state.safetensors"),
+            "facts": facts,
+        }
+        artifacts.write_json(partial / "state.json", record)
+        _sync(partial)
+        artifacts.replace_folder(partial, target)
+        _sync(self.folder)
+        for old in self.saved()[KEEP:]:
+            shutil.rmtree(old)
+        return target
+
+    def load(self) -> Checkpoint | None:
+        """Return the newest whole state; None if there is none.
+
+        A damaged one is removed with a warning, and the one before it is taken.
+
+        Raises:
+            ArtifactError: if a state was made under another config or from other inputs.
+        """
+        for folder in self.saved():
+            try:
+                record = json.loads((folder / "state.json").read_text())
+                whole = artifacts.sha256(folder / "state.safetensors") == record["sha256"]
+            except (OSError, ValueError, KeyError) as error:
+                whole, reason = False, str(error)
+            else:
+                reason = "state.safetensors is not the file that state.json describes"
+            if not whole:
+                log.warning("%s is damaged (%s); going back to the state before it", folder, reason)
+                shutil.rmtree(folder)
+                continue
+            if record["identity"] != self.identity:
+                raise ArtifactError(
+                    f"{folder} was made under another config: {artifacts.difference(record['identity'], self.identity)}"
+                )
+            return Checkpoint(record["update"], load_file(folder / "state.safetensors"), record["facts"])
+        return None
+
+    def remove(self) -> None:
+        """Delete everything: the run is finished."""
+        shutil.rmtree(self.folder)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,103 @@
+"""One network that learns: AdamW, linear warm-up, gradient clipping and a moving average of the weights.
+
+The average is torch's own ``AveragedModel`` with constant decay, e <- mu e + (1 - mu) theta, started at the initial weights.
+(diffusers' ``EMAModel`` always ramps its decay up; torch's has the plain form, updates all tensors in one call and is a network
+that can be saved as it is.) The learning rate is a function of the update number, so that it has no state to save.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from afterimage.config import Train
+from afterimage.training.task import Batch
+
+Objective = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
+"""(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x losses) / sum(weights)."""
+
+
+class NonFiniteError(ArithmeticError):
+    """A loss or gradient norm that is not a number."""
+
+
+def learning_rate(settings: Train, s: int) -> float:
+    """Return the learning rate of update ``s`` (from 0): linear from 0 over ``warmup`` updates, then constant."""
+    return settings.learning_rate * (min(1.0, s / settings.warmup) if settings.warmup else 1.0)
+
+
+class Learner:
+    """A network with its optimiser and the average of its weights.
+
+    Args:
+        net: The network, initialised; moved to the accelerator's device.
+        settings: The arm's ``train`` block.
+        accelerator: Decides device and precision.
+    """
+
+    def __init__(self, net: torch.nn.Module, settings: Train, accelerator: Accelerator) -> None:
+        self.settings, self.accelerator = settings, accelerator
+        self.net = net.to(accelerator.device).train()
+        self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
+        self.average.update_parameters(self.net)  # the first call copies: the average starts at the initial weights
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+        )
+
+    def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
+        """Do update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and learning rate.
+
+        With ``accumulation`` the batch is worked off in micro-batches. Their gradients are summed, each with its own weights,
+        which is the gradient of the whole batch up to the order of summation (and the network's own dropout, if any).
+
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        rate = learning_rate(self.settings, s)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.zero_grad()
+        loss = weight = 0.0
+        for part in batch.to(self.accelerator.device).split(self.settings.accumulation):
+            with self.accelerator.autocast():
+                losses, weights = objective(self.net, part)
+            total = (losses * weights).sum()
+            self.accelerator.backward(total / len(batch))
+            loss += total.item()
+            weight += weights.sum().item()
+        if weight not in (0, len(batch)):
+            torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], len(batch) / weight)
+        loss = loss / weight if weight else 0.0
+        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.settings.clip or math.inf).item()
+        for name, value in (("loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                raise NonFiniteError(f"the {name} is {value}")
+        self.optimizer.step()
+        self.average.update_parameters(self.net)
+        return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return all that a continued run needs: weights, average and the optimiser's moments."""
+        found = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        found |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        return found
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take back what ``tensors`` returned."""
+        parts: dict[str, dict[str, torch.Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
+        for name, value in tensors.items():
+            part, rest = name.split(".", 1)
+            parts[part][rest] = value
+        self.net.load_state_dict(parts["net"])
+        self.average.load_state_dict(parts["average"])
+        moments: dict[int, dict[str, torch.Tensor]] = {}
+        for name, value in parts["optimizer"].items():
+            index, key = name.split(".", 1)
+            moments.setdefault(int(index), {})[key] = value
+        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,122 @@
+"""``afterimage train run``: train one replicate of one arm, or continue it; run the same command again after a stop.
+
+Exit status 75 means that a signal stopped the run and its state is saved. The store that a finished run leaves:
+
+- ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
+- ``members.parquet``: id, source and trained (bool) of every row of ``--train``;
+- ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only value that varies).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from afterimage import artifacts, config, methods, seeds
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.config import ConfigError, Diffusion, Model, Train
+from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.training.checkpoint import Store
+from afterimage.training.task import Pixels
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
+    parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
+    parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where unfinished states are kept")
+    parser.add_argument("--base", type=Path, metavar="DIR", help="finished training of the arm that this one starts from")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
+
+
+def members(images: Images, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Return which rows to train on, bool, (N,): a random share of the sources, each with all its copies.
+
+    With ``fraction`` 0.5 this is the half-data model of Carlini et al. 2023, section 5.
+    """
+    sources = np.unique(images.sources)
+    chosen = rng.permutation(sources)[: max(1, round(fraction * len(sources)))]
+    return np.isin(images.sources, chosen)
+
+
+def run(args: argparse.Namespace) -> None:
+    resolved = artifacts.read_config(args.config, "train")
+    settings = resolved["settings"]
+    arm = settings["arm"]
+    train = Train.model_validate(arm["train"])
+    if (arm["base"] is None) != (args.base is None):
+        raise ConfigError(f"base = {arm['base']!r} but --base is {args.base}: give both or neither")
+
+    # Same bits on every run. cuBLAS reads its variable when it starts; memory need not be filled for that.
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision])
+    if accelerator.num_processes > 1:
+        raise ConfigError(
+            f"started with {accelerator.num_processes} processes: a run has one; train arms and replicates in parallel"
+        )
+
+    inputs = {"train": args.train} | ({"base": args.base / "pipeline"} if args.base else {})
+    entries = (__name__, config.METHODS[arm["method"]])
+    with artifacts.step(resolved, args.out, inputs, entries) as step:
+        everything = artifacts.load_images(args.train)
+        if args.base:
+            for name in artifacts.read_run(args.base)["outputs"]:
+                artifacts.check_file(args.base / name)
+        path = ("train", resolved["arm"], resolved["replicate"])
+        trained_on = members(everything, arm["fraction"], seeds.numpy_rng(resolved["seed"], *path, "members"))
+        images = everything.take(trained_on)
+        classes, labels = None, None
+        if arm["condition"] == "label":
+            if everything.labels.min() < 0:
+                raise ArtifactError(f"condition = 'label', but {args.train} has images without a label")
+            classes, labels = int(everything.labels.max()) + 1, images.labels
+        scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
+        net = build_unet(
+            Model.model_validate(settings["model"]),
+            everything.pixels.shape[1:],
+            classes,
+            seed=seeds.derive(resolved["seed"], *path, "init"),
+        )
+        store = Store(
+            args.state, {"config": resolved, "inputs": {name: artifacts.sha256(path) for name, path in inputs.items()}}
+        )
+        job = methods.Job(
+            seed=resolved["seed"],
+            path=path,
+            arm=arm,
+            train=train,
+            net=net,
+            scheduler=scheduler,
+            task=Pixels(images.pixels, scheduler, labels, classes or 0, train.label_dropout, settings["flips"]),
+            base=args.base / "pipeline" if args.base else None,
+            accelerator=accelerator,
+            store=store,
+        )
+        result = methods.find(arm["method"]).train(job)
+
+        save_pipeline(result.average, scheduler, step.folder / "pipeline")
+        save_pipeline(result.raw, scheduler, step.folder / "raw")
+        table = pd.DataFrame({"id": everything.ids, "source": everything.sources, "trained": trained_on})
+        table.to_parquet(step.folder / "members.parquet", index=False)
+        shutil.copyfile(store.curves, step.folder / "metrics.jsonl")
+        done = result.progress
+        step.note(
+            updates=done.update,
+            images_seen=done.update * train.batch_size,
+            training_images=len(images),
+            parameters=sum(p.numel() for p in net.parameters()),
+            device=str(accelerator.device),
+            threads=torch.get_num_threads(),
+            training_seconds=round(done.seconds, 3),
+            images_per_second=round(done.update * train.batch_size / done.seconds, 1),
+            resumed_at=done.resumed_at,
+        )
+    store.remove()
