@@ -33,6 +33,7 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "report": {
         "tables": ("afterimage.report.tables", "gather the results of all arms into tidy tables"),
         "page": ("afterimage.report.page", "run one notebook and write its HTML page"),
+        "rulegraph": ("afterimage.report.rulegraph", "draw the workflow's rule graph"),
     },
     "track": {"import": ("afterimage.tracking", "import finished results into MLflow; doing it twice changes nothing")},
 }
