@@ -1,4 +1,4 @@
-"""A tiny study run to the end once; tests work on copies of it."""
+"""A clone of the project in which a tiny study is run to the end once; tests work on copies of it."""
 
 import os
 import shutil
@@ -16,7 +16,7 @@ ROOT = HERE.parent.parent
 
 @dataclass
 class Workspace:
-    """A folder in which a study is run; the workflow itself stays in the checkout."""
+    """A folder like a user's clone, with a study in params.yaml."""
 
     folder: Path
 
@@ -45,7 +45,7 @@ class Workspace:
         return done
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
-        return self.run("snakemake", "--snakefile", str(ROOT / "Snakefile"), "--cores", "2", *arguments, check=check)
+        return self.run("snakemake", "--cores", "2", *arguments, check=check)
 
     def planned(self, *arguments: str) -> dict[str, int]:
         """Return rule -> number of jobs that the next run would do."""
@@ -60,16 +60,27 @@ class Workspace:
 PHASES = ("all", "data", "train", "sample", "attack", "report", "track")
 
 
-@pytest.fixture(scope="session")
-def tiny_params() -> dict:
-    return yaml.safe_load((HERE / "tiny.yaml").read_text())
+def clone(folder: Path) -> Workspace:
+    """Copy what git tracks, or would track, with the tiny study as params.yaml."""
+    listed = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    for name in filter(None, listed.stdout.split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    shutil.copy(HERE / "tiny.yaml", folder / "params.yaml")
+    return Workspace(folder)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory, tiny_params) -> Workspace:
+def finished(tmp_path_factory) -> Workspace:
     """The tiny study, run to the end. Read only: take ``workspace`` to change something."""
-    made = Workspace(tmp_path_factory.mktemp("tiny"))
-    made.write(tiny_params)
+    made = clone(tmp_path_factory.mktemp("tiny"))
     made.snakemake("--", "all")
     return made
 
@@ -82,7 +93,7 @@ def workspace(finished, tmp_path) -> Workspace:
 
 
 @pytest.fixture
-def empty(tmp_path, tiny_params) -> Workspace:
-    made = Workspace(tmp_path)
-    made.write(tiny_params)
-    return made
+def empty(tmp_path) -> Workspace:
+    """A clone without results."""
+    (tmp_path / "clone").mkdir()
+    return clone(tmp_path / "clone")

@@ -97,13 +97,13 @@ def test_every_shipped_study_plans(root, empty, monkeypatch):
     monkeypatch.setenv("AFTERIMAGE_DATA", "/nowhere")
     for path in sorted((root / "studies").glob("*.yaml")):
         study = config.load(path)
-        planned = empty.planned("--configfile", str(path))
+        planned = empty.planned("--configfile", str(path.relative_to(root)))
         assert planned["fit"] == len(study.arms) * study.replicates
         assert planned["fetch"] == 1
 
 
-def test_scale_up_of_the_cifar10_study(root, empty):
-    planned = empty.planned("--configfile", str(root / "studies/cifar10.yaml"), "--config", "replicates=16")
+def test_scale_up_of_the_cifar10_study(empty):
+    planned = empty.planned("--configfile", "studies/cifar10.yaml", "--config", "replicates=16")
     assert planned["fit"] == 32
 
 

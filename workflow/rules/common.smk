@@ -1,5 +1,6 @@
 """Validation and input functions. Rule files hold rules only; a change of this file reruns nothing."""
 
+from os.path import relpath
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -15,7 +16,7 @@ except studies.ConfigError as error:
 ARMS = list(STUDY.arms)
 REPLICATES = list(range(STUDY.replicates))
 # Beside the workflow, wherever results lie (--directory).
-NOTEBOOKS = Path(workflow.current_basedir).parent.parent / "notebooks"
+NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
 # Written before planning and only where something changed: every job takes its resolved config and the fingerprint of
 # its code as inputs. A job that runs in a process of its own reads what the main process planned with.
