@@ -13,6 +13,7 @@ from afterimage.artifacts import ArtifactError, sha256
 
 ATTEMPTS = 6
 _TIMEOUT = (20, 60)  # seconds to connect, seconds without data
+_CHUNK = 1 << 16  # bytes; what a broken connection loses at most
 _WORTH_RETRYING = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -81,7 +82,7 @@ def _receive(url: str, part: Path) -> None:
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
         with part.open("ab" if response.status_code == requests.codes.partial_content and resumed else "wb") as stream:
-            for chunk in response.iter_content(1 << 20):
+            for chunk in response.iter_content(_CHUNK):
                 stream.write(chunk)
 
 

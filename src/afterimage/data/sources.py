@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, Images, sha256
-from afterimage.data import archive, folder, parquet
+from afterimage.data import archive, arrays, folder, parquet
 from afterimage.data.records import Contents, Record
 
 _UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, BadZipFile)
@@ -46,6 +46,7 @@ READERS: dict[str, Callable[[Any], Contents]] = {
     "huggingface": parquet.hub,
     "parquet": parquet.local,
     "image_folder": folder.contents,
+    "npz": arrays.contents,
     "archive_url": archive.contents,
 }
 """Source kind -> reader."""

@@ -1,0 +1,457 @@
+"""Every source kind gives the same images, labels and manifest, whatever the form; damage is counted and named."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from afterimage import config
+from afterimage.artifacts import ArtifactError, load_images
+from afterimage.cli import main
+from afterimage.data import sources
+from afterimage.data.fetch import fetch
+
+GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
+
+
+def png(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write_parquet(path: Path, pixels, labels=None, image_column: str = "img", **columns) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    table = {image_column: [{"bytes": png(image), "path": None} for image in pixels]}
+    pq.write_table(pa.table(table | ({} if labels is None else {"label": labels}) | columns), path)
+    return path
+
+
+def parquet(path, **options) -> config.Parquet:
+    return config.Parquet(kind="parquet", path=str(path), **options)
+
+
+def folder(path, **options) -> config.ImageFolder:
+    return config.ImageFolder(kind="image_folder", path=str(path), **options)
+
+
+# ---- digits -------------------------------------------------------------------------------------------------------------
+
+
+def test_digits_use_the_full_range():
+    images, manifest = sources.read(config.SklearnDigits(kind="sklearn-digits"))
+    assert images.pixels.shape == (1797, 8, 8, 1)
+    values = load_digits().images
+    for sixteenth, byte in {0: 0, 1: 16, 8: 128, 15: 239, 16: 255}.items():
+        assert set(images.pixels[..., 0][values == sixteenth]) == {byte}
+    assert np.bincount(images.labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert not images.official_test.any()
+    assert manifest["image_shape"] == [8, 8, 1]
+
+
+# ---- parquet ------------------------------------------------------------------------------------------------------------
+
+
+def test_parquet_pixels_come_back(tmp_path):
+    write_parquet(tmp_path / "train.parquet", COLOUR[:4], [3, 1, 2, 1], index=[9, 8, 7, 6])
+    write_parquet(tmp_path / "test.parquet", COLOUR[4:], [5, 5])
+    images, manifest = sources.read(parquet(tmp_path / "train.parquet", test_path=str(tmp_path / "te*.parquet")))
+    assert np.array_equal(images.pixels, COLOUR)
+    assert images.labels.tolist() == [3, 1, 2, 1, 5, 5]
+    assert images.ids.tolist() == images.sources.tolist() == [0, 1, 2, 3, 4, 5]
+    assert images.official_test.tolist() == [False] * 4 + [True] * 2
+    expected = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("train.parquet", "test.parquet")}
+    assert manifest["raw_files"] == expected
+
+
+def test_several_files_are_read_in_sorted_order_and_variables_expanded(tmp_path, monkeypatch):
+    for number in (1, 0, 2):
+        write_parquet(tmp_path / f"part-{number}.parquet", GREY[2 * number : 2 * number + 2], [number, number])
+    monkeypatch.setenv("HERE", str(tmp_path))
+    images, _ = sources.read(parquet("$HERE/part-*.parquet"))
+    assert np.array_equal(images.pixels[..., 0], GREY)
+    monkeypatch.delenv("HERE")
+    with pytest.raises(config.ConfigError, match="HERE is not set"):
+        sources.read(parquet("$HERE/part-*.parquet"))
+
+
+def test_a_plain_binary_column_and_missing_labels(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a", "b"], "picture": [png(GREY[0]), png(GREY[1])]}), path)
+    images, _ = sources.read(parquet(path))
+    assert np.array_equal(images.pixels[..., 0], GREY[:2])
+    assert images.labels.tolist() == [-1, -1]
+
+
+def test_chosen_columns_are_used(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, fine=[1, 2, 3, 4, 5, None], thumb=[png(GREY[5])] * 6)
+    images, _ = sources.read(parquet(path, image_column="thumb", label_column="fine"))
+    assert (images.pixels[..., 0] == GREY[5]).all()
+    assert images.labels.tolist() == [1, 2, 3, 4, 5, -1]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"image_column": "image"}, r"image_column = image.*columns are img \(struct<.*, label \(int64\), name \(string\)"),
+        ({"image_column": "label"}, "image_column = label"),
+        ({"label_column": "klass"}, r"label_column = klass.*columns are img"),
+        ({"label_column": "name"}, "label_column = name: .* has string there, but labels must be integers"),
+    ],
+)
+def test_a_missing_column_lists_those_that_there_are(tmp_path, options, message):
+    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, name=list("abcdef"))
+    with pytest.raises(config.ConfigError, match=message):
+        sources.read(parquet(path, **options))
+
+
+def test_a_file_without_images_is_an_error(tmp_path):
+    pq.write_table(pa.table({"label": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(config.ConfigError, match=r"no column with images.*columns are label \(int64\)"):
+        sources.read(parquet(tmp_path / "a.parquet"))
+
+
+def test_checksums_are_kept_to(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", GREY)
+    good = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert len(sources.read(parquet(path, sha256={"a.parquet": good}))[0]) == 6
+    with pytest.raises(ArtifactError, match=f"sha256 {good}, but data.source.sha256 expects 00"):
+        sources.read(parquet(path, sha256={"a.parquet": "00"}))
+    with pytest.raises(config.ConfigError, match=r"sha256 names b\.parquet, but the files are a\.parquet"):
+        sources.read(parquet(path, sha256={"b.parquet": good}))
+
+
+def test_damaged_parquet_is_named(tmp_path):
+    with pytest.raises(config.ConfigError, match="matches no file"):
+        sources.read(parquet(tmp_path / "none.parquet"))
+    whole = write_parquet(tmp_path / "a.parquet", GREY).read_bytes()
+    (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ArtifactError, match=r"a\.parquet is not a readable parquet file"):
+        sources.read(parquet(tmp_path / "a.parquet"))
+    table = {"img": [{"bytes": png(GREY[0]), "path": "x"}, {"bytes": None, "path": "y.png"}, {"bytes": b"no", "path": ""}]}
+    pq.write_table(pa.table(table), tmp_path / "a.parquet")
+    with pytest.raises(ArtifactError, match=r"2 of 3 images.*a\.parquet:1 \(no bytes, only the path 'y\.png'\); a\.parquet:2"):
+        sources.read(parquet(tmp_path / "a.parquet"))
+
+
+def test_different_sizes_need_a_resize(tmp_path):
+    path = write_parquet(tmp_path / "a.parquet", [*GREY, GREY[0, :4], COLOUR[0]])
+    with pytest.raises(ArtifactError, match=r"3 different shapes: 5x5x1 \(6 images\).*set data\.resize.*2 differ"):
+        sources.read(parquet(path))
+    images, _ = sources.read(parquet(path), colour="rgb", resize=4)
+    assert images.pixels.shape == (8, 4, 4, 3)
+
+
+def test_real_cifar10(real_images):
+    images, _ = sources.read(parquet(real_images / "cifar10-jpeg75" / "test.parquet"))
+    assert images.pixels.shape == (10_000, 32, 32, 3)
+    assert np.bincount(images.labels).tolist() == [1000] * 10
+    means = images.pixels.mean(axis=(0, 1, 2)) / 255  # CIFAR-10's well-known test means
+    assert means == pytest.approx([0.4942, 0.4851, 0.4504], abs=0.005)
+
+
+def test_real_mnist(real_images):
+    images, _ = sources.read(parquet(real_images / "mnist" / "test.parquet"))
+    assert images.pixels.shape == (10_000, 28, 28, 1)
+    assert np.bincount(images.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert images.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert images.pixels.mean() / 255 == pytest.approx(0.1325, abs=0.0005)
+
+
+# ---- folders ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["folder", "zip"])
+def stored(request, tmp_path):
+    """Store files in a folder, or in a zip of that folder, and return its path."""
+
+    def store(files: dict[str, bytes]) -> Path:
+        for name, data in files.items():
+            (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "set" / name).write_bytes(data)
+        if request.param == "folder":
+            return tmp_path / "set"
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            for name, data in files.items():
+                archive.writestr(f"set/{name}", data)
+        return tmp_path / "set.zip"
+
+    return store
+
+
+def test_class_folders_give_labels_in_sorted_order(stored):
+    files = {"zebra/b.png": png(GREY[3]), "zebra/a.PNG": png(GREY[2]), "ant/2/x.png": png(GREY[1]), "ant/1.png": png(GREY[0])}
+    images, manifest = sources.read(folder(stored(files | {"notes.txt": b"hello", "ant/.hidden.png": b""})))
+    assert np.array_equal(images.pixels[..., 0], GREY[:4])
+    assert images.labels.tolist() == [0, 0, 1, 1]
+    assert manifest["class_names"] == ["ant", "zebra"]
+    assert manifest["names"] == ["ant/1.png", "ant/2/x.png", "zebra/a.PNG", "zebra/b.png"]
+    assert manifest["ignored"] == ["notes.txt"]
+
+
+def test_a_flat_folder_has_no_labels(stored):
+    images, manifest = sources.read(folder(stored({f"{name}.png": png(GREY[name]) for name in range(3)})))
+    assert images.labels.tolist() == [-1, -1, -1]
+    assert manifest["class_names"] is None
+
+
+def test_bad_files_stop_the_reading_or_are_left_out_by_name(stored):
+    files = {f"{name}.png": png(GREY[name]) for name in range(4)}
+    bad = {
+        "1b.png": b"no image",
+        "2b.png": png(GREY[0])[:60],
+        "3b.png": png(GREY[0, :3]),
+        "4.png": png(np.zeros((5, 5), np.uint16)),
+    }
+    path = stored(files | bad)
+    with pytest.raises(
+        ArtifactError, match=r"3 of 8 images cannot be read: 1b\.png \(not an image.*2b\.png.*4\.png \(pixel mode I;16"
+    ):
+        sources.read(folder(path))
+    images, manifest = sources.read(folder(path, on_bad_file="skip"))
+    assert np.array_equal(images.pixels[..., 0], GREY[:4])
+    assert images.ids.tolist() == [0, 1, 3, 5]  # rows of the source, bad files counted
+    assert manifest["names"] == ["0.png", "1.png", "2.png", "3.png"]
+    assert {entry["name"] for entry in manifest["skipped"]} == set(bad)
+    assert {"name": "3b.png", "reason": "shape 3x5x1, most have 5x5x1"} in manifest["skipped"]
+    json.dumps(manifest)
+
+
+def test_wrong_sizes_stop_the_reading(stored):
+    with pytest.raises(ArtifactError, match=r"1 differ from most: b\.png \(shape 4x5x1, most have 5x5x1\)"):
+        sources.read(folder(stored({"a.png": png(GREY[0]), "b.png": png(GREY[1, :4]), "c.png": png(GREY[2])})))
+
+
+def test_a_folder_that_cannot_be_meant(stored, tmp_path):
+    with pytest.raises(config.ConfigError, match="no such folder"):
+        sources.read(folder(tmp_path / "nowhere"))
+    with pytest.raises(config.ConfigError, match="1 images lie beside class folders and 2 inside"):
+        sources.read(folder(stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})))
+    (tmp_path / "text.zip").write_bytes(b"text")
+    with pytest.raises(ArtifactError, match="neither a folder nor a zip"):
+        sources.read(folder(tmp_path / "text.zip"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "readme.md").write_text("x")
+    with pytest.raises(config.ConfigError, match="no image file among 1 files"):
+        sources.read(folder(tmp_path / "empty"))
+
+
+def test_a_damaged_zip_member_is_named(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", png(GREY[0]))
+        archive.writestr("b.png", png(GREY[1]))
+    data = bytearray((tmp_path / "a.zip").read_bytes())
+    data[data.index(png(GREY[1])) + 50] ^= 0xFF
+    (tmp_path / "a.zip").write_bytes(data)
+    with pytest.raises(ArtifactError, match=r"1 of 2 images cannot be read: b\.png \(Bad CRC-32"):
+        sources.read(folder(tmp_path / "a.zip"))
+
+
+def test_zip_members_outside_the_folder_are_never_written(tmp_path):
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    with zipfile.ZipFile(inner / "a.zip", "w") as archive:
+        archive.writestr("x/a.png", png(GREY[0]))
+        archive.writestr("../outside.png", png(GREY[1]))
+    sources.read(folder(inner / "a.zip"))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.zip"]
+
+
+# ---- pixels -------------------------------------------------------------------------------------------------------------
+
+
+def test_resize_averages_areas_of_the_centre_square(tmp_path):
+    wide = np.zeros((8, 14), np.uint8)
+    wide[:, 3:11] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile([[0, 4], [4, 8]], (4, 4))
+    wide[:, :3] = wide[:, 11:] = 255  # what the square leaves out
+    (tmp_path / "a.png").write_bytes(png(wide))
+    images, _ = sources.read(folder(tmp_path), resize=4)
+    assert np.array_equal(images.pixels[0, ..., 0], np.arange(16).reshape(4, 4) * 16 + 4)
+
+
+def test_colours(tmp_path):
+    write_parquet(tmp_path / "a.parquet", COLOUR)
+    grey, _ = sources.read(parquet(tmp_path / "a.parquet"), colour="grey")
+    luma = np.round(COLOUR @ [0.299, 0.587, 0.114])  # ITU-R 601
+    assert np.abs(grey.pixels[..., 0].astype(int) - luma).max() <= 1
+    write_parquet(tmp_path / "b.parquet", GREY)
+    rgb, _ = sources.read(parquet(tmp_path / "b.parquet"), colour="rgb")
+    assert np.array_equal(rgb.pixels, np.repeat(GREY[..., None], 3, axis=3))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("RGB", 3)])
+def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
+    name = "a.tif" if mode == "CMYK" else "a.png"
+    Image.fromarray(COLOUR[0]).convert(mode).save(tmp_path / name)
+    assert sources.read(folder(tmp_path))[0].pixels.shape == (1, 5, 5, channels)
+
+
+# ---- the fetch step -----------------------------------------------------------------------------------------------------
+
+
+def settings(source: dict, **changes) -> dict:
+    return {"source": source, "classes": None, "images": None, "colour": "keep", "resize": None} | changes
+
+
+DIGITS = {"kind": "sklearn-digits"}
+
+
+def test_fetch_writes_a_store_that_checks_itself(tmp_path, resolved):
+    path = resolved("data/fetch", settings(DIGITS, classes=[3, 5], images=50))
+    assert main(["data", "fetch", "--config", path, "--out", str(tmp_path / "fetch")]) == 0
+    images = load_images(tmp_path / "fetch" / "images.npz")
+    manifest = json.loads((tmp_path / "fetch" / "manifest.json").read_text())
+    assert len(images) == manifest["images"] == 50
+    assert set(images.labels) == {3, 5}
+    assert np.array_equal(images.labels, load_digits().target[images.ids])
+    assert (np.diff(images.ids) > 0).all()
+    assert sum(manifest["counts"]["class"].values()) == sum(manifest["counts"]["official_train"].values()) == 50
+    assert manifest["counts"]["official_test"] == {}
+    assert manifest["pixels_sha256"] == hashlib.sha256(images.pixels.tobytes()).hexdigest()
+
+
+def test_the_choice_depends_on_the_seed_only():
+    chosen = [fetch(settings(DIGITS, images=100), seed)[0].ids.tolist() for seed in (1, 1, 2)]
+    assert chosen[0] == chosen[1] != chosen[2]
+
+
+def test_names_follow_the_chosen_rows(tmp_path):
+    for name in range(6):
+        (tmp_path / f"{name}.png").write_bytes(png(GREY[name]))
+    images, manifest = fetch(settings({"kind": "image_folder", "path": str(tmp_path)}, images=4), 0)
+    assert manifest["names"] == [f"{row}.png" for row in images.ids]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"classes": [3, 12, 11]}, r"data\.classes = \[3, 12, 11\]: no image has label 11, 12; labels .* 0, 1, 2"),
+        ({"classes": [3], "images": 500}, r"data\.images = 500: the source has only 183 images"),
+    ],
+)
+def test_asking_for_more_than_there_is(changes, message, tmp_path, resolved, capsys):
+    with pytest.raises(config.ConfigError, match=message):
+        fetch(settings(DIGITS, **changes), 0)
+    path = resolved("data/fetch", settings(DIGITS, **changes))
+    assert main(["data", "fetch", "--config", path, "--out", str(tmp_path / "fetch")]) == 2
+    assert list(changes)[-1] in capsys.readouterr().err
+    assert not (tmp_path / "fetch").exists()
+
+
+# ---- the Hub ------------------------------------------------------------------------------------------------------------
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+class Hub:
+    """The part of the Hub's API that reading a public data set needs."""
+
+    def __init__(self, server, files: dict[str, bytes]) -> None:
+        self.server, self.files = server, files
+        server.answer = self.answer
+
+    def answer(self, handler) -> None:
+        path = handler.path.split("?")[0]
+        if path in ("/api/datasets/some/set/revision/v1", f"/api/datasets/some/set/revision/{COMMIT}"):
+            listing = {"id": "some/set", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+            return handler.reply(200, json.dumps(listing).encode(), Content_Type="application/json")
+        prefix = f"/datasets/some/set/resolve/{COMMIT}/"
+        name = path.removeprefix(prefix)
+        if path.startswith(prefix) and name in self.files:
+            body = self.files[name]
+            tag = f'"{hashlib.sha256(body).hexdigest()}"'
+            return handler.reply(200, body, ETag=tag, X_Repo_Commit=COMMIT, Content_Type="application/octet-stream")
+        missing = "RepoNotFound" if "some/set" not in path else "RevisionNotFound"
+        return handler.reply(404, X_Error_Code=missing)
+
+    def fetch(self, tmp_path: Path, resolved, **options) -> subprocess.CompletedProcess[str]:
+        """Run the command in a process of its own, since huggingface_hub reads its environment once."""
+        source = {"kind": "huggingface", "dataset": "some/set", "revision": "v1"} | options
+        path = resolved("data/fetch", settings(source))
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+        environment |= {"HF_ENDPOINT": self.server.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
+        command = [sys.executable, "-m", "afterimage.cli", "data", "fetch", "--config", path, "--out", str(tmp_path / "fetch")]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
+
+
+@pytest.fixture
+def hub(server, tmp_path):
+    train = write_parquet(tmp_path / "made" / "a.parquet", COLOUR[:3], [0, 1, 2]).read_bytes()
+    more = write_parquet(tmp_path / "made" / "b.parquet", COLOUR[3:4], [3]).read_bytes()
+    test = write_parquet(tmp_path / "made" / "c.parquet", COLOUR[4:], [4, 5]).read_bytes()
+    return Hub(
+        server,
+        {
+            "plain_text/train-00001-of-00002.parquet": more,
+            "plain_text/train-00000-of-00002.parquet": train,
+            "plain_text/test-00000-of-00001.parquet": test,
+            "README.md": b"# A data set",
+        },
+    )
+
+
+def test_a_hub_data_set_is_read_at_its_commit(hub, tmp_path, resolved):
+    done = hub.fetch(tmp_path, resolved, split="train+test", licence="MIT")
+    assert done.returncode == 0, done.stderr
+    images = load_images(tmp_path / "fetch" / "images.npz")
+    assert np.array_equal(images.pixels, COLOUR)
+    assert images.labels.tolist() == [0, 1, 2, 3, 4, 5]
+    assert images.official_test.tolist() == [False] * 4 + [True] * 2
+    manifest = json.loads((tmp_path / "fetch" / "manifest.json").read_text())
+    assert manifest["facts"] == {"commit": COMMIT}
+    assert manifest["licence"] == "MIT"
+    assert set(manifest["raw_files"]) == {name for name in hub.files if name != "README.md"}
+    asked = {path.split("?")[0] for _, path, _ in hub.server.requests}
+    files = {f"/datasets/some/set/resolve/{COMMIT}/{name}" for name in manifest["raw_files"]}
+    assert asked == files | {"/api/datasets/some/set/revision/v1"}  # no telemetry, no other file
+
+
+def test_hub_errors_name_what_there_is(hub, tmp_path, resolved):
+    done = hub.fetch(tmp_path, resolved, split="validation")
+    assert done.returncode == 2
+    assert "no parquet file of split 'validation'; it has: plain_text/test-00000-of-00001.parquet" in done.stderr
+    done = hub.fetch(tmp_path, resolved, revision="v9")
+    assert done.returncode == 2
+    assert "some/set at revision v9" in done.stderr
+
+
+def hub_source(**options) -> config.HuggingFace:
+    return config.HuggingFace(kind="huggingface", dataset="some/set", revision="v1", **options)
+
+
+@pytest.mark.parametrize(
+    ("stored", "options", "expected"),
+    [
+        (["data/train-0.parquet", "data/test-0.parquet"], {}, ["data/train-0.parquet"]),
+        (["train.parquet", "train_extra.parquet"], {}, ["train.parquet"]),
+        (["full/train/0000.parquet", "full/train/0001.parquet"], {}, ["full/train/0000.parquet", "full/train/0001.parquet"]),
+        (["a/train-0.parquet", "b/train-0.parquet"], {"config": "b"}, ["b/train-0.parquet"]),
+    ],
+)
+def test_hub_layouts(stored, options, expected):
+    from afterimage.data.parquet import _files_of
+
+    assert _files_of("train", stored, hub_source(**options)) == expected
+
+
+def test_a_hub_configuration_must_be_named_where_there_are_several():
+    from afterimage.data.parquet import _files_of
+
+    with pytest.raises(config.ConfigError, match="several configurations have a split 'train': a, b; name one"):
+        _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source())
+    with pytest.raises(config.ConfigError, match="in configuration 'c'; it has: a/train-0"):
+        _files_of("train", ["a/train-0.parquet"], hub_source(config="c"))
