@@ -90,6 +90,16 @@ class ImageFolder(Block):
     """Note kept in the manifest."""
 
 
+class ArrayFile(Block):
+    """One ``.npz`` with ``images`` (uint8, N x H x W x C) and optionally ``labels`` and ``ids``."""
+
+    kind: Literal["npz"]
+    path: str
+    """The file. Environment variables are expanded."""
+    licence: str = "unknown"
+    """Note kept in the manifest."""
+
+
 class ArchiveUrl(Block):
     """CIFAR-10 or CIFAR-100 as the python tarball of its authors."""
 
@@ -113,7 +123,7 @@ class ArchiveUrl(Block):
 
 
 Source = Annotated[
-    SklearnDigits | HuggingFace | Parquet | ImageFolder | ArchiveUrl,
+    SklearnDigits | HuggingFace | Parquet | ImageFolder | ArrayFile | ArchiveUrl,
     Field(discriminator="kind"),
 ]
 

@@ -52,7 +52,9 @@ def execute(notebook: Path, executed: Path, parameters: dict) -> None:
         declared = papermill.inspect_notebook(source)
         unknown = sorted(parameters.keys() - declared.keys())
         if unknown:
-            raise artifacts.ArtifactError(f"{notebook} declares no parameter {', '.join(unknown)}; it has: {', '.join(declared)}")
+            raise artifacts.ArtifactError(
+                f"{notebook} declares no parameter {', '.join(unknown)}; it has: {', '.join(declared)}"
+            )
         target = Path(scratch) / f"executed-{executed.name}"
         papermill.execute_notebook(source, target, parameters=parameters, kernel_name="python3", progress_bar=False)
         shutil.move(target, executed)

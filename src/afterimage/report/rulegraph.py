@@ -14,7 +14,9 @@ import networkx
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--out", type=Path, required=True, help="picture to write; the suffix chooses the format (svg, png, pdf)")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="picture to write; the suffix chooses the format (svg, png, pdf)"
+    )
 
 
 def run(args: argparse.Namespace) -> None:

@@ -140,14 +140,13 @@ def union_over_replicates(folders: dict[tuple[str, int], Path], anchor: str) -> 
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in folders):
         for alpha in ("fixed", "calibrated"):
+            own = [folder / "images.parquet" for (other, _), folder in folders.items() if other == arm]
             found: set = set()
-            for (other, k), folder in folders.items():
-                if other == arm:
-                    artifacts.check_file(folder / "images.parquet")
-                    images = pd.read_parquet(folder / "images.parquet")
-                    found |= set(images.source[images[f"extracted_{anchor}_{alpha}"]])
-            replicates = sum(other == arm for other, _ in folders)
-            rows.append({"arm": arm, "alpha": alpha, "replicates": replicates, "unique_images": len(found)})
+            for path in own:
+                artifacts.check_file(path)
+                images = pd.read_parquet(path)
+                found |= set(images.source[images[f"extracted_{anchor}_{alpha}"]])
+            rows.append({"arm": arm, "alpha": alpha, "replicates": len(own), "unique_images": len(found)})
     return pd.DataFrame(rows)
 
 
