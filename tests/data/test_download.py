@@ -74,7 +74,7 @@ def test_attempts_are_bounded_and_spaced(server, tmp_path, monkeypatch):
     waits: list[float] = []
     monkeypatch.setattr(download.time, "sleep", waits.append)
     server.answer = lambda handler: handler.send_error(503)
-    with pytest.raises(ArtifactError, match="6 attempts failed.*503"):
+    with pytest.raises(ArtifactError, match=r"6 attempts failed.*503"):
         download.fetch(f"{server.url}/a.bin", SUM, tmp_path, pause=0.5)
     assert len(server.requests) == 6
     assert waits == [0.5, 1, 2, 4, 8]
