@@ -42,9 +42,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     uri = args.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
     study = config.load(args.study)
-    summary, counts = import_study(study, args.results, uri)
+    arms = read(study, args.results)
+    counts = import_study(study, args.results / study.study, arms, uri)
     if args.out:
-        artifacts.write_json(args.out, summary)
+        artifacts.write_json(args.out, summary(study, arms))
     done = ", ".join(f"{number} {what}" for what, number in counts.items())
     print(f"study {study.study!r} is in {uri}: {done}")
 
@@ -65,25 +66,42 @@ class Replicate(NamedTuple):
     stores: dict[str, tuple[Path, dict[str, Any]]]
 
 
-def read_replicates(study: config.Study, results: Path) -> dict[str, list[Replicate]]:
-    """Return arm -> replicates, every file checked.
+class Arm(NamedTuple):
+    """All replicates of one arm, and the digest of them and of the report on them."""
+
+    digest: str
+    replicates: list[Replicate]
+
+
+def read(study: config.Study, results: Path) -> dict[str, Arm]:
+    """Return every arm of a finished study, every file checked.
 
     Raises:
         ArtifactError: if a result is missing, changed, or made under other settings than the study's.
     """
     cells: dict[tuple[str, int], dict[str, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
+    report: list[dict[str, Any]] = []
     for job in layout.jobs(study):
+        if job.phase == "data":
+            continue
+        folder = Path(results) / study.study / job.folder
+        record = artifacts.check_store(folder, config.resolve(study, job.step, job.arm, job.replicate))
         if job.arm is not None and job.replicate is not None:
-            folder = Path(results) / study.study / job.folder
-            wanted = config.resolve(study, job.step, job.arm, job.replicate)
-            name = job.step.removeprefix("attack/")
-            cells[job.arm, job.replicate][name] = (folder, artifacts.check_store(folder, wanted))
-    arms: dict[str, list[Replicate]] = {arm: [] for arm in study.arms}
+            cells[job.arm, job.replicate][job.step.removeprefix("attack/")] = (folder, record)
+        else:
+            report.append(record)
+    replicates: dict[str, list[Replicate]] = {arm: [] for arm in study.arms}
     for (arm, number), stores in cells.items():
         # What may be shown decides, beside the results, what the run holds.
         digest = _digest([study.report.show_images, *(record for _, record in stores.values())])
-        arms[arm].append(Replicate(number, digest, stores))
-    return arms
+        replicates[arm].append(Replicate(number, digest, stores))
+    return {arm: Arm(_digest([report, [one.digest for one in some]]), some) for arm, some in replicates.items()}
+
+
+def summary(study: config.Study, arms: Mapping[str, Arm]) -> dict[str, Any]:
+    """Return what a store shows of a study: the same for the same results, wherever the store is."""
+    shown = {name: {"digest": arm.digest, "replicates": [one.digest for one in arm.replicates]} for name, arm in arms.items()}
+    return {"study": study.study, "arms": shown}
 
 
 def _digest(value: Any) -> str:
@@ -178,50 +196,34 @@ def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
 # ---- import -------------------------------------------------------------------------------------------------------------
 
 
-def import_study(study: config.Study, results: Path, uri: str) -> tuple[dict[str, Any], dict[str, int]]:
-    """Bring the store at ``uri`` in line with the results.
-
-    Returns:
-        What the store then shows, the same for the same results wherever the store is; and how many replicates were made,
-        replaced, kept and removed.
-    """
-    root = Path(results) / study.study
-    arms = read_replicates(study, results)
-    tables = artifacts.check_store(root / "report" / "tables", config.resolve(study, "report"))
+def import_study(study: config.Study, root: Path, arms: Mapping[str, Arm], uri: str) -> dict[str, int]:
+    """Bring the store at ``uri`` in line with the results in ``root``; return how many replicates were made, replaced, ..."""
     client = _client(uri)
     experiment = _experiment(client, study.study, uri)
     there = _runs(client, experiment)
     counts = {"made": 0, "replaced": 0, "kept": 0, "removed": 0}
-    summary: dict[str, Any] = {"study": study.study, "arms": {}}
-    for arm, replicates in arms.items():
-        digest = _digest([_page_digest(root), tables, *(replicate.digest for replicate in replicates)])
-        summary["arms"][arm] = {"digest": digest, "replicates": [replicate.digest for replicate in replicates]}
-        start, end = _times(record for replicate in replicates for _, record in replicate.stores.values())
-        parent = known = _keep(client, there.pop((arm, ""), []), digest)
+    for name, arm in arms.items():
+        start, end = _times(record for one in arm.replicates for _, record in one.stores.values())
+        parent = known = _keep(client, there.pop((name, ""), []), arm.digest)
         if parent is None:
-            tags = {"afterimage.arm": arm, "afterimage.digest": digest}
-            parent = client.create_run(experiment, start, tags, run_name=arm).info.run_id
-        for replicate in replicates:
-            old = there.pop((arm, str(replicate.number)), [])
-            child = _keep(client, old, replicate.digest)
+            tags = {"afterimage.arm": name, "afterimage.digest": arm.digest}
+            parent = client.create_run(experiment, start, tags, run_name=name).info.run_id
+        for one in arm.replicates:
+            old = there.pop((name, str(one.number)), [])
+            child = _keep(client, old, one.digest)
             if child is None:
-                _make_child(client, experiment, arm, replicate, parent, show_images=study.report.show_images)
+                _make_child(client, experiment, name, one, parent, show_images=study.report.show_images)
                 counts["replaced" if old else "made"] += 1
             else:
                 client.set_tag(child, "mlflow.parentRunId", parent)
                 counts["kept"] += 1
         if known is None:
-            _fill_parent(client, parent, study, root, arm, end)
+            _fill_parent(client, parent, study, root, name, end)
             client.set_terminated(parent, "FINISHED", end)
     for (_, number), runs in there.items():  # arms and replicates that the study no longer has
         _keep(client, runs, digest="")
         counts["removed"] += bool(number)
-    return summary, counts
-
-
-def _page_digest(root: Path) -> str | None:
-    page = root / "report" / "extraction" / artifacts.RUN
-    return artifacts.sha256(page) if page.is_file() else None
+    return counts
 
 
 def _fill_parent(client: MlflowClient, run_id: str, study: config.Study, root: Path, arm: str, time_ms: int) -> None:

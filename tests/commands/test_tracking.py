@@ -31,7 +31,7 @@ def store(study: config.Study, empty_store: Path) -> None:
 
 
 def do_import(study: config.Study) -> dict[str, int]:
-    return tracking.import_study(study, Path("results"), tracking.default_uri())[1]
+    return tracking.import_study(study, ROOT, tracking.read(study, Path("results")), tracking.default_uri())
 
 
 def shown(name: str = "default") -> dict[str, object]:

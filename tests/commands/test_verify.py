@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afterimage import cli, config, layout, provenance
+from afterimage import cli, config, layout, provenance, tracking
 from afterimage.artifacts import ArtifactError
 from afterimage.commands import adopt, verify
 
@@ -161,7 +161,20 @@ def test_adopt_touches_all_phases_of_right_results(study: config.Study, calls: l
     assert cli.main(["adopt"]) == 0
     assert [command[0] for command in calls] == ["dvc", "snakemake"]
     assert {"--touch", "--forceall"} <= set(calls[1])
-    assert calls[1][-len(layout.PHASES) - 1 :] == ("--", *layout.PHASES)
+    assert calls[1][-2:] == ("--", "all")
+
+
+def test_adopt_drops_the_record_of_an_import_of_older_results(
+    build: Build, study: config.Study, calls: list[tuple[str, ...]]
+) -> None:
+    imported = ROOT / "track" / "track.json"
+    imported.parent.mkdir()
+    imported.write_text(json.dumps(tracking.summary(study, tracking.read(study, Path("results")))))
+    assert cli.main(["adopt"]) == 0
+    assert imported.is_file()
+    build(study, Path("results"), only="attack", offset=1.0)
+    assert cli.main(["adopt"]) == 0
+    assert not imported.exists()
 
 
 def test_adopt_refuses_wrong_results(

@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from afterimage import config, layout
+from afterimage import config, tracking
 from afterimage.artifacts import ArtifactError
 from afterimage.commands import verify
 
@@ -33,13 +33,13 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         listed = "\n".join(f"  {problem}" for problem in wrong)
         raise ArtifactError(f"{len(wrong)} problem(s), so nothing was adopted:\n{listed}")
-    # Without `track`: MLflow's store is not pulled, and `snakemake all` then makes it.
-    command = ["snakemake", "--configfile", str(args.study), "--cores", "1", "--quiet", "all", "--touch", "--forceall", "--"]
-    done = _call(*command, *layout.PHASES)
+    imported = args.results / study.study / "track" / "track.json"
+    if imported.is_file() and json.loads(imported.read_text()) != tracking.summary(study, tracking.read(study, args.results)):
+        imported.unlink()  # MLflow shows older results: let `snakemake all` import the pulled ones
+    command = ["snakemake", "--configfile", str(args.study), "--cores", "1", "--quiet", "all", "--touch", "--forceall"]
+    done = _call(*command, "--", "all")
     if done.returncode:
-        raise ArtifactError(
-            f"`{' '.join(command)} ...` failed, so Snakemake's records are not complete:\n{done.stderr.strip()}"
-        )
+        raise ArtifactError(f"`{' '.join(command)} -- all` failed; Snakemake's records are incomplete:\n{done.stderr.strip()}")
     print(f"study {study.study!r}: all results are right and known to Snakemake")
     return 0
 
