@@ -1,0 +1,362 @@
+"""``afterimage attack extraction``: which training images come back (Carlini et al. 2023, section 5.1) and MQ (IET-AGC).
+
+Each generation is matched with its nearest training image. It is flagged if its ratio (see ``adaptive``) is at most 1, and the
+training image is then extracted; images are counted once, however many generations show them, and all copies of a source as
+one. Every count is made with both anchors, and with both the fixed alpha and the alpha calibrated on held-out images; beside it
+stand the same count for held-out images and for never-trained twins.
+
+``extract`` is the attack itself: arrays in, tables out. It needs only generations and training images; held-out images and
+the planted truth add the controls. The store that the verb leaves:
+
+- ``pairs.parquet``: one row per generation: sample, nearest, nearest_source (ids), l2 (normalised l2, or tiled), ratio_training,
+  ratio_candidate (both with the fixed alpha; infinite where all neighbours are copies), mq_ratio, and
+  ``flagged_<anchor>_<fixed|calibrated>``;
+- ``holdout_pairs.parquet``: the same for the held-out images, and half (calibration or control);
+- ``images.parquet``: one row per training source: source, id and label of its first row, copies (as planted), best_sample,
+  best_l2 (its nearest generation, where it is the nearest of one), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and
+  k_eidetic: training rows within delta in plain normalised l2, itself counted (Def. 2);
+- ``twins.parquet``: the same for the twins, in place of the planted images: with twin_of, without k_eidetic;
+- ``precision_recall.csv``: planted images against twins, headline anchor;
+- ``results.csv``: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value, low, high (bootstrap over the
+  ``of`` units), exact_low, exact_high (Clopper-Pearson). ``flagged_holdout`` with the calibrated alpha counts the control half only.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from afterimage import artifacts, config, seeds
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.attacks import adaptive, calibration, mq, twins
+from afterimage.attacks.target import Scores, Target, contents
+from afterimage.attacks.twins import Planted, Ranking
+from afterimage.metrics import intervals
+
+STEP = "attack/extraction"
+
+FIXED, CALIBRATED = "fixed", "calibrated"
+
+
+class Reading(NamedTuple):
+    """One way to decide: whose neighbours normalise, and which threshold."""
+
+    anchor: str
+    alpha: str
+    value: float
+
+    @property
+    def name(self) -> str:
+        return f"{self.anchor}_{self.alpha}"
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """What the attack found; the tables have the columns that this module's docstring lists.
+
+    Attributes:
+        pairs, images, results: Always there.
+        holdout_pairs: With held-out images.
+        twins, precision_recall: With a planted truth; empty where nothing is planted.
+        readings: The thresholds used.
+        headline: Flat name -> number, with the headline anchor.
+        facts: Counts that the numbers depend on.
+    """
+
+    pairs: pd.DataFrame
+    images: pd.DataFrame
+    results: pd.DataFrame
+    holdout_pairs: pd.DataFrame | None
+    twins: pd.DataFrame | None
+    precision_recall: pd.DataFrame | None
+    readings: list[Reading]
+    headline: dict[str, float]
+    facts: dict[str, Any]
+
+
+def extract(
+    samples: Images,
+    train: Images,
+    settings: config.Extraction,
+    statistics: config.Statistics,
+    seed: int,
+    *,
+    flips: bool = False,
+    holdout: Images | None = None,
+    planted: Planted | None = None,
+) -> Extraction:
+    """Attack generations.
+
+    Args:
+        samples: The generations, at least one.
+        train: The images that the model was trained on, copies included.
+        settings: Of the attack.
+        statistics: Of the intervals.
+        seed: Root seed; decides the halves of the held-out images and the resamples.
+        flips: The model was trained with random mirroring: compare mirror images too.
+        holdout: Real images of the same kind that the model did not see; they calibrate alpha and are the control.
+        planted: The planted truth, for the twins' control and the precision-recall curve.
+
+    Raises:
+        ArtifactError: if the sets do not have images of one shape, or one is empty.
+        ConfigError: for fewer than two different training images, or settings that do not fit the images.
+    """
+    _check_shapes(train, samples, "generations")
+    target = Target(train.pixels, settings, flips)
+    scores = target.score(samples.pixels)
+    readings = [Reading(anchor, FIXED, settings.alpha) for anchor in adaptive.ANCHORS]
+    facts = {
+        "training_rows": len(train),
+        "gallery_images": len(target.rows),
+        "neighbours": target.neighbours,
+        "mq_neighbours": target.mq_neighbours,
+        "zero_means_generations": scores.zero_means,
+    }
+    table = _Results(statistics, seed)
+    holdout_pairs = None
+    if holdout is not None:
+        _check_shapes(train, holdout, "held-out images")
+        held = target.score(holdout.pixels)
+        calibrates = calibration.halves(len(holdout), seed)
+        for anchor in adaptive.ANCHORS:
+            alpha = calibration.largest_alpha(held.relative[anchor][calibrates], settings.calibrated_rate)
+            readings.append(Reading(anchor, CALIBRATED, alpha))
+        holdout_pairs = _pairs(holdout, train, held, readings, settings.alpha)
+        holdout_pairs["half"] = np.where(calibrates, "calibration", "control")
+        for reading in readings:
+            flags = adaptive.flagged(held.relative[reading.anchor], reading.value)
+            table.share("flagged_holdout", flags[~calibrates] if reading.alpha == CALIBRATED else flags, reading)
+        for tau in settings.mq_thresholds:
+            table.share(f"mq_holdout@{tau:g}", mq.below(held.mq, tau))
+        facts["zero_means_holdout"] = held.zero_means
+        facts["calibration_impossible"] = [r.anchor for r in readings if r.value == 0]
+
+    pairs = _pairs(samples, train, scores, readings, settings.alpha)
+    images = _images(pairs, train, target.rows, readings)
+    if planted is not None:
+        _check_shapes(train, planted.twins, "twins", may_be_empty=True)
+        planted = planted.among(train.sources)
+        copies = pd.Series(planted.copies, planted.sources).reindex(images["source"]).fillna(1)
+    else:
+        copies = pd.Series(train.sources).value_counts().reindex(images["source"])
+    images.insert(3, "copies", copies.to_numpy(np.int64))
+    first = pd.Index(train.ids).get_indexer(pd.Index(images["id"]))
+    images["k_eidetic"] = target.rows_within(train.pixels[first], settings.delta)
+    different = contents(train.pixels)[0]
+    for reading in readings:
+        flags = pairs[f"flagged_{reading.name}"].to_numpy()
+        found = images[f"extracted_{reading.name}"].to_numpy()
+        table.share("flagged_generations", flags, reading)
+        table.share("extracted_images", found, reading)
+        table.share("extracted_contents", np.isin(different, scores.row[flags]), reading)
+        for number in np.unique(images["copies"]):
+            table.share("extracted_by_copies", found[images["copies"] == number], reading, f"copies={number}")
+    for tau in settings.mq_thresholds:
+        table.share(f"mq@{tau:g}", mq.below(scores.mq, tau))
+    facts["sources"] = len(images)
+    del target  # its search copy of the images, before the swapped one is made
+    twin_images, curve = None, None
+    if planted is not None:
+        twin_images, curve = _twins_control(samples, train, settings, flips, planted, readings, images, table)
+    results = table.frame()
+    return Extraction(
+        pairs=pairs,
+        images=images,
+        results=results,
+        holdout_pairs=holdout_pairs,
+        twins=twin_images,
+        precision_recall=curve,
+        readings=readings,
+        headline=_headline(results, settings.anchor),
+        facts=facts,
+    )
+
+
+def _check_shapes(train: Images, images: Images, name: str, may_be_empty: bool = False) -> None:
+    if images.pixels.shape[1:] != train.pixels.shape[1:]:
+        raise ArtifactError(
+            f"the {name} have shape {images.pixels.shape[1:]}, but the training images {train.pixels.shape[1:]}"
+        )
+    if not len(images) and not may_be_empty:
+        raise ArtifactError(f"there are no {name}")
+
+
+def _pairs(images: Images, train: Images, scores: Scores, readings: list[Reading], alpha: float) -> pd.DataFrame:
+    """Return one row per image with its nearest training image; ratios are those of the fixed ``alpha``."""
+    columns = {
+        "sample": images.ids,
+        "nearest": train.ids[scores.row],
+        "nearest_source": train.sources[scores.row],
+        "l2": scores.distance,
+    }
+    columns |= {f"ratio_{anchor}": adaptive.ratio(scores.relative[anchor], alpha) for anchor in adaptive.ANCHORS}
+    columns["mq_ratio"] = scores.mq
+    for reading in readings:
+        columns[f"flagged_{reading.name}"] = adaptive.flagged(scores.relative[reading.anchor], reading.value)
+    return pd.DataFrame(columns)
+
+
+def _images(pairs: pd.DataFrame, train: Images, rows: np.ndarray, readings: list[Reading]) -> pd.DataFrame:
+    """Return one row per source in the gallery with what the generations show of it."""
+    gallery = pd.DataFrame({"source": train.sources[rows], "id": train.ids[rows], "label": train.labels[rows]})
+    images = gallery.drop_duplicates("source").reset_index(drop=True)
+    nearest = pairs.sort_values("l2", kind="stable").drop_duplicates("nearest_source")
+    nearest = nearest[["nearest_source", "sample", "l2"]].set_axis(["source", "best_sample", "best_l2"], axis=1)
+    if pd.api.types.is_integer_dtype(nearest["best_sample"]):
+        nearest["best_sample"] = nearest["best_sample"].astype("Int64")  # an image that is nearest to no generation has none
+    images = images.merge(nearest, on="source", how="left")
+    for anchor in adaptive.ANCHORS:
+        smallest = pairs.groupby("nearest_source")[f"ratio_{anchor}"].min()
+        images[f"best_ratio_{anchor}"] = smallest.reindex(images["source"]).to_numpy()
+    for reading in readings:
+        found = pairs.loc[pairs[f"flagged_{reading.name}"], "nearest_source"]
+        images[f"extracted_{reading.name}"] = images["source"].isin(found)
+    return images
+
+
+def _twins_control(
+    samples: Images,
+    train: Images,
+    settings: config.Extraction,
+    flips: bool,
+    planted: Planted,
+    readings: list[Reading],
+    images: pd.DataFrame,
+    table: _Results,
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Attack the same generations with the planted images swapped for their twins; return the twins' table and the curve."""
+    swapped = twins.swap(train, planted)
+    truth = pd.DataFrame({"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies})
+    if truth.empty:
+        columns = dict.fromkeys([*truth, *images.columns.drop("k_eidetic")])
+        return truth.reindex(columns=list(columns)), pd.DataFrame(columns=["recall", "precision", "ratio"])
+    target = Target(swapped.pixels, settings, flips)
+    pairs = _pairs(samples, swapped, target.score(samples.pixels), readings, settings.alpha)
+    found = truth.merge(_images(pairs, swapped, target.rows, readings), on="source", how="left", validate="1:1")
+    for reading in readings:
+        flags = found[f"extracted_{reading.name}"].to_numpy(bool)
+        table.share("twins_flagged", flags, reading)
+        for number in np.unique(found["copies"]):
+            table.share("twins_flagged_by_copies", flags[found["copies"] == number], reading, f"copies={number}")
+    column = f"best_ratio_{settings.anchor}"
+    own = images.set_index("source")[column].reindex(planted.sources)
+    ranking = Ranking(own.fillna(np.inf).to_numpy(), found[column].fillna(np.inf).to_numpy())
+    table.ranking("average_precision", ranking.average_precision, len(truth), settings.anchor)
+    table.ranking("roc_auc", ranking.auc, len(truth), settings.anchor)
+    return found, ranking.curve()
+
+
+class _Results:
+    """The tidy table, row by row; every row has its own random stream, so that no row depends on another."""
+
+    def __init__(self, statistics: config.Statistics, seed: int):
+        self._statistics, self._seed = statistics, seed
+        self._rows: list[dict[str, Any]] = []
+
+    def share(self, metric: str, flags: np.ndarray, reading: Reading | None = None, subset: str = "all") -> None:
+        """Add the share of flagged units, bool (U,)."""
+        anchor, alpha, value = reading or ("none", "none", None)
+        rng = seeds.numpy_rng(self._seed, "bootstrap", metric, anchor, alpha, subset)
+        count = int(np.count_nonzero(flags))
+        share = intervals.share(count, len(flags), self._statistics.bootstrap, self._statistics.confidence, rng)
+        row = {"metric": metric, "anchor": anchor, "alpha": alpha, "alpha_value": value, "subset": subset}
+        self._rows.append(row | {"count": count, "of": len(flags)} | vars(share))
+
+    def ranking(self, metric: str, statistic: Callable[..., float], units: int, anchor: str) -> None:
+        """Add a statistic of ``units`` pairs, which takes the resampled pairs or nothing."""
+        rng = seeds.numpy_rng(self._seed, "bootstrap", metric, anchor)
+        values = intervals.resampled(statistic, units, self._statistics.bootstrap, rng)
+        low, high = intervals.percentile(values, self._statistics.confidence)
+        row = {"metric": metric, "anchor": anchor, "alpha": "none", "subset": "all", "of": units}
+        self._rows.append(row | {"value": statistic(), "low": low, "high": high})
+
+    def frame(self) -> pd.DataFrame:
+        columns = ["metric", "anchor", "alpha", "alpha_value", "subset", "count", "of"]
+        columns += ["value", "low", "high", "exact_low", "exact_high"]
+        return pd.DataFrame(self._rows, columns=columns).astype({"count": "Int64"})
+
+
+_HEADLINE = {
+    "extraction/unique_images": ("extracted_images", FIXED, "count"),
+    "extraction/unique_images_calibrated": ("extracted_images", CALIBRATED, "count"),
+    "extraction/flagged_generations": ("flagged_generations", FIXED, "value"),
+    "extraction/flagged_generations_calibrated": ("flagged_generations", CALIBRATED, "value"),
+    "extraction/flagged_holdout": ("flagged_holdout", FIXED, "value"),
+    "extraction/flagged_holdout_calibrated": ("flagged_holdout", CALIBRATED, "value"),
+    "extraction/twins_flagged": ("twins_flagged", FIXED, "count"),
+    "extraction/twins_flagged_calibrated": ("twins_flagged", CALIBRATED, "count"),
+    "extraction/alpha_calibrated": ("extracted_images", CALIBRATED, "alpha_value"),
+    "extraction/average_precision": ("average_precision", "none", "value"),
+}
+"""Flat name -> metric, alpha and column of ``results``; names with ``unique``, ``twins`` or ``mq`` are counts, others shares."""
+
+
+def _headline(results: pd.DataFrame, anchor: str) -> dict[str, float]:
+    rows = results[(results["subset"] == "all") & results["anchor"].isin([anchor, "none"])].set_index(["metric", "alpha"])
+    headline = {name: rows[column].get((metric, alpha)) for name, (metric, alpha, column) in _HEADLINE.items()}
+    for metric in results["metric"]:
+        if metric.startswith("mq"):
+            headline[metric] = rows["count"][metric, "none"]
+    return {name: float(value) for name, value in headline.items() if value is not None}
+
+
+def trained_rows(train: Images, members: pd.DataFrame) -> Images:
+    """Return the images that an arm trained on: the rows whose id its table of members marks as trained.
+
+    Raises:
+        ArtifactError: if the members are not rows of ``train``, or none was trained on.
+    """
+    ids = members.loc[members["trained"], "id"].to_numpy()
+    unknown = ids[~np.isin(ids, train.ids)]
+    if len(unknown):
+        raise ArtifactError(f"members names training image {unknown[0]}, which the training set does not have")
+    if not len(ids):
+        raise ArtifactError("members marks no training image as trained")
+    return train.take(np.isin(train.ids, ids))
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's flags."""
+    parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
+    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
+    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
+    parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
+    parser.add_argument("--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)")
+    parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Attack one arm's generations and store what came back."""
+    resolved = artifacts.read_config(args.config, STEP)
+    names = ("samples", "train", "members", "holdout", "twins", "index")
+    inputs = {name: getattr(args, name) for name in names}
+    with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+        own = dict(step.settings)
+        flips, statistics = own.pop("flips"), config.Statistics(**own.pop("statistics"))
+        for path in (args.members, args.index):
+            artifacts.check_file(path)
+        found = extract(
+            artifacts.load_images(args.samples),
+            trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members)),
+            config.Extraction(**own),
+            statistics,
+            resolved["seed"],
+            flips=flips,
+            holdout=artifacts.load_images(args.holdout),
+            planted=twins.read(pd.read_parquet(args.index), artifacts.load_images(args.twins)),
+        )
+        for name in ("pairs", "holdout_pairs", "images", "twins"):
+            getattr(found, name).to_parquet(step.folder / f"{name}.parquet", index=False)
+        for name in ("results", "precision_recall"):
+            getattr(found, name).to_csv(step.folder / f"{name}.csv", index=False)
+        for name, value in found.headline.items():
+            step.metric(name, value)
+        step.note(**found.facts)

@@ -1,0 +1,138 @@
+"""A training set under attack: for each image shown to it, the nearest training image and how near that is for such an image.
+
+This is the part of untargeted extraction (Carlini et al. 2023, section 5.1) that has to look at pixels; what follows from its
+answers is counting. It knows nothing of planted truth, held-out images or thresholds.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from afterimage import config
+from afterimage.attacks import adaptive, mq
+from afterimage.config import ConfigError
+from afterimage.metrics.neighbours import Gallery
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a target says of Q images.
+
+    Attributes:
+        row: int64 (Q,), nearest training image, a row of the target's images; the lowest on ties.
+        distance: float64 (Q,), distance to it, normalised l2 or tiled l2.
+        relative: anchor -> float64 (Q,), ``adaptive.relative``: the ratio at alpha = 1.
+        mq: float64 (Q,), the ratio of ``mq``.
+        zero_means: anchor -> int, how often the neighbours' mean distance was 0.
+    """
+
+    row: np.ndarray
+    distance: np.ndarray
+    relative: dict[str, np.ndarray]
+    mq: np.ndarray
+    zero_means: dict[str, int]
+
+
+class Target:
+    """Training images, ready to be compared with.
+
+    Attributes:
+        rows: int64 (G,), the rows of ``images`` that are compared with: the first of each content, or all.
+        neighbours: n of the adaptive distance: the setting, or all other images where there are fewer.
+        mq_neighbours: n of MQ, likewise.
+    """
+
+    def __init__(self, images: np.ndarray, settings: config.Extraction, flips: bool):
+        """Prepare a target.
+
+        Args:
+            images: uint8 or floating in [0, 1], (N, H, W, C).
+            settings: Of the attack.
+            flips: Compare mirrored images too (not in MQ, which does not know them).
+
+        Raises:
+            ConfigError: for fewer than two (different) images, values outside [0, 1], or tiles that do not fit.
+        """
+        check_range(images, "training")
+        self.images, self.settings, self.flips = images, settings, flips
+        self.rows, self._times = np.arange(len(images)), np.ones(len(images), np.int64)
+        if settings.gallery == "distinct":
+            self.rows, self._times = contents(images)
+        if len(self.rows) < 2:
+            kind = "different " if settings.gallery == "distinct" else ""
+            raise ConfigError(f"extraction needs at least 2 {kind}training images, not {len(self.rows)}")
+        self.neighbours = min(settings.neighbours, len(self.rows) - 1)
+        self.mq_neighbours = min(settings.mq_neighbours, len(self.rows))
+        gallery = images if len(self.rows) == len(images) else images[self.rows]
+        self._gallery = Gallery(gallery, settings.tiles if settings.distance == "tiled" else 1)
+        self._plain = self._gallery if settings.distance == "l2" else Gallery(gallery)
+        self._means = np.full(len(self.rows), np.nan)  # of each gallery image, once it is asked for
+
+    def score(self, images: np.ndarray) -> Scores:
+        """Compare images, of the training images' kind and shape, with the target.
+
+        Raises:
+            ConfigError: for images of another kind or with values outside [0, 1].
+        """
+        check_range(images, "compared")
+        count, block = len(images), self.settings.block
+        nearest, distance, mean, mq_ratio = np.empty(count, np.int64), np.empty(count), np.empty(count), np.empty(count)
+        shared = self._plain is self._gallery and not self.flips
+        k = max(self.neighbours, self.mq_neighbours) if shared else self.neighbours
+        for start in range(0, count, block):
+            part = slice(start, start + block)
+            found = self._gallery.nearest(images[part], k, flips=self.flips, block=block)
+            nearest[part], distance[part] = found.rows[:, 0], found.distances[:, 0]
+            mean[part] = found.distances[:, : self.neighbours].mean(axis=1)
+            plain = found if shared else self._plain.nearest(images[part], self.mq_neighbours, block=block)
+            mq_ratio[part] = mq.ratios(plain.distances[:, : self.mq_neighbours])
+        means = {"training": self._means_of(nearest), "candidate": mean}
+        return Scores(
+            row=self.rows[nearest],
+            distance=distance,
+            relative={anchor: adaptive.relative(distance, means[anchor]) for anchor in adaptive.ANCHORS},
+            mq=mq_ratio,
+            zero_means={anchor: int((means[anchor] == 0).sum()) for anchor in adaptive.ANCHORS},
+        )
+
+    def rows_within(self, images: np.ndarray, radius: float) -> np.ndarray:
+        """Count the training rows, exact copies each, within ``radius`` of each image in normalised l2, int64 (Q,)."""
+        return self._plain.count_within(images, radius, weights=self._times, block=self.settings.block)
+
+    def _means_of(self, nearest: np.ndarray) -> np.ndarray:
+        """Return the mean distance of gallery images to their n nearest others (with ``include_self``: themselves counted in)."""
+        new = np.unique(nearest[np.isnan(self._means[nearest])])
+        others = self.neighbours - 1 if self.settings.include_self else self.neighbours
+        if others and len(new):
+            for start in range(0, len(new), self.settings.block):
+                some = new[start : start + self.settings.block]
+                found = self._gallery.nearest(
+                    self._gallery.images[some], others, exclude=some, flips=self.flips, block=self.settings.block
+                )
+                self._means[some] = found.distances.sum(axis=1) / self.neighbours
+        else:
+            self._means[new] = 0.0
+        return self._means[nearest]
+
+
+def contents(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest row of each different image, ascending, and how many rows it has, both int64. Different: in any byte."""
+    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
+    _, first, times = np.unique(np.array(digests, "V16"), return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return first[order], times[order]
+
+
+def check_range(images: np.ndarray, name: str) -> None:
+    """Refuse pixel values that are not in [0, 1].
+
+    Raises:
+        ConfigError: naming the images and their range.
+    """
+    if images.dtype != np.uint8 and images.size and not (images.min() >= 0 and images.max() <= 1):
+        raise ConfigError(
+            f"{name} images must be uint8, or floating with finite values in [0, 1]; theirs are in [{images.min()}, {images.max()}]"
+        )

@@ -1,0 +1,313 @@
+"""The whole attack, on models in closed form and on stores."""
+
+import argparse
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.datasets import load_digits
+
+from afterimage import artifacts, config
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.attacks import adaptive, extraction, twins
+from afterimage.attacks.extraction import extract
+from afterimage.config import ConfigError
+
+SETTINGS, STATISTICS = config.Extraction(), config.Statistics(bootstrap=50)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    images = np.rint(load_digits().images / 16 * 255).astype(np.uint8)[..., None]
+    return images[np.random.default_rng(0).permutation(len(images))]
+
+
+@pytest.fixture(scope="module")
+def drawn(oracles):
+    def draw(kind, pixels, count=1000, **keys):
+        data = pixels.reshape(len(pixels), -1) / 127.5 - 1
+        denoise = getattr(oracles, kind)(data, **keys)
+        return oracles.to_uint8(oracles.ddim(denoise, count, data.shape[1], seed=0), pixels.shape[1:])
+
+    return draw
+
+
+def attack(samples, pixels, **keys):
+    return extract(Images.of(samples), Images.of(pixels), keys.pop("settings", SETTINGS), STATISTICS, 0, **keys)
+
+
+def value(found, metric, column="value", **where):
+    rows = found.results[found.results["metric"] == metric]
+    for key, wanted in ({"subset": "all"} | where).items():
+        rows = rows[rows[key] == wanted]
+    assert len(rows) == 1
+    return rows[column].iloc[0]
+
+
+# ---- models in closed form ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["digits", "smooth"])
+def test_the_perfect_memoriser_is_caught_every_time(kind, digits, drawn, oracles):
+    pixels = digits[:1000] if kind == "digits" else np.rint(oracles.smooth_images(1000, 0) * 255).astype(np.uint8)
+    found = attack(drawn("empirical_bayes", pixels), pixels)
+    uniform = 1000 * (1 - (1 - 1 / 1000) ** 1000)
+    for anchor in adaptive.ANCHORS:
+        assert value(found, "flagged_generations", anchor=anchor) == 1
+        assert value(found, "extracted_images", "count", anchor=anchor) == pytest.approx(uniform, rel=0.05)
+    assert found.pairs["l2"].median() == 0
+    assert found.headline["mq@0.15"] == 1000
+
+
+def test_the_gaussian_fit_gives_nothing_back(digits, drawn):
+    found = attack(drawn("gaussian_fit", digits[:1000]), digits[:1000])
+    for anchor in adaptive.ANCHORS:
+        assert value(found, "flagged_generations", anchor=anchor) <= 0.01
+
+
+def test_the_rate_falls_as_the_memoriser_is_blurred(digits, drawn):
+    rates = []
+    for bandwidth in (0.1, 0.3, 0.6):
+        pairs = attack(drawn("empirical_bayes", digits[:500], 300, bandwidth=bandwidth), digits[:500]).pairs
+        rates.append([pairs[f"flagged_{anchor}_fixed"].mean() for anchor in adaptive.ANCHORS])
+    assert (np.diff(rates, axis=0) < 0).all()
+
+
+# ---- counting -----------------------------------------------------------------------------------------------------------
+
+
+def test_more_generations_never_find_fewer_images(digits, drawn):
+    samples = drawn("empirical_bayes", digits[:200], 200, bandwidth=0.3)
+    counts = [
+        [value(attack(samples[:n], digits[:200]), "extracted_images", "count", anchor=a) for a in adaptive.ANCHORS]
+        for n in (1, 20, 80, 200)
+    ]
+    assert (np.diff(counts, axis=0) >= 0).all()
+    assert counts[-1] > counts[0]
+
+
+def test_copies_count_as_one_image_and_the_best_generation_is_kept(digits):
+    original = digits[0]
+    near = np.clip(original.astype(int) + np.eye(8, dtype=int)[..., None] * 9, 0, 255).astype(np.uint8)
+    pixels = np.stack([*digits[1:80], original, original, near])
+    sources = np.array([*range(79), 500, 500, 500])
+    samples = np.stack([near, original, digits[3]])
+    settings = SETTINGS.model_copy(update={"delta": 0.03})
+    found = extract(Images.of(samples), Images.of(pixels, sources=sources), settings, STATISTICS, 0)
+    assert found.pairs["nearest"].tolist() == [81, 79, 2]
+    assert found.pairs["nearest_source"].tolist() == [500, 500, 2]
+    images = found.images.set_index("source")
+    assert len(images) == 80
+    assert found.images["source"].is_unique
+    assert images.loc[500, ["id", "copies", "best_sample", "best_l2"]].tolist() == [79, 3, 0, 0]
+    assert images.loc[500, "k_eidetic"] == 3
+    assert pd.isna(images.loc[7, "best_sample"])
+    assert images["extracted_training_fixed"].sum() == 2
+    assert value(found, "extracted_images", "count", anchor="training") == 2
+    assert value(found, "extracted_images", "of", anchor="training") == 80
+    assert value(found, "extracted_contents", "count", anchor="training") == 3
+    assert value(found, "extracted_by_copies", anchor="training", subset="copies=3") == 1
+    assert value(found, "extracted_by_copies", anchor="training", subset="copies=1") == pytest.approx(1 / 79)
+
+
+def test_generations_and_training_images_alone_are_enough(digits):
+    found = attack(digits[:60], digits[:150])
+    assert found.holdout_pairs is None
+    assert found.twins is None
+    assert found.precision_recall is None
+    assert set(found.results["alpha"]) == {"fixed", "none"}
+    assert found.headline["extraction/unique_images"] == 60
+    assert "extraction/alpha_calibrated" not in found.headline
+
+
+def test_ids_may_be_text(digits):
+    train = Images.of(digits[:60], ids=np.array([f"train/{i}.png" for i in range(60)]))
+    samples = Images.of(digits[5:8], ids=np.array(["a.png", "b.png", "c.png"]))
+    found = extract(samples, train, SETTINGS, STATISTICS, 0, holdout=Images.of(digits[100:140]))
+    assert found.pairs["nearest"].tolist() == ["train/5.png", "train/6.png", "train/7.png"]
+    assert found.images.set_index("source").loc["train/6.png", "best_sample"] == "b.png"
+
+
+def test_the_control_and_the_calibrated_alpha(digits):
+    settings = SETTINGS.model_copy(update={"calibrated_rate": 0.1})
+    found = attack(digits[:100], digits[:300], holdout=Images.of(digits[600:1000]), settings=settings)
+    held = found.holdout_pairs
+    for anchor in adaptive.ANCHORS:
+        calibration = held[held["half"] == "calibration"]
+        control = held[held["half"] == "control"]
+        flag = f"flagged_{anchor}_calibrated"
+        assert calibration[flag].sum() == 20  # exactly a tenth of 200: no ties here
+        assert value(found, "flagged_holdout", anchor=anchor, alpha="calibrated") == control[flag].mean()
+        assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="calibrated") == 200
+        assert value(found, "flagged_holdout", anchor=anchor, alpha="fixed") == (held[f"ratio_{anchor}"] <= 1).mean()
+        assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="fixed") == 400
+        assert value(found, "flagged_holdout", "exact_low", anchor=anchor, alpha="calibrated") > 0
+
+
+def test_held_out_images_that_are_training_images_make_calibration_impossible_and_are_said(digits):
+    found = attack(digits[:10], digits[:100], holdout=Images.of(digits[:50]))
+    assert found.facts["calibration_impossible"] == ["training", "candidate"]
+    assert found.headline["extraction/unique_images_calibrated"] == 0
+    assert found.headline["extraction/flagged_holdout"] == 1
+
+
+def test_a_single_sample_and_a_repeated_run(digits):
+    first, again = (attack(digits[700:701], digits[:90], holdout=Images.of(digits[300:350])) for _ in range(2))
+    assert len(first.pairs) == 1
+    pd.testing.assert_frame_equal(first.results, again.results)
+
+
+def test_results_hold_no_nan_but_where_a_column_does_not_apply(digits):
+    found = attack(digits[700:760], digits[:90], holdout=Images.of(digits[300:350]))
+    assert found.results.drop(columns="alpha_value").notna().all(axis=None)
+    assert (found.results["alpha_value"].isna() == (found.results["alpha"] == "none")).all()
+    shares = found.results
+    assert ((shares["exact_low"] <= shares["value"]) & (shares["value"] <= shares["exact_high"])).all()
+    assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
+
+
+# ---- twins --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def planting(digits):
+    """Twelve planted sources (four each at 2, 4 and 8 copies, the last of each perturbed) among 100 others, and their twins."""
+    rng = np.random.default_rng(0)
+    copies = np.repeat([2, 4, 8], 4)
+    pixels, sources = list(digits[:100]), list(range(100))
+    for i, times in enumerate(copies):
+        for copy in range(times):
+            noise = rng.integers(-3, 4, (8, 8, 1)) if i % 4 == 3 and copy else 0
+            pixels.append(np.clip(digits[100 + i].astype(int) + noise, 0, 255).astype(np.uint8))
+            sources.append(100 + i)
+    train = Images.of(np.stack(pixels), sources=np.array(sources))
+    planted = twins.Planted(np.arange(100, 112), copies, Images.of(digits[112:124], ids=np.arange(112, 124)))
+    return train, planted
+
+
+def test_swapping_replaces_every_copy_and_nothing_else(planting):
+    train, planted = planting
+    swapped = twins.swap(train, planted)
+    np.testing.assert_array_equal(swapped.pixels[:100], train.pixels[:100])
+    for source, twin, image in zip(planted.sources, planted.twins.ids, planted.twins.pixels, strict=True):
+        rows = train.sources == source
+        assert (swapped.pixels[rows] == image).all()
+        assert (swapped.sources[rows] == twin).all()
+    np.testing.assert_array_equal(swapped.ids, train.ids)
+
+
+def test_a_memoriser_gives_back_planted_images_and_no_twin(planting, drawn):
+    train, planted = planting
+    samples = Images.of(drawn("empirical_bayes", train.pixels, 600))
+    found = extract(samples, train, SETTINGS, STATISTICS, 0, planted=planted)
+    for number in (4, 8):
+        subset = {"anchor": "training", "alpha": "fixed", "subset": f"copies={number}"}
+        assert value(found, "extracted_by_copies", **subset) == 1
+        assert value(found, "twins_flagged_by_copies", **subset) <= 0.25
+        assert value(found, "twins_flagged_by_copies", "of", **subset) == 4
+    assert value(found, "average_precision") > 0.95
+    assert found.twins["twin_of"].tolist() == planted.sources.tolist()
+    assert found.images.set_index("source").loc[111, "copies"] == 8
+    curve = found.precision_recall
+    assert curve["precision"].iloc[0] == 0.5
+    assert curve["recall"].iloc[-1] == 0
+
+
+def test_twins_are_extracted_where_generations_show_them(planting):
+    train, planted = planting
+    found = extract(Images.of(planted.twins.pixels), train, SETTINGS, STATISTICS, 0, planted=planted)
+    assert value(found, "twins_flagged", "count", anchor="training") == 12
+    assert (found.twins["best_l2"] == 0).all()
+    assert value(found, "roc_auc") < 0.1
+
+
+def test_ranking_known_answers():
+    perfect = twins.Ranking(np.array([0.1, 0.2, 0.3]), np.array([0.9, 2, np.inf]))
+    assert (perfect.average_precision(), perfect.auc()) == (1, 1)
+    blind = twins.Ranking(np.full(5, np.inf), np.full(5, np.inf))
+    assert (blind.average_precision(), blind.auc()) == (0.5, 0.5)
+    mixed = twins.Ranking(np.array([1.0, 3]), np.array([2.0, 4]))
+    assert mixed.average_precision() == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
+    assert mixed.auc() == 0.75
+    assert mixed.auc(np.array([0, 0])) == 1
+
+
+def test_only_planted_images_that_the_arm_trained_on_count(planting):
+    train, planted = planting
+    kept = train.take(~np.isin(train.sources, [100, 111]))
+    found = extract(Images.of(train.pixels[:50]), kept, SETTINGS, STATISTICS, 0, planted=planted)
+    assert len(found.twins) == 10
+    assert 111 not in found.images["source"].tolist()
+
+
+def test_nothing_planted(planting):
+    train, planted = planting
+    found = extract(Images.of(train.pixels[:5]), train, SETTINGS, STATISTICS, 0, planted=planted.among(np.array([-5])))
+    assert len(found.twins) == 0
+    assert "extracted_training_fixed" in found.twins
+    assert found.precision_recall.columns.tolist() == ["recall", "precision", "ratio"]
+    assert "average_precision" not in set(found.results["metric"])
+
+
+# ---- the verb -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stores(planting, digits, tmp_path):
+    train, planted = planting
+    split = tmp_path / "split"
+    split.mkdir()
+    train.save(split / "train.npz")
+    Images.of(digits[300:400], ids=np.arange(300, 400)).save(split / "holdout.npz")
+    planted.twins.save(split / "twins.npz")
+    Images.of(train.pixels[::2]).save(split / "images.npz")
+    index = pd.DataFrame({"id": planted.twins.ids, "part": "twin", "copies": planted.copies, "twin_of": planted.sources})
+    index.sample(frac=1, random_state=0).to_parquet(split / "index.parquet")
+    pd.DataFrame({"id": train.ids, "trained": train.ids != 3}).to_parquet(split / "members.parquet")
+    files = sorted(split.iterdir())
+    artifacts.write_json(split / "run.json", {"outputs": {file.name: artifacts.sha256(file) for file in files}})
+    settings = SETTINGS.model_dump() | {"flips": False, "statistics": STATISTICS.model_dump()}
+    resolved = {"step": extraction.STEP, "arm": "a", "replicate": 0, "seed": 1, "settings": settings}
+    artifacts.write_json(tmp_path / "config.json", resolved)
+    names = {"samples": "images", "train": "train", "holdout": "holdout", "twins": "twins"}
+    paths = {name: split / f"{file}.npz" for name, file in names.items()}
+    return argparse.Namespace(
+        **paths,
+        members=split / "members.parquet",
+        index=split / "index.parquet",
+        config=tmp_path / "config.json",
+        out=tmp_path / "out",
+    )
+
+
+def test_the_verb_stores_all_tables(stores):
+    extraction.run(stores)
+    run = artifacts.check_store(stores.out)
+    expected = {f"{name}.parquet" for name in ("pairs", "holdout_pairs", "images", "twins")}
+    assert set(run["outputs"]) == expected | {"results.csv", "precision_recall.csv", "metrics.jsonl"}
+    metrics = {row["name"]: row["value"] for row in map(json.loads, (stores.out / "metrics.jsonl").read_text().splitlines())}
+    results = pd.read_csv(stores.out / "results.csv")
+    row = results.query("metric == 'extracted_images' and anchor == 'training' and alpha == 'calibrated'")
+    assert metrics["extraction/unique_images_calibrated"] == row["count"].item()
+    assert metrics["extraction/alpha_calibrated"] == row["alpha_value"].item()
+    images = pd.read_parquet(stores.out / "images.parquet")
+    assert 3 not in images["source"].tolist()  # not trained on
+    assert len(pd.read_parquet(stores.out / "pairs.parquet")) == 78
+    assert run["facts"]["training_rows"] == 155
+
+
+def test_mismatched_stores_are_refused(stores, planting):
+    train, planted = planting
+    with pytest.raises(ArtifactError, match="do not name the same twins"):
+        twins.read(pd.read_parquet(stores.index), planted.twins.take(np.arange(5)))
+    with pytest.raises(ArtifactError, match="training image 999"):
+        extraction.trained_rows(train, pd.DataFrame({"id": [1, 999], "trained": [True, True]}))
+    with pytest.raises(ArtifactError, match="no training image"):
+        extraction.trained_rows(train, pd.DataFrame({"id": [1], "trained": [False]}))
+    with pytest.raises(ArtifactError, match=r"generations have shape \(8, 8, 3\)"):
+        attack(train.pixels.repeat(3, axis=-1), train.pixels)
+    with pytest.raises(ArtifactError, match="no held-out images"):
+        attack(train.pixels, train.pixels, holdout=Images.of(train.pixels[:0]))
+    with pytest.raises(ConfigError, match="at least 2 different"):
+        attack(train.pixels, train.pixels[[0, 0]])
