@@ -59,7 +59,7 @@ setup: ## Make the environment in VENV from LOCK, unless it is there
 	touch "$(VENV)/made-from-$$key"
 
 ui: setup ## Show the imported runs in MLflow
-	$(IN_VENV) $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
 
 lock: setup ## Resolve envs/requirements.in again (LOCK_ARGS=--upgrade takes the newest of everything)
 	$(IN_VENV) $(BIN)/python envs/lock.py $(LOCK_ARGS)
