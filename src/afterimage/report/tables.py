@@ -17,7 +17,6 @@ import pandas as pd
 from scipy import stats
 
 from afterimage import artifacts
-from afterimage.metrics.intervals import clopper_pearson
 
 CONFIDENCE = 0.95
 
@@ -54,7 +53,9 @@ def run(args: argparse.Namespace) -> None:
             "quality": qualities,
             "copies": copies,
             "union": union_over_replicates(extraction, anchor),
-            "multiplicity": copies[copies.alpha == "fixed"].pivot(index="copies", columns="arm", values="share").reset_index(),
+            "multiplicity": copies[copies["alpha"] == "fixed"]
+            .pivot(index="copies", columns="arm", values="share")
+            .reset_index(),
             "loss": loss_curves(training),
             "dedup": _read(args.results / "data" / "dedup" / "table.csv"),
         }
@@ -82,34 +83,40 @@ def headline(
 
     With one replicate the interval is the replicate's own (bootstrap or exact); with several it is Student's t between them.
     """
-    rows = []
-    overall = numbers[(numbers.subset == "all") & numbers.anchor.fillna(anchor).eq(anchor)]
-    for row in overall.itertuples():
-        metric = {"extracted_images": "unique_images"}.get(row.metric, row.metric)
-        metric = metric.replace("mq_holdout@", "mq@") + (" of holdout" if row.metric.startswith("mq_holdout@") else "")
-        metric += "_calibrated" if row.alpha == "calibrated" else ""
-        counted = metric.startswith("unique_images")
-        scale = row.of if counted else 1
-        rows.append((row.arm, row.replicate, metric, row.count if counted else row.value, row.low * scale, row.high * scale))
-        if row.alpha == "calibrated" and row.metric == "extracted_images":
-            rows.append((row.arm, row.replicate, "alpha_calibrated", row.alpha_value, math.nan, math.nan))
-    for row in qualities.itertuples():
-        metric = row.metric if row.of == "generations" else f"{row.metric} of {row.of}"
-        rows.append((row.arm, row.replicate, metric, row.value, row.low, row.high))
+    rows: list[tuple[str, int, str, float, float, float]] = []
+    overall = numbers[(numbers["subset"] == "all") & numbers["anchor"].isin([anchor, "none"])]
+    for row in overall.to_dict("records"):
+        cell, interval = (row["arm"], row["replicate"]), (row["low"], row["high"])
+        suffix = "_calibrated" if row["alpha"] == "calibrated" else ""
+        if row["metric"] in ("mq@0.5", "mq_holdout@0.5"):
+            metric = "mq@0.5 (share)" + (" of holdout" if row["metric"].startswith("mq_holdout") else "")
+            rows.append((*cell, metric, row["value"], *interval))
+        elif row["metric"] == "extracted_images":
+            rows.append((*cell, f"unique_images{suffix}", row["count"], *(end * row["of"] for end in interval)))
+            if suffix:
+                rows.append((*cell, "alpha_calibrated", row["alpha_value"], math.nan, math.nan))
+        elif row["metric"] in ("flagged_generations", "flagged_holdout", "twins_flagged", "average_precision"):
+            rows.append((*cell, row["metric"] + suffix, row["value"], *interval))
+    for row in qualities.to_dict("records"):
+        metric = row["metric"] if row["of"] == "generations" else f"{row['metric']} of {row['of']}"
+        rows.append((row["arm"], row["replicate"], metric, row["value"], row["low"], row["high"]))
     for (arm, k), folder in training.items():
         facts = artifacts.read_run(folder)["facts"]
         for fact in ("updates", "images_seen", "training_images"):
             rows.append((arm, k, fact, facts[fact], math.nan, math.nan))
     single = pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high"])
-    return pd.DataFrame([_over_replicates(*key, group) for key, group in single.groupby(["arm", "metric"], sort=False)])
+    cells = list(dict.fromkeys((arm, metric) for arm, _, metric, *_ in rows))
+    return pd.DataFrame(
+        [_over_replicates(arm, metric, single[(single["arm"] == arm) & (single["metric"] == metric)]) for arm, metric in cells]
+    )
 
 
 def _over_replicates(arm: str, metric: str, group: pd.DataFrame) -> dict:
-    n, mean = len(group), group.value.mean()
+    n, mean = len(group), group["value"].mean()
     if n == 1:
-        low, high, kind = group.low.iloc[0], group.high.iloc[0], "within the replicate"
+        low, high, kind = group["low"].iloc[0], group["high"].iloc[0], "within the replicate"
     else:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * group.value.std(ddof=1) / np.sqrt(n)
+        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * group["value"].std(ddof=1) / np.sqrt(n)
         low, high, kind = mean - half, mean + half, "between replicates"
     return {"arm": arm, "metric": metric, "value": mean, "low": low, "high": high, "replicates": n, "interval": kind}
 
@@ -119,20 +126,22 @@ def against_copies(numbers: pd.DataFrame, anchor: str) -> pd.DataFrame:
 
     ``twins_share`` is the same for the twins: images drawn together with the planted ones but never trained on.
     """
-    columns = ["arm", "alpha", "copies", "count", "of", "share", "low", "high", "twins_count", "twins_of", "twins_share"]
-    grouped = numbers[numbers.subset.str.startswith("copies=") & (numbers.anchor == anchor)]
-    totals = grouped.groupby(["arm", "alpha", "subset", "metric"], sort=False)[["count", "of"]].sum()
+    grouped = numbers[numbers["subset"].str.startswith("copies=") & (numbers["anchor"] == anchor)]
+    keys = ["arm", "alpha", "subset"]
+    counted, twins = (
+        grouped[grouped["metric"] == metric].groupby(keys)[["count", "of"]].sum()
+        for metric in ("extracted_by_copies", "twins_flagged_by_copies")
+    )
+    joined = counted.join(twins, rsuffix="_twins").reset_index()
     rows = []
-    for (arm, alpha, subset), group in totals.groupby(level=[0, 1, 2], sort=False):
-        by_metric = group.droplevel([0, 1, 2])
-        count, of = (int(number) for number in by_metric.loc["extracted_by_copies"])
-        low, high = clopper_pearson(count, of, CONFIDENCE)
-        row = [arm, alpha, int(subset.removeprefix("copies=")), count, of, count / of, low, high]
-        if "twins_flagged_by_copies" in by_metric.index:
-            twins, twins_of = (int(number) for number in by_metric.loc["twins_flagged_by_copies"])
-            row += [twins, twins_of, twins / twins_of]
-        rows.append(row + [None] * (len(columns) - len(row)))
-    return pd.DataFrame(rows, columns=columns).sort_values(["arm", "alpha", "copies"], kind="stable")
+    for row in joined.to_dict("records"):
+        exact = stats.binomtest(row["count"], row["of"]).proportion_ci(CONFIDENCE, method="exact")
+        copies = int(row["subset"].removeprefix("copies="))
+        one = {"arm": row["arm"], "alpha": row["alpha"], "copies": copies, "count": row["count"], "of": row["of"]}
+        one |= {"share": row["count"] / row["of"], "low": exact.low, "high": exact.high}
+        one |= {"twins_count": row["count_twins"], "twins_of": row["of_twins"]}
+        rows.append(one | {"twins_share": row["count_twins"] / row["of_twins"]})
+    return pd.DataFrame(rows).sort_values(["arm", "alpha", "copies"], kind="stable")
 
 
 def union_over_replicates(folders: dict[tuple[str, int], Path], anchor: str) -> pd.DataFrame:
