@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import PartialState
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
@@ -190,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
                 artifacts.check_file(args.model / name)
         disable_progress_bar()
         unet, scheduler_config = load_denoiser(folder)
-        device = Accelerator().device
+        device = PartialState().device
         classes = classes_of(unet)
         ids = np.arange(settings.images)
         labels = None if classes is None else ids % classes

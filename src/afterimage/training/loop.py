@@ -115,7 +115,7 @@ def run(
             if progress.update % log_every == 0 or progress.update == updates:
                 point = {name: fmean(values) for name, values in progress.pending.items()}
                 point["images_per_second"] = (progress.update - counted) * batch_size / (now - mark)
-                for name, value in point.items():
+                for name, value in sorted(point.items()):
                     curves.write(json.dumps({"step": progress.update, "name": name, "value": value}) + "\n")
                 curves.flush()
                 bar.set_postfix_str(f"loss {point['loss']:.4f}, {point['images_per_second']:.0f} images/s")

@@ -1,0 +1,121 @@
+"""A tiny run that every training test starts from: 13 digits of 8x8 pixels, a net of two levels."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from sklearn.datasets import load_digits
+
+from afterimage import artifacts, config, methods
+from afterimage.config import Diffusion, Model, Train
+from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.training.checkpoint import Store
+from afterimage.training.learner import Learner
+from afterimage.training.task import Pixels
+
+MODEL = {"channels": [8, 16], "attention": [False, True], "layers_per_block": 1, "norm_groups": 4}
+TRAIN = {"updates": 7, "batch_size": 4, "learning_rate": 1e-3, "ema": 0.8, "checkpoint_every": 3, "log_every": 2}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Sums come in one order; accelerate forgets the precision of the test before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(scope="session")
+def digits() -> tuple[np.ndarray, np.ndarray]:
+    """All digits: uint8 pixels, (1797, 8, 8, 1), and int64 labels."""
+    found = load_digits()
+    return np.round(found.images * 255 / 16).astype(np.uint8)[..., None], found.target.astype(np.int64)
+
+
+@pytest.fixture
+def make_job(digits):
+    """Return a function that builds a job in a state folder; keywords lie over ``TRAIN``."""
+
+    def make(
+        state: Path, condition: str = "none", flips: bool = False, images: int = 13, dropout: float = 0.0, base=None, **train
+    ) -> methods.Job:
+        settings = Train.model_validate(TRAIN | train)
+        pixels, labels = digits[0][:images], digits[1][:images]
+        classes = 10 if condition == "label" else None
+        scheduler = build_scheduler(Diffusion())
+        identity = {"train": settings.model_dump(), "condition": condition, "flips": flips, "dropout": dropout}
+        return methods.Job(
+            seed=5,
+            path=("train", "test", 0),
+            arm={},
+            train=settings,
+            net=build_unet(Model.model_validate(MODEL | {"dropout": dropout}), (8, 8, 1), classes, seed=1),
+            scheduler=scheduler,
+            task=Pixels(pixels, scheduler, labels if classes else None, classes or 0, settings.label_dropout, flips),
+            base=base,
+            accelerator=Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision]),
+            store=Store(state, identity),
+        )
+
+    return make
+
+
+@pytest.fixture
+def study(params, digits, tmp_path):
+    """Return a function that writes a training store and a resolved config, and gives the command line of the run."""
+
+    def make(arm: dict | None = None, folder: Path = tmp_path, out: str = "out", images: int = 13, **train) -> list[str]:
+        params.update(model=MODEL, train=TRAIN | train, arms={"plain": {"method": "baseline"} | (arm or {})})
+        if (arm or {}).get("base"):
+            params["arms"][arm["base"]] = {"method": "baseline"}
+        if not (folder / "split").exists():
+            resolved = {"step": "data/split", "arm": None, "replicate": None, "seed": 1, "settings": {}}
+            with artifacts.step(resolved, folder / "split", {}, ("afterimage.seeds",)) as step:
+                sources = np.arange(images) // 2
+                artifacts.Images.of(digits[0][sources], labels=digits[1][sources], sources=sources).save(
+                    step.folder / "train.npz"
+                )
+        file = folder / f"{out}.json"
+        file.write_text(json.dumps(config.resolve(config.parse(params), "train", "plain", 0)))
+        command = ["train", "run", "--train", str(folder / "split" / "train.npz"), "--config", str(file)]
+        return [*command, "--state", str(folder / "state"), "--out", str(folder / out)]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def curves():
+    """Return a function that reads training curves without the only value that differs between equal runs."""
+
+    def read(path: Path) -> list[dict]:
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        return [row for row in rows if row["name"] != "images_per_second"]
+
+    return read
+
+
+@pytest.fixture
+def stop_at(monkeypatch):
+    """Return a function that has the process send itself a signal in the middle of update ``s`` (from 0), once."""
+    original = Learner.update
+
+    def arrange(s: int, number: int = signal.SIGTERM, times: int = 1) -> None:
+        def update(self, at, batch, objective):
+            if at == s:
+                monkeypatch.setattr(Learner, "update", original)
+                for _ in range(times):
+                    os.kill(os.getpid(), number)
+            return original(self, at, batch, objective)
+
+        monkeypatch.setattr(Learner, "update", update)
+
+    return arrange

@@ -1,0 +1,122 @@
+"""``afterimage train run``, from the command line's arguments to the store."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from afterimage import artifacts, cli
+from afterimage.training.run import members
+
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def test_store_is_whole_and_says_what_was_done(study, tmp_path, capsys, curves):
+    command = study()
+    assert cli.main(command) == 0
+    run = artifacts.check_store(tmp_path / "out")
+    names = {name.split("/")[0] for name in run["outputs"]}
+    assert names == {"pipeline", "raw", "members.parquet", "metrics.jsonl"}
+    facts = run["facts"]
+    assert (facts["updates"], facts["images_seen"], facts["training_images"]) == (7, 28, 13)
+    assert facts["resumed_at"] == []
+    assert facts["parameters"] == sum(t.numel() for t in load_file(tmp_path / "out" / "raw" / WEIGHTS).values())
+    assert {row["name"] for row in curves(tmp_path / "out" / "metrics.jsonl")} == {"loss", "grad_norm", "learning_rate"}
+    assert list((tmp_path / "state").iterdir()) == []
+    assert "update 7 of 7: loss" in capsys.readouterr().err
+    assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pkl"))
+
+
+def test_same_command_same_bytes(study, tmp_path):
+    for out in ("one", "two"):
+        cli.main(study(out=out))
+    one, two = (artifacts.read_run(tmp_path / out)["outputs"] for out in ("one", "two"))
+    one.pop("metrics.jsonl"), two.pop("metrics.jsonl")
+    assert one == two
+
+
+def test_averaged_and_last_weights_differ_unless_there_is_no_average(study, tmp_path):
+    cli.main(study(out="averaged"))
+    cli.main(study(out="last", ema=0.0))
+    for out, equal in (("averaged", False), ("last", True)):
+        pipeline, raw = (load_file(tmp_path / out / part / WEIGHTS) for part in ("pipeline", "raw"))
+        assert all(torch.equal(pipeline[name], raw[name]) for name in raw) == equal
+
+
+def test_fraction_takes_whole_sources(study, tmp_path):
+    cli.main(study({"fraction": 0.5}))
+    table = pd.read_parquet(tmp_path / "out" / "members.parquet")
+    assert list(table.columns) == ["id", "source", "trained"]
+    assert table.groupby("source")["trained"].nunique().eq(1).all()
+    assert table.groupby("source")["trained"].first().sum() == round(0.5 * 7)
+    assert artifacts.read_run(tmp_path / "out")["facts"]["training_images"] == table["trained"].sum()
+
+
+def test_members_are_drawn_evenly_and_by_the_generator_alone():
+    images = artifacts.Images.of(np.zeros((40, 4, 4, 1), np.uint8), sources=np.arange(40) % 20)
+    draws = np.array([members(images, 0.5, np.random.default_rng(seed)) for seed in range(400)])
+    assert (draws.sum(1) == 20).all()
+    assert np.array_equal(draws[:, :20], draws[:, 20:])
+    assert np.abs(draws.mean(0) - 0.5).max() < 4.5 * 0.5 / 20
+    assert np.array_equal(draws[3], members(images, 0.5, np.random.default_rng(3)))
+    assert members(images, 1.0, np.random.default_rng(0)).all()
+
+
+def test_base_is_where_training_starts(study, tmp_path):
+    cli.main(study(out="base"))
+    command = study({"base": "first"}, updates=1, learning_rate=1e-12, ema=0.0)
+    assert cli.main([*command, "--base", str(tmp_path / "base")]) == 0
+    start, end = load_file(tmp_path / "base" / "pipeline" / WEIGHTS), load_file(tmp_path / "out" / "raw" / WEIGHTS)
+    for name in start:
+        torch.testing.assert_close(start[name], end[name], rtol=0, atol=1e-10)
+
+
+def test_a_changed_base_is_refused(study, tmp_path, capsys):
+    cli.main(study(out="base"))
+    file = tmp_path / "base" / "pipeline" / WEIGHTS
+    file.write_bytes(file.read_bytes()[:-8])
+    assert cli.main([*study({"base": "first"}), "--base", str(tmp_path / "base")]) == 2
+    assert "truncated or changed" in capsys.readouterr().err
+
+
+def test_a_base_of_another_architecture_is_refused_by_name(study, tmp_path, capsys):
+    cli.main(study(out="base"))
+    command = study({"base": "first"})
+    file = tmp_path / "out.json"
+    resolved = json.loads(file.read_text())
+    resolved["settings"]["model"]["layers_per_block"] = 2
+    file.write_text(json.dumps(resolved))
+    assert cli.main([*command, "--base", str(tmp_path / "base")]) == 2
+    assert "layers_per_block was 1, is now 2" in capsys.readouterr().err
+
+
+def test_base_and_its_folder_go_together(study, tmp_path, capsys):
+    assert cli.main([*study(), "--base", str(tmp_path)]) == 2
+    assert cli.main(study({"base": "first"})) == 2
+    assert "give both or neither" in capsys.readouterr().err
+
+
+def test_label_conditional_net_has_a_null_label(study, tmp_path):
+    cli.main(study({"condition": "label"}))
+    config = json.loads((tmp_path / "out" / "pipeline" / "unet" / "config.json").read_text())
+    labels = artifacts.load_images(tmp_path / "split" / "train.npz").labels
+    assert config["num_class_embeds"] == labels.max() + 2
+
+
+def test_other_training_images_do_not_continue_the_old_run(study, tmp_path, stop_at):
+    """The state is addressed by the inputs' contents too, not by the config alone."""
+    command = study()
+    stop_at(2)
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    assert not (tmp_path / "out").exists()
+    with artifacts.step(
+        artifacts.read_run(tmp_path / "split")["config"], tmp_path / "split2", {}, ("afterimage.seeds",)
+    ) as step:
+        artifacts.load_images(tmp_path / "split" / "train.npz").take(np.arange(12)).save(step.folder / "train.npz")
+    artifacts.replace_folder(tmp_path / "split2", tmp_path / "split")
+    assert cli.main(command) == 0
+    assert artifacts.read_run(tmp_path / "out")["facts"]["resumed_at"] == []
