@@ -79,6 +79,14 @@ class Extraction:
     headline: dict[str, float]
     facts: dict[str, Any]
 
+    @property
+    def alphas(self) -> dict[str, dict[str, float]]:
+        """Anchor -> ``fixed`` and, with held-out images, ``calibrated`` -> alpha."""
+        by_anchor: dict[str, dict[str, float]] = {}
+        for reading in self.readings:
+            by_anchor.setdefault(reading.anchor, {})[reading.alpha] = reading.value
+        return by_anchor
+
 
 def extract(
     samples: Images,

@@ -249,6 +249,11 @@ def embed(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
     return _apply(network, tensor, batch, network.embed).numpy()
 
 
+def embed_with(network: Network, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
+    """Return the penultimate features of images in a network that was just trained; as ``embed`` otherwise."""
+    return _apply(network, _to_tensor(pixels), batch, network.embed).numpy()
+
+
 def predict(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
     """Return class probabilities, float32 (N, classes), in the order of the description's ``classes``; as ``embed`` otherwise."""
     network, tensor = _open_for(folder, pixels)

@@ -1,0 +1,78 @@
+"""Feature spaces for quality: pixels, the study's own classifier, and Inception.
+
+A distance between image sets means nothing without the space it was measured in, so every number carries the space's name:
+``FD[pixels]``, ``FD[classifier]``, and ``FID[inception]``, the only one that compares with published FIDs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from afterimage import artifacts, config
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.metrics import classifier
+
+Space = Callable[[np.ndarray], np.ndarray]
+"""Maps uint8 images, (N, H, W, C), to features, float64 (N, D)."""
+
+
+def find(settings: config.Quality, network: Path | None) -> Space:
+    """Return the space that ``settings.features`` names.
+
+    Args:
+        settings: Names the space, and the weights of Inception.
+        network: Folder of the stored classifier, needed for its space only.
+
+    Raises:
+        ConfigError: if the classifier or the weights that the space needs are missing.
+        ArtifactError: if the weights are not the file that the study pins.
+    """
+    if settings.features == "pixels":
+        return pixels
+    if settings.features == "inception":
+        assert settings.inception_weights is not None
+        return inception(Path(config.expand(settings.inception_weights)), settings.inception_sha256)
+    if network is None:
+        raise ConfigError("quality.features = classifier needs a trained classifier; allowed without one: pixels, inception")
+    return lambda images: classifier.embed(network, images).astype(np.float64)
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    """Return the flattened pixels in [0, 1], float64 (N, D)."""
+    return images.reshape(len(images), -1) / 255.0
+
+
+def inception(weights: Path, sha256: str | None) -> Space:
+    """Return the 2,048 pooled features of torch-fidelity's Inception (weights of the original FID), which grey images enter as RGB.
+
+    Raises:
+        ConfigError: if the extra is not installed or there is no such file.
+        ArtifactError: if the file has another checksum; it is checked before it is opened.
+    """
+    if not weights.is_file():
+        raise ConfigError(f"quality.inception_weights = {weights}: there is no such file")
+    if artifacts.sha256(weights) != sha256:
+        raise ArtifactError(f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = {sha256}")
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ConfigError(
+            "quality.features = inception needs the extra: pip install 'afterimage[inception]'; "
+            "allowed without it: classifier, pixels"
+        ) from error
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device).eval()
+
+    @torch.no_grad()
+    def embed(images: np.ndarray) -> np.ndarray:
+        colour = np.broadcast_to(images, (*images.shape[:3], 3)).transpose(0, 3, 1, 2)
+        parts = [torch.from_numpy(np.ascontiguousarray(colour[i : i + 64])) for i in range(0, len(colour), 64)]
+        return np.concatenate([network(part.to(device))[0].cpu().numpy() for part in parts]).astype(np.float64)
+
+    return embed

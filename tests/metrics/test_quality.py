@@ -1,0 +1,198 @@
+import hashlib
+import sys
+
+import numpy as np
+import pytest
+from scipy.linalg import sqrtm
+from sklearn.metrics.pairwise import polynomial_kernel
+
+from afterimage import config
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.metrics import quality, spaces
+from afterimage.metrics.quality import Frechet, Gaussian
+
+RNG = np.random.default_rng(2)
+
+
+def random_gaussian(dimensions, rank=None, seed=0):
+    rng = np.random.default_rng(seed)
+    factor = rng.standard_normal((dimensions, rank or dimensions))
+    return Gaussian(rng.standard_normal(dimensions), factor @ factor.T)
+
+
+# ---- Fréchet distance ---------------------------------------------------------------------------------------------------
+
+
+def test_frechet_of_diagonal_gaussians():
+    a = Gaussian(np.array([0.0, 1]), np.diag([4.0, 9]))
+    b = Gaussian(np.array([3.0, 5]), np.diag([1.0, 25]))
+    assert Frechet(a).to(b) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (3 - 5) ** 2)
+    one = Gaussian(np.zeros(1), np.ones((1, 1)))
+    assert Frechet(one).to(Gaussian(np.array([2.0]), np.array([[9.0]]))) == pytest.approx(4 + 4)
+
+
+def test_frechet_equals_the_form_with_a_general_matrix_root():
+    a, b = random_gaussian(6, seed=1), random_gaussian(6, seed=2)
+    cross = np.trace(sqrtm(a.covariance @ b.covariance)).real
+    expected = ((a.mean - b.mean) ** 2).sum() + np.trace(a.covariance) + np.trace(b.covariance) - 2 * cross
+    assert Frechet(a).to(b) == pytest.approx(expected, rel=1e-10)
+    assert Frechet(b).to(a) == pytest.approx(expected, rel=1e-10)
+
+
+@pytest.mark.parametrize("rank", [None, 1, 3])
+def test_frechet_of_a_set_and_itself_is_zero(rank):
+    one = random_gaussian(8, rank)
+    assert 0 <= Frechet(one).to(one) < 1e-6 * np.trace(one.covariance)
+
+
+def test_frechet_of_covariances_without_full_rank():
+    a = Gaussian(np.zeros(3), np.diag([4.0, 0, 0]))
+    b = Gaussian(np.zeros(3), np.diag([0.0, 9, 0]))
+    assert Frechet(a).to(b) == pytest.approx(13)
+    assert Frechet(a).to(Gaussian(np.zeros(3), np.diag([1.0, 9, 0]))) == pytest.approx(1 + 9)
+    assert Frechet(Gaussian(np.zeros(3), np.zeros((3, 3)))).to(b) == pytest.approx(9)
+
+
+def test_frechet_of_many_samples_comes_near_the_truth():
+    a, b = random_gaussian(4, seed=1), random_gaussian(4, seed=2)
+    drawn = [Gaussian.fit(RNG.multivariate_normal(g.mean, g.covariance, 200_000)) for g in (a, b)]
+    assert Frechet(drawn[0]).to(drawn[1]) == pytest.approx(Frechet(a).to(b), rel=0.02)
+
+
+def test_frechet_does_not_change_under_rotation_and_shift():
+    a, b = RNG.standard_normal((50, 5)), RNG.standard_normal((60, 5)) * 2 + 1
+    turn = np.linalg.qr(RNG.standard_normal((5, 5)))[0]
+    plain = Frechet(Gaussian.fit(a)).to(Gaussian.fit(b))
+    assert Frechet(Gaussian.fit(a @ turn + 7)).to(Gaussian.fit(b @ turn + 7)) == pytest.approx(plain, rel=1e-9)
+
+
+def test_fitting_refuses_too_little_and_nan():
+    with pytest.raises(ConfigError, match="at least 2 images on each side, not 1"):
+        Gaussian.fit(np.zeros((1, 4)))
+    with pytest.raises(ConfigError, match="not finite"):
+        Gaussian.fit(np.full((3, 4), np.nan))
+
+
+# ---- KID ----------------------------------------------------------------------------------------------------------------
+
+
+def test_mmd2_by_hand():
+    x, y = np.array([[0.0], [1]]), np.array([[2.0], [3]])
+    # kernel (xy + 1)^3: k(0,1) = 1, k(2,3) = 343, cross 1, 1, 27, 64
+    assert quality.mmd2(x, y) == pytest.approx(1 + 343 - 2 * (1 + 1 + 27 + 64) / 4)
+
+
+def test_mmd2_against_all_pairs():
+    x, y = RNG.standard_normal((7, 3)), RNG.standard_normal((9, 3))
+    kernel = lambda a, b: (a @ b / 3 + 1) ** 3  # noqa: E731
+    own = [np.mean([kernel(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j]) for s in (x, y)]
+    assert quality.mmd2(x, y) == pytest.approx(sum(own) - 2 * polynomial_kernel(x, y, degree=3).mean(), rel=1e-12)
+
+
+def test_kid_of_one_distribution_is_zero_on_average():
+    values = [quality.mmd2(*np.random.default_rng(seed).standard_normal((2, 30, 4))) for seed in range(400)]
+    assert abs(np.mean(values)) < 3 * np.std(values) / 20
+    assert min(values) < 0
+
+
+def test_kid_is_seeded_and_grows_with_the_shift():
+    x, y = RNG.standard_normal((2, 300, 4))
+    of = lambda shift: quality.kid(x + shift, y, 20, 100, np.random.default_rng(1))  # noqa: E731
+    assert of(0) == of(0)
+    assert of(0)[0] < of(0.5)[0] < of(1)[0]
+    assert of(0)[1] > 0
+
+
+def test_kid_of_all_images_is_the_mmd2():
+    x, y = RNG.standard_normal((2, 40, 4))
+    assert quality.kid(x, y, 3, 1000, np.random.default_rng(0)) == pytest.approx((quality.mmd2(x, y), 0), abs=1e-9)
+
+
+def test_resampled_mmd2_moves_as_fresh_samples_do():
+    fresh = []
+    y = RNG.standard_normal((200, 3))
+    for seed in range(300):
+        fresh.append(quality.mmd2(np.random.default_rng(seed).standard_normal((80, 3)) + 0.5, y))
+    spreads = [
+        quality.resampled_mmd2(np.random.default_rng(seed).standard_normal((80, 3)) + 0.5, y, 300, np.random.default_rng(0))
+        for seed in range(20)
+    ]
+    assert np.mean([s.std() for s in spreads]) == pytest.approx(np.std(fresh), rel=0.25)
+    assert abs(np.mean([s.mean() for s in spreads])) < 0.2 * np.std(fresh)
+
+
+# ---- precision, recall, density, coverage -------------------------------------------------------------------------------
+
+
+def test_overlap_by_hand():
+    reference = np.array([[0.0], [1], [2], [10]])  # k = 1: reaches 1, 1, 1, 8
+    generations = np.array([[0.5], [2.5], [20], [20.5]])  # k = 1: reaches 2, 2, 0.5, 0.5
+    found = quality.overlap(generations, reference, 1)
+    # 0.5 lies in the balls of 0 and 1; 2.5 in those of 2 and 10; 20 and 20.5 in none
+    assert found.precision.tolist() == [True, True, False, False]
+    assert found.density.tolist() == [2, 2, 0, 0]
+    assert found.coverage.tolist() == [True, True, True, True]
+    assert found.recall.tolist() == [True, True, True, False]
+
+
+def test_overlap_of_a_set_with_itself_and_with_a_far_one():
+    x = RNG.standard_normal((60, 3))
+    same, far = quality.overlap(x, x, 4), quality.overlap(x + 100, x, 4)
+    assert all(each.mean() == 1 for each in (same.precision, same.recall, same.coverage))
+    assert same.density.mean() >= 1
+    assert all(each.sum() == 0 for each in vars(far).values())
+
+
+def test_overlap_swaps_with_its_arguments():
+    x, y = RNG.standard_normal((50, 3)), RNG.standard_normal((70, 3)) + 0.5
+    forth, back = quality.overlap(x, y, 5), quality.overlap(y, x, 5)
+    np.testing.assert_array_equal(forth.precision, back.recall)
+    np.testing.assert_array_equal(forth.recall, back.precision)
+
+
+def test_overlap_in_small_blocks():
+    from sklearn import config_context
+
+    x, y = RNG.standard_normal((2, 500, 3))
+    whole = quality.overlap(x, y, 5)
+    with config_context(working_memory=0.02):
+        parts = quality.overlap(x, y, 5)
+    for name, each in vars(whole).items():
+        np.testing.assert_array_equal(each, getattr(parts, name))
+
+
+def test_a_single_generation_repeated_is_precise_and_covers_little():
+    reference = RNG.standard_normal((200, 2))
+    found = quality.overlap(np.repeat(reference[:1], 50, axis=0), reference, 5)
+    assert found.precision.all()
+    assert found.coverage.mean() < 0.2
+
+
+def test_too_few_images_for_k():
+    with pytest.raises(ConfigError, match=r"quality.neighbours = 5 needs more than 5 images on each side, not 5 and 9"):
+        quality.overlap(np.zeros((5, 2)), np.zeros((9, 2)), 5)
+
+
+# ---- spaces -------------------------------------------------------------------------------------------------------------
+
+
+def test_pixels_are_a_space():
+    space = spaces.find(config.Quality(features="pixels"), None)
+    assert space(np.full((2, 4, 4, 1), 255, np.uint8)).tolist() == np.ones((2, 16)).tolist()
+
+
+def test_missing_parts_are_named(tmp_path, monkeypatch):
+    with pytest.raises(ConfigError, match="needs a trained classifier"):
+        spaces.find(config.Quality(), None)
+    weights = tmp_path / "weights.pth"
+    inception = config.Quality(features="inception", inception_weights=str(weights), inception_sha256="0" * 64)
+    with pytest.raises(ConfigError, match="no such file"):
+        spaces.find(inception, None)
+    weights.write_bytes(b"something else")
+    with pytest.raises(ArtifactError, match=r"has sha256 .* but quality.inception_sha256 = 0000"):
+        spaces.find(inception, None)
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    pinned = hashlib.sha256(b"something else").hexdigest()
+    with pytest.raises(ConfigError, match=r"afterimage\[inception\]"):
+        spaces.find(inception.model_copy(update={"inception_sha256": pinned}), None)
