@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -97,12 +99,28 @@ def test_other_contents_are_set_aside_and_named(server, tmp_path):
     assert download.fetch(f"{server.url}/a.bin", SUM, tmp_path, pause=0).read_bytes() == BODY
 
 
-def test_a_cached_file_needs_no_network_and_is_checked(server, tmp_path, monkeypatch):
+def test_a_cached_file_needs_no_network(server, tmp_path, monkeypatch):
     monkeypatch.setenv("AFTERIMAGE_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "a.bin").write_bytes(BODY)
     assert download.fetch(f"{server.url}/a.bin", SUM) == tmp_path / "cache" / "a.bin"
-    (tmp_path / "cache" / "a.bin").write_bytes(BODY[:-1])
-    with pytest.raises(ArtifactError, match="wrong-sha256"):
-        download.fetch(f"{server.url}/a.bin", SUM)
     assert server.requests == []
+
+
+def test_a_damaged_cached_file_is_set_aside_and_fetched_anew(server, tmp_path):
+    (tmp_path / "a.bin").write_bytes(BODY[:-1])
+    server.answer = ranged
+    assert download.fetch(f"{server.url}/a.bin", SUM, tmp_path).read_bytes() == BODY
+    assert (tmp_path / "a.bin.wrong-sha256").read_bytes() == BODY[:-1]
+
+
+def test_two_that_want_the_same_file_fetch_it_once(server, tmp_path):
+    def slowly(handler):
+        time.sleep(0.2)
+        ranged(handler)
+
+    server.answer = slowly
+    with ThreadPoolExecutor(2) as threads:
+        paths = list(threads.map(lambda _: download.fetch(f"{server.url}/a.bin", SUM, tmp_path), range(2)))
+    assert [path.read_bytes() == BODY for path in paths] == [True, True]
+    assert len(server.requests) == 1

@@ -121,7 +121,7 @@ def exact_pairs(pixels: np.ndarray) -> Pairs:
         first, second = np.triu_indices(len(same), k=1)
         members = np.array(same, np.int64)
         blocks.append((members[first], members[second], np.zeros(len(first))))
-    return _gather(blocks, "data.split: byte-identical images")
+    return _gather(blocks, "dedup.methods: exact")
 
 
 def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
@@ -180,7 +180,9 @@ def _gather(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: st
     for block in blocks:
         total += len(block[0])
         if total > _MOST_PAIRS:
-            raise config.ConfigError(f"{key}: more than {_MOST_PAIRS:,} pairs are near-duplicates; choose a stricter threshold")
+            raise config.ConfigError(
+                f"{key}: more than {_MOST_PAIRS:,} pairs of images count as duplicates; choose a stricter threshold"
+            )
         gathered.append(block)
     a, b, scores = (np.concatenate(column) for column in zip(*gathered, strict=True))
     order = np.lexsort((b, a))

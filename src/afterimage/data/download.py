@@ -33,9 +33,10 @@ def fetch(url: str, checksum: str, cache: Path | None = None, pause: float = 1.0
         cache: Folder to keep it in; by default ``cache_folder()``.
         pause: Seconds before the second attempt; doubled before each further one, of ``ATTEMPTS`` in all.
 
+    A file with another checksum, kept from before or just received, is set aside as ``<name>.wrong-sha256``.
+
     Raises:
-        ArtifactError: if the server refuses, or fails every time, or what it gave has another checksum. In the last case the
-            file is kept beside its place as ``<name>.wrong-sha256``.
+        ArtifactError: if the server refuses, or fails every time, or what it gave has another checksum.
     """
     cache = cache or cache_folder()
     cache.mkdir(parents=True, exist_ok=True)
@@ -44,8 +45,9 @@ def fetch(url: str, checksum: str, cache: Path | None = None, pause: float = 1.0
     with target.with_name(f"{target.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # one download of a file at a time; the others then find it done
         if target.exists():
-            _check(target, checksum, url)
-            return target
+            if sha256(target) == checksum.lower():
+                return target
+            _set_aside(target)
         for attempt in range(ATTEMPTS):
             if attempt:
                 time.sleep(pause * 2 ** (attempt - 1))
@@ -63,7 +65,10 @@ def fetch(url: str, checksum: str, cache: Path | None = None, pause: float = 1.0
                 f"{url} cannot be fetched: {ATTEMPTS} attempts failed, the last with: {last}. "
                 f"Run again to go on, or put the file at {target}"
             ) from last
-        _check(part, checksum, url)
+        found = sha256(part)
+        if found != checksum.lower():
+            aside = _set_aside(part)
+            raise ArtifactError(f"{url} has sha256 {found}, expected {checksum.lower()}; what came is kept as {aside}")
         part.replace(target)
         return target
 
@@ -86,9 +91,5 @@ def _receive(url: str, part: Path) -> None:
                 stream.write(chunk)
 
 
-def _check(path: Path, checksum: str, url: str) -> None:
-    found = sha256(path)
-    if found != checksum.lower():
-        aside = path.with_name(f"{path.name.removesuffix('.part')}.wrong-sha256")
-        path.replace(aside)
-        raise ArtifactError(f"{url} has sha256 {found}, expected {checksum.lower()}; what came is kept as {aside}")
+def _set_aside(path: Path) -> Path:
+    return path.replace(path.with_name(f"{path.name.removesuffix('.part')}.wrong-sha256"))

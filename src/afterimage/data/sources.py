@@ -63,11 +63,13 @@ def _pixels(raw: bytes | np.ndarray, colour: str, resize: int | None) -> np.ndar
         image = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
     if image.mode not in _GREY | _COLOUR:
         raise ValueError(f"pixel mode {image.mode} is not 8 bit")
-    image = image.convert("L" if colour == "grey" or (colour == "keep" and image.mode in _GREY) else "RGB")
+    image = image.convert("L" if image.mode in _GREY else "RGB")
     if resize is not None:
         side = min(image.size)
         left, top = (image.width - side) // 2, (image.height - side) // 2
         image = image.resize((resize, resize), Image.Resampling.BOX, box=(left, top, left + side, top + side))
+    if colour != "keep":
+        image = image.convert({"grey": "L", "rgb": "RGB"}[colour])
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
 
