@@ -103,6 +103,26 @@ def test_count_within_equals_brute_force_at_the_boundary(seed, integer, tiles, r
     assert Gallery(gallery, tiles).count_within(queries, radius).tolist() == (every <= radius).sum(axis=1).tolist()
 
 
+def test_real_images_are_certified_and_exact(real_data):
+    import io
+
+    import pandas as pd
+    from PIL import Image
+
+    table = pd.read_parquet(real_data / "cifar10-jpeg75" / "test.parquet", columns=["img"])["img"].iloc[:2100]
+    real = np.stack([np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB")) for picture in table])
+    gallery, queries = real[:2000], real[2000:].copy()
+    queries[:30] = gallery[:30]
+    queries[:30, 5, 5, 0] ^= 1  # near-copies: one value changed by one
+    found = Gallery(gallery).nearest(queries, 50)
+    rows, values = brute(queries, gallery, 50)
+    assert found.screened <= 5
+    np.testing.assert_array_equal(found.rows, rows)
+    np.testing.assert_array_equal(found.distances, values)
+    assert found.rows[:30, 0].tolist() == list(range(30))
+    np.testing.assert_allclose(found.distances[:30, 0], 1 / 255 / np.sqrt(3072), rtol=1e-12)
+
+
 def test_large_galleries_are_screened_in_parts(monkeypatch):
     gallery, queries = images(0, 90, levels=4), images(1, 20, levels=4)
     whole = Gallery(gallery, 2).nearest(queries, 5)

@@ -15,7 +15,7 @@ the planted truth add the controls. The store that the verb leaves:
 - ``images.parquet``: one row per training source: source, id and label of its first row, copies (as planted), best_sample,
   best_l2 (its nearest generation, where it is the nearest of one), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and
   k_eidetic: training rows within delta in plain normalised l2, itself counted (Def. 2);
-- ``twins.parquet``: the same for the twins, in place of the planted images: with twin_of, without k_eidetic;
+- ``twins.parquet``: the same for the twins, in place of the planted images: source is the twin's id, twin_of the planted source;
 - ``precision_recall.csv``: planted images against twins, headline anchor;
 - ``results.csv``: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value, low, high (bootstrap over the
   ``of`` units), exact_low, exact_high (Clopper-Pearson). ``flagged_holdout`` with the calibrated alpha counts the control half only.
@@ -242,11 +242,12 @@ def _twins_control(
     swapped = twins.swap(train, planted)
     truth = pd.DataFrame({"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies})
     if truth.empty:
-        columns = dict.fromkeys([*truth, *images.columns.drop("k_eidetic")])
+        columns = dict.fromkeys([*truth, *images.columns.drop(["id", "k_eidetic"])])
         return truth.reindex(columns=list(columns)), pd.DataFrame(columns=["recall", "precision", "ratio"])
     target = Target(swapped.pixels, settings, flips)
     pairs = _pairs(samples, swapped, target.score(samples.pixels), readings, settings.alpha)
-    found = truth.merge(_images(pairs, swapped, target.rows, readings), on="source", how="left", validate="1:1")
+    shown = _images(pairs, swapped, target.rows, readings).drop(columns="id")  # which is that of the planted row
+    found = truth.merge(shown, on="source", how="left", validate="1:1")
     for reading in readings:
         flags = found[f"extracted_{reading.name}"].to_numpy(bool)
         table.share("twins_flagged", flags, reading)

@@ -23,7 +23,7 @@ from afterimage.metrics import distances
 
 _EXTRA = 32  # proposals beyond the wanted number
 _PAIR_VALUES = 2**18  # values of image pairs compared at once: stays in the processor's cache
-_SCREEN_PAIRS = 2**24  # float32 distances held at once by the screen
+_SCREEN_PAIRS = 2**22  # float32 distances held at once by the screen
 _UNIT = 2.0**-24
 
 
@@ -45,7 +45,7 @@ class Nearest:
 class Gallery:
     """Images to be searched.
 
-    Holds a float32 copy of them; all else is bounded by the block of queries.
+    Holds a float32 copy of them; all else is bounded: by the block of queries for proposals, by constants for comparisons.
     """
 
     def __init__(self, images: np.ndarray, tiles: int = 1):
@@ -127,11 +127,12 @@ class Gallery:
         for part in _slices(len(queries), min(block, self._screen_rows())):
             cut = distances.cut(queries[part], self.tiles)
             low, widest = self._lower_bounds(cut)
-            certain = low + 2 * widest[:, None] <= limit * (1 - 1e-12)
-            query, row = np.nonzero((low <= limit * (1 + 1e-12)) & ~certain)
-            near = distances.normalise(self._exact(cut, query, row), self._cut.shape[2], self.images.dtype) <= radius
-            counts[part] = np.einsum("qn,n->q", certain, weights)
-            np.add.at(counts[part], query[near], weights[row[near]])
+            query, row = np.divmod(np.flatnonzero(low <= limit * (1 + 1e-12)), len(self))
+            unsure = low[query, row] + 2 * widest[query] > limit * (1 - 1e-12)
+            exact = distances.normalise(self._exact(cut, query[unsure], row[unsure]), self._cut.shape[2], self.images.dtype)
+            within = ~unsure
+            within[unsure] = exact <= radius
+            np.add.at(counts[part], query[within], weights[row[within]])
         return counts
 
     # ---- the parts of a search --------------------------------------------------------------------------------------------
@@ -189,16 +190,17 @@ class Gallery:
         """Return a bound from below on the squared distance of all pairs, float32 (Q, N), and half its gap to one from above, (Q,)."""
         vectors = self._centred(cut)
         norms = _squared_norms(vectors)
-        low = np.full((len(cut), len(self)), -np.inf, np.float32)
         widest = np.zeros(len(cut))
+        low = None
         for tile in range(cut.shape[1]):
             error = self._gamma * (np.sqrt(norms[:, tile]) + np.sqrt(self._norms[:, tile].max())) ** 2
             squares = vectors[:, tile] @ self._vectors[:, tile].T
             squares *= -2
             squares += self._norms[:, tile].astype(np.float32)
             squares += (norms[:, tile] - error).astype(np.float32)[:, None]
-            np.maximum(low, squares, out=low)
+            low = squares if low is None else np.maximum(low, squares, out=low)
             widest = np.maximum(widest, error)
+        assert low is not None
         return low, widest
 
     def _exact(self, cut: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
