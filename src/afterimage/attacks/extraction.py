@@ -19,6 +19,7 @@ the planted truth add the controls. The store that the verb leaves:
 - ``precision_recall.csv``: planted images against twins, headline anchor;
 - ``results.csv``: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value, low, high (bootstrap over the
   ``of`` units), exact_low, exact_high (Clopper-Pearson). ``flagged_holdout`` with the calibrated alpha counts the control half only.
+  Cells that do not apply are empty.
 """
 
 from __future__ import annotations

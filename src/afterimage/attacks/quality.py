@@ -6,8 +6,9 @@ fall with the number of images, so the floor is fair only with about as many hel
 
 The store that the verb leaves is ``results.csv``: metric, of (generations or holdout), value, low, high. Each metric carries its
 space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision, recall, density,
-coverage. Intervals: FD, a basic bootstrap over the compared images; KID, the same, from the full sets; precision and density, a percentile
-bootstrap over the compared images; recall and coverage, over the reference images, whose shares they are.
+coverage. Intervals: FD, a basic bootstrap over the compared images, which takes out the bias of few images too and may therefore lie below the
+value; KID, the same, from the full sets; precision and density, a percentile bootstrap over the compared images; recall and coverage,
+over the reference images, whose shares they are. Labels play no part.
 """
 
 from __future__ import annotations
