@@ -214,8 +214,8 @@ class PerceptualHash(Block):
 class Embedding(Block):
     """Cosine neighbours in a feature space, proposed by faiss."""
 
-    features: Literal["pixels", "pca", "classifier"] = "classifier"
-    """Centred pixels, their principal components, or the study's own classifier."""
+    features: Literal["pixels", "pca", "classifier"] = "pca"
+    """Centred pixels, their principal components, or the study's own classifier, which takes one class for near-duplicates."""
     components: Annotated[int, Field(ge=1)] = 32
     """Number of principal components, with ``features: pca``."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.98

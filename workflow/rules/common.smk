@@ -9,7 +9,9 @@ from afterimage import config as studies
 from afterimage import layout
 
 try:
-    STUDY = studies.parse(config, name=", ".join(workflow.overwrite_configfiles) or "params.yaml")
+    STUDY = studies.parse(
+        config, name=", ".join(workflow.overwrite_configfiles) or "params.yaml"
+    )
 except studies.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
@@ -40,6 +42,21 @@ def once(*patterns):
     return expand(patterns, study=STUDY.study)
 
 
+def dedup_network(wildcards):
+    """The feature network, where deduplication uses it."""
+    wanted = STUDY.dedup.embedding.features == "classifier"
+    return (
+        f"results/{wildcards.study}/data/classifier/classifier.safetensors"
+        if wanted
+        else []
+    )
+
+
+def dedup_network_flag(wildcards, input):
+    """The flag that hands it to deduplication."""
+    return f"--classifier {Path(input.classifier).parent}" if input.classifier else ""
+
+
 def training_images(wildcards):
     """The planted training set, or what deduplication left of it."""
     step = {"planted": "split", "deduplicated": "dedup"}[STUDY.arms[wildcards.arm].data]
@@ -49,7 +66,11 @@ def training_images(wildcards):
 def base_run(wildcards):
     """The run that an arm starts from, if it has one."""
     base = STUDY.arms[wildcards.arm].base
-    return f"results/{wildcards.study}/train/{base}/rep{wildcards.rep}/run.json" if base else []
+    return (
+        f"results/{wildcards.study}/train/{base}/rep{wildcards.rep}/run.json"
+        if base
+        else []
+    )
 
 
 def base_flag(wildcards, input):

@@ -96,7 +96,7 @@ rule dedup:
         train="results/{study}/data/split/train.npz",
         index="results/{study}/data/split/index.parquet",
         reference="results/{study}/data/split/reference.npz",
-        classifier="results/{study}/data/classifier/classifier.safetensors",
+        classifier=dedup_network,
     output:
         run="results/{study}/data/dedup/run.json",
         train="results/{study}/data/dedup/train.npz",
@@ -109,7 +109,7 @@ rule dedup:
         "results/{study}/benchmarks/data/dedup.tsv"
     params:
         out=subpath(output.run, parent=True),
-        classifier=subpath(input.classifier, parent=True),
+        classifier=dedup_network_flag,
     shell:
         "afterimage data dedup --train {input.train:q} --index {input.index:q} --reference {input.reference:q}"
-        " --classifier {params.classifier:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        " {params.classifier} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"

@@ -82,12 +82,12 @@ rule page:
             category="Figures",
             labels={"figure": "{figure}"},
         ),
-    wildcard_constraints:
-        page="extraction",
     log:
         "results/{study}/logs/report/{page}.log",
     benchmark:
         "results/{study}/benchmarks/report/{page}.tsv"
+    wildcard_constraints:
+        page="extraction",
     params:
         out=subpath(output.run, parent=True),
         results="results/{study}",
