@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
@@ -124,6 +126,22 @@ def test_the_running_environment_is_the_locked_one() -> None:
     assert wrong == []
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ("VENV={tmp}", "is no virtual environment; remove it or choose another"),
+        ("LOCK={tmp}/none.lock", "none.lock is not a file; envs/cpu.lock and envs/gpu.lock are"),
+    ],
+)
+def test_make_refuses_before_it_removes_or_installs_anything(tmp_path: Path, settings: str, message: str) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    command = ["make", "setup", f"PYTHON={sys.executable}", settings.format(tmp=tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
 # ---- licences -----------------------------------------------------------------------------------------------------------
 
 ALLOWED = {
@@ -189,6 +207,7 @@ def allowed(expression: str) -> bool:
 
 
 def test_every_installed_licence_is_allowed_or_explained() -> None:
+    """NVIDIA's libraries, which torch's CUDA wheels pull in, are not looked at: proprietary, free to use, not in cpu.lock."""
     locked = names(requirements(ENVS / "cpu.lock"))
     installed = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
     unclear = {

@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     imported = args.results / study.study / "track" / "track.json"
     if imported.is_file() and json.loads(imported.read_text()) != tracking.summary(study, tracking.read(study, args.results)):
         imported.unlink()  # MLflow shows older results: let `snakemake all` import the pulled ones
-    command = ["snakemake", "--configfile", str(args.study), "--cores", "1", "--quiet", "all", "--touch", "--forceall"]
+    command = ["snakemake", "--configfile", str(args.study), "--cores", "1", "--touch", "--forceall"]
     done = _call(*command, "--", "all")
     if done.returncode:
         raise ArtifactError(f"`{' '.join(command)} -- all` failed; Snakemake's records are incomplete:\n{done.stderr.strip()}")
