@@ -103,14 +103,14 @@ def test_guidance_goes_from_the_null_prediction_to_the_conditional_one_and_beyon
 
 @pytest.fixture(scope="module")
 def trained():
-    """A small net after 300 updates on digits: far enough that its images are not noise."""
+    """A small net after 200 updates on digits: far enough that its images are not noise."""
     torch.set_num_threads(1)
     pixels = np.round(load_digits().images[:200] * 255 / 16).astype(np.uint8)[..., None]
     scheduler = build_scheduler(Diffusion(schedule="cosine"))
     net, task = build_unet(TINY, (8, 8, 1), seed=0), Pixels(pixels, scheduler)
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3, fused=True)
     generator = torch.Generator().manual_seed(0)
-    for _ in range(300):
+    for _ in range(200):
         batch = task.batch(torch.randint(200, (32,), generator=generator).numpy(), generator)
         optimizer.zero_grad()
         task.losses(net, batch).mean().backward()
@@ -125,21 +125,20 @@ def test_batch_size_changes_no_more_than_rounding(trained, sampler):
     The difference comes from the convolutions alone: another batch size may choose another kernel, with another order of sums.
     """
     net, scheduler = trained
-    floats, bytes_ = {}, {}
+    floats = {}
     for size in (1, 7, 64):
-        settings = Sample.model_validate({"images": 64, "batch_size": size, "steps": 25} | sampler)
+        settings = Sample.model_validate({"images": 64, "batch_size": size, "steps": 10} | sampler)
         parts = []
         for at in range(0, 64, size):
             generators = [torch_rng(9, "sample", 0, i) for i in range(at, min(at + size, 64))]
             start = torch.cat([torch.randn((1, 1, 8, 8), generator=g) for g in generators])
             parts.append(denoise(net, scheduler, start, generators, settings))
         floats[size] = torch.cat(parts)
-        bytes_[size] = generate(net, scheduler, range(64), settings, seed=9)
-        np.testing.assert_array_equal(bytes_[size], to_uint8(floats[size]))
+    np.testing.assert_array_equal(generate(net, scheduler, range(64), settings, seed=9), to_uint8(floats[64]))
     assert floats[64].std() > 0.3
     for size in (1, 7):
         assert (floats[size] - floats[64]).abs().max() < 1e-4
-        gap = np.abs(bytes_[size].astype(int) - bytes_[64].astype(int))
+        gap = np.abs(to_uint8(floats[size]).astype(int) - to_uint8(floats[64]).astype(int))
         assert gap.max() <= 1
         assert (gap > 0).mean() <= 0.001
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from afterimage import artifacts, cli
+from afterimage import artifacts, cli, provenance
 from afterimage.training.run import members
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -120,3 +120,24 @@ def test_other_training_images_do_not_continue_the_old_run(study, tmp_path, stop
     artifacts.replace_folder(tmp_path / "split2", tmp_path / "split")
     assert cli.main(command) == 0
     assert artifacts.read_run(tmp_path / "out")["facts"]["resumed_at"] == []
+
+
+def test_other_code_does_not_continue_the_old_run(study, tmp_path, stop_at, monkeypatch):
+    command = study()
+    stop_at(2)
+    with pytest.raises(SystemExit):
+        cli.main(command)
+    monkeypatch.setattr(provenance, "fingerprint", lambda *entries: "another")
+    assert cli.main(command) == 0
+    assert artifacts.read_run(tmp_path / "out")["facts"]["resumed_at"] == []
+
+
+def test_the_same_run_goes_on_and_leaves_no_state(study, tmp_path, stop_at):
+    command = study()
+    stop_at(2)
+    with pytest.raises(SystemExit) as left:
+        cli.main(command)
+    assert left.value.code == 75
+    assert cli.main(command) == 0
+    assert artifacts.read_run(tmp_path / "out")["facts"]["resumed_at"] == [3]
+    assert list((tmp_path / "state").iterdir()) == []

@@ -47,8 +47,8 @@ def build_unet(model: Model, shape: tuple[int, int, int], classes: int | None = 
             f"model.channels: the middle block has attention, but its width {model.channels[-1]} is not a multiple of "
             f"attention_head_dim = {model.attention_head_dim}"
         )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         return UNet2DModel(
             sample_size=height if height == width else (height, width),
             in_channels=channels,

@@ -3,7 +3,8 @@
 DDIM (Song et al. 2021) or ancestral sampling (Ho et al. 2020), both by diffusers' schedulers, with classifier-free guidance (Ho &
 Salimans 2022) for label-conditional nets. The noise of an image depends on the study's seed, the replicate and the image's id
 only: not on the arm, so that arms are compared on the same starts, and not on the batch size, which changes an image by no more
-than the rounding of the convolutions (another batch shape, another order of summation).
+than the rounding of the convolutions (another batch shape, another order of summation; measured at batch sizes 1, 7 and 64 on
+the default study: 1e-5 on the scale [-1, 1], no 8-bit value).
 """
 
 from __future__ import annotations

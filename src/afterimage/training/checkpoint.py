@@ -45,7 +45,7 @@ class Store:
 
     Args:
         root: Where the states of all runs lie.
-        identity: What the run depends on, as plain JSON values: its resolved config and the hashes of its inputs.
+        identity: What the run depends on, as plain JSON values: its resolved config, the hashes of its inputs and of its code.
     """
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Store:
         A damaged one is removed with a warning, and the one before it is taken.
 
         Raises:
-            ArtifactError: if a state was made under another config or from other inputs.
+            ArtifactError: if a state was made under another config, from other inputs or by other code.
         """
         for folder in self.saved():
             try:

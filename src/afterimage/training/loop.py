@@ -2,7 +2,7 @@
 
 What an update does is the method's affair: the loop calls ``update(s)`` for s = 0, 1, ... and keeps the state of the ``parts``
 that it is given. As ``update`` draws everything from (seed, s), a run that was stopped anywhere and started again with the same
-command ends with the same bits on a CPU.
+command ends with the same bits on a CPU (with the same number of threads).
 
 SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the running update finish, save the state, and leave with exit
 status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second SIGINT stops at once.

@@ -1,6 +1,7 @@
 """``afterimage train run``: train one replicate of one arm, or continue it; run the same command again after a stop.
 
-Exit status 75 means that a signal stopped the run and its state is saved. The store that a finished run leaves:
+Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a state of the same config,
+inputs and code; after a change of any it starts afresh. The store that a finished run leaves:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
 - ``members.parquet``: id, source and trained (bool) of every row of ``--train``;
@@ -19,7 +20,7 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from afterimage import artifacts, config, methods, seeds
+from afterimage import artifacts, config, methods, provenance, seeds
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.config import ConfigError, Diffusion, Model, Train
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
@@ -85,9 +86,8 @@ def run(args: argparse.Namespace) -> None:
             classes,
             seed=seeds.derive(resolved["seed"], *path, "init"),
         )
-        store = Store(
-            args.state, {"config": resolved, "inputs": {name: artifacts.sha256(path) for name, path in inputs.items()}}
-        )
+        hashes = {name: artifacts.sha256(file) for name, file in inputs.items()}
+        store = Store(args.state, {"config": resolved, "inputs": hashes, "code": provenance.fingerprint(*entries)})
         job = methods.Job(
             seed=resolved["seed"],
             path=path,
