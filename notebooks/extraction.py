@@ -31,7 +31,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown, display
+from IPython.display import HTML, Image, Markdown, display
 
 from afterimage.artifacts import load_images, read_run
 
@@ -52,8 +52,6 @@ def table(name):
 def keep(figure, name):
     figure.savefig(figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
     plt.close(figure)
-    from IPython.display import Image
-
     display(Image(filename=figures / f"{name}.png"))
 
 
@@ -78,14 +76,14 @@ display(
 
 # %%
 metrics = list(dict.fromkeys(headline.metric))
+pd.set_option("display.max_rows", None, "display.max_columns", None)
 wide = headline.assign(
-    shown=[f"{v:.4g}" + (f"  [{lo:.4g}, {hi:.4g}]" if pd.notna(lo) else "") for v, lo, hi in headline[["value", "low", "high"]].values]
+    shown=[(f"{v:.4g}" if abs(v) < 1e4 else f"{v:,.0f}") + (f"  [{lo:.4g}, {hi:.4g}]" if pd.notna(lo) else "") for v, lo, hi in headline[["value", "low", "high"]].values]
 ).pivot(index="metric", columns="arm", values="shown")
-display(wide.loc[metrics, arms].rename_axis(None, axis=1))
+display(wide.loc[metrics, arms].fillna("").rename_axis(None, axis=0).rename_axis(None, axis=1))
 display(
     Markdown(
-        "In brackets: 95 % intervals, from a bootstrap within the replicate where there is one, between replicates (t) where there are "
-        "several. They say how sure the number is **for these images and generations**; only several replicates say what another "
+        "In brackets: 95 % intervals within the one replicate, exact for shares and counts, from a bootstrap for others. They say how sure the number is **for these images and generations**; only several replicates say what another "
         "training would have given."
         if replicates == 1
         else "In brackets: 95 % intervals between replicates (t). They cover another training and sampling of the same arm on the same images."
@@ -165,7 +163,7 @@ display(
 # ## Extraction against multiplicity
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(9, 3.4), sharey=True)
+figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
 for axis, alpha in zip(axes, ("fixed", "calibrated")):
     for i, arm in enumerate(arms):
         some = copies[(copies.arm == arm) & (copies.alpha == alpha)].sort_values("copies")
@@ -173,14 +171,14 @@ for axis, alpha in zip(axes, ("fixed", "calibrated")):
         error = np.clip(np.stack([some.share - some.low, some.high - some.share]), 0, None)
         axis.errorbar(some.copies * shift, some.share, error, marker="o", capsize=2, color=colour[arm], label=arm)
         twins = some.dropna(subset=["twins_share"])
-        axis.plot(twins.copies * shift, twins.twins_share, "x--", color=colour[arm], alpha=0.7, label=f"{arm}: never-trained twins")
+        axis.plot(twins.copies * shift, twins.twins_share, "x", color=colour[arm], label=f"{arm}: never-trained twins")
     axis.set_xscale("log", base=2)
     axis.set_xticks(sorted(copies.copies.unique()), [str(c) for c in sorted(copies.copies.unique())])
     axis.set_xlabel("copies in the training set as planted")
     axis.set_title(f"{alpha} alpha")
 axes[0].set_ylabel("share of images extracted")
 axes[0].set_ylim(-0.03, 1.03)
-axes[0].legend(frameon=False, fontsize=7)
+axes[1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
 figure.tight_layout()
 keep(figure, "multiplicity")
 display(
@@ -196,7 +194,7 @@ display(
 
 # %%
 chosen = [m for m in ("unique_images", "unique_images_calibrated", "flagged_generations") if m in metrics]
-chosen += [m for m in metrics if m.startswith(("FD[", "FID["))]
+chosen += [m for m in metrics if m.startswith(("FD[", "FID[")) and m.endswith("]")]
 figure, axes = plt.subplots(1, len(chosen), figsize=(2.6 * len(chosen), 3))
 for axis, metric in zip(np.atleast_1d(axes), chosen):
     for i, arm in enumerate(arms):
@@ -244,7 +242,7 @@ display(
 # ## Deduplication against the planted truth
 
 # %%
-display(table("dedup").round(3))
+display(table("dedup").set_index("method").T.map(lambda number: f"{number:.4g}"))
 display(
     Markdown(
         "Pair precision and recall are measured against the duplicates that were planted. Pairs that a detector found but nobody planted count "
@@ -258,5 +256,6 @@ display(
 
 # %%
 shown = extraction[extraction.subset == "all"].drop(columns=["subset"])
-display(shown.round(4))
-display(table("quality").round(4))
+style = {"index": False, "na_rep": "", "float_format": "{:.4g}".format}
+display(HTML(shown.to_html(**style)))
+display(HTML(table("quality").to_html(**style)))

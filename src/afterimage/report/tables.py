@@ -19,6 +19,21 @@ from scipy import stats
 from afterimage import artifacts
 
 CONFIDENCE = 0.95
+ORDER = (
+    "unique_images",
+    "flagged_generations",
+    "flagged_holdout",
+    "twins_flagged",
+    "unique_images_calibrated",
+    "flagged_generations_calibrated",
+    "flagged_holdout_calibrated",
+    "twins_flagged_calibrated",
+    "alpha_calibrated",
+    "average_precision",
+    "mq@0.5 (share)",
+    "mq@0.5 (share) of holdout",
+)
+"""Headline numbers of extraction, in the order in which they are read; quality and budget follow."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -81,12 +96,14 @@ def headline(
 ) -> pd.DataFrame:
     """Return the headline numbers: one row per arm and metric, with a 95 % interval.
 
-    With one replicate the interval is the replicate's own (bootstrap or exact); with several it is Student's t between them.
+    With one replicate the interval is the replicate's own (exact for shares and counts, bootstrap for others); with several it is
+    Student's t between them.
     """
     rows: list[tuple[str, int, str, float, float, float]] = []
     overall = numbers[(numbers["subset"] == "all") & numbers["anchor"].isin([anchor, "none"])]
     for row in overall.to_dict("records"):
-        cell, interval = (row["arm"], row["replicate"]), (row["low"], row["high"])
+        cell, exact = (row["arm"], row["replicate"]), not math.isnan(row["exact_low"])
+        interval = (row["exact_low"], row["exact_high"]) if exact else (row["low"], row["high"])
         suffix = "_calibrated" if row["alpha"] == "calibrated" else ""
         if row["metric"] in ("mq@0.5", "mq_holdout@0.5"):
             metric = "mq@0.5 (share)" + (" of holdout" if row["metric"].startswith("mq_holdout") else "")
@@ -105,9 +122,15 @@ def headline(
         for fact in ("updates", "images_seen", "training_images"):
             rows.append((arm, k, fact, facts[fact], math.nan, math.nan))
     single = pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high"])
-    cells = list(dict.fromkeys((arm, metric) for arm, _, metric, *_ in rows))
+    metrics = list(dict.fromkeys([metric for metric in ORDER if metric in set(single["metric"])] + list(single["metric"])))
+    cells = [(arm, metric) for metric in metrics for arm in dict.fromkeys(single["arm"])]
+    there = set(zip(single["arm"], single["metric"], strict=True))
     return pd.DataFrame(
-        [_over_replicates(arm, metric, single[(single["arm"] == arm) & (single["metric"] == metric)]) for arm, metric in cells]
+        [
+            _over_replicates(arm, metric, single[(single["arm"] == arm) & (single["metric"] == metric)])
+            for arm, metric in cells
+            if (arm, metric) in there
+        ]
     )
 
 
@@ -135,10 +158,11 @@ def against_copies(numbers: pd.DataFrame, anchor: str) -> pd.DataFrame:
     joined = counted.join(twins, rsuffix="_twins").reset_index()
     rows = []
     for row in joined.to_dict("records"):
-        exact = stats.binomtest(row["count"], row["of"]).proportion_ci(CONFIDENCE, method="exact")
+        count, of = int(row["count"]), int(row["of"])
+        exact = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
         copies = int(row["subset"].removeprefix("copies="))
-        one = {"arm": row["arm"], "alpha": row["alpha"], "copies": copies, "count": row["count"], "of": row["of"]}
-        one |= {"share": row["count"] / row["of"], "low": exact.low, "high": exact.high}
+        one = {"arm": row["arm"], "alpha": row["alpha"], "copies": copies, "count": count, "of": of}
+        one |= {"share": count / of, "low": exact.low, "high": exact.high}
         one |= {"twins_count": row["count_twins"], "twins_of": row["of_twins"]}
         rows.append(one | {"twins_share": row["count_twins"] / row["of_twins"]})
     return pd.DataFrame(rows).sort_values(["arm", "alpha", "copies"], kind="stable")
