@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -195,6 +196,8 @@ def test_swapping_replaces_every_copy_and_nothing_else(planting):
         assert (swapped.pixels[rows] == image).all()
         assert (swapped.sources[rows] == twin).all()
     np.testing.assert_array_equal(swapped.ids, train.ids)
+    labelled = replace(planted, twins=replace(planted.twins, labels=np.arange(12)))
+    assert twins.swap(train, labelled).labels[train.sources == 105].tolist() == [5] * 4
 
 
 def test_a_memoriser_gives_back_planted_images_and_no_twin(planting, drawn):
