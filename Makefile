@@ -42,7 +42,7 @@ check: setup ## Lint, format, types, workflow lint, drift of generated files
 	$(IN_VENV) $(BIN)/ruff check .
 	$(IN_VENV) $(BIN)/ruff format --check .
 	$(IN_VENV) $(BIN)/mypy
-	$(IN_VENV) $(BIN)/snakefmt --line-length 128 --check Snakefile workflow
+	$(IN_VENV) $(BIN)/snakefmt --check Snakefile workflow
 	$(IN_VENV) $(BIN)/snakemake --lint
 	$(IN_VENV) $(BIN)/afterimage config schema | diff - workflow/schemas/params.schema.json
 	$(IN_VENV) $(BIN)/python envs/lock.py --check
