@@ -47,9 +47,9 @@ class Workspace:
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
         return self.run("snakemake", "--cores", "2", *arguments, check=check)
 
-    def planned(self, *arguments: str) -> dict[str, int]:
+    def planned(self, *arguments: str, target: str | None = "all") -> dict[str, int]:
         """Return rule -> number of jobs that the next run would do."""
-        out = self.snakemake("--dry-run", *arguments, "--", "all").stdout
+        out = self.snakemake("--dry-run", *arguments, *(["--", target] if target else [])).stdout
         if "Job stats:" not in out:
             assert "Nothing to be done" in out, out
             return {}
@@ -57,7 +57,7 @@ class Workspace:
         return {line.split()[0]: int(line.split()[1]) for line in table if line.split()[0] not in ("total", *PHASES)}
 
 
-PHASES = ("all", "data", "train", "sample", "attack", "report", "track")
+PHASES = ("default", "all", "data", "train", "sample", "attack", "report", "track")
 
 
 def clone(folder: Path) -> Workspace:

@@ -29,6 +29,10 @@ def test_rules_of_the_dag(empty):
     assert empty.planned() == dict.fromkeys(once, 1) | dict.fromkeys(["fit", "draw", "extraction", "quality"], arms)
 
 
+def test_no_target_means_all(empty):
+    assert empty.planned(target=None) == empty.planned()
+
+
 def test_replicates_multiply_what_is_trained_and_nothing_else(empty):
     empty.edit("replicates", value=3)
     planned = empty.planned()
@@ -163,7 +167,8 @@ def test_dvc_params_cover_every_key_of_a_study(root):
     import yaml
 
     claimed = {key for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values() for key in stage["params"]}
-    assert {key.split(".")[0] for key in claimed} == set(config.Study.model_fields)
+    assert claimed == set(config.Study.model_fields)
+    assert claimed <= set(yaml.safe_load((root / "params.yaml").read_text())), "DVC refuses a claimed key that params.yaml lacks"
 
 
 def test_dvc_links_cannot_make_stale_results_look_fresh(root):
@@ -171,4 +176,4 @@ def test_dvc_links_cannot_make_stale_results_look_fresh(root):
 
     settings = configparser.ConfigParser()
     settings.read(root / ".dvc" / "config")
-    assert settings["cache"]["type"] == "reflink,copy"
+    assert settings["cache"]["type"].strip('"') == "reflink,copy"

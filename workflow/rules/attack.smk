@@ -10,13 +10,6 @@ localrules:
     attack,
 
 
-rule attack:
-    """The attack phase: every arm meets every attack."""
-    input:
-        per_replicate("results/{study}/attack/{arm}/rep{rep}/extraction/run.json"),
-        per_replicate("results/{study}/attack/{arm}/rep{rep}/quality/run.json"),
-
-
 rule extraction:
     """Which training images come back (Carlini et al. 2023, section 5.1)."""
     input:
@@ -70,3 +63,9 @@ rule quality:
     shell:
         "afterimage attack quality --samples {input.samples:q} --reference {input.reference:q} --holdout {input.holdout:q}"
         " --classifier {params.classifier:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule attack:
+    """The attack phase: every arm meets every attack."""
+    input:
+        per_replicate(rules.extraction.output, rules.quality.output),

@@ -10,13 +10,15 @@ from afterimage import layout
 
 try:
     STUDY = studies.parse(
-        config, name=", ".join(workflow.overwrite_configfiles) or "params.yaml"
+        config,
+        name=", ".join(map(str, workflow.overwrite_configfiles)) or "params.yaml",
     )
 except studies.ConfigError as error:
     raise WorkflowError(str(error)) from None
 
 ARMS = list(STUDY.arms)
 REPLICATES = list(range(STUDY.replicates))
+PAGES = ["extraction"]
 # Beside the workflow, wherever results lie (--directory).
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
@@ -32,14 +34,17 @@ wildcard_constraints:
     rep=r"\d+",
 
 
-def per_replicate(pattern):
-    """Every arm's and replicate's file of a pattern."""
-    return expand(pattern, study=STUDY.study, arm=ARMS, rep=REPLICATES)
+def per_replicate(*outputs):
+    """All files of some rules' outputs, for every arm and replicate."""
+    return [
+        expand(output, study=STUDY.study, arm=ARMS, rep=REPLICATES)
+        for output in outputs
+    ]
 
 
-def once(*patterns):
-    """The study's own files of some patterns."""
-    return expand(patterns, study=STUDY.study)
+def once(*outputs):
+    """All files of some rules' outputs that a study has once."""
+    return [expand(output, study=STUDY.study) for output in outputs]
 
 
 def dedup_network(wildcards):

@@ -13,17 +13,6 @@ localrules:
     fetch,
 
 
-rule data:
-    """The data phase."""
-    input:
-        once(
-            "results/{study}/data/split/run.json",
-            "results/{study}/data/classifier/run.json",
-            "results/{study}/data/dedup/run.json",
-            "results/{study}/data/dedup/table.csv",
-        ),
-
-
 rule fetch:
     """Read the source; the only rule that may use the network."""
     input:
@@ -113,3 +102,14 @@ rule dedup:
     shell:
         "afterimage data dedup --train {input.train:q} --index {input.index:q} --reference {input.reference:q}"
         " {params.classifier} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule data:
+    """The data phase."""
+    input:
+        once(
+            rules.fetch.output,
+            rules.split.output,
+            rules.classifier.output,
+            rules.dedup.output,
+        ),

@@ -12,20 +12,10 @@ localrules:
     page,
 
 
-rule report:
-    """The report phase."""
-    input:
-        once(
-            "results/{study}/report/tables/run.json",
-            "results/{study}/report/extraction/extraction.html",
-        ),
-
-
 rule tables:
     """Gather the results of all arms."""
     input:
-        per_replicate("results/{study}/attack/{arm}/rep{rep}/extraction/run.json"),
-        per_replicate("results/{study}/attack/{arm}/rep{rep}/quality/run.json"),
+        per_replicate(rules.extraction.output.run, rules.quality.output.run),
         config="results/{study}/config/report/tables.json",
         code="results/{study}/config/report/tables.code",
         dedup="results/{study}/data/dedup/run.json",
@@ -53,7 +43,7 @@ rule tables:
         "results/{study}/benchmarks/report/tables.tsv"
     params:
         out=subpath(output.run, parent=True),
-        results="results/{study}",
+        results=subpath(output.run, ancestor=3),
     shell:
         "afterimage report tables --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
@@ -61,7 +51,7 @@ rule tables:
 rule page:
     """Run the notebook on the tables and write its page."""
     input:
-        per_replicate("results/{study}/sample/{arm}/rep{rep}/run.json"),
+        per_replicate(rules.draw.output.run),
         config="results/{study}/config/report/{page}.json",
         code="results/{study}/config/report/{page}.code",
         notebook=str(NOTEBOOKS / "{page}.py"),
@@ -87,10 +77,19 @@ rule page:
     benchmark:
         "results/{study}/benchmarks/report/{page}.tsv"
     wildcard_constraints:
-        page="extraction",
+        page="|".join(PAGES),
     params:
         out=subpath(output.run, parent=True),
-        results="results/{study}",
+        results=subpath(output.run, ancestor=3),
     shell:
         "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --config {input.config:q}"
         " --out {params.out:q} > {log:q} 2>&1"
+
+
+rule report:
+    """The report phase."""
+    input:
+        once(
+            rules.tables.output,
+            expand(rules.page.output, page=PAGES, allow_missing=True),
+        ),

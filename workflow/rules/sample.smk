@@ -9,12 +9,6 @@ localrules:
     sample,
 
 
-rule sample:
-    """The sample phase."""
-    input:
-        per_replicate("results/{study}/sample/{arm}/rep{rep}/run.json"),
-
-
 rule draw:
     """Draw generations, seeded per image."""
     input:
@@ -34,3 +28,9 @@ rule draw:
         model=subpath(input.model, parent=True),
     shell:
         "afterimage sample draw --model {params.model:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule sample:
+    """The sample phase."""
+    input:
+        per_replicate(rules.draw.output),

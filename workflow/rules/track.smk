@@ -10,17 +10,10 @@ localrules:
     mlflow,
 
 
-rule track:
-    """Show the study in MLflow."""
-    input:
-        once("results/{study}/track/track.json"),
-
-
 rule mlflow:
     """Import all results in one process: parallel writers on a fresh SQLite store lose runs."""
     input:
-        per_replicate("results/{study}/attack/{arm}/rep{rep}/extraction/run.json"),
-        per_replicate("results/{study}/attack/{arm}/rep{rep}/quality/run.json"),
+        per_replicate(rules.extraction.output.run, rules.quality.output.run),
         page="results/{study}/report/extraction/run.json",
         study="results/{study}/config/study.json",
     output:
@@ -31,3 +24,9 @@ rule mlflow:
         "results/{study}/benchmarks/track/mlflow.tsv"
     shell:
         "afterimage track import --study {input.study:q} --out {output:q} > {log:q} 2>&1"
+
+
+rule track:
+    """Show the study in MLflow."""
+    input:
+        once(rules.mlflow.output),

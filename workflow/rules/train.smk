@@ -10,14 +10,6 @@ localrules:
     train,
 
 
-rule train:
-    """The train phase."""
-    input:
-        per_replicate("results/{study}/train/{arm}/rep{rep}/run.json"),
-        per_replicate("results/{study}/train/{arm}/rep{rep}/pipeline"),
-        per_replicate("results/{study}/train/{arm}/rep{rep}/raw"),
-
-
 rule fit:
     """Train one replicate of one arm. The resumable state is no output: Snakemake would delete it."""
     input:
@@ -42,3 +34,9 @@ rule fit:
     shell:
         "afterimage train run --train {input.images:q} --config {input.config:q} --state {params.state:q} {params.base}"
         " --out {params.out:q} > {log:q} 2>&1"
+
+
+rule train:
+    """The train phase."""
+    input:
+        per_replicate(rules.fit.output),

@@ -37,7 +37,7 @@ def parse(dot: str) -> networkx.DiGraph:
     graph = networkx.DiGraph()
     graph.add_nodes_from(names.values())
     graph.add_edges_from((names[a], names[b]) for a, b in re.findall(r"^\s*(\d+) -> (\d+)", dot, flags=re.MULTILINE))
-    graph.remove_nodes_from({"all", "data", "train", "sample", "attack", "report", "track"} & set(graph))
+    graph.remove_nodes_from({"default", "all", "data", "train", "sample", "attack", "report", "track"} & set(graph))
     return networkx.transitive_reduction(graph)
 
 
