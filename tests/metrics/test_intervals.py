@@ -48,6 +48,12 @@ def test_exact_intervals_cover_as_often_as_they_say():
     assert covered >= 0.95
 
 
+def test_the_normal_interval_ignores_a_shift():
+    values = np.random.default_rng(0).normal(7, 2, 100_000)
+    low, high = intervals.normal(10, values, 0.95)
+    assert (low, high) == pytest.approx((10 - 1.96 * 2, 10 + 1.96 * 2), abs=0.05)
+
+
 def test_the_basic_interval_takes_a_shift_out():
     values = np.linspace(9, 15, 1001)  # resamples of a statistic of value 10 that resampling raises by 2
     low, high = intervals.basic(10, values, 0.5)

@@ -168,7 +168,9 @@ def test_dvc_params_cover_every_key_of_a_study(root):
 
     claimed = {key for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values() for key in stage["params"]}
     assert claimed == set(config.Study.model_fields)
-    assert claimed <= set(yaml.safe_load((root / "params.yaml").read_text())), "DVC refuses a claimed key that params.yaml lacks"
+    assert claimed <= set(yaml.safe_load((root / "params.yaml").read_text())), (
+        "DVC refuses a claimed key that params.yaml lacks"
+    )
 
 
 def test_dvc_links_cannot_make_stale_results_look_fresh(root):

@@ -6,8 +6,7 @@ fall with the number of images, so the floor is fair only with about as many hel
 
 The store that the verb leaves is ``results.csv``: metric, of (generations or holdout), value, low, high. Each metric carries its
 space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision, recall, density,
-coverage. Intervals: FD, a basic bootstrap over the compared images, which takes out the bias of few images too and may therefore lie below the
-value; KID, the same, from the full sets; precision and density, a percentile bootstrap over the compared images; recall and coverage,
+coverage. Intervals: FD, the normal interval from a bootstrap over the compared images; KID, the basic one from the full sets; precision and density, a percentile bootstrap over the compared images; recall and coverage,
 over the reference images, whose shares they are. Labels play no part.
 """
 
@@ -90,7 +89,7 @@ def _numbers(
     fds = intervals.resampled(
         lambda rows: frechet.to(quality.Gaussian.fit(features[rows])), len(features), resamples, rng("fd")
     )
-    low, high = intervals.basic(fd, fds, confidence)
+    low, high = intervals.normal(fd, fds, confidence)
     numbers: dict[str, tuple[float, float | None, float | None]] = {
         f"{'FID' if space == 'inception' else 'FD'}[{space}]": (fd, max(0.0, low), high)
     }
