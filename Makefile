@@ -30,7 +30,7 @@ print(hashlib.sha256(b"".join(parts)).hexdigest()[:16])
 endef
 export KEY
 
-.PHONY: all test check ui lock clean help setup
+.PHONY: all test check ui docs lock clean help setup
 
 all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
@@ -60,6 +60,9 @@ setup: ## Make the environment in VENV from LOCK, unless it is there
 
 ui: setup ## Show the imported runs in MLflow
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
+
+docs: setup ## Draw docs/rulegraph.svg
+	$(IN_VENV) $(BIN)/snakemake all --rulegraph dot | $(IN_VENV) $(BIN)/afterimage report rulegraph --out docs/rulegraph.svg
 
 lock: setup ## Resolve envs/requirements.in again (LOCK_ARGS=--upgrade takes the newest of everything)
 	$(IN_VENV) $(BIN)/python envs/lock.py $(LOCK_ARGS)

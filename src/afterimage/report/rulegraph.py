@@ -50,29 +50,23 @@ def draw(graph: networkx.DiGraph, path: Path) -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
-    for layer, rules in enumerate(networkx.topological_generations(graph)):
-        for rule in rules:
-            graph.nodes[rule]["layer"] = layer
-    ordered = networkx.DiGraph()
-    ordered.add_nodes_from(sorted(graph.nodes(data=True)))
-    ordered.add_edges_from(sorted(graph.edges))
-    position = networkx.multipartite_layout(ordered, subset_key="layer")
-    layers = 1 + max(layer for _, layer in ordered.nodes(data="layer"))
-    figure, axis = plt.subplots(figsize=(1.35 * layers, 2.6))
-    networkx.draw_networkx(
-        ordered,
-        position,
-        ax=axis,
-        arrows=True,
-        node_size=2600,
-        node_color="white",
-        node_shape="s",
-        linewidths=0,
-        font_size=9,
-        edge_color="0.5",
-        bbox={"boxstyle": "round,pad=0.35", "facecolor": "#e8eef7", "edgecolor": "#4a6fa5"},
-    )
+    layers = {layer: sorted(rules) for layer, rules in enumerate(networkx.topological_generations(graph))}
+    position = networkx.multipartite_layout(graph, subset_key=layers)
+    figure, axis = plt.subplots(figsize=(1.45 * len(layers), 2.6))
+    axis.set(xlim=(-1.08, 1.08), ylim=(-1, 1))
+    height = max(abs(y) for _, y in position.values()) or 1
+    box = {"boxstyle": "round,pad=0.4", "facecolor": "#e8eef7", "edgecolor": "#4a6fa5"}
+    width = max(abs(x) for x, _ in position.values())
+    labels = {
+        rule: axis.text(x / width, 0.75 * y / height, rule, ha="center", va="center", fontsize=10, bbox=box, zorder=2)
+        for rule, (x, y) in sorted(position.items())
+    }
+    figure.canvas.draw()  # the boxes have their sizes only now
+    for before, after in sorted(graph.edges):
+        clip = {"patchA": labels[before].get_bbox_patch(), "patchB": labels[after].get_bbox_patch()}
+        line = {"arrowstyle": "-|>", "color": "0.5", "shrinkA": 0, "shrinkB": 0, "mutation_scale": 12, **clip}
+        ends = (labels[after].get_position(), labels[before].get_position())
+        axis.annotate("", *ends, arrowprops=line, zorder=3)
     axis.axis("off")
-    axis.margins(0.08)
     figure.savefig(path, bbox_inches="tight", metadata={"Date": None} if path.suffix in (".svg", ".pdf") else None)
     plt.close(figure)
