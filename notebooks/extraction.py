@@ -193,15 +193,16 @@ display(
 # ## The arms side by side
 
 # %%
-chosen = [m for m in ("unique_images", "unique_images_calibrated", "flagged_generations") if m in metrics]
+shown_first = ("unique_images", "unique_images_calibrated", "flagged_generations", "flagged_generations_calibrated")
+chosen = [m for m in shown_first if m in metrics]
 chosen += [m for m in metrics if m.startswith(("FD[", "FID[")) and m.endswith("]")]
-figure, axes = plt.subplots(1, len(chosen), figsize=(2.6 * len(chosen), 3))
+figure, axes = plt.subplots(1, len(chosen), figsize=(2.3 * len(chosen), 3))
 for axis, metric in zip(np.atleast_1d(axes), chosen):
     for i, arm in enumerate(arms):
         row = own.loc[(arm, metric)]
         error = None if pd.isna(row.low) else [[max(row.value - row.low, 0)], [max(row.high - row.value, 0)]]
         axis.errorbar([i], [row.value], error, fmt="o", color=colour[arm], capsize=3)
-    control = {"flagged_generations": "flagged_holdout"}.get(metric, f"{metric} of holdout")
+    control = metric.replace("generations", "holdout") if "generations" in metric else f"{metric} of holdout"
     for i, arm in enumerate(arms):
         if (arm, control) in own.index:
             axis.plot([i - 0.25, i + 0.25], [own.loc[(arm, control), "value"]] * 2, color="black", linewidth=1)
@@ -215,6 +216,14 @@ display(
     Markdown(
         "Points are the arms with 95 % intervals, black bars the same measure on real held-out images. A remedy is worth having if extraction "
         "falls while the distance to reference images (which no arm was trained on) does not rise."
+    )
+)
+
+passes = ", ".join(f"{arm} {own.loc[(arm, 'passes'), 'value']:.0f}" for arm in arms)
+display(
+    Markdown(
+        f"Passes over the training images: {passes}. With the same number of updates an arm that trains on fewer images sees each of them "
+        "more often, and more passes alone make a model remember more: compare arms at equal updates with that in mind."
     )
 )
 

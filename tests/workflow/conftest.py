@@ -35,10 +35,18 @@ class Workspace:
         at[path[-1]] = value
         self.write(params)
 
-    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+    @property
+    def environment(self) -> dict[str, str]:
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-        environment = os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=environment)
+        return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+
+    def start(self, *command: str) -> subprocess.Popen:
+        return subprocess.Popen(
+            command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+
+    def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
+        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=self.environment)
         if check and done.returncode:
             logs = "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in self.results.glob("logs/**/*.log"))
             raise AssertionError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}")

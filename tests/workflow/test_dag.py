@@ -3,9 +3,11 @@
 import json
 import re
 import shutil
+import time
 from collections import Counter
 
 import pandas as pd
+import psutil
 import pytest
 
 from afterimage import config, layout
@@ -78,6 +80,34 @@ def test_a_harmed_artifact_is_noticed_and_remade(workspace, harm):
     workspace.snakemake("--", "all")
     assert images.read_bytes() == before
     assert workspace.run("afterimage", "verify").returncode == 0
+
+
+def test_killed_job_goes_on_where_it_was(empty):
+    empty.edit("train", "updates", value=400)
+    empty.edit("train", "checkpoint_every", value=20)
+    empty.edit("arms", value={"baseline": {"method": "baseline"}})
+    running = empty.start("snakemake", "--cores", "2", "--", "all")
+    saved = wait_for(lambda: list(empty.results.glob("state/baseline/rep0/*/update-*")))
+    training = [p for p in psutil.Process(running.pid).children(recursive=True) if "train" in p.cmdline()]
+    assert training, "the training ended before it could be killed"
+    for process in training:
+        process.kill()
+    assert running.wait() != 0
+    assert saved
+    assert not (empty.results / "train" / "baseline" / "rep0" / "run.json").exists()
+    empty.snakemake("--", "all")
+    facts = json.loads((empty.results / "train/baseline/rep0/run.json").read_text())["facts"]
+    assert facts["updates"] == 400
+    assert facts["resumed_at"]
+    assert empty.run("afterimage", "verify").returncode == 0
+
+
+def wait_for(condition, seconds=120):
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found
 
 
 def test_bad_study_is_refused_before_any_job(empty):

@@ -121,6 +121,7 @@ def headline(
         facts = artifacts.read_run(folder)["facts"]
         for fact in ("updates", "images_seen", "training_images"):
             rows.append((arm, k, fact, facts[fact], math.nan, math.nan))
+        rows.append((arm, k, "passes", facts["images_seen"] / facts["training_images"], math.nan, math.nan))
     single = pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high"])
     metrics = list(dict.fromkeys([metric for metric in ORDER if metric in set(single["metric"])] + list(single["metric"])))
     cells = [(arm, metric) for metric in metrics for arm in dict.fromkeys(single["arm"])]
