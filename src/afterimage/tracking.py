@@ -144,7 +144,10 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         files = None  # a server decides for itself
         if uri.startswith(SQLITE):
             files = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
-        return client.create_experiment(name, artifact_location=files)
+        # The page then opens on runs and their curves; without the tag it takes every experiment for one on language models.
+        return client.create_experiment(
+            name, artifact_location=files, tags={"mlflow.experimentKind": "custom_model_development"}
+        )
     if there.lifecycle_stage == "deleted":
         client.restore_experiment(there.experiment_id)
     return there.experiment_id
