@@ -2,7 +2,7 @@
 
 ``arms.csv`` holds the headline numbers, ``extraction.csv`` and ``quality.csv`` every number of every replicate, ``copies.csv``
 extraction against multiplicity pooled over replicates, ``union.csv`` what all replicates of an arm together gave back (the count
-that Carlini et al. 2023 report for their 16 models), ``multiplicity.csv`` and ``loss.csv`` the same as wide tables for plots.
+that Carlini et al. 2023 report for their 16 models), ``multiplicity.csv`` (calibrated alpha) and ``loss.csv`` wide tables for plots.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
             "quality": qualities,
             "copies": copies,
             "union": union_over_replicates(extraction, anchor),
-            "multiplicity": copies[copies["alpha"] == "fixed"]
+            "multiplicity": copies[copies["alpha"] == "calibrated"]
             .pivot(index="copies", columns="arm", values="share")
             .reset_index(),
             "loss": loss_curves(training),
