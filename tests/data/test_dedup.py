@@ -292,7 +292,7 @@ def test_undefined_shares_are_empty_cells(stored, resolved):
 
 
 def test_the_classifier_must_be_given(stored, resolved, capsys):
-    assert run(stored, resolved, {}) == 2
+    assert run(stored, resolved, {"embedding": {"features": "classifier"}}) == 2
     assert "--classifier" in capsys.readouterr().err
 
 
