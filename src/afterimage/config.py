@@ -406,8 +406,9 @@ class Extraction(Block):
     """n, the number of training images whose mean distance normalises (fewer where the set is smaller)."""
     include_self: bool = False
     """Count a training image among its own neighbours, as one public implementation does."""
-    gallery: Literal["distinct", "all"] = "distinct"
-    """Neighbours among different images only, or among all training rows, exact copies counted each."""
+    gallery: Literal["all", "distinct"] = "all"
+    """Neighbours among all training rows, exact copies counted each, as published; or among different images only, which keeps
+    copies from shrinking the mean distance that normalises."""
     delta: Annotated[float, Field(gt=0)] = 0.15
     """Radius of the eidetic count k, in normalised l2."""
     mq_thresholds: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [

@@ -38,12 +38,12 @@ def test_ratio_anchored_at_the_candidate():
 def test_neighbours_that_are_all_copies_give_defined_ratios():
     images = np.concatenate([np.repeat(LEVELS[:1], 4, axis=0), LEVELS[1:]])
     queries = np.concatenate([LEVELS[:1], CANDIDATE / 2])
-    scores = target(images, neighbours=3, gallery="all").score(queries)
+    scores = target(images, neighbours=3).score(queries)
     assert scores.row.tolist() == [0, 0]
     assert scores.relative["training"].tolist() == [0, np.inf]
     assert scores.relative["candidate"][0] == 0
     assert scores.zero_means == {"training": 2, "candidate": 1}
-    distinct = target(images, neighbours=3).score(queries)
+    distinct = target(images, neighbours=3, gallery="distinct").score(queries)
     assert distinct.zero_means["training"] == 0
     assert distinct.relative["training"][1] == pytest.approx(0.05 / np.mean([0.2, 0.4, 1]))
 
@@ -52,7 +52,9 @@ def test_fewer_images_than_neighbours():
     attacked = target(LEVELS, neighbours=50, mq_neighbours=50)
     assert (attacked.neighbours, attacked.mq_neighbours) == (3, 4)
     with pytest.raises(ConfigError, match="at least 2 different training images, not 1"):
-        target(np.repeat(LEVELS[:1], 5, axis=0))
+        target(np.repeat(LEVELS[:1], 5, axis=0), gallery="distinct")
+    with pytest.raises(ConfigError, match="at least 2 training images, not 1"):
+        target(LEVELS[:1])
 
 
 def test_a_mirrored_copy_is_found_only_with_flips():
@@ -165,7 +167,7 @@ def test_mq_takes_its_own_neighbours_and_plain_distance():
     rng = np.random.default_rng(0)
     images, queries = rng.random((30, 4, 4, 1)), rng.random((5, 4, 4, 1))
     expected = target(images, mq_neighbours=10).score(queries).mq
-    for keys in ({"neighbours": 3}, {"distance": "tiled", "tiles": 2}, {"gallery": "all"}):
+    for keys in ({"neighbours": 3}, {"distance": "tiled", "tiles": 2}, {"gallery": "distinct"}):
         np.testing.assert_array_equal(target(images, mq_neighbours=10, **keys).score(queries).mq, expected)
     np.testing.assert_array_equal(target(images, True, mq_neighbours=10).score(queries).mq, expected)
 
@@ -219,7 +221,7 @@ def same(a, b):
         np.testing.assert_array_equal(a.relative[anchor], b.relative[anchor])
 
 
-@pytest.mark.parametrize("keys", [{}, {"distance": "tiled", "tiles": 2}, {"gallery": "all", "include_self": True}])
+@pytest.mark.parametrize("keys", [{}, {"distance": "tiled", "tiles": 2}, {"gallery": "distinct", "include_self": True}])
 @pytest.mark.parametrize("flips", [False, True])
 def test_block_size_changes_nothing(smooth, keys, flips):
     images, queries = smooth
