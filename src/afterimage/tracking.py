@@ -144,10 +144,7 @@ def _experiment(client: MlflowClient, name: str, uri: str) -> str:
         files = None  # a server decides for itself
         if uri.startswith(SQLITE):
             files = (Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name).as_uri()
-        # The page then opens on runs and their curves; without the tag it takes every experiment for one on language models.
-        return client.create_experiment(
-            name, artifact_location=files, tags={"mlflow.experimentKind": "custom_model_development"}
-        )
+        return client.create_experiment(name, artifact_location=files)
     if there.lifecycle_stage == "deleted":
         client.restore_experiment(there.experiment_id)
     return there.experiment_id
