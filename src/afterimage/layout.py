@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afterimage import config, provenance
-from afterimage.artifacts import write_atomically, write_json
+from afterimage.artifacts import write_atomically
 from afterimage.cli import COMMANDS
 
 PHASES = ("data", "train", "sample", "attack", "report")
@@ -63,16 +63,14 @@ def entries(study: config.Study, job: Job) -> tuple[str, ...]:
 def write_configs(study: config.Study, results: Path) -> None:
     """Write the resolved config and the code fingerprint of every job, and the whole study; touch only what changed."""
     root = Path(results) / study.study / "config"
-    _write_changed(root / "study.json", study.model_dump(mode="json"))
+    _write_changed(root / "study.json", study.model_dump_json(indent=2))  # arms in their order, which pages follow
     for job in jobs(study):
-        _write_changed(root / f"{job.folder}.json", config.resolve(study, job.step, job.arm, job.replicate))
-        code = f"{provenance.fingerprint(*entries(study, job))}\n".encode()
-        path = root / f"{job.folder}.code"
-        if not path.is_file() or path.read_bytes() != code:
-            write_atomically(path, code)
+        resolved = config.resolve(study, job.step, job.arm, job.replicate)
+        _write_changed(root / f"{job.folder}.json", json.dumps(resolved, indent=2, sort_keys=True))
+        _write_changed(root / f"{job.folder}.code", provenance.fingerprint(*entries(study, job)))
 
 
-def _write_changed(path: Path, value: dict) -> None:
-
-    if not path.is_file() or json.loads(path.read_text()) != value:
-        write_json(path, value)
+def _write_changed(path: Path, text: str) -> None:
+    content = f"{text}\n".encode()
+    if not path.is_file() or path.read_bytes() != content:
+        write_atomically(path, content)

@@ -110,6 +110,28 @@ def wait_for(condition, seconds=120):
     return found
 
 
+def test_every_kind_of_arm_runs(empty):
+    """Options that the default study does not use, all in one: what each does is tested beside its module."""
+    arms = {
+        "plain": {"method": "baseline"},
+        "half": {"method": "baseline", "fraction": 0.5},
+        "conditional": {"method": "baseline", "condition": "label", "train": {"precision": "bf16", "accumulation": 2}},
+        "continued": {"method": "baseline", "base": "plain", "train": {"epochs": 1}},
+    }
+    empty.edit("arms", value=arms)
+    empty.edit("data", "flips", value=True)
+    empty.edit("sample", value={"images": 40, "steps": 4, "sampler": "ddpm", "guidance": 2.0, "weights": "raw"})
+    empty.edit("extraction", value={"distance": "tiled", "tiles": 2, "anchor": "candidate", "gallery": "distinct"})
+    empty.edit("quality", "features", value="pixels")
+    empty.snakemake("--", "all")
+    assert empty.run("afterimage", "verify").returncode == 0
+    metrics = json.loads((empty.results / "report/tables/metrics.json").read_text())
+    assert set(metrics) == set(arms)
+    assert metrics["continued"]["updates"] == 4  # 60 images in batches of 16
+    assert metrics["half"]["training_images"] < metrics["plain"]["training_images"] == 60
+    assert all("FD[pixels]" in numbers for numbers in metrics.values())
+
+
 def test_bad_study_is_refused_before_any_job(empty):
     empty.edit("train", "lerning_rate", value=1)
     done = empty.snakemake("--", "all", check=False)
