@@ -35,10 +35,15 @@ def sha256(path: Path) -> str:
     """Return the sha256 of a file, or of a folder (over the sorted relative paths and sha256 of its files)."""
     path = Path(path)
     if path.is_dir():
-        lines = [f"{file.relative_to(path).as_posix()} {sha256(file)}\n" for file in files_in(path)]
-        return hashlib.sha256("".join(lines).encode()).hexdigest()
+        return folder_sha256({file.relative_to(path): sha256(file) for file in files_in(path)})
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_sha256(files: Mapping[Path, str]) -> str:
+    """Return the sha256 of a folder from the relative path and sha256 of each of its files."""
+    lines = [f"{name.as_posix()} {files[name]}\n" for name in sorted(files)]
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def files_in(folder: Path) -> list[Path]:
@@ -144,6 +149,11 @@ class Images:
             )
 
 
+def contents(pixels: np.ndarray) -> np.ndarray:
+    """Return a 16-byte digest of each image's bytes, (N,): equal where the images are byte-identical."""
+    return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16")
+
+
 def load_images(path: Path, check: bool = True) -> Images:
     """Open a stored image set, first checking the file against the ``run.json`` beside it.
 
@@ -169,6 +179,7 @@ class Step:
 
     config: dict[str, Any]
     folder: Path
+    input_sha256: dict[str, str]
     extra: dict[str, Any] = field(default_factory=dict)
     _metrics: list[dict[str, Any]] = field(default_factory=list)
 
@@ -210,7 +221,7 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        work = Step(config, partial)
+        work = Step(config, partial, {name: entry["sha256"] for name, entry in hashes.items()})
         yield work
         if work._metrics:
             lines = [json.dumps(row, allow_nan=True) + "\n" for row in work._metrics]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from afterimage import config
 from afterimage.attacks import adaptive, calibration, mq
-from afterimage.attacks.target import Target, contents
+from afterimage.attacks.target import Target, different
 from afterimage.config import ConfigError
 
 LEVELS = np.array([0, 0.2, 0.4, 1]).reshape(4, 1, 1, 1)
@@ -90,7 +90,7 @@ def test_contents_are_told_apart_by_bytes():
     images = np.zeros((6, 2, 2, 1), np.uint8)
     images[[1, 4]] = 5
     images[3, 0, 0] = 1
-    first, times = contents(images)
+    first, times = different(images)
     assert first.tolist() == [0, 1, 3]
     assert times.tolist() == [3, 2, 1]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,15 +56,6 @@ def server() -> Iterator[Server]:
     running.shutdown()
     thread.join()
     running.server_close()
-
-
-@pytest.fixture
-def real_images() -> Path:
-    """The folder with real data sets."""
-    folder = Path(os.environ.get("AFTERIMAGE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real images at {folder}; set AFTERIMAGE_DATA")
-    return folder
 
 
 @pytest.fixture

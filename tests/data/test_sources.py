@@ -156,16 +156,16 @@ def test_different_sizes_need_a_resize(tmp_path):
     assert images.pixels.shape == (8, 4, 4, 3)
 
 
-def test_real_cifar10(real_images):
-    images, _ = sources.read(parquet(real_images / "cifar10-jpeg75" / "test.parquet"))
+def test_real_cifar10(real_data):
+    images, _ = sources.read(parquet(real_data / "cifar10-jpeg75" / "test.parquet"))
     assert images.pixels.shape == (10_000, 32, 32, 3)
     assert np.bincount(images.labels).tolist() == [1000] * 10
     means = images.pixels.mean(axis=(0, 1, 2)) / 255  # CIFAR-10's well-known test means
     assert means == pytest.approx([0.4942, 0.4851, 0.4504], abs=0.005)
 
 
-def test_real_mnist(real_images):
-    images, _ = sources.read(parquet(real_images / "mnist" / "test.parquet"))
+def test_real_mnist(real_data):
+    images, _ = sources.read(parquet(real_data / "mnist" / "test.parquet"))
     assert images.pixels.shape == (10_000, 28, 28, 1)
     assert np.bincount(images.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
     assert images.labels[:5].tolist() == [7, 2, 1, 0, 4]

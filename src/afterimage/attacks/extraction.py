@@ -36,7 +36,7 @@ import pandas as pd
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attacks import adaptive, calibration, mq, twins
-from afterimage.attacks.target import Scores, Target, contents
+from afterimage.attacks.target import Scores, Target, different
 from afterimage.attacks.twins import Planted, Ranking
 from afterimage.metrics import intervals
 
@@ -157,13 +157,13 @@ def extract(
     images.insert(3, "copies", copies.to_numpy(np.int64))
     first = pd.Index(train.ids).get_indexer(pd.Index(images["id"]))
     images["k_eidetic"] = target.rows_within(train.pixels[first], settings.delta)
-    different = contents(train.pixels)[0]
+    first_rows = different(train.pixels)[0]
     for reading in readings:
         flags = pairs[f"flagged_{reading.name}"].to_numpy()
         found = images[f"extracted_{reading.name}"].to_numpy()
         table.share("flagged_generations", flags, reading)
         table.share("extracted_images", found, reading)
-        table.share("extracted_contents", np.isin(different, scores.row[flags]), reading)
+        table.share("extracted_contents", np.isin(first_rows, scores.row[flags]), reading)
         for number in np.unique(images["copies"]):
             table.share("extracted_by_copies", found[images["copies"] == number], reading, f"copies={number}")
     for tau in settings.mq_thresholds:

@@ -6,12 +6,11 @@ answers is counting. It knows nothing of planted truth, held-out images or thres
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 
 import numpy as np
 
-from afterimage import config
+from afterimage import artifacts, config
 from afterimage.attacks import adaptive, mq
 from afterimage.config import ConfigError
 from afterimage.metrics.neighbours import Gallery
@@ -60,7 +59,7 @@ class Target:
         self.images, self.settings, self.flips = images, settings, flips
         self.rows, self._times = np.arange(len(images)), np.ones(len(images), np.int64)
         if settings.gallery == "distinct":
-            self.rows, self._times = contents(images)
+            self.rows, self._times = different(images)
         if len(self.rows) < 2:
             kind = "different " if settings.gallery == "distinct" else ""
             raise ConfigError(f"extraction needs at least 2 {kind}training images, not {len(self.rows)}")
@@ -118,10 +117,9 @@ class Target:
         return self._means[nearest]
 
 
-def contents(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def different(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the lowest row of each different image, ascending, and how many rows it has, both int64. Different: in any byte."""
-    digests = [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images]
-    _, first, times = np.unique(np.array(digests, "V16"), return_index=True, return_counts=True)
+    _, first, times = np.unique(artifacts.contents(images), return_index=True, return_counts=True)
     order = np.argsort(first)
     return first[order], times[order]
 

@@ -8,7 +8,6 @@ still the same, and holds exactly the files that it was published with. ``PHASE`
 from __future__ import annotations
 
 import argparse
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -135,9 +134,8 @@ def _listed(path: Path) -> str | None:
     if path.is_file():
         return outputs.get(name, "unlisted")
     prefix = "" if path == store else f"{name}/"
-    inside = sorted((Path(file), sha256) for file, sha256 in outputs.items() if file.startswith(prefix))
-    lines = [f"{file.as_posix().removeprefix(prefix)} {sha256}\n" for file, sha256 in inside]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
+    inside = {Path(file.removeprefix(prefix)): sha256 for file, sha256 in outputs.items() if file.startswith(prefix)}
+    return artifacts.folder_sha256(inside)
 
 
 def _leftovers(study: config.Study, root: Path, until: str | None) -> Iterator[Problem]:

@@ -77,7 +77,7 @@ def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str
         raise config.ConfigError(
             f"data.plant asks for {sizes['train'] - others} training images, data.split.train = {sizes['train']}"
         )
-    content = _content(images.pixels)
+    content = artifacts.contents(images.pixels)
     everything = np.arange(len(images))
     pool = everything[~images.official_test] if sizes["official"] else everything
     _enough("data.split.train", others + 2 * planted, "different images and twins", len(pool), sizes["official"], "training")
@@ -90,7 +90,7 @@ def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str
     train, rows = _training_set(images, chosen[:, 0], once, plant, seed)
 
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(left, once)
-    trained = _content(train.pixels)
+    trained = artifacts.contents(train.pixels)
     if np.isin(content[twins], trained).any():
         raise config.ConfigError("data.plant: a perturbed copy came out identical to a held-out twin; enlarge the perturbation")
     clean = rest[~np.isin(content[rest], trained)]
@@ -176,11 +176,6 @@ def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
     """Return one part's rows of the index; columns that are not given hold what they hold for unplanted images."""
     known = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
     return pd.DataFrame(known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns)
-
-
-def _content(pixels: np.ndarray) -> np.ndarray:
-    """Return a 16-byte digest of each image's bytes, (N,)."""
-    return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16")
 
 
 def _enough(key: str, wanted: int, what: str, there: int, official: bool, part: str) -> None:

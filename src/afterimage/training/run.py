@@ -86,8 +86,7 @@ def run(args: argparse.Namespace) -> None:
             classes,
             seed=seeds.derive(resolved["seed"], *path, "init"),
         )
-        hashes = {name: artifacts.sha256(file) for name, file in inputs.items()}
-        store = Store(args.state, {"config": resolved, "inputs": hashes, "code": provenance.fingerprint(*entries)})
+        store = Store(args.state, {"config": resolved, "inputs": step.input_sha256, "code": provenance.fingerprint(*entries)})
         job = methods.Job(
             seed=resolved["seed"],
             path=path,
