@@ -93,6 +93,9 @@ def test_arm_overrides_the_budget(params):
     assert study.train_of("baseline").learning_rate == study.train.learning_rate
 
 
+ATTACKS = {step for step in config.STEPS if step.startswith("attack/")}
+
+
 def digests(params):
     study = config.parse(params)
     jobs = {
@@ -112,12 +115,12 @@ def digests(params):
         (("classifier", "epochs"), 3, {"data/classifier"}),
         (("model", "dropout"), 0.1, {"train"}),
         (("diffusion", "schedule"), "linear", {"train"}),
-        (("sample", "steps"), 10, {"sample"}),
-        (("extraction", "alpha"), 0.4, {"attack/extraction"}),
+        (("sample", "steps"), 10, {"sample", "attack/forgetting"}),
+        (("extraction", "alpha"), 0.4, {"attack/extraction", "attack/forgetting"}),
         (("quality", "neighbours"), 3, {"attack/quality"}),
-        (("statistics", "bootstrap"), 100, {"attack/extraction", "attack/quality"}),
+        (("statistics", "bootstrap"), 100, ATTACKS),
         (("report", "pairs"), 5, {"report"}),
-        (("data", "flips"), True, {"train", "attack/extraction"}),
+        (("data", "flips"), True, {"train", "attack/extraction", "attack/membership", "attack/forgetting"}),
         (("replicates",), 2, {"report"}),
     ],
 )
@@ -189,3 +192,109 @@ def test_file_that_is_no_mapping_or_no_yaml(tmp_path):
 def test_yaml_exponents_are_numbers(params):
     params["train"]["learning_rate"] = yaml.safe_load("1e-3")  # text in YAML 1.1
     assert config.parse(params).train.learning_rate == 1e-3
+
+
+# ---- arms that name others ----------------------------------------------------------------------------------------------
+
+ERASE = {"method": "erasediff", "base": "conditional", "forget": "zero"}
+
+
+@pytest.fixture
+def many(params):
+    """A study with arms of several kinds, to harm."""
+    params["forget"] = {"zero": {"label": 0}, "found": {"extracted_from": "conditional"}}
+    params["arms"] = {
+        "baseline": {"method": "baseline"},
+        "conditional": {"method": "baseline", "condition": "label"},
+        "erasediff": dict(ERASE),
+        "retrained": {"method": "baseline", "condition": "label", "without": "zero"},
+        "iet": {"method": "iet_agc", "shards": 5, "rounds": 3, "agc_threshold": 0},
+        "short": {"method": "baseline", "matched_to": {"arm": "iet", "by": "updates_per_model"}},
+        "rau_net": {"method": "baseline", "rau_net": {"groups": [2]}},
+        "loyal": {"method": "loyal", "switch_timestep": 500, "rau_net": {"groups": [2]}},
+    }
+    return params
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ({"method": "baseline", "control": "basline"}, ["arms.new.control = 'basline'", "did you mean 'baseline'"]),
+        (
+            {"method": "baseline", "matched_to": {"arm": "ie", "by": "updates"}},
+            ["arms.new.matched_to.arm = 'ie'", "did you mean 'iet'"],
+        ),
+        ({"method": "baseline", "without": "one"}, ["arms.new.without = 'one'", "sets are: zero, found"]),
+        (ERASE | {"forget": "zerro"}, ["arms.new.forget = 'zerro'", "did you mean 'zero'"]),
+        ({"method": "erasediff", "base": "conditional"}, ["arms.new.forget: missing"]),
+        (ERASE | {"base": "baseline"}, ["target = 'relabel' needs labels", "base = 'baseline' was trained without"]),
+        (ERASE | {"method": "salun", "base": "baseline"}, ["method salun needs labels"]),
+        (ERASE | {"base": "loyal"}, ["base = 'loyal' is two networks", "method erasediff"]),
+        (ERASE | {"rau_net": {"groups": [1]}}, ["rau_net cannot be given"]),
+        (ERASE | {"without": "zero"}, ["without cannot be given too"]),
+        (ERASE | {"condition": "none"}, ["condition = 'none'", "has condition 'label'"]),
+        ({"method": "baseline", "rau_net": {"groups": [3]}}, ["rau_net.groups = [3]", "groups 0 to 2"]),
+        ({"method": "dp_sgd", "epsilon": 8, "rau_net": {"groups": [1]}}, ["method dp_sgd with rau_net is not supported"]),
+        ({"method": "dp_sgd"}, ["exactly one of epsilon and noise_multiplier"]),
+        ({"method": "loyal", "switch_timestep": 1001}, ["switch_timestep = 1001", "diffusion.timesteps = 1000"]),
+        ({"method": "iet_agc", "shards": 7, "rounds": 1}, ["1500 updates", "shards = 7", "the nearest number that can is 1498"]),
+        ({"method": "iet_agc", "shards": 5, "rounds": 7, "budget": "per_model"}, ["1500 updates", "nearest number that can is 1498"]),
+        (
+            {"method": "baseline", "matched_to": {"arm": "iet", "by": "updates"}, "train": {"updates": 4}},
+            ["matched_to or train.updates", "not both"],
+        ),
+        ({"method": "baseline", "base": "new"}, ["goes round in a circle: new -> new"]),
+    ],
+)
+def test_combinations_that_cannot_be_are_refused_by_name(many, arm, words):
+    many["arms"]["new"] = arm
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(many)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_set_is_of_one_kind(many):
+    many["forget"]["zero"] = {"label": 0, "ids": [1]}
+    with pytest.raises(config.ConfigError, match="exactly one of label, ids and extracted_from, not label and ids"):
+        config.parse(many)
+
+
+def test_a_circle_through_a_set_is_found(many):
+    many["arms"]["conditional"]["without"] = "found"
+    with pytest.raises(config.ConfigError, match="goes round in a circle: conditional -> conditional"):
+        config.parse(many)
+
+
+def test_what_an_arm_takes_from_its_base_is_resolved(many):
+    many["arms"]["conditional"]["rau_net"] = {"groups": [1]}
+    settings = config.resolve(config.parse(many), "train", "erasediff", 0)["settings"]
+    assert settings["arm"]["condition"] == "label"
+    assert settings["arm"]["rau_net"]["groups"] == [1]
+    assert settings["forget"]["zero"]["label"] == 0
+    assert list(settings["forget"]) == ["zero"]
+
+
+def test_needs_are_the_arms_that_must_be_trained_before(many):
+    many["arms"]["again"] = ERASE | {"forget": "found"}
+    study = config.parse(many)
+    assert study.needs("baseline") == []
+    assert study.needs("erasediff") == ["conditional"]
+    assert study.needs("short") == ["iet"]
+    assert study.needs("again") == ["conditional"]
+
+
+def test_arms_are_judged_on_their_own_sets_and_on_those_of_what_starts_from_them(many):
+    many["arms"]["again"] = ERASE | {"forget": "found"}
+    study = config.parse(many)
+    judged = {arm: study.forget_sets_of(arm) for arm in study.arms}
+    assert judged["conditional"] == ["zero", "found"]
+    assert judged["again"] == ["found"]
+    assert judged["retrained"] == ["zero"]
+    assert judged["baseline"] == []
+
+
+def test_a_control_only_changes_the_tables(many):
+    before = digests(many)
+    many["arms"]["iet"]["control"] = "baseline"
+    assert {step for (step, _), digest in digests(many).items() if before[step, _] != digest} <= {"report"}

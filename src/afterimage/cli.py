@@ -29,6 +29,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "attack": {
         "extraction": ("afterimage.attacks.extraction", "which training images come back (Carlini et al. 2023)"),
         "quality": ("afterimage.attacks.quality", "how good and varied the generations are"),
+        "membership": ("afterimage.attacks.membership", "which images were trained on, by their loss"),
+        "forgetting": ("afterimage.attacks.forgetting", "what is left of images that were to be forgotten"),
     },
     "report": {
         "tables": ("afterimage.report.tables", "gather the results of all arms into tidy tables"),

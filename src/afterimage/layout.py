@@ -43,7 +43,8 @@ def jobs(study: config.Study) -> list[Job]:
     for step in config.STEPS:
         if step.startswith("attack/"):
             name = step.removeprefix("attack/")
-            listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", step, arm, k) for arm, k in cells]
+            judged = [(arm, k) for arm, k in cells if name != "forgetting" or study.forget_sets_of(arm)]
+            listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", step, arm, k) for arm, k in judged]
     return listed + [Job("report", f"report/{name}", "report") for name in ("tables", "extraction")]
 
 

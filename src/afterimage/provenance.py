@@ -1,7 +1,7 @@
 """What made a result: code fingerprint, git commit, environment lock, versions and device.
 
 The fingerprint of a step is the hash of the source files that its entry module imports, directly or through others, inside this
-package. ``config.py`` and ``cli.py`` are left out: all that they decide for a step is in its resolved config and command line,
+package. ``config`` and ``cli.py`` are left out: all that they decide for a step is in its resolved config and command line,
 which are recorded and compared by themselves. Methods are found by name (``config.METHODS``), so that a new method changes the
 fingerprint of no other.
 """
@@ -20,7 +20,7 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent.parent
-_DECIDED_ELSEWHERE = {"afterimage.config", "afterimage.cli"}
+_DECIDED_ELSEWHERE = ("afterimage.config", "afterimage.cli")
 _VERSIONS_OF = ("afterimage", "torch", "diffusers", "accelerate", "numpy", "scikit-learn", "faiss-cpu")
 
 
@@ -52,7 +52,7 @@ def modules_of(*entries: str) -> list[str]:
     waiting = list(entries)
     while waiting:
         module = waiting.pop()
-        if module not in seen and module not in _DECIDED_ELSEWHERE:
+        if module not in seen and not module.startswith(_DECIDED_ELSEWHERE):
             seen.add(module)
             waiting += _imports(module)
     return sorted(seen)

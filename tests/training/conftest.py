@@ -11,10 +11,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
-from afterimage import artifacts, config, methods
-from afterimage.config import Diffusion, Model, Train
+from afterimage import artifacts, config, methods, seeds
+from afterimage.config import AnyArm, Diffusion, Model, Train
 from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.training.checkpoint import Store
 from afterimage.training.learner import Learner
@@ -46,21 +47,38 @@ def make_job(digits):
     """Return a function that builds a job in a state folder; keywords lie over ``TRAIN``."""
 
     def make(
-        state: Path, condition: str = "none", flips: bool = False, images: int = 13, dropout: float = 0.0, base=None, **train
+        state: Path,
+        condition: str = "none",
+        flips: bool = False,
+        images: int = 13,
+        dropout: float = 0.0,
+        base: Path | None = None,
+        arm: dict | None = None,
+        forgotten: np.ndarray | None = None,
+        **train,
     ) -> methods.Job:
         settings = Train.model_validate(TRAIN | train)
+        own = TypeAdapter(AnyArm).validate_python({"method": "baseline", "condition": condition} | (arm or {}))
+        model = Model.model_validate(MODEL | {"dropout": dropout})
         pixels, labels = digits[0][:images], digits[1][:images]
         classes = 10 if condition == "label" else None
         scheduler = build_scheduler(Diffusion())
-        identity = {"train": settings.model_dump(), "condition": condition, "flips": flips, "dropout": dropout}
+        identity = {"train": settings.model_dump(), "arm": own.model_dump(), "flips": flips, "dropout": dropout}
+
+        def build(blocks, stream):
+            return build_unet(model, (8, 8, 1), classes, seed=seeds.derive(1, stream), blocks=blocks)
+
         return methods.Job(
             seed=5,
             path=("train", "test", 0),
-            arm={},
+            arm=own,
             train=settings,
-            net=build_unet(Model.model_validate(MODEL | {"dropout": dropout}), (8, 8, 1), classes, seed=1),
+            updates=settings.updates or -(-settings.epochs * images // settings.batch_size),
+            net=build_unet(model, (8, 8, 1), classes, seed=1, blocks=own.rau_net),
+            build=build,
             scheduler=scheduler,
             task=Pixels(pixels, scheduler, labels if classes else None, classes or 0, settings.label_dropout, flips),
+            forgotten=np.zeros(images, bool) if forgotten is None else forgotten,
             base=base,
             accelerator=Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision]),
             store=Store(state, identity),
@@ -73,10 +91,19 @@ def make_job(digits):
 def study(params, digits, tmp_path):
     """Return a function that writes a training store and a resolved config, and gives the command line of the run."""
 
-    def make(arm: dict | None = None, folder: Path = tmp_path, out: str = "out", images: int = 13, **train) -> list[str]:
-        params.update(model=MODEL, train=TRAIN | train, arms={"plain": {"method": "baseline"} | (arm or {})})
-        if (arm or {}).get("base"):
-            params["arms"][arm["base"]] = {"method": "baseline"}
+    def make(
+        arm: dict | None = None,
+        folder: Path = tmp_path,
+        out: str = "out",
+        images: int = 13,
+        forget: dict | None = None,
+        **train,
+    ) -> list[str]:
+        own = {"method": "baseline"} | (arm or {})
+        params.update(model=MODEL, train=TRAIN | train, arms={"plain": own}, forget=forget or {})
+        for other in (own.get("base"), own.get("matched_to", {}).get("arm")):
+            if other is not None:
+                params["arms"][other] = {"method": "baseline", "condition": own.get("condition", "none")}
         if not (folder / "split").exists():
             resolved = {"step": "data/split", "arm": None, "replicate": None, "seed": 1, "settings": {}}
             with artifacts.step(resolved, folder / "split", {}, ("afterimage.seeds",)) as step:

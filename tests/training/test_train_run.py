@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from afterimage import artifacts, cli, provenance
-from afterimage.training.run import members
+from afterimage.config import Match, Train
+from afterimage.training.run import budget, members
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -49,7 +50,7 @@ def test_averaged_and_last_weights_differ_unless_there_is_no_average(study, tmp_
 def test_fraction_takes_whole_sources(study, tmp_path):
     cli.main(study({"fraction": 0.5}))
     table = pd.read_parquet(tmp_path / "out" / "members.parquet")
-    assert list(table.columns) == ["id", "source", "trained"]
+    assert list(table.columns) == ["id", "source", "trained", "forgotten"]
     assert table.groupby("source")["trained"].nunique().eq(1).all()
     assert table.groupby("source")["trained"].first().sum() == round(0.5 * 7)
     assert artifacts.read_run(tmp_path / "out")["facts"]["training_images"] == table["trained"].sum()
@@ -141,3 +142,51 @@ def test_the_same_run_goes_on_and_leaves_no_state(study, tmp_path, stop_at):
     assert cli.main(command) == 0
     assert artifacts.read_run(tmp_path / "out")["facts"]["resumed_at"] == [3]
     assert list((tmp_path / "state").iterdir()) == []
+
+
+MATCHES = [("updates", 400, 400), ("updates_per_model", 100, 100), ("kept_samples", 1001, 126), ("kept_samples", 1, 1)]
+
+
+@pytest.mark.parametrize(("by", "spent", "expected"), MATCHES)
+def test_a_matched_budget_is_what_the_other_arm_spent(by, spent, expected, tmp_path):
+    (tmp_path / "run.json").write_text(json.dumps({"facts": {by: spent}}))
+    train = Train.model_validate({"updates": 7, "batch_size": 8})
+    assert budget(train, 13, Match(arm="other", by=by), tmp_path) == expected
+
+
+def test_budgets_of_its_own():
+    assert budget(Train(updates=7, batch_size=8), 13, None, None) == 7
+    assert budget(Train(epochs=3, batch_size=8), 13, None, None) == 5
+
+
+def test_matched_arm_trains_as_long_as_the_other(study, tmp_path):
+    cli.main(study(out="base", updates=3))
+    command = study({"matched_to": {"arm": "other", "by": "updates"}})
+    assert cli.main([*command, "--matched", str(tmp_path / "base")]) == 0
+    run = artifacts.read_run(tmp_path / "out")
+    assert run["facts"]["updates"] == 3
+    assert run["inputs"]["matched"]["sha256"] == artifacts.sha256(tmp_path / "base" / "run.json")
+
+
+def test_trained_without_a_set_the_images_and_all_their_copies_are_left_out(study, tmp_path):
+    cli.main(study({"without": "chosen"}, forget={"chosen": {"ids": [0, 5]}}))
+    table = pd.read_parquet(tmp_path / "out" / "members.parquet")
+    assert list(table["id"][table["forgotten"]]) == [0, 1, 4, 5]
+    assert (table["trained"] == ~table["forgotten"]).all()
+    assert artifacts.read_run(tmp_path / "out")["facts"]["training_images"] == 9
+
+
+def test_a_class_that_is_left_out_still_has_its_place_in_the_network(study, tmp_path):
+    """Otherwise the network without the highest class would be another one."""
+    cli.main(study({"condition": "label"}, out="all"))
+    cli.main(study({"condition": "label", "without": "last"}, forget={"last": {"label": 6}}))
+    shapes = [
+        {name: tensor.shape for name, tensor in load_file(tmp_path / out / "raw" / WEIGHTS).items()} for out in ("all", "out")
+    ]
+    assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize("flag", ["matched", "extraction", "base"])
+def test_a_store_that_the_arm_does_not_ask_for_is_refused(flag, study, tmp_path, capsys):
+    assert cli.main([*study(), f"--{flag}", str(tmp_path)]) != 0
+    assert f"--{flag} is" in capsys.readouterr().err

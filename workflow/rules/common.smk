@@ -1,5 +1,6 @@
 """Validation and input functions. Rule files hold rules only; a change of this file reruns nothing."""
 
+import shlex
 from os.path import relpath
 from pathlib import Path
 
@@ -68,16 +69,39 @@ def training_images(wildcards):
     return f"results/{wildcards.study}/data/{step}/train.npz"
 
 
+def of_replicate(wildcards, pattern, arm):
+    """A file of another arm of the same replicate; nothing where there is no such arm."""
+    return [] if arm is None else f"results/{wildcards.study}/{pattern.format(arm=arm, rep=wildcards.rep)}"
+
+
 def base_run(wildcards):
-    """The run that an arm starts from, if it has one."""
-    base = STUDY.arms[wildcards.arm].base
-    return (
-        f"results/{wildcards.study}/train/{base}/rep{wildcards.rep}/run.json"
-        if base
-        else []
-    )
+    """The training that an arm starts from, if it has one."""
+    return of_replicate(wildcards, "train/{arm}/rep{rep}/run.json", STUDY.arms[wildcards.arm].base)
 
 
-def base_flag(wildcards, input):
-    """The flag that hands that run to the training step."""
-    return f"--base {Path(input.base).parent}" if input.base else ""
+def matched_run(wildcards):
+    """The training whose budget an arm takes, if it takes one."""
+    matched = STUDY.arms[wildcards.arm].matched_to
+    return of_replicate(wildcards, "train/{arm}/rep{rep}/run.json", matched and matched.arm)
+
+
+def extraction_to_forget(wildcards):
+    """The attack whose finds an arm forgets or is trained without, if it does."""
+    return extractions_of(wildcards, STUDY.own_forget_sets(wildcards.arm))
+
+
+def extraction_judged(wildcards):
+    """The attacks that name the images of the forget sets on which an arm is judged."""
+    return extractions_of(wildcards, STUDY.forget_sets_of(wildcards.arm))
+
+
+def extractions_of(wildcards, sets):
+    """The extraction attacks that some forget sets are made of."""
+    arms = dict.fromkeys(STUDY.forget[name].extracted_from for name in sets)
+    pattern = "attack/{arm}/rep{rep}/extraction/run.json"
+    return [of_replicate(wildcards, pattern, arm) for arm in arms if arm is not None]
+
+
+def optional_stores(**named):
+    """Flags that hand stores to a step, each given by its ``run.json`` or not at all."""
+    return " ".join(f"--{flag} {shlex.quote(str(Path(run).parent))}" for flag, run in named.items() if run)

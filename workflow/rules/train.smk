@@ -17,6 +17,8 @@ rule fit:
         code="results/{study}/config/train/{arm}/rep{rep}.code",
         images=training_images,
         base=base_run,
+        matched=matched_run,
+        extraction=extraction_to_forget,
     output:
         run="results/{study}/train/{arm}/rep{rep}/run.json",
         metrics="results/{study}/train/{arm}/rep{rep}/metrics.jsonl",
@@ -30,9 +32,11 @@ rule fit:
     params:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/{arm}/rep{rep}",
-        base=base_flag,
+        others=lambda wildcards, input: optional_stores(
+            base=input.base, matched=input.matched, extraction=input.extraction
+        ),
     shell:
-        "afterimage train run --train {input.images:q} --config {input.config:q} --state {params.state:q} {params.base}"
+        "afterimage train run --train {input.images:q} --config {input.config:q} --state {params.state:q} {params.others}"
         " --out {params.out:q} > {log:q} 2>&1"
 
 

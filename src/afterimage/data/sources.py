@@ -1,6 +1,6 @@
 """Reading a data source of any kind into one array of images, with a manifest of what was read.
 
-A new source kind is a block in ``config.py`` and a function here in ``READERS`` that returns ``records.Contents``.
+A new source kind is a block in ``config/data.py`` and a function here in ``READERS`` that returns ``records.Contents``.
 """
 
 from __future__ import annotations

@@ -6,16 +6,20 @@ other. It builds its learners, says what an update is, and hands both to ``train
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+import numpy as np
+import pandas as pd
+import torch
 from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from afterimage.config import METHODS, Train
+from afterimage.config import METHODS, Arm, Train, TransferBlocks
 from afterimage.training.checkpoint import Store
 from afterimage.training.loop import Progress
 from afterimage.training.task import Task
@@ -30,9 +34,12 @@ class Job:
         path: Address of this run's random streams below it.
         arm: The arm's settings, the method's own keys included.
         train: The arm's optimisation settings.
-        net: The initialised network.
+        updates: The budget in optimiser updates, over all networks of the run.
+        net: The initialised network, with the arm's information transfer blocks.
+        build: Makes a further network: takes the blocks, or None, and the name of its random stream.
         scheduler: The forward process.
         task: What is denoised.
+        forgotten: Which of the task's items are to be forgotten, bool, (N,); all False for methods that forget nothing.
         base: Pipeline folder of the arm that this one starts from, or None.
         accelerator: Device and precision.
         store: Where unfinished states go.
@@ -40,23 +47,55 @@ class Job:
 
     seed: int
     path: tuple[str | int, ...]
-    arm: dict[str, Any]
+    arm: Arm
     train: Train
+    updates: int
     net: UNet2DModel
+    build: Callable[[TransferBlocks | None, str], UNet2DModel]
     scheduler: DDPMScheduler
     task: Task
+    forgotten: np.ndarray
     base: Path | None
     accelerator: Accelerator
     store: Store
 
 
 @dataclass(frozen=True)
-class Trained:
-    """What training gives: the last weights, their moving average, and how it went."""
+class Spent:
+    """What a training cost, so that arms can be given equal budgets.
 
-    raw: UNet2DModel
-    average: UNet2DModel
+    Attributes:
+        updates: Optimiser updates, over all networks.
+        updates_per_model: Those that each network got.
+        images_seen: Samples that went through a network in training.
+        kept_samples: Those of them that carried gradient.
+    """
+
+    updates: int
+    updates_per_model: int
+    images_seen: int
+    kept_samples: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What training gives.
+
+    Attributes:
+        raw: The last weights.
+        average: Their moving average.
+        progress: How it went.
+        spent: What it cost.
+        facts: Further numbers for ``run.json``, plain JSON values.
+        tables: Name -> table, stored as parquet beside the networks.
+    """
+
+    raw: torch.nn.Module
+    average: torch.nn.Module
     progress: Progress
+    spent: Spent
+    facts: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
 
 
 class Method(Protocol):

@@ -5,13 +5,10 @@ With ``base`` it starts from the averaged weights of another arm (what that arm'
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 
 from afterimage.diffusion.model import load_weights
-from afterimage.methods import Job, Trained
+from afterimage.methods import Job, Spent, Trained
 from afterimage.training import loop
 from afterimage.training.learner import Learner
 from afterimage.training.order import Order
@@ -38,9 +35,11 @@ def train(job: Job) -> Trained:
         update,
         {"learner": learner},
         job.store,
-        updates=settings.updates or order.updates(settings.epochs or 0),
+        updates=job.updates,
         batch_size=settings.batch_size,
         log_every=settings.log_every,
         checkpoint_every=settings.checkpoint_every,
     )
-    return Trained(raw=job.net, average=cast(UNet2DModel, learner.average.module), progress=progress)
+    seen = progress.update * settings.batch_size
+    spent = Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen)
+    return Trained(raw=job.net, average=learner.average.module, progress=progress, spent=spent)

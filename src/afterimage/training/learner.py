@@ -51,15 +51,21 @@ class Learner:
     def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
         """Do update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and learning rate.
 
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        loss = self.gradient(batch, objective)
+        return {"loss": loss} | self.step(s)
+
+    def gradient(self, batch: Batch, objective: Objective) -> float:
+        """Set the weights' gradients to that of ``objective`` on ``batch``; return the loss.
+
         With ``accumulation`` the batch is worked off in micro-batches. Their gradients are summed, each with its own weights,
         which is the gradient of the whole batch up to the order of summation (and the network's own dropout, if any).
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: if the loss is no number.
         """
-        rate = learning_rate(self.settings, s)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         self.optimizer.zero_grad()
         loss = weight = 0.0
         for part in batch.to(self.accelerator.device).split(self.settings.accumulation):
@@ -72,13 +78,25 @@ class Learner:
         if weight not in (0, len(batch)):
             torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], len(batch) / weight)
         loss = loss / weight if weight else 0.0
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss}")
+        return loss
+
+    def step(self, s: int) -> dict[str, float]:
+        """Move the weights along their gradients, as update ``s``; return gradient norm (before clipping) and learning rate.
+
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        rate = learning_rate(self.settings, s)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.settings.clip or math.inf).item()
-        for name, value in (("loss", loss), ("gradient norm", norm)):
-            if not math.isfinite(value):
-                raise NonFiniteError(f"the {name} is {value}")
+        if not math.isfinite(norm):
+            raise NonFiniteError(f"the gradient norm is {norm}")
         self.optimizer.step()
         self.average.update_parameters(self.net)
-        return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
+        return {"grad_norm": norm, "learning_rate": rate}
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return all that a continued run needs: weights, average and the optimiser's moments."""

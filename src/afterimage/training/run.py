@@ -4,7 +4,8 @@ Exit status 75 means that a signal stopped the run and its state is saved. A run
 inputs and code; after a change of any it starts afresh. The store that a finished run leaves:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
-- ``members.parquet``: id, source and trained (bool) of every row of ``--train``;
+- ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
+- further tables of the arm's method, as its module says;
 - ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only value that varies).
 """
 
@@ -13,16 +14,20 @@ from __future__ import annotations
 import argparse
 import os
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic import TypeAdapter
 
 from afterimage import artifacts, config, methods, provenance, seeds
 from afterimage.artifacts import ArtifactError, Images
-from afterimage.config import ConfigError, Diffusion, Model, Train
+from afterimage.config import AnyArm, Arm, ConfigError, Diffusion, Match, Model, Train, TransferBlocks
+from afterimage.data import forget
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.training.checkpoint import Store
 from afterimage.training.task import Pixels
@@ -33,6 +38,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
     parser.add_argument("--state", type=Path, required=True, metavar="DIR", help="where unfinished states are kept")
     parser.add_argument("--base", type=Path, metavar="DIR", help="finished training of the arm that this one starts from")
+    parser.add_argument("--matched", type=Path, metavar="DIR", help="finished training of the arm whose budget is matched")
+    parser.add_argument("--extraction", type=Path, metavar="DIR", help="extraction attack whose finds are to be forgotten")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
 
 
@@ -46,13 +53,34 @@ def members(images: Images, fraction: float, rng: np.random.Generator) -> np.nda
     return np.isin(images.sources, chosen)
 
 
+def budget(train: Train, images: int, matched_to: Match | None, matched: Path | None) -> int:
+    """Return the number of optimiser updates of a run on ``images`` images.
+
+    Args:
+        matched_to: What the arm says of the other arm's budget.
+        matched: That arm's finished training.
+    """
+    if matched_to is not None and matched is not None:
+        facts = artifacts.read_run(matched)["facts"]
+        if matched_to.by == "kept_samples":
+            return max(1, -(-facts["kept_samples"] // train.batch_size))
+        return facts[matched_to.by]
+    if train.epochs is not None:
+        return -(-train.epochs * images // train.batch_size)
+    assert train.updates is not None
+    return train.updates
+
+
 def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, "train")
     settings = resolved["settings"]
-    arm = settings["arm"]
-    train = Train.model_validate(arm["train"])
-    if (arm["base"] is None) != (args.base is None):
-        raise ConfigError(f"base = {arm['base']!r} but --base is {args.base}: give both or neither")
+    arm: Arm = TypeAdapter(AnyArm).validate_python(settings["arm"])
+    train = Train.model_validate(arm.train)
+    sets = settings["forget"]
+    wants_extraction = any(one["extracted_from"] for one in sets.values())
+    for flag, wanted in (("base", arm.base), ("matched", arm.matched_to), ("extraction", wants_extraction)):
+        if bool(wanted) != bool(getattr(args, flag)):
+            raise ConfigError(f"the arm says {flag} = {wanted!r}, but --{flag} is {getattr(args, flag)}: give both or neither")
 
     # Same bits on every run. cuBLAS reads its variable when it starts; memory need not be filled for that.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
@@ -64,58 +92,72 @@ def run(args: argparse.Namespace) -> None:
             f"started with {accelerator.num_processes} processes: a run has one; train arms and replicates in parallel"
         )
 
-    inputs = {"train": args.train} | ({"base": args.base / "pipeline"} if args.base else {})
-    entries = (__name__, config.METHODS[arm["method"]])
+    inputs = {"train": args.train}
+    inputs |= {"base": args.base / "pipeline"} if args.base else {}
+    inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
+    inputs |= {"extraction": args.extraction / "images.parquet"} if args.extraction else {}
+    entries = (__name__, config.METHODS[arm.method])  # type: ignore[attr-defined]
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         everything = artifacts.load_images(args.train)
         if args.base:
             for name in artifacts.read_run(args.base)["outputs"]:
                 artifacts.check_file(args.base / name)
         path = ("train", resolved["arm"], resolved["replicate"])
-        trained_on = members(everything, arm["fraction"], seeds.numpy_rng(resolved["seed"], *path, "members"))
+        trained_on = members(everything, arm.fraction, seeds.numpy_rng(resolved["seed"], *path, "members"))
+        forgotten = np.zeros(len(everything), bool)
+        for name, one in sets.items():
+            forgotten |= forget.rows(everything, name, one, args.extraction)
+        if arm.without:
+            trained_on &= ~forgotten
         images = everything.take(trained_on)
         classes, labels = None, None
-        if arm["condition"] == "label":
+        if arm.condition == "label":
             if everything.labels.min() < 0:
                 raise ArtifactError(f"condition = 'label', but {args.train} has images without a label")
             classes, labels = int(everything.labels.max()) + 1, images.labels
         scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
-        net = build_unet(
-            Model.model_validate(settings["model"]),
-            everything.pixels.shape[1:],
-            classes,
-            seed=seeds.derive(resolved["seed"], *path, "init"),
-        )
+        model = Model.model_validate(settings["model"])
+
+        def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
+            seed = seeds.derive(resolved["seed"], *path, stream)
+            return build_unet(model, everything.pixels.shape[1:], classes, seed=seed, blocks=blocks)
+
         store = Store(args.state, {"config": resolved, "inputs": step.input_sha256, "code": provenance.fingerprint(*entries)})
         job = methods.Job(
             seed=resolved["seed"],
             path=path,
             arm=arm,
             train=train,
-            net=net,
+            updates=budget(train, len(images), arm.matched_to, args.matched),
+            net=build(arm.rau_net, "init"),
+            build=build,
             scheduler=scheduler,
             task=Pixels(images.pixels, scheduler, labels, classes or 0, train.label_dropout, settings["flips"]),
+            forgotten=forgotten[trained_on],
             base=args.base / "pipeline" if args.base else None,
             accelerator=accelerator,
             store=store,
         )
-        result = methods.find(arm["method"]).train(job)
+        result = methods.find(arm.method).train(job)  # type: ignore[attr-defined]
 
         save_pipeline(result.average, scheduler, step.folder / "pipeline")
         save_pipeline(result.raw, scheduler, step.folder / "raw")
-        table = pd.DataFrame({"id": everything.ids, "source": everything.sources, "trained": trained_on})
-        table.to_parquet(step.folder / "members.parquet", index=False)
+        table = pd.DataFrame(
+            {"id": everything.ids, "source": everything.sources, "trained": trained_on, "forgotten": forgotten}
+        )
+        for name, rows in {"members": table, **result.tables}.items():
+            rows.to_parquet(step.folder / f"{name}.parquet", index=False)
         shutil.copyfile(store.curves, step.folder / "metrics.jsonl")
         done = result.progress
         step.note(
-            updates=done.update,
-            images_seen=done.update * train.batch_size,
+            **asdict(result.spent),
             training_images=len(images),
-            parameters=sum(p.numel() for p in net.parameters()),
+            parameters=sum(p.numel() for p in result.raw.parameters()),
             device=str(accelerator.device),
             threads=torch.get_num_threads(),
             training_seconds=round(done.seconds, 3),
-            images_per_second=round(done.update * train.batch_size / done.seconds, 1),
+            images_per_second=round(result.spent.images_seen / done.seconds, 1),
             resumed_at=done.resumed_at,
+            **result.facts,
         )
     store.remove()

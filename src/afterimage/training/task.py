@@ -66,6 +66,9 @@ class Task(Protocol):
     def batch(self, rows: np.ndarray, generator: torch.Generator) -> Batch:
         """Noise the items at ``rows``; every random number comes from ``generator``."""
 
+    def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Return the labels of items, int64, (B,); None without a condition."""
+
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the loss of each sample, float32, (B,)."""
 
@@ -116,12 +119,16 @@ class Pixels:
         if self.flips:
             mirrored = torch.rand(count, generator=generator) < 0.5
             clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
-        labels = None
-        if self.labels is not None:
+        labels = self.labels_of(index)
+        if labels is not None:
             dropped = torch.rand(count, generator=generator) < self.label_dropout
-            labels = torch.where(dropped, self.classes, self.labels[index])
+            labels = torch.where(dropped, self.classes, labels)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
         return Batch(index, noisy, timesteps, self._target(clean, noise, timesteps), labels)
+
+    def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Return the labels of the images at ``rows``, before any dropout; int64, (B,), or None."""
+        return None if self.labels is None else self.labels[rows]
 
     def _target(self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         match self.scheduler.config["prediction_type"]:

@@ -1,0 +1,101 @@
+"""The typed study: every key of ``params.yaml``, its type, range, default and meaning.
+
+Unknown keys are errors that name the nearest allowed key. ``workflow/schemas/params.schema.json`` is generated from these
+classes (``afterimage config schema``) and a test holds the two together. ``resolve`` cuts out of a study what one job depends
+on; the JSON that it returns is all that a step sees, so a change of any other key cannot change, or rerun, that step.
+"""
+
+from afterimage.config.arms import (
+    METHODS,
+    AnyArm,
+    Arm,
+    Baseline,
+    DpSgd,
+    EraseDiff,
+    ForgetSet,
+    GradientAscent,
+    IetAgc,
+    Loyal,
+    Match,
+    SalUn,
+    SelectiveAmnesia,
+    TransferBlocks,
+    Unlearning,
+)
+from afterimage.config.base import Block, ConfigError, Name, Share, expand
+from afterimage.config.data import (
+    ArchiveUrl,
+    ArrayFile,
+    Classifier,
+    Data,
+    Dedup,
+    Embedding,
+    HuggingFace,
+    ImageFolder,
+    Parquet,
+    PerceptualHash,
+    Perturbation,
+    Plant,
+    SklearnDigits,
+    Source,
+    Split,
+)
+from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
+from afterimage.config.steps import STEPS, digest, resolve
+from afterimage.config.study import Study, load, parse, schema
+from afterimage.config.training import Diffusion, Model, Train
+
+__all__ = [
+    "METHODS",
+    "STEPS",
+    "AnyArm",
+    "ArchiveUrl",
+    "Arm",
+    "ArrayFile",
+    "Baseline",
+    "Block",
+    "Classifier",
+    "ConfigError",
+    "Data",
+    "Dedup",
+    "Diffusion",
+    "DpSgd",
+    "Embedding",
+    "EraseDiff",
+    "Extraction",
+    "ForgetSet",
+    "Forgetting",
+    "GradientAscent",
+    "HuggingFace",
+    "IetAgc",
+    "ImageFolder",
+    "Loyal",
+    "Match",
+    "Membership",
+    "Model",
+    "Name",
+    "Parquet",
+    "PerceptualHash",
+    "Perturbation",
+    "Plant",
+    "Quality",
+    "Report",
+    "SalUn",
+    "Sample",
+    "SelectiveAmnesia",
+    "Share",
+    "SklearnDigits",
+    "Source",
+    "Split",
+    "Statistics",
+    "Study",
+    "Train",
+    "TransferBlocks",
+    "Unlearning",
+    "digest",
+    "expand",
+    "load",
+    "parse",
+    "resolve",
+    "schema",
+]

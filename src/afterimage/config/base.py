@@ -1,0 +1,33 @@
+"""What all blocks of a study share."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class ConfigError(ValueError):
+    """A study that cannot run; the message names the key, the value and what is allowed."""
+
+
+class Block(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+Share = Annotated[float, Field(gt=0, le=1)]
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+
+
+def expand(path: str) -> str:
+    """Expand environment variables in a path of a study.
+
+    Raises:
+        ConfigError: if a variable is not set.
+    """
+    for variable in re.findall(r"\$\{?(\w+)\}?", path):
+        if variable not in os.environ:
+            raise ConfigError(f"{path}: the environment variable {variable} is not set")
+    return os.path.expandvars(os.path.expanduser(path))

@@ -1,0 +1,137 @@
+"""How arms are sampled, attacked, judged and shown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from afterimage.config.base import Block
+
+
+class Sample(Block):
+    """How generations are drawn from each trained arm."""
+
+    images: Annotated[int, Field(ge=1)]
+    """Generations per arm and replicate."""
+    sampler: Literal["ddim", "ddpm"] = "ddim"
+    """DDIM (Song et al. 2021) or ancestral DDPM (Ho et al. 2020)."""
+    steps: Annotated[int, Field(ge=1)] = 50
+    """Denoising steps."""
+    eta: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """DDIM's noise share; 0 is deterministic given the start."""
+    weights: Literal["ema", "raw"] = "ema"
+    """Sample from the averaged weights or from the last ones."""
+    guidance: Annotated[float, Field(ge=0)] = 1.0
+    """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0 the unconditional one."""
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    """Images denoised at once; bounds memory, never the result."""
+
+
+class Extraction(Block):
+    """Untargeted extraction (Carlini et al. 2023, section 5.1) and MQ (IET-AGC)."""
+
+    distance: Literal["l2", "tiled"] = "l2"
+    """Normalised l2, or the largest l2 over a grid of tiles."""
+    tiles: Annotated[int, Field(ge=1)] = 4
+    """Tiles per side, with ``distance: tiled``; must divide the image's side."""
+    anchor: Literal["training", "candidate"] = "training"
+    """Whose neighbours normalise the distance in the headline numbers; both are computed and reported."""
+    alpha: Annotated[float, Field(gt=0)] = 0.5
+    """The paper's fixed factor of the neighbours' mean distance (0.5)."""
+    calibrated_rate: Annotated[float, Field(ge=0, lt=1)] = 0.001
+    """The calibrated alpha is the largest at which at most this share of one half of the held-out images is flagged."""
+    neighbours: Annotated[int, Field(ge=1)] = 50
+    """n, the number of training images whose mean distance normalises (fewer where the set is smaller)."""
+    include_self: bool = False
+    """Count a training image among its own neighbours, as one public implementation does."""
+    gallery: Literal["all", "distinct"] = "all"
+    """Neighbours among all training rows, exact copies counted each, as published; or among different images only, which keeps
+    copies from shrinking the mean distance that normalises."""
+    delta: Annotated[float, Field(gt=0)] = 0.15
+    """Radius of the eidetic count k, in normalised l2."""
+    mq_thresholds: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
+        0.15,
+        0.2,
+        0.3,
+        0.4,
+        0.5,
+        0.6,
+        0.7,
+        0.8,
+        0.9,
+    ]
+    """Ratios below which a generation counts in MQ."""
+    mq_neighbours: Annotated[int, Field(ge=1)] = 50
+    """Neighbours in the denominator of MQ, the nearest one among them."""
+    block: Annotated[int, Field(ge=1)] = 1024
+    """Images compared at once; bounds memory, never the result."""
+
+
+class Quality(Block):
+    """How good and how varied generations are, against reference images that no arm was trained on."""
+
+    features: Literal["classifier", "pixels", "inception"] = "classifier"
+    """The named feature space: the study's classifier, raw pixels, or Inception (optional extra)."""
+    neighbours: Annotated[int, Field(ge=1)] = 5
+    """k of precision, recall, density and coverage."""
+    kid_subsets: Annotated[int, Field(ge=1)] = 50
+    """Random subsets that KID averages over."""
+    kid_subset_size: Annotated[int, Field(ge=2)] = 200
+    """Images per subset (fewer where there are fewer)."""
+    inception_weights: str | None = None
+    """Path of torch-fidelity's Inception weights, with ``features: inception``."""
+    inception_sha256: str | None = None
+    """Checksum that this file must have."""
+
+    @model_validator(mode="after")
+    def _weights_are_pinned(self) -> Quality:
+        if self.features == "inception" and not (self.inception_weights and self.inception_sha256):
+            raise ValueError("features = inception needs inception_weights (a path) and inception_sha256")
+        return self
+
+
+class Membership(Block):
+    """Loss-threshold membership inference (Yeom et al. 2018; Carlini et al. 2023, section 5.2.1)."""
+
+    timesteps: Annotated[int, Field(ge=1)] = 10
+    """Noise levels at which the loss of an image is taken, spread evenly over all."""
+    draws: Annotated[int, Field(ge=1)] = 4
+    """Noises per image and level; the same for every arm."""
+    false_positive_rates: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = [0.01, 0.05]
+    """Rates of false alarms at which the share of members found is reported."""
+
+
+class Forgetting(Block):
+    """How an arm is judged on a set of images that it is to have forgotten."""
+
+    relearn_updates: Annotated[int, Field(ge=1)] = 100
+    """Longest relearning attack: updates of plain training on the forgotten images."""
+    relearn_every: Annotated[int, Field(ge=1)] = 10
+    """Updates between two looks at what it generates."""
+    relearn_images: Annotated[int, Field(ge=8)] = 64
+    """Generations per look."""
+    relearn_batch_size: Annotated[int, Field(ge=1)] = 32
+    """Images per update of the attack."""
+    relearn_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+    """AdamW's step size in the attack."""
+    relearn_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """A class is back when the classifier gives it this mean probability."""
+
+
+class Statistics(Block):
+    """Intervals of every reported number."""
+
+    bootstrap: Annotated[int, Field(ge=10)] = 1000
+    """Bootstrap resamples per interval."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    """Coverage of every interval."""
+
+
+class Report(Block):
+    """What the pages may show."""
+
+    show_images: bool = False
+    """Embed training images and their copies in reports. Leave it off where the data shows people."""
+    pairs: Annotated[int, Field(ge=1)] = 24
+    """Pairs in the picture grid of each arm."""

@@ -1,0 +1,92 @@
+"""What one job depends on: the steps of the workflow, and the settings that each of them sees."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from afterimage.config.study import Study
+
+STEPS = {
+    "data/fetch": (),
+    "data/split": (),
+    "data/classifier": (),
+    "data/dedup": (),
+    "train": ("arm", "replicate"),
+    "sample": ("arm", "replicate"),
+    "attack/extraction": ("arm", "replicate"),
+    "attack/quality": ("arm", "replicate"),
+    "attack/membership": ("arm", "replicate"),
+    "attack/forgetting": ("arm", "replicate"),
+    "report": (),
+}
+"""Step -> what addresses one of its jobs."""
+
+
+def resolve(study: Study, step: str, arm: str | None = None, replicate: int | None = None) -> dict[str, Any]:
+    """Return the settings that one job depends on, defaults filled in, as plain JSON values."""
+    full = study.model_dump(mode="json")
+    data = full["data"]
+    settings: dict[str, Any]
+    if step == "data/fetch":
+        keys = ("source", "classes", "images", "colour", "resize")
+        settings = {key: data[key] for key in keys}
+    elif step == "data/split":
+        settings = {"split": data["split"], "plant": data["plant"]}
+    elif step == "data/classifier":
+        settings = full["classifier"]
+    elif step == "data/dedup":
+        settings = full["dedup"]
+    elif step == "train":
+        assert arm is not None
+        settings = {
+            "arm": _arm(study, arm),
+            "forget": {name: full["forget"][name] for name in study.own_forget_sets(arm)},
+            "model": full["model"],
+            "diffusion": full["diffusion"],
+            "flips": data["flips"],
+        }
+    elif step == "sample":
+        settings = full["sample"]
+    elif step == "attack/extraction":
+        settings = full["extraction"] | {"flips": data["flips"], "statistics": full["statistics"]}
+    elif step == "attack/quality":
+        settings = full["quality"] | {"statistics": full["statistics"]}
+    elif step == "attack/membership":
+        settings = full["membership"] | {
+            "weights": full["sample"]["weights"],
+            "flips": data["flips"],
+            "statistics": full["statistics"],
+        }
+    elif step == "attack/forgetting":
+        assert arm is not None
+        settings = full["forgetting"] | {
+            "sets": {name: full["forget"][name] for name in study.forget_sets_of(arm)},
+            "sample": full["sample"],
+            "membership": full["membership"],
+            "extraction": full["extraction"],
+            "flips": data["flips"],
+            "statistics": full["statistics"],
+        }
+    elif step == "report":
+        settings = {"study": study.study, "arms": list(study.arms), "replicates": study.replicates} | full["report"]
+    else:
+        raise KeyError(f"unknown step {step!r}; steps are: {', '.join(STEPS)}")
+    return {"step": step, "arm": arm, "replicate": replicate, "seed": study.seed, "settings": settings}
+
+
+def _arm(study: Study, name: str) -> dict[str, Any]:
+    """Return the settings of an arm's training: what it takes from its base filled in, what only tables use left out."""
+    settings = study.arms[name].model_dump(mode="json", exclude={"control"})
+    blocks = study.rau_net_of(name)
+    return settings | {
+        "condition": study.condition_of(name),
+        "rau_net": None if blocks is None else blocks.model_dump(mode="json"),
+        "train": study.train_of(name).model_dump(mode="json"),
+    }
+
+
+def digest(config: dict[str, Any]) -> str:
+    """Return the sha256 of a resolved config, whatever the order of its keys."""
+    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

@@ -1,0 +1,286 @@
+"""A whole study, read and validated."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, get_args
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from afterimage.config.arms import (
+    METHODS,
+    AnyArm,
+    Arm,
+    DpSgd,
+    EraseDiff,
+    ForgetSet,
+    IetAgc,
+    Loyal,
+    SalUn,
+    TransferBlocks,
+    Unlearning,
+)
+from afterimage.config.base import Block, ConfigError, Name
+from afterimage.config.data import Classifier, Data, Dedup
+from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
+from afterimage.config.training import Diffusion, Model, Train
+
+
+class Study(Block):
+    """One study: everything that ``snakemake all`` needs to know."""
+
+    study: Name
+    """Results go to ``results/<study>``."""
+    seed: Annotated[int, Field(ge=0)]
+    """Root of all random streams."""
+    replicates: Annotated[int, Field(ge=1)] = 1
+    """Independent trainings and samplings of every arm."""
+    data: Data
+    """Source, parts and planted duplicates."""
+    dedup: Dedup = Dedup()
+    """Deduplication of the training part."""
+    classifier: Classifier = Classifier()
+    """The feature network."""
+    model: Model
+    """The denoising network of every arm."""
+    diffusion: Diffusion = Diffusion()
+    """The forward process."""
+    train: Train
+    """The training of every arm."""
+    arms: Annotated[dict[Name, AnyArm], Field(min_length=1)]
+    """Name of each arm -> how it is trained. Every arm meets every attack."""
+    forget: dict[Name, ForgetSet] = {}
+    """Name -> images that arms forget (``forget``) or never see (``without``)."""
+    sample: Sample
+    """How generations are drawn."""
+    extraction: Extraction = Extraction()
+    """The extraction attack."""
+    quality: Quality = Quality()
+    """The quality measures."""
+    membership: Membership = Membership()
+    """The membership attack."""
+    forgetting: Forgetting = Forgetting()
+    """How forgetting is judged."""
+    statistics: Statistics = Statistics()
+    """Intervals."""
+    report: Report = Report()
+    """What pages show."""
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> Study:
+        for name, arm in self.arms.items():
+            for key, other in _arms_named(arm).items():
+                if other not in self.arms:
+                    raise ValueError(f"arms.{name}.{key} = {other!r} is not an arm; {_allowed('arms', other, self.arms)}")
+            for key, wanted in _sets_named(arm).items():
+                if wanted not in self.forget:
+                    raise ValueError(
+                        f"arms.{name}.{key} = {wanted!r} is not a set under forget; {_allowed('sets', wanted, self.forget)}"
+                    )
+        for name, forgotten in self.forget.items():
+            origin = forgotten.extracted_from
+            if origin is not None and origin not in self.arms:
+                raise ValueError(
+                    f"forget.{name}.extracted_from = {origin!r} is not an arm; {_allowed('arms', origin, self.arms)}"
+                )
+        for name in self.arms:
+            self._no_circle([name])
+        return self
+
+    def _no_circle(self, path: list[str]) -> None:
+        for other in self.needs(path[-1]):
+            if other in path:
+                raise ValueError(f"arms.{path[0]} goes round in a circle: {' -> '.join([*path, other])}")
+            self._no_circle([*path, other])
+
+    @model_validator(mode="after")
+    def _arms_train(self) -> Study:
+        for name, arm in self.arms.items():
+            refused = refusal(self, name)
+            if refused:
+                raise ValueError(f"arms.{name}: {refused}")
+            train = self.train_of(name)
+            if isinstance(arm, IetAgc) and arm.matched_to is None and train.updates is not None:
+                pieces = arm.rounds * (arm.shards if arm.budget == "total" else 1)
+                if train.updates % pieces:
+                    raise ValueError(
+                        f"arms.{name}: {train.updates} updates cannot be shared equally by rounds = {arm.rounds}"
+                        + (f" of shards = {arm.shards}" if arm.budget == "total" else "")
+                        + f"; the nearest number that can is {max(1, round(train.updates / pieces)) * pieces}"
+                    )
+        return self
+
+    def needs(self, arm: str) -> list[str]:
+        """Return the arms whose results the training of ``arm`` needs."""
+        own = self.arms[arm]
+        named: list[str | None] = [own.base, own.matched_to.arm if own.matched_to else None]
+        named += [self.forget[wanted].extracted_from for wanted in self.own_forget_sets(arm)]
+        return list(dict.fromkeys(name for name in named if name is not None))
+
+    def condition_of(self, arm: str) -> str:
+        """Return ``none`` or ``label``: the arm's own condition, its base's, or none."""
+        own = self.arms[arm]
+        return own.condition or (self.condition_of(own.base) if own.base else "none")
+
+    def rau_net_of(self, arm: str) -> TransferBlocks | None:
+        """Return the blocks of the arm's network: its own, or its base's."""
+        own = self.arms[arm]
+        return own.rau_net or (self.rau_net_of(own.base) if own.base else None)
+
+    def own_forget_sets(self, arm: str) -> list[str]:
+        """Return the names of the sets that the arm forgets or is trained without."""
+        return list(_sets_named(self.arms[arm]).values())
+
+    def forget_sets_of(self, arm: str) -> list[str]:
+        """Return the names of the sets that the arm is judged on: its own, and those of the arms that start from it."""
+        named = self.own_forget_sets(arm)
+        for name, other in self.arms.items():
+            if other.base == arm:
+                named += self.own_forget_sets(name)
+        return list(dict.fromkeys(named))
+
+    def train_of(self, arm: str) -> Train:
+        """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over it."""
+        own = self.arms[arm].train
+        shared = self.train.model_dump()
+        if own.keys() & {"updates", "epochs"}:
+            shared.update(updates=None, epochs=None)
+        try:
+            return Train.model_validate(shared | own)
+        except ValidationError as error:
+            raise ValueError(_explain(error, prefix=f"arms.{arm}.train", model=Train)) from error
+
+
+def _arms_named(arm: Arm) -> dict[str, str]:
+    """Return key -> the other arms that an arm names."""
+    named = {"base": arm.base, "control": arm.control, "matched_to.arm": arm.matched_to.arm if arm.matched_to else None}
+    return {key: name for key, name in named.items() if name is not None}
+
+
+def _sets_named(arm: Arm) -> dict[str, str]:
+    """Return key -> the forget sets that an arm names."""
+    named = {"forget": arm.forget if isinstance(arm, Unlearning) else None, "without": arm.without}
+    return {key: name for key, name in named.items() if name is not None}
+
+
+def refusal(study: Study, name: str) -> str | None:
+    """Return why the settings of an arm do not go together; None if they do."""
+    arm = study.arms[name]
+    if arm.matched_to is not None and arm.train.keys() & {"updates", "epochs"}:
+        return "give matched_to or train.updates (train.epochs), not both"
+    if arm.base is not None:
+        base = study.arms[arm.base]
+        if arm.condition is not None and arm.condition != study.condition_of(arm.base):
+            return f"condition = {arm.condition!r}, but base = {arm.base!r} has condition {study.condition_of(arm.base)!r}"
+        if isinstance(base, Loyal) and not isinstance(arm, Loyal):
+            return f"base = {arm.base!r} is two networks (method loyal), which method {arm.method} cannot start from"
+        if isinstance(arm, Unlearning) and arm.rau_net is not None:
+            return f"method {arm.method} takes its base's network: rau_net cannot be given"
+    if isinstance(arm, Unlearning):
+        if arm.without is not None:
+            return f"method {arm.method} has forget: without cannot be given too"
+        if study.condition_of(name) == "none" and _needs_labels(arm):
+            return f"{_needs_labels(arm)} needs labels, but base = {arm.base!r} was trained without (condition: label)"
+    blocks = study.rau_net_of(name)
+    if blocks is not None:
+        if isinstance(arm, DpSgd):
+            return "method dp_sgd with rau_net is not supported"
+        levels = len(study.model.channels)
+        if max(blocks.groups, default=0) > levels:
+            return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
+    if isinstance(arm, Loyal) and arm.switch_timestep > study.diffusion.timesteps:
+        return f"switch_timestep = {arm.switch_timestep} is more than diffusion.timesteps = {study.diffusion.timesteps}"
+    return None
+
+
+def _needs_labels(arm: Unlearning) -> str | None:
+    if isinstance(arm, SalUn):
+        return "method salun"
+    if isinstance(arm, EraseDiff) and arm.target in ("relabel", "released_relabel"):
+        return f"target = {arm.target!r}"
+    return None
+
+
+def _allowed(what: str, word: str, names: Iterable[str]) -> str:
+    return f"{what} are: {', '.join(names) or 'none'}{_nearest(word, names)}"
+
+
+def _nearest(word: str, allowed: Any) -> str:
+    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.5)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
+    """Return the keys allowed at ``path`` inside ``model``, following lists, dicts, unions and discriminator tags."""
+    candidates: list[Any] = [model]
+    for part in path:
+        following: list[Any] = []
+        for candidate in candidates:
+            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
+                if part in candidate.model_fields:
+                    following += _models_in(candidate.model_fields[part].annotation)
+                elif any(part in get_args(field.annotation) for field in candidate.model_fields.values()):
+                    following.append(candidate)  # a discriminator tag names the class itself
+                elif isinstance(part, int) or not candidates[1:]:
+                    following.append(candidate)
+        candidates = following or candidates
+    return sorted({name for candidate in candidates for name in candidate.model_fields})
+
+
+def _models_in(annotation: Any) -> list[Any]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
+
+
+def _explain(error: ValidationError, prefix: str = "", model: type[BaseModel] = Study) -> str:
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        shown = [part for at, part in enumerate(location) if not (at == 2 and location[0] == "arms" and part in METHODS)]
+        key = ".".join(str(part) for part in ([prefix] if prefix else []) + shown)
+        if problem["type"] == "extra_forbidden":
+            allowed = _fields_at(model, location[:-1])
+            lines.append(f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: {', '.join(allowed)})")
+        elif problem["type"] == "missing":
+            lines.append(f"{key}: missing; it must be given")
+        elif problem["type"].startswith("union_tag_"):
+            tag = problem["ctx"]["discriminator"].strip("'")
+            given = problem["input"].get(tag) if isinstance(problem["input"], dict) else problem["input"]
+            lines.append(f"{key}.{tag} = {given!r}: {problem['msg']}")
+        elif problem["type"] == "value_error":
+            lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")
+        else:
+            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)
+
+
+def parse(params: dict[str, Any], name: str = "params") -> Study:
+    """Return the validated study.
+
+    Raises:
+        ConfigError: naming every wrong key, its value and what is allowed.
+    """
+    try:
+        return Study.model_validate(params)
+    except ValidationError as error:
+        raise ConfigError(f"{name} is not a valid study:\n{_explain(error)}") from error
+
+
+def load(path: str | Path) -> Study:
+    """Read and validate a study file (YAML)."""
+    try:
+        params = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from error
+    if not isinstance(params, dict):
+        raise ConfigError(f"{path} must hold a mapping of keys, not {type(params).__name__}")
+    return parse(params, str(path))
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON schema of a study."""
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **Study.model_json_schema()}

@@ -1,0 +1,92 @@
+"""The network, the forward process and the optimisation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from afterimage.config.base import Block
+
+
+class Model(Block):
+    """The diffusers ``UNet2DModel`` to train."""
+
+    channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
+    """Channels per level, finest first."""
+    attention: list[bool]
+    """Self-attention per level, finest first."""
+    layers_per_block: Annotated[int, Field(ge=1)] = 2
+    """Residual blocks per level."""
+    attention_head_dim: Annotated[int, Field(ge=1)] = 8
+    """Channels per attention head."""
+    norm_groups: Annotated[int, Field(ge=1)] = 8
+    """Groups of every group normalisation; must divide all channels."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Dropout inside the residual blocks."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> Model:
+        if len(self.attention) != len(self.channels):
+            raise ValueError(
+                f"attention has {len(self.attention)} entries but channels has {len(self.channels)}: one per level"
+            )
+        for width in self.channels:
+            if width % self.norm_groups:
+                raise ValueError(f"channels: {width} is not a multiple of norm_groups = {self.norm_groups}")
+        for width, on in zip(self.channels, self.attention, strict=True):
+            if on and width % self.attention_head_dim:
+                raise ValueError(
+                    f"channels: {width} has attention but is not a multiple of attention_head_dim = {self.attention_head_dim}"
+                )
+        return self
+
+
+class Diffusion(Block):
+    """The forward process and what the network predicts."""
+
+    timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
+    """T, the number of noise levels."""
+    schedule: Literal["linear", "cosine"] = "linear"
+    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020) or the cosine schedule (Nichol & Dhariwal 2021)."""
+    prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
+    """What the network predicts: the noise, v (Salimans & Ho 2022) or the clean image."""
+
+
+class Train(Block):
+    """The optimisation, the same for every arm unless the arm says otherwise."""
+
+    updates: Annotated[int, Field(ge=1)] | None = None
+    """Budget in optimiser updates. Give this or ``epochs``."""
+    epochs: Annotated[int, Field(ge=1)] | None = None
+    """Budget in passes over the arm's training images."""
+    batch_size: Annotated[int, Field(ge=1)] = 128
+    """Images per optimiser update, over all accumulation steps and processes."""
+    accumulation: Annotated[int, Field(ge=1)] = 1
+    """Forward and backward passes per update; must divide ``batch_size``."""
+    learning_rate: Annotated[float, Field(gt=0)] = 2e-4
+    """AdamW's step size after warm-up."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    """AdamW's decoupled weight decay."""
+    warmup: Annotated[int, Field(ge=0)] = 0
+    """Updates over which the learning rate rises linearly from 0."""
+    ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999
+    """Decay of the moving average of the weights; 0 keeps the last weights."""
+    clip: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest gradient norm; null does not clip."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights and averages stay fp32."""
+    label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """Share of labels replaced by the null label in label-conditional arms (classifier-free guidance)."""
+    checkpoint_every: Annotated[int, Field(ge=1)] = 500
+    """Updates between two saved states. A stopped run goes on from the last."""
+    log_every: Annotated[int, Field(ge=1)] = 25
+    """Updates between two points of the training curves."""
+
+    @model_validator(mode="after")
+    def _budget(self) -> Train:
+        if (self.updates is None) == (self.epochs is None):
+            raise ValueError(f"give exactly one of updates and epochs (updates = {self.updates}, epochs = {self.epochs})")
+        if self.batch_size % self.accumulation:
+            raise ValueError(f"accumulation = {self.accumulation} does not divide batch_size = {self.batch_size}")
+        return self

@@ -1,0 +1,48 @@
+"""Which training images a forget set names. Copies of an image always go together: forgetting one of them would mean nothing."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from afterimage import artifacts
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.config import ConfigError
+
+
+def rows(train: Images, name: str, settings: dict[str, Any], extraction: Path | None = None) -> np.ndarray:
+    """Return which training images belong to the set, bool, (N,).
+
+    Args:
+        train: The training part of the split.
+        name: The set's name, for messages.
+        settings: The set, as plain values of ``config.ForgetSet``.
+        extraction: Store of the extraction attack on the arm that the set names, for sets of extracted images.
+
+    Raises:
+        ConfigError: for an id that is no training image.
+        ArtifactError: if the set is empty, or is all that there is.
+    """
+    if settings["label"] is not None:
+        chosen = train.labels == settings["label"]
+    elif settings["ids"] is not None:
+        wanted = np.array(settings["ids"])
+        unknown = wanted[~np.isin(wanted, train.ids)]
+        if len(unknown):
+            raise ConfigError(f"forget.{name}.ids: {unknown[0]} is no row of the training part (0 to {len(train) - 1})")
+        chosen = np.isin(train.sources, train.sources[np.isin(train.ids, wanted)])
+    else:
+        assert extraction is not None, name
+        artifacts.check_file(extraction / "images.parquet")
+        found = pd.read_parquet(extraction / "images.parquet")
+        anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
+        chosen = np.isin(train.sources, found.loc[found[f"extracted_{anchor}_{settings['alpha']}"], "source"])
+    if not chosen.any():
+        what = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if value is not None)
+        raise ArtifactError(f"forget.{name} is empty: no training image has {what}")
+    if chosen.all():
+        raise ArtifactError(f"forget.{name} is the whole training set")
+    return chosen
