@@ -1,0 +1,219 @@
+"""DP-SGD (Abadi et al. 2016, algorithm 1): every image's gradient is clipped, and Gaussian noise hides what is left of it.
+
+In update s each training row joins the batch with probability q = B / N, independently (Poisson sampling, which the accounting
+presumes), so that a batch may have any size, zero included. With g_i the gradient of row i's loss, the update moves along
+
+    (sum_i g_i min(1, C / |g_i|) + noise) / B,    noise ~ N(0, (sigma C)^2) per weight,
+
+in AdamW, with C = ``max_grad_norm`` and sigma = ``noise_multiplier``. Clipping and noise are opacus' ``DPOptimizer``. The
+gradients are taken by torch's ``vmap``, in which the network sees one image at a time, so that no layer can mix images; opacus
+1.6.0's own hooks give wrong ones here (its convolutions take every input for a contiguous one, which those behind an attention
+block are not).
+``train.clip`` is not used: each image's gradient is clipped instead.
+
+The epsilon on record is opacus' RDP bound (Mironov et al. 2019) for all updates together, between training sets that differ by
+one row more or less. To be read with three conditions:
+
+- it is that of one training *row*: an image that stands k times in the training set has about k times that epsilon;
+- it is for somebody who does not know the seed, from which the noise can be drawn again;
+- it counts the updates alone, not what else was chosen by looking at the data (deduplication, settings, the best of many runs).
+
+opacus' tighter PRV accountant is not taken: it runs out of memory where there is little noise.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import torch
+from opacus.accountants import RDPAccountant
+from opacus.accountants.utils import MAX_SIGMA, get_noise_multiplier
+from opacus.optimizers import DPOptimizer
+from torch.func import functional_call, grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from afterimage import seeds
+from afterimage.config import ConfigError, DpSgd
+from afterimage.methods import Job, Spent, Trained
+from afterimage.training import loop
+from afterimage.training.learner import Learner, NonFiniteError
+from afterimage.training.order import Order
+from afterimage.training.task import Batch, Task
+
+ORDERS = [1.01, 1.03, 1.06, *RDPAccountant.DEFAULT_ALPHAS, 80, 128, 256, 512, 1024]
+"""Orders of Renyi divergence of which the best is taken: opacus' own, and some for much and little noise."""
+
+
+def epsilon_of(noise_multiplier: float, rate: float, updates: int, delta: float) -> float:
+    """Return the epsilon of ``updates`` updates at sampling rate ``rate``; infinity without noise."""
+    accountant = RDPAccountant()
+    accountant.history = [(noise_multiplier, rate, updates)]
+    return max(0.0, accountant.get_epsilon(delta, alphas=ORDERS))
+
+
+def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
+    """Return the least noise multiplier that keeps to ``epsilon``, within opacus' tolerance of 0.01 in epsilon.
+
+    Raises:
+        ConfigError: if no noise does.
+    """
+    least = epsilon_of(MAX_SIGMA, rate, updates, delta)
+    if epsilon <= least:
+        raise ConfigError(f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than {least:.3g}")
+    return get_noise_multiplier(
+        target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=updates, accountant="rdp", alphas=ORDERS
+    )
+
+
+def poisson(seed: int, path: tuple[str | int, ...], s: int, images: int, rate: float) -> np.ndarray:
+    """Return the rows of update ``s``, int64, (B,): each of ``images`` rows with chance ``rate``, independently."""
+    return np.flatnonzero(seeds.numpy_rng(seed, *path, "poisson", s).random(images) < rate)
+
+
+class Losses(torch.nn.Module):
+    """A task's losses as a function of the network's weights, which is what torch.func differentiates."""
+
+    def __init__(self, net: torch.nn.Module, task: Task) -> None:
+        super().__init__()
+        self.net, self.task = net, task
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        return self.task.losses(self.net, batch)
+
+
+def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Return each sample's own gradient and its loss.
+
+    Returns:
+        The gradients, (B, ...) for each trained weight in the order of ``parameters()``, and the losses, (B,).
+    """
+    weights = {name: weight.detach() for name, weight in losses.named_parameters() if weight.requires_grad}
+    if not len(batch):
+        return [weight.new_zeros((0, *weight.shape)) for weight in weights.values()], torch.zeros(0)
+    tensors = {name: value for name, value in vars(batch).items() if value is not None}
+
+    def loss(weights: dict[str, torch.Tensor], sample: dict[str, torch.Tensor]) -> torch.Tensor:
+        alone = replace(batch, **{name: value[None] for name, value in sample.items()})
+        return functional_call(losses, weights, (alone,)).squeeze(0)
+
+    with sdpa_kernel(SDPBackend.MATH):  # vmap takes the fused kernels of attention apart, image by image and with a warning
+        gradients, values = vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")(weights, tensors)
+    return list(gradients.values()), values
+
+
+class PrivateLearner(Learner):
+    """A learner whose gradient is clipped image by image and noised.
+
+    Args:
+        job: The run.
+        noise_multiplier: sigma.
+        max_grad_norm: C.
+    """
+
+    def __init__(self, job: Job, noise_multiplier: float, max_grad_norm: float) -> None:
+        super().__init__(job.net, job.train.model_copy(update={"clip": None}), job.accelerator)
+        self.losses = Losses(self.net, job.task)
+        self.private = DPOptimizer(
+            self.optimizer,
+            noise_multiplier=noise_multiplier,
+            max_grad_norm=max_grad_norm,
+            expected_batch_size=job.train.batch_size,
+        )
+
+    def private_gradient(self, batch: Batch, noise: torch.Generator) -> float:
+        """Set the weights' gradients; return the batch's summed loss over the *expected* batch size, as the gradient is.
+
+        Args:
+            batch: Of any size; worked off in ``accumulation`` pieces.
+            noise: On the weights' device.
+
+        Raises:
+            NonFiniteError: if the loss is no number.
+        """
+        self.private.zero_grad(set_to_none=True)
+        self.private.generator = noise
+        loss, batch = 0.0, batch.to(self.accelerator.device)
+        size = max(1, -(-len(batch) // self.settings.accumulation))
+        for at in range(0, max(1, len(batch)), size):
+            with self.accelerator.autocast():
+                gradients, losses = sample_gradients(self.losses, batch[at : at + size])
+            for weight, gradient in zip(self.private.params, gradients, strict=True):
+                weight.grad_sample = gradient
+            self.private.clip_and_accumulate()
+            loss += losses.sum().item()
+        if not math.isfinite(loss):
+            raise NonFiniteError(f"the loss is {loss}")
+        self.private.add_noise()
+        self.private.scale_grad()
+        return loss / self.settings.batch_size
+
+
+class Seen:
+    """How many images the batches had so far; a part of the run's state."""
+
+    def __init__(self) -> None:
+        self.images = 0
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"images": torch.tensor(self.images)}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.images = int(tensors["images"])
+
+
+def train(job: Job) -> Trained:
+    """Train ``job.net`` from its initial weights.
+
+    Raises:
+        ConfigError: if the batch is larger than the training set, or ``epsilon`` cannot be kept to.
+    """
+    arm, settings = job.arm, job.train
+    assert isinstance(arm, DpSgd)
+    images = len(job.task)
+    if settings.batch_size > images:
+        raise ConfigError(f"train.batch_size = {settings.batch_size} is more than this arm's {images} training images")
+    rate = settings.batch_size / images
+    delta = arm.delta or 1 / images
+    sigma = arm.noise_multiplier
+    if sigma is None:
+        assert arm.epsilon is not None
+        sigma = noise_for(arm.epsilon, rate, job.updates, delta)
+    epsilon = epsilon_of(sigma, rate, job.updates, delta)
+
+    learner, seen = PrivateLearner(job, sigma, arm.max_grad_norm), Seen()
+    order = Order(job.seed, job.path, images, settings.batch_size)
+
+    def update(s: int) -> dict[str, float]:
+        rows = poisson(job.seed, job.path, s, images, rate)
+        noise = torch.Generator(job.accelerator.device).manual_seed(seeds.derive(job.seed, *job.path, "privacy", s))
+        torch.manual_seed(order.dropout_seed(s))
+        loss = learner.private_gradient(job.task.batch(rows, order.generator(s)), noise)
+        seen.images += len(rows)
+        return {"loss": loss, "batch": len(rows)} | learner.step(s)
+
+    progress = loop.run(
+        update,
+        {"learner": learner, "seen": seen},
+        job.store,
+        updates=job.updates,
+        batch_size=settings.batch_size,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    return Trained(
+        raw=job.net,
+        average=learner.average.module,
+        progress=progress,
+        spent=Spent(
+            updates=progress.update, updates_per_model=progress.update, images_seen=seen.images, kept_samples=seen.images
+        ),
+        facts={
+            "epsilon": epsilon if math.isfinite(epsilon) else None,
+            "delta": delta,
+            "noise_multiplier": sigma,
+            "sampling_rate": rate,
+            "accountant": "rdp",
+        },
+    )

@@ -1,0 +1,140 @@
+"""SalUn (Fan et al., ICLR 2024, section 4): wrong labels for the forgotten images, on the most salient weights only.
+
+The mask m is 1 for the weights whose gradient of the ordinary loss on the forgotten images, at theta_0, is largest in absolute
+value: a given share of all (the paper's threshold gamma, by default the median, is the share 0.5). Then
+
+    theta = m * (theta_0 + change) + (1 - m) * theta_0
+
+is trained on the paper's objective for image generation,
+
+    E_{(x, c) in D_f, c' != c} |eps(x_t | c') - eps(x_t | c)|^2 + beta L(D_r).
+
+The prediction for the wrong label c' is the target of the other, without a gradient (as released; the paper does not say) and
+without dropout; both know their labels. The released code leaves dropout and label dropout on in both. The loss on the rest is
+that of plain training.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import torch
+
+from afterimage import seeds
+from afterimage.config import ConfigError, SalUn
+from afterimage.diffusion.model import classes_of, load_weights
+from afterimage.methods import Job, Spent, Trained
+from afterimage.methods.unlearning import Sides, gradients, plain, seed_dropout, wrong_labels
+from afterimage.training import loop
+from afterimage.training.learner import Learner
+from afterimage.training.task import Batch
+
+
+def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
+    """Return which of the values are among the largest ``share`` of all in absolute value: bool tensors of the same shapes.
+
+    Their number is exact (rounded, at least one); of equal values the first are taken.
+    """
+    flat = torch.cat([value.abs().flatten() for value in values])
+    count = max(1, round(share * len(flat)))
+    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    chosen[flat.argsort(descending=True, stable=True)[:count]] = True
+    parts = chosen.split([value.numel() for value in values])
+    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+
+
+def forgetting_gradient(job: Job, learner: Learner, batches: int) -> list[torch.Tensor]:
+    """Return the gradient of the ordinary loss on as many batches of forgotten images, summed, without any dropout."""
+    sides = Sides(replace(job, path=(*job.path, "saliency")))
+    learner.net.eval()
+    total = [torch.zeros_like(weight) for weight in learner.net.parameters() if weight.requires_grad]
+    for i in range(batches):
+        learner.gradient(sides.batch("forget", i, keep_labels=True), plain(job.task))
+        torch._foreach_add_(total, gradients(learner.net))
+    learner.net.train()
+    return total
+
+
+def train(job: Job) -> Trained:
+    """Make the base's network forget ``job.forgotten``.
+
+    The curves have loss (on the rest) and forget_loss (against the predictions for wrong labels), beside grad_norm (of the
+    salient weights, before clipping) and learning_rate. The setup on record is what came before the first update: the mask.
+
+    Raises:
+        ConfigError: if the network knows fewer than two labels.
+    """
+    arm, settings = job.arm, job.train
+    assert isinstance(arm, SalUn)
+    assert job.base is not None
+    classes = classes_of(job.net) or 0
+    if classes < 2:
+        raise ConfigError(f"method salun needs at least 2 labels; the network knows {classes}")
+    load_weights(job.net, job.base)
+    learner, sides, objective = Learner(job.net, settings, job.accelerator), Sides(job), plain(job.task)
+    weights = [weight for weight in learner.net.parameters() if weight.requires_grad]
+
+    started = time.monotonic()
+    batches = -(-arm.saliency_samples // settings.batch_size)
+    mask = largest(forgetting_gradient(job, learner, batches), arm.saliency)
+    setup_seconds = time.monotonic() - started
+
+    start = [weight.detach().clone() for weight in weights]
+
+    def hold_the_rest(*_: object) -> None:
+        """Undo weight decay where the mask is 0."""
+        for weight, salient, value in zip(weights, mask, start, strict=True):
+            weight.data = torch.where(salient, weight.data, value)
+
+    learner.optimizer.register_step_post_hook(hold_the_rest)
+
+    def relabelled(s: int) -> Batch:
+        """Return forget batch ``s`` with the predictions for wrong labels as targets."""
+        batch = sides.batch("forget", s, keep_labels=True).to(job.accelerator.device)
+        assert batch.labels is not None
+        if arm.relabel == "next":
+            wrong = (batch.labels + 1) % classes
+        else:
+            wrong = wrong_labels(batch.labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s))
+        other = replace(batch, labels=wrong.to(job.accelerator.device))
+        learner.net.eval()
+        with torch.no_grad(), job.accelerator.autocast():
+            target = torch.cat([job.task.predict(learner.net, part) for part in other.split(settings.accumulation)])
+        learner.net.train()
+        return replace(batch, target=target)
+
+    def update(s: int) -> dict[str, float]:
+        seed_dropout(sides, s, "forget")
+        forget_loss = learner.gradient(relabelled(s), objective)
+        forget = gradients(learner.net)
+        seed_dropout(sides, s, "remain")
+        loss = learner.gradient(sides.batch("remain", s), objective)
+        for weight, gradient, salient in zip(weights, forget, mask, strict=True):
+            assert weight.grad is not None
+            weight.grad = (gradient + arm.remain_weight * weight.grad) * salient
+        return {"loss": loss, "forget_loss": forget_loss} | learner.step(s)
+
+    progress = loop.run(
+        update,
+        {"learner": learner},
+        job.store,
+        updates=job.updates,
+        batch_size=settings.batch_size,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    seen = 2 * progress.update * settings.batch_size
+    return Trained(
+        raw=job.net,
+        average=learner.average.module,
+        progress=progress,
+        spent=Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen),
+        facts={
+            "salient_weights": int(sum(part.sum() for part in mask)),
+            "backward_passes": 2 * progress.update,
+            "forward_only_passes": progress.update,
+            "setup_backward_passes": batches,
+            "setup_seconds": round(setup_seconds, 3),
+        },
+    )

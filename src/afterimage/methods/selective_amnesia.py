@@ -1,0 +1,187 @@
+"""Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the rest, and EWC.
+
+The paper maximises, with q(x | c_f) in place of the images of the class c_f, p the base's own images of the other classes, F
+the diagonal Fisher information and theta* the base's weights,
+
+    E_q log p(x | theta, c_f) + E_{p, c != c_f} log p(x | theta, c) - lambda / 2 sum_i F_i (theta_i - theta*_i)^2.
+
+For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the image's values), and
+F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform noise in [-1, 1], image by image.
+
+As released, the update takes the likelihoods at one timestep per image and F takes them at all, labels are never dropped, and
+the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in these units, in which 10 is published: F of one timestep, or
+of means instead of sums over the image's D values, would be smaller by orders of magnitude. The losses here are means over the
+values, so what is minimised is that objective over D:
+
+    loss(q) + loss(p) + lambda / D sum_i F_i (theta_i - theta*_i)^2,    F from D sum_t of such losses.
+
+F and the images of the replay are made before the first update, from streams of their own; a continued run makes the same
+again.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from afterimage import seeds
+from afterimage.config import Sample, SelectiveAmnesia
+from afterimage.diffusion.model import classes_of, load_weights
+from afterimage.diffusion.sample import generate
+from afterimage.methods import Job, Spent, Trained
+from afterimage.methods.unlearning import Sides, gradients, plain, seed_dropout
+from afterimage.training import loop
+from afterimage.training.learner import Learner
+from afterimage.training.task import Batch, Pixels
+
+STEPS = 50
+"""DDIM steps of the replayed images (fewer where there are fewer timesteps), unguided. Released: 1,000 steps, guided."""
+
+
+def fisher(weights: list[torch.Tensor], images: Iterable[Iterable[torch.Tensor]]) -> list[torch.Tensor]:
+    """Return the mean over images of the squared gradient of an image's negative log-likelihood, weight by weight.
+
+    Args:
+        weights: What to differentiate by.
+        images: For each image the summands of its negative log-likelihood, scalars.
+    """
+    squares, count = [torch.zeros_like(weight) for weight in weights], 0
+    for summands in images:
+        gradient = [torch.zeros_like(weight) for weight in weights]
+        for summand in summands:
+            torch._foreach_add_(gradient, torch.autograd.grad(summand, weights))
+        torch._foreach_addcmul_(squares, gradient, gradient)
+        count += 1
+    return list(torch._foreach_div(squares, count))
+
+
+def elastic(
+    weights: list[torch.Tensor], start: list[torch.Tensor], information: list[torch.Tensor], strength: float
+) -> tuple[float, list[torch.Tensor]]:
+    """Return the penalty strength x sum F (theta - theta*)^2, and its gradient weight by weight."""
+    moved = [weight.detach() - anchor for weight, anchor in zip(weights, start, strict=True)]
+    pull = [2 * strength * f * change for f, change in zip(information, moved, strict=True)]
+    penalty = torch.stack([(gradient * change).sum() / 2 for gradient, change in zip(pull, moved, strict=True)]).sum()
+    return penalty.item(), pull
+
+
+def likelihoods(job: Job) -> Iterator[Iterator[torch.Tensor]]:
+    """Yield the ``images`` of ``fisher``: ``fisher_samples`` of the job's, under their own labels.
+
+    With K of the T noise levels, the middle ones of K equal ranges, each stands for T / K. (On digits the trace of F is 1.14
+    times that of all 1,000 levels with 50 of them, 4 times with one.) A summand has as many levels as a micro-batch of training
+    has images.
+    """
+    arm, task = job.arm, job.task
+    assert isinstance(arm, SelectiveAmnesia)
+    assert isinstance(task, Pixels)
+    total = job.scheduler.config["num_train_timesteps"]
+    levels = min(arm.fisher_timesteps or total, total)
+    timesteps = torch.from_numpy(((np.arange(levels) + 0.5) * total / levels).astype(np.int64))
+    shape = task.images.shape[1:]
+    scale = total / levels * math.prod(shape)
+    size = job.train.batch_size // job.train.accumulation
+
+    def summands(row: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
+        rows = torch.full((levels,), row)
+        noise = torch.randn((levels, *shape), generator=generator)
+        batch = task.noised(rows, timesteps, noise, torch.zeros(levels, dtype=torch.bool), task.labels_of(rows))
+        for at in range(0, levels, size):
+            yield scale * task.losses(job.net, batch[at : at + size].to(job.accelerator.device)).sum()
+
+    rows = np.resize(seeds.numpy_rng(job.seed, *job.path, "fisher").permutation(len(task)), arm.fisher_samples)
+    for i, row in enumerate(rows):
+        yield summands(int(row), seeds.torch_rng(job.seed, *job.path, "fisher", i))
+
+
+def drawn(job: Job, label: int) -> Job:
+    """Return the job with images drawn from its network, all labels in turn, in place of the training images.
+
+    Args:
+        label: The class to forget.
+    """
+    arm, classes = job.arm, classes_of(job.net)
+    assert isinstance(arm, SelectiveAmnesia)
+    assert classes is not None
+    labels = np.arange(arm.replay_images) % classes
+    steps = min(STEPS, job.scheduler.config["num_train_timesteps"])
+    settings = Sample(images=len(labels), steps=steps, batch_size=job.train.batch_size)
+    seed = seeds.derive(job.seed, *job.path, "replay")
+    pixels = generate(job.net, dict(job.scheduler.config), np.arange(len(labels)), settings, seed, labels=labels)
+    task = Pixels(pixels, job.scheduler, labels, classes)
+    return replace(job, task=task, labels=labels, forgotten=labels == label)
+
+
+def surrogate(job: Job, label: int, s: int) -> Batch:
+    """Return the batch of update ``s`` that stands for the forgotten class ``label``: uniform noise images under its label."""
+    task, count = job.task, job.train.batch_size
+    assert isinstance(task, Pixels)
+    channels, height, width = task.images.shape[1:]
+    generator = seeds.torch_rng(job.seed, *job.path, "surrogate", s)
+    pixels = torch.randint(256, (count, height, width, channels), generator=generator, dtype=torch.uint8).numpy()
+    return Pixels(pixels, job.scheduler, np.full(count, label), task.classes).batch(np.arange(count), generator)
+
+
+def train(job: Job) -> Trained:
+    """Make the base's network forget the class of ``job.forgotten``.
+
+    The curves have loss (on the rest), forget_loss (on the surrogate) and penalty, beside grad_norm (of their sum, before
+    clipping) and learning_rate. The setup on record is what came before the first update: replay and F.
+    """
+    arm, settings = job.arm, job.train
+    assert isinstance(arm, SelectiveAmnesia)
+    assert job.base is not None
+    load_weights(job.net, job.base)
+    learner, objective = Learner(job.net, settings, job.accelerator), plain(job.task)
+    weights: list[torch.Tensor] = [weight for weight in job.net.parameters() if weight.requires_grad]
+    label = int(job.labels[Sides(job).rows["forget"][0]])
+
+    started = time.monotonic()
+    job.net.eval()
+    source = job if arm.replay == "training" else drawn(job, label)
+    information = fisher(weights, likelihoods(source))
+    job.net.train()
+    setup_seconds = time.monotonic() - started
+
+    sides = Sides(source)
+    start = [weight.detach().clone() for weight in weights]
+    strength = arm.ewc / math.prod(surrogate(job, label, 0).noisy.shape[1:])
+
+    def update(s: int) -> dict[str, float]:
+        seed_dropout(sides, s, "forget")
+        forget_loss = learner.gradient(surrogate(job, label, s), objective)
+        forget = gradients(job.net)
+        seed_dropout(sides, s, "remain")
+        loss = learner.gradient(sides.batch("remain", s, keep_labels=True), objective)
+        penalty, pull = elastic(weights, start, information, strength)
+        for weight, gradient, towards_start in zip(weights, forget, pull, strict=True):
+            assert weight.grad is not None
+            weight.grad += gradient + towards_start
+        return {"loss": loss, "forget_loss": forget_loss, "penalty": penalty} | learner.step(s)
+
+    progress = loop.run(
+        update,
+        {"learner": learner},
+        job.store,
+        updates=job.updates,
+        batch_size=settings.batch_size,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    seen = 2 * progress.update * settings.batch_size
+    return Trained(
+        raw=job.net,
+        average=learner.average.module,
+        progress=progress,
+        spent=Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen),
+        facts={
+            "backward_passes": 2 * progress.update,
+            "forward_only_passes": 0,
+            "setup_seconds": round(setup_seconds, 3),
+        },
+    )
