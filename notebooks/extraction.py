@@ -32,13 +32,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML, Image, Markdown, display
+from matplotlib.ticker import LogLocator, NullLocator
 
 from afterimage.artifacts import load_images, read_run
 
 results, figures = Path(results), Path(figures)
 figures.mkdir(exist_ok=True)
 plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
-colour = {arm: f"C{i}" for i, arm in enumerate(arms)}
+OWN, CONTROL = "C0", "0.55"
+"""Colours of an arm and of the arm that it is compared with: names would need more colours than the eye can tell apart."""
 
 
 def folder(phase, arm, *rest, replicate=0):
@@ -55,19 +57,31 @@ def keep(figure, name):
     display(Image(filename=figures / f"{name}.png"))
 
 
+def panels(count, width=2.6, height=2.1, columns=4, **shared):
+    """A figure with one small panel per arm, and its used panels."""
+    columns = min(columns, count)
+    figure, axes = plt.subplots(-(-count // columns), columns, figsize=(width * columns, height * -(-count // columns)), squeeze=False, **shared)
+    for axis in axes.flat[count:]:
+        axis.axis("off")
+    return figure, axes.flat[:count]
+
+
 def percent(value):
     return "n/a" if pd.isna(value) else f"{100 * value:.1f} %"
 
 
 headline, copies, extraction = table("arms"), table("copies"), table("extraction")
 own = headline.set_index(["arm", "metric"])
-runs = {arm: read_run(folder("train", arm)) for arm in arms}
-one = runs[arms[0]]
+control_of = table("comparison_wide").set_index("arm").control.dropna()
+confidence = read_run(results / "report" / "tables")["config"]["settings"]["confidence"]
+level = f"{100 * confidence:g} %"
+few = len(arms) <= 4
+one = read_run(folder("train", arms[0]))
 display(
     Markdown(
         f"Study `{study}`, {replicates} replicate(s) of {len(arms)} arms, seed {one['config']['seed']}; code "
         f"`{(one['environment']['git_commit'] or 'unknown')[:10]}`{' (changed since that commit)' if one['environment']['git_dirty'] else ''}, "
-        f"environment lock `{(one['environment']['lock_sha256'] or 'unknown')[:10]}`."
+        f"environment lock `{(one['environment']['lock_sha256'] or 'unknown')[:10]}`. Pictures of single models show replicate 0."
     )
 )
 
@@ -75,18 +89,41 @@ display(
 # ## The arms at a glance
 
 # %%
+SHARES = ("flagged_", "planted_", "twins_", "mq@")
 metrics = list(dict.fromkeys(headline.metric))
+frechet = next(m for m in metrics if m.startswith(("FD[", "FID[")) and m.endswith("]"))
+columns = {
+    "flagged_generations_calibrated": "generations flagged",
+    "flagged_holdout_calibrated": "held-out images flagged",
+    "planted_extracted_calibrated": "planted images extracted",
+    "twins_flagged_calibrated": "their never-trained twins",
+    "unique_images_calibrated": "different images extracted",
+    "flagged_generations": "generations flagged, published threshold",
+    "flagged_holdout": "held-out images flagged, published threshold",
+    frechet: frechet,
+}
+columns = {metric: name for metric, name in columns.items() if metric in metrics}
+
+
+def shown(arm, metric):
+    if (arm, metric) not in own.index:
+        return ""
+    row = own.loc[(arm, metric)]
+    numbers = [f"{100 * n:.1f}" if metric.startswith(SHARES) else f"{n:.3g}" for n in (row.value, row.low, row.high)]
+    return numbers[0] + (" %" if metric.startswith(SHARES) else "") + ("" if pd.isna(row.low) else f"  [{numbers[1]}, {numbers[2]}]")
+
+
 pd.set_option("display.max_rows", None, "display.max_columns", None)
-wide = headline.assign(
-    shown=[(f"{v:.4g}" if abs(v) < 1e4 else f"{v:,.0f}") + (f"  [{lo:.4g}, {hi:.4g}]" if pd.notna(lo) else "") for v, lo, hi in headline[["value", "low", "high"]].values]
-).pivot(index="metric", columns="arm", values="shown")
-display(wide.loc[metrics, arms].fillna("").rename_axis(None, axis=0).rename_axis(None, axis=1))
+display(pd.DataFrame({name: [shown(arm, metric) for arm in arms] for metric, name in columns.items()}, index=arms))
 display(
     Markdown(
-        "In brackets: 95 % intervals within the one replicate, exact for shares and counts, from a bootstrap for others. They say how sure the number is **for these images and generations**; only several replicates say what another "
-        "training would have given."
-        if replicates == 1
-        else "In brackets: 95 % intervals between replicates (t). They cover another training and sampling of the same arm on the same images."
+        f"The threshold is calibrated on one half of the held-out images and counted on the other, but for the columns with the published one. In brackets: {level} intervals "
+        + (
+            "within the one replicate, exact for shares and counts, from a bootstrap for others. They say how sure the number is **for these images and generations**; only several replicates say what another training would have given."
+            if replicates == 1
+            else "between replicates (t). They cover another training and sampling of the same arm on the same images."
+        )
+        + " Every number stands in `report/tables/arms.csv`; the page `comparison` sets each arm against its own control."
     )
 )
 
@@ -96,29 +133,48 @@ display(
 # and the ratio to the mean distance of that image's neighbours; one pair per training image, smallest ratio first.
 
 # %%
-for arm in arms:
+if show_images:
+    training = load_images(results / "data" / "split" / "train.npz")
+    row_of = {id_: row for row, id_ in enumerate(training.ids)}
+
+
+def best_pairs(arm, count):
     found = pd.read_parquet(folder("attack", arm, "extraction", "pairs.parquet"))
-    best = found.sort_values("ratio_training").drop_duplicates("nearest_source").head(pairs)
+    return found.sort_values("ratio_training").drop_duplicates("nearest_source").head(count)
+
+
+def draw_pairs(axes, arm, count):
+    generations = load_images(folder("sample", arm, "images.npz"))
+    number_of = {id_: row for row, id_ in enumerate(generations.ids)}
+    for axis, pair in zip(axes, best_pairs(arm, count).itertuples()):
+        images = [generations.pixels[number_of[pair.sample]], training.pixels[row_of[pair.nearest]]]
+        gap = np.full((images[0].shape[0], 1, images[0].shape[2]), 255, np.uint8)
+        axis.imshow(np.concatenate([images[0], gap, images[1]], axis=1).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axis.set_title(f"{pair.l2:.3f}  ratio {pair.ratio_training:.2f}", fontsize=7, pad=2)
+
+
+for arm in arms if few else arms[:1]:
     if show_images:
-        generations = load_images(folder("sample", arm, "images.npz"))
-        training = load_images(results / "data" / "split" / "train.npz")
-        row_of = {int(id_): row for row, id_ in enumerate(training.ids)}
-        columns = 8
-        rows = -(-len(best) // columns)
-        figure, axes = plt.subplots(rows, columns, figsize=(columns * 1.45, rows * 1.15), squeeze=False)
+        figure, axes = plt.subplots(-(-pairs // 8), 8, figsize=(8 * 1.45, -(-pairs // 8) * 1.15), squeeze=False)
         for axis in axes.flat:
             axis.axis("off")
-        for axis, pair in zip(axes.flat, best.itertuples()):
-            images = [generations.pixels[pair.sample], training.pixels[row_of[int(pair.nearest)]]]
-            gap = np.full((images[0].shape[0], 1, images[0].shape[2]), 255, np.uint8)
-            axis.imshow(np.concatenate([images[0], gap, images[1]], axis=1).squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set_title(f"{pair.l2:.3f}  ratio {pair.ratio_training:.2f}", fontsize=7, pad=2)
+        draw_pairs(axes.flat, arm, pairs)
         figure.suptitle(f"{arm}: generation | nearest training image", fontsize=10)
         figure.tight_layout()
         keep(figure, f"pairs_{arm}")
     else:
         display(Markdown(f"**{arm}**: the study does not allow its images to be shown (`report.show_images: false`)."))
-        display(best[["sample", "nearest", "l2", "ratio_training"]].round(4))
+        display(best_pairs(arm, pairs)[["sample", "nearest", "l2", "ratio_training"]].round(4))
+if show_images and not few:
+    figure, axes = plt.subplots(len(arms), 6, figsize=(6 * 1.45, len(arms) * 0.95), squeeze=False)
+    for row, arm in zip(axes, arms):
+        for axis in row:
+            axis.axis("off")
+        row[0].text(-0.08, 0.5, arm, transform=row[0].transAxes, ha="right", va="center", fontsize=8)
+        draw_pairs(row, arm, 6)
+    figure.suptitle("every arm: generation | nearest training image, its six smallest ratios", fontsize=10, y=1)
+    figure.tight_layout(h_pad=0.3)
+    keep(figure, "pairs")
 display(
     Markdown(
         "A pair that the eye cannot tell apart is a training image that the model holds. The ratio compares the pair's distance with how "
@@ -130,26 +186,25 @@ display(
 # ## Distances of generations and of held-out images
 
 # %%
-figure, axes = plt.subplots(2, len(arms), figsize=(4.2 * len(arms), 5), squeeze=False, sharex="row")
-for column, arm in enumerate(arms):
-    generated = pd.read_parquet(folder("attack", arm, "extraction", "pairs.parquet"))
-    held_out = pd.read_parquet(folder("attack", arm, "extraction", "holdout_pairs.parquet"))
-    for axis, key, label in ((axes[0][column], "l2", "distance to the nearest training image"), (axes[1][column], "ratio_training", "ratio (threshold 1)")):
-        high = np.quantile(np.concatenate([generated[key], held_out[key]]), 0.995)
-        bins = np.linspace(0, high, 50)
-        axis.hist(generated[key], bins, density=True, alpha=0.6, color=colour[arm], label="generations")
-        axis.hist(held_out[key], bins, density=True, histtype="step", color="black", label="real held-out images")
-        axis.set_xlabel(label)
+for name, key, label in (("distances", "l2", "distance to the nearest training image"), ("ratios", "ratio_training", "ratio (threshold 1)")):
+    figure, axes = panels(len(arms), sharex=True)
+    both = {arm: [pd.read_parquet(folder("attack", arm, "extraction", f"{what}.parquet"))[key] for what in ("pairs", "holdout_pairs")] for arm in arms}
+    everything = np.concatenate([values for some in both.values() for values in some])
+    bins = np.linspace(0, np.quantile(everything[np.isfinite(everything)], 0.995), 50)
+    for axis, (arm, (generated, held_out)) in zip(axes, both.items()):
+        axis.hist(generated, bins, density=True, alpha=0.6, color=OWN)
+        axis.hist(held_out, bins, density=True, histtype="step", color="black")
         axis.set_yticks([])
-    axes[1][column].axvline(1, color="red", linewidth=0.8)
-    axes[0][column].set_title(arm)
-    axes[0][column].legend(frameon=False)
-figure.tight_layout()
-keep(figure, "distances")
+        axis.set_title(arm, fontsize=9)
+        if key == "ratio_training":
+            axis.axvline(1, color="red", linewidth=0.8)
+    figure.supxlabel(f"{label}; filled: generations, outline: real held-out images", fontsize=9)
+    figure.tight_layout()
+    keep(figure, name)
 lines = [
     f"**{arm}**: {percent(own.loc[(arm, 'flagged_generations'), 'value'])} of generations and "
     f"{percent(own.loc[(arm, 'flagged_holdout'), 'value'])} of real held-out images have a ratio of at most 1."
-    for arm in arms
+    for arm in (arms if few else arms[:1])
 ]
 display(Markdown("  \n".join(lines)))
 display(
@@ -163,27 +218,28 @@ display(
 # ## Extraction against multiplicity
 
 # %%
-figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True)
-for axis, alpha in zip(axes, ("fixed", "calibrated")):
-    for i, arm in enumerate(arms):
-        some = copies[(copies.arm == arm) & (copies.alpha == alpha)].sort_values("copies")
-        shift = 1 + 0.04 * (i - (len(arms) - 1) / 2)
-        error = np.clip(np.stack([some.share - some.low, some.high - some.share]), 0, None)
-        axis.errorbar(some.copies * shift, some.share, error, marker="o", capsize=2, color=colour[arm], label=arm)
-        twins = some.dropna(subset=["twins_share"])
-        axis.plot(twins.copies * shift, twins.twins_share, "x", color=colour[arm], label=f"{arm}: never-trained twins")
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(sorted(copies.copies.unique()), [str(c) for c in sorted(copies.copies.unique())])
-    axis.set_xlabel("copies in the training set as planted")
-    axis.set_title(f"{alpha} alpha")
-axes[0].set_ylabel("share of images extracted")
-axes[0].set_ylim(-0.03, 1.03)
-axes[1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
-figure.tight_layout()
-keep(figure, "multiplicity")
+ticks = sorted(copies.copies.unique())
+for alpha, name in (("calibrated", "multiplicity"), ("fixed", "multiplicity_published_threshold")):
+    figure, axes = panels(len(arms), sharex=True, sharey=True)
+    for axis, arm in zip(axes, arms):
+        for other, shade, shift in ((control_of.get(arm), CONTROL, 1 / 1.06), (arm, OWN, 1.06)):
+            some = copies[(copies.arm == other) & (copies.alpha == alpha)].sort_values("copies")
+            error = np.clip(np.stack([some.share - some.low, some.high - some.share]), 0, None)
+            axis.errorbar(some.copies * shift, some.share, error, marker="o", markersize=3, linewidth=1, capsize=1.5, color=shade)
+            twins = some.dropna(subset=["twins_share"])
+            axis.plot(twins.copies * shift, twins.twins_share, "x", markersize=4, color=shade)
+        axis.set_title(arm + (f"  (grey: {control_of[arm]})" if arm in control_of else ""), fontsize=8)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(ticks, [str(c) for c in ticks])
+        axis.set_ylim(-0.04, 1.04)
+    threshold = "calibrated on held-out images" if alpha == "calibrated" else "as published"
+    figure.supxlabel(f"copies in the training set as planted (threshold {threshold}; crosses: never-trained twins)", fontsize=9)
+    figure.supylabel("share of images extracted", fontsize=9)
+    figure.tight_layout()
+    keep(figure, name)
 display(
     Markdown(
-        "Each point is the share of the different images with that many planted copies which came back, with exact 95 % intervals; crosses are "
+        f"Each point is the share of the different images with that many planted copies which came back, pooled over replicates, with exact {level} intervals; crosses are "
         "the twins that were drawn together with the planted images but never trained on. With a model that memorises, the share rises with the "
         "number of copies while the twins stay low; deduplication is meant to take the right part of the curve down to its left end."
     )
@@ -193,33 +249,40 @@ display(
 # ## The arms side by side
 
 # %%
-shown_first = ("unique_images", "unique_images_calibrated", "flagged_generations", "flagged_generations_calibrated")
-chosen = [m for m in shown_first if m in metrics]
-chosen += [m for m in metrics if m.startswith(("FD[", "FID[")) and m.endswith("]")]
-figure, axes = plt.subplots(1, len(chosen), figsize=(2.3 * len(chosen), 3))
-for axis, metric in zip(np.atleast_1d(axes), chosen):
-    for i, arm in enumerate(arms):
-        row = own.loc[(arm, metric)]
-        error = None if pd.isna(row.low) else [[max(row.value - row.low, 0)], [max(row.high - row.value, 0)]]
-        axis.errorbar([i], [row.value], error, fmt="o", color=colour[arm], capsize=3)
-    control = metric.replace("generations", "holdout") if "generations" in metric else f"{metric} of holdout"
-    for i, arm in enumerate(arms):
-        if (arm, control) in own.index:
-            axis.plot([i - 0.25, i + 0.25], [own.loc[(arm, control), "value"]] * 2, color="black", linewidth=1)
-    axis.set_xticks(range(len(arms)), arms, rotation=20)
-    axis.set_title(metric, fontsize=8)
-    axis.set_xlim(-0.6, len(arms) - 0.4)
-    axis.set_ylim(bottom=0)
+chosen = [m for m in ("flagged_generations_calibrated", "planted_extracted_calibrated", "unique_images_calibrated", "flagged_generations", frechet) if m in metrics]
+CONTROLS = {"planted_extracted_calibrated": "twins_flagged_calibrated", frechet: f"{frechet} of holdout"}
+CONTROLS |= {m: m.replace("generations", "holdout") for m in chosen if "generations" in m}
+figure, axes = plt.subplots(1, len(chosen), figsize=(2.1 * len(chosen) + 1, 0.24 * len(arms) + 1.2), sharey=True, squeeze=False)
+for axis, metric in zip(axes.flat, chosen):
+    for y, arm in enumerate(arms):
+        if (arm, metric) in own.index:
+            row = own.loc[(arm, metric)]
+            error = None if pd.isna(row.low) else [[max(row.value - row.low, 0)], [max(row.high - row.value, 0)]]
+            axis.errorbar([row.value], [y], xerr=error, fmt="o", markersize=4, color=OWN, capsize=2, linewidth=1)
+        if (arm, CONTROLS.get(metric)) in own.index:
+            axis.plot([own.loc[(arm, CONTROLS[metric]), "value"]] * 2, [y - 0.3, y + 0.3], color="black", linewidth=1.2)
+    axis.set_title(columns.get(metric, metric).replace(", ", ",\n"), fontsize=8)
+    if metric == frechet:
+        axis.set_xscale("log")
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=4))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_locator(NullLocator())
+    else:
+        axis.set_xlim(left=0)
+    if metric.startswith(SHARES):
+        axis.xaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+axes[0, 0].set_yticks(range(len(arms)), arms)
+axes[0, 0].set_ylim(len(arms) - 0.5, -0.5)
 figure.tight_layout()
 keep(figure, "arms")
 display(
     Markdown(
-        "Points are the arms with 95 % intervals, black bars the same measure on real held-out images. A remedy is worth having if extraction "
-        "falls while the distance to reference images (which no arm was trained on) does not rise."
+        f"Points are the arms with {level} intervals, black bars the same measure on images that the model never saw (real held-out images, or the twins of the planted ones). "
+        "A remedy is worth having if extraction falls while the distance to reference images (which no arm was trained on) does not rise."
     )
 )
 
-passes = ", ".join(f"{arm} {own.loc[(arm, 'passes'), 'value']:.0f}" for arm in arms)
+passes = ", ".join(f"{arm} {own.loc[(arm, 'passes'), 'value']:.3g}" for arm in arms)
 display(
     Markdown(
         f"Passes over the training images: {passes}. With the same number of updates an arm that trains on fewer images sees each of them "
@@ -231,14 +294,19 @@ display(
 # ## Can the attack tell trained from never trained?
 
 # %%
-figure, axis = plt.subplots(figsize=(4.2, 3.4))
-for arm in arms:
-    curve = pd.read_csv(folder("attack", arm, "extraction", "precision_recall.csv"))
-    if len(curve):
-        axis.plot(curve.recall, curve.precision, color=colour[arm], label=f"{arm} (AP {own.loc[(arm, 'average_precision'), 'value']:.2f})")
-axis.set(xlabel="recall of planted images", ylabel="precision against their twins", xlim=(0, 1.02), ylim=(0, 1.02))
-axis.axhline(0.5, color="grey", linewidth=0.7, linestyle=":")
-axis.legend(frameon=False)
+figure, axes = panels(len(arms), sharex=True, sharey=True)
+for axis, arm in zip(axes, arms):
+    for other, shade in ((control_of.get(arm), CONTROL), (arm, OWN)):
+        if other is not None:
+            curve = pd.read_csv(folder("attack", other, "extraction", "precision_recall.csv"))
+            axis.plot(curve.recall.astype(float), curve.precision.astype(float), color=shade, linewidth=1.2)
+    axis.axhline(0.5, color="0.3", linewidth=0.7, linestyle=":")
+    average = f"AP {own.loc[(arm, 'average_precision'), 'value']:.2f}" if (arm, "average_precision") in own.index else ""
+    axis.set_title(f"{arm}  {average}" + (f"\n(grey: {control_of[arm]})" if arm in control_of else "\n"), fontsize=8)
+    axis.set(xlim=(0, 1.02), ylim=(0, 1.04), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
+figure.supxlabel("recall of planted images", fontsize=9)
+figure.supylabel("precision against their twins", fontsize=9)
+figure.tight_layout()
 keep(figure, "precision_recall")
 display(
     Markdown(
@@ -261,10 +329,12 @@ display(
 
 # %% [markdown]
 # ## Every number
-# Both readings of whose neighbours normalise the distance (`training`, `candidate`), both thresholds, and MQ as IET-AGC defines it.
+# Both readings of whose neighbours normalise the distance (`training`, `candidate`), both thresholds, and MQ as IET-AGC defines it;
+# below them the quality. One line opens the table of each arm.
 
 # %%
-shown = extraction[extraction.subset == "all"].drop(columns=["subset"])
 style = {"index": False, "na_rep": "", "float_format": "{:.4g}".format}
-display(HTML(shown.to_html(**style)))
-display(HTML(table("quality").to_html(**style)))
+overall, quality = extraction[extraction.subset == "all"].drop(columns=["subset"]), table("quality")
+for arm in arms:
+    shown_tables = "".join(some[some.arm == arm].drop(columns="arm").to_html(**style) for some in (overall, quality))
+    display(HTML(f"<details><summary>{arm}</summary>{shown_tables}</details>"))

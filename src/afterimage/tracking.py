@@ -227,7 +227,7 @@ def import_study(study: config.Study, root: Path, arms: Mapping[str, Arm], uri: 
 
 
 def _fill_parent(client: MlflowClient, run_id: str, study: config.Study, root: Path, arm: str, time_ms: int) -> None:
-    """Give an arm's run the study's settings, the arm's headline numbers (means over replicates), tables and page."""
+    """Give an arm's run the study's settings, the arm's headline numbers (means over replicates), tables and pages."""
     from mlflow.entities import Metric
 
     settings = study.model_dump(mode="json", exclude={"arms", "model", "diffusion", "train", "sample"})
@@ -239,7 +239,8 @@ def _fill_parent(client: MlflowClient, run_id: str, study: config.Study, root: P
         flatten(settings) | flatten({"arm": study.arms[arm].model_dump(mode="json")}),
         [Metric(metric_name(name), value, time_ms, 0) for name, value in headline.items()],
     )
-    for path in [*sorted(tables.glob("*.csv")), *sorted((root / "report").glob("*/*.html"))]:
+    pages = [root / "report" / "pages" / page / f"{page}.html" for page in layout.pages(study)]
+    for path in [*sorted(tables.glob("*.csv")), *pages]:
         artifacts.check_file(path)
         client.log_artifact(run_id, str(path), path.parent.name)
 
@@ -278,6 +279,6 @@ def _make_child(
     _log(client, run_id, params, metrics)
     for name, (folder, record) in replicate.stores.items():
         for file in record["outputs"]:
-            if file == "results.csv" or (file == "grid.png" and show_images):
+            if file.endswith(".csv") or (file == "grid.png" and show_images):
                 client.log_artifact(run_id, str(folder / file), name)
     client.set_terminated(run_id, "FINISHED", end)

@@ -19,12 +19,17 @@ def build() -> Callable[..., None]:
 
 @pytest.fixture
 def study(params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Study:
-    """The default study with two replicates and finished, made-up results in a working folder of its own."""
+    """The default study with two arms and two replicates, and finished, made-up results in a working folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(provenance, "fingerprint", lambda *entries: f"code of {', '.join(entries)}")
     params["replicates"] = 2
-    Path("params.yaml").write_text(yaml.safe_dump(params))
+    params["forget"] = {"zeros": {"label": 0}}
+    params["arms"] = {
+        "baseline": {"method": "baseline"},
+        "dedup": {"method": "baseline", "data": "deduplicated", "without": "zeros"},
+    }
+    Path("params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     study = config.parse(params)
     _build(study, Path("results"))
     return study
@@ -56,7 +61,10 @@ def _inputs(root: Path, job: layout.Job) -> dict[str, Path]:
         "sample": {"model": root / "train" / cell / "pipeline"},
         "attack/extraction": {"samples": root / "sample" / cell / "images.npz"},
         "attack/quality": {"samples": root / "sample" / cell / "images.npz"},
-        "report": {"split": split / artifacts.RUN},
+        "attack/membership": {"model": root / "train" / cell / "pipeline"},
+        "attack/forgetting": {"samples": root / "sample" / cell / "images.npz"},
+        "report/tables": {"split": split / artifacts.RUN},
+        "report/page": {"tables": root / "report" / "tables" / artifacts.RUN},
     }[job.step]
 
 
@@ -70,7 +78,10 @@ def _write(step: artifacts.Step, job: layout.Job, study: config.Study, offset: f
         "sample": ["images.npz", "grid.png"],
         "attack/extraction": ["results.csv", "pairs.parquet"],
         "attack/quality": ["results.csv"],
-        "report": ["arms.csv"] if job.folder.endswith("tables") else [f"{Path(job.folder).name}.html"],
+        "attack/membership": ["results.csv", "losses.parquet"],
+        "attack/forgetting": ["results.csv", "relearning.csv"],
+        "report/tables": ["arms.csv"],
+        "report/page": [f"{Path(job.folder).name}.html"],
     }[job.step]
     for name in files:
         path = step.folder / name
@@ -81,6 +92,10 @@ def _write(step: artifacts.Step, job: layout.Job, study: config.Study, offset: f
             step.metric("loss", 1 / (update + 1) + offset, update)
     if job.step == "attack/extraction":
         step.metric("mq_holdout@0.15", 0.25 + offset)
-    if job.folder == "report/tables":
+    if job.step == "attack/membership":
+        step.metric("tpr@0.01", 0.125 + offset)
+    if job.step == "attack/forgetting":
+        step.metric("zeros/probability", 0.75 + offset)
+    if job.step == "report/tables":
         metrics = {arm: {"unique_images": 3.0 + offset, "mq@0.15": 0.5} for arm in study.arms}
         (step.folder / "metrics.json").write_text(json.dumps(metrics))

@@ -78,8 +78,12 @@ def test_runs_hold_what_the_results_hold(study: config.Study) -> None:
     assert parent.data.metrics == {"unique_images": 3.0, "mq at 0.15": 0.5}
     assert parent.data.params["arm.data"] == "deduplicated"
     assert parent.data.params["data.split.train"] == "400"
-    pages = {file.path for folder in ("tables", "extraction") for file in client.list_artifacts(parent.info.run_id, folder)}
-    assert pages == {"tables/arms.csv", "extraction/extraction.html"}
+    folders = ("tables", "extraction", "comparison", "erasediff")
+    pages = {file.path for folder in folders for file in client.list_artifacts(parent.info.run_id, folder)}
+    assert pages == {"tables/arms.csv", *(f"{page}/{page}.html" for page in folders[1:])}
+    forgetting = {file.path for file in client.list_artifacts(child.info.run_id, "forgetting")}
+    assert forgetting == {"forgetting/results.csv", "forgetting/relearning.csv"}
+    assert child.data.metrics["membership/tpr at 0.01"] == 0.125
 
 
 def test_second_import_changes_nothing(study: config.Study, capsys: pytest.CaptureFixture[str]) -> None:

@@ -54,6 +54,7 @@ def test_phase_is_the_last_that_is_checked(study: config.Study) -> None:
         "sample/dedup/rep1",
         "attack/dedup/rep1/extraction",
         "attack/dedup/rep1/quality",
+        "attack/dedup/rep1/forgetting",
     }
 
 
@@ -70,13 +71,15 @@ def test_new_replicate_is_missing_and_removed_one_is_a_leftover(study: config.St
     missing = {folder for folder, text in found(config.parse(params)) if "run.json" in text}
     assert missing == {
         *(f"{phase}/{arm}/rep2" for phase in ("train", "sample") for arm in study.arms),
-        *(f"attack/{arm}/rep2/{attack}" for attack in ("extraction", "quality") for arm in study.arms),
+        *(f"attack/{arm}/rep2/{attack}" for attack in ("extraction", "quality", "membership") for arm in study.arms),
+        "attack/dedup/rep2/forgetting",
     }
     params["replicates"] = 2
     del params["arms"]["dedup"]
     leftovers = [problem for problem in verify.problems(config.parse(params), Path("results")) if problem.warning]
-    assert len(leftovers) == 8
-    assert all("/dedup/" in str(problem.folder) for problem in leftovers)
+    of_the_arm = [problem for problem in leftovers if "/dedup/" in str(problem.folder)]
+    assert len(of_the_arm) == 12
+    assert [p.folder for p in leftovers if p not in of_the_arm] == [ROOT / "report/pages/erasediff"]  # nothing forgets any more
     assert len([p for p in verify.problems(config.parse(params), Path("results"), "train") if p.warning]) == 2
 
 
@@ -117,6 +120,7 @@ def test_input_that_is_not_what_its_store_lists(study: config.Study) -> None:
     assert {(folder, text.split(" (")[0]) for folder, text in found(study)} == {
         ("train/dedup/rep1", "pipeline/model_index.json is not the file that was published: truncated or changed since"),
         ("sample/dedup/rep1", "input model"),
+        ("attack/dedup/rep1/membership", "input model"),
     }
 
 

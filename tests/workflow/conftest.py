@@ -22,7 +22,7 @@ class Workspace:
 
     def __post_init__(self):
         self.params = self.folder / "params.yaml"
-        self.results = self.folder / "results" / "tiny"
+        self.results = self.folder / "results" / yaml.safe_load(self.params.read_text())["study"]
 
     def write(self, params: dict) -> None:
         self.params.write_text(yaml.safe_dump(params, sort_keys=False))
@@ -68,8 +68,8 @@ class Workspace:
 PHASES = ("default", "all", "data", "train", "sample", "attack", "report", "track")
 
 
-def clone(folder: Path) -> Workspace:
-    """Copy what git tracks, or would track, with the tiny study as params.yaml."""
+def clone(folder: Path, study: str = "tiny.yaml") -> Workspace:
+    """Copy what git tracks, or would track, with a study of this folder as params.yaml."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
         cwd=ROOT,
@@ -81,7 +81,7 @@ def clone(folder: Path) -> Workspace:
         if (ROOT / name).is_file() and not name.startswith(("tests/", "results/")):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
-    shutil.copy(HERE / "tiny.yaml", folder / "params.yaml")
+    shutil.copy(HERE / study, folder / "params.yaml")
     return Workspace(folder)
 
 
@@ -89,6 +89,14 @@ def clone(folder: Path) -> Workspace:
 def finished(tmp_path_factory) -> Workspace:
     """The tiny study, run to the end. Read only: take ``workspace`` to change something."""
     made = clone(tmp_path_factory.mktemp("tiny"))
+    made.snakemake("--", "all")
+    return made
+
+
+@pytest.fixture(scope="session")
+def every_arm(tmp_path_factory) -> Workspace:
+    """The study with an arm of every method, run to the end. Read only."""
+    made = clone(tmp_path_factory.mktemp("arms"), "arms.yaml")
     made.snakemake("--", "all")
     return made
 

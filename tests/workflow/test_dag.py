@@ -14,6 +14,9 @@ from afterimage import config, layout
 
 pytestmark = pytest.mark.slow
 
+OF_AN_ARM = ("fit", "draw", "extraction", "quality", "membership")
+REPORTED = {"tables": 1, "page": 2, "mlflow": 1}
+
 
 def test_every_folder_of_the_study_is_there(finished):
     study = config.load(finished.params)
@@ -26,9 +29,8 @@ def test_second_run_has_nothing_to_do(finished):
 
 
 def test_rules_of_the_dag(empty):
-    arms = 2
-    once = ["fetch", "split", "classifier", "dedup", "tables", "page", "mlflow"]
-    assert empty.planned() == dict.fromkeys(once, 1) | dict.fromkeys(["fit", "draw", "extraction", "quality"], arms)
+    once = ["fetch", "split", "classifier", "dedup", "tables", "mlflow"]
+    assert empty.planned() == dict.fromkeys(once, 1) | dict.fromkeys(OF_AN_ARM, 2) | {"page": 2}
 
 
 def test_no_target_means_all(empty):
@@ -38,29 +40,48 @@ def test_no_target_means_all(empty):
 def test_replicates_multiply_what_is_trained_and_nothing_else(empty):
     empty.edit("replicates", value=3)
     planned = empty.planned()
-    assert planned["fit"] == planned["draw"] == planned["extraction"] == planned["quality"] == 6
+    assert {rule: planned[rule] for rule in OF_AN_ARM} == dict.fromkeys(OF_AN_ARM, 6)
     assert planned["split"] == planned["tables"] == 1
 
 
 @pytest.mark.parametrize(
     ("path", "value", "expected"),
     [
-        (("arms", "dedup", "train"), {"updates": 5}, {"fit": 1, "draw": 1, "extraction": 1, "quality": 1}),
+        (("arms", "dedup", "train"), {"updates": 5}, dict.fromkeys(OF_AN_ARM, 1)),
+        (("arms", "dedup", "control"), None, {}),
         (("sample", "steps"), 5, {"draw": 2, "extraction": 2, "quality": 2}),
         (("extraction", "alpha"), 0.6, {"extraction": 2}),
         (("quality", "neighbours"), 3, {"quality": 2}),
-        (("report", "pairs"), 4, {}),
-        (("dedup", "keep"), "medoid", {"dedup": 1, "fit": 1, "draw": 1, "extraction": 1, "quality": 1}),
+        (("membership", "draws"), 2, {"membership": 2}),
+        (("statistics", "confidence"), 0.9, {"extraction": 2, "quality": 2, "membership": 2}),
+        (("dedup", "keep"), "medoid", {"dedup": 1} | dict.fromkeys(OF_AN_ARM, 1)),
     ],
 )
 def test_a_setting_reruns_what_depends_on_it_alone(workspace, path, value, expected):
     workspace.edit(*path, value=value)
-    assert workspace.planned() == expected | {"tables": 1, "page": 1, "mlflow": 1}
+    assert workspace.planned() == expected | REPORTED
+
+
+def test_a_setting_of_pages_reruns_no_table(workspace):
+    workspace.edit("report", "pairs", value=4)
+    assert workspace.planned() == {"page": 2, "mlflow": 1}
 
 
 def test_a_new_arm_leaves_the_old_ones_alone(workspace):
     workspace.edit("arms", "short", value={"method": "baseline", "train": {"updates": 2}})
-    assert workspace.planned() == dict.fromkeys(["fit", "draw", "extraction", "quality", "tables", "page", "mlflow"], 1)
+    assert workspace.planned() == dict.fromkeys(OF_AN_ARM, 1) | REPORTED
+
+
+def test_pages_are_those_that_the_arms_ask_for(empty):
+    assert empty.planned()["page"] == 2
+    empty.edit("arms", "shards", value={"method": "iet_agc", "shards": 2, "rounds": 3})
+    assert empty.planned()["page"] == 3
+    empty.edit("arms", "blocks", value={"method": "baseline", "rau_net": {"groups": [1]}})
+    assert empty.planned()["page"] == 4
+    empty.edit("forget", value={"zeros": {"label": 0}})
+    empty.edit("arms", "retrained", value={"method": "baseline", "without": "zeros"})
+    planned = empty.planned()
+    assert (planned["page"], planned["forgetting"]) == (5, 1)
 
 
 @pytest.mark.parametrize("harm", ["delete", "empty"])
@@ -163,20 +184,24 @@ def test_scale_up_of_the_cifar10_study(empty):
     assert planned["fit"] == 32
 
 
-def test_page_shows_pairs_and_needs_no_network(finished):
-    page = (finished.results / "report/extraction/extraction.html").read_text()
-    assert not re.search(r"""(?:src|href)=["']https?://""", page)
-    assert page.count("data:image/png;base64") >= 6
-    assert "never-trained twins" in (finished.results / "report/extraction/extraction.ipynb").read_text()
+def test_pages_need_no_network(finished):
+    for name in ("extraction", "comparison"):
+        page = (finished.results / f"report/pages/{name}/{name}.html").read_text()
+        assert not re.search(r"""(?:src|href)=["']https?://""", page)
+        figures = {path.stem for path in (finished.results / f"report/pages/{name}/figures").glob("*.png")}
+        assert page.count("data:image/png;base64") == len(figures)
+        assert {"extraction": {"pairs_baseline", "pairs_dedup"}, "comparison": {"pareto", "differences"}}[name] <= figures
 
 
 def test_images_are_withheld_unless_the_study_allows_them(workspace):
     workspace.edit("report", "show_images", value=False)
     workspace.snakemake("--", "all")
-    figures = {path.stem for path in (workspace.results / "report/extraction/figures").iterdir() if path.suffix == ".png"}
+    figures = {path.stem for path in (workspace.results / "report/pages/extraction/figures").iterdir() if path.suffix == ".png"}
     assert not any(name.startswith("pairs") for name in figures)
     assert "multiplicity" in figures
-    assert "does not allow its images to be shown" in (workspace.results / "report/extraction/extraction.html").read_text()
+    assert (
+        "does not allow its images to be shown" in (workspace.results / "report/pages/extraction/extraction.html").read_text()
+    )
 
 
 def test_snakemake_report_opens_offline(finished):
@@ -223,6 +248,18 @@ def test_dvc_params_cover_every_key_of_a_study(root):
     assert claimed <= set(yaml.safe_load((root / "params.yaml").read_text())), (
         "DVC refuses a claimed key that params.yaml lacks"
     )
+
+
+def test_dvc_plots_find_their_columns_for_every_arm(root, finished):
+    import yaml
+
+    plots = yaml.safe_load((root / "dvc.yaml").read_text())["plots"]
+    for plot in (settings for named in plots for settings in named.values()):
+        assert (root / ".dvc" / "plots" / f"{plot['template']}.json").is_file()
+        [(path, column)] = plot["y"].items()
+        table = pd.read_csv(finished.folder / path.replace("${study}", "tiny"))
+        assert {"arm", plot["x"], column} <= set(table)
+        assert set(table["arm"]) == {"baseline", "dedup"}
 
 
 def test_dvc_links_cannot_make_stale_results_look_fresh(root):

@@ -76,6 +76,7 @@ def test_parameter_changed_after_pull_without_adopt(sealed):
         assert lock(sealed)["stages"]["train"]["params"]["params.yaml"]["arms"]["dedup"] == {
             "method": "baseline",
             "data": "deduplicated",
+            "control": "baseline",
         }
 
 

@@ -1,8 +1,8 @@
-"""REQUIRED INPUTS: results/{study}/attack/{arm}/rep{rep}/, results/{study}/data/
+"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/{arm}/rep{rep}/, results/{study}/data/{split,dedup}/
 
 OUTPUTS:
-    results/{study}/report/tables/      tidy tables over all arms, headline numbers as JSON
-    results/{study}/report/extraction/  the executed notebook, its HTML page and its figures
+    results/{study}/report/tables/        tidy tables over all arms, headline numbers as JSON
+    results/{study}/report/pages/{page}/  an executed notebook, its HTML page and its figures
 """
 
 
@@ -15,7 +15,13 @@ localrules:
 rule tables:
     """Gather the results of all arms."""
     input:
-        per_replicate(rules.extraction.output.run, rules.quality.output.run),
+        per_replicate(
+            rules.fit.output.run,
+            rules.extraction.output.run,
+            rules.quality.output.run,
+            rules.membership.output.run,
+        ),
+        per_replicate(rules.forgetting.output.run, arms=JUDGED),
         config="results/{study}/config/report/tables.json",
         code="results/{study}/config/report/tables.code",
         dedup="results/{study}/data/dedup/run.json",
@@ -28,9 +34,26 @@ rule tables:
             category="Tables",
             labels={"table": "headline numbers of every arm"},
         ),
+        comparison=report(
+            "results/{study}/report/tables/comparison.csv",
+            caption="../report/comparison.rst",
+            category="Tables",
+            labels={"table": "every arm against its own control"},
+        ),
+        wide=report(
+            "results/{study}/report/tables/comparison_wide.csv",
+            caption="../report/comparison_wide.rst",
+            category="Tables",
+            labels={"table": "one row per arm, with the verdict"},
+        ),
+        points="results/{study}/report/tables/points.csv",
         extraction="results/{study}/report/tables/extraction.csv",
-        copies="results/{study}/report/tables/copies.csv",
         quality="results/{study}/report/tables/quality.csv",
+        membership="results/{study}/report/tables/membership.csv",
+        copies="results/{study}/report/tables/copies.csv",
+        multiplicity="results/{study}/report/tables/multiplicity.csv",
+        union="results/{study}/report/tables/union.csv",
+        loss="results/{study}/report/tables/loss.csv",
         dedup=report(
             "results/{study}/report/tables/dedup.csv",
             caption="../report/dedup.rst",
@@ -49,28 +72,35 @@ rule tables:
 
 
 rule page:
-    """Run the notebook on the tables and write its page."""
+    """Run a notebook on the tables, and on what it shows of single replicates, and write its page."""
     input:
-        per_replicate(rules.draw.output.run),
-        config="results/{study}/config/report/{page}.json",
-        code="results/{study}/config/report/{page}.code",
+        per_replicate(
+            rules.fit.output.run,
+            rules.draw.output.run,
+            rules.extraction.output.run,
+            rules.membership.output.run,
+        ),
+        per_replicate(rules.forgetting.output.run, arms=JUDGED),
+        config="results/{study}/config/report/pages/{page}.json",
+        code="results/{study}/config/report/pages/{page}.code",
         notebook=str(NOTEBOOKS / "{page}.py"),
         tables="results/{study}/report/tables/run.json",
+        train="results/{study}/data/split/train.npz",
     output:
-        run="results/{study}/report/{page}/run.json",
-        notebook="results/{study}/report/{page}/{page}.ipynb",
+        run="results/{study}/report/pages/{page}/run.json",
+        notebook="results/{study}/report/pages/{page}/{page}.ipynb",
         page=report(
-            "results/{study}/report/{page}/{page}.html",
+            "results/{study}/report/pages/{page}/{page}.html",
             caption="../report/page.rst",
             category="Pages",
             labels={"page": "{page}"},
         ),
         figures=report(
-            directory("results/{study}/report/{page}/figures"),
+            directory("results/{study}/report/pages/{page}/figures"),
             patterns=["{figure}.png"],
             caption="../report/figure.rst",
             category="Figures",
-            labels={"figure": "{figure}"},
+            labels={"page": "{page}", "figure": "{figure}"},
         ),
     log:
         "results/{study}/logs/report/{page}.log",
@@ -80,7 +110,7 @@ rule page:
         page="|".join(PAGES),
     params:
         out=subpath(output.run, parent=True),
-        results=subpath(output.run, ancestor=3),
+        results=subpath(output.run, ancestor=4),
     shell:
         "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --config {input.config:q}"
         " --out {params.out:q} > {log:q} 2>&1"

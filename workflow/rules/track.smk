@@ -13,8 +13,16 @@ localrules:
 rule mlflow:
     """Import all results in one process: parallel writers on a fresh SQLite store lose runs."""
     input:
-        per_replicate(rules.extraction.output.run, rules.quality.output.run),
-        page="results/{study}/report/extraction/run.json",
+        per_replicate(
+            rules.fit.output.run,
+            rules.draw.output.run,
+            rules.extraction.output.run,
+            rules.quality.output.run,
+            rules.membership.output.run,
+        ),
+        per_replicate(rules.forgetting.output.run, arms=JUDGED),
+        expand(rules.page.output.run, page=PAGES, allow_missing=True),
+        tables="results/{study}/report/tables/run.json",
         study="results/{study}/config/study.json",
     output:
         "results/{study}/track/track.json",

@@ -1,78 +1,121 @@
 """Gather the results of all arms and replicates into the tidy tables that pages, DVC and MLflow show.
 
-``arms.csv`` holds the headline numbers, ``extraction.csv`` and ``quality.csv`` every number of every replicate, ``copies.csv``
-extraction against multiplicity pooled over replicates, ``union.csv`` what all replicates of an arm together gave back (the count
-that Carlini et al. 2023 report for their 16 models), ``multiplicity.csv`` (calibrated alpha) and ``loss.csv`` wide tables for plots.
+- ``arms.csv``: the headline numbers, one row per arm and metric, with intervals; ``metrics.json``: the same as arm -> metric -> value;
+- ``comparison.csv``: every arm against its own control, one row per arm and metric; ``comparison_wide.csv``: one row per arm, with the
+  verdict (see ``comparison``);
+- ``points.csv``: memorization and quality of every replicate;
+- ``extraction.csv``, ``quality.csv``, ``membership.csv``, and ``forgetting.csv`` where an arm is judged on it: every number of every
+  replicate;
+- ``copies.csv``: extraction against multiplicity, pooled over replicates; ``multiplicity.csv``: its shares at the calibrated alpha;
+- ``union.csv``: what all replicates of an arm together gave back (the count that Carlini et al. 2023 report for their 16 models);
+- ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication against the planted truth.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pandas as pd
 from scipy import stats
 
 from afterimage import artifacts
+from afterimage.report import comparison
 
-CONFIDENCE = 0.95
+STEP = "report/tables"
+
 ORDER = (
     "unique_images",
     "flagged_generations",
     "flagged_holdout",
+    "planted_extracted",
     "twins_flagged",
     "unique_images_calibrated",
     "flagged_generations_calibrated",
     "flagged_holdout_calibrated",
+    "planted_extracted_calibrated",
     "twins_flagged_calibrated",
     "alpha_calibrated",
     "average_precision",
     "mq@0.5 (share)",
     "mq@0.5 (share) of holdout",
+    "membership_auc",
 )
-"""Headline numbers of extraction, in the order in which they are read; quality and budget follow."""
+"""Headline numbers of the attacks, in the order in which they are read; quality and budget follow."""
+
+FACTS = (
+    "updates",
+    "updates_per_model",
+    "images_seen",
+    "kept_samples",
+    "training_images",
+    "parameters",
+    "setup_seconds",
+    "training_seconds",
+    "epsilon",
+)
+"""What ``run.json`` of a training says of its budget; setup (before the first update) and epsilon only where a method has them."""
+
+FORGOTTEN = {
+    ("probability", "none", "forget"): "forgotten_probability",
+    ("probability", "none", "all"): "forgotten_probability",
+    ("extracted_images", "calibrated", "forget"): "forgotten_extracted_calibrated",
+    ("roc_auc", "none", "forget"): "forgotten_auc",
+}
+"""Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of the set is added in brackets."""
+
+Folders = dict[tuple[str, int], Path]
+"""(arm, replicate) -> store."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of step report")
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of step report/tables")
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
 
 
 def run(args: argparse.Namespace) -> None:
-    config = artifacts.read_config(args.config, "report")
-    cells = [(arm, k) for arm in config["settings"]["arms"] for k in range(config["settings"]["replicates"])]
+    config = artifacts.read_config(args.config, STEP)
+    settings = config["settings"]
+    controls: dict[str, str | None] = {arm: settings["controls"][arm] for arm in settings["arms"]}
+    confidence: float = settings["confidence"]
 
-    def folders(phase: str, *rest: str) -> dict[tuple[str, int], Path]:
-        return {(arm, k): args.results.joinpath(phase, arm, f"rep{k}", *rest) for arm, k in cells}
+    def folders(phase: str, attack: str = "", arms: list[str] | None = None) -> Folders:
+        cells = [(arm, k) for arm in (controls if arms is None else arms) for k in range(settings["replicates"])]
+        return {(arm, k): args.results / phase / arm / f"rep{k}" / attack for arm, k in cells}
 
-    extraction, quality, training = folders("attack", "extraction"), folders("attack", "quality"), folders("train")
+    training = folders("train")
+    attacks = {name: folders("attack", name) for name in ("extraction", "quality", "membership")}
+    attacks["forgetting"] = folders("attack", "forgetting", settings["forgetting"])
     inputs = {
         f"{name}/{arm}/rep{k}": folder / artifacts.RUN
-        for name, by_cell in (("extraction", extraction), ("quality", quality), ("train", training))
+        for name, by_cell in {**attacks, "train": training}.items()
         for (arm, k), folder in by_cell.items()
     }
-    inputs["dedup"] = args.results / "data" / "dedup" / artifacts.RUN
+    dedup = args.results / "data" / "dedup"
+    inputs["dedup"] = dedup / artifacts.RUN
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
-        numbers = _concatenate(extraction, "results.csv")
-        qualities = _concatenate(quality, "results.csv")
-        anchor = artifacts.read_run(extraction[cells[0]])["config"]["settings"]["anchor"]
-        arms = headline(numbers, qualities, training, anchor)
-        copies = against_copies(numbers, anchor)
+        results = {name: _concatenate(by_cell, "results.csv") for name, by_cell in attacks.items() if by_cell}
+        first = next(iter(attacks["extraction"].values()))
+        anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
+        facts = {cell: artifacts.read_run(folder)["facts"] for cell, folder in training.items()}
+        numbers = points(results, facts, anchor, confidence)
+        arms = headline(numbers, confidence)
+        compared = comparison.compare(numbers, controls, confidence)
+        copies = against_copies(results["extraction"], anchor, confidence)
         tables = {
             "arms": arms,
-            "extraction": numbers,
-            "quality": qualities,
+            "comparison": compared,
+            "comparison_wide": comparison.wide(compared),
+            "points": comparison.replicate_points(numbers),
+            **results,
             "copies": copies,
-            "union": union_over_replicates(extraction, anchor),
-            "multiplicity": copies[copies["alpha"] == "calibrated"]
-            .pivot(index="copies", columns="arm", values="share")
-            .reset_index(),
+            "multiplicity": copies[copies["alpha"] == "calibrated"][["arm", "copies", "share"]],
+            "union": union_over_replicates(attacks["extraction"], anchor),
             "loss": loss_curves(training),
-            "dedup": _read(args.results / "data" / "dedup" / "table.csv"),
+            "dedup": _read(dedup / "table.csv"),
         }
         for name, table in tables.items():
             table.to_csv(step.folder / f"{name}.csv", index=False)
@@ -84,68 +127,111 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def _concatenate(folders: dict[tuple[str, int], Path], name: str) -> pd.DataFrame:
+def _concatenate(folders: Folders, name: str) -> pd.DataFrame:
     """Return one file of every cell below each other, with columns ``arm`` and ``replicate`` in front."""
     tables = [_read(folder / name).assign(arm=arm, replicate=k) for (arm, k), folder in folders.items()]
     joined = pd.concat(tables, ignore_index=True)
     return joined[["arm", "replicate", *[column for column in joined if column not in ("arm", "replicate")]]]
 
 
-def headline(
-    numbers: pd.DataFrame, qualities: pd.DataFrame, training: dict[tuple[str, int], Path], anchor: str
+def points(
+    results: dict[str, pd.DataFrame], facts: dict[tuple[str, int], dict[str, Any]], anchor: str, confidence: float
 ) -> pd.DataFrame:
-    """Return the headline numbers: one row per arm and metric, with a 95 % interval.
+    """Return the headline numbers of every replicate.
 
-    With one replicate the interval is the replicate's own (exact for shares and counts, bootstrap for others); with several it is
-    Student's t between them.
+    Args:
+        results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``, ``membership``, and ``forgetting`` where
+            an arm is judged on it.
+        facts: (arm, replicate) -> what its training's ``run.json`` says of the budget.
+        anchor: Whose neighbours normalise the headline's distances.
+        confidence: Of the intervals.
+
+    Returns:
+        Columns arm, replicate, metric, value, low, high (exact for shares and counts, bootstrap for others), and for shares count
+        and of: how many of how many.
     """
-    rows: list[tuple[str, int, str, float, float, float]] = []
-    overall = numbers[(numbers["subset"] == "all") & numbers["anchor"].isin([anchor, "none"])]
-    for row in overall.to_dict("records"):
-        cell, exact = (row["arm"], row["replicate"]), not math.isnan(row["exact_low"])
-        interval = (row["exact_low"], row["exact_high"]) if exact else (row["low"], row["high"])
+    rows: list[dict[str, Any]] = []
+    extraction = results["extraction"]
+    extraction = extraction[extraction["anchor"].isin([anchor, "none"])]
+    for row in extraction[extraction["subset"] == "all"].to_dict("records"):
         suffix = "_calibrated" if row["alpha"] == "calibrated" else ""
         if row["metric"] in ("mq@0.5", "mq_holdout@0.5"):
-            metric = "mq@0.5 (share)" + (" of holdout" if row["metric"].startswith("mq_holdout") else "")
-            rows.append((*cell, metric, row["value"], *interval))
+            rows.append(_point(row, "mq@0.5 (share)" + (" of holdout" if row["metric"].startswith("mq_holdout") else "")))
         elif row["metric"] == "extracted_images":
-            rows.append((*cell, f"unique_images{suffix}", row["count"], *(end * row["of"] for end in interval)))
+            one = _point(row, f"unique_images{suffix}")
+            counted = {"value": row["count"], "low": one["low"] * row["of"], "high": one["high"] * row["of"]}
+            rows.append(one | counted | {"count": math.nan, "of": math.nan})
             if suffix:
-                rows.append((*cell, "alpha_calibrated", row["alpha_value"], math.nan, math.nan))
+                rows.append(_point(row, "alpha_calibrated", row["alpha_value"]))
         elif row["metric"] in ("flagged_generations", "flagged_holdout", "twins_flagged", "average_precision"):
-            rows.append((*cell, row["metric"] + suffix, row["value"], *interval))
-    for row in qualities.to_dict("records"):
-        metric = row["metric"] if row["of"] == "generations" else f"{row['metric']} of {row['of']}"
-        rows.append((row["arm"], row["replicate"], metric, row["value"], row["low"], row["high"]))
-    for (arm, k), folder in training.items():
-        facts = artifacts.read_run(folder)["facts"]
-        for fact in ("updates", "images_seen", "training_images"):
-            rows.append((arm, k, fact, facts[fact], math.nan, math.nan))
-        rows.append((arm, k, "passes", facts["images_seen"] / facts["training_images"], math.nan, math.nan))
-    single = pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high"])
-    metrics = list(dict.fromkeys([metric for metric in ORDER if metric in set(single["metric"])] + list(single["metric"])))
-    cells = [(arm, metric) for metric in metrics for arm in dict.fromkeys(single["arm"])]
-    there = set(zip(single["arm"], single["metric"], strict=True))
-    return pd.DataFrame(
-        [
-            _over_replicates(arm, metric, single[(single["arm"] == arm) & (single["metric"] == metric)])
-            for arm, metric in cells
-            if (arm, metric) in there
-        ]
-    )
+            rows.append(_point(row, row["metric"] + suffix))
+    rows += _planted(extraction, confidence)
+    membership = results["membership"]
+    for row in membership[membership["metric"] == "roc_auc"].to_dict("records"):
+        rows.append(_point(row, "membership_auc"))
+    for row in results["forgetting"].to_dict("records") if "forgetting" in results else []:
+        if name := FORGOTTEN.get((row["metric"], row["alpha"], row["subset"])):
+            rows.append(_point(row, f"{name}[{row['set']}]"))
+    for row in results["quality"].to_dict("records"):
+        rows.append(_point(row, row["metric"] if row["of"] == "generations" else f"{row['metric']} of {row['of']}"))
+    for (arm, k), fact in facts.items():
+        budget = {name: fact[name] for name in FACTS if fact.get(name) is not None}
+        budget["passes"] = fact["images_seen"] / fact["training_images"]
+        rows += [_point({"arm": arm, "replicate": k}, name, value) for name, value in budget.items()]
+    return pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high", "count", "of"])
 
 
-def _over_replicates(arm: str, metric: str, group: pd.DataFrame) -> dict:
-    n, mean = len(group), group["value"].mean()
-    if n == 1:
-        low, high, kind = group["low"].iloc[0], group["high"].iloc[0], "within the replicate"
-    else:
-        half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * group["value"].std(ddof=1) / np.sqrt(n)
-        low, high, kind = mean - half, mean + half, "between replicates"
-    return {"arm": arm, "metric": metric, "value": mean, "low": low, "high": high, "replicates": n, "interval": kind}
+def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict[str, Any]:
+    """Return one number of one replicate; without interval if its ``value`` is not the row's own."""
+    point = {
+        "arm": row["arm"],
+        "replicate": row["replicate"],
+        "metric": metric,
+        "value": row["value"] if value is None else value,
+    }
+    if value is not None:
+        return point
+    if math.isnan(row.get("exact_low", math.nan)):
+        return point | {"low": row["low"], "high": row["high"]}
+    return point | {"low": row["exact_low"], "high": row["exact_high"], "count": row["count"], "of": row["of"]}
 
 
-def against_copies(numbers: pd.DataFrame, anchor: str) -> pd.DataFrame:
+def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]]:
+    """Return the share of the images planted more than once that came back, for each threshold."""
+    copies = extraction["subset"].str.extract(r"^copies=(\d+)$", expand=False).astype(float)
+    several = extraction[(extraction["metric"] == "extracted_by_copies") & (copies > 1)]
+    rows = []
+    for (arm, k, alpha), some in several.groupby(["arm", "replicate", "alpha"], sort=False):
+        count, of = int(some["count"].sum()), int(some["of"].sum())
+        exact = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
+        row = {"arm": arm, "replicate": k, "value": count / of, "count": count, "of": of}
+        row |= {"exact_low": exact.low, "exact_high": exact.high}
+        rows.append(_point(row, "planted_extracted" + ("_calibrated" if alpha == "calibrated" else "")))
+    return rows
+
+
+def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
+    """Return the headline numbers, one row per arm and metric: arm, metric, value, low, high, replicates and interval.
+
+    With one replicate the interval is the replicate's own; with several it is Student's t between them.
+
+    Args:
+        numbers: The table of ``points``.
+        confidence: Of the intervals between replicates.
+    """
+    metrics = dict.fromkeys([*(metric for metric in ORDER if metric in set(numbers["metric"])), *numbers["metric"]])
+    cells = dict(list(numbers.groupby(["arm", "metric"])))
+    rows = []
+    for metric in metrics:
+        for arm in dict.fromkeys(numbers["arm"]):
+            if (arm, metric) in cells:
+                some = cells[arm, metric]
+                interval, kind = comparison.over_replicates(some, confidence)
+                rows.append({"arm": arm, "metric": metric, **interval._asdict(), "replicates": len(some), "interval": kind})
+    return pd.DataFrame(rows)
+
+
+def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.DataFrame:
     """Return the share of images extracted by number of planted copies, pooled over replicates, with exact intervals.
 
     ``twins_share`` is the same for the twins: images drawn together with the planted ones but never trained on.
@@ -156,11 +242,11 @@ def against_copies(numbers: pd.DataFrame, anchor: str) -> pd.DataFrame:
         grouped[grouped["metric"] == metric].groupby(keys)[["count", "of"]].sum()
         for metric in ("extracted_by_copies", "twins_flagged_by_copies")
     )
-    joined = counted.join(twins, rsuffix="_twins").reset_index()
+    joined = counted.join(twins.add_suffix("_twins")).reset_index()
     rows = []
     for row in joined.to_dict("records"):
         count, of = int(row["count"]), int(row["of"])
-        exact = stats.binomtest(count, of).proportion_ci(CONFIDENCE, method="exact")
+        exact = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
         copies = int(row["subset"].removeprefix("copies="))
         one = {"arm": row["arm"], "alpha": row["alpha"], "copies": copies, "count": count, "of": of}
         one |= {"share": count / of, "low": exact.low, "high": exact.high}
@@ -169,7 +255,7 @@ def against_copies(numbers: pd.DataFrame, anchor: str) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["arm", "alpha", "copies"], kind="stable")
 
 
-def union_over_replicates(folders: dict[tuple[str, int], Path], anchor: str) -> pd.DataFrame:
+def union_over_replicates(folders: Folders, anchor: str) -> pd.DataFrame:
     """Return how many different training images at least one replicate of each arm gave back."""
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in folders):
@@ -184,21 +270,21 @@ def union_over_replicates(folders: dict[tuple[str, int], Path], anchor: str) -> 
     return pd.DataFrame(rows)
 
 
-def loss_curves(folders: dict[tuple[str, int], Path]) -> pd.DataFrame:
-    """Return the training loss of every arm by update, averaged over replicates."""
+def loss_curves(folders: Folders) -> pd.DataFrame:
+    """Return the training loss of every arm by update, averaged over replicates: arm, update, loss."""
     curves = []
     for (arm, _), folder in folders.items():
         artifacts.check_file(folder / "metrics.jsonl")
         lines = pd.read_json(folder / "metrics.jsonl", lines=True)
-        curves.append(lines[lines.name == "loss"].assign(arm=arm))
-    long = pd.concat(curves).rename(columns={"step": "update"})
-    return long.pivot_table(index="update", columns="arm", values="value", aggfunc="mean").reset_index()
+        curves.append(lines[lines["name"] == "loss"].assign(arm=arm))
+    long = pd.concat(curves).rename(columns={"step": "update", "value": "loss"})
+    return long.groupby(["arm", "update"], sort=False)["loss"].mean().reset_index()
 
 
 def as_metrics(arms: pd.DataFrame) -> dict[str, dict[str, float]]:
     """Return the headline numbers as arm -> metric -> value, numbers that do not exist left out."""
     metrics: dict[str, dict[str, float]] = {}
-    for row in json.loads(arms.to_json(orient="records")):
-        if row["value"] is not None:
-            metrics.setdefault(row["arm"], {})[row["metric"]] = row["value"]
+    for arm, metric, value in zip(arms["arm"], arms["metric"], arms["value"], strict=True):
+        if math.isfinite(value):
+            metrics.setdefault(arm, {})[metric] = float(value)
     return metrics

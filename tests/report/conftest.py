@@ -1,0 +1,165 @@
+"""Made-up results of a whole study, with rates that a test chooses: true stores, from which the true tables and pages are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from afterimage import artifacts, cli, config, layout, provenance
+from afterimage.artifacts import Images
+
+GENERATIONS, PLANTED, SINGLES, HELD_OUT = 400, 32, 60, 200
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What an arm's results are drawn around."""
+
+    flagged: float = 0.4
+    planted: float = 0.6
+    frechet: float = 8.0
+    coverage: float = 0.7
+    membership: float = 0.7
+    forgotten: float = 0.5
+    copies: tuple[int, ...] = (1, 2, 4, 8, 16)
+
+
+@pytest.fixture(scope="session")
+def truth() -> type[Truth]:
+    return Truth
+
+
+@pytest.fixture(scope="session")
+def make_up() -> Callable[..., Path]:
+    return make
+
+
+def make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
+    """Write made-up results of ``study`` below ``folder``, and its tables; return ``results/<study>``."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(provenance, "fingerprint", lambda *entries: f"code of {', '.join(entries)}")
+        return _make(folder, study, truth)
+
+
+def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
+    root = folder / study.study
+    layout.write_configs(study, folder)
+    rng = np.random.default_rng(0)
+    images = Images.of(rng.integers(0, 256, (PLANTED + SINGLES, 8, 8, 1), np.uint8))
+    attacks = {"attack/extraction": _extraction, "attack/quality": _quality, "attack/membership": _membership}
+    for job in layout.jobs(study):
+        if job.phase == "report":
+            continue
+        resolved = config.resolve(study, job.step, job.arm, job.replicate)
+        with artifacts.step(resolved, root / job.folder, {}, layout.entries(study, job)) as step:
+            if job.step == "data/split":
+                images.save(step.folder / "train.npz")
+            elif job.step == "data/dedup":
+                pd.DataFrame({"method": ["exact"], "recall": [1.0]}).to_csv(step.folder / "table.csv", index=False)
+            elif job.step == "train":
+                for update in range(0, 30, 10):
+                    step.metric("loss", 1 / (update + 1), update)
+                updates = {"updates": 1500, "updates_per_model": 1500, "images_seen": 96000, "kept_samples": 96000}
+                step.note(**updates, training_images=500, training_seconds=rng.uniform(20, 60), parameters=123_456)
+            elif job.step == "sample":
+                Images.of(rng.integers(0, 256, (GENERATIONS, 8, 8, 1), np.uint8)).save(step.folder / "images.npz")
+            elif job.step in attacks:
+                attacks[job.step](step.folder, truth[job.arm], rng)
+            elif job.step == "attack/forgetting":
+                _forgetting(step.folder, list(resolved["settings"]["sets"]), truth[job.arm], rng)
+    command = ["report", "tables", "--results", str(root), "--config", str(root / "config/report/tables.json")]
+    assert cli.main([*command, "--out", str(root / "report/tables")]) == 0
+    return root
+
+
+def _share(metric: str, count: int, of: int, anchor: str = "none", alpha: str = "none", subset: str = "all") -> pd.DataFrame:
+    exact = stats.binomtest(count, of).proportion_ci()
+    row = {
+        "metric": metric,
+        "anchor": anchor,
+        "alpha": alpha,
+        "alpha_value": 0.5 if alpha == "fixed" else 0.3,
+        "subset": subset,
+    }
+    row |= {"count": count, "of": of, "value": count / of, "low": exact.low, "high": exact.high}
+    return pd.DataFrame([row | {"exact_low": exact.low, "exact_high": exact.high}])
+
+
+def _extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
+    rows, flags, found = [], {}, {}
+    planted = PLANTED if len(truth.copies) > 1 else 0
+    copies = np.repeat(truth.copies, [SINGLES, *[planted // 4] * (len(truth.copies) - 1)])
+    rates = np.where(copies == 1, 0.1 * truth.planted, truth.planted ** (8 / copies))
+    for alpha, more in (("fixed", 1.5), ("calibrated", 1.0)):
+        flagged = np.arange(GENERATIONS) < rng.binomial(GENERATIONS, min(1, more * truth.flagged))
+        out = rng.random(len(copies)) < rates
+        flags[f"flagged_training_{alpha}"], found[f"extracted_training_{alpha}"] = flagged, out
+        rows += [
+            _share("flagged_generations", int(flagged.sum()), GENERATIONS, "training", alpha),
+            _share("flagged_holdout", rng.binomial(HELD_OUT, 0.01 if more == 1 else 0.1), HELD_OUT, "training", alpha),
+            _share("extracted_images", int(out.sum()), len(out), "training", alpha),
+        ]
+        if planted:
+            rows.append(_share("twins_flagged", rng.binomial(planted, 0.02), planted, "training", alpha))
+        for c in truth.copies:
+            some = out[copies == c]
+            rows.append(_share("extracted_by_copies", int(some.sum()), len(some), "training", alpha, f"copies={c}"))
+            if c > 1:
+                twins = rng.binomial(len(some), 0.02)
+                rows.append(_share("twins_flagged_by_copies", twins, len(some), "training", alpha, f"copies={c}"))
+    for of, rate in (("", truth.flagged), ("_holdout", 0.01)):
+        rows.append(_share(f"mq{of}@0.5", rng.binomial(GENERATIONS, rate), GENERATIONS))
+    precision, recall = 0.5 + 0.5 * truth.planted, np.linspace(0, 1, 20 if planted else 0)
+    if planted:
+        ranking = {"metric": "average_precision", "anchor": "training", "alpha": "none", "subset": "all", "of": planted}
+        rows.append(pd.DataFrame([ranking | {"value": precision, "low": precision - 0.1, "high": min(1, precision + 0.1)}]))
+    pd.concat(rows).to_csv(folder / "results.csv", index=False)
+    curve = pd.DataFrame({"recall": recall, "precision": 1 - recall * (1 - precision), "ratio": recall})
+    curve.to_csv(folder / "precision_recall.csv", index=False)
+    for name, near in (("pairs", truth.flagged), ("holdout_pairs", 0.01)):
+        n = GENERATIONS if name == "pairs" else HELD_OUT
+        ratio = np.where(rng.random(n) < near, rng.uniform(0.1, 1, n), rng.uniform(1, 2, n))
+        pairs = pd.DataFrame({"sample": np.arange(n), "nearest": rng.integers(0, len(copies), n), "l2": 0.2 * ratio})
+        pairs["nearest_source"], pairs["ratio_training"] = pairs["nearest"], ratio
+        (pairs.assign(**flags) if name == "pairs" else pairs).to_parquet(folder / f"{name}.parquet")
+    images = pd.DataFrame({"source": np.arange(len(copies)), "copies": copies, **found})
+    images.to_parquet(folder / "images.parquet")
+
+
+def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
+    rows, cover = [], truth.coverage + 0.01 * rng.standard_normal()
+    for of, frechet in (("generations", truth.frechet * np.exp(0.07 * rng.standard_normal())), ("holdout", 1.0)):
+        for metric, value in (("FD[classifier]", frechet), ("KID[classifier]", frechet / 100), ("coverage[classifier]", cover)):
+            rows.append({"metric": metric, "of": of, "value": value, "low": 0.9 * value, "high": 1.1 * value})
+        rows.append({"metric": "KID_sd[classifier]", "of": of, "value": 0.1})
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+
+
+def _membership(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
+    auc = truth.membership + 0.01 * rng.standard_normal()
+    row = {"metric": "roc_auc", "anchor": "none", "alpha": "none", "subset": "all", "of": PLANTED + SINGLES}
+    rows = [
+        pd.DataFrame([row | {"value": auc, "low": auc - 0.03, "high": auc + 0.03}]),
+        _share("tpr@0.01", 10, PLANTED + SINGLES),
+    ]
+    pd.concat(rows).to_csv(folder / "results.csv", index=False)
+
+
+def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Generator) -> None:
+    rows = []
+    for name in sets:
+        mean = {"metric": "probability", "anchor": "none", "alpha": "none", "subset": "forget", "of": 40}
+        value = truth.forgotten + 0.01 * rng.standard_normal()
+        some = [pd.DataFrame([mean | {"value": value, "low": value - 0.02, "high": value + 0.02}])]
+        some += [
+            _share("extracted_images", rng.binomial(20, truth.forgotten), 20, "training", a, "forget")
+            for a in ("fixed", "calibrated")
+        ]
+        rows += [table.assign(set=name) for table in some]
+    pd.concat(rows).to_csv(folder / "results.csv", index=False)

@@ -1,0 +1,122 @@
+"""The notebooks show a study of few arms and one of many; run in this process, on made-up results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jupytext
+import matplotlib as mpl
+import pytest
+import yaml
+from matplotlib import pyplot as plt
+
+from afterimage import config
+
+RAU_NET = {"groups": [1]}
+UNLEARN = {"base": "conditional", "control": "retrained", "train": {"updates": 10}}
+MANY = {
+    "baseline": {"method": "baseline"},
+    "dedup": {"method": "baseline", "data": "deduplicated", "control": "baseline"},
+    "rau_net": {"method": "baseline", "rau_net": RAU_NET, "control": "baseline"},
+    "conditional": {"method": "baseline", "condition": "label"},
+    "retrained": {"method": "baseline", "condition": "label", "without": "zeros", "control": "conditional"},
+    "salun": {"method": "salun", "forget": "zeros", **UNLEARN},
+    "both": {"method": "baseline", "data": "deduplicated", "rau_net": RAU_NET, "control": "dedup"},
+}
+FEW = {name: MANY[name] for name in ("baseline", "dedup")}
+
+
+@pytest.fixture(scope="module")
+def study(root, make_up, truth, tmp_path_factory):
+    """Make up a study; return its settings and results."""
+
+    def build(arms: dict, replicates: int, copies: tuple[int, ...] = (1, 2, 4, 8, 16), **report) -> tuple[config.Study, Path]:
+        params = yaml.safe_load((root / "params.yaml").read_text())
+        params |= {
+            "arms": arms,
+            "replicates": replicates,
+            "report": report,
+            "forget": {"zeros": {"label": 0}},
+            "loyal_selection": None,
+        }
+        truths = {name: truth(copies=copies) for name in arms} | {"dedup": truth(0.02, 0.05, 6.0, copies=copies)}
+        made = config.parse(params)
+        return made, make_up(tmp_path_factory.mktemp("made"), made, truths)
+
+    return build
+
+
+@pytest.fixture
+def show(root, tmp_path, monkeypatch):
+    """Run a notebook; return what it displayed as text, and the names of its figures."""
+
+    def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
+        shown = []
+        monkeypatch.setattr("IPython.display.display", shown.append)
+        parameters = config.resolve(made, "report/page")["settings"] | {"results": str(results), "figures": str(tmp_path)}
+        space: dict = {}
+        with mpl.rc_context({"backend": "agg"}):
+            for cell in jupytext.read(root / "notebooks" / f"{name}.py").cells:
+                if cell.cell_type == "code":
+                    exec(cell.source, space)
+                if "parameters" in cell.metadata.get("tags", []):
+                    assert parameters.keys() <= space.keys()
+                    space |= parameters
+                    space.pop("__builtins__", None)
+        assert not plt.get_fignums()
+        text = "\n".join(str(getattr(one, "data", one)) for one in shown if not hasattr(one, "embed"))
+        return text, {path.stem for path in tmp_path.glob("*.png")}
+
+    return run
+
+
+def test_comparison_of_few_arms(study, show):
+    text, figures = show("comparison", *study(FEW, 1))
+    assert figures == {"pareto", "differences"}
+    assert "**Beat their own control:** **dedup** (over baseline)" in text
+    assert "all **within one training**" in text
+
+
+def test_comparison_of_many_arms(study, show):
+    text, figures = show("comparison", *study(MANY, 2))
+    assert figures == {"pareto", "differences"}
+    assert "paired over 2 replicates" in text
+    assert "probability of forgotten class (zeros)" in text
+    for arm, settings in MANY.items():
+        if "control" in settings:
+            assert f"<b>{arm}</b></td><td style='text-align:left;white-space:nowrap'>{settings['control']}</td>" in text
+
+
+def test_comparison_without_any_control(study, show):
+    text, figures = show("comparison", *study({"baseline": {"method": "baseline"}}, 1))
+    assert "No arm of this study names a control." in text
+    assert figures == {"pareto"}
+
+
+def test_extraction_of_few_arms_shows_the_pairs_of_each(study, show):
+    text, figures = show("extraction", *study(FEW, 1, show_images=True, pairs=9))
+    assert {"pairs_baseline", "pairs_dedup"} <= figures
+    assert "pairs" not in figures
+    assert "within the one replicate" in text
+
+
+def test_extraction_of_many_arms_shows_them_on_one_sheet(study, show):
+    text, figures = show("extraction", *study(MANY, 2, show_images=True))
+    assert {name for name in figures if name.startswith("pairs")} == {"pairs", "pairs_baseline"}
+    assert {"multiplicity", "multiplicity_published_threshold", "distances", "ratios", "arms", "precision_recall"} <= figures
+    assert "between replicates (t)" in text
+    assert all(f"<summary>{arm}</summary>" in text for arm in MANY)
+
+
+def test_images_are_withheld_unless_the_study_allows_them(study, show):
+    text, figures = show("extraction", *study(FEW, 1, show_images=False))
+    assert not any(name.startswith("pairs") for name in figures)
+    assert "does not allow its images to be shown" in text
+
+
+def test_study_without_planted_images(study, show):
+    made = study(FEW, 1, copies=(1,), show_images=True)
+    text, _ = show("extraction", *made)
+    assert "planted images extracted" not in text
+    text, _ = show("comparison", *made)
+    assert "**Beat their own control:** **dedup** (over baseline)" in text

@@ -1,0 +1,68 @@
+"""Every method in one study, from raw data to the pages: that arms meet every attack and find the arms that they name."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+import pytest
+
+from afterimage import artifacts, config, layout
+
+pytestmark = pytest.mark.slow
+
+
+def facts(workspace, arm):
+    return artifacts.read_run(workspace.results / "train" / arm / "rep0")["facts"]
+
+
+def test_the_study_has_every_method_and_every_page(every_arm):
+    study = config.load(every_arm.params)
+    assert {arm.method for arm in study.arms.values()} == set(config.METHODS)
+    notebooks = {path.stem for path in (every_arm.folder / "notebooks").glob("*.py")}
+    assert set(layout.pages(study)) == notebooks
+    for page in notebooks:
+        assert (every_arm.results / "report" / "pages" / page / f"{page}.html").stat().st_size > 0
+
+
+def test_finished_results_are_right_and_final(every_arm):
+    assert every_arm.run("afterimage", "verify").returncode == 0
+    assert every_arm.planned() == {}
+
+
+def test_every_arm_is_in_every_table(every_arm):
+    study = config.load(every_arm.params)
+    tables = every_arm.results / "report" / "tables"
+    wide = pd.read_csv(tables / "comparison_wide.csv").set_index("arm")
+    assert list(wide.index) == list(study.arms)
+    assert {arm: None if pd.isna(control) else control for arm, control in wide["control"].items()} == {
+        name: arm.control for name, arm in study.arms.items()
+    }
+    assert wide["verdict"].notna().tolist() == [arm.control is not None for arm in study.arms.values()]
+    for table in ("arms", "extraction", "quality", "membership", "points", "loss", "multiplicity"):
+        assert set(pd.read_csv(tables / f"{table}.csv")["arm"]) == set(study.arms), table
+    judged = {name for name in study.arms if study.forget_sets_of(name)}
+    assert set(pd.read_csv(tables / "forgetting.csv")["arm"]) == judged
+    assert set(json.loads((every_arm.results / "track" / "track.json").read_text())["arms"]) == set(study.arms)
+
+
+def test_matched_arms_take_their_budget_from_the_other(every_arm):
+    shards = facts(every_arm, "iet_agc")
+    assert facts(every_arm, "short")["updates"] == shards["updates_per_model"] == 3
+    assert facts(every_arm, "kept")["updates"] == -(-shards["kept_samples"] // 16)
+
+
+def test_what_extraction_found_is_what_is_forgotten(every_arm):
+    members = pd.read_parquet(every_arm.results / "train/forgets_found/rep0/members.parquet")
+    images = pd.read_parquet(every_arm.results / "attack/baseline/rep0/extraction/images.parquet")
+    found = set(images["source"][images["extracted_training_fixed"]])
+    assert found
+    assert set(members["source"][members["forgotten"]]) == found
+
+
+def test_retrained_never_saw_what_others_forget(every_arm):
+    split = artifacts.load_images(every_arm.results / "data/split/train.npz")
+    zeros = set(split.ids[split.labels == 0])
+    for arm in ("retrained", "finetune"):
+        members = pd.read_parquet(every_arm.results / "train" / arm / "rep0/members.parquet")
+        assert zeros == set(members["id"][~members["trained"]])
