@@ -101,6 +101,21 @@ def test_guidance_goes_from_the_null_prediction_to_the_conditional_one_and_beyon
     assert net.seen == [forwards]
 
 
+@pytest.mark.parametrize("w", [0.0, 0.7, 1.0, 3.0])
+def test_guidance_changes_nothing_where_the_label_does_not(w, trained):
+    """Conditional and null prediction are equal: the image does not depend on w."""
+    net, scheduler = trained
+    start = torch.randn((2, 1, 8, 8), generator=torch_rng(3))
+
+    def drawn(guidance: float) -> torch.Tensor:
+        settings = Sample(images=2, steps=5, guidance=guidance)
+        labels = torch.tensor([0, 3])
+        blind = lambda x, t, class_labels, return_dict: net(x, t, return_dict=return_dict)  # noqa: E731
+        return denoise(blind, scheduler, start, [torch_rng(i) for i in range(2)], settings, labels, 8)
+
+    torch.testing.assert_close(drawn(w), drawn(1.0), rtol=0, atol=1e-4)
+
+
 @pytest.fixture(scope="module")
 def trained():
     """A small net after 200 updates on digits: far enough that its images are not noise."""

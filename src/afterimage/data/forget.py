@@ -32,7 +32,8 @@ def rows(train: Images, name: str, settings: dict[str, Any], extraction: Path | 
         wanted = np.array(settings["ids"])
         unknown = wanted[~np.isin(wanted, train.ids)]
         if len(unknown):
-            raise ConfigError(f"forget.{name}.ids: {unknown[0]} is no row of the training part (0 to {len(train) - 1})")
+            ids = f"{train.ids.min()} to {train.ids.max()}"
+            raise ConfigError(f"forget.{name}.ids: {unknown[0]} is no row of the training part ({ids})")
         chosen = np.isin(train.sources, train.sources[np.isin(train.ids, wanted)])
     else:
         assert extraction is not None, name
@@ -41,8 +42,11 @@ def rows(train: Images, name: str, settings: dict[str, Any], extraction: Path | 
         anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
         chosen = np.isin(train.sources, found.loc[found[f"extracted_{anchor}_{settings['alpha']}"], "source"])
     if not chosen.any():
-        what = ", ".join(f"{key} = {value!r}" for key, value in settings.items() if value is not None)
-        raise ArtifactError(f"forget.{name} is empty: no training image has {what}")
+        if settings["extracted_from"] is None:
+            reason = f"label {settings['label']} is that of"
+        else:
+            reason = f"the attack on {settings['extracted_from']!r} (alpha {settings['alpha']}) found"
+        raise ArtifactError(f"forget.{name} is empty: {reason} none of the {len(train)} training images")
     if chosen.all():
         raise ArtifactError(f"forget.{name} is the whole training set")
     return chosen

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Literal
 
 import numpy as np
 import torch
 
+from afterimage.artifacts import ArtifactError
 from afterimage.methods import Job
+from afterimage.training.learner import Learner, NonFiniteError, Objective
 from afterimage.training.order import Order
-from afterimage.training.task import Batch
+from afterimage.training.task import Batch, Task
 
 Side = Literal["forget", "remain"]
 
 
 class Sides:
-    """Batches of the forgotten images and of the rest, each in its own shuffled order without replacement."""
+    """Batches of the forgotten images and of the rest, each in its own shuffled order without replacement.
+
+    Raises:
+        ArtifactError: if a side has no image.
+    """
 
     def __init__(self, job: Job) -> None:
         self.task = job.task
@@ -24,6 +31,11 @@ class Sides:
             "forget": np.flatnonzero(job.forgotten),
             "remain": np.flatnonzero(~job.forgotten),
         }
+        for side, rows in self.rows.items():
+            if not len(rows):
+                raise ArtifactError(
+                    f"this arm's {len(job.task)} training images hold none to {side}; see its data and fraction"
+                )
         self.orders = {
             side: Order(job.seed, (*job.path, side), len(rows), job.train.batch_size) for side, rows in self.rows.items()
         }
@@ -39,6 +51,51 @@ class Sides:
         return replace(batch, labels=self.task.labels_of(batch.rows)) if keep_labels else batch
 
 
-def seed_dropout(sides: Sides, s: int) -> None:
-    """Seed the network's own dropout in update ``s``."""
-    torch.manual_seed(sides.orders["remain"].dropout_seed(s))
+def seed_dropout(sides: Sides, s: int, side: Side = "remain") -> None:
+    """Seed the network's own dropout in update ``s``, before its pass over one side."""
+    torch.manual_seed(sides.orders[side].dropout_seed(s))
+
+
+def plain(task: Task) -> Objective:
+    """Return the objective in which every sample counts alike."""
+
+    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = task.losses(net, batch)
+        return losses, torch.ones_like(losses)
+
+    return objective
+
+
+def gradients(net: torch.nn.Module) -> list[torch.Tensor]:
+    """Return copies of the gradients of those weights that have one, in the order of ``net.parameters()``."""
+    return [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
+
+
+def loss_of(learner: Learner, task: Task, batch: Batch) -> float:
+    """Return the mean loss on ``batch``, computed as ``Learner.gradient`` does, but without a gradient.
+
+    Raises:
+        NonFiniteError: if it is no number.
+    """
+    total = 0.0
+    with torch.no_grad(), learner.accelerator.autocast():
+        for part in batch.to(learner.accelerator.device).split(learner.settings.accumulation):
+            total += task.losses(learner.net, part).sum().item()
+    loss = total / len(batch)
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"the loss is {loss}")
+    return loss
+
+
+def wrong_labels(labels: torch.Tensor, classes: int, generator: torch.Generator, *, one_draw: bool = False) -> torch.Tensor:
+    """Return a label other than its own for every sample, int64, (B,), uniform over the others.
+
+    Args:
+        labels: int64, (B,), in [0, classes).
+        classes: Number of labels, at least 2.
+        generator: On the CPU.
+        one_draw: Draw the distance between wrong and right label once for the whole batch, so that samples of one class all get
+            the same wrong label.
+    """
+    shift = torch.randint(1, classes, (1 if one_draw else len(labels),), generator=generator)
+    return (labels + shift) % classes

@@ -1,0 +1,252 @@
+"""EraseDiff (Wu et al., CVPR 2025): forgetting as a constrained optimisation.
+
+With r the gradient of the ordinary loss on the rest, L_r, and q that of the forgetting loss L_f, an update goes along the vector
+nearest to r whose product with q is at least the barrier a (theorem 3.1):
+
+    delta = r + lambda q,    lambda = max(0, (a - <q, r>) / |q|^2).
+
+L_f is the squared error of the forgotten images' predictions, under their own labels, against another target than the true noise
+(``Targets``). The paper's constraint is g = L_f(theta) - min L_f <= 0, and a few inner steps on a copy of the network stand for the
+minimum. That is a constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with ``barrier: gap``.
+With the theorem's a = eta |q|^2 they are skipped.
+
+The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the weights' step. The curves have both
+products. With a fixed eta > 0 the weights run to the optimum of L_f, one end of the Pareto set, and not to a compromise: the number
+of updates is what trades forgetting for keeping.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass, replace
+
+import torch
+
+from afterimage import seeds
+from afterimage.config import ConfigError, EraseDiff
+from afterimage.diffusion.model import classes_of, load_weights
+from afterimage.methods import Job, Spent, Trained
+from afterimage.methods.unlearning import Sides, gradients, loss_of, plain, seed_dropout, wrong_labels
+from afterimage.training import loop
+from afterimage.training.learner import Learner, NonFiniteError
+from afterimage.training.task import Batch
+
+
+@dataclass(frozen=True)
+class Direction:
+    """How far an update turns towards forgetting.
+
+    Attributes:
+        weight: lambda.
+        cosine: Of the angle between q and r; 0 where one of them is zero.
+        barrier: a, the least product <q, delta>; None for rules without one.
+    """
+
+    weight: float
+    cosine: float
+    barrier: float | None
+
+
+def direction(rr: float, qr: float, qq: float, arm: EraseDiff, gap: float = 0.0) -> Direction:
+    """Return lambda by the arm's rule; 0 where q is zero and the rule adapts.
+
+    Args:
+        rr: |r|^2.
+        qr: <q, r>.
+        qq: |q|^2.
+        arm: Settings: ``barrier``, ``eta`` and ``weight``. ``gradnorm``, a = eta |q|^2, is the paper's; ``gap``, a = eta max(g, 0),
+            the other choice of the optimiser that it builds on (Ye et al., NeurIPS 2022); ``cosine``, lambda = max(0, eta - cos),
+            and ``fixed``, lambda = weight, are those of the released code.
+        gap: g.
+    """
+    cosine = qr / (math.sqrt(qq) * math.sqrt(rr)) if qq > 0 and rr > 0 else 0.0
+    if arm.barrier == "fixed":
+        return Direction(arm.weight, cosine, None)
+    if arm.barrier == "cosine":
+        return Direction(max(0.0, arm.eta - cosine) if qq > 0 else 0.0, cosine, None)
+    barrier = arm.eta * (qq if arm.barrier == "gradnorm" else max(gap, 0.0))
+    return Direction(max(0.0, (barrier - qr) / qq) if qq > 0 else 0.0, cosine, barrier)
+
+
+def dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    """Return the product of two gradients, given weight by weight."""
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).double().sum().item()
+
+
+class Targets:
+    """The forgotten images, at timesteps of their own, with what they are to be denoised to.
+
+    - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any dropout.
+    - ``released_relabel``: one wrong label for all samples of a class; dropout and label dropout on, drawn independently in
+      prediction and target. The released code draws from the labels 1 to 9 whatever is forgotten, here from all others; and it
+      noises the forgotten images at the timesteps of the rest.
+    - ``uniform``: U(0, 1) in place of the noise, the images being corrupted by Gaussian noise.
+    - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label dropout on.
+
+    Args:
+        job: The run.
+        network: Whose predictions relabelled targets are.
+    """
+
+    def __init__(self, job: Job, network: torch.nn.Module) -> None:
+        assert isinstance(job.arm, EraseDiff)
+        self.job, self.network, self.kind = job, network, job.arm.target
+        self.released = self.kind.startswith("released")
+        self.predicts = self.kind.endswith("relabel")
+        self.classes = classes_of(job.net) or 0
+        if self.predicts and self.classes < 2:
+            raise ConfigError(f"target = {self.kind!r} needs at least 2 labels; the network knows {self.classes}")
+
+    def batch(self, sides: Sides, i: int) -> Batch:
+        """Return the ``i``-th forget batch of ``sides``: a pure function of the seed, ``i`` and the network."""
+        batch = sides.batch("forget", i, keep_labels=not self.released)
+        order = sides.orders["forget"]
+        generator = seeds.torch_rng(order.seed, *order.path, "target", i)
+        if self.predicts:
+            labels = self.labels(batch, generator)
+            torch.manual_seed(seeds.derive(order.seed, *order.path, "target dropout", i))
+            return replace(batch, target=self.predict(replace(batch, labels=labels)))
+        noise = torch.rand(batch.target.shape, generator=generator)
+        if self.released:
+            share = (1 - self.job.scheduler.alphas_cumprod[batch.timesteps]).sqrt()[:, None, None, None]
+            return replace(batch, noisy=batch.noisy + share * (noise - batch.target), target=noise)
+        return replace(batch, target=noise)
+
+    def labels(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
+        """Return the labels that the targets are predicted for, int64, (B,)."""
+        own = self.job.task.labels_of(batch.rows)
+        assert own is not None
+        labels = wrong_labels(own, self.classes, generator, one_draw=self.released)
+        if self.released:
+            dropped = torch.rand(len(labels), generator=generator) < self.job.train.label_dropout
+            labels = torch.where(dropped, self.classes, labels)
+        return labels
+
+    def predict(self, batch: Batch) -> torch.Tensor:
+        """Return the network's prediction without a gradient, float32, (B, C, H, W)."""
+        accelerator = self.job.accelerator
+        self.network.train(self.released)
+        with torch.no_grad(), accelerator.autocast():
+            parts = batch.to(accelerator.device).split(self.job.train.accumulation)
+            prediction = torch.cat([self.job.task.predict(self.network, part) for part in parts])
+        self.network.train()
+        return prediction
+
+
+class Inner:
+    """K steps of a copy of the network towards the least forgetting loss: Adam, started anew each time, without clipping.
+
+    The copy learns from batches of its own; their targets come from the same network as those of the update, so that the inner
+    steps descend one and the same loss. Nothing of it outlives an update. (The released code has one Adam for inner and outer steps;
+    with its rules for lambda, the moments left behind are all that its inner steps change.)
+    """
+
+    def __init__(self, job: Job, targets: Targets) -> None:
+        assert isinstance(job.arm, EraseDiff)
+        own = {"learning_rate": job.arm.inner_learning_rate, "warmup": 0, "weight_decay": 0.0, "clip": None, "ema": 0.0}
+        self.learner = Learner(copy.deepcopy(job.net), job.train.model_copy(update=own), job.accelerator)
+        self.sides = Sides(replace(job, path=(*job.path, "inner")))
+        self.task, self.targets, self.steps = job.task, targets, job.arm.inner_updates
+
+    def descend(self, net: torch.nn.Module, s: int) -> Learner:
+        """Return the copy, brought from the weights of ``net`` to the end of the inner steps of update ``s``."""
+        self.learner.net.load_state_dict(net.state_dict())
+        self.learner.optimizer.state.clear()
+        for i in range(s * self.steps, (s + 1) * self.steps):
+            batch = self.targets.batch(self.sides, i)
+            seed_dropout(self.sides, i, "forget")
+            self.learner.update(i, batch, plain(self.task))
+        return self.learner
+
+
+class Pushes:
+    """The number of updates in which lambda was not zero, i.e. the forgotten images moved the weights."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros((), dtype=torch.int64)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"count": self.count}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.count = tensors["count"]
+
+
+def train(job: Job) -> Trained:
+    """Make the base's network forget ``job.forgotten``.
+
+    The curves have, per update: loss (L_r), forget_loss (L_f), lambda, cosine (of q and r), barrier (a, for rules that have one),
+    gap (g, where the inner steps run), descent_asked (<q, delta>) and descent_made (<q, theta_old - theta_new>, to first order the
+    fall of L_f), beside grad_norm (of delta, before clipping) and learning_rate. The facts count inner_updates, pushed_updates
+    (lambda not zero), and the passes over a batch with a gradient (backward_passes) and without (forward_only_passes).
+    """
+    arm, settings = job.arm, job.train
+    assert isinstance(arm, EraseDiff)
+    assert job.base is not None
+    load_weights(job.net, job.base)
+    learner = Learner(job.net, settings, job.accelerator)
+    net, objective, sides, pushes = learner.net, plain(job.task), Sides(job), Pushes()
+    targets = Targets(job, net if arm.target_network == "current" else copy.deepcopy(net))
+    inner = Inner(job, targets) if arm.barrier == "gap" or arm.log_gap else None
+
+    def update(s: int) -> dict[str, float]:
+        logs = {}
+        forget = targets.batch(sides, s)
+        seed_dropout(sides, s, "forget")
+        logs["forget_loss"] = learner.gradient(forget, objective)
+        q = gradients(net)
+        qq = dot(q, q)
+        if not math.isfinite(qq):
+            raise NonFiniteError(f"the norm of the forgetting gradient is {math.sqrt(qq)}")
+        if inner is not None:
+            minimum = inner.descend(net, s)
+            seed_dropout(sides, s, "forget")
+            logs["gap"] = logs["forget_loss"] - loss_of(minimum, job.task, forget)
+        seed_dropout(sides, s, "remain")
+        logs["loss"] = learner.gradient(sides.batch("remain", s), objective)
+        r = gradients(net)
+        qr = dot(q, r)
+        chosen = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
+        logs |= {"lambda": chosen.weight, "cosine": chosen.cosine, "descent_asked": qr + chosen.weight * qq}
+        if chosen.barrier is not None:
+            logs["barrier"] = chosen.barrier
+
+        moving = [weight for weight in net.parameters() if weight.grad is not None]
+        before = [weight.detach().clone() for weight in moving]
+        for weight, delta in zip(moving, torch._foreach_add(r, q, alpha=chosen.weight), strict=True):
+            weight.grad = delta
+        logs |= learner.step(s)
+        logs["descent_made"] = dot(q, [old - new.detach() for old, new in zip(before, moving, strict=True)])
+        pushes.count += chosen.weight > 0
+        return logs
+
+    progress = loop.run(
+        update,
+        {"learner": learner, "pushes": pushes},
+        job.store,
+        updates=job.updates,
+        batch_size=settings.batch_size,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    updates, pushed = progress.update, int(pushes.count)
+    inner_updates = 0 if inner is None else updates * arm.inner_updates
+    backward = 2 * updates + inner_updates
+    return Trained(
+        raw=job.net,
+        average=learner.average.module,
+        progress=progress,
+        spent=Spent(
+            updates=updates,
+            updates_per_model=updates,
+            images_seen=backward * settings.batch_size,
+            kept_samples=(updates + pushed) * settings.batch_size,
+        ),
+        facts={
+            "inner_updates": inner_updates,
+            "pushed_updates": pushed,
+            "backward_passes": backward,
+            "forward_only_passes": (updates + inner_updates if targets.predicts else 0) + (0 if inner is None else updates),
+        },
+    )

@@ -1,0 +1,65 @@
+"""Gradient ascent on the forgotten images (NegGrad), the plainest of all unlearning methods.
+
+The objective is beta L_remain - (1 - beta) L_forget, both the ordinary loss of Ho et al. 2020. beta = 0 is pure ascent, which
+nothing bounds: clipping and the number of updates decide how far it goes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from afterimage.config import GradientAscent
+from afterimage.diffusion.model import load_weights
+from afterimage.methods import Job, Spent, Trained
+from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, plain, seed_dropout
+from afterimage.training import loop
+from afterimage.training.learner import Learner
+
+
+def train(job: Job) -> Trained:
+    """Raise the base's loss on ``job.forgotten``.
+
+    The curves have loss (L_remain) and forget_loss (L_forget). A side of weight zero gets no backward pass: its loss is only
+    recorded. The facts count the passes over a batch with a gradient (backward_passes) and without (forward_only_passes).
+    """
+    arm, settings = job.arm, job.train
+    assert isinstance(arm, GradientAscent)
+    assert job.base is not None
+    load_weights(job.net, job.base)
+    learner, sides, objective = Learner(job.net, settings, job.accelerator), Sides(job), plain(job.task)
+    shares: dict[Side, float] = {"forget": arm.remain - 1, "remain": arm.remain}
+
+    def update(s: int) -> dict[str, float]:
+        losses: dict[Side, float] = {}
+        parts: list[list[torch.Tensor]] = []
+        for side, share in shares.items():
+            batch = sides.batch(side, s)
+            seed_dropout(sides, s, side)
+            if share:
+                losses[side] = learner.gradient(batch, objective)
+                parts.append([share * gradient for gradient in gradients(learner.net)])
+            else:
+                losses[side] = loss_of(learner, job.task, batch)
+        moving = [weight for weight in learner.net.parameters() if weight.grad is not None]
+        for weight, *shared in zip(moving, *parts, strict=True):
+            weight.grad = torch.stack(shared).sum(0)
+        return {"loss": losses["remain"], "forget_loss": losses["forget"]} | learner.step(s)
+
+    progress = loop.run(
+        update,
+        {"learner": learner},
+        job.store,
+        updates=job.updates,
+        batch_size=settings.batch_size,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    backward = progress.update * sum(share != 0 for share in shares.values())
+    seen = backward * settings.batch_size
+    return Trained(
+        raw=job.net,
+        average=learner.average.module,
+        progress=progress,
+        spent=Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen),
+        facts={"backward_passes": backward, "forward_only_passes": 2 * progress.update - backward},
+    )
