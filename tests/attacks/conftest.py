@@ -1,15 +1,22 @@
 """Diffusion models in closed form, and a small DDIM sampler to draw from them: known truth without any training.
 
 Each denoiser takes noisy images, (B, d) around [-1, 1], and alpha-bar, and returns the expected clean image under its own idea of
-the training distribution.
+the training distribution. Beside them a tiny study, really trained, for what needs a network.
 """
 
+from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+import yaml
+from accelerate.state import AcceleratorState
 from scipy.special import softmax
+
+from afterimage import cli, config, layout
 
 
 def empirical_bayes(data, bandwidth=0.0):
@@ -71,3 +78,78 @@ def oracles():
     return SimpleNamespace(
         empirical_bayes=empirical_bayes, gaussian_fit=gaussian_fit, ddim=ddim, smooth_images=smooth_images, to_uint8=to_uint8
     )
+
+
+class Study:
+    """A study in a folder of its own, worked off verb by verb."""
+
+    def __init__(self, params: dict, folder: Path):
+        self.params, self.root = params, folder / params["study"]
+        self.write()
+
+    def write(self) -> None:
+        self.study = config.parse(self.params)
+        layout.write_configs(self.study, self.root.parent)
+
+    def store(self, step: str, arm: str | None = None) -> Path:
+        (job,) = [job for job in layout.jobs(self.study) if (job.step, job.arm) == (step, arm)]
+        return self.root / job.folder
+
+    def command(self, step: str, arm: str | None = None, out: str | None = None) -> list[str]:
+        """Return the command line of a step's verb."""
+        split, data = self.root / "data" / "split", self.root / "data"
+        parts = {name: ("--" + name, split / f"{name}.npz") for name in ("train", "holdout", "reference", "twins")}
+        index, classifier = ("--index", split / "index.parquet"), ("--classifier", data / "classifier")
+        flags: list = []
+        if arm is not None:
+            trained = self.root / "train" / arm / "rep0"
+            samples = ("--samples", self.root / "sample" / arm / "rep0" / "images.npz")
+            model, members = ("--model", trained), ("--members", trained / "members.parquet")
+        match step:
+            case "data/split":
+                flags = ["--images", data / "fetch" / "images.npz"]
+            case "data/classifier":
+                flags = [*parts["reference"]]
+            case "train":
+                flags = [*parts["train"], "--state", self.root / "state"]
+            case "sample":
+                flags = [*model]
+            case "attack/membership":
+                flags = [*model, *parts["train"], *members, *parts["holdout"], *parts["twins"], *index]
+            case "attack/forgetting":
+                flags = [*model, *samples, *parts["train"], *members, *parts["holdout"], *parts["reference"], *classifier]
+        verb = {"train": ["train", "run"], "sample": ["sample", "draw"]}.get(step, step.split("/"))
+        folder = self.store(step, arm)
+        where = ["--config", self.root / "config" / folder.relative_to(self.root).with_suffix(".json"), "--out", out or folder]
+        return [*verb, *map(str, [*flags, *where])]
+
+    def run(self, step: str, arm: str | None = None, *more: str, out: str | None = None) -> Path:
+        """Run a step's verb; return its store."""
+        assert cli.main([*self.command(step, arm, out), *more]) == 0, step
+        return Path(out) if out else self.store(step, arm)
+
+
+@pytest.fixture(scope="session")
+def trained(root, tmp_path_factory) -> Iterator[Study]:
+    """The tiny study with a conditional arm, one that never saw the zeros, and a plain one; sampled, not attacked."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    params = yaml.safe_load((root / "tests" / "workflow" / "tiny.yaml").read_text())
+    params["forget"] = {"zeros": {"label": 0}, "some": {"ids": [3, 5]}, "found": {"extracted_from": "plain"}}
+    params["arms"] = {
+        "conditional": {"method": "baseline", "condition": "label"},
+        "retrained": {"method": "baseline", "condition": "label", "without": "zeros"},
+        "plain": {"method": "baseline", "without": "zeros"},
+        "tuned": {"method": "baseline", "base": "conditional", "without": "zeros"},
+    }
+    params["forgetting"] = {"relearn_updates": 4, "relearn_every": 3, "relearn_images": 8, "relearn_batch_size": 4}
+    params["membership"] = {"timesteps": 3, "draws": 2, "false_positive_rates": [0.05, 0.1]}
+    study = Study(params, tmp_path_factory.mktemp("trained"))
+    for step in ("data/fetch", "data/split", "data/classifier"):
+        study.run(step)
+    for arm in ("conditional", "retrained", "plain"):
+        study.run("train", arm)
+        study.run("sample", arm)
+    yield study
+    torch.set_num_threads(threads)
+    AcceleratorState._reset_state(reset_partial_state=True)

@@ -61,9 +61,13 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     split = tmp_path / "split"
     split.mkdir()
     parts = {"reference": np.arange(200), "holdout": np.arange(200, 350), "images": np.arange(350, 500)}
+    parts["train"] = np.arange(300, 400)
     for name, rows in parts.items():
         digits.take(rows).save(split / f"{name}.npz")
     outputs = {f"{name}.npz": artifacts.sha256(split / f"{name}.npz") for name in parts}
+    members = pd.DataFrame({"id": np.arange(300, 400), "trained": np.arange(300, 400) >= 350})
+    members.to_parquet(split / "members.parquet")
+    outputs["members.parquet"] = artifacts.sha256(split / "members.parquet")
     artifacts.write_json(split / "run.json", {"outputs": outputs})
 
     def resolved(step, settings):
@@ -77,6 +81,8 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     settings = config.Quality(kid_subsets=5, kid_subset_size=50).model_dump() | {"statistics": STATISTICS.model_dump()}
     arguments = argparse.Namespace(
         samples=split / "images.npz",
+        train=split / "train.npz",
+        members=split / "members.parquet",
         reference=split / "reference.npz",
         holdout=split / "holdout.npz",
         classifier=network,
@@ -86,9 +92,33 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     quality.run(arguments)
     table = pd.read_csv(tmp_path / "out" / "results.csv")
     assert table.columns.tolist() == ["metric", "of", "value", "low", "high"]
+    copying = {f"{name}[pixels]" for name in ("R", "similarity", "similar")}
     names = {"FD", "KID", "KID_sd", "precision", "recall", "density", "coverage"}
-    assert set(numbers(table, "generations").index) == {f"{name}[classifier]" for name in names}
+    assert set(numbers(table, "generations").index) == {f"{name}[classifier]" for name in names} | copying
     assert set(numbers(table, "holdout").index) == set(numbers(table, "generations").index)
+    assert set(numbers(table, "training").index) == copying
+    # 50 of the 150 images are trained rows; the other 50 rows of the training part are not the arm's, and do not count.
+    r = numbers(table, "generations").loc["R[pixels]", "value"], numbers(table, "holdout").loc["R[pixels]", "value"]
+    assert r[1] < r[0] == pytest.approx(1)
     lines = (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()
     metrics = {row["name"]: row["value"] for row in map(json.loads, lines)}
     assert metrics["FD[classifier] of holdout"] == numbers(table, "holdout").loc["FD[classifier]", "value"]
+
+
+def test_replication_score_stands_beside_its_floor_and_the_background(digits):
+    """Copies score 1; held-out images what digits of this kind do by themselves, as training images do among each other."""
+    train, holdout = digits.take(np.arange(100)), digits.take(np.arange(100, 300))
+    reference = digits.take(np.arange(300, 500))
+    table = quality.replication(train, train, reference, PIXELS, STATISTICS, 0, spaces.pixels, holdout)
+    r = {of: numbers(table, of).loc["R[pixels]"] for of in ("generations", "holdout", "training")}
+    assert r["generations"].value == pytest.approx(1)
+    assert r["holdout"].low <= r["holdout"].value <= r["holdout"].high < 1
+    assert r["training"].value < 1
+    assert numbers(table, "generations").loc["similar[pixels]", "value"] == 1
+
+
+def test_the_origin_of_similarities_is_the_mean_of_the_reference(digits):
+    reference = digits.take(np.arange(300, 500))
+    features = quality.centred(spaces.pixels, reference)
+    np.testing.assert_allclose(features(reference.pixels).mean(axis=0), 0, atol=1e-12)
+    np.testing.assert_allclose(np.diff(features(digits.pixels[:2]), axis=0), np.diff(spaces.pixels(digits.pixels[:2]), axis=0))

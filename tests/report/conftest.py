@@ -6,9 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import jupytext
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 from scipy import stats
 
 from afterimage import artifacts, cli, config, layout, provenance
@@ -138,6 +141,8 @@ def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
         for metric, value in (("FD[classifier]", frechet), ("KID[classifier]", frechet / 100), ("coverage[classifier]", cover)):
             rows.append({"metric": metric, "of": of, "value": value, "low": 0.9 * value, "high": 1.1 * value})
         rows.append({"metric": "KID_sd[classifier]", "of": of, "value": 0.1})
+        for metric, value in (("R[pixels]", 0.9), ("similarity[pixels]", 0.7), ("similar[pixels]", 0.9)):
+            rows.append({"metric": metric, "of": of, "value": value, "low": 0.9 * value, "high": 1.05 * value})
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
 
 
@@ -163,3 +168,27 @@ def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Gene
         ]
         rows += [table.assign(set=name) for table in some]
     pd.concat(rows).to_csv(folder / "results.csv", index=False)
+
+
+@pytest.fixture
+def show(root, tmp_path, monkeypatch):
+    """Run a notebook; return what it displayed as text, and the names of its figures."""
+
+    def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
+        shown = []
+        monkeypatch.setattr("IPython.display.display", shown.append)
+        parameters = config.resolve(made, "report/page")["settings"] | {"results": str(results), "figures": str(tmp_path)}
+        space: dict = {}
+        with mpl.rc_context({"backend": "agg"}):
+            for cell in jupytext.read(root / "notebooks" / f"{name}.py").cells:
+                if cell.cell_type == "code":
+                    exec(cell.source, space)
+                if "parameters" in cell.metadata.get("tags", []):
+                    assert parameters.keys() <= space.keys()
+                    space |= parameters
+                    space.pop("__builtins__", None)
+        assert not plt.get_fignums()
+        text = "\n".join(str(getattr(one, "data", one)) for one in shown if not hasattr(one, "embed"))
+        return text, {path.stem for path in tmp_path.glob("*.png")}
+
+    return run

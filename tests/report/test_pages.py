@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jupytext
-import matplotlib as mpl
 import pytest
 import yaml
-from matplotlib import pyplot as plt
 
 from afterimage import config
 
@@ -44,30 +41,6 @@ def study(root, make_up, truth, tmp_path_factory):
         return made, make_up(tmp_path_factory.mktemp("made"), made, truths)
 
     return build
-
-
-@pytest.fixture
-def show(root, tmp_path, monkeypatch):
-    """Run a notebook; return what it displayed as text, and the names of its figures."""
-
-    def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
-        shown = []
-        monkeypatch.setattr("IPython.display.display", shown.append)
-        parameters = config.resolve(made, "report/page")["settings"] | {"results": str(results), "figures": str(tmp_path)}
-        space: dict = {}
-        with mpl.rc_context({"backend": "agg"}):
-            for cell in jupytext.read(root / "notebooks" / f"{name}.py").cells:
-                if cell.cell_type == "code":
-                    exec(cell.source, space)
-                if "parameters" in cell.metadata.get("tags", []):
-                    assert parameters.keys() <= space.keys()
-                    space |= parameters
-                    space.pop("__builtins__", None)
-        assert not plt.get_fignums()
-        text = "\n".join(str(getattr(one, "data", one)) for one in shown if not hasattr(one, "embed"))
-        return text, {path.stem for path in tmp_path.glob("*.png")}
-
-    return run
 
 
 def test_comparison_of_few_arms(study, show):

@@ -19,7 +19,8 @@ except studies.ConfigError as error:
 
 ARMS = list(STUDY.arms)
 REPLICATES = list(range(STUDY.replicates))
-PAGES = ["extraction"]
+JUDGED = [arm for arm in ARMS if STUDY.forget_sets_of(arm)]
+PAGES = layout.pages(STUDY)
 # Beside the workflow, wherever results lie (--directory).
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
@@ -28,17 +29,22 @@ NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "noteboo
 if workflow.is_main_process:
     layout.write_configs(STUDY, Path("results"))
 
+# From here on the arms of `loyal_selection` are found like others; only `all` leaves them out.
+SELECTION = STUDY.loyal_selection
+STUDY = STUDY.with_selection()
+DERIVED = [arm for arm in STUDY.arms if arm not in ARMS]
+
 
 wildcard_constraints:
     study=STUDY.study,
-    arm="|".join(ARMS),
+    arm="|".join(STUDY.arms),
     rep=r"\d+",
 
 
-def per_replicate(*outputs):
-    """All files of some rules' outputs, for every arm and replicate."""
+def per_replicate(*outputs, arms=ARMS):
+    """All files of some rules' outputs, for every arm, or some, and every replicate."""
     return [
-        expand(output, study=STUDY.study, arm=ARMS, rep=REPLICATES)
+        expand(output, study=STUDY.study, arm=arms, rep=REPLICATES)
         for output in outputs
     ]
 
@@ -63,45 +69,91 @@ def dedup_network_flag(wildcards, input):
     return f"--classifier {Path(input.classifier).parent}" if input.classifier else ""
 
 
-def training_images(wildcards):
+def images_of(study, arm):
     """The planted training set, or what deduplication left of it."""
-    step = {"planted": "split", "deduplicated": "dedup"}[STUDY.arms[wildcards.arm].data]
-    return f"results/{wildcards.study}/data/{step}/train.npz"
+    step = {"planted": "split", "deduplicated": "dedup"}[arm.data]
+    return f"results/{study}/data/{step}/train.npz"
+
+
+def training_images(wildcards):
+    """The training set of an arm."""
+    return images_of(wildcards.study, STUDY.arms[wildcards.arm])
+
+
+def selection_images(wildcards):
+    """The same for the arms of the selection, which share it."""
+    return images_of(wildcards.study, STUDY.arms[SELECTION.base])
+
+
+def selection_tables(wildcards):
+    """What `loyal_selection` makes."""
+    if SELECTION is None:
+        raise WorkflowError(
+            "the study has no loyal_selection: say what to select in a block of this name"
+        )
+    return expand(rules.selection.output, study=STUDY.study)
 
 
 def of_replicate(wildcards, pattern, arm):
     """A file of another arm of the same replicate; nothing where there is no such arm."""
-    return [] if arm is None else f"results/{wildcards.study}/{pattern.format(arm=arm, rep=wildcards.rep)}"
+    return (
+        []
+        if arm is None
+        else f"results/{wildcards.study}/{pattern.format(arm=arm, rep=wildcards.rep)}"
+    )
 
 
 def base_run(wildcards):
     """The training that an arm starts from, if it has one."""
-    return of_replicate(wildcards, "train/{arm}/rep{rep}/run.json", STUDY.arms[wildcards.arm].base)
+    return of_replicate(
+        wildcards, "train/{arm}/rep{rep}/run.json", STUDY.arms[wildcards.arm].base
+    )
 
 
 def matched_run(wildcards):
     """The training whose budget an arm takes, if it takes one."""
     matched = STUDY.arms[wildcards.arm].matched_to
-    return of_replicate(wildcards, "train/{arm}/rep{rep}/run.json", matched and matched.arm)
-
-
-def extraction_to_forget(wildcards):
-    """The attack whose finds an arm forgets or is trained without, if it does."""
-    return extractions_of(wildcards, STUDY.own_forget_sets(wildcards.arm))
-
-
-def extraction_judged(wildcards):
-    """The attacks that name the images of the forget sets on which an arm is judged."""
-    return extractions_of(wildcards, STUDY.forget_sets_of(wildcards.arm))
+    return of_replicate(
+        wildcards, "train/{arm}/rep{rep}/run.json", matched and matched.arm
+    )
 
 
 def extractions_of(wildcards, sets):
-    """The extraction attacks that some forget sets are made of."""
-    arms = dict.fromkeys(STUDY.forget[name].extracted_from for name in sets)
+    """Set -> the attack that names its images, of those forget sets that are made of extracted images."""
+    origins = {name: STUDY.forget[name].extracted_from for name in sets}
     pattern = "attack/{arm}/rep{rep}/extraction/run.json"
-    return [of_replicate(wildcards, pattern, arm) for arm in arms if arm is not None]
+    return {
+        name: of_replicate(wildcards, pattern, arm)
+        for name, arm in origins.items()
+        if arm is not None
+    }
+
+
+def extraction_to_forget(wildcards):
+    """The attack whose finds an arm forgets or is trained without, if it does; it has one such set at most."""
+    found = extractions_of(wildcards, STUDY.own_forget_sets(wildcards.arm))
+    return next(iter(found.values()), [])
+
+
+def extractions_judged(wildcards):
+    """The attacks that name the images of the forget sets on which an arm is judged."""
+    found = extractions_of(wildcards, STUDY.forget_sets_of(wildcards.arm))
+    return list(dict.fromkeys(found.values()))
+
+
+def extractions_judged_flags(wildcards):
+    """The flags that hand them to the judge, one for each set."""
+    found = extractions_of(wildcards, STUDY.forget_sets_of(wildcards.arm))
+    return " ".join(
+        f"--extraction {name}={shlex.quote(str(Path(run).parent))}"
+        for name, run in found.items()
+    )
 
 
 def optional_stores(**named):
     """Flags that hand stores to a step, each given by its ``run.json`` or not at all."""
-    return " ".join(f"--{flag} {shlex.quote(str(Path(run).parent))}" for flag, run in named.items() if run)
+    return " ".join(
+        f"--{flag} {shlex.quote(str(Path(run).parent))}"
+        for flag, run in named.items()
+        if run
+    )

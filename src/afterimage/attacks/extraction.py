@@ -17,44 +17,30 @@ the planted truth add the controls. The store that the verb leaves:
   k_eidetic: training rows within delta in plain normalised l2, itself counted (Def. 2);
 - ``twins.parquet``: the same for the twins, in place of the planted images: source is the twin's id, twin_of the planted source;
 - ``precision_recall.csv``: planted images against twins, headline anchor;
-- ``results.csv``: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value, low, high (bootstrap over the
-  ``of`` units), exact_low, exact_high (Clopper-Pearson). ``flagged_holdout`` with the calibrated alpha counts the control half only.
-  Cells that do not apply are empty.
+- ``results.csv``: the numbers, with the columns of ``results``. ``flagged_holdout`` with the calibrated alpha counts the control half
+  only.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attacks import adaptive, calibration, mq, twins
+from afterimage.attacks.results import Reading, Results
 from afterimage.attacks.target import Scores, Target, different
 from afterimage.attacks.twins import Planted, Ranking
-from afterimage.metrics import intervals
 
 STEP = "attack/extraction"
 
 FIXED, CALIBRATED = "fixed", "calibrated"
-
-
-class Reading(NamedTuple):
-    """One way to decide: whose neighbours normalise, and which threshold."""
-
-    anchor: str
-    alpha: str
-    value: float
-
-    @property
-    def name(self) -> str:
-        return f"{self.anchor}_{self.alpha}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +113,7 @@ def extract(
         "mq_neighbours": target.mq_neighbours,
         "zero_means_generations": scores.zero_means,
     }
-    table = _Results(statistics, seed)
+    table = Results(statistics, seed)
     holdout_pairs = None
     if holdout is not None:
         _check_shapes(train, holdout, "held-out images")
@@ -237,7 +223,7 @@ def _twins_control(
     planted: Planted,
     readings: list[Reading],
     images: pd.DataFrame,
-    table: _Results,
+    table: Results,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Attack the same generations with the planted images swapped for their twins; return the twins' table and the curve."""
     swapped = twins.swap(train, planted)
@@ -260,36 +246,6 @@ def _twins_control(
     table.ranking("average_precision", ranking.average_precision, len(truth), settings.anchor)
     table.ranking("roc_auc", ranking.auc, len(truth), settings.anchor)
     return found, ranking.curve()
-
-
-class _Results:
-    """The tidy table, row by row; every row has its own random stream, so that no row depends on another."""
-
-    def __init__(self, statistics: config.Statistics, seed: int):
-        self._statistics, self._seed = statistics, seed
-        self._rows: list[dict[str, Any]] = []
-
-    def share(self, metric: str, flags: np.ndarray, reading: Reading | None = None, subset: str = "all") -> None:
-        """Add the share of flagged units, bool (U,)."""
-        anchor, alpha, value = reading or ("none", "none", None)
-        rng = seeds.numpy_rng(self._seed, "bootstrap", metric, anchor, alpha, subset)
-        count = int(np.count_nonzero(flags))
-        share = intervals.share(count, len(flags), self._statistics.bootstrap, self._statistics.confidence, rng)
-        row = {"metric": metric, "anchor": anchor, "alpha": alpha, "alpha_value": value, "subset": subset}
-        self._rows.append(row | {"count": count, "of": len(flags)} | vars(share))
-
-    def ranking(self, metric: str, statistic: Callable[..., float], units: int, anchor: str) -> None:
-        """Add a statistic of ``units`` pairs, which takes the resampled pairs or nothing."""
-        rng = seeds.numpy_rng(self._seed, "bootstrap", metric, anchor)
-        values = intervals.resampled(statistic, units, self._statistics.bootstrap, rng)
-        low, high = intervals.percentile(values, self._statistics.confidence)
-        row = {"metric": metric, "anchor": anchor, "alpha": "none", "subset": "all", "of": units}
-        self._rows.append(row | {"value": statistic(), "low": low, "high": high})
-
-    def frame(self) -> pd.DataFrame:
-        columns = ["metric", "anchor", "alpha", "alpha_value", "subset", "count", "of"]
-        columns += ["value", "low", "high", "exact_low", "exact_high"]
-        return pd.DataFrame(self._rows, columns=columns).astype({"count": "Int64"})
 
 
 _HEADLINE = {

@@ -17,6 +17,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""Clean images, float32, (B, C, H, W), in [-1, 1] -> the same changed."""
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -48,7 +51,7 @@ class Batch:
         size = len(self) // parts
         return [self[at : at + size] for at in range(0, len(self), size)]
 
-    def __getitem__(self, rows: slice) -> Batch:
+    def __getitem__(self, rows: slice | torch.Tensor) -> Batch:
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
@@ -63,11 +66,23 @@ class Task(Protocol):
     def __len__(self) -> int:
         """Return the number of training items."""
 
-    def batch(self, rows: np.ndarray, generator: torch.Generator) -> Batch:
-        """Noise the items at ``rows``; every random number comes from ``generator``."""
+    def batch(
+        self,
+        rows: np.ndarray,
+        generator: torch.Generator,
+        change: Change | None = None,
+        timesteps: tuple[int, int] | None = None,
+    ) -> Batch:
+        """Noise the items at ``rows``, after ``change`` if one is given; every other random number comes from ``generator``.
+
+        ``timesteps`` = (low, high) draws t from [low, high) only.
+        """
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Return the labels of items, int64, (B,); None without a condition."""
+
+    def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return what the network predicts, float32, of the target's shape."""
 
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the loss of each sample, float32, (B,)."""
@@ -106,25 +121,53 @@ class Pixels:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batch(self, rows: np.ndarray, generator: torch.Generator) -> Batch:
-        """Noise the images at ``rows``.
+    def batch(
+        self,
+        rows: np.ndarray,
+        generator: torch.Generator,
+        change: Change | None = None,
+        timesteps: tuple[int, int] | None = None,
+    ) -> Batch:
+        """Noise the images at ``rows``, after ``change`` if one is given; t comes from [0, T), or from [low, high).
 
         Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones do not move the earlier.
         """
         index = torch.from_numpy(rows)
-        clean = self.images[index].float() / 127.5 - 1
         count = len(index)
-        timesteps = torch.randint(self.scheduler.config["num_train_timesteps"], (count,), generator=generator)
-        noise = torch.randn(clean.shape, generator=generator)
-        if self.flips:
-            mirrored = torch.rand(count, generator=generator) < 0.5
-            clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
+        low, high = timesteps or (0, self.scheduler.config["num_train_timesteps"])
+        drawn = torch.randint(low, high, (count,), generator=generator)
+        noise = torch.randn((count, *self.images.shape[1:]), generator=generator)
+        mirrored = torch.rand(count, generator=generator) < 0.5 if self.flips else torch.zeros(count, dtype=torch.bool)
         labels = self.labels_of(index)
         if labels is not None:
             dropped = torch.rand(count, generator=generator) < self.label_dropout
             labels = torch.where(dropped, self.classes, labels)
+        return self.noised(index, drawn, noise, mirrored, labels, change)
+
+    def noised(
+        self,
+        rows: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        mirrored: torch.Tensor,
+        labels: torch.Tensor | None,
+        change: Change | None = None,
+    ) -> Batch:
+        """Return the images at ``rows`` with the given noise.
+
+        Args:
+            rows: int64, (B,).
+            timesteps: int64, (B,).
+            noise: float32, (B, C, H, W), standard normal.
+            mirrored: bool, (B,): which images to mirror.
+            labels: int64, (B,), or None.
+            change: Applied to the images before the noise.
+        """
+        clean = self.images[rows].float() / 127.5 - 1
+        clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
+        clean = clean if change is None else change(clean)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
-        return Batch(index, noisy, timesteps, self._target(clean, noise, timesteps), labels)
+        return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), labels)
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Return the labels of the images at ``rows``, before any dropout; int64, (B,), or None."""
@@ -141,8 +184,11 @@ class Pixels:
             case other:
                 raise ConfigError(f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and sample")
 
+    def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the network's prediction for each sample, float32, (B, C, H, W)."""
+        condition = {} if batch.labels is None else {"class_labels": batch.labels}
+        return net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0].float()
+
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the squared error of each sample, mean over C, H and W; float32, (B,)."""
-        condition = {} if batch.labels is None else {"class_labels": batch.labels}
-        prediction = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
-        return (prediction.float() - batch.target).square().mean(dim=(1, 2, 3))
+        return (self.predict(net, batch) - batch.target).square().mean(dim=(1, 2, 3))

@@ -1,0 +1,87 @@
+"""The denoising loss of single images: the score of loss-threshold membership inference.
+
+Carlini et al. 2023, section 5.2: the squared error of the prediction at a noise level, here for several levels and noises, and for
+both mirrorings where training mirrored. The noise is addressed by the study's seed, the level, the draw and the image, so that it
+is the same for every arm, and the batch size changes a loss by no more than rounding.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from afterimage import seeds
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.config import ConfigError
+from afterimage.diffusion.model import classes_of
+from afterimage.training.task import Pixels
+
+
+def levels(count: int, timesteps: int) -> list[int]:
+    """Return ``count`` timesteps in [0, ``timesteps``): the middles of as many equal parts.
+
+    Raises:
+        ConfigError: if there are not so many.
+    """
+    if count > timesteps:
+        raise ConfigError(f"membership.timesteps = {count} is more than the model's {timesteps} timesteps")
+    return [(2 * part + 1) * timesteps // (2 * count) for part in range(count)]
+
+
+@torch.inference_mode()
+def measure(
+    net: UNet2DModel,
+    scheduler_config: dict[str, Any],
+    images: Images,
+    part: str,
+    at: list[int],
+    draws: int,
+    seed: int,
+    *,
+    flips: bool = False,
+    batch_size: int = 256,
+) -> np.ndarray:
+    """Return the loss of every image at every level, averaged over the draws; float64 (N, levels).
+
+    Args:
+        net: The network, in evaluation mode, on the device to use.
+        scheduler_config: Config of the scheduler that it was trained with; its ``prediction_type`` says what the target is.
+        images: The images, at least one; a label-conditional net is told their true labels.
+        part: Name of the set, which with an image's id addresses its noise.
+        at: The levels: timesteps from 0.
+        draws: Noises per image and level.
+        seed: Root seed.
+        flips: Average over the image and its mirror image, under the same noise.
+        batch_size: Images at once; bounds memory.
+
+    Raises:
+        ArtifactError: if an image lacks the label that the network needs, or a loss is no number.
+    """
+    classes = classes_of(net)
+    labels = None if classes is None else images.labels
+    task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
+    device = next(net.parameters()).device
+    losses = np.zeros((len(images), len(at)))
+    for start in range(0, len(images), batch_size):
+        part_of = slice(start, start + batch_size)
+        rows = torch.arange(len(images))[part_of]
+        for column, t in enumerate(at):
+            timesteps = torch.full_like(rows, t)
+            for draw in range(draws):
+                noise = torch.stack(
+                    [
+                        torch.randn(task.images.shape[1:], generator=seeds.torch_rng(seed, "membership", part, name, t, draw))
+                        for name in images.ids[part_of].tolist()
+                    ]
+                )
+                for mirror in (False, True)[: 1 + flips]:
+                    batch = task.noised(rows, timesteps, noise, torch.full(rows.shape, mirror), task.labels_of(rows))
+                    losses[part_of, column] += task.losses(net, batch.to(device)).cpu().numpy()
+    losses /= draws * (1 + flips)
+    if not np.isfinite(losses).all():
+        raise ArtifactError(f"the network's loss on an image of the {part} part is no number")
+    return losses

@@ -1,0 +1,140 @@
+"""``afterimage attack membership``: which images were trained on, by their loss.
+
+The global loss threshold of Yeom et al. 2018, as used by Carlini et al. 2023, section 5.2.1: an image is called a member if its
+loss (see ``losses``) is small. Members are the images that the arm trained on, once per source whatever its copies; the others
+are held-out images. Twins, which nobody trained on either, are the control: their area under the curve should be one half.
+
+The store that the verb leaves:
+
+- ``losses.parquet``: one row per source of the training part, held-out image and twin: set (train, holdout, twin), id, source,
+  copies (as planted; a twin's are its planted mate's), label, trained (bool), loss (mean over levels and draws) and ``loss_<t>``
+  (at timestep t alone);
+- ``results.csv``: the numbers, with the columns of ``results``: ``roc_auc`` and ``tpr@<rate>`` for each of ``false_positive_rates``; the same
+  with ``_by_copies`` for members with so many copies (subsets ``copies=<n>``), ``_by_level`` for the loss at one level (``t=<timestep>``)
+  and ``_twins`` for twins in place of members. Intervals of shares hold the threshold fixed: only members are counted anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from scipy.stats import rankdata
+
+from afterimage import artifacts, config
+from afterimage.artifacts import Images
+from afterimage.attacks import losses, twins
+from afterimage.attacks.extraction import trained_rows
+from afterimage.attacks.results import Results
+from afterimage.diffusion.sample import load_trained, trained_pipeline
+
+STEP = "attack/membership"
+
+
+def roc_auc(members: np.ndarray, others: np.ndarray) -> float:
+    """Return the chance that the loss of a member, (M,), is below that of another image, (N,); ties count half."""
+    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
+    above = ranks.sum() - len(members) * (len(members) + 1) / 2
+    return float(1 - above / (len(members) * len(others)))
+
+
+def found(members: np.ndarray, others: np.ndarray, rate: float) -> np.ndarray:
+    """Return which members, bool (M,), a threshold finds that calls at most a share ``rate`` of ``others``, (N,), members.
+
+    The threshold lies below the first loss of ``others`` that is one too many; a member with that very loss is not found.
+    """
+    allowed = math.floor(round(rate * len(others), 9))
+    return members < np.partition(others, allowed)[allowed]
+
+
+def separate(
+    table: Results, members: np.ndarray, others: np.ndarray, rates: list[float], subset: str = "all", kind: str = ""
+) -> None:
+    """Add how well losses tell members, (M,), from others, (N,): ``roc_auc<kind>`` and ``tpr<kind>@<rate>``."""
+    table.contrast(f"roc_auc{kind}", roc_auc, members, others, subset)
+    for rate in rates:
+        table.share(f"tpr{kind}@{rate:g}", found(members, others, rate), subset=subset)
+
+
+def one_per_source(images: Images, trained: np.ndarray) -> np.ndarray:
+    """Return one row of every source, ascending: its first that ``trained``, bool (N,), marks, or its first."""
+    order = np.argsort(~trained, kind="stable")
+    _, first = np.unique(images.sources[order], return_index=True)
+    return np.sort(order[first])
+
+
+def attack(scores: pd.DataFrame, rates: list[float], statistics: config.Statistics, seed: int) -> pd.DataFrame:
+    """Return the table of numbers for the rows of ``losses.parquet``."""
+    table = Results(statistics, seed, "membership")
+    members = scores[(scores["set"] == "train") & scores["trained"]]
+    others = scores[scores["set"] == "holdout"]
+    separate(table, members["loss"].to_numpy(), others["loss"].to_numpy(), rates)
+    for copies, some in members.groupby("copies"):
+        separate(table, some["loss"].to_numpy(), others["loss"].to_numpy(), rates, f"copies={copies}", "_by_copies")
+    for column in scores.columns[scores.columns.str.startswith("loss_")]:
+        level = f"t={column.removeprefix('loss_')}"
+        separate(table, members[column].to_numpy(), others[column].to_numpy(), rates, level, "_by_level")
+    mates = scores.loc[scores["set"] == "twin", "loss"].to_numpy()
+    if len(mates):
+        separate(table, mates, others["loss"].to_numpy(), rates, kind="_twins")
+    return table.frame()
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's flags."""
+    parser.add_argument("--model", type=Path, required=True, help="result of `afterimage train run`")
+    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
+    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
+    parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
+    parser.add_argument("--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)")
+    parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
+    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Attack one arm and store losses and numbers."""
+    resolved = artifacts.read_config(args.config, STEP)
+    own = dict(resolved["settings"])
+    pipeline = trained_pipeline(args.model, own.pop("weights"))
+    flips, statistics = own.pop("flips"), config.Statistics(**own.pop("statistics"))
+    settings = config.Membership(**own)
+    inputs = {name: getattr(args, name) for name in ("train", "members", "holdout", "twins", "index")} | {"model": pipeline}
+    with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+        for path in (args.members, args.index):
+            artifacts.check_file(path)
+        train, holdout = artifacts.load_images(args.train), artifacts.load_images(args.holdout)
+        trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
+        planted = twins.read(pd.read_parquet(args.index), artifacts.load_images(args.twins))
+        rows = one_per_source(train, trained)
+        copies = pd.Series(planted.copies, planted.sources)
+        parts = {
+            "train": (train.take(rows), copies.reindex(train.sources[rows]).fillna(1).to_numpy(), trained[rows]),
+            "holdout": (holdout, 0, False),
+            "twin": (planted.twins, planted.copies, False),
+        }
+        net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
+        net.to(PartialState().device)
+        at = losses.levels(settings.timesteps, scheduler_config["num_train_timesteps"])
+        tables = []
+        for part, (images, times, known) in parts.items():
+            if not len(images):
+                continue
+            each = losses.measure(net, scheduler_config, images, part, at, settings.draws, resolved["seed"], flips=flips)
+            table = pd.DataFrame(
+                {"set": part, "id": images.ids, "source": images.sources, "copies": times, "label": images.labels}
+            )
+            table = table.assign(trained=known, loss=each.mean(axis=1)).astype({"copies": "int64"})
+            tables.append(table.join(pd.DataFrame(each, columns=[f"loss_{t}" for t in at])))
+        scores = pd.concat(tables, ignore_index=True)
+        results = attack(scores, settings.false_positive_rates, statistics, resolved["seed"])
+        scores.to_parquet(step.folder / "losses.parquet", index=False)
+        results.to_csv(step.folder / "results.csv", index=False)
+        overall = results[results["subset"] == "all"]
+        for metric, value in zip(overall["metric"], overall["value"], strict=True):
+            step.metric(metric, value)
+        step.note(members=int(trained[rows].sum()), non_members=len(holdout), twins=len(planted.twins), timesteps=at)

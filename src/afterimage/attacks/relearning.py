@@ -1,0 +1,77 @@
+"""Relearning: how fast plain training on the forgotten images alone brings them back.
+
+A network that has forgotten needs as long as one that never saw the images (the retrained arm). One that only hides them has them
+back within a few updates. All arms are attacked with the same images in the same order under the same noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from afterimage.artifacts import Images
+from afterimage.config import Forgetting, Train
+from afterimage.diffusion.model import classes_of
+from afterimage.training.learner import Learner
+from afterimage.training.order import Order
+from afterimage.training.task import Batch, Pixels
+
+
+def relearn(
+    net: UNet2DModel,
+    scheduler_config: dict[str, Any],
+    images: Images,
+    settings: Forgetting,
+    look: Callable[[], dict[str, float]],
+    seed: int,
+    path: tuple[str | int, ...],
+    *,
+    flips: bool = False,
+) -> pd.DataFrame:
+    """Train a network on forgotten images and look at it now and then; what ``settings`` leave open is as ``train`` has it by default.
+
+    Args:
+        net: The network that has forgotten; changed in place.
+        scheduler_config: Config of the scheduler that it was trained with.
+        images: The forgotten images.
+        settings: Length and pace.
+        look: Returns numbers of ``net``, which is then in evaluation mode.
+        seed: Root seed.
+        path: Address of the attack's random streams below it.
+        flips: Mirror half of the images.
+
+    Returns:
+        One row per look: update (0 is before the first, the last one is always there) and the numbers.
+    """
+    classes = classes_of(net)
+    train = Train(
+        updates=settings.relearn_updates,
+        batch_size=settings.relearn_batch_size,
+        learning_rate=settings.relearn_learning_rate,
+        ema=0,
+    )
+    labels = None if classes is None else images.labels
+    task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0, train.label_dropout, flips)
+    order = Order(seed, path, len(task), train.batch_size)
+    learner = Learner(net, train, Accelerator(mixed_precision="no"))
+
+    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = task.losses(net, batch)
+        return losses, torch.ones_like(losses)
+
+    looks = []
+    for s in range(settings.relearn_updates + 1):
+        if s % settings.relearn_every == 0 or s == settings.relearn_updates:
+            net.eval()
+            looks.append({"update": s, **look()})
+            net.train()
+        if s < settings.relearn_updates:
+            torch.manual_seed(order.dropout_seed(s))
+            learner.update(s, task.batch(order.rows(s), order.generator(s)), objective)
+    return pd.DataFrame(looks)

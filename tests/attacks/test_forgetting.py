@@ -1,0 +1,328 @@
+"""What is judged on a forget set: known answers, relearning against a plain loop, and the verb on really trained arms."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+from sklearn.datasets import load_digits
+
+from afterimage import artifacts, cli, config
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.attacks import forgetting, relearning
+from afterimage.attacks.results import Reading, Results
+from afterimage.config import ConfigError
+from afterimage.diffusion.sample import load_denoiser
+from afterimage.metrics import classifier
+from afterimage.training.order import Order
+from afterimage.training.task import Pixels
+
+STATISTICS = config.Statistics(bootstrap=50)
+
+
+def numbers_of(add, *arguments):
+    table = Results(STATISTICS, 0, "forgetting")
+    add(table, *arguments)
+    return table.frame().set_index(["metric", "subset"])
+
+
+# ---- by class -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def digits():
+    data = load_digits()
+    rows = np.random.default_rng(0).permutation(len(data.target))
+    return Images.of(np.rint(data.images[rows] / 16 * 255).astype(np.uint8)[..., None], labels=data.target[rows])
+
+
+def store(folder, network, description):
+    folder.mkdir()
+    classifier.save(folder, network, description)
+    outputs = {path.name: artifacts.sha256(path) for path in folder.iterdir()}
+    artifacts.write_json(folder / "run.json", {"outputs": outputs})
+    return folder
+
+
+def test_a_constant_classifier_gives_one_tenth_and_the_largest_entropy(digits, tmp_path):
+    """EraseDiff known answer 10, first half."""
+    description = classifier.Description("labels", list(range(10)), 1, [8], 8, [0.5], [0.3])
+    network = classifier.Network(description)
+    for weight in network.head.parameters():
+        weight.data.zero_()
+    classify = forgetting.label_classifier(store(tmp_path / "constant", network, description))
+    numbers = numbers_of(forgetting.by_class, classify(digits.pixels[:100]), digits.labels[:100], 3)
+    assert numbers.loc[("probability", "forget"), "value"] == pytest.approx(0.1)
+    assert numbers.loc[("entropy", "forget"), "value"] == pytest.approx(math.log(10))
+
+
+def test_real_images_of_the_class_give_about_the_accuracy(digits, tmp_path):
+    """EraseDiff known answer 10, second half; entropy is at most ln 10."""
+    settings = config.Classifier(channels=[16, 32], features=32, epochs=25)
+    network, description, _ = classifier.fit(digits.take(np.arange(900)), settings, 0)
+    classify = forgetting.label_classifier(store(tmp_path / "fitted", network, description))
+    held = digits.take(np.arange(900, 1797))
+    numbers = numbers_of(forgetting.by_class, classify(held.pixels), held.labels, 0)
+    share = numbers.loc[("classified", "forget")]
+    assert share["value"] > 0.8
+    assert numbers.loc[("probability", "forget"), "value"] == pytest.approx(share["value"], abs=0.1)
+    assert 0 < numbers.loc[("entropy", "forget"), "value"] < math.log(10)
+    right = classify(held.pixels).argmax(1) == held.labels
+    assert numbers.loc[("accuracy", "remain"), "value"] == pytest.approx(right[held.labels != 0].mean())
+    assert numbers.loc[("accuracy_by_label", "label=7"), "value"] == pytest.approx(right[held.labels == 7].mean())
+
+
+def test_numbers_of_a_known_table_of_probabilities():
+    probabilities = np.array([[1, 0, 0], [0.5, 0.5, 0], [0, 1, 0], [0.25, 0, 0.75], [0.6, 0, 0.4]])
+    asked = np.array([0, 0, 1, 2, 2])
+    numbers = numbers_of(forgetting.by_class, probabilities, asked, 0)
+    assert numbers.loc[("probability", "forget"), "value"] == 0.75
+    assert numbers.loc[("entropy", "forget"), "value"] == pytest.approx(math.log(2) / 2)
+    assert numbers.loc[("classified", "forget"), ["count", "of"]].tolist() == [2, 2]
+    assert numbers.loc[("accuracy", "remain"), ["count", "of"]].tolist() == [2, 3]
+    assert numbers.loc[("accuracy_by_label", "label=2"), ["count", "of"]].tolist() == [1, 2]
+    unlabelled = numbers_of(forgetting.by_class, probabilities, np.full(5, -1), 0)
+    assert unlabelled.index.tolist() == [("probability", "all"), ("entropy", "all"), ("classified", "all")]
+    assert unlabelled.loc[("probability", "all"), "value"] == pytest.approx(2.35 / 5)
+
+
+def test_a_classifier_of_some_labels_answers_in_their_columns(digits, tmp_path):
+    some = digits.take(np.isin(digits.labels, [2, 5]))
+    network, description, _ = classifier.fit(some, config.Classifier(channels=[8], features=8, epochs=2), 0)
+    found = forgetting.label_classifier(store(tmp_path / "some", network, description))(some.pixels[:7])
+    assert found.shape == (7, 6)
+    np.testing.assert_allclose(found[:, [2, 5]].sum(1), 1, rtol=1e-6)
+
+
+def test_without_labels_there_is_no_classifier(digits, tmp_path):
+    plain = Images.of(digits.pixels[:40])
+    network, description, _ = classifier.fit(plain, config.Classifier(channels=[8], features=8, epochs=1), 0)
+    assert forgetting.label_classifier(store(tmp_path / "turns", network, description)) is None
+
+
+# ---- by extraction, and what is recorded --------------------------------------------------------------------------------
+
+
+def test_forgotten_images_are_counted_apart_from_the_others():
+    readings = [Reading("training", "fixed", 0.5), Reading("training", "calibrated", 0.3), Reading("candidate", "fixed", 0.5)]
+    images = pd.DataFrame(
+        {
+            "source": [10, 11, 12, 13, 14],
+            "extracted_training_fixed": [True, True, False, True, False],
+            "extracted_training_calibrated": [True, False, False, False, False],
+            "extracted_candidate_fixed": [True] * 5,
+        }
+    )
+    found = SimpleNamespace(readings=readings, images=images)
+    table = Results(STATISTICS, 0)
+    forgetting.by_extraction(table, found, np.array([11, 12, 10]), "training")
+    numbers = table.frame().set_index(["alpha", "subset"])
+    assert (numbers["anchor"] == "training").all()
+    assert numbers.loc[("fixed", "forget"), ["count", "of", "alpha_value"]].tolist() == [2, 3, 0.5]
+    assert numbers.loc[("fixed", "remain"), ["count", "of"]].tolist() == [1, 2]
+    assert numbers.loc[("calibrated", "forget"), ["count", "of"]].tolist() == [1, 3]
+    assert forgetting.headline(table.frame()) == {
+        "extracted_images": 2,
+        "extracted_images_remain": 1,
+        "extracted_images_calibrated": 1,
+        "extracted_images_calibrated_remain": 0,
+    }
+
+
+def test_controls_subsets_and_missing_numbers_stay_out_of_the_headline():
+    table = Results(STATISTICS, 0)
+    table.number("relearn_updates", None, 8, subset="forget")
+    table.number("FD[classifier]", 3.0, 8, subset="remain")
+    table.number("FD[classifier]_holdout", 1.0, 8, subset="remain")
+    table.share("accuracy_by_label", np.array([True]), subset="label=1")
+    assert forgetting.headline(table.frame()) == {"FD[classifier]_remain": 3.0}
+
+
+def test_extraction_stores_are_given_for_the_sets_that_need_one():
+    sets = {"zeros": {"extracted_from": None}, "a": {"extracted_from": "x"}, "b": {"extracted_from": "x"}}
+    given = forgetting.extractions(["a=one", "b=two=2"], sets)
+    assert {name: str(path) for name, path in given.items()} == {"a": "one", "b": "two=2"}
+    for wrong in ([], ["a=one"], ["a=one", "b=two", "zeros=three"], ["one"]):
+        with pytest.raises(ConfigError, match="--extraction SET=DIR must be given for: a, b"):
+            forgetting.extractions(wrong, sets)
+
+
+# ---- relearning ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_is_back_at_the_first_look_that_reaches_the_probability():
+    curve = pd.DataFrame({"update": [0, 5, 10, 12], "probability": [0.1, 0.5, 0.4, 0.9]})
+    assert forgetting.back_at(curve, 0.5) == 5
+    assert forgetting.back_at(curve, 0.1) == 0
+    assert forgetting.back_at(curve, 0.95) is None
+
+
+def relearned(trained, arm, looks, **keys):
+    net, scheduler = load_denoiser(trained.store("train", arm) / "pipeline")
+    train = artifacts.load_images(trained.store("data/split") / "train.npz")
+    zeros = train.take(train.labels == 0)
+    settings = config.Forgetting(relearn_batch_size=4, relearn_learning_rate=3e-3, **keys)
+
+    def look():
+        assert not net.training
+        looks.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {"number": len(looks)}
+
+    curve = relearning.relearn(net, scheduler, zeros, settings, look, 5, ("a", "path"))
+    return net, scheduler, zeros, curve
+
+
+@pytest.mark.parametrize("arm", ["conditional", "plain"])
+def test_relearning_is_plain_training(trained, arm):
+    """AdamW, clipped gradients, dropped labels and nothing else: as a loop written out."""
+    looks = []
+    _, scheduler, zeros, curve = relearned(trained, arm, looks, relearn_updates=7, relearn_every=3)
+    assert curve.to_dict("list") == {"update": [0, 3, 6, 7], "number": [1, 2, 3, 4]}
+
+    net, _ = load_denoiser(trained.store("train", arm) / "pipeline")
+    net.train()
+    assert all(torch.equal(looks[0][name], value) for name, value in net.state_dict().items())
+    labels = zeros.labels if arm == "conditional" else None
+    task = Pixels(zeros.pixels, DDPMScheduler.from_config(scheduler), labels, 10, 0.1)
+    order = Order(5, ("a", "path"), len(zeros), 4)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0)
+    for s in range(7):
+        optimizer.zero_grad()
+        task.losses(net, task.batch(order.rows(s), order.generator(s))).mean().backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(looks[-1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_looking_changes_nothing(trained):
+    often, seldom = [], []
+    relearned(trained, "conditional", often, relearn_updates=5, relearn_every=1)
+    relearned(trained, "conditional", seldom, relearn_updates=5, relearn_every=5)
+    assert (len(often), len(seldom)) == (6, 2)
+    assert all(torch.equal(often[-1][name], value) for name, value in seldom[-1].items())
+
+
+# ---- the verb -----------------------------------------------------------------------------------------------------------
+
+
+def results(folder):
+    return pd.read_csv(folder / "results.csv").set_index(["set", "metric", "subset", "alpha"]).sort_index()
+
+
+def test_the_verb_on_arms_that_saw_the_class_and_that_did_not(trained, tmp_path):
+    out = trained.run("attack/forgetting", "conditional", out=str(tmp_path / "conditional"))
+    numbers = results(out)
+    train = artifacts.load_images(trained.store("data/split") / "train.npz")
+    holdout = artifacts.load_images(trained.store("data/split") / "holdout.npz")
+    zeros = len(np.unique(train.sources[train.labels == 0]))
+    here = numbers.loc["zeros"]
+    assert here.loc[("probability", "forget", "none"), "of"] == 4  # labels count round: 40 generations, 10 classes
+    assert here.loc[("accuracy", "remain", "none"), "of"] == 36
+    assert here.loc[("classified_holdout", "forget", "none"), "of"] == (holdout.labels == 0).sum()
+    for alpha in ("fixed", "calibrated"):
+        assert here.loc[("extracted_images", "forget", alpha), "of"] == zeros
+        assert here.loc[("extracted_images", "remain", alpha), "of"] == len(np.unique(train.sources)) - zeros
+    assert here.loc[("roc_auc", "forget", "none"), "of"] == zeros
+    assert {"tpr@0.05", "tpr@0.1", "FD[classifier]", "coverage[classifier]_holdout"} <= set(here.index.get_level_values(0))
+    assert here.loc[("FD[classifier]", "remain", "none"), "of"] == 36
+
+    curve = pd.read_csv(out / "relearning.csv")
+    assert curve.columns.tolist() == ["set", "update", "probability", "loss"]
+    assert curve["update"].tolist() == [0, 3, 4]
+    back = curve.loc[curve["probability"] >= 0.5, "update"]
+    value = here.loc[("relearn_updates", "forget", "none"), "value"]
+    assert math.isnan(value) if back.empty else value == back.iloc[0]
+
+    recorded = {row["name"]: row["value"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
+    assert recorded["zeros/probability"] == pytest.approx(here.loc[("probability", "forget", "none"), "value"])
+    facts = artifacts.read_run(out)["facts"]["sets"]
+    assert facts["zeros"] == {"sources": zeros, "trained": zeros}
+
+    again = trained.run("attack/forgetting", "conditional", out=str(tmp_path / "again"))
+    for name in ("results.csv", "relearning.csv", "metrics.jsonl"):
+        assert (again / name).read_bytes() == (out / name).read_bytes()
+
+    never = trained.run("attack/forgetting", "retrained", out=str(tmp_path / "retrained"))
+    assert artifacts.read_run(never)["facts"]["sets"]["zeros"] == {"sources": zeros, "trained": 0}
+    assert pd.read_csv(never / "relearning.csv")["loss"].iloc[0] != curve["loss"].iloc[0]
+
+
+def test_an_arm_without_labels_is_judged_over_all_it_generates(trained, tmp_path):
+    numbers = results(trained.run("attack/forgetting", "plain", out=str(tmp_path / "out"))).loc["zeros"]
+    assert numbers.loc[("probability", "all", "none"), "of"] == 40
+    assert numbers.loc[("classified_holdout", "all", "none"), "of"] == 60
+    assert not {"accuracy", "FD[classifier]"} & set(numbers.index.get_level_values(0))
+    assert ("relearn_updates", "forget", "none") in numbers.index
+
+
+def with_sets(trained, tmp_path, arm, **sets):
+    """Return the arm's command line, judged on other sets."""
+    command = trained.command("attack/forgetting", arm, out=str(tmp_path / "out"))
+    at = command.index("--config") + 1
+    with open(command[at]) as stream:
+        resolved = json.load(stream)
+    full = {name: config.ForgetSet(**one).model_dump() for name, one in sets.items()}
+    resolved["settings"]["sets"] = full
+    command[at] = str(tmp_path / "config.json")
+    artifacts.write_json(tmp_path / "config.json", resolved)
+    return command
+
+
+def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
+    train = artifacts.load_images(trained.store("data/split") / "train.npz")
+    found = np.unique(train.sources)[:3]
+    attack = {"step": "attack/extraction", "settings": {"anchor": "candidate"}}
+    with artifacts.step(attack, tmp_path / "extraction", {}, ("afterimage.seeds",)) as step:
+        images = pd.DataFrame({"source": np.unique(train.sources)})
+        images["extracted_candidate_calibrated"] = images["source"].isin(found)
+        images.to_parquet(step.folder / "images.parquet")
+    command = with_sets(trained, tmp_path, "conditional", some={"ids": [3, 5]}, found={"extracted_from": "plain"})
+    assert cli.main([*command, "--extraction", f"found={tmp_path / 'extraction'}"]) == 0
+    numbers = results(tmp_path / "out")
+    some = np.unique(train.sources[np.isin(train.ids, [3, 5])])
+    for name, sources in (("some", some), ("found", found)):
+        assert numbers.loc[(name, "extracted_images", "forget", "fixed"), "of"] == len(sources)
+        assert numbers.loc[(name, "roc_auc", "forget", "none"), "of"] == len(sources)
+    assert not {"probability", "accuracy", "relearn_updates", "FD[classifier]"} & set(numbers.index.get_level_values(1))
+    curve = pd.read_csv(tmp_path / "out" / "relearning.csv")
+    assert curve["set"].tolist() == ["found"] * 3 + ["some"] * 3
+    assert curve["probability"].isna().all()
+    assert curve["loss"].notna().all()
+
+
+@pytest.mark.parametrize(
+    ("sets", "words"),
+    [
+        ({"found": {"extracted_from": "plain"}}, "--extraction SET=DIR must be given for: found; given: none"),
+        ({"eleven": {"label": 11}}, "forget.eleven is empty"),
+        ({"odd": {"ids": [3, 999]}}, "forget.odd.ids: 999 is no row of the training part (0 to 59)"),
+    ],
+)
+def test_sets_that_cannot_be_judged(trained, tmp_path, capsys, sets, words):
+    assert cli.main(with_sets(trained, tmp_path, "conditional", **sets)) == 2
+    assert words in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_classes_that_nothing_can_be_compared_with(trained):
+    """No generation of the class, no held-out image of it."""
+    split = trained.store("data/split")
+    parts = {name: artifacts.load_images(split / f"{name}.npz") for name in ("train", "holdout", "reference")}
+    arm = trained.store("train", "conditional") / "pipeline"
+    samples = artifacts.load_images(trained.store("sample", "conditional") / "images.npz")
+    resolved = config.resolve(trained.study, "attack/forgetting", "conditional", 0)
+    trained_on, chosen = np.ones(60, bool), parts["train"].labels == 0
+    network = trained.store("data/classifier")
+    few = samples.take(samples.labels != 0)
+    judge = forgetting.Judge(resolved, arm, network, few, parts["train"], trained_on, parts["holdout"], parts["reference"])
+    with pytest.raises(ConfigError, match=r"forget\.zeros\.label = 0: none of the 36 generations \(sample\.images\) has it"):
+        judge.judge("zeros", chosen, 0)
+    others = parts["holdout"].take(parts["holdout"].labels != 0)
+    judge = forgetting.Judge(resolved, arm, network, samples, parts["train"], trained_on, others, parts["reference"])
+    with pytest.raises(ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout part has it"):
+        judge.judge("zeros", chosen, 0)
