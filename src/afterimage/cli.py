@@ -35,6 +35,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
     "report": {
         "tables": ("afterimage.report.tables", "gather the results of all arms into tidy tables"),
         "page": ("afterimage.report.page", "run one notebook and write its HTML page"),
+        "swap": ("afterimage.report.swap", "sample with the blocks at some timesteps only, without training anew"),
+        "selection": ("afterimage.report.selection", "rank skip groups and switch timesteps for LoyalDiffusion"),
         "rulegraph": ("afterimage.report.rulegraph", "draw the workflow's rule graph"),
     },
     "track": {"import": ("afterimage.tracking", "import finished results into MLflow; doing it twice changes nothing")},

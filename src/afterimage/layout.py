@@ -45,13 +45,38 @@ def jobs(study: config.Study) -> list[Job]:
             name = step.removeprefix("attack/")
             judged = [(arm, k) for arm, k in cells if name != "forgetting" or study.forget_sets_of(arm)]
             listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", step, arm, k) for arm, k in judged]
-    return listed + [Job("report", f"report/{name}", "report") for name in ("tables", "extraction")]
+    listed.append(Job("report", "report/tables", "report/tables"))
+    return listed + [Job("report", f"report/pages/{page}", "report/page") for page in pages(study)]
+
+
+def selection_jobs(study: config.Study) -> list[Job]:
+    """Return the jobs of ``snakemake loyal_selection`` that the study itself does not have."""
+    if study.loyal_selection is None:
+        return []
+    derived = [arm for arm in study.with_selection().arms if arm not in study.arms]
+    cells = [(arm, replicate) for arm in derived for replicate in range(study.replicates)]
+    listed = [Job(phase, f"{phase}/{arm}/rep{k}", phase, arm, k) for phase in ("train", "sample") for arm, k in cells]
+    for name in ("extraction", "quality"):
+        listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", f"attack/{name}", arm, k) for arm, k in cells]
+    listed += [Job("report", f"selection/swap/rep{k}", "report/swap", None, k) for k in range(study.replicates)]
+    return [*listed, Job("report", "selection/table", "report/selection")]
+
+
+def pages(study: config.Study) -> list[str]:
+    """Return the notebooks that have something to show of a study; each gives the page of its name."""
+    methods = {arm.method for arm in study.arms.values()}
+    wanted = {
+        "extraction": True,
+        "comparison": True,
+        "iet_agc": "iet_agc" in methods,
+        "loyal": "loyal" in methods or any(study.rau_net_of(arm) for arm in study.arms),
+        "erasediff": any(study.forget_sets_of(arm) for arm in study.arms),
+    }
+    return [page for page, shown in wanted.items() if shown]
 
 
 def entries(study: config.Study, job: Job) -> tuple[str, ...]:
     """Return the modules whose code makes the result of ``job``."""
-    if job.phase == "report":
-        return (COMMANDS["report"]["tables" if job.folder == "report/tables" else "page"][0],)
     if job.phase == "train":
         assert job.arm is not None
         return COMMANDS["train"]["run"][0], config.METHODS[study.arms[job.arm].method]
@@ -65,10 +90,12 @@ def write_configs(study: config.Study, results: Path) -> None:
     """Write the resolved config and the code fingerprint of every job, and the whole study; touch only what changed."""
     root = Path(results) / study.study / "config"
     _write_changed(root / "study.json", study.model_dump_json(indent=2))  # arms in their order, which pages follow
-    for job in jobs(study):
-        resolved = config.resolve(study, job.step, job.arm, job.replicate)
+    derived = study.with_selection()
+    for job in jobs(study) + selection_jobs(study):
+        asked = study if job.arm is None or job.arm in study.arms else derived
+        resolved = config.resolve(asked, job.step, job.arm, job.replicate)
         _write_changed(root / f"{job.folder}.json", json.dumps(resolved, indent=2, sort_keys=True))
-        _write_changed(root / f"{job.folder}.code", provenance.fingerprint(*entries(study, job)))
+        _write_changed(root / f"{job.folder}.code", provenance.fingerprint(*entries(asked, job)))
 
 
 def _write_changed(path: Path, text: str) -> None:

@@ -4,24 +4,32 @@ A remedy that ruins the images also "forgets"; these numbers stand beside every 
 in the same way: what they reach is the floor, since they are as good as images of this kind and number get. Fréchet distances
 fall with the number of images, so the floor is fair only with about as many held-out images as generations.
 
-The store that the verb leaves is ``results.csv``: metric, of (generations or holdout), value, low, high. Each metric carries its
-space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision, recall, density,
-coverage. Intervals: FD, the normal interval from a bootstrap over the compared images; KID, the basic one from the full sets; precision and density, a percentile bootstrap over the compared images; recall and coverage,
-over the reference images, whose shares they are. Labels play no part.
+The replication score (``metrics.similarity``) stands beside them: how like the arm's training images the generations are, and, as
+its floor, held-out images and training images of other sources.
+
+The store that the verb leaves is ``results.csv``: metric, of (generations, holdout; training), value, low, high. Each metric carries
+its space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision, recall, density,
+coverage; R[pixels], similarity[pixels] (mean of the same similarities) and similar[pixels] (share of them above 0.5). Intervals: FD,
+the normal interval from a bootstrap over the compared images; KID, the basic one from the full sets; precision, density and the
+three of similarity, a percentile bootstrap over the compared images; recall and coverage, over the reference images, whose shares
+they are. Labels play no part.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError, Images
-from afterimage.metrics import intervals, quality, spaces
+from afterimage.attacks.extraction import trained_rows
+from afterimage.metrics import intervals, quality, similarity, spaces
 from afterimage.metrics.spaces import Space
 
 STEP = "attack/quality"
@@ -101,18 +109,76 @@ def _numbers(
     for metric, each in vars(overlap).items():
         numbers[f"{metric}[{space}]"] = (
             float(each.mean()),
-            *intervals.percentile(intervals.resampled(partial(_mean_of, each), len(each), resamples, rng(metric)), confidence),
+            *intervals.percentile(
+                intervals.resampled(partial(_of_rows, np.mean, each), len(each), resamples, rng(metric)), confidence
+            ),
         )
     return numbers
 
 
-def _mean_of(each: np.ndarray, rows: np.ndarray) -> float:
-    return float(each[rows].mean())
+def replication(
+    samples: Images,
+    train: Images,
+    reference: Images,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
+    space: Space,
+    holdout: Images,
+) -> pd.DataFrame:
+    """Measure how like the training images generations are, and held-out images, and training images of other sources.
+
+    Args:
+        samples: The generations.
+        train: The images that the model was trained on.
+        reference: Real images that the model did not see; see ``centred``.
+        settings: Of the measures; ``similarity`` names ``space``.
+        statistics: Of the intervals.
+        seed: Root seed of resamples.
+        space: Maps images to features, see ``spaces``.
+        holdout: Other real images that the model did not see: the floor.
+
+    Returns:
+        A table with the columns of ``measure``.
+    """
+    features = centred(space, reference)
+    seen = features(train.pixels)
+    found = {
+        name: similarity.top1(features(images.pixels), seen)
+        for name, images in (("generations", samples), ("holdout", holdout))
+    }
+    found["training"] = similarity.top1(seen, seen, train.sources, train.sources)
+    rows = []
+    for name, values in found.items():
+        measures: tuple[tuple[str, Callable[[np.ndarray], Any], np.ndarray], ...] = (
+            ("R", similarity.replication, values),
+            ("similarity", np.mean, values),
+            ("similar", np.mean, values > 0.5),
+        )
+        for metric, statistic, each in measures:
+            rng = seeds.numpy_rng(seed, "quality", metric, name)
+            resampled = intervals.resampled(partial(_of_rows, statistic, each), len(each), statistics.bootstrap, rng)
+            low, high = intervals.percentile(resampled, statistics.confidence)
+            row = {"metric": f"{metric}[{settings.similarity}]", "of": name, "value": float(statistic(each))}
+            rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def centred(space: Space, reference: Images) -> Space:
+    """Return the space with the mean of the reference images as its origin: what all images of the kind share does not count."""
+    centre = space(reference.pixels).mean(axis=0)
+    return lambda pixels: space(pixels) - centre
+
+
+def _of_rows(statistic: Callable[[np.ndarray], Any], each: np.ndarray, rows: np.ndarray) -> float:
+    return float(statistic(each[rows]))
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
     parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
+    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
+    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
     parser.add_argument("--reference", type=Path, required=True, help="reference part of the split (.npz)")
     parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
     parser.add_argument("--classifier", type=Path, required=True, help="folder of the feature network")
@@ -123,15 +189,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure one arm's generations and store the table."""
     resolved = artifacts.read_config(args.config, STEP)
-    inputs = {name: getattr(args, name) for name in ("samples", "reference", "holdout", "classifier")}
+    inputs = {name: getattr(args, name) for name in ("samples", "train", "members", "reference", "holdout", "classifier")}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         own = dict(step.settings)
         statistics = config.Statistics(**own.pop("statistics"))
         settings = config.Quality(**own)
         reference = artifacts.load_images(args.reference)
         samples, holdout = artifacts.load_images(args.samples), artifacts.load_images(args.holdout)
-        space = spaces.find(settings, args.classifier)
-        table = measure(samples, reference, settings, statistics, resolved["seed"], space, holdout=holdout)
+        artifacts.check_file(args.members)
+        train = trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members))
+        space, near = (spaces.find(settings, args.classifier, name) for name in (settings.features, settings.similarity))
+        table = pd.concat(
+            [
+                measure(samples, reference, settings, statistics, resolved["seed"], space, holdout=holdout),
+                replication(samples, train, reference, settings, statistics, resolved["seed"], near, holdout),
+            ]
+        )
         table.to_csv(step.folder / "results.csv", index=False)
         for metric, of, value in zip(table["metric"], table["of"], table["value"], strict=True):
             step.metric(metric if of == "generations" else f"{metric} of {of}", value)

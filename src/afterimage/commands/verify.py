@@ -42,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
         print(problem)
     errors = sum(not problem.warning for problem in found)
     print(
-        f"study {study.study!r}: {len(_jobs(study, args.until))} results checked, {errors} problem(s), "
+        f"study {study.study!r}: {len(_jobs(study, args.results / study.study, args.until))} results checked, {errors} problem(s), "
         f"{len(found) - errors} warning(s), {time.monotonic() - started:.1f} s"
     )
     return 1 if errors else 0
@@ -60,14 +60,16 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
     found: list[Problem] = []
     other_locks: set[str | None] = set()
     here = provenance.environment()["lock_sha256"]
-    for job in _jobs(study, until):
+    derived = study.with_selection()
+    for job in _jobs(study, root, until):
         folder = root / job.folder
         try:
             run = artifacts.read_run(folder)
         except artifacts.ArtifactError as error:
             found.append(Problem(folder, str(error).removeprefix(f"{folder} ")))
             continue
-        texts = [*_settings(study, job, run), *_code(study, job, run), *_outputs(folder, run, hash_of)]
+        whole = study if job.arm is None or job.arm in study.arms else derived
+        texts = [*_settings(whole, job, run), *_code(whole, job, run), *_outputs(folder, run, hash_of)]
         found += [Problem(folder, text) for text in texts]
         found += [Problem(folder, text, warning) for text, warning in _inputs(run, root, hash_of)]
         if run["environment"]["lock_sha256"] != here:
@@ -78,8 +80,10 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
     return found + list(_leftovers(study, root, until))
 
 
-def _jobs(study: config.Study, until: str | None) -> list[layout.Job]:
-    return [job for job in layout.jobs(study) if job.phase in _phases(until)]
+def _jobs(study: config.Study, root: Path, until: str | None) -> list[layout.Job]:
+    """Return the study's jobs, and those of ``loyal_selection`` that have been run."""
+    selection = [job for job in layout.selection_jobs(study) if (root / job.folder).exists()]
+    return [job for job in layout.jobs(study) + selection if job.phase in _phases(until)]
 
 
 def _phases(until: str | None) -> tuple[str, ...]:
@@ -139,7 +143,7 @@ def _listed(path: Path) -> str | None:
 
 
 def _leftovers(study: config.Study, root: Path, until: str | None) -> Iterator[Problem]:
-    wanted = {root / job.folder for job in layout.jobs(study)}
+    wanted = {root / job.folder for job in layout.jobs(study) + layout.selection_jobs(study)}
     for phase in _phases(until):
         for record in sorted((root / phase).rglob(artifacts.RUN)):
             if record.parent not in wanted:

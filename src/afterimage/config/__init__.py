@@ -41,6 +41,7 @@ from afterimage.config.data import (
     Split,
 )
 from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
+from afterimage.config.selection import LoyalSelection
 from afterimage.config.steps import STEPS, digest, resolve
 from afterimage.config.study import Study, load, parse, schema
 from afterimage.config.training import Diffusion, Model, Train
@@ -70,6 +71,7 @@ __all__ = [
     "IetAgc",
     "ImageFolder",
     "Loyal",
+    "LoyalSelection",
     "Match",
     "Membership",
     "Model",

@@ -44,27 +44,32 @@ class Match(Block):
     (not skipped by AGC), as updates of this arm's batch size, rounded up."""
 
 
+Variant = Literal[
+    "trained_random",
+    "trained_identity",
+    "frozen_fixed",
+    "frozen_redrawn",
+    "conv_silu",
+    "k_conv_silu",
+    "maxpool",
+    "drop",
+    "none",
+]
+"""What an information transfer block is; see ``TransferBlocks``."""
+
+
 class TransferBlocks(Block):
     """RAU-Net: information transfer blocks in skip connections (LoyalDiffusion, Li et al. 2024)."""
 
     groups: list[Annotated[int, Field(ge=0)]]
     """Skip groups with a block: 0 is the skip of the first convolution, g the skips of the g-th level, finest first. The paper
     puts blocks on its two deepest levels (3 and 4)."""
-    variant: Literal[
-        "trained_random",
-        "trained_identity",
-        "frozen_fixed",
-        "frozen_redrawn",
-        "conv_silu",
-        "k_conv_silu",
-        "maxpool",
-        "drop",
-        "none",
-    ] = "trained_random"
+    variant: Variant = "trained_random"
     """trained_random: a 3x3 convolution from torch's default start, trained (the paper's text). trained_identity: the same from the
-    identity. frozen_fixed, frozen_redrawn: never trained, and kept or drawn anew at every loading (what the released training and
-    sampling codes do, whose blocks torch does not know of). conv_silu, k_conv_silu: with activation. maxpool: keeps local maxima
-    only. drop: the decoder's own state in place of the skip. none: no block (control)."""
+    identity. frozen_fixed, frozen_redrawn: never trained, and kept, or drawn anew (from the study's seed) whenever the network is
+    opened (what the released training and sampling codes do, whose blocks torch does not know of). conv_silu, k_conv_silu: with
+    activation. maxpool: keeps local maxima only. drop: the decoder's own state in place of the skip, where their channels agree.
+    none: no block (control)."""
     convolutions: Annotated[int, Field(ge=1)] = 2
     """k, with ``variant: k_conv_silu``."""
 
@@ -137,6 +142,18 @@ class IetAgc(Arm):
     augment_below: Annotated[float, Field(gt=1)] | None = None
     """IET-AGC+: kept samples with a loss below this multiple of the skipping threshold are augmented. Null: never."""
 
+    @model_validator(mode="after")
+    def _parts_work(self) -> IetAgc:
+        if self.agc_threshold == 0:
+            for key in ("redistribute_above", "augment_below"):
+                if getattr(self, key) is not None:
+                    raise ValueError(f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold = 0 skips none")
+        if self.redistribute_above is not None and self.shards == 1:
+            raise ValueError(
+                f"redistribute_above = {self.redistribute_above} needs shards to move images between, but shards = 1"
+            )
+        return self
+
 
 class Loyal(Arm):
     """LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that share the timesteps, one or both of them a RAU-Net."""
@@ -155,9 +172,10 @@ class EraseDiff(Unlearning):
 
     method: Literal["erasediff"]
     target: Literal["relabel", "uniform", "released_relabel", "released_uniform"] = "relabel"
-    """What the forgotten images are to be denoised to: the network's own prediction for a wrong label, drawn per sample; noise from
-    U(0, 1). released_relabel: one wrong label for the batch, dropout and label dropout on. released_uniform: the same uniform
-    tensor also corrupts the image."""
+    """What the forgotten images are to be denoised to: the network's own prediction for a wrong label, drawn per sample; U(0, 1) in
+    place of the noise. released_relabel: one wrong label for all images of a class in the batch, dropout and label dropout on.
+    released_uniform: the same uniform tensor also corrupts the image; label dropout on. The uniform ones need
+    ``diffusion.prediction: epsilon``."""
     barrier: Literal["gradnorm", "gap", "cosine", "fixed"] = "gradnorm"
     """lambda's rule: the theorem's, a_t = eta |grad g|^2; a_t = eta g; the released code's eta - cos; the constant ``weight``."""
     eta: Annotated[float, Field(ge=0)] = 0.1
@@ -189,27 +207,35 @@ class SalUn(Unlearning):
     saliency: Share = 0.5
     """Share of the weights that may move: those with the largest gradient of the forgetting loss."""
     saliency_samples: Annotated[int, Field(ge=1)] = 512
-    """Noised samples that this gradient is averaged over."""
+    """Noised samples that this gradient is averaged over, rounded up to whole batches."""
     remain_weight: Annotated[float, Field(ge=0)] = 1.0
-    """alpha: weight of the loss on the rest."""
-    relabel: Literal["next", "random"] = "next"
-    """The wrong label: the next class (as released) or one drawn per sample."""
+    """beta: weight of the loss on the rest, both losses being means over an image's values. (The released 1e-3 multiplies a loss
+    summed over them: 3.07 here, for 32 x 32 x 3.)"""
+    relabel: Literal["random", "next"] = "random"
+    """The wrong label: any other, drawn per sample (the paper's c' != c), or the next class (as released)."""
 
 
 class SelectiveAmnesia(Unlearning):
-    """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten, replay of the rest, and EWC."""
+    """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the rest, and EWC."""
 
     method: Literal["selective_amnesia"]
     ewc: Annotated[float, Field(ge=0)] = 10.0
-    """lambda: weight of the penalty sum F (theta - theta_0)^2."""
-    fisher_samples: Annotated[int, Field(ge=1)] = 2000
-    """Noised samples that the diagonal Fisher information is averaged over."""
-    replay: Literal["training", "generated"] = "training"
-    """What stands for the rest: its training images, or images drawn from the base (generative replay, as published)."""
+    """lambda of the penalty lambda sum F (theta - theta_0)^2, in the units that it is published in: beside squared errors summed
+    over an image's values (the released code; the paper writes lambda / 2). The published 10 is for a large network trained to
+    the end; where F is larger, as in small studies, it holds every weight (digits: try 0.01)."""
+    fisher_samples: Annotated[int, Field(ge=1)] = 500
+    """Images that the diagonal Fisher information F is averaged over (published: 5,000)."""
+    fisher_timesteps: Annotated[int, Field(ge=1)] | None = 50
+    """Noise levels, spread evenly, that stand for all in the gradient of one image's likelihood; null takes all (published)."""
+    replay: Literal["generated", "training"] = "generated"
+    """What stands for the rest, and for all classes in F: images drawn from the base (generative replay, as published), or the
+    training images."""
+    replay_images: Annotated[int, Field(ge=1)] = 1000
+    """Images drawn from the base, evenly over all labels, with ``replay: generated`` (published: 5,000)."""
 
 
 class DpSgd(Arm):
-    """DP-SGD (Abadi et al. 2016) by opacus; Carlini et al. 2023 report that it diverges."""
+    """DP-SGD (Abadi et al. 2016) by opacus; Carlini et al. 2023 report that it diverges. ``train.clip`` is not used."""
 
     method: Literal["dp_sgd"]
     epsilon: Annotated[float, Field(gt=0)] | None = None

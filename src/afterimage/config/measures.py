@@ -23,7 +23,8 @@ class Sample(Block):
     weights: Literal["ema", "raw"] = "ema"
     """Sample from the averaged weights or from the last ones."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0 the unconditional one."""
+    """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0 the unconditional one.
+    Papers that write (1 + w) eps_c - w eps_null mean 1 + w."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Images denoised at once; bounds memory, never the result."""
 
@@ -73,6 +74,8 @@ class Quality(Block):
 
     features: Literal["classifier", "pixels", "inception"] = "classifier"
     """The named feature space: the study's classifier, raw pixels, or Inception (optional extra)."""
+    similarity: Literal["pixels", "classifier", "inception"] = "pixels"
+    """The space of the replication score. The classifier puts all images of a class together, and tells copies from kin badly."""
     neighbours: Annotated[int, Field(ge=1)] = 5
     """k of precision, recall, density and coverage."""
     kid_subsets: Annotated[int, Field(ge=1)] = 50
@@ -80,14 +83,15 @@ class Quality(Block):
     kid_subset_size: Annotated[int, Field(ge=2)] = 200
     """Images per subset (fewer where there are fewer)."""
     inception_weights: str | None = None
-    """Path of torch-fidelity's Inception weights, with ``features: inception``."""
+    """Path of torch-fidelity's Inception weights, with ``features: inception`` or ``similarity: inception``."""
     inception_sha256: str | None = None
     """Checksum that this file must have."""
 
     @model_validator(mode="after")
     def _weights_are_pinned(self) -> Quality:
-        if self.features == "inception" and not (self.inception_weights and self.inception_sha256):
-            raise ValueError("features = inception needs inception_weights (a path) and inception_sha256")
+        named = next((key for key in ("features", "similarity") if getattr(self, key) == "inception"), None)
+        if named and not (self.inception_weights and self.inception_sha256):
+            raise ValueError(f"{named} = inception needs inception_weights (a path) and inception_sha256")
         return self
 
 

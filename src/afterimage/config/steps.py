@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from afterimage.config.selection import plan
 from afterimage.config.study import Study
 
 STEPS = {
@@ -19,7 +20,10 @@ STEPS = {
     "attack/quality": ("arm", "replicate"),
     "attack/membership": ("arm", "replicate"),
     "attack/forgetting": ("arm", "replicate"),
-    "report": (),
+    "report/tables": (),
+    "report/page": (),
+    "report/swap": ("replicate",),
+    "report/selection": (),
 }
 """Step -> what addresses one of its jobs."""
 
@@ -66,11 +70,33 @@ def resolve(study: Study, step: str, arm: str | None = None, replicate: int | No
             "sample": full["sample"],
             "membership": full["membership"],
             "extraction": full["extraction"],
+            "quality": full["quality"],
             "flips": data["flips"],
             "statistics": full["statistics"],
         }
-    elif step == "report":
+    elif step == "report/tables":
+        settings = {
+            "arms": list(study.arms),
+            "controls": {name: arm.control for name, arm in study.arms.items()},
+            "forgetting": [name for name in study.arms if study.forget_sets_of(name)],
+            "replicates": study.replicates,
+            "confidence": study.statistics.confidence,
+        }
+    elif step == "report/page":
         settings = {"study": study.study, "arms": list(study.arms), "replicates": study.replicates} | full["report"]
+    elif step == "report/swap":
+        assert study.loyal_selection is not None
+        settings = {"switch_timesteps": study.loyal_selection.switch_timesteps, "flips": data["flips"]}
+        settings |= {key: full[key] for key in ("sample", "quality", "extraction", "statistics")}
+    elif step == "report/selection":
+        assert study.loyal_selection is not None
+        cells = plan(study.loyal_selection, len(study.model.channels))
+        settings = {
+            "selection": full["loyal_selection"],
+            "arms": [{"arm": name} | cell.model_dump(mode="json") for name, cell in cells.items()],
+            "replicates": study.replicates,
+            "confidence": study.statistics.confidence,
+        }
     else:
         raise KeyError(f"unknown step {step!r}; steps are: {', '.join(STEPS)}")
     return {"step": step, "arm": arm, "replicate": replicate, "seed": study.seed, "settings": settings}

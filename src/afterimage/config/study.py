@@ -20,12 +20,14 @@ from afterimage.config.arms import (
     IetAgc,
     Loyal,
     SalUn,
+    SelectiveAmnesia,
     TransferBlocks,
     Unlearning,
 )
 from afterimage.config.base import Block, ConfigError, Name
 from afterimage.config.data import Classifier, Data, Dedup
 from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
+from afterimage.config.selection import LoyalSelection, plan, settings_of
 from afterimage.config.training import Diffusion, Model, Train
 
 
@@ -68,6 +70,8 @@ class Study(Block):
     """Intervals."""
     report: Report = Report()
     """What pages show."""
+    loyal_selection: LoyalSelection | None = None
+    """Arms of ``snakemake loyal_selection``, which ``all`` leaves out: where blocks go, and from which timestep on."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
@@ -112,6 +116,46 @@ class Study(Block):
                         + f"; the nearest number that can is {max(1, round(train.updates / pieces)) * pieces}"
                     )
         return self
+
+    @model_validator(mode="after")
+    def _selection_fits(self) -> Study:
+        chosen = self.loyal_selection
+        if chosen is None:
+            return self
+        if chosen.base not in self.arms:
+            raise ValueError(
+                f"loyal_selection.base = {chosen.base!r} is not an arm; {_allowed('arms', chosen.base, self.arms)}"
+            )
+        base = self.arms[chosen.base]
+        if isinstance(base, Loyal) or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
+            raise ValueError(
+                f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, trained on all its images"
+            )
+        for tau in chosen.switch_timesteps:
+            if tau >= self.diffusion.timesteps:
+                raise ValueError(
+                    f"loyal_selection.switch_timesteps = {chosen.switch_timesteps}: allowed are 1 to {self.diffusion.timesteps - 1}"
+                )
+        taken = sorted(self.arms.keys() & plan(chosen, len(self.model.channels)).keys())
+        if taken:
+            raise ValueError(f"arms.{taken[0]}: loyal_selection makes an arm of this name; give yours another")
+        try:
+            self.with_selection()
+        except ValidationError as error:
+            raise ValueError(f"loyal_selection: {_explain(error)}") from error
+        return self
+
+    def with_selection(self) -> Study:
+        """Return the study with the arms of ``loyal_selection`` as its own; itself if there are none."""
+        chosen = self.loyal_selection
+        if chosen is None:
+            return self
+        derived = {
+            name: settings_of(cell, chosen, self.arms[chosen.base])
+            for name, cell in plan(chosen, len(self.model.channels)).items()
+        }
+        whole = self.model_dump()
+        return Study.model_validate(whole | {"loyal_selection": None, "arms": whole["arms"] | derived})
 
     def needs(self, arm: str) -> list[str]:
         """Return the arms whose results the training of ``arm`` needs."""
@@ -179,15 +223,26 @@ def refusal(study: Study, name: str) -> str | None:
             return f"base = {arm.base!r} is two networks (method loyal), which method {arm.method} cannot start from"
         if isinstance(arm, Unlearning) and arm.rau_net is not None:
             return f"method {arm.method} takes its base's network: rau_net cannot be given"
+        if isinstance(arm, Unlearning) and arm.data != base.data:
+            return f"data = {arm.data!r}, but base = {arm.base!r} was trained on data = {base.data!r}: give the same"
+        if isinstance(arm, Unlearning) and (arm.fraction, base.fraction) != (1, 1):
+            return (
+                f"method {arm.method} needs to know what its base saw: fraction = {arm.fraction} of base = {arm.base!r} with "
+                f"fraction = {base.fraction} is not supported, only 1 of 1"
+            )
+        if isinstance(arm, DpSgd):
+            return f"method dp_sgd counts the privacy of its own updates only: base = {arm.base!r} cannot be given"
     if isinstance(arm, Unlearning):
         if arm.without is not None:
             return f"method {arm.method} has forget: without cannot be given too"
         if study.condition_of(name) == "none" and _needs_labels(arm):
             return f"{_needs_labels(arm)} needs labels, but base = {arm.base!r} was trained without (condition: label)"
+        if isinstance(arm, SelectiveAmnesia) and study.forget[arm.forget].label is None:
+            return f"method selective_amnesia forgets a class: forget.{arm.forget} must be given by label"
+        if isinstance(arm, EraseDiff) and "uniform" in arm.target and study.diffusion.prediction != "epsilon":
+            return f"target = {arm.target!r} stands in place of the noise, but diffusion.prediction = {study.diffusion.prediction!r}"
     blocks = study.rau_net_of(name)
     if blocks is not None:
-        if isinstance(arm, DpSgd):
-            return "method dp_sgd with rau_net is not supported"
         levels = len(study.model.channels)
         if max(blocks.groups, default=0) > levels:
             return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
@@ -197,8 +252,8 @@ def refusal(study: Study, name: str) -> str | None:
 
 
 def _needs_labels(arm: Unlearning) -> str | None:
-    if isinstance(arm, SalUn):
-        return "method salun"
+    if isinstance(arm, SalUn | SelectiveAmnesia):
+        return f"method {arm.method}"
     if isinstance(arm, EraseDiff) and arm.target in ("relabel", "released_relabel"):
         return f"target = {arm.target!r}"
     return None

@@ -1,7 +1,8 @@
 """The network and its forward process: diffusers' ``UNet2DModel`` and ``DDPMScheduler``, built from the study.
 
 Ho et al. 2020 (linear betas, the U-Net) and Nichol & Dhariwal 2021 (cosine betas). Trained models are stored as diffusers
-pipeline folders, so that ``DDPMPipeline.from_pretrained(folder)`` opens every one of them without this package.
+pipeline folders, so that ``DDPMPipeline.from_pretrained(folder)`` opens every one of them: a plain ``UNet2DModel`` without this
+package, one with information transfer blocks (``rau_net``) or two networks in one (``router``) after ``import afterimage``.
 
 A net without a condition is sampled by that pipeline as it is. A label-conditional net (``num_class_embeds`` = classes + 1, the
 last index being the null label of classifier-free guidance) is only *opened* by it: ``DDPMPipeline.__call__`` passes no
@@ -12,6 +13,7 @@ loop over ``pipeline.scheduler``, or use ``afterimage sample draw``.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
@@ -19,21 +21,26 @@ from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError, difference
-from afterimage.config import ConfigError, Diffusion, Model
+from afterimage.config import ConfigError, Diffusion, Model, TransferBlocks
+from afterimage.diffusion.rau_net import RAUNet
+from afterimage.diffusion.router import NETS, TimestepRouter
 
 
-def build_unet(model: Model, shape: tuple[int, int, int], classes: int | None = None, seed: int = 0) -> UNet2DModel:
+def build_unet(
+    model: Model, shape: tuple[int, int, int], classes: int | None = None, seed: int = 0, blocks: TransferBlocks | None = None
+) -> UNet2DModel:
     """Return a freshly initialised U-Net for images of ``shape``.
 
     Args:
         model: The study's ``model`` block.
         shape: Height, width and channels of one image.
         classes: Number of labels of a conditional net; its label ``classes`` is the null label. None builds one without labels.
-        seed: Seed of the initial weights. The global random state is left as it was.
+        seed: Seed of the initial weights, which are the same with and without blocks. The global random state is left as it was.
+        blocks: Information transfer blocks in the skip connections (``rau_net``); without any it is a plain ``UNet2DModel``.
 
     Raises:
         ConfigError: if the image sides cannot be halved once per level but the first, or the attention of the middle block,
-            which is there as soon as any level has attention, does not fit its width.
+            which is there as soon as any level has attention, does not fit its width, or blocks do not fit the network.
     """
     height, width, channels = shape
     halvings = 2 ** (len(model.channels) - 1)
@@ -47,9 +54,12 @@ def build_unet(model: Model, shape: tuple[int, int, int], classes: int | None = 
             f"model.channels: the middle block has attention, but its width {model.channels[-1]} is not a multiple of "
             f"attention_head_dim = {model.attention_head_dim}"
         )
+    settings: dict[str, Any] = {}
+    if blocks is not None and blocks.groups and blocks.variant != "none":
+        settings = {f"transfer_{key}": value for key, value in blocks.model_dump().items()}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return UNet2DModel(
+        return (RAUNet if settings else UNet2DModel)(
             sample_size=height if height == width else (height, width),
             in_channels=channels,
             out_channels=channels,
@@ -62,6 +72,7 @@ def build_unet(model: Model, shape: tuple[int, int, int], classes: int | None = 
             norm_num_groups=model.norm_groups,
             dropout=model.dropout,
             num_class_embeds=None if classes is None else classes + 1,
+            **settings,
         )
 
 
@@ -84,7 +95,7 @@ def classes_of(unet: UNet2DModel) -> int | None:
     return None if embeddings is None else embeddings - 1
 
 
-def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> None:
+def save_pipeline(unet: torch.nn.Module, scheduler: DDPMScheduler, folder: Path) -> None:
     """Write a diffusers pipeline folder: JSON and safetensors only."""
     DDPMPipeline(unet, scheduler).save_pretrained(folder, safe_serialization=True)  # type: ignore[arg-type]
 
@@ -92,18 +103,35 @@ def save_pipeline(unet: UNet2DModel, scheduler: DDPMScheduler, folder: Path) -> 
 def load_weights(unet: UNet2DModel, pipeline: Path) -> None:
     """Fill ``unet`` with the weights of a stored pipeline of the same architecture.
 
+    A network with information transfer blocks can be filled from one without: its blocks stay as they are. So do those that are
+    ``frozen_redrawn``, which no loading brings back. Both networks of a router are filled from a single one, or each from its own.
+
     Raises:
         ArtifactError: naming the settings in which the two architectures differ.
     """
-    stored = UNet2DModel.from_pretrained(pipeline, subfolder="unet", use_safetensors=True)
+    kind = (NETS | {"TimestepRouter": TimestepRouter})[UNet2DModel.load_config(pipeline, subfolder="unet")["_class_name"]]
+    stored = kind.from_pretrained(pipeline, subfolder="unet", use_safetensors=True)
+    if isinstance(unet, TimestepRouter):
+        front, tail = (stored.front, stored.tail) if isinstance(stored, TimestepRouter) else (stored, stored)
+        _fill(unet.front, front, pipeline)
+        _fill(unet.tail, tail, pipeline)
+    else:
+        _fill(unet, stored, pipeline)
+
+
+def _fill(unet: UNet2DModel, stored: UNet2DModel, pipeline: Path) -> None:
+    adds_blocks = isinstance(unet, RAUNet) and not isinstance(stored, RAUNet)
     ours, theirs = (
         {
             key: list(value) if isinstance(value, tuple) else value
             for key, value in net.config.items()
-            if not key.startswith("_")
+            if not key.startswith("_") and not (adds_blocks and key.startswith("transfer_"))
         }
         for net in (unet, stored)
     )
     if ours != theirs:
         raise ArtifactError(f"{pipeline} holds another architecture: {difference(theirs, ours)}")
-    unet.load_state_dict(stored.state_dict())
+    weights = stored.state_dict()
+    if adds_blocks or ours.get("transfer_variant") == "frozen_redrawn":
+        weights |= {name: value for name, value in unet.state_dict().items() if name.startswith("transfers.")}
+    unet.load_state_dict(weights)

@@ -31,6 +31,7 @@ from afterimage import artifacts, seeds
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.model import classes_of
+from afterimage.diffusion.rau_net import redraw
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,10 +40,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
 
 
-def load_denoiser(pipeline: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
+def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dict[str, Any]]:
     """Open any diffusers pipeline of pixels without text, by folder or Hub id; return its net and its scheduler's config.
 
     Only safetensors are read, and no code comes with the pipeline.
+
+    Args:
+        pipeline: Folder or Hub id.
+        seed: Of the blocks that a RAU-Net draws anew at every loading (variant ``frozen_redrawn``); no other net uses it.
 
     Raises:
         ArtifactError: if it cannot be opened, or is no ``UNet2DModel`` with a scheduler (e.g. a text-to-image pipeline).
@@ -57,7 +62,30 @@ def load_denoiser(pipeline: str | Path) -> tuple[UNet2DModel, dict[str, Any]]:
             f"{pipeline} is a {type(opened).__name__} of {', '.join(sorted(opened.components))}; "
             "what can be sampled is a UNet2DModel with a scheduler (DDPMPipeline, DDIMPipeline)"
         )
+    redraw(unet, seed)
     return unet.eval(), dict(opened.scheduler.config)
+
+
+def trained_pipeline(model: Path, weights: str) -> Path:
+    """Return the pipeline folder of a finished training, its files checked.
+
+    Args:
+        model: Result of ``afterimage train run``.
+        weights: ``ema`` or ``raw``.
+
+    Raises:
+        ArtifactError: if the training has not finished or a file is not as it was left.
+    """
+    folder = model / {"ema": "pipeline", "raw": "raw"}[weights]
+    for name in artifacts.read_run(model)["outputs"]:
+        if name.startswith(f"{folder.name}/"):
+            artifacts.check_file(model / name)
+    return folder
+
+
+def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel, dict[str, Any]]:
+    """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same redrawn blocks."""
+    return load_denoiser(pipeline, seeds.derive(seed, "sample", replicate, "blocks"))
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -184,13 +212,10 @@ def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:
 def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, "sample")
     settings = Sample.model_validate(resolved["settings"])
-    folder = args.model / {"ema": "pipeline", "raw": "raw"}[settings.weights]
+    folder = trained_pipeline(args.model, settings.weights)
     with artifacts.step(resolved, args.out, {"model": folder}, (__name__,)) as step:
-        for name in artifacts.read_run(args.model)["outputs"]:
-            if name.startswith(f"{folder.name}/"):
-                artifacts.check_file(args.model / name)
         disable_progress_bar()
-        unet, scheduler_config = load_denoiser(folder)
+        unet, scheduler_config = load_trained(folder, resolved["seed"], resolved["replicate"])
         device = PartialState().device
         classes = classes_of(unet)
         ids = np.arange(settings.images)

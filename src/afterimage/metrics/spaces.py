@@ -20,20 +20,22 @@ Space = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 images, (N, H, W, C), to features, float64 (N, D)."""
 
 
-def find(settings: config.Quality, network: Path | None) -> Space:
-    """Return the space that ``settings.features`` names.
+def find(settings: config.Quality, network: Path | None, name: str | None = None) -> Space:
+    """Return the space called ``name``, by default the one that ``settings.features`` names.
 
     Args:
-        settings: Names the space, and the weights of Inception.
+        settings: Also says where the weights of Inception are.
         network: Folder of the stored classifier, needed for its space only.
+        name: pixels, classifier or inception.
 
     Raises:
         ConfigError: if the classifier or the weights that the space needs are missing.
         ArtifactError: if the weights are not the file that the study pins.
     """
-    if settings.features == "pixels":
+    name = name or settings.features
+    if name == "pixels":
         return pixels
-    if settings.features == "inception":
+    if name == "inception":
         assert settings.inception_weights is not None
         return inception(Path(config.expand(settings.inception_weights)), settings.inception_sha256)
     if network is None:

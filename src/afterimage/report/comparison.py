@@ -51,6 +51,7 @@ METRICS = {
     "flagged_holdout": Metric(),
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower"),
+    "R": Metric("lower"),
     "membership_auc": Metric("lower"),
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),

@@ -1,0 +1,103 @@
+"""LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that share the timesteps, one or both of them a RAU-Net.
+
+The front network is trained on t in [0, tau), then the tail network on t in [tau, T), each as the baseline is, with its own
+optimiser, warm-up, order of images and moving average; sampling goes from one to the other at tau (``diffusion.router``). Both
+start from the same initial weights, or from the averaged weights of ``base``; blocks that a base lacks start as initialised.
+Without ``rau_net`` neither has blocks: the control that tells what two half-range networks do by themselves.
+
+An update trains one network. ``budget: matched_total`` shares the updates in proportion to the timesteps, so that the arm sees as
+many images as a single network with that budget; ``literal`` gives all of them to each, as published. With tau = 0 or tau = T one
+network does everything with the whole budget; the other is stored as initialised and never asked. The training curves show the
+front network first, then the tail network.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
+
+from afterimage.config import ConfigError, Loyal
+from afterimage.diffusion.model import load_weights
+from afterimage.diffusion.router import TimestepRouter
+from afterimage.methods import Job, Spent, Trained
+from afterimage.training import loop
+from afterimage.training.learner import Learner
+from afterimage.training.order import Order
+from afterimage.training.task import Batch
+
+
+def train(job: Job) -> Trained:
+    """Train the front network, then the tail network, or go on training.
+
+    Raises:
+        ConfigError: if the budget has no update for a network that has timesteps.
+    """
+    arm, settings = job.arm, job.train
+    assert isinstance(arm, Loyal)
+    tau, timesteps = arm.switch_timestep, job.scheduler.config["num_train_timesteps"]
+    shares = budgets(job.updates, arm, timesteps)
+    front, tail = (job.build(arm.rau_net if arm.blocks_in in (name, "both") else None, "init") for name in ("front", "tail"))
+    raw = TimestepRouter(front, tail, tau)
+    if job.base is not None:
+        load_weights(raw, job.base)
+    learners = {name: Learner(net, settings, job.accelerator) for name, net in (("front", front), ("tail", tail))}
+    orders = {name: Order(job.seed, (*job.path, name), len(job.task), settings.batch_size) for name in learners}
+    ranges = {"front": (0, tau), "tail": (tau, timesteps)}
+
+    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = job.task.losses(net, batch)
+        return losses, torch.ones_like(losses)
+
+    def update(s: int) -> dict[str, float]:
+        name, own = ("front", s) if s < shares["front"] else ("tail", s - shares["front"])
+        order = orders[name]
+        torch.manual_seed(order.dropout_seed(own))
+        batch = job.task.batch(order.rows(own), order.generator(own), timesteps=ranges[name])
+        return learners[name].update(own, batch, objective)
+
+    progress = loop.run(
+        update,
+        learners,
+        job.store,
+        updates=sum(shares.values()),
+        batch_size=settings.batch_size,
+        log_every=settings.log_every,
+        checkpoint_every=settings.checkpoint_every,
+    )
+    seen = progress.update * settings.batch_size
+    averages = {name: cast(UNet2DModel, learner.average.module) for name, learner in learners.items()}
+    return Trained(
+        raw=raw,
+        average=TimestepRouter(averages["front"], averages["tail"], tau),
+        progress=progress,
+        spent=Spent(updates=progress.update, updates_per_model=max(shares.values()), images_seen=seen, kept_samples=seen),
+        facts={f"updates_{name}": share for name, share in shares.items()}
+        | {f"images_seen_{name}": share * settings.batch_size for name, share in shares.items()},
+    )
+
+
+def budgets(updates: int, arm: Loyal, timesteps: int) -> dict[str, int]:
+    """Return the updates of ``front`` and ``tail``.
+
+    Args:
+        updates: The arm's budget.
+        arm: Says where the timesteps are parted, and how the budget is.
+        timesteps: T.
+
+    Raises:
+        ConfigError: if a network with timesteps gets none.
+    """
+    tau = arm.switch_timestep
+    if arm.budget == "literal":
+        return {"front": updates if tau > 0 else 0, "tail": updates if tau < timesteps else 0}
+    front = round(updates * tau / timesteps)
+    shares = {"front": front, "tail": updates - front}
+    for name, width in (("front", tau), ("tail", timesteps - tau)):
+        if width and not shares[name]:
+            raise ConfigError(
+                f"a budget of {updates} updates, shared at switch_timestep = {tau} of {timesteps}, leaves none for the {name} "
+                "network; give more updates, or budget: literal"
+            )
+    return shares

@@ -1,0 +1,53 @@
+"""The replication score: how like the training images the generations are (Somepalli et al. 2023; Li et al. 2024).
+
+S_ij = <f(i), f(j)>, f of unit length, for a generation i and a training image j; top1_i = max_j S_ij; R is the 95th percentile of
+top1. The papers take f from SSCD, a network for finding copies of photographs; here f is a named space of ``spaces``, centred by
+the caller, and R means nothing beside another space's. R of real held-out images is its floor: what no copying at all gives.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from afterimage.config import ConfigError
+
+PERCENTILE = 95
+_BLOCK = 1024
+"""Images compared at once; bounds memory."""
+
+
+def top1(
+    features: np.ndarray, gallery: np.ndarray, sources: np.ndarray | None = None, gallery_sources: np.ndarray | None = None
+) -> np.ndarray:
+    """Return the largest cosine of each image with an image of the gallery, float64 (Q,); 0 for features of length 0.
+
+    Args:
+        features: (Q, D).
+        gallery: (N, D).
+        sources: (Q,), with ``gallery_sources``, (N,): images of one source are not compared. This is how the gallery itself is
+            judged, where each image would find itself or its planted copies.
+
+    Raises:
+        ConfigError: if an image is left with nothing to be compared with.
+    """
+    queries, others = _unit(features), _unit(gallery)
+    best = np.empty(len(queries))
+    for start in range(0, len(queries), _BLOCK):
+        part = slice(start, start + _BLOCK)
+        cosines = queries[part] @ others.T
+        if sources is not None and gallery_sources is not None:
+            cosines[sources[part, None] == gallery_sources] = -np.inf
+        best[part] = cosines.max(axis=1, initial=-np.inf)
+    if np.isneginf(best).any():
+        raise ConfigError("a replication score needs other images to compare each image with")
+    return best
+
+
+def _unit(features: np.ndarray) -> np.ndarray:
+    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    return np.divide(features, lengths, out=np.zeros(features.shape), where=lengths > 0)
+
+
+def replication(similarities: np.ndarray) -> float:
+    """Return R of ``top1`` values, (Q,)."""
+    return float(np.percentile(similarities, PERCENTILE))

@@ -1,0 +1,58 @@
+"""The replication score on features whose cosines are known."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from afterimage.config import ConfigError
+from afterimage.metrics.similarity import replication, top1
+
+VECTORS = arrays(np.float64, (7, 3), elements=st.floats(-2, 2).filter(lambda x: x == 0 or abs(x) > 1e-3))
+
+
+def test_generations_that_are_training_images_score_one():
+    """Replication score, known answer 9: gen = train gives R = 1."""
+    features = np.random.default_rng(0).standard_normal((50, 8))
+    found = top1(features * 3, features)
+    np.testing.assert_allclose(found, 1)
+    assert replication(found) == pytest.approx(1)
+
+
+def test_orthogonal_features_score_zero():
+    """Replication score, known answer 9."""
+    assert replication(top1(np.eye(6)[:3], np.eye(6)[3:])) == 0
+    assert top1(np.zeros((1, 6)), np.eye(6)).tolist() == [0]
+
+
+@given(VECTORS, VECTORS, st.permutations(range(7)))
+def test_order_and_length_do_not_matter(features, gallery, order):
+    """Replication score, known answer 9: permuting rows leaves R."""
+    found = top1(features, gallery)
+    assert (np.abs(found) <= 1 + 1e-12).all()
+    np.testing.assert_allclose(top1(features[order], gallery), found[order], atol=1e-12)
+    np.testing.assert_allclose(top1(features, 5 * gallery[order]), found, atol=1e-12)
+
+
+def test_images_of_one_source_are_not_compared():
+    """Replication score, known answer 9: the background leaves out each image itself, and its copies."""
+    angles = np.radians([0, 0, 60, 150])
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+    np.testing.assert_allclose(top1(features, features), 1)
+    sources = np.arange(4)
+    np.testing.assert_allclose(top1(features, features, sources, sources), [1, 1, 0.5, 0], atol=1e-12)
+    copies = np.array([0, 0, 1, 2])
+    np.testing.assert_allclose(top1(features, features, copies, copies), [0.5, 0.5, 0.5, 0], atol=1e-12)
+    with pytest.raises(ConfigError, match="other images"):
+        top1(features[:2], features[:2], copies[:2], copies[:2])
+
+
+def test_the_score_is_the_95th_percentile():
+    """Replication score, known answer 9: of 0, 1, ..., 100 it is 95."""
+    assert replication(np.arange(101)[::-1]) == 95
+
+
+def test_blocks_change_nothing():
+    features, gallery = np.random.default_rng(1).standard_normal((2, 2100, 4))
+    np.testing.assert_allclose(top1(features, gallery)[::700], top1(features[::700], gallery))
