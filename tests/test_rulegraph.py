@@ -28,6 +28,11 @@ def test_gathering_rules_and_detours_are_left_out():
     assert set(graph.edges) == {("split", "fit"), ("fit", "draw")}
 
 
+def test_arrows_back_to_an_earlier_rule_are_left_out():
+    graph = rulegraph.parse(DOT.replace("1 -> 0", "1 -> 0\n    1 -> 1\n    3 -> 1"))
+    assert set(graph.edges) == {("split", "fit"), ("fit", "draw")}
+
+
 def test_text_without_a_graph_is_refused():
     with pytest.raises(SystemExit, match="no rule graph"):
         rulegraph.parse("Building DAG of jobs...")

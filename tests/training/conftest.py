@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 
 from afterimage import artifacts, config, methods, seeds
 from afterimage.config import AnyArm, Diffusion, Model, Train
-from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.methods import baseline
 from afterimage.training.checkpoint import Store
 from afterimage.training.learner import Learner
 from afterimage.training.task import Pixels
@@ -78,11 +79,42 @@ def make_job(digits):
             build=build,
             scheduler=scheduler,
             task=Pixels(pixels, scheduler, labels if classes else None, classes or 0, settings.label_dropout, flips),
+            labels=labels,
             forgotten=np.zeros(images, bool) if forgotten is None else forgotten,
             base=base,
             accelerator=Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision]),
             store=Store(state, identity),
         )
+
+    return make
+
+
+@pytest.fixture
+def unlearner(make_job, digits, tmp_path_factory):
+    """Return a function that builds a job of an unlearning method on a base of a few updates: by default, forget the zeros.
+
+    A base is trained once for all tests.
+    """
+
+    def make(
+        state: Path,
+        arm: dict,
+        condition: str = "label",
+        images: int = 40,
+        dropout: float = 0.0,
+        forgotten: np.ndarray | None = None,
+        **train,
+    ) -> methods.Job:
+        shared = {"condition": condition, "images": images, "dropout": dropout}
+        blocks = {"rau_net": arm.get("rau_net")}
+        base = tmp_path_factory.getbasetemp() / f"base-{config.digest(shared | blocks)}"
+        if not base.exists():
+            job = make_job(base.with_suffix(".state"), arm=blocks, batch_size=8, **shared)
+            save_pipeline(baseline.train(job).average, job.scheduler, base)
+            job.store.remove()
+        chosen = digits[1][:images] == 0 if forgotten is None else forgotten
+        own = {"base": "base", "forget": "zeros"} | arm
+        return make_job(state, base=base, arm=own, forgotten=chosen, **shared, **train)
 
     return make
 
@@ -100,7 +132,7 @@ def study(params, digits, tmp_path):
         **train,
     ) -> list[str]:
         own = {"method": "baseline"} | (arm or {})
-        params.update(model=MODEL, train=TRAIN | train, arms={"plain": own}, forget=forget or {})
+        params.update(model=MODEL, train=TRAIN | train, arms={"plain": own}, forget=forget or {}, loyal_selection=None)
         for other in (own.get("base"), own.get("matched_to", {}).get("arm")):
             if other is not None:
                 params["arms"][other] = {"method": "baseline", "condition": own.get("condition", "none")}
@@ -128,6 +160,38 @@ def curves():
         return [row for row in rows if row["name"] != "images_per_second"]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def series():
+    """Return a function that reads training curves as name -> values in order."""
+
+    def read(path: Path) -> dict[str, list[float]]:
+        found: dict[str, list[float]] = {}
+        for row in map(json.loads, path.read_text().splitlines()):
+            found.setdefault(row["name"], []).append(row["value"])
+        return found
+
+    return read
+
+
+@pytest.fixture
+def stop_in_step(monkeypatch):
+    """Return a function that has the process send itself SIGTERM in the ``n``-th optimiser step from now (from 0), once."""
+    original = Learner.step
+
+    def arrange(n: int) -> None:
+        calls = []
+
+        def step(self, s):
+            calls.append(s)
+            if len(calls) == n + 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(self, s)
+
+        monkeypatch.setattr(Learner, "step", step)
+
+    return arrange
 
 
 @pytest.fixture

@@ -39,6 +39,7 @@ class Job:
         build: Makes a further network: takes the blocks, or None, and the name of its random stream.
         scheduler: The forward process.
         task: What is denoised.
+        labels: The class of each of the task's items, int64, (N,), whether or not the network is told; -1 where there is none.
         forgotten: Which of the task's items are to be forgotten, bool, (N,); all False for methods that forget nothing.
         base: Pipeline folder of the arm that this one starts from, or None.
         accelerator: Device and precision.
@@ -54,6 +55,7 @@ class Job:
     build: Callable[[TransferBlocks | None, str], UNet2DModel]
     scheduler: DDPMScheduler
     task: Task
+    labels: np.ndarray
     forgotten: np.ndarray
     base: Path | None
     accelerator: Accelerator
@@ -99,7 +101,7 @@ class Trained:
 
 
 class Method(Protocol):
-    """What a method's module provides."""
+    """What a method's module provides. One that can share a run among processes also says ``PARALLEL = True``."""
 
     def train(self, job: Job) -> Trained:
         """Train, or go on training."""

@@ -28,6 +28,8 @@ def run(args: argparse.Namespace) -> None:
 def parse(dot: str) -> networkx.DiGraph:
     """Read Snakemake's dot text; rules that only gather (``all`` and the phases) are left out.
 
+    So are arrows that lead back to an earlier rule: an arm that starts from another, or that forgets what an attack found.
+
     Raises:
         SystemExit: if the text holds no graph.
     """
@@ -38,6 +40,11 @@ def parse(dot: str) -> networkx.DiGraph:
     graph.add_nodes_from(names.values())
     graph.add_edges_from((names[a], names[b]) for a, b in re.findall(r"^\s*(\d+) -> (\d+)", dot, flags=re.MULTILINE))
     graph.remove_nodes_from({"default", "all", "data", "train", "sample", "attack", "report", "track"} & set(graph))
+    graph.remove_edges_from(list(networkx.selfloop_edges(graph)))
+    first = [rule for rule, inputs in graph.in_degree() if not inputs]
+    while not networkx.is_directed_acyclic_graph(graph):
+        *_, back = networkx.find_cycle(graph, first)
+        graph.remove_edge(*back)
     return networkx.transitive_reduction(graph)
 
 
@@ -50,7 +57,11 @@ def draw(graph: networkx.DiGraph, path: Path) -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
-    layers = {layer: sorted(rules) for layer, rules in enumerate(networkx.topological_generations(graph))}
+    layer_of = {rule: at for at, rules in enumerate(networkx.topological_generations(graph)) for rule in rules}
+    reach = {rule: max((layer_of[after] for after in graph[rule]), default=0) for rule in graph}
+    layers: dict[int, list[str]] = {}
+    for rule in sorted(graph, key=lambda rule: (reach[rule], rule)):  # long arrows at the top, out of the others' way
+        layers.setdefault(layer_of[rule], []).append(rule)
     position = networkx.multipartite_layout(graph, subset_key=layers)
     figure, axis = plt.subplots(figsize=(1.45 * len(layers), 2.6))
     axis.set(xlim=(-1.08, 1.08), ylim=(-1, 1))

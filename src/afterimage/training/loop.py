@@ -6,6 +6,9 @@ command ends with the same bits on a CPU (with the same number of threads).
 
 SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the running update finish, save the state, and leave with exit
 status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second SIGINT stops at once.
+
+Where a method trains in several processes, all of them call ``run``. ``update`` must return the same numbers in each. The first
+writes, and saves what ``tensors`` returns to it; a signal to any stops all after the same update.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Protocol
 
@@ -25,6 +29,7 @@ import torch
 from tqdm import tqdm
 
 from afterimage.artifacts import ArtifactError
+from afterimage.training import ranks
 from afterimage.training.checkpoint import Store
 from afterimage.training.learner import NonFiniteError
 
@@ -94,8 +99,8 @@ def run(
     mark = line = time.monotonic()
     with (
         _stop_signals() as stop,
-        store.curves.open("a") as curves,
-        tqdm(total=updates, initial=progress.update, unit="update", disable=None) as bar,
+        (store.curves if ranks.first() else Path(os.devnull)).open("a") as curves,
+        tqdm(total=updates, initial=progress.update, unit="update", disable=None if ranks.first() else True) as bar,
     ):
         while progress.update < updates:
             s = progress.update
@@ -111,6 +116,7 @@ def run(
             for name, value in values.items():
                 progress.pending.setdefault(name, []).append(value)
             bar.update()
+            stopping = ranks.anywhere(bool(stop))
             now = time.monotonic()
             if progress.update % log_every == 0 or progress.update == updates:
                 point = {name: fmean(values) for name, values in progress.pending.items()}
@@ -119,17 +125,21 @@ def run(
                     curves.write(json.dumps({"step": progress.update, "name": name, "value": value}) + "\n")
                 curves.flush()
                 bar.set_postfix_str(f"loss {point['loss']:.4f}, {point['images_per_second']:.0f} images/s")
-                if bar.disable and (now - line > LINE_EVERY or progress.update == updates):
+                if bar.disable and ranks.first() and (now - line > LINE_EVERY or progress.update == updates):
                     text = ", ".join(f"{name} {value:.4g}" for name, value in point.items())
                     print(f"update {progress.update} of {updates}: {text}", file=sys.stderr, flush=True)
                     line = now
                 progress.pending, counted, mark = {}, progress.update, now
-            if progress.update % checkpoint_every == 0 or progress.update == updates or stop:
+            if progress.update % checkpoint_every == 0 or progress.update == updates or stopping:
                 progress.seconds = now - started
-                os.fsync(curves.fileno())
-                saved = store.save(progress.update, _gather(parts), {"curves": curves.tell(), **vars(progress)})
-                if stop and progress.update < updates:
-                    print(f"stopped by {stop[0]} after update {progress.update}; saved {saved}", file=sys.stderr)
+                tensors = _gather(parts)
+                if ranks.first():
+                    os.fsync(curves.fileno())
+                    saved = store.save(progress.update, tensors, {"curves": curves.tell(), **vars(progress)})
+                if stopping and progress.update < updates:
+                    if ranks.first():
+                        reason = stop[0] if stop else "a signal to another process"
+                        print(f"stopped by {reason} after update {progress.update}; saved {saved}", file=sys.stderr)
                     raise SystemExit(REQUEUE)
     return progress
 
@@ -140,12 +150,19 @@ def _gather(parts: Mapping[str, Part]) -> dict[str, torch.Tensor]:
 
 def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
     """Bring the parts and the curves to the newest saved state, or empty the curves if there is none."""
+    if not ranks.first():
+        ranks.wait()  # until the first process has removed what is damaged
     found = store.load()
-    length = found.facts["curves"] if found else 0
-    with store.curves.open("ab") as curves:
-        if curves.tell() < length:
-            raise ArtifactError(f"{store.curves} is shorter than its saved state says; delete {store.folder} to start afresh")
-        curves.truncate(length)
+    if ranks.first():
+        length = found.facts["curves"] if found else 0
+        with store.curves.open("ab") as curves:
+            if curves.tell() < length:
+                raise ArtifactError(
+                    f"{store.curves} is shorter than its saved state says; delete {store.folder} to start afresh"
+                )
+            curves.truncate(length)
+        ranks.wait()
+    ranks.wait()  # until all have read what the first may remove when it is done
     if found is None:
         return Progress()
     for part, owner in parts.items():

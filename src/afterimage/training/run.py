@@ -1,7 +1,11 @@
 """``afterimage train run``: train one replicate of one arm, or continue it; run the same command again after a stop.
 
 Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a state of the same config,
-inputs and code; after a change of any it starts afresh. The store that a finished run leaves:
+inputs and code; after a change of any it starts afresh. A method that can share its work among W processes (``PARALLEL``) may be
+started by ``torchrun --nproc_per_node W -m afterimage.cli train run``; the result has the same bits. After a signal the state is
+saved in the same way, but torchrun itself ends with status 1.
+
+The store that a finished run leaves:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
 - ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
@@ -12,7 +16,6 @@ inputs and code; after a change of any it starts afresh. The store that a finish
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -29,7 +32,9 @@ from afterimage.artifacts import ArtifactError, Images
 from afterimage.config import AnyArm, Arm, ConfigError, Diffusion, Match, Model, Train, TransferBlocks
 from afterimage.data import forget
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.training import ranks
 from afterimage.training.checkpoint import Store
+from afterimage.training.determinism import same_bits
 from afterimage.training.task import Pixels
 
 
@@ -82,14 +87,16 @@ def run(args: argparse.Namespace) -> None:
         if bool(wanted) != bool(getattr(args, flag)):
             raise ConfigError(f"the arm says {flag} = {wanted!r}, but --{flag} is {getattr(args, flag)}: give both or neither")
 
-    # Same bits on every run. cuBLAS reads its variable when it starts; memory need not be filled for that.
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    accelerator = Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision])
-    if accelerator.num_processes > 1:
+    same_bits()
+    # Without being told, accelerate takes several processes on a CPU for as many lone ones.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision]
+    )
+    method = methods.find(arm.method)  # type: ignore[attr-defined]
+    if ranks.count() > 1 and not getattr(method, "PARALLEL", False):
         raise ConfigError(
-            f"started with {accelerator.num_processes} processes: a run has one; train arms and replicates in parallel"
+            f"started with {ranks.count()} processes, but method {arm.method} trains in one; "  # type: ignore[attr-defined]
+            "train arms and replicates in parallel"
         )
 
     inputs = {"train": args.train}
@@ -97,7 +104,9 @@ def run(args: argparse.Namespace) -> None:
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
     inputs |= {"extraction": args.extraction / "images.parquet"} if args.extraction else {}
     entries = (__name__, config.METHODS[arm.method])  # type: ignore[attr-defined]
-    with artifacts.step(resolved, args.out, inputs, entries) as step:
+
+    def prepare(hashes: dict[str, str]) -> tuple[methods.Job, pd.DataFrame]:
+        """Return the run and the table of its members."""
         everything = artifacts.load_images(args.train)
         if args.base:
             for name in artifacts.read_run(args.base)["outputs"]:
@@ -122,7 +131,6 @@ def run(args: argparse.Namespace) -> None:
             seed = seeds.derive(resolved["seed"], *path, stream)
             return build_unet(model, everything.pixels.shape[1:], classes, seed=seed, blocks=blocks)
 
-        store = Store(args.state, {"config": resolved, "inputs": step.input_sha256, "code": provenance.fingerprint(*entries)})
         job = methods.Job(
             seed=resolved["seed"],
             path=path,
@@ -133,31 +141,41 @@ def run(args: argparse.Namespace) -> None:
             build=build,
             scheduler=scheduler,
             task=Pixels(images.pixels, scheduler, labels, classes or 0, train.label_dropout, settings["flips"]),
+            labels=images.labels,
             forgotten=forgotten[trained_on],
             base=args.base / "pipeline" if args.base else None,
             accelerator=accelerator,
-            store=store,
+            store=Store(args.state, {"config": resolved, "inputs": hashes, "code": provenance.fingerprint(*entries)}),
         )
-        result = methods.find(arm.method).train(job)  # type: ignore[attr-defined]
-
-        save_pipeline(result.average, scheduler, step.folder / "pipeline")
-        save_pipeline(result.raw, scheduler, step.folder / "raw")
         table = pd.DataFrame(
             {"id": everything.ids, "source": everything.sources, "trained": trained_on, "forgotten": forgotten}
         )
+        return job, table
+
+    if not ranks.first():
+        method.train(prepare({name: artifacts.sha256(path) for name, path in inputs.items()})[0])
+        ranks.leave()
+        return
+    with artifacts.step(resolved, args.out, inputs, entries) as step:
+        job, table = prepare(step.input_sha256)
+        result = method.train(job)
+        save_pipeline(result.average, job.scheduler, step.folder / "pipeline")
+        save_pipeline(result.raw, job.scheduler, step.folder / "raw")
         for name, rows in {"members": table, **result.tables}.items():
             rows.to_parquet(step.folder / f"{name}.parquet", index=False)
-        shutil.copyfile(store.curves, step.folder / "metrics.jsonl")
+        shutil.copyfile(job.store.curves, step.folder / "metrics.jsonl")
         done = result.progress
         step.note(
             **asdict(result.spent),
-            training_images=len(images),
+            training_images=len(job.task),
             parameters=sum(p.numel() for p in result.raw.parameters()),
             device=str(accelerator.device),
+            processes=ranks.count(),
             threads=torch.get_num_threads(),
             training_seconds=round(done.seconds, 3),
             images_per_second=round(result.spent.images_seen / done.seconds, 1),
             resumed_at=done.resumed_at,
             **result.facts,
         )
-    store.remove()
+    job.store.remove()
+    ranks.leave()
