@@ -19,8 +19,8 @@ from afterimage.config import ConfigError, EraseDiff
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import erasediff
 from afterimage.methods.erasediff import Inner, Targets, direction
-from afterimage.methods.unlearning import Sides, gradients, loss_of, plain, seed_dropout
-from afterimage.training.learner import Learner
+from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout
+from afterimage.training.learner import Learner, plain
 from afterimage.training.loop import DivergedError
 
 GOLDEN = Path(__file__).parent.parent / "golden" / "erasediff.json"

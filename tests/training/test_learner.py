@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from afterimage.config import Train
-from afterimage.training.learner import Learner, NonFiniteError, learning_rate
+from afterimage.training.learner import Learner, NonFiniteError, learning_rate, plain
 from afterimage.training.order import Order
 
 
@@ -26,10 +26,6 @@ def test_learning_rate_rises_linearly_from_zero():
 def batch_of(job):
     order = Order(job.seed, job.path, len(job.task), job.train.batch_size)
     return job.task.batch(order.rows(0), order.generator(0))
-
-
-def plain(task):
-    return lambda net, batch: (losses := task.losses(net, batch), torch.ones_like(losses))
 
 
 def test_first_update_of_a_warm_up_changes_nothing(tmp_path, make_job):

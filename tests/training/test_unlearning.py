@@ -12,8 +12,8 @@ from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import baseline, erasediff, find, gradient_ascent
-from afterimage.methods.unlearning import Sides, gradients, loss_of, plain, seed_dropout, wrong_labels
-from afterimage.training.learner import Learner, NonFiniteError
+from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
+from afterimage.training.learner import Learner, NonFiniteError, plain
 from afterimage.training.task import Pixels
 
 ASCENT = {"method": "gradient_ascent"}

@@ -18,9 +18,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.artifacts import Images
 from afterimage.config import Forgetting, Train
 from afterimage.diffusion.model import classes_of
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
-from afterimage.training.task import Batch, Pixels
+from afterimage.training.task import Pixels
 
 
 def relearn(
@@ -61,10 +61,6 @@ def relearn(
     order = Order(seed, path, len(task), train.batch_size)
     learner = Learner(net, train, Accelerator(mixed_precision="no"))
 
-    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        losses = task.losses(net, batch)
-        return losses, torch.ones_like(losses)
-
     looks = []
     for s in range(settings.relearn_updates + 1):
         if s % settings.relearn_every == 0 or s == settings.relearn_updates:
@@ -73,5 +69,5 @@ def relearn(
             net.train()
         if s < settings.relearn_updates:
             torch.manual_seed(order.dropout_seed(s))
-            learner.update(s, task.batch(order.rows(s), order.generator(s)), objective)
+            learner.update(s, task.batch(order.rows(s), order.generator(s)), plain(task))
     return pd.DataFrame(looks)

@@ -10,9 +10,8 @@ import torch
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import Job, Spent, Trained
 from afterimage.training import loop
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
-from afterimage.training.task import Batch
 
 
 def train(job: Job) -> Trained:
@@ -23,13 +22,9 @@ def train(job: Job) -> Trained:
     learner = Learner(job.net, settings, job.accelerator)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
 
-    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        losses = job.task.losses(net, batch)
-        return losses, torch.ones_like(losses)
-
     def update(s: int) -> dict[str, float]:
         torch.manual_seed(order.dropout_seed(s))
-        return learner.update(s, job.task.batch(order.rows(s), order.generator(s)), objective)
+        return learner.update(s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task))
 
     progress = loop.run(
         update,

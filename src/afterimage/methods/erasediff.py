@@ -27,9 +27,9 @@ from afterimage import seeds
 from afterimage.config import ConfigError, EraseDiff
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.methods import Job, Spent, Trained
-from afterimage.methods.unlearning import Sides, gradients, loss_of, plain, seed_dropout, wrong_labels
+from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
 from afterimage.training import loop
-from afterimage.training.learner import Learner, NonFiniteError
+from afterimage.training.learner import Learner, NonFiniteError, plain
 from afterimage.training.task import Batch
 
 

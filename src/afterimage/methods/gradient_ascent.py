@@ -11,9 +11,9 @@ import torch
 from afterimage.config import GradientAscent
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import Job, Spent, Trained
-from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, plain, seed_dropout
+from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, seed_dropout
 from afterimage.training import loop
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, plain
 
 
 def train(job: Job) -> Trained:

@@ -23,9 +23,8 @@ from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.methods import Job, Spent, Trained
 from afterimage.training import loop
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
-from afterimage.training.task import Batch
 
 
 def train(job: Job) -> Trained:
@@ -46,16 +45,12 @@ def train(job: Job) -> Trained:
     orders = {name: Order(job.seed, (*job.path, name), len(job.task), settings.batch_size) for name in learners}
     ranges = {"front": (0, tau), "tail": (tau, timesteps)}
 
-    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        losses = job.task.losses(net, batch)
-        return losses, torch.ones_like(losses)
-
     def update(s: int) -> dict[str, float]:
         name, own = ("front", s) if s < shares["front"] else ("tail", s - shares["front"])
         order = orders[name]
         torch.manual_seed(order.dropout_seed(own))
         batch = job.task.batch(order.rows(own), order.generator(own), timesteps=ranges[name])
-        return learners[name].update(own, batch, objective)
+        return learners[name].update(own, batch, plain(job.task))
 
     progress = loop.run(
         update,

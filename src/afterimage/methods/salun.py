@@ -25,9 +25,9 @@ from afterimage import seeds
 from afterimage.config import ConfigError, SalUn
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.methods import Job, Spent, Trained
-from afterimage.methods.unlearning import Sides, gradients, plain, seed_dropout, wrong_labels
+from afterimage.methods.unlearning import Sides, gradients, seed_dropout, wrong_labels
 from afterimage.training import loop
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, plain
 from afterimage.training.task import Batch
 
 

@@ -34,9 +34,9 @@ from afterimage.config import Sample, SelectiveAmnesia
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.sample import generate
 from afterimage.methods import Job, Spent, Trained
-from afterimage.methods.unlearning import Sides, gradients, plain, seed_dropout
+from afterimage.methods.unlearning import Sides, gradients, seed_dropout
 from afterimage.training import loop
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, plain
 from afterimage.training.task import Batch, Pixels
 
 STEPS = 50

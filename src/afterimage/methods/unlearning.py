@@ -11,7 +11,7 @@ import torch
 
 from afterimage.artifacts import ArtifactError
 from afterimage.methods import Job
-from afterimage.training.learner import Learner, NonFiniteError, Objective
+from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.order import Order
 from afterimage.training.task import Batch, Task
 
@@ -54,16 +54,6 @@ class Sides:
 def seed_dropout(sides: Sides, s: int, side: Side = "remain") -> None:
     """Seed the network's own dropout in update ``s``, before its pass over one side."""
     torch.manual_seed(sides.orders[side].dropout_seed(s))
-
-
-def plain(task: Task) -> Objective:
-    """Return the objective in which every sample counts alike."""
-
-    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        losses = task.losses(net, batch)
-        return losses, torch.ones_like(losses)
-
-    return objective
 
 
 def gradients(net: torch.nn.Module) -> list[torch.Tensor]:

@@ -63,7 +63,6 @@ METRICS = {
     "recall": Metric("higher"),
     "density": Metric("higher"),
     "coverage": Metric("higher", "quality"),
-    "R": Metric("lower"),
     "updates": Metric(),
     "updates_per_model": Metric(),
     "images_seen": Metric(),

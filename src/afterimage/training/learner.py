@@ -15,10 +15,20 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from afterimage.config import Train
-from afterimage.training.task import Batch
+from afterimage.training.task import Batch, Task
 
 Objective = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x losses) / sum(weights)."""
+
+
+def plain(task: Task) -> Objective:
+    """Return the objective in which every sample counts alike."""
+
+    def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        losses = task.losses(net, batch)
+        return losses, torch.ones_like(losses)
+
+    return objective
 
 
 class NonFiniteError(ArithmeticError):
