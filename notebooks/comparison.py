@@ -156,7 +156,7 @@ if len(judged):
             f"Numbers are the arm's minus its control's, with {level} intervals (shares in percentage points)"
             + (": score intervals for shares, the two bootstrap intervals combined for others, all **within one training**. They do not say what another training would have given." if replicates == 1 else f", paired over {replicates} replicates (Student's t).")
             + f" An arm *remembers less* if its interval lies below zero for {' or '.join(map(name_of, about['memorization']))} and above it for none; *quality* is judged in the same way by "
-            f"{' and '.join(about['quality'])}. It **beats its control** if it remembers less and no quality measure is worse. "
+            f"{' and '.join(about['quality'])}{', of the classes that remain where both arms are judged on forgetting' if about['forgetting'] else ''}. It **beats its control** if it remembers less and no quality measure is worse. "
             + (f"*Forgetting* is judged by {' and '.join(map(name_of, about['forgetting']))}; an arm whose control is retraining need not beat it: no difference is what it is meant to reach. " if about["forgetting"] else "")
             + f"“No difference seen” means that the interval covers zero, not that there is none. {comparisons} intervals decide here, none corrected for their number: "
             f"where nothing differs, about {(1 - confidence) * comparisons:.1f} of them would still leave zero out."

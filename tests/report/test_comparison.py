@@ -151,7 +151,7 @@ def test_several_numbers_about_one_thing(said, verdict):
 
 def test_every_number_that_decides_has_a_direction():
     assert {rule.better for rule in METRICS.values()} == {"", "lower", "higher"}
-    assert {rule.decides for rule in METRICS.values()} == {"", "memorization", "quality", "forgetting"}
+    assert {rule.decides for rule in METRICS.values()} == {"", "memorization", "quality", "forgetting", "rest"}
     assert all(rule.better for rule in METRICS.values() if rule.decides)
     assert all(rule.better == "lower" for rule in METRICS.values() if rule.decides == "memorization")
 
@@ -203,6 +203,17 @@ def test_forgetting_is_judged_where_both_arms_are():
     said = comparison.verdicts(comparison.compare(alone, controls, 0.95)).loc[0]
     assert said["forgetting"] == UNMEASURED
     assert said["verdict"] == "no difference in memorization seen, no loss of quality seen"
+
+
+def test_arms_that_are_judged_on_forgetting_are_judged_by_the_quality_of_the_rest():
+    """The others' quality counts again where only one of the two is."""
+    changes = {"flagged_generations_calibrated": -3, "FD[x]": 3, "coverage[x]": 0}
+    both = table(changes | {"remaining_FD[x, zeros]": -3, "remaining_coverage[x, zeros]": 0})
+    controls = {"control": None, "arm": "control"}
+    said = comparison.verdicts(comparison.compare(both, controls, 0.95)).loc[0]
+    assert (said["quality"], said["verdict"]) == (BETTER, "remembers less, better quality")
+    alone = both[~((both["arm"] == "control") & both["metric"].str.startswith("remaining"))]
+    assert comparison.verdicts(comparison.compare(alone, controls, 0.95)).loc[0, "quality"] == WORSE
 
 
 def test_without_quality_no_arm_beats_its_control():

@@ -12,6 +12,8 @@ Rules, all of them here:
   which does not say that there is none.
 - About memorization, about quality, and about forgetting where an arm and its control are both judged on it: better if one deciding
   number is better and none is worse, worse the other way round, mixed if there are both.
+- Where an arm and its control are both judged on a forget set, their quality is that of the other classes: a model that was never
+  shown zeros draws none, which is not bad drawing.
 - An arm beats its control if it is better about memorization and neither worse nor mixed about quality. An arm that forgets need
   not beat retraining, its control: no difference is what it is meant to reach.
 
@@ -34,7 +36,8 @@ class Metric(NamedTuple):
 
     Attributes:
         better: ``lower`` or ``higher``; empty where neither is (budgets, rates of false alarms).
-        decides: ``memorization``, ``quality``, ``forgetting``, or empty: shown only.
+        decides: ``memorization``, ``quality``, ``forgetting``, ``rest`` (quality where both arms are judged on forgetting), or empty:
+            shown only.
     """
 
     better: str = ""
@@ -52,6 +55,9 @@ METRICS = {
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower"),
     "R": Metric("lower"),
+    "remaining_FD": Metric("lower", "rest"),
+    "remaining_FID": Metric("lower", "rest"),
+    "remaining_coverage": Metric("higher", "rest"),
     "membership_auc": Metric("lower"),
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
@@ -238,7 +244,9 @@ def verdicts(compared: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (arm, control), group in compared.dropna(subset=["control"]).groupby(["arm", "control"], sort=False):
-        said = {about: together(group["verdict"][group["decides"] == about].dropna()) for about in _TEXTS}
+        judged = {about: together(group["verdict"][group["decides"] == about].dropna()) for about in (*_TEXTS, "rest")}
+        rest = judged.pop("rest")
+        said = judged | ({} if rest == UNMEASURED else {"quality": rest})
         beats = said["memorization"] == BETTER and said["quality"] in (BETTER, UNSEEN)
         words = ", ".join(_TEXTS[about][verdict] for about, verdict in said.items() if verdict in _TEXTS[about])
         rows.append({"arm": arm, "control": control, **said, "beats_control": beats, "verdict": words})

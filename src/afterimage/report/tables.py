@@ -66,6 +66,9 @@ FORGOTTEN = {
 }
 """Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of the set is added in brackets."""
 
+REMAINING = ("FD", "FID", "coverage")
+"""Measures of the same attack of the generations that are not of the forgotten class: ``remaining_FD[classifier, <set>]``."""
+
 Folders = dict[tuple[str, int], Path]
 """(arm, replicate) -> store."""
 
@@ -172,6 +175,9 @@ def points(
     for row in results["forgetting"].to_dict("records") if "forgetting" in results else []:
         if name := FORGOTTEN.get((row["metric"], row["alpha"], row["subset"])):
             rows.append(_point(row, f"{name}[{row['set']}]"))
+        measure, _, space = row["metric"].partition("[")
+        if row["subset"] == "remain" and measure in REMAINING and space.endswith("]"):
+            rows.append(_point(row, f"remaining_{measure}[{space.removesuffix(']')}, {row['set']}]"))
     for row in results["quality"].to_dict("records"):
         rows.append(_point(row, row["metric"] if row["of"] == "generations" else f"{row['metric']} of {row['of']}"))
     for (arm, k), fact in facts.items():
