@@ -30,7 +30,7 @@ def change(params, path, value):
         (("arms", "baseline", "fractoin"), 0.5, ["arms.baseline.fractoin", "did you mean 'fraction'"]),
         (("arms", "baseline", "train"), {"updats": 3}, ["arms.baseline.train.updats", "did you mean 'updates'"]),
         (("train", "learning_rate"), -1, ["train.learning_rate", "-1", "greater than 0"]),
-        (("train", "epochs"), 3, ["exactly one of updates and epochs", "updates = 1200", "epochs = 3"]),
+        (("train", "epochs"), 3, ["exactly one of updates and epochs", "updates = 1500", "epochs = 3"]),
         (("train", "accumulation"), 7, ["accumulation = 7", "batch_size = 64"]),
         (("data", "source", "kind"), "parqet", ["data.source", "parqet", "'parquet'"]),
         (("sample", "sampler"), "plms", ["sample.sampler", "plms", "'ddim' or 'ddpm'"]),
@@ -89,7 +89,7 @@ def test_arm_overrides_the_budget(params):
     study = config.parse(params)
     assert study.train_of("baseline").epochs == 2
     assert study.train_of("baseline").updates is None
-    assert study.train_of("dedup").updates == 1200
+    assert study.train_of("dedup").updates == 1500
     assert study.train_of("baseline").learning_rate == study.train.learning_rate
 
 
@@ -240,11 +240,11 @@ def many(params):
         ({"method": "loyal", "switch_timestep": 1001}, ["switch_timestep = 1001", "diffusion.timesteps = 1000"]),
         (
             {"method": "iet_agc", "shards": 7, "rounds": 1},
-            ["1200 updates", "shards = 7", "the nearest number that can is 1197"],
+            ["1500 updates", "shards = 7", "the nearest number that can is 1498"],
         ),
         (
             {"method": "iet_agc", "shards": 5, "rounds": 7, "budget": "per_model"},
-            ["1200 updates", "nearest number that can is 1197"],
+            ["1500 updates", "nearest number that can is 1498"],
         ),
         (
             {"method": "baseline", "matched_to": {"arm": "iet", "by": "updates"}, "train": {"updates": 4}},

@@ -63,7 +63,7 @@ def test_changed_setting_is_named_with_both_values(study: config.Study, params: 
     changed = config.parse(params)
     problems = found(changed)
     assert {folder for folder, _ in problems} == {"train/dedup/rep0", "train/dedup/rep1"}
-    assert "settings.arm.train.updates was 1200, is now 7" in problems[0][1]
+    assert "settings.arm.train.updates was 1500, is now 7" in problems[0][1]
 
 
 def test_new_replicate_is_missing_and_removed_one_is_a_leftover(study: config.Study, params: dict) -> None:
