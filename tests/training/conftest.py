@@ -195,6 +195,51 @@ def stop_in_step(monkeypatch):
 
 
 @pytest.fixture
+def same_bits_after_stops(stop_in_step, curves):
+    """Return a function that stops a method in each of some optimiser steps, starts it again, and compares with an unstopped run."""
+
+    def check(train, job, steps: range) -> None:
+        """``job(name)`` makes the same run in a state folder of its own."""
+        first = job("whole")
+        whole = train(first)
+        for s in steps:
+            stop_in_step(s)
+            with pytest.raises(SystemExit) as left:
+                train(job(str(s)))
+            assert left.value.code == 75
+            again = job(str(s))
+            resumed = train(again)
+            assert resumed.progress.resumed_at == [s + 1]
+            assert resumed.spent == whole.spent
+            for one, other in ((whole.raw, resumed.raw), (whole.average, resumed.average)):
+                states = zip(one.state_dict().items(), other.state_dict().items(), strict=True)
+                assert all(name == its and torch.equal(a, b) for (name, a), (its, b) in states)
+            assert curves(again.store.curves) == curves(first.store.curves)
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """Return a function that compares numbers with those on record in ``tests/golden``, and returns these.
+
+    With ``AFTERIMAGE_WRITE_GOLDEN`` set the numbers are put on record first.
+    """
+
+    def check(name: str, found: dict[str, list[float]], rel: float = 1e-5) -> dict[str, list[float]]:
+        path = Path(__file__).parent.parent / "golden" / f"{name}.json"
+        if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
+            path.write_text(json.dumps(found, indent=2) + "\n")
+        wanted = json.loads(path.read_text())
+        assert found.keys() == wanted.keys()
+        for series, values in wanted.items():
+            assert found[series] == pytest.approx(values, rel=rel), series
+        return wanted
+
+    return check
+
+
+@pytest.fixture
 def stop_at(monkeypatch):
     """Return a function that has the process send itself a signal in the middle of update ``s`` (from 0), once."""
     original = Learner.update

@@ -1,10 +1,7 @@
 """DP-SGD: each image's own gradient, clipping, noise, Poisson sampling, what is spent, and that it goes on bit for bit."""
 
-import json
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +14,6 @@ from afterimage.methods.dp_sgd import ORDERS, Losses, PrivateLearner, epsilon_of
 from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.loop import DivergedError
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "dp_sgd.json"
 ARM = {"method": "dp_sgd", "noise_multiplier": 1.0}
 
 
@@ -307,33 +303,14 @@ def test_divergence_names_the_update(make_job, tmp_path):
 
 
 @pytest.mark.parametrize("settings", [{"dropout": 0.2}, {"batch_size": 1, "accumulation": 1}], ids=["dropout", "empty batches"])
-def test_stopped_after_any_update_it_ends_with_the_same_bits(settings, make_job, tmp_path, curves, stop_in_step):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(settings, make_job, tmp_path, same_bits_after_stops):
     def job(folder: str):
         return make_job(tmp_path / folder, condition="label", arm=ARM, **({"updates": 5} | settings))
 
-    first = job("whole")
-    whole = dp_sgd.train(first)
-    for s in range(4):
-        stop_in_step(s)
-        with pytest.raises(SystemExit) as left:
-            dp_sgd.train(job(str(s)))
-        assert left.value.code == 75
-        again = job(str(s))
-        resumed = dp_sgd.train(again)
-        assert resumed.progress.resumed_at == [s + 1]
-        assert resumed.spent == whole.spent
-        for one, other in ((whole.raw, resumed.raw), (whole.average, resumed.average)):
-            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-        assert curves(again.store.curves) == curves(first.store.curves)
+    same_bits_after_stops(dp_sgd.train, job, range(4))
 
 
-def test_first_losses_are_those_on_record(make_job, tmp_path, series):
+def test_first_losses_are_those_on_record(make_job, tmp_path, series, golden):
     job = make_job(tmp_path, images=64, updates=20, batch_size=16, log_every=1, condition="label", arm=ARM)
     dp_sgd.train(job)
-    found = {name: series(job.store.curves)[name] for name in ("loss", "batch")}
-    if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
-    wanted = json.loads(GOLDEN.read_text())
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        assert found[name] == pytest.approx(values, rel=1e-5), name
+    golden("dp_sgd", {name: series(job.store.curves)[name] for name in ("loss", "batch")})

@@ -1,9 +1,5 @@
 """Gradient ascent: the objective, what it costs, and that it goes on bit for bit."""
 
-import json
-import os
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -11,8 +7,6 @@ from afterimage.diffusion.model import load_weights
 from afterimage.methods import gradient_ascent
 from afterimage.methods.unlearning import Sides
 from afterimage.training.loop import DivergedError
-
-GOLDEN = Path(__file__).parent.parent / "golden" / "gradient_ascent.json"
 
 
 def arm(remain: float) -> dict:
@@ -57,31 +51,14 @@ def test_it_stops_with_the_last_good_state_when_it_diverges(unlearner, tmp_path,
         gradient_ascent.train(job)
 
 
-def test_stopped_after_any_update_it_ends_with_the_same_bits(unlearner, tmp_path, curves, stop_in_step):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(unlearner, tmp_path, same_bits_after_stops):
     def job(folder: str):
         return unlearner(tmp_path / folder, arm(0.4), dropout=0.2, updates=5)
 
-    first = job("whole")
-    whole = gradient_ascent.train(first)
-    for s in range(4):
-        stop_in_step(s)
-        with pytest.raises(SystemExit) as left:
-            gradient_ascent.train(job(str(s)))
-        assert left.value.code == 75
-        again = job(str(s))
-        resumed = gradient_ascent.train(again)
-        assert resumed.progress.resumed_at == [s + 1]
-        for one, other in ((whole.raw, resumed.raw), (whole.average, resumed.average)):
-            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-        assert curves(again.store.curves) == curves(first.store.curves)
+    same_bits_after_stops(gradient_ascent.train, job, range(4))
 
 
-def test_first_losses_are_those_on_record(unlearner, series, tmp_path):
+def test_first_losses_are_those_on_record(unlearner, series, tmp_path, golden):
     job = unlearner(tmp_path / "state", arm(0.5), updates=20, batch_size=8, log_every=1, learning_rate=1e-4)
     gradient_ascent.train(job)
-    found = {name: series(job.store.curves)[name] for name in ("loss", "forget_loss")}
-    if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
-    kept = json.loads(GOLDEN.read_text())
-    for name, values in kept.items():
-        assert found[name] == pytest.approx(values, rel=1e-5), name
+    golden("gradient_ascent", {name: series(job.store.curves)[name] for name in ("loss", "forget_loss")})

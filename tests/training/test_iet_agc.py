@@ -30,7 +30,6 @@ from afterimage.training.learner import Learner
 from afterimage.training.loop import DivergedError
 from afterimage.training.task import Batch
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "iet_agc.json"
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 
@@ -529,16 +528,11 @@ def test_methods_that_train_in_one_process_say_so(study, tmp_path, monkeypatch, 
     assert "started with 3 processes, but there are only shards = 2" in capsys.readouterr().err
 
 
-def test_first_losses_are_those_on_record(make, tmp_path):
+def test_first_losses_are_those_on_record(make, tmp_path, series, golden):
     arm = {"shards": 2, "rounds": 4, "agc_threshold": 0.9}
     settings = {"images": 40, "updates": 40, "batch_size": 8, "log_every": 1, "condition": "label", "flips": True}
     job = make(tmp_path, arm, timesteps=10, **settings)
     iet_agc.train(job)
-    rows = [json.loads(line) for line in job.store.curves.read_text().splitlines()]
-    found = {name: [row["value"] for row in rows if row["name"] == name] for name in ("loss", "skipped")}
-    if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
-    expected = json.loads(GOLDEN.read_text())
+    found = {name: series(job.store.curves)[name] for name in ("loss", "skipped")}
     assert len(found["loss"]) == 20
-    assert found["loss"] == pytest.approx(expected["loss"], rel=1e-5)
-    assert found["skipped"] == expected["skipped"]
+    assert found["skipped"] == golden("iet_agc", found)["skipped"]

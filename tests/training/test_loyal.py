@@ -1,10 +1,8 @@
 """Two networks that share the timesteps, and plain training with blocks: what is drawn, what is spent, what is kept."""
 
-import json
 import os
 import signal
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +20,6 @@ from afterimage.diffusion.sample import load_denoiser
 from afterimage.methods import baseline, loyal
 from afterimage.training.learner import Learner
 
-GOLDEN = Path(__file__).parent.parent / "golden"
 BLOCKS = {"groups": [2], "variant": "trained_random"}
 LOYAL = {"method": "loyal", "condition": "none", "switch_timestep": 500, "rau_net": BLOCKS}
 FROZEN = {"groups": [1], "variant": "frozen_fixed"}
@@ -309,16 +306,12 @@ def test_frozen_blocks_neither_move_nor_drift_in_the_average(variant, tmp_path, 
     ("name", "method", "arm"),
     [("rau_net", baseline, {"rau_net": {"groups": [1, 2]}}), ("loyal", loyal, LOYAL | {"condition": "label"})],
 )
-def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job):
+def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job, series, golden):
     job = make_job(tmp_path, images=64, updates=20, batch_size=16, log_every=1, condition="label", flips=True, arm=arm)
     method.train(job)
-    rows = [json.loads(line) for line in job.store.curves.read_text().splitlines()]
-    found = [row["value"] for row in rows if row["name"] == "loss"]
+    found = series(job.store.curves)["loss"]
     assert len(found) == 20
-    golden = GOLDEN / f"{name}.json"
-    if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
-        golden.write_text(json.dumps({"losses": found}, indent=2) + "\n")
-    assert found == pytest.approx(json.loads(golden.read_text())["losses"], rel=1e-5)
+    golden(name, {"losses": found})
 
 
 # ---- through the command ----------------------------------------------------------------------------------------------------------

@@ -1,9 +1,6 @@
 """SalUn: which weights are salient, that the others never move, and what the salient ones follow."""
 
-import json
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,18 +10,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from afterimage.config import ConfigError
-from afterimage.diffusion.model import load_weights, save_pipeline
+from afterimage.diffusion.model import load_weights
 from afterimage.methods import salun
 from afterimage.methods.salun import forgetting_gradient, largest
 from afterimage.methods.unlearning import Sides
 from afterimage.training.learner import Learner
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "salun.json"
 ARM = {"method": "salun", "saliency_samples": 8}
-
-
-def states(result):
-    return zip(result.raw.state_dict().items(), result.average.state_dict().items(), strict=True)
 
 
 # ---- the mask ------------------------------------------------------------------------------------------------------------
@@ -153,49 +145,14 @@ def test_one_label_is_refused(unlearner, tmp_path):
         salun.train(job)
 
 
-def test_frozen_blocks_of_the_base_stay_frozen(make_job, digits, tmp_path):
-    blocks = {"rau_net": {"groups": [1], "variant": "frozen_fixed"}}
-    base = make_job(tmp_path / "base-state", condition="label", images=40, arm={"method": "baseline"} | blocks)
-    save_pipeline(base.net, base.scheduler, tmp_path / "base")
-    arm = ARM | blocks | {"base": "base", "forget": "zeros"}
-    forgotten = digits[1][:40] == 0
-    job = make_job(
-        tmp_path / "state", condition="label", images=40, arm=arm, base=tmp_path / "base", forgotten=forgotten, updates=2
-    )
-    salun.train(job)
-    before = base.net.state_dict()
-    for name, value in job.net.state_dict().items():
-        if name.startswith("transfers."):
-            assert torch.equal(value, before[name])
-    assert not torch.equal(job.net.conv_in.weight, base.net.conv_in.weight)
-
-
-def test_stopped_after_any_update_it_ends_with_the_same_bits(unlearner, tmp_path, curves, stop_in_step):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(unlearner, tmp_path, same_bits_after_stops):
     def job(folder: str):
         return unlearner(tmp_path / folder, ARM, dropout=0.2, updates=5, weight_decay=0.1)
 
-    first = job("whole")
-    whole = salun.train(first)
-    for s in range(4):
-        stop_in_step(s)
-        with pytest.raises(SystemExit) as left:
-            salun.train(job(str(s)))
-        assert left.value.code == 75
-        again = job(str(s))
-        resumed = salun.train(again)
-        assert resumed.progress.resumed_at == [s + 1]
-        for one, other in zip(states(whole), states(resumed), strict=True):
-            assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one, other, strict=True))
-        assert curves(again.store.curves) == curves(first.store.curves)
+    same_bits_after_stops(salun.train, job, range(4))
 
 
-def test_first_losses_are_those_on_record(unlearner, series, tmp_path):
+def test_first_losses_are_those_on_record(unlearner, series, tmp_path, golden):
     job = unlearner(tmp_path, ARM, updates=20, batch_size=8, log_every=1, learning_rate=1e-4)
     salun.train(job)
-    found = {name: series(job.store.curves)[name] for name in ("loss", "forget_loss")}
-    if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
-    wanted = json.loads(GOLDEN.read_text())
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        assert found[name] == pytest.approx(values, rel=1e-5), name
+    golden("salun", {name: series(job.store.curves)[name] for name in ("loss", "forget_loss")})

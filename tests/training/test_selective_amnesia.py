@@ -1,10 +1,7 @@
 """Selective Amnesia: the Fisher information in closed form, the penalty, the surrogate, the replay, and the whole run."""
 
-import json
 import math
-import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,13 +9,12 @@ import torch
 
 from afterimage import config
 from afterimage.config import ConfigError, Diffusion, Sample
-from afterimage.diffusion.model import build_scheduler, load_weights, save_pipeline
+from afterimage.diffusion.model import build_scheduler, load_weights
 from afterimage.diffusion.sample import generate
 from afterimage.methods import selective_amnesia
 from afterimage.methods.selective_amnesia import drawn, elastic, fisher, likelihoods, surrogate
 from afterimage.methods.unlearning import Sides
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "selective_amnesia.json"
 ARM = {"method": "selective_amnesia", "fisher_samples": 4, "fisher_timesteps": 6, "replay_images": 30}
 
 
@@ -210,53 +206,18 @@ def test_what_it_costs(unlearner, tmp_path):
     assert result.raw.training
 
 
-def test_frozen_blocks_of_the_base_stay_frozen(make_job, digits, tmp_path):
-    blocks = {"rau_net": {"groups": [1], "variant": "frozen_fixed"}}
-    base = make_job(tmp_path / "base-state", condition="label", images=40, arm={"method": "baseline"} | blocks)
-    save_pipeline(base.net, base.scheduler, tmp_path / "base")
-    arm = ARM | blocks | {"base": "base", "forget": "zeros"}
-    forgotten = digits[1][:40] == 0
-    job = make_job(
-        tmp_path / "state", condition="label", images=40, arm=arm, base=tmp_path / "base", forgotten=forgotten, updates=2
-    )
-    selective_amnesia.train(job)
-    before = base.net.state_dict()
-    for name, value in job.net.state_dict().items():
-        if name.startswith("transfers."):
-            assert torch.equal(value, before[name])
-    assert not torch.equal(job.net.conv_in.weight, base.net.conv_in.weight)
-
-
 @pytest.mark.parametrize("replay", ["generated", "training"])
-def test_stopped_after_any_update_it_ends_with_the_same_bits(replay, unlearner, tmp_path, curves, stop_in_step):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(replay, unlearner, tmp_path, same_bits_after_stops):
     def job(folder: str):
         return unlearner(tmp_path / folder, ARM | {"replay": replay}, dropout=0.2, updates=4)
 
-    first = job("whole")
-    whole = selective_amnesia.train(first)
-    for s in range(3):
-        stop_in_step(s)
-        with pytest.raises(SystemExit) as left:
-            selective_amnesia.train(job(str(s)))
-        assert left.value.code == 75
-        again = job(str(s))
-        resumed = selective_amnesia.train(again)
-        assert resumed.progress.resumed_at == [s + 1]
-        for one, other in ((whole.raw, resumed.raw), (whole.average, resumed.average)):
-            assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
-        assert curves(again.store.curves) == curves(first.store.curves)
+    same_bits_after_stops(selective_amnesia.train, job, range(3))
 
 
-def test_first_losses_are_those_on_record(unlearner, series, tmp_path):
+def test_first_losses_are_those_on_record(unlearner, series, tmp_path, golden):
     job = unlearner(tmp_path, ARM | {"ewc": 1e-3}, updates=20, batch_size=8, log_every=1, learning_rate=1e-4)
     selective_amnesia.train(job)
-    found = {name: series(job.store.curves)[name] for name in ("loss", "forget_loss", "penalty")}
-    if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
-        GOLDEN.write_text(json.dumps(found, indent=2) + "\n")
-    wanted = json.loads(GOLDEN.read_text())
-    assert found.keys() == wanted.keys()
-    for name, values in wanted.items():
-        assert found[name] == pytest.approx(values, rel=1e-4), name
+    golden("selective_amnesia", {name: series(job.store.curves)[name] for name in ("loss", "forget_loss", "penalty")}, rel=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
-from afterimage.diffusion.model import load_weights
+from afterimage.diffusion.model import load_weights, save_pipeline
 from afterimage.methods import baseline, erasediff, find, gradient_ascent
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
 from afterimage.training.learner import Learner, NonFiniteError, plain
@@ -175,3 +175,31 @@ def test_from_the_command_line_each_kind_of_set_is_forgotten(condition, arm, for
     assert facts["images_seen"] == 4 * facts["backward_passes"]
     before, after = (load_file(tmp_path / out / "pipeline" / WEIGHTS) for out in ("base", "out"))
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+# ---- a base with blocks that do not learn --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"method": "salun", "saliency_samples": 8},
+        {"method": "selective_amnesia", "fisher_samples": 4, "fisher_timesteps": 6, "replay_images": 30},
+    ],
+    ids=lambda arm: arm["method"],
+)
+def test_frozen_blocks_of_the_base_stay_frozen(arm, make_job, digits, tmp_path):
+    blocks = {"rau_net": {"groups": [1], "variant": "frozen_fixed"}}
+    base = make_job(tmp_path / "base-state", condition="label", images=40, arm={"method": "baseline"} | blocks)
+    save_pipeline(base.net, base.scheduler, tmp_path / "base")
+    arm = arm | blocks | {"base": "base", "forget": "zeros"}
+    forgotten = digits[1][:40] == 0
+    job = make_job(
+        tmp_path / "state", condition="label", images=40, arm=arm, base=tmp_path / "base", forgotten=forgotten, updates=2
+    )
+    find(arm["method"]).train(job)
+    before = base.net.state_dict()
+    for name, value in job.net.state_dict().items():
+        if name.startswith("transfers."):
+            assert torch.equal(value, before[name])
+    assert not torch.equal(job.net.conv_in.weight, base.net.conv_in.weight)

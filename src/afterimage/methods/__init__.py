@@ -1,12 +1,12 @@
 """What each published method changes about plain training, one module each.
 
 A method is a module with ``train(job: Job) -> Trained``. It is found by name through ``config.METHODS``; adding one touches no
-other. It builds its learners, says what an update is, and hands both to ``training.loop.run``.
+other. It builds its learners, says what an update is, and hands both to ``Job.run``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -20,8 +20,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.config import METHODS, Arm, Train, TransferBlocks
+from afterimage.training import loop
 from afterimage.training.checkpoint import Store
-from afterimage.training.loop import Progress
+from afterimage.training.learner import Learner
+from afterimage.training.loop import Part, Progress
 from afterimage.training.task import Task
 
 
@@ -61,6 +63,32 @@ class Job:
     accelerator: Accelerator
     store: Store
 
+    def run(
+        self,
+        update: Callable[[int], Mapping[str, float]],
+        parts: Mapping[str, Part],
+        *,
+        updates: int | None = None,
+        batch_size: int | None = None,
+    ) -> Progress:
+        """Call ``update`` until the budget is spent (see ``training.loop``), with this run's store and pace.
+
+        Args:
+            update: Does update s and returns numbers for the curves.
+            parts: Name -> part; all that ``update`` changes.
+            updates: How often to call it; by default the budget.
+            batch_size: Images of one call; by default one batch.
+        """
+        return loop.run(
+            update,
+            parts,
+            self.store,
+            updates=self.updates if updates is None else updates,
+            batch_size=batch_size or self.train.batch_size,
+            log_every=self.train.log_every,
+            checkpoint_every=self.train.checkpoint_every,
+        )
+
 
 @dataclass(frozen=True)
 class Spent:
@@ -98,6 +126,24 @@ class Trained:
     spent: Spent
     facts: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+
+    @classmethod
+    def of_one(
+        cls,
+        learner: Learner,
+        progress: Progress,
+        images_seen: int,
+        kept_samples: int | None = None,
+        facts: dict[str, Any] | None = None,
+    ) -> Trained:
+        """Return what the training of one network gives; without ``kept_samples`` all samples carried gradient."""
+        spent = Spent(
+            updates=progress.update,
+            updates_per_model=progress.update,
+            images_seen=images_seen,
+            kept_samples=images_seen if kept_samples is None else kept_samples,
+        )
+        return cls(learner.net, learner.average.module, progress, spent, facts or {})
 
 
 class Method(Protocol):

@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 
 from afterimage.diffusion.model import load_weights
-from afterimage.methods import Job, Spent, Trained
-from afterimage.training import loop
+from afterimage.methods import Job, Trained
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
@@ -26,15 +25,5 @@ def train(job: Job) -> Trained:
         torch.manual_seed(order.dropout_seed(s))
         return learner.update(s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task))
 
-    progress = loop.run(
-        update,
-        {"learner": learner},
-        job.store,
-        updates=job.updates,
-        batch_size=settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
-    seen = progress.update * settings.batch_size
-    spent = Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen)
-    return Trained(raw=job.net, average=learner.average.module, progress=progress, spent=spent)
+    progress = job.run(update, {"learner": learner})
+    return Trained.of_one(learner, progress, progress.update * settings.batch_size)

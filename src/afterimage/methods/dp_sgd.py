@@ -36,8 +36,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage import seeds
 from afterimage.config import ConfigError, DpSgd
-from afterimage.methods import Job, Spent, Trained
-from afterimage.training import loop
+from afterimage.methods import Job, Trained
 from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.order import Order
 from afterimage.training.task import Batch, Task
@@ -193,22 +192,11 @@ def train(job: Job) -> Trained:
         seen.images += len(rows)
         return {"loss": loss, "batch": len(rows)} | learner.step(s)
 
-    progress = loop.run(
-        update,
-        {"learner": learner, "seen": seen},
-        job.store,
-        updates=job.updates,
-        batch_size=settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
-    return Trained(
-        raw=job.net,
-        average=learner.average.module,
-        progress=progress,
-        spent=Spent(
-            updates=progress.update, updates_per_model=progress.update, images_seen=seen.images, kept_samples=seen.images
-        ),
+    progress = job.run(update, {"learner": learner, "seen": seen})
+    return Trained.of_one(
+        learner,
+        progress,
+        seen.images,
         facts={
             "epsilon": epsilon if math.isfinite(epsilon) else None,
             "delta": delta,

@@ -26,9 +26,8 @@ import torch
 from afterimage import seeds
 from afterimage.config import ConfigError, EraseDiff
 from afterimage.diffusion.model import classes_of, load_weights
-from afterimage.methods import Job, Spent, Trained
+from afterimage.methods import Job, Trained
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
-from afterimage.training import loop
 from afterimage.training.learner import Learner, NonFiniteError, plain
 from afterimage.training.task import Batch
 
@@ -221,28 +220,15 @@ def train(job: Job) -> Trained:
         pushes.count += chosen.weight > 0
         return logs
 
-    progress = loop.run(
-        update,
-        {"learner": learner, "pushes": pushes},
-        job.store,
-        updates=job.updates,
-        batch_size=settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
+    progress = job.run(update, {"learner": learner, "pushes": pushes})
     updates, pushed = progress.update, int(pushes.count)
     inner_updates = 0 if inner is None else updates * arm.inner_updates
     backward = 2 * updates + inner_updates
-    return Trained(
-        raw=job.net,
-        average=learner.average.module,
-        progress=progress,
-        spent=Spent(
-            updates=updates,
-            updates_per_model=updates,
-            images_seen=backward * settings.batch_size,
-            kept_samples=(updates + pushed) * settings.batch_size,
-        ),
+    return Trained.of_one(
+        learner,
+        progress,
+        backward * settings.batch_size,
+        (updates + pushed) * settings.batch_size,
         facts={
             "inner_updates": inner_updates,
             "pushed_updates": pushed,

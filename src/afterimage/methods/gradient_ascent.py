@@ -10,9 +10,8 @@ import torch
 
 from afterimage.config import GradientAscent
 from afterimage.diffusion.model import load_weights
-from afterimage.methods import Job, Spent, Trained
+from afterimage.methods import Job, Trained
 from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, seed_dropout
-from afterimage.training import loop
 from afterimage.training.learner import Learner, plain
 
 
@@ -45,21 +44,7 @@ def train(job: Job) -> Trained:
             weight.grad = torch.stack(shared).sum(0)
         return {"loss": losses["remain"], "forget_loss": losses["forget"]} | learner.step(s)
 
-    progress = loop.run(
-        update,
-        {"learner": learner},
-        job.store,
-        updates=job.updates,
-        batch_size=settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
+    progress = job.run(update, {"learner": learner})
     backward = progress.update * sum(share != 0 for share in shares.values())
-    seen = backward * settings.batch_size
-    return Trained(
-        raw=job.net,
-        average=learner.average.module,
-        progress=progress,
-        spent=Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen),
-        facts={"backward_passes": backward, "forward_only_passes": 2 * progress.update - backward},
-    )
+    facts = {"backward_passes": backward, "forward_only_passes": 2 * progress.update - backward}
+    return Trained.of_one(learner, progress, backward * settings.batch_size, facts=facts)

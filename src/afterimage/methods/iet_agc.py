@@ -37,7 +37,7 @@ from afterimage.data.shards import assign, redistribute
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import Job, Spent, Trained
 from afterimage.methods.agc import Bank
-from afterimage.training import loop, ranks
+from afterimage.training import ranks
 from afterimage.training.learner import Learner, NonFiniteError, learning_rate
 from afterimage.training.order import Order
 from afterimage.training.task import Batch
@@ -66,15 +66,7 @@ def train(job: Job) -> Trained:
             ensemble.average((s + 1) // steps)
         return values
 
-    progress = loop.run(
-        update,
-        {"ensemble": ensemble},
-        job.store,
-        updates=arm.rounds * steps,
-        batch_size=arm.shards * settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
+    progress = job.run(update, {"ensemble": ensemble}, updates=arm.rounds * steps, batch_size=arm.shards * settings.batch_size)
     seen, skipped = (int(count) for count in ensemble.by_timestep.sum(1))
     learner = next(iter(ensemble.own.values())).learner
     return Trained(

@@ -22,7 +22,6 @@ from afterimage.config import ConfigError, Loyal
 from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.methods import Job, Spent, Trained
-from afterimage.training import loop
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
@@ -52,15 +51,7 @@ def train(job: Job) -> Trained:
         batch = job.task.batch(order.rows(own), order.generator(own), timesteps=ranges[name])
         return learners[name].update(own, batch, plain(job.task))
 
-    progress = loop.run(
-        update,
-        learners,
-        job.store,
-        updates=sum(shares.values()),
-        batch_size=settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
+    progress = job.run(update, learners, updates=sum(shares.values()))
     seen = progress.update * settings.batch_size
     averages = {name: cast(UNet2DModel, learner.average.module) for name, learner in learners.items()}
     return Trained(

@@ -33,9 +33,8 @@ from afterimage import seeds
 from afterimage.config import Sample, SelectiveAmnesia
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.sample import generate
-from afterimage.methods import Job, Spent, Trained
+from afterimage.methods import Job, Trained
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
-from afterimage.training import loop
 from afterimage.training.learner import Learner, plain
 from afterimage.training.task import Batch, Pixels
 
@@ -164,21 +163,11 @@ def train(job: Job) -> Trained:
             weight.grad += gradient + towards_start
         return {"loss": loss, "forget_loss": forget_loss, "penalty": penalty} | learner.step(s)
 
-    progress = loop.run(
-        update,
-        {"learner": learner},
-        job.store,
-        updates=job.updates,
-        batch_size=settings.batch_size,
-        log_every=settings.log_every,
-        checkpoint_every=settings.checkpoint_every,
-    )
-    seen = 2 * progress.update * settings.batch_size
-    return Trained(
-        raw=job.net,
-        average=learner.average.module,
-        progress=progress,
-        spent=Spent(updates=progress.update, updates_per_model=progress.update, images_seen=seen, kept_samples=seen),
+    progress = job.run(update, {"learner": learner})
+    return Trained.of_one(
+        learner,
+        progress,
+        2 * progress.update * settings.batch_size,
         facts={
             "backward_passes": 2 * progress.update,
             "forward_only_passes": 0,
