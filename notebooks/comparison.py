@@ -27,36 +27,22 @@ pairs = 24
 
 # %%
 from html import escape
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Image, Markdown, display
-
+from IPython.display import Markdown, display
 from matplotlib.patheffects import Normal, Stroke
 
 from afterimage.artifacts import read_run
 from afterimage.report.comparison import front
+from afterimage.report.notebook import Notebook
 
-results, figures = Path(results), Path(figures)
-figures.mkdir(exist_ok=True)
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
-
-
-def table(name):
-    return pd.read_csv(results / "report" / "tables" / f"{name}.csv")
-
-
-def keep(figure, name):
-    figure.savefig(figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    display(Image(filename=figures / f"{name}.png"))
+book = Notebook(results, figures)
+results, table, keep, show, confidence, level = book.results, book.table, book.keep, book.show, book.confidence, book.level
 
 
 compared, wide, points = table("comparison"), table("comparison_wide").set_index("arm"), table("points")
-confidence = read_run(results / "report" / "tables")["config"]["settings"]["confidence"]
-level = f"{100 * confidence:g} %"
 there = set(compared.metric)
 cell = compared.set_index(["arm", "metric"])
 known = set(cell.index[cell.value.notna()])
@@ -120,17 +106,6 @@ def interval(row, metric, difference=False):
     return shown if pd.isna(ends[0]) or exact else f"{shown} <small>[{text(ends[0])}, {text(ends[1])}]</small>"
 
 
-def show(frame, highlight, shade):
-    """Show a table whose cells are HTML; the rows named in ``highlight`` are shaded."""
-    left = "style='text-align:left;white-space:nowrap'"
-    head = "".join(f"<th style='text-align:left'>{column}</th>" for column in frame)
-    rows = [
-        f"<tr style='background:{shade if at in highlight else 'white'}'>" + "".join(f"<td {left}>{entry}</td>" for entry in row) + "</tr>"
-        for at, row in zip(frame.index, frame.itertuples(index=False))
-    ]
-    display(HTML(f"<div style='overflow-x:auto'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"))
-
-
 # %% [markdown]
 # ## Each arm and its control
 
@@ -149,7 +124,7 @@ if len(judged):
     yes = ", ".join(f"**{arm}** (over {control_of[arm]})" for arm in beating) or "none"
     no = ", ".join(f"{arm} (over {control_of[arm]})" for arm in judged.index if arm not in beating) or "none"
     display(Markdown(f"**Beat their own control:** {yes}.\n\n**Do not:** {no}."))
-    show(judged, highlight=beating, shade="#e9f5e9")
+    show(judged, shaded=beating, shade="#e9f5e9")
     comparisons = int(compared.verdict[compared.decides.isin(about)].notna().sum())
     display(
         Markdown(
@@ -326,7 +301,7 @@ def grouped(columns):
             heads += [len(lines)] if first else []
             values = [interval(cell.loc[(arm, metric)], metric) if (arm, metric) in known else "" for metric in columns]
             lines.append([f"<b>{escape(arm)}</b>" if first else f"&emsp;{escape(arm)}", *values])
-    show(pd.DataFrame(lines, columns=["arm", *map(name_of, columns)]), highlight=heads, shade="#f0f0f0")
+    show(pd.DataFrame(lines, columns=["arm", *map(name_of, columns)]), shaded=heads, shade="#f0f0f0")
 
 
 grouped([*about["memorization"], "flagged_holdout_calibrated", "twins_flagged_calibrated", "unique_images_calibrated", *about["quality"], "membership_auc"])

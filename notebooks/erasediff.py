@@ -28,46 +28,21 @@ pairs = 24
 
 # %%
 from html import escape
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Markdown, display
 from matplotlib.ticker import MaxNLocator
 
 from afterimage.artifacts import load_images, read_run
 from afterimage.report import comparison
+from afterimage.report.notebook import Notebook
 
-results, figures = Path(results), Path(figures)
-figures.mkdir(exist_ok=True)
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
-
-
-def folder(phase, arm, *rest, replicate=0):
-    return results.joinpath(phase, arm, f"rep{replicate}", *rest)
+book = Notebook(results, figures)
+results, table, keep, folder, show, confidence, level = book.results, book.table, book.keep, book.folder, book.show, book.confidence, book.level
 
 
-def table(name):
-    return pd.read_csv(results / "report" / "tables" / f"{name}.csv")
-
-
-def keep(figure, name):
-    figure.savefig(figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    display(Image(filename=figures / f"{name}.png"))
-
-
-def show(frame):
-    """Show a table whose cells are HTML."""
-    left = "style='text-align:left;white-space:nowrap'"
-    head = "".join(f"<th {left}>{column}</th>" for column in frame)
-    rows = ["<tr>" + "".join(f"<td {left}>{entry}</td>" for entry in row) + "</tr>" for row in frame.itertuples(index=False)]
-    display(HTML(f"<div style='overflow-x:auto'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"))
-
-
-confidence = read_run(results / "report" / "tables")["config"]["settings"]["confidence"]
-level = f"{100 * confidence:g} %"
 numbers = table("forgetting")
 exact = numbers["exact_low"].notna()
 for end in ("low", "high"):

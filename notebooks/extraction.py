@@ -25,36 +25,19 @@ show_images = True
 pairs = 24
 
 # %%
-import json
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import HTML, Markdown, display
 from matplotlib.ticker import LogLocator, NullLocator
 
 from afterimage.artifacts import load_images, read_run
+from afterimage.report.notebook import Notebook
 
-results, figures = Path(results), Path(figures)
-figures.mkdir(exist_ok=True)
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
+book = Notebook(results, figures)
+results, table, keep, folder, level = book.results, book.table, book.keep, book.folder, book.level
 OWN, CONTROL = "C0", "0.55"
 """Colours of an arm and of the arm that it is compared with: names would need more colours than the eye can tell apart."""
-
-
-def folder(phase, arm, *rest, replicate=0):
-    return results.joinpath(phase, arm, f"rep{replicate}", *rest)
-
-
-def table(name):
-    return pd.read_csv(results / "report" / "tables" / f"{name}.csv")
-
-
-def keep(figure, name):
-    figure.savefig(figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    display(Image(filename=figures / f"{name}.png"))
 
 
 def panels(count, width=2.6, height=2.1, columns=4, **shared):
@@ -73,8 +56,6 @@ def percent(value):
 headline, copies, extraction = table("arms"), table("copies"), table("extraction")
 own = headline.set_index(["arm", "metric"])
 control_of = table("comparison_wide").set_index("arm").control.dropna()
-confidence = read_run(results / "report" / "tables")["config"]["settings"]["confidence"]
-level = f"{100 * confidence:g} %"
 few = len(arms) <= 4
 one = read_run(folder("train", arms[0]))
 display(

@@ -29,50 +29,22 @@ pairs = 24
 # %%
 import json
 from html import escape
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import Markdown, display
 from scipy import stats
 
 from afterimage.artifacts import read_run
 from afterimage.attacks.membership import roc_auc
 from afterimage.report.comparison import Interval, difference, judge, over_replicates, student
+from afterimage.report.notebook import Notebook
 
-results, figures = Path(results), Path(figures)
-figures.mkdir(exist_ok=True)
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
-
-
-def folder(phase, arm, *rest, replicate=0):
-    return results.joinpath(phase, arm, f"rep{replicate}", *rest)
+book = Notebook(results, figures)
+results, table, keep, folder, show, confidence, level = book.results, book.table, book.keep, book.folder, book.show, book.confidence, book.level
 
 
-def table(name):
-    return pd.read_csv(results / "report" / "tables" / f"{name}.csv")
-
-
-def keep(figure, name):
-    figure.savefig(figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    display(Image(filename=figures / f"{name}.png"))
-
-
-def show(frame, highlight=()):
-    """Show a table whose cells are HTML; the rows named in ``highlight`` are shaded."""
-    left = "style='text-align:left;white-space:nowrap'"
-    head = "".join(f"<th style='text-align:left'>{column}</th>" for column in frame)
-    rows = [
-        f"<tr style='background:{'#f0f0f0' if at in highlight else 'white'}'>" + "".join(f"<td {left}>{entry}</td>" for entry in row) + "</tr>"
-        for at, row in zip(frame.index, frame.itertuples(index=False))
-    ]
-    display(HTML(f"<div style='overflow-x:auto'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"))
-
-
-confidence = read_run(results / "report" / "tables")["config"]["settings"]["confidence"]
-level = f"{100 * confidence:g} %"
 between = f"between {replicates} replicates (Student's t)" if replicates > 1 else "within the one training"
 
 # %%
@@ -118,7 +90,7 @@ for arm in shown:
     line |= part | {"starts from": escape(own["base"] or ""), "updates": f"{mean['updates']:,.0f}", "updates per network": f"{mean['updates_per_model']:,.0f}"}
     line |= {"samples with gradient": f"{mean['kept_samples']:,.0f} ({100 * mean['kept_samples'] / mean['images_seen']:.1f} %)"}
     lines.append(line | {"passes over the data": f"{mean['images_seen'] / mean['training_images']:.1f}"})
-show(pd.DataFrame(lines, index=shown), highlight=iet)
+show(pd.DataFrame(lines, index=shown), shaded=iet)
 display(
     Markdown(
         "Published: 10 shards, 10 rounds of 100 epochs, lambda 0.5 on CIFAR-10 (defaults of the released code), about as many updates over all shards as "
@@ -198,7 +170,7 @@ for arm in shown:
     line[frechet] = cell(over_replicates(quality[quality.arm == arm], confidence)[0])
     lines.append(line)
 line = {"arm": "real held-out images, rescaled"} | {f"MQ at {tau:g}, of {generations:,}": f"{generations * real[tau]:.4g}" for tau in wanted}
-show(pd.DataFrame([*lines, line | {frechet: ""}], index=[*shown, "held out"]), highlight=iet)
+show(pd.DataFrame([*lines, line | {frechet: ""}], index=[*shown, "held out"]), shaded=iet)
 display(
     Markdown(
         f"The paper's main table has these columns for CIFAR-10, CIFAR-100 and AFHQ-Dog with 65,536 generations; its cells are not repeated here because they were not verified. Brackets: {level} intervals {between}. "
@@ -409,7 +381,7 @@ if loss_lines:
             ],
             index=[one["arm"] for one in loss_lines],
         ),
-        highlight=iet,
+        shaded=iet,
     )
     display(Markdown(f"A ratio below 1, or an AUC above 0.5, says that memorised images have the lower loss; {level} intervals {between}."))
 else:

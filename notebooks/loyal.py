@@ -26,42 +26,21 @@ show_images = True
 pairs = 24
 
 # %%
+from functools import partial
 from html import escape
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-from IPython.display import HTML, Image, Markdown, display
+from IPython.display import Markdown, display
 
 from afterimage.artifacts import read_run
+from afterimage.report.notebook import Notebook
 
-results, figures = Path(results), Path(figures)
-figures.mkdir(exist_ok=True)
-plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "x"})
+book = Notebook(results, figures)
+results, table, keep, show, level = book.results, book.table, book.keep, partial(book.show, cells="vertical-align:top", shade="#e9f5e9"), book.level
 COLOUR = {"plain": "0.35", "blocks": "C2", "split": "C7", "tail": "C0", "front": "C1", "both": "C4"}
 """Kind of arm -> colour: one plain network, one with blocks, two without, two with blocks in the tail, in the front, in both."""
-
-
-def table(name):
-    return pd.read_csv(results / "report" / "tables" / f"{name}.csv")
-
-
-def keep(figure, name):
-    figure.savefig(figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
-    plt.close(figure)
-    display(Image(filename=figures / f"{name}.png"))
-
-
-def show(frame, bold=()):
-    """Show a table of HTML cells; the rows named in ``bold`` are shaded."""
-    left = "style='text-align:left;vertical-align:top'"
-    rows = [
-        f"<tr style='background:{'#e9f5e9' if at in bold else 'white'}'>" + "".join(f"<td {left}>{entry}</td>" for entry in row) + "</tr>"
-        for at, row in zip(frame.index, frame.itertuples(index=False))
-    ]
-    head = "".join(f"<th {left}>{column}</th>" for column in frame)
-    display(HTML(f"<div style='overflow-x:auto'><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"))
 
 
 def text(value, low=np.nan, high=np.nan, percent=False, sign=""):
@@ -87,8 +66,6 @@ own = headline.set_index(["arm", "metric"])
 wide = table("comparison_wide").set_index("arm")
 runs = {arm: read_run(results / "train" / arm / "rep0") for arm in arms}
 settings = {arm: run["config"]["settings"]["arm"] for arm, run in runs.items()}
-confidence = read_run(results / "report" / "tables")["config"]["settings"]["confidence"]
-level = f"{100 * confidence:g} %"
 space = next(metric for metric in headline.metric if metric.startswith("R["))[2:-1]
 frechet = next(metric for metric in headline.metric if metric.startswith(("FD[", "FID[")) and metric.endswith("]"))
 MEASURES = {
@@ -392,7 +369,7 @@ if selected:
             one = against.iloc[0]
             measured["s against two networks without blocks"] = text(one.change, one.low, one.high, percent=True, sign="+")
         lines.append({"candidate": what, **measured, "admissible": "yes" if row.admissible else "no", "rank": "" if pd.isna(row.rank) else f"{row.rank:.0f}", "chosen": "<b>yes</b>" if row.chosen else ""})
-    show(pd.DataFrame(lines).fillna(""), bold=[at for at, row in enumerate(ranking.itertuples()) if row.chosen])
+    show(pd.DataFrame(lines).fillna(""), shaded=[at for at, row in enumerate(ranking.itertuples()) if row.chosen])
     sure = ranking[ranking.chosen & (ranking.s_low > 0)]
     display(
         Markdown(

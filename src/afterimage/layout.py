@@ -83,7 +83,8 @@ def entries(study: config.Study, job: Job) -> tuple[str, ...]:
     if job.phase == "sample":
         return (COMMANDS["sample"]["draw"][0],)
     phase, verb = job.step.split("/")
-    return (COMMANDS[phase][verb][0],)
+    module = COMMANDS[phase][verb][0]
+    return (module, "afterimage.report.notebook") if job.step == "report/page" else (module,)
 
 
 def write_configs(study: config.Study, results: Path) -> None:

@@ -25,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "report/page")
     inputs = {"notebook": args.notebook, "tables": args.results / "report" / "tables" / artifacts.RUN}
-    with artifacts.step(config, args.out, inputs=inputs, entries=(__name__,)) as step:
+    with artifacts.step(config, args.out, inputs=inputs, entries=(__name__, "afterimage.report.notebook")) as step:
         figures = step.folder / "figures"
         figures.mkdir()
         executed = step.folder / f"{args.notebook.stem}.ipynb"
