@@ -24,6 +24,7 @@ arms = ["baseline", "dedup"]
 replicates = 1
 show_images = True
 pairs = 24
+confidence = 0.95
 
 # %%
 from html import escape
@@ -38,8 +39,8 @@ from afterimage.artifacts import read_run
 from afterimage.report.comparison import front
 from afterimage.report.notebook import Notebook
 
-book = Notebook(results, figures)
-results, table, keep, show, confidence, level = book.results, book.table, book.keep, book.show, book.confidence, book.level
+book = Notebook(results, figures, confidence)
+results, table, keep, show, level = book.results, book.table, book.keep, book.show, book.level
 
 
 compared, wide, points = table("comparison"), table("comparison_wide").set_index("arm"), table("points")

@@ -25,6 +25,7 @@ arms = ["baseline", "dedup"]
 replicates = 1
 show_images = True
 pairs = 24
+confidence = 0.95
 
 # %%
 from html import escape
@@ -39,8 +40,8 @@ from afterimage.artifacts import load_images, read_run
 from afterimage.report import comparison
 from afterimage.report.notebook import Notebook
 
-book = Notebook(results, figures)
-results, table, keep, folder, show, confidence, level = book.results, book.table, book.keep, book.folder, book.show, book.confidence, book.level
+book = Notebook(results, figures, confidence)
+results, table, keep, folder, show, level = book.results, book.table, book.keep, book.folder, book.show, book.level
 
 
 numbers = table("forgetting")

@@ -23,6 +23,7 @@ arms = ["baseline", "dedup"]
 replicates = 1
 show_images = True
 pairs = 24
+confidence = 0.95
 
 # %%
 import matplotlib.pyplot as plt
@@ -34,7 +35,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 from afterimage.artifacts import load_images, read_run
 from afterimage.report.notebook import Notebook
 
-book = Notebook(results, figures)
+book = Notebook(results, figures, confidence)
 results, table, keep, folder, level = book.results, book.table, book.keep, book.folder, book.level
 OWN, CONTROL = "C0", "0.55"
 """Colours of an arm and of the arm that it is compared with: names would need more colours than the eye can tell apart."""

@@ -25,6 +25,7 @@ arms = ["baseline", "iet_agc"]
 replicates = 1
 show_images = True
 pairs = 24
+confidence = 0.95
 
 # %%
 import json
@@ -41,8 +42,8 @@ from afterimage.attacks.membership import roc_auc
 from afterimage.report.comparison import Interval, difference, judge, over_replicates, student
 from afterimage.report.notebook import Notebook
 
-book = Notebook(results, figures)
-results, table, keep, folder, show, confidence, level = book.results, book.table, book.keep, book.folder, book.show, book.confidence, book.level
+book = Notebook(results, figures, confidence)
+results, table, keep, folder, show, level = book.results, book.table, book.keep, book.folder, book.show, book.level
 
 
 between = f"between {replicates} replicates (Student's t)" if replicates > 1 else "within the one training"

@@ -94,6 +94,7 @@ def test_arm_overrides_the_budget(params):
 
 
 ATTACKS = {step for step in config.STEPS if step.startswith("attack/")}
+REPORTS = {step for step in config.STEPS if step.startswith("report/")}
 
 
 def digests(params):
@@ -119,6 +120,7 @@ def digests(params):
         (("extraction", "alpha"), 0.4, {"attack/extraction", "attack/forgetting", "report/swap"}),
         (("quality", "neighbours"), 3, {"attack/quality", "attack/forgetting", "report/swap"}),
         (("statistics", "bootstrap"), 100, ATTACKS | {"report/swap"}),
+        (("statistics", "confidence"), 0.9, ATTACKS | REPORTS),
         (("report", "pairs"), 5, {"report/page"}),
         (("data", "flips"), True, {"train", "attack/extraction", "attack/membership", "attack/forgetting", "report/swap"}),
         (("replicates",), 2, {"report/tables", "report/page", "report/selection"}),

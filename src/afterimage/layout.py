@@ -59,7 +59,8 @@ def selection_jobs(study: config.Study) -> list[Job]:
     for name in ("extraction", "quality"):
         listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", f"attack/{name}", arm, k) for arm, k in cells]
     listed += [Job("report", f"selection/swap/rep{k}", "report/swap", None, k) for k in range(study.replicates)]
-    return [*listed, Job("report", "selection/table", "report/selection")]
+    listed.append(Job("report", "selection/table", "report/selection"))
+    return [*listed, Job("report", "selection/page", "report/page")]
 
 
 def pages(study: config.Study) -> list[str]:

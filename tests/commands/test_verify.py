@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afterimage import cli, config, layout, provenance, tracking
+from afterimage import artifacts, cli, config, layout, provenance, tracking
 from afterimage.artifacts import ArtifactError
 from afterimage.commands import adopt, verify
 
@@ -109,6 +109,23 @@ def test_result_whose_input_was_made_again(build: Build, study: config.Study) ->
     problems = dict(found(study))
     assert problems.keys() == {"attack/baseline/rep0/extraction", "attack/baseline/rep0/quality"}
     assert "input samples (results/default/sample/baseline/rep0/images.npz) has changed" in problems.popitem()[1]
+
+
+def test_selection_is_checked_once_it_was_run(study: config.Study) -> None:
+    table, page = layout.selection_jobs(study)[-2:]
+
+    def make(job: layout.Job, text: str, **inputs: Path) -> None:
+        resolved = config.resolve(study, job.step)
+        with artifacts.step(resolved, ROOT / job.folder, inputs, layout.entries(study, job)) as step:
+            (step.folder / "file.txt").write_text(text)
+
+    make(table, "one")
+    make(page, "page", tables=ROOT / table.folder / artifacts.RUN)
+    assert found(study) == []
+    make(table, "other")
+    assert found(study) == [
+        ("selection/page", "input tables (results/default/selection/table/run.json) has changed since"),
+    ]
 
 
 def test_input_that_is_not_what_its_store_lists(study: config.Study) -> None:

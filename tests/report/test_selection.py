@@ -60,6 +60,8 @@ def test_the_study_itself_stays_as_it_was(study, params, tmp_path):
     without = config.parse({key: value for key, value in params.items() if key != "loyal_selection"})
     assert layout.jobs(with_block) == layout.jobs(without)
     assert layout.selection_jobs(without) == []
+    assert "loyal_selection" not in layout.pages(with_block)
+    assert [job.folder for job in layout.selection_jobs(with_block)][-2:] == ["selection/table", "selection/page"]
     assert without.with_selection() is without
     layout.write_configs(with_block, tmp_path)
     for job in layout.jobs(with_block) + layout.selection_jobs(with_block):

@@ -85,13 +85,14 @@ def selection_images(wildcards):
     return images_of(wildcards.study, STUDY.arms[SELECTION.base])
 
 
-def selection_tables(wildcards):
+def selection_results(wildcards):
     """What `loyal_selection` makes."""
     if SELECTION is None:
         raise WorkflowError(
             "the study has no loyal_selection: say what to select in a block of this name"
         )
-    return expand(rules.selection.output, study=STUDY.study)
+    made = [*rules.selection.output, *rules.selection_page.output]
+    return expand(made, study=STUDY.study)
 
 
 def of_replicate(wildcards, pattern, arm):

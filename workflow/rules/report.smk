@@ -111,9 +111,10 @@ rule page:
     params:
         out=subpath(output.run, parent=True),
         results=subpath(output.run, ancestor=4),
+        tables=subpath(input.tables, parent=True),
     shell:
-        "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --config {input.config:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule report:

@@ -4,12 +4,14 @@ OUTPUTS (not part of `all`: `snakemake loyal_selection`):
     results/{study}/{train,sample,attack}/select_*/rep{rep}/  the derived arms, by the rules of every other arm
     results/{study}/selection/swap/rep{rep}/                  blocks at some timesteps only, by swapping networks while sampling
     results/{study}/selection/table/                          what each skip group and timestep does to copying and quality
+    results/{study}/selection/page/                           the same as an executed notebook, its HTML page and its figures
 """
 
 
 localrules:
     loyal_selection,
     selection,
+    selection_page,
 
 
 rule swap:
@@ -74,7 +76,43 @@ rule selection:
         "afterimage report selection --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
+rule selection_page:
+    """Run the notebook of the selection on its tables and write its page."""
+    input:
+        config="results/{study}/config/selection/page.json",
+        code="results/{study}/config/selection/page.code",
+        notebook=str(NOTEBOOKS / "loyal_selection.py"),
+        tables="results/{study}/selection/table/run.json",
+    output:
+        run="results/{study}/selection/page/run.json",
+        notebook="results/{study}/selection/page/loyal_selection.ipynb",
+        page=report(
+            "results/{study}/selection/page/loyal_selection.html",
+            caption="../report/selection_page.rst",
+            category="Pages",
+            labels={"page": "loyal_selection"},
+        ),
+        figures=report(
+            directory("results/{study}/selection/page/figures"),
+            patterns=["{figure}.png"],
+            caption="../report/figure.rst",
+            category="Figures",
+            labels={"page": "loyal_selection", "figure": "{figure}"},
+        ),
+    log:
+        "results/{study}/logs/selection/page.log",
+    benchmark:
+        "results/{study}/benchmarks/selection/page.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+        results=subpath(output.run, ancestor=3),
+        tables=subpath(input.tables, parent=True),
+    shell:
+        "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
 rule loyal_selection:
     """Choose skip groups and the switch timestep of LoyalDiffusion."""
     input:
-        selection_tables,
+        selection_results,

@@ -83,7 +83,12 @@ def resolve(study: Study, step: str, arm: str | None = None, replicate: int | No
             "confidence": study.statistics.confidence,
         }
     elif step == "report/page":
-        settings = {"study": study.study, "arms": list(study.arms), "replicates": study.replicates} | full["report"]
+        settings = {
+            "study": study.study,
+            "arms": list(study.arms),
+            "replicates": study.replicates,
+            "confidence": study.statistics.confidence,
+        } | full["report"]
     elif step == "report/swap":
         assert study.loyal_selection is not None
         settings = {"switch_timesteps": study.loyal_selection.switch_timesteps, "flips": data["flips"]}

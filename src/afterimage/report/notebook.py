@@ -1,15 +1,16 @@
-"""What the notebooks share: where a study's results lie, its tables, and how figures and tables are kept and shown."""
+"""What the notebooks share: where a study's results lie, its tables, and how figures, tables and numbers are kept and shown."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-
-from afterimage.artifacts import read_run
 
 
 class Notebook:
@@ -18,18 +19,17 @@ class Notebook:
     Args:
         results: Folder of the study's results.
         figures: Folder to keep figures in; made if it is not there.
+        confidence: Coverage of every interval of the tables.
 
     Attributes:
-        confidence: Coverage of every interval of the tables.
-        level: The same in percent, as text.
+        level: The coverage in percent, as text.
     """
 
-    def __init__(self, results: str | Path, figures: str | Path) -> None:
+    def __init__(self, results: str | Path, figures: str | Path, confidence: float) -> None:
         self.results, self.figures = Path(results), Path(figures)
         self.figures.mkdir(exist_ok=True)
         plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
-        self.confidence: float = read_run(self.results / "report" / "tables")["config"]["settings"]["confidence"]
-        self.level = f"{100 * self.confidence:g} %"
+        self.level = f"{100 * confidence:g} %"
 
     def folder(self, phase: str, arm: str, *rest: str, replicate: int = 0) -> Path:
         """Return the folder, or a file in it, of one replicate of an arm."""
@@ -69,3 +69,28 @@ class Notebook:
         ]
         table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
         IPython.display.display(IPython.display.HTML(f"<div style='overflow-x:auto'>{table}</div>"))
+
+
+def text(value: float, low: float = math.nan, high: float = math.nan, percent: bool = False, sign: str = "") -> str:
+    """Return a number with its interval, if it has one, as HTML.
+
+    Args:
+        percent: Show a share in percent.
+        sign: ``"+"`` shows the sign of positive numbers too.
+    """
+    if pd.isna(value):
+        return "n/a"
+    scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.3g")
+    shown = format(scale * value, form) + (" %" if percent else "")
+    if pd.isna(low) or low == high:
+        return shown
+    return f"{shown} <small>[{format(scale * low, form)}, {format(scale * high, form)}]</small>"
+
+
+def within(axis: Axes, top: float = 1.0) -> None:
+    """Trim a dot plot to values from 0 to ``top``, those that can be: intervals between few replicates reach beyond."""
+    axis.margins(x=0.12)
+    low, high = (float(np.clip(end, -0.02 * min(top, 1), 1.02 * top)) for end in axis.get_xlim())
+    axis.set_xlim(low, high if high > low else low + 0.1)
+    axis.tick_params(labelsize=7.5, length=2)
+    axis.grid(axis="y", color="0.93")

@@ -18,13 +18,14 @@ from afterimage import artifacts
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--notebook", type=Path, required=True, help="notebook in jupytext's percent form")
     parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
+    parser.add_argument("--tables", type=Path, required=True, help="store of the tables that the notebook reads")
     parser.add_argument("--config", type=Path, required=True, help="resolved config of step report/page")
     parser.add_argument("--out", type=Path, required=True, help="folder for the notebook, the page and its figures")
 
 
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "report/page")
-    inputs = {"notebook": args.notebook, "tables": args.results / "report" / "tables" / artifacts.RUN}
+    inputs = {"notebook": args.notebook, "tables": args.tables / artifacts.RUN}
     with artifacts.step(config, args.out, inputs=inputs, entries=(__name__, "afterimage.report.notebook")) as step:
         figures = step.folder / "figures"
         figures.mkdir()
