@@ -249,8 +249,7 @@ if skipping:
         axes[1].plot(curve.index / curve.index.max(), curve.rolling(max(1, len(curve) // 12), min_periods=1, center=True).mean(), color=colour[arm], linewidth=1.6, label=arm)
     axes[0].set(xlabel="timestep (0: almost no noise)", ylabel="share of samples skipped (%)", ylim=(0, None))
     axes[1].set(xlabel="share of the training done", ylim=(0, None))
-    for axis in axes:
-        axis.legend(frameon=False, fontsize=8)
+    axes[1].legend(frameon=False, fontsize=8, bbox_to_anchor=(1.02, 1), loc="upper left")
     figure.tight_layout()
     keep(figure, "skips")
     display(
