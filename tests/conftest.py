@@ -16,8 +16,8 @@ def root() -> Path:
 
 @pytest.fixture
 def params() -> dict:
-    """The default study as plain values, free to change."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text())
+    """The default study as plain values, free to change; without attribution, so that its arms can be replaced."""
+    return yaml.safe_load((ROOT / "params.yaml").read_text()) | {"attribution": None}
 
 
 @pytest.fixture(scope="session")

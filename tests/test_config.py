@@ -97,14 +97,26 @@ ATTACKS = {step for step in config.STEPS if step.startswith("attack/")}
 REPORTS = {step for step in config.STEPS if step.startswith("report/")}
 
 
+JOBS = {
+    "attribution/features": "main/final/train0",
+    "attribution/retrain": "0",
+    "attribution/scores": "main",
+    "attribution/counterfactual": "again",
+}
+
+
+def resolved(study, step, arm):
+    return config.resolve(study, step, arm, 0 if arm else None, JOBS.get(step))
+
+
 def digests(params):
-    study = config.parse(params)
+    study = config.parse(params | {"attribution": params["attribution"] or {"arm": "baseline"}})
     jobs = {
-        (step, arm): config.resolve(study, step, arm, 0 if arm else None)
+        (step, arm): resolved(study, step, arm)
         for step, by in config.STEPS.items()
-        for arm in (study.arms if by else [None])
+        for arm in (study.arms if "arm" in by else [None])
     }
-    return {job: config.digest(resolved) for job, resolved in jobs.items()}
+    return {job: config.digest(settings) for job, settings in jobs.items()}
 
 
 @pytest.mark.parametrize(
@@ -114,19 +126,38 @@ def digests(params):
         (("data", "split", "holdout"), 700, {"data/split"}),
         (("dedup", "keep"), "medoid", {"data/dedup"}),
         (("classifier", "epochs"), 3, {"data/classifier"}),
-        (("model", "dropout"), 0.1, {"train"}),
-        (("diffusion", "schedule"), "linear", {"train"}),
-        (("sample", "steps"), 10, {"sample", "attack/forgetting", "report/swap"}),
+        (("model", "dropout"), 0.1, {"train", "attribution/counterfactual", "attribution/retrain"}),
+        (("diffusion", "schedule"), "linear", {"train", "attribution/counterfactual", "attribution/retrain"}),
+        (("sample", "steps"), 10, {"sample", "attribution/counterfactual", "attack/forgetting", "report/swap"}),
         (("extraction", "alpha"), 0.4, {"attack/extraction", "attack/forgetting", "report/swap"}),
         (("quality", "neighbours"), 3, {"attack/quality", "attack/forgetting", "report/swap"}),
-        (("statistics", "bootstrap"), 100, ATTACKS | {"report/swap"}),
-        (("statistics", "confidence"), 0.9, ATTACKS | REPORTS),
+        (("statistics", "bootstrap"), 100, ATTACKS | {"attribution/scores", "report/swap"}),
+        (("statistics", "confidence"), 0.9, ATTACKS | REPORTS | {"attribution/scores"}),
         (("report", "pairs"), 5, {"report/page"}),
-        (("data", "flips"), True, {"train", "attack/extraction", "attack/membership", "attack/forgetting", "report/swap"}),
+        (
+            ("data", "flips"),
+            True,
+            {
+                "train",
+                "attack/extraction",
+                "attack/membership",
+                "attack/forgetting",
+                "attribution/retrain",
+                "attribution/counterfactual",
+                "report/swap",
+            },
+        ),
+        (("attribution", "queries"), {"holdout": 4}, {"attribution/queries"}),
+        (("attribution", "features"), {"timesteps": 4}, {"attribution/features"}),
+        (("attribution", "regularisers"), [1.0], {"attribution/scores"}),
+        (("attribution", "ground_truth"), {"draws": 2}, {"attribution/retrain", "attribution/counterfactual"}),
+        (("attribution", "subsets"), 8, {"attribution/retrain", "attribution/scores"}),
+        (("attribution", "checkpoints"), 2, {"train"}),
         (("replicates",), 2, {"report/tables", "report/page", "report/selection"}),
     ],
 )
 def test_a_key_changes_only_the_jobs_that_depend_on_it(params, path, value, changed):
+    params |= {"attribution": {"arm": "baseline"}}
     before, after = digests(params), digests(change({"classifier": {}, "statistics": {}, **params}, path, value))
     assert {step for (step, _), digest in after.items() if before[step, _] != digest} == changed
 
@@ -145,10 +176,35 @@ def test_digest_ignores_the_order_of_keys(order):
 
 
 def test_resolved_config_is_plain_json(params):
-    study = config.parse(params)
+    study = config.parse(params | {"attribution": {"arm": "baseline"}})
     for step, by in config.STEPS.items():
-        resolved = config.resolve(study, step, "baseline" if by else None, 0 if by else None)
-        assert json.loads(json.dumps(resolved)) == resolved
+        settings = resolved(study, step, "baseline" if "arm" in by else None)
+        assert json.loads(json.dumps(settings)) == settings
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"arm": "basline"}, ["attribution.arm = 'basline'", "did you mean 'baseline'"]),
+        ({"arm": "iet_agc"}, ["attribution.arm = 'iet_agc'", "method baseline"]),
+        ({"arm": "kept"}, ["attribution.arm = 'kept'", "a budget of its own"]),
+        ({"attributors": ["dass"]}, ["'dass'", "allowed are das,"]),
+        ({"features": {"timesteps": 2000}}, ["attribution.features.timesteps = 2000", "diffusion.timesteps = 1000"]),
+        ({"variants": {"long": {"timesteps": 2000}}}, ["attribution.variants.long.timesteps = 2000"]),
+        ({"variants": {"main": {}}}, ["variants.main"]),
+        ({"variants": {"odd": {"projection": "fourier"}}}, ["variants.odd.projection = 'fourier'", "countsketch"]),
+        ({"queries": {"generated": 5000}}, ["attribution.queries.generated = 5000", "sample.images = 1024"]),
+        ({"queries": {"holdout": 5000}}, ["attribution.queries.holdout = 5000", "data.split.holdout = 800"]),
+        ({"counterfactual": {"attributors": ["gas"]}, "attributors": ["das", "pixel_l2"]}, ["counterfactual", "'gas'"]),
+        ({"counterfactual": {"queries": 40}}, ["counterfactual.queries = 40", "queries.generated = 32"]),
+        ({"ground_truth": {"timesteps": 2000}}, ["attribution.ground_truth.timesteps = 2000"]),
+    ],
+)
+def test_what_cannot_be_attributed_is_refused(params, keys, words):
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(params | {"attribution": {"arm": "baseline"} | keys})
+    for word in words:
+        assert word in str(error.value)
 
 
 def test_schema_file_is_what_the_classes_say(root):

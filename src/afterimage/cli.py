@@ -32,6 +32,16 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "membership": ("afterimage.attacks.membership", "which images were trained on, by their loss"),
         "forgetting": ("afterimage.attacks.forgetting", "what is left of images that were to be forgotten"),
     },
+    "attribution": {
+        "queries": ("afterimage.attribution.queries", "choose the images whose origin is asked for"),
+        "features": ("afterimage.attribution.features", "project the gradients of a network for one block of images"),
+        "retrain": ("afterimage.attribution.retrain", "losses of the queries under networks retrained on random halves"),
+        "scores": ("afterimage.attribution.scores", "who made what, by every attributor, judged by retraining"),
+        "counterfactual": (
+            "afterimage.attribution.counterfactual",
+            "train without what made a generation, and generate it again",
+        ),
+    },
     "report": {
         "tables": ("afterimage.report.tables", "gather the results of all arms into tidy tables"),
         "page": ("afterimage.report.page", "run one notebook and write its HTML page"),

@@ -15,7 +15,7 @@ from afterimage import config, provenance
 from afterimage.artifacts import write_atomically
 from afterimage.cli import COMMANDS
 
-PHASES = ("data", "train", "sample", "attack", "report")
+PHASES = ("data", "train", "sample", "attack", "attribution", "report")
 """In the order in which they depend on each other; DVC has one stage for each."""
 
 
@@ -25,6 +25,7 @@ class Job(NamedTuple):
     Attributes:
         folder: Relative to ``results/<study>``.
         step: Key of ``config.STEPS``.
+        job: Which one of the step's jobs, where no arm and replicate address it.
     """
 
     phase: str
@@ -32,6 +33,7 @@ class Job(NamedTuple):
     step: str
     arm: str | None = None
     replicate: int | None = None
+    job: str | None = None
 
 
 def jobs(study: config.Study) -> list[Job]:
@@ -45,6 +47,10 @@ def jobs(study: config.Study) -> list[Job]:
             name = step.removeprefix("attack/")
             judged = [(arm, k) for arm, k in cells if name != "forgetting" or study.forget_sets_of(arm)]
             listed += [Job("attack", f"attack/{arm}/rep{k}/{name}", step, arm, k) for arm, k in judged]
+    if study.attribution is not None:
+        listed.append(Job("attribution", "attribution/queries", "attribution/queries"))
+        for step, names in study.attribution.jobs(study.data.split.train).items():
+            listed += [Job("attribution", f"{step}/{name}", step, job=name) for name in names]
     listed.append(Job("report", "report/tables", "report/tables"))
     return listed + [Job("report", f"report/pages/{page}", "report/page") for page in pages(study)]
 
@@ -72,6 +78,7 @@ def pages(study: config.Study) -> list[str]:
         "iet_agc": "iet_agc" in methods,
         "loyal": "loyal" in methods or any(study.rau_net_of(arm) for arm in study.arms),
         "erasediff": any(study.forget_sets_of(arm) for arm in study.arms),
+        "attribution": study.attribution is not None,
     }
     return [page for page, shown in wanted.items() if shown]
 
@@ -95,7 +102,7 @@ def write_configs(study: config.Study, results: Path) -> None:
     derived = study.with_selection()
     for job in jobs(study) + selection_jobs(study):
         asked = study if job.arm is None or job.arm in study.arms else derived
-        resolved = config.resolve(asked, job.step, job.arm, job.replicate)
+        resolved = config.resolve(asked, job.step, job.arm, job.replicate, job.job)
         _write_changed(root / f"{job.folder}.json", json.dumps(resolved, indent=2, sort_keys=True))
         _write_changed(root / f"{job.folder}.code", provenance.fingerprint(*entries(asked, job)))
 

@@ -85,9 +85,11 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
         if job.phase == "data":
             continue
         folder = Path(results) / study.study / job.folder
-        record = artifacts.check_store(folder, config.resolve(study, job.step, job.arm, job.replicate))
+        record = artifacts.check_store(folder, config.resolve(study, job.step, job.arm, job.replicate, job.job))
         if job.arm is not None and job.replicate is not None:
             cells[job.arm, job.replicate][job.step.removeprefix("attack/")] = (folder, record)
+        elif study.attribution is not None and (job.step, job.job) == ("attribution/scores", "main"):
+            cells[study.attribution.arm, 0]["attribution"] = (folder, record)
         else:
             report.append(record)
     replicates: dict[str, list[Replicate]] = {arm: [] for arm in study.arms}

@@ -23,6 +23,17 @@ def test_learning_rate_rises_linearly_from_zero():
     assert learning_rate(settings(learning_rate=0.2), 0) == 0.2
 
 
+def test_the_learning_rate_falls_as_a_half_cosine():
+    falling = settings(learning_rate=0.2, warmup=0.2, decay="cosine")
+    rates = [learning_rate(falling, s, 10) for s in range(11)]
+    assert rates[:3] == pytest.approx([0, 0.1, 0.2])
+    assert rates[6] == pytest.approx(0.1)
+    assert rates[10] == pytest.approx(0, abs=1e-12)
+    assert rates[2:] == sorted(rates[2:], reverse=True)
+    halved = [learning_rate(falling, s, 5) for s in range(6)]
+    assert halved == pytest.approx(rates[::2])
+
+
 def batch_of(job):
     order = Order(job.seed, job.path, len(job.task), job.train.batch_size)
     return job.task.batch(order.rows(0), order.generator(0))

@@ -65,7 +65,7 @@ class Workspace:
         return {line.split()[0]: int(line.split()[1]) for line in table if line.split()[0] not in ("total", *PHASES)}
 
 
-PHASES = ("default", "all", "data", "train", "sample", "attack", "report", "track")
+PHASES = ("default", "all", "data", "train", "sample", "attack", "attribution", "report", "track")
 
 
 def clone(folder: Path, study: str = "tiny.yaml") -> Workspace:

@@ -42,7 +42,7 @@ def report_is_of_the_present_results(workspace):
 
 
 def test_sealing_after_snakemake_computes_nothing(workspace, sealed, finished):
-    assert set(lock(sealed)["stages"]) == {"data", "train", "sample", "attack", "report"}
+    assert set(lock(sealed)["stages"]) == {"data", "train", "sample", "attack", "attribution", "report"}
     assert list(finished_at(sealed).values()) == list(finished_at(finished).values())
     assert sealed.done.stdout.count("Nothing to be done") + sealed.done.stderr.count("Nothing to be done") == 5
     again = sealed.run("dvc", "repro")

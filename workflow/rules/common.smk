@@ -158,3 +158,76 @@ def optional_stores(**named):
         for flag, run in named.items()
         if run
     )
+
+
+def store_lists(**named):
+    """Flags that hand lists of stores to a step, each given by its ``run.json``."""
+    return " ".join(
+        f"--{flag} {' '.join(shlex.quote(str(Path(run).parent)) for run in runs)}"
+        for flag, runs in named.items()
+        if runs
+    )
+
+
+def explained_images(wildcards):
+    """The training set of the arm whose images are traced back."""
+    return images_of(wildcards.study, STUDY.arms[STUDY.attribution.arm])
+
+
+def of_explained(pattern):
+    """A file of the first replicate of that arm."""
+
+    def path(wildcards):
+        return f"results/{wildcards.study}/{pattern.format(arm=STUDY.attribution.arm)}"
+
+    return path
+
+
+def attribution_jobs(step):
+    """The jobs of a step of the attribution phase, by the name of their folder."""
+    jobs = STUDY.attribution.jobs(STUDY.data.split.train)
+    return jobs.get(f"attribution/{step}", [])
+
+
+def features_of_jobs(wildcards, prefix):
+    """The features that jobs of some names make, training blocks in order."""
+    wanted = [job for job in attribution_jobs("features") if job.startswith(prefix)]
+    return expand(rules.features.output.run, study=wildcards.study, job=wanted)
+
+
+def features_of_variant(wildcards):
+    """The features of the final network that the scores of a variant are computed from."""
+    return features_of_jobs(wildcards, f"{wildcards.job}/final/")
+
+
+def features_of_states(wildcards):
+    """The features of its earlier states, which are not made anew for a variant."""
+    return features_of_jobs(wildcards, "main/state") if wildcards.job == "main" else []
+
+
+def retrained(wildcards):
+    """The losses under all retrained networks."""
+    return expand(
+        rules.retrain.output.run, study=wildcards.study, job=attribution_jobs("retrain")
+    )
+
+
+def attribution_results(wildcards):
+    """All files of the phase; none where the study does not have it."""
+    if STUDY.attribution is None:
+        return []
+    phase = {
+        "features": rules.features,
+        "retrain": rules.retrain,
+        "scores": rules.scores,
+        "counterfactual": rules.counterfactual,
+    }
+    made = expand(rules.queries.output, study=STUDY.study)
+    for step, rule in phase.items():
+        made += expand(rule.output, study=STUDY.study, job=attribution_jobs(step))
+    return made
+
+
+def attribution_of_page(wildcards):
+    """What the page on attribution shows."""
+    return attribution_results(wildcards) if wildcards.page == "attribution" else []

@@ -81,6 +81,7 @@ rule page:
             rules.membership.output.run,
         ),
         per_replicate(rules.forgetting.output.run, arms=JUDGED),
+        attribution_of_page,
         config="results/{study}/config/report/pages/{page}.json",
         code="results/{study}/config/report/pages/{page}.code",
         notebook=str(NOTEBOOKS / "{page}.py"),

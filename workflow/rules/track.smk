@@ -21,6 +21,7 @@ rule mlflow:
             rules.membership.output.run,
         ),
         per_replicate(rules.forgetting.output.run, arms=JUDGED),
+        attribution_results,
         expand(rules.page.output.run, page=PAGES, allow_missing=True),
         tables="results/{study}/report/tables/run.json",
         study="results/{study}/config/study.json",

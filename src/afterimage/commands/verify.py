@@ -91,7 +91,7 @@ def _phases(until: str | None) -> tuple[str, ...]:
 
 
 def _settings(study: config.Study, job: layout.Job, run: dict[str, Any]) -> Iterator[str]:
-    now = config.resolve(study, job.step, job.arm, job.replicate)
+    now = config.resolve(study, job.step, job.arm, job.replicate, job.job)
     if config.digest(run["config"]) != run["config_sha256"]:
         yield f"{artifacts.RUN} was changed: its config is not the one that it has the hash of"
     elif run["config_sha256"] != config.digest(now):

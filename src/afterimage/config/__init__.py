@@ -22,6 +22,15 @@ from afterimage.config.arms import (
     TransferBlocks,
     Unlearning,
 )
+from afterimage.config.attribution import (
+    ATTRIBUTORS,
+    Attribution,
+    Counterfactual,
+    Features,
+    GroundTruth,
+    Queries,
+    Readout,
+)
 from afterimage.config.base import Block, ConfigError, Name, Share, expand
 from afterimage.config.data import (
     ArchiveUrl,
@@ -47,16 +56,19 @@ from afterimage.config.study import Study, load, parse, schema
 from afterimage.config.training import Diffusion, Model, Train
 
 __all__ = [
+    "ATTRIBUTORS",
     "METHODS",
     "STEPS",
     "AnyArm",
     "ArchiveUrl",
     "Arm",
     "ArrayFile",
+    "Attribution",
     "Baseline",
     "Block",
     "Classifier",
     "ConfigError",
+    "Counterfactual",
     "Data",
     "Dedup",
     "Diffusion",
@@ -64,9 +76,11 @@ __all__ = [
     "Embedding",
     "EraseDiff",
     "Extraction",
+    "Features",
     "ForgetSet",
     "Forgetting",
     "GradientAscent",
+    "GroundTruth",
     "HuggingFace",
     "IetAgc",
     "ImageFolder",
@@ -81,6 +95,8 @@ __all__ = [
     "Perturbation",
     "Plant",
     "Quality",
+    "Queries",
+    "Readout",
     "Report",
     "SalUn",
     "Sample",

@@ -20,6 +20,11 @@ STEPS = {
     "attack/quality": ("arm", "replicate"),
     "attack/membership": ("arm", "replicate"),
     "attack/forgetting": ("arm", "replicate"),
+    "attribution/queries": (),
+    "attribution/features": ("job",),
+    "attribution/retrain": ("job",),
+    "attribution/scores": ("job",),
+    "attribution/counterfactual": ("job",),
     "report/tables": (),
     "report/page": (),
     "report/swap": ("replicate",),
@@ -28,7 +33,9 @@ STEPS = {
 """Step -> what addresses one of its jobs."""
 
 
-def resolve(study: Study, step: str, arm: str | None = None, replicate: int | None = None) -> dict[str, Any]:
+def resolve(
+    study: Study, step: str, arm: str | None = None, replicate: int | None = None, job: str | None = None
+) -> dict[str, Any]:
     """Return the settings that one job depends on, defaults filled in, as plain JSON values."""
     full = study.model_dump(mode="json")
     data = full["data"]
@@ -50,6 +57,7 @@ def resolve(study: Study, step: str, arm: str | None = None, replicate: int | No
             "model": full["model"],
             "diffusion": full["diffusion"],
             "flips": data["flips"],
+            "states": study.states_of(arm),
         }
     elif step == "sample":
         settings = full["sample"]
@@ -73,6 +81,49 @@ def resolve(study: Study, step: str, arm: str | None = None, replicate: int | No
             "quality": full["quality"],
             "flips": data["flips"],
             "statistics": full["statistics"],
+        }
+    elif step == "attribution/queries":
+        settings = full["attribution"]["queries"]
+    elif step == "attribution/features":
+        assert study.attribution is not None
+        assert job is not None
+        variant, network, block = job.split("/")
+        settings = {
+            "features": study.attribution.features_of(variant).model_dump(mode="json"),
+            "network": network,
+            "block": block,
+            "images_per_job": study.attribution.images_per_job,
+            "weights": full["sample"]["weights"],
+        }
+    elif step == "attribution/retrain":
+        assert study.attribution is not None
+        chosen = full["attribution"]
+        own = ("arm", "subsets", "seeds", "share", "networks_per_job", "stacked", "ground_truth")
+        settings = {
+            "attribution": {key: chosen[key] for key in own},
+            "arm": _arm(study, chosen["arm"]),
+            "model": full["model"],
+            "diffusion": full["diffusion"],
+            "flips": data["flips"],
+            "weights": full["sample"]["weights"],
+        }
+    elif step == "attribution/scores":
+        assert study.attribution is not None
+        assert job is not None
+        chosen = full["attribution"]
+        settings = {key: chosen[key] for key in ("regularisers", "subsets", "seeds", "share")}
+        settings |= {"attributors": study.attribution.attributors_of(job), "statistics": full["statistics"]}
+    elif step == "attribution/counterfactual":
+        chosen = full["attribution"]
+        settings = {
+            "name": chosen["arm"],
+            "arm": _arm(study, chosen["arm"]),
+            "model": full["model"],
+            "diffusion": full["diffusion"],
+            "flips": data["flips"],
+            "sample": full["sample"],
+            "ground_truth": chosen["ground_truth"],
+            "counterfactual": chosen["counterfactual"],
         }
     elif step == "report/tables":
         settings = {
@@ -104,7 +155,8 @@ def resolve(study: Study, step: str, arm: str | None = None, replicate: int | No
         }
     else:
         raise KeyError(f"unknown step {step!r}; steps are: {', '.join(STEPS)}")
-    return {"step": step, "arm": arm, "replicate": replicate, "seed": study.seed, "settings": settings}
+    address = {"arm": arm, "replicate": replicate} | ({} if job is None else {"job": job})
+    return {"step": step, **address, "seed": study.seed, "settings": settings}
 
 
 def _arm(study: Study, name: str) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from afterimage.config.arms import (
     METHODS,
     AnyArm,
     Arm,
+    Baseline,
     DpSgd,
     EraseDiff,
     ForgetSet,
@@ -24,6 +25,7 @@ from afterimage.config.arms import (
     TransferBlocks,
     Unlearning,
 )
+from afterimage.config.attribution import Attribution
 from afterimage.config.base import Block, ConfigError, Name
 from afterimage.config.data import Classifier, Data, Dedup
 from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
@@ -66,6 +68,8 @@ class Study(Block):
     """The membership attack."""
     forgetting: Forgetting = Forgetting()
     """How forgetting is judged."""
+    attribution: Attribution | None = None
+    """Which training images made an image; null leaves the phase out."""
     statistics: Statistics = Statistics()
     """Intervals."""
     report: Report = Report()
@@ -107,6 +111,11 @@ class Study(Block):
             if refused:
                 raise ValueError(f"arms.{name}: {refused}")
             train = self.train_of(name)
+            if train.follows_budget and not isinstance(arm, Baseline):
+                raise ValueError(
+                    f"arms.{name}.train: decay = {train.decay!r} and warmup = {train.warmup} follow the budget, which only method baseline "
+                    "supports; here decay must be none and warmup a number of updates"
+                )
             if isinstance(arm, IetAgc) and arm.matched_to is None and train.updates is not None:
                 pieces = arm.rounds * (arm.shards if arm.budget == "total" else 1)
                 if train.updates % pieces:
@@ -115,6 +124,39 @@ class Study(Block):
                         + (f" of shards = {arm.shards}" if arm.budget == "total" else "")
                         + f"; the nearest number that can is {max(1, round(train.updates / pieces)) * pieces}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _attribution_fits(self) -> Study:
+        chosen = self.attribution
+        if chosen is None:
+            return self
+        if chosen.arm not in self.arms:
+            raise ValueError(f"attribution.arm = {chosen.arm!r} is not an arm; {_allowed('arms', chosen.arm, self.arms)}")
+        arm = self.arms[chosen.arm]
+        if not isinstance(arm, Baseline) or arm.base is not None or arm.matched_to is not None or arm.fraction < 1:
+            raise ValueError(
+                f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), from the start, on all its images, "
+                "with a budget of its own"
+            )
+        levels = {"ground_truth.timesteps": chosen.ground_truth.timesteps, "features.timesteps": chosen.features.timesteps}
+        for variant in chosen.variants:
+            levels[f"variants.{variant}.timesteps"] = chosen.features_of(variant).timesteps
+        for key, count in levels.items():
+            if count > self.diffusion.timesteps:
+                raise ValueError(f"attribution.{key} = {count} is more than diffusion.timesteps = {self.diffusion.timesteps}")
+        if chosen.stacked and self.model.dropout:
+            raise ValueError(
+                f"attribution.stacked: networks trained at once cannot have dropout (model.dropout = {self.model.dropout})"
+            )
+        if chosen.queries.generated > self.sample.images:
+            raise ValueError(
+                f"attribution.queries.generated = {chosen.queries.generated} is more than sample.images = {self.sample.images}"
+            )
+        if chosen.queries.holdout > self.data.split.holdout:
+            raise ValueError(
+                f"attribution.queries.holdout = {chosen.queries.holdout} is more than data.split.holdout = {self.data.split.holdout}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -185,6 +227,11 @@ class Study(Block):
             if other.base == arm:
                 named += self.own_forget_sets(name)
         return list(dict.fromkeys(named))
+
+    def states_of(self, arm: str) -> int:
+        """Return how many states of the arm's first training are kept for attribution, the last one included; 0 for others."""
+        chosen = self.attribution
+        return chosen.checkpoints if chosen is not None and chosen.arm == arm else 0
 
     def train_of(self, arm: str) -> Train:
         """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over it."""

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from afterimage.config.base import Block
+from afterimage.config.base import Block, Share
 
 
 class Model(Block):
@@ -24,6 +24,8 @@ class Model(Block):
     """Groups of every group normalisation; must divide all channels."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout inside the residual blocks."""
+    time_embedding: Literal["add", "scale_shift"] = "add"
+    """How residual blocks take the timestep: added to their features, or as scale and shift of their second normalisation (D-TRAK, DAS)."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Model:
@@ -68,8 +70,12 @@ class Train(Block):
     """AdamW's step size after warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
-    warmup: Annotated[int, Field(ge=0)] = 0
-    """Updates over which the learning rate rises linearly from 0."""
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    """AdamW's decay of the means of gradients and of their squares."""
+    warmup: Annotated[int, Field(ge=0)] | Share = 0
+    """Updates over which the learning rate rises linearly from 0; below 1, as a share of the budget."""
+    decay: Literal["none", "cosine"] = "none"
+    """cosine: after warm-up the learning rate falls to 0 at the end of the budget, as a half cosine."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Decay of the moving average of the weights; 0 keeps the last weights."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -82,6 +88,11 @@ class Train(Block):
     """Updates between two saved states. A stopped run goes on from the last."""
     log_every: Annotated[int, Field(ge=1)] = 25
     """Updates between two points of the training curves."""
+
+    @property
+    def follows_budget(self) -> bool:
+        """Whether the learning rate depends on the budget; what has several budgets, or none of its own, cannot have that."""
+        return self.decay != "none" or 0 < self.warmup < 1
 
     @model_validator(mode="after")
     def _budget(self) -> Train:

@@ -71,6 +71,7 @@ def build_unet(
             attention_head_dim=model.attention_head_dim,
             norm_num_groups=model.norm_groups,
             dropout=model.dropout,
+            resnet_time_scale_shift={"add": "default", "scale_shift": "scale_shift"}[model.time_embedding],
             num_class_embeds=None if classes is None else classes + 1,
             **settings,
         )

@@ -66,21 +66,23 @@ def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dic
     return unet.eval(), dict(opened.scheduler.config)
 
 
-def trained_pipeline(model: Path, weights: str) -> Path:
+def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Path:
     """Return the pipeline folder of a finished training, its files checked.
 
     Args:
         model: Result of ``afterimage train run``.
         weights: ``ema`` or ``raw``.
+        state: Name of an earlier state that was kept; None is the finished network.
 
     Raises:
         ArtifactError: if the training has not finished or a file is not as it was left.
     """
-    folder = model / {"ema": "pipeline", "raw": "raw"}[weights]
+    folder = Path("states", state) if state else Path()
+    folder /= {"ema": "pipeline", "raw": "raw"}[weights]
     for name in artifacts.read_run(model)["outputs"]:
-        if name.startswith(f"{folder.name}/"):
+        if Path(name).is_relative_to(folder):
             artifacts.check_file(model / name)
-    return folder
+    return model / folder
 
 
 def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel, dict[str, Any]]:

@@ -20,6 +20,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.config import METHODS, Arm, Train, TransferBlocks
+from afterimage.diffusion.model import save_pipeline
 from afterimage.training import loop
 from afterimage.training.checkpoint import Store
 from afterimage.training.learner import Learner
@@ -46,6 +47,7 @@ class Job:
         base: Pipeline folder of the arm that this one starts from, or None.
         accelerator: Device and precision.
         store: Where unfinished states go.
+        states: Networks to keep of this run, evenly spread over the budget, the last one included; 0 or 1 keeps that alone.
     """
 
     seed: int
@@ -62,6 +64,19 @@ class Job:
     base: Path | None
     accelerator: Accelerator
     store: Store
+    states: int = 0
+
+    @property
+    def kept(self) -> Path:
+        """Folder of the networks kept under way: ``state1/``, ``state2/``, ..., each with ``pipeline/`` and ``raw/``."""
+        return self.store.folder / "kept"
+
+    def keep(self, update: int, learner: Learner) -> None:
+        """Keep the network as it is after ``update`` updates, if this is the time to."""
+        marks = {self.updates * k // self.states: k for k in range(1, self.states)}
+        if update in marks:
+            save_pipeline(learner.average.module, self.scheduler, self.kept / f"state{marks[update]}" / "pipeline")
+            save_pipeline(learner.net, self.scheduler, self.kept / f"state{marks[update]}" / "raw")
 
     def run(
         self,

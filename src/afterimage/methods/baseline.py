@@ -18,12 +18,14 @@ def train(job: Job) -> Trained:
     if job.base is not None:
         load_weights(job.net, job.base)
     settings = job.train
-    learner = Learner(job.net, settings, job.accelerator)
+    learner = Learner(job.net, settings, job.accelerator, job.updates)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
 
     def update(s: int) -> dict[str, float]:
         torch.manual_seed(order.dropout_seed(s))
-        return learner.update(s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task))
+        values = learner.update(s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task))
+        job.keep(s + 1, learner)
+        return values
 
     progress = job.run(update, {"learner": learner})
     return Trained.of_one(learner, progress, progress.update * settings.batch_size)

@@ -35,9 +35,21 @@ class NonFiniteError(ArithmeticError):
     """A loss or gradient norm that is not a number."""
 
 
-def learning_rate(settings: Train, s: int) -> float:
-    """Return the learning rate of update ``s`` (from 0): linear from 0 over ``warmup`` updates, then constant."""
-    return settings.learning_rate * (min(1.0, s / settings.warmup) if settings.warmup else 1.0)
+def learning_rate(settings: Train, s: int, updates: int | None = None) -> float:
+    """Return the learning rate of update ``s`` (from 0).
+
+    Linear from 0 over ``warmup`` updates, then constant, or with ``decay: cosine`` half a cosine that ends at 0.
+
+    Args:
+        updates: The budget; needed where ``settings.follows_budget``.
+    """
+    warmup: float = settings.warmup
+    if settings.follows_budget:
+        assert updates is not None
+        warmup = settings.warmup * updates if settings.warmup < 1 else settings.warmup
+        if settings.decay == "cosine" and s >= warmup:
+            return settings.learning_rate * (1 + math.cos(math.pi * (s - warmup) / (updates - warmup))) / 2
+    return settings.learning_rate * (min(1.0, s / warmup) if warmup else 1.0)
 
 
 class Learner:
@@ -47,15 +59,20 @@ class Learner:
         net: The network, initialised; moved to the accelerator's device.
         settings: The arm's ``train`` block.
         accelerator: Decides device and precision.
+        updates: The budget; needed where the learning rate follows it.
     """
 
-    def __init__(self, net: torch.nn.Module, settings: Train, accelerator: Accelerator) -> None:
-        self.settings, self.accelerator = settings, accelerator
+    def __init__(self, net: torch.nn.Module, settings: Train, accelerator: Accelerator, updates: int | None = None) -> None:
+        self.settings, self.accelerator, self.updates = settings, accelerator, updates
         self.net = net.to(accelerator.device).train()
         self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.average.update_parameters(self.net)  # the first call copies: the average starts at the initial weights
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
+            self.net.parameters(),
+            lr=settings.learning_rate,
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
+            fused=True,
         )
 
     def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
@@ -98,7 +115,7 @@ class Learner:
         Raises:
             NonFiniteError: before the weights are touched.
         """
-        rate = learning_rate(self.settings, s)
+        rate = learning_rate(self.settings, s, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.settings.clip or math.inf).item()

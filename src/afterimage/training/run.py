@@ -8,6 +8,7 @@ saved in the same way, but torchrun itself ends with status 1.
 The store that a finished run leaves:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
+- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution wants them;
 - ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
 - further tables of the arm's method, as its module says;
 - ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only value that varies).
@@ -76,6 +77,30 @@ def budget(train: Train, images: int, matched_to: Match | None, matched: Path | 
     return train.updates
 
 
+def classes_of(images: Images, arm: Arm) -> int | None:
+    """Return the number of labels of a label-conditional arm, None of another.
+
+    Args:
+        images: The whole training part, so that a class that the arm never sees still has its place.
+
+    Raises:
+        ArtifactError: if an image has no label.
+    """
+    if arm.condition != "label":
+        return None
+    if images.labels.min() < 0:
+        raise ArtifactError("condition = 'label', but the training part has images without a label")
+    return int(images.labels.max()) + 1
+
+
+def accelerator_for(train: Train) -> Accelerator:
+    """Return the device and the precision of a run: an accelerator if there is one."""
+    # Without being told, accelerate takes several processes on a CPU for as many lone ones.
+    return Accelerator(
+        cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision]
+    )
+
+
 def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, "train")
     settings = resolved["settings"]
@@ -88,10 +113,7 @@ def run(args: argparse.Namespace) -> None:
             raise ConfigError(f"the arm says {flag} = {wanted!r}, but --{flag} is {getattr(args, flag)}: give both or neither")
 
     same_bits()
-    # Without being told, accelerate takes several processes on a CPU for as many lone ones.
-    accelerator = Accelerator(
-        cpu=not torch.accelerator.is_available(), mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision]
-    )
+    accelerator = accelerator_for(train)
     method = methods.find(arm.method)  # type: ignore[attr-defined]
     if ranks.count() > 1 and not getattr(method, "PARALLEL", False):
         raise ConfigError(
@@ -119,11 +141,8 @@ def run(args: argparse.Namespace) -> None:
         if arm.without:
             trained_on &= ~forgotten
         images = everything.take(trained_on)
-        classes, labels = None, None
-        if arm.condition == "label":
-            if everything.labels.min() < 0:
-                raise ArtifactError(f"condition = 'label', but {args.train} has images without a label")
-            classes, labels = int(everything.labels.max()) + 1, images.labels
+        classes = classes_of(everything, arm)
+        labels = None if classes is None else images.labels
         scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
         model = Model.model_validate(settings["model"])
 
@@ -146,6 +165,7 @@ def run(args: argparse.Namespace) -> None:
             base=args.base / "pipeline" if args.base else None,
             accelerator=accelerator,
             store=Store(args.state, {"config": resolved, "inputs": hashes, "code": provenance.fingerprint(*entries)}),
+            states=settings["states"],
         )
         table = pd.DataFrame(
             {"id": everything.ids, "source": everything.sources, "trained": trained_on, "forgotten": forgotten}
@@ -161,6 +181,8 @@ def run(args: argparse.Namespace) -> None:
         result = method.train(job)
         save_pipeline(result.average, job.scheduler, step.folder / "pipeline")
         save_pipeline(result.raw, job.scheduler, step.folder / "raw")
+        if job.kept.is_dir():
+            shutil.copytree(job.kept, step.folder / "states")
         for name, rows in {"members": table, **result.tables}.items():
             rows.to_parquet(step.folder / f"{name}.parquet", index=False)
         shutil.copyfile(job.store.curves, step.folder / "metrics.jsonl")

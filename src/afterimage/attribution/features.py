@@ -1,0 +1,98 @@
+"""``afterimage attribution features``: projected gradients of one network for one block of images.
+
+A job is named ``<variant>/<network>/<block>``. The variant says how features are made (``config.Features``). The network is ``final``,
+the trained one, or an earlier state of its training, of which only the loss is read (TracIn). The block is ``queries`` or a slice of
+the training images. ``compute`` is the work itself.
+
+The store that the verb leaves: ``features.safetensors``, with ``<set>/<feature>``, ``<set>/rows`` and ``<set>/residual`` for each set of
+the block (``train``, or the sets of queries), as float32. ``read`` puts stores together again and refuses to mix what does not belong
+together.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from safetensors.numpy import load_file, save_file
+
+from afterimage import artifacts, config
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.attacks.extraction import trained_rows
+from afterimage.attribution import compute, queries
+from afterimage.diffusion.sample import load_trained, trained_pipeline
+
+STEP = "attribution/features"
+FILE = "features.safetensors"
+FINAL = "final"
+
+
+def block_of(images: Images, block: str, size: int) -> Images:
+    """Return the training images of ``train<n>``: the n-th ``size`` rows."""
+    at = int(block.removeprefix("train"))
+    return images.take(np.arange(len(images))[at * size : (at + 1) * size])
+
+
+def read(stores: list[Path]) -> dict[str, np.ndarray]:
+    """Return what stores of one variant and network hold, the training blocks put together in the order given.
+
+    Raises:
+        ArtifactError: if a file is not as it was left, or the stores differ in settings, network or code.
+    """
+    parts: dict[str, list[np.ndarray]] = {}
+    first: dict[str, Any] = {}
+    for store in stores:
+        artifacts.check_file(store / FILE)
+        run = artifacts.read_run(store)
+        settings = {key: value for key, value in run["config"]["settings"].items() if key != "block"}
+        same = settings | {"model": run["inputs"]["model"]["sha256"], "code": run["code_sha256"], "seed": run["config"]["seed"]}
+        first = first or same
+        if same != first:
+            raise ArtifactError(f"{store} does not go with {stores[0]}: {artifacts.difference(first, same)}")
+        for name, values in load_file(store / FILE).items():
+            parts.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in parts.items()}
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the verb's flags."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`")
+    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
+    parser.add_argument("--members", type=Path, required=True, metavar="PARQUET", help="which of them the arm trained on")
+    parser.add_argument("--queries", type=Path, required=True, metavar="DIR", help="result of `afterimage attribution queries`")
+    parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compute and store the features of one block."""
+    resolved = artifacts.read_config(args.config, STEP)
+    own = resolved["settings"]
+    settings = config.Features.model_validate(own["features"])
+    final = own["network"] == FINAL
+    pipeline = trained_pipeline(args.model, own["weights"], None if final else own["network"])
+    inputs = {"model": pipeline, "train": args.train, "members": args.members}
+    sets: dict[str, Images]
+    if own["block"] == "queries":
+        paths = {name: args.queries / f"{name}.npz" for name in queries.SETS}
+        inputs, sets = {"model": pipeline} | paths, {name: artifacts.load_images(path) for name, path in paths.items()}
+    else:
+        artifacts.check_file(args.members)
+        members = trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members))
+        sets = {"train": block_of(members, own["block"], own["images_per_job"])}
+    with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+        net, scheduler_config = load_trained(pipeline, resolved["seed"], 0)
+        net.to(PartialState().device)
+        readouts = [name for name in compute.READOUTS if settings.rows or name != "probe"] if final else ["loss"]
+        tensors: dict[str, np.ndarray] = {}
+        for name, images in sets.items():
+            made = compute.features(net, scheduler_config, images, name, settings, readouts, resolved["seed"])
+            tensors |= {f"{name}/{feature}": values for feature, values in made.features.items()}
+            if final:
+                tensors |= {f"{name}/rows": made.rows, f"{name}/residual": made.residual}
+        save_file(tensors, step.folder / FILE)
+        step.note(images={name: len(images) for name, images in sets.items()})

@@ -1,0 +1,161 @@
+"""Plain training of several networks of one architecture at once: their parameters stacked, one pass for all of them.
+
+Every network has its own images, order, noise and initial weights, and gets the updates that ``methods.baseline`` would give it
+alone, up to rounding. Gradient norms are clipped network by network; AdamW and the moving average work on each weight by itself,
+so that nothing else tells a stack from a network. It is meant for a GPU that one small network leaves idle; on one CPU core it takes
+about as long as training one after the other.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from torch.func import functional_call, stack_module_state, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from afterimage.config import ConfigError, Train
+from afterimage.methods import Job, Spent, Trained
+from afterimage.training.learner import Learner, Objective, plain
+from afterimage.training.order import Order
+from afterimage.training.task import Batch
+
+
+class Stack(torch.nn.Module):
+    """J networks of one architecture as one, which takes and gives their items in turn: item b of network j is row b J + j.
+
+    Args:
+        nets: The networks, without buffers; their weights are copied.
+
+    Raises:
+        ConfigError: if they have dropout, which they could not draw as each would alone.
+    """
+
+    def __init__(self, nets: Sequence[torch.nn.Module]) -> None:
+        super().__init__()
+        if any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in nets[0].modules()):
+            raise ConfigError("attribution.stacked = true needs model.dropout = 0")
+        weights, _ = stack_module_state(list(nets))
+        self.count, self.names = len(nets), list(weights)
+        self.weights = torch.nn.ParameterList(
+            torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad) for weight in weights.values()
+        )
+        architecture = copy.deepcopy(nets[0]).to("meta").eval()
+        for part in architecture.modules():
+            if isinstance(part, torch.nn.GroupNorm):  # on a CPU vmap takes no other layout
+                part.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+        self.architecture = (architecture,)  # a tuple hides it from torch: it has no weights of its own
+
+    def forward(
+        self, noisy: torch.Tensor, timesteps: torch.Tensor, return_dict: bool = False, **condition: torch.Tensor
+    ) -> tuple[torch.Tensor]:
+        """Return the prediction for every row, as a ``UNet2DModel`` does."""
+
+        def one(
+            weights: dict[str, torch.Tensor], noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
+        ) -> torch.Tensor:
+            named = condition | {"return_dict": False}
+            return functional_call(self.architecture[0], weights, (noisy, timesteps), named)[0]
+
+        def apart(rows: torch.Tensor) -> torch.Tensor:
+            return rows.unflatten(0, (-1, self.count))
+
+        weights = dict(zip(self.names, self.weights, strict=True))
+        named = {name: apart(value) for name, value in condition.items()}
+        with sdpa_kernel(SDPBackend.MATH):  # vmap works off the CPU's flash attention network by network
+            predicted = vmap(one, in_dims=(0, 1, 1, 1), out_dims=1)(weights, apart(noisy), apart(timesteps), named)
+        return (predicted.flatten(0, 1),)
+
+    @torch.no_grad()
+    def fill(self, j: int, net: torch.nn.Module) -> torch.nn.Module:
+        """Give ``net`` the weights of network ``j``; return it."""
+        own = dict(net.named_parameters())
+        for name, weights in zip(self.names, self.weights, strict=True):
+            own[name].copy_(weights[j])
+        return net
+
+
+class StackLearner(Learner):
+    """A stack with its optimiser and the average of its weights.
+
+    Args:
+        nets: The networks, initialised.
+        settings: The arm's ``train`` block.
+        accelerator: Decides device and precision.
+        updates: As in ``Learner``.
+    """
+
+    def __init__(
+        self, nets: Sequence[torch.nn.Module], settings: Train, accelerator: Accelerator, updates: int | None = None
+    ) -> None:
+        super().__init__(Stack(nets), settings.model_copy(update={"clip": None}), accelerator, updates)
+        self.count, self.clip = len(nets), settings.clip or math.inf
+
+    def gradient(self, batch: Batch, objective: Objective) -> float:
+        """Set every network's gradient to that of its own items in ``batch``, clipped; return the mean loss.
+
+        Raises:
+            NonFiniteError: if the loss of a network is no number.
+        """
+        loss = super().gradient(batch, objective)
+        gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
+        torch._foreach_mul_(gradients, self.count)  # that was the gradient of the mean over networks
+        norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
+        shrink = (self.clip / (norms + 1e-6)).clamp(max=1)
+        for gradient in gradients:
+            gradient.mul_(shrink.view(-1, *[1] * (gradient.dim() - 1)))
+        self._norm = norms.mean().item()
+        return loss
+
+    def step(self, s: int) -> dict[str, float]:
+        """Move the weights along their gradients, as update ``s``; return mean gradient norm (before clipping) and learning rate.
+
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        return super().step(s) | {"grad_norm": self._norm}
+
+    def networks(self, j: int, net: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
+        """Return network ``j`` with its last weights, which is ``net``, and with their moving average, a copy of it."""
+        raw = net.to(self.accelerator.device)
+        last, average = cast(Stack, self.net), cast(Stack, self.average.module)
+        return last.fill(j, raw), average.fill(j, copy.deepcopy(raw))
+
+
+def train(jobs: Sequence[Job]) -> list[Trained]:
+    """Train the network of every job as ``methods.baseline`` does without a base, all at once.
+
+    Args:
+        jobs: Runs of one architecture, with one budget and one set of optimisation settings, those of the first. Its store keeps
+            the state and the curves (means over the networks) of all.
+
+    Raises:
+        ConfigError: if the networks have dropout.
+    """
+    first = jobs[0]
+    settings = first.train
+    learner = StackLearner([job.net for job in jobs], settings, first.accelerator, first.updates)
+    orders = [Order(job.seed, job.path, len(job.task), settings.batch_size) for job in jobs]
+
+    def update(s: int) -> dict[str, float]:
+        batches = [job.task.batch(order.rows(s), order.generator(s)) for job, order in zip(jobs, orders, strict=True)]
+        return learner.update(s, in_turn(batches), plain(first.task))
+
+    progress = first.run(update, {"learner": learner}, batch_size=settings.batch_size * len(jobs))
+    images = progress.update * settings.batch_size
+    spent = Spent(updates=progress.update, updates_per_model=progress.update, images_seen=images, kept_samples=images)
+    return [Trained(*learner.networks(j, job.net), progress, spent) for j, job in enumerate(jobs)]
+
+
+def in_turn(batches: Sequence[Batch]) -> Batch:
+    """Return J batches of one size as one, their items in turn: item b of batch j is row b J + j."""
+    found: dict[str, Any] = {}
+    for name in (field.name for field in fields(Batch)):
+        values = [getattr(batch, name) for batch in batches]
+        found[name] = None if values[0] is None else torch.stack(values, dim=1).flatten(0, 1)
+    return Batch(**found)
