@@ -51,6 +51,8 @@ def jobs(study: config.Study) -> list[Job]:
         listed.append(Job("attribution", "attribution/queries", "attribution/queries"))
         for step, names in study.attribution.jobs(study.data.split.train).items():
             listed += [Job("attribution", f"{step}/{name}", step, job=name) for name in names]
+        if study.attribution.variants:
+            listed.append(Job("attribution", "attribution/acceleration", "attribution/acceleration"))
     listed.append(Job("report", "report/tables", "report/tables"))
     return listed + [Job("report", f"report/pages/{page}", "report/page") for page in pages(study)]
 

@@ -39,8 +39,17 @@ ATTRIBUTORS = {
 """Name of an attributor -> its module."""
 
 
+MAIN = "main"
+"""The features that are no variant."""
+
+FINAL = "final"
+"""The network at the end of its training."""
+
 FROM_ROWS = ("das", "das_scalar", "ggn_influence")
 """Attributors that need the rows of ``Features.rows``."""
+
+ONLY_MAIN = ("journey_trak", "tracin", "gas", "pixel_cosine", "pixel_l2", "feature_cosine", "empirical_influence", "shuffled")
+"""Attributors that variants leave out: they take other states of training or sampling, or no gradients of the last network."""
 
 
 class Features(Block):
@@ -98,6 +107,19 @@ class Counterfactual(Block):
     """Whose first choices are taken out; removal at random and of the most similar images are always there beside them."""
 
 
+class Remedied(Block):
+    """Whether the influence of forgotten images falls: the same scores from the network before and after a remedy."""
+
+    before: Name
+    """The arm without the remedy."""
+    after: Annotated[list[Name], Field(min_length=1)]
+    """Arms that forget something, or never saw it."""
+    queries: Annotated[int, Field(ge=1)] = 128
+    """The first generations of ``before``."""
+    attributors: Annotated[list[Name], Field(min_length=1)] = ["das", "das_revised", "dtrak", "trak", "gradient_cosine"]
+    """Whose scores are compared, with the regulariser chosen for the explained arm's generations."""
+
+
 class Attribution(Block):
     """Which training images made this image (DAS, Lin et al., ICLR 2025), judged by retraining (LDS, Park et al. 2023)."""
 
@@ -119,36 +141,45 @@ class Attribution(Block):
     """The loss that is to be predicted."""
     features: Features = Features()
     """Gradient features."""
-    attributors: list[Name] = [name for name in ATTRIBUTORS if name != "journey_trak"]
+    attributors: list[Name] = list(ATTRIBUTORS)
     """Which scores are computed."""
     regularisers: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [10.0**power for power in range(-6, 7)]
     """lambda, in multiples of the mean eigenvalue of the features' Gram matrix. The best on one half of the subsets is reported on the other."""
     variants: dict[Name, dict[str, Any]] = {}
     """Name -> keys of ``features`` that differ: cheaper features, each scored like the others, for cost against quality."""
+    reference: Name = "main"
+    """The features, ``main`` or a variant, that the others are to agree with: the dearest."""
+    shortlist: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """Two-stage ranking: share of the training images, the best by ``main``, that are looked at again with the reference's features."""
     checkpoints: Annotated[int, Field(ge=1)] = 4
     """Saved states of TracIn and GAS, evenly spread over the training, the last one included."""
     images_per_job: Annotated[int, Field(ge=1)] = 1024
     """Images whose features one job computes."""
     counterfactual: Counterfactual | None = None
     """Removal of the first choices; null leaves it out."""
+    remedied: Remedied | None = None
+    """Influence before and after remedies; null leaves it out."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Attribution:
-        asked = self.attributors + (self.counterfactual.attributors if self.counterfactual else [])
-        for name in asked:
+        for name in self.attributors:
             if name not in ATTRIBUTORS:
                 raise ValueError(f"attributors: {name!r} is not one; allowed are {', '.join(ATTRIBUTORS)}")
         if not self.features.rows and set(FROM_ROWS) & set(self.attributors):
             wanting = ", ".join(name for name in self.attributors if name in FROM_ROWS)
             raise ValueError(f"features.rows = False, but attributors has {wanting}, which need them")
-        if self.counterfactual is not None:
-            for name in ("pixel_l2", *self.counterfactual.attributors):
+        needed = {"counterfactual": ["pixel_l2", *self.counterfactual.attributors] if self.counterfactual else []}
+        needed["remedied"] = self.remedied.attributors if self.remedied else []
+        for key, names in needed.items():
+            for name in names:
                 if name not in self.attributors:
-                    raise ValueError(f"counterfactual needs the scores of {name!r}, which attributors does not list")
-            if self.counterfactual.queries > self.queries.generated:
-                raise ValueError(
-                    f"counterfactual.queries = {self.counterfactual.queries} is more than queries.generated = {self.queries.generated}"
-                )
+                    raise ValueError(f"{key} needs the scores of {name!r}; attributors lists {', '.join(self.attributors)}")
+            for name in set(names) & set(ONLY_MAIN) if key == "remedied" else ():
+                raise ValueError(f"remedied.attributors: {name!r} is not made of the gradients of one network")
+        if self.counterfactual is not None and self.counterfactual.queries > self.queries.generated:
+            raise ValueError(
+                f"counterfactual.queries = {self.counterfactual.queries} is more than queries.generated = {self.queries.generated}"
+            )
         for name in self.variants:
             try:
                 self.features_of(name)
@@ -156,17 +187,20 @@ class Attribution(Block):
                 problem = error.errors()[0]
                 key = ".".join(map(str, problem["loc"]))
                 raise ValueError(f"variants.{name}.{key} = {problem['input']!r}: {problem['msg']}") from error
-            if name == "main":
+            if name == MAIN:
                 raise ValueError("variants.main: this name stands for the features themselves; give the variant another")
+        if self.reference != MAIN and self.reference not in self.variants:
+            raise ValueError(f"reference = {self.reference!r} is not {', '.join([MAIN, *self.variants])}")
         return self
 
     def features_of(self, variant: str) -> Features:
-        """Return the features of a variant; ``main`` is none of them."""
+        """Return the features of a variant, or of ``main``."""
         return Features.model_validate(self.features.model_dump() | self.variants.get(variant, {}))
 
     def attributors_of(self, variant: str) -> list[str]:
         """Return the attributors that the features of a variant serve."""
-        return [name for name in self.attributors if self.features_of(variant).rows or name not in FROM_ROWS]
+        without = () if self.features_of(variant).rows else FROM_ROWS
+        return [name for name in self.attributors if name not in without and (variant == MAIN or name not in ONLY_MAIN)]
 
     def jobs(self, images: int) -> dict[str, list[str]]:
         """Return step -> the jobs of it that the phase has.
@@ -175,18 +209,21 @@ class Attribution(Block):
             images: Training images.
         """
         blocks = ["queries", *(f"train{at}" for at in range(-(-images // self.images_per_job)))]
-        networks = ["final", *(f"state{at}" for at in range(1, self.checkpoints))]
-        features = [f"main/{network}/{block}" for network in networks for block in blocks]
-        features += [f"{variant}/final/{block}" for variant in self.variants for block in blocks]
+        networks = [FINAL, *(f"state{at}" for at in range(1, self.checkpoints))]
+        features = [f"{MAIN}/{network}/{block}" for network in networks for block in blocks]
+        features += [f"{variant}/{FINAL}/{block}" for variant in self.variants for block in blocks]
         jobs = {
             "attribution/features": features,
             "attribution/retrain": [str(at) for at in range(-(-self.subsets * self.seeds // self.networks_per_job))],
-            "attribution/scores": ["main", *self.variants],
+            "attribution/scores": [MAIN, *self.variants],
         }
+
         if self.counterfactual is not None:
             choices = ("random", "pixel_l2", *self.counterfactual.attributors)
             removals = [
                 f"{choice}/{query}" for choice in dict.fromkeys(choices) for query in range(self.counterfactual.queries)
             ]
             jobs["attribution/counterfactual"] = ["again", *removals]
+        if self.remedied is not None:
+            jobs["attribution/remedied"] = self.remedied.after
         return jobs

@@ -6,6 +6,7 @@ import hashlib
 import json
 from typing import Any
 
+from afterimage.config.attribution import FINAL
 from afterimage.config.selection import plan
 from afterimage.config.study import Study
 
@@ -24,7 +25,9 @@ STEPS = {
     "attribution/features": ("job",),
     "attribution/retrain": ("job",),
     "attribution/scores": ("job",),
+    "attribution/acceleration": (),
     "attribution/counterfactual": ("job",),
+    "attribution/remedied": ("job",),
     "report/tables": (),
     "report/page": (),
     "report/swap": ("replicate",),
@@ -88,12 +91,14 @@ def resolve(
         assert study.attribution is not None
         assert job is not None
         variant, network, block = job.split("/")
+        journey = block == "queries" and network == FINAL and "journey_trak" in study.attribution.attributors_of(variant)
         settings = {
             "features": study.attribution.features_of(variant).model_dump(mode="json"),
             "network": network,
             "block": block,
             "images_per_job": study.attribution.images_per_job,
             "weights": full["sample"]["weights"],
+            "journey": full["sample"] if journey else None,
         }
     elif step == "attribution/retrain":
         assert study.attribution is not None
@@ -113,6 +118,19 @@ def resolve(
         chosen = full["attribution"]
         settings = {key: chosen[key] for key in ("regularisers", "subsets", "seeds", "share")}
         settings |= {"attributors": study.attribution.attributors_of(job), "statistics": full["statistics"]}
+    elif step == "attribution/acceleration":
+        chosen = full["attribution"]
+        settings = {key: chosen[key] for key in ("subsets", "seeds", "share", "reference", "shortlist")}
+        settings |= {"variants": list(chosen["variants"]), "statistics": full["statistics"]}
+    elif step == "attribution/remedied":
+        chosen = full["attribution"]
+        settings = {
+            "before": chosen["remedied"]["before"],
+            "queries": chosen["remedied"]["queries"],
+            "attributors": chosen["remedied"]["attributors"],
+            "features": chosen["features"],
+            "weights": full["sample"]["weights"],
+        }
     elif step == "attribution/counterfactual":
         chosen = full["attribution"]
         settings = {

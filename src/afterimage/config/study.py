@@ -25,7 +25,7 @@ from afterimage.config.arms import (
     TransferBlocks,
     Unlearning,
 )
-from afterimage.config.attribution import Attribution
+from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import Block, ConfigError, Name
 from afterimage.config.data import Classifier, Data, Dedup
 from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
@@ -157,7 +157,27 @@ class Study(Block):
             raise ValueError(
                 f"attribution.queries.holdout = {chosen.queries.holdout} is more than data.split.holdout = {self.data.split.holdout}"
             )
+        if chosen.remedied is not None:
+            self._remedied_fits(chosen.remedied)
         return self
+
+    def _remedied_fits(self, chosen: Remedied) -> None:
+        for key, name in [("before", chosen.before), *(("after", name) for name in chosen.after)]:
+            if name not in self.arms:
+                raise ValueError(
+                    f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}"
+                )
+            if isinstance(self.arms[name], Loyal):
+                raise ValueError(f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method loyal)")
+            if key == "after" and not self.own_forget_sets(name):
+                raise ValueError(f"attribution.remedied.after = {name!r}: this arm forgets nothing")
+            if self.arms[name].data != self.arms[chosen.before].data:
+                raise ValueError(
+                    f"attribution.remedied.after = {name!r} trains on {self.arms[name].data} images, "
+                    f"{chosen.before!r} on {self.arms[chosen.before].data} ones"
+                )
+        if chosen.queries > self.sample.images:
+            raise ValueError(f"attribution.remedied.queries = {chosen.queries} is more than sample.images = {self.sample.images}")
 
     @model_validator(mode="after")
     def _selection_fits(self) -> Study:
