@@ -188,33 +188,171 @@ else:
     display(Markdown("The study does not allow its images to be shown (`report.show_images`)."))
 
 # %% [markdown]
-# ## Cost against quality
-# The same scores from cheaper features. Cost is the time that the features took.
+# ## Without the images that made it
+# The first images of a ranking are taken out, a network is trained on the others, and the same noise is denoised again. The more the picture
+# changes, and the more the query's loss rises, the more these images had made it. `random` takes out as many by chance; `again` takes none out and trains with other
+# random numbers: what any retraining changes.
 
 # %%
-variants = [path.name for path in sorted((phase / "scores").iterdir())]
-if len(variants) > 1:
-    rows = []
-    for variant in variants:
-        stores = [read_run(path.parent) for path in (phase / "features" / variant / "final").glob("*/run.json")]
-        made = stores[0]["config"]["settings"]["features"]
-        scored = pd.read_csv(phase / "scores" / variant / "lds.csv").assign(variant=variant)
-        scored = scored.assign(cost=sum(store["seconds"] for store in stores), timesteps=made["timesteps"], dimension=made["dimension"])
-        rows.append(scored)
-    every = pd.concat(rows)
+stores = sorted((phase / "counterfactual").glob("*/**/changes.csv")) if (phase / "counterfactual").is_dir() else []
+if stores:
+    changes = pd.concat([pd.read_csv(path) for path in stores])
+    again = changes[changes.choice == "again"].set_index("query").loss
+    changes["rise"] = changes.loss - changes["query"].map(again)
+    changes["distance"] = 1 - changes.cosine
+    choices = ["again", "random", *(name for name in dict.fromkeys(changes.choice) if name not in ("again", "random"))]
+    MEASURES = {
+        "l2": "pixels (normalised l2)",
+        "distance": "classifier features (1 - cosine)",
+        "rise": "loss of the query, less that of `again`",
+    }
+    figure, axes = plt.subplots(1, 3, figsize=(9, 0.3 * len(choices) + 1.1), sharey=True)
+    for axis, (column, label) in zip(axes, MEASURES.items()):
+        for at, choice in enumerate(choices):
+            values = changes.loc[changes.choice == choice, column]
+            axis.plot(values, np.full(len(values), at), "o", color="C0", alpha=0.35, markersize=4)
+            axis.plot(values.median(), at, "|", color="k", markersize=11, markeredgewidth=2)
+        axis.set_xlabel(label)
+        axis.grid(axis="y", color="0.93")
+    axes[0].set_yticks(range(len(choices)), choices)
+    axes[0].set_ylim(len(choices) - 0.5, -0.5)
+    keep(figure, "attribution_counterfactual")
+    taken = changes.loc[changes.choice != "again", "removed"].max()
+    display(
+        Markdown(
+            f"{again.size} generations, {taken} of {facts['training_images']} training images taken out. Bars: medians over the generations."
+        )
+    )
+else:
+    display(Markdown("This study does not take images out (`attribution.counterfactual`)."))
+
+# %%
+if stores and show_images:
+    asked = load_images(phase / "queries" / "generated.npz")
+    figure, axes = plt.subplots(
+        len(choices) + 1, again.size, figsize=(0.75 * again.size + 1.3, 0.75 * (len(choices) + 1)), squeeze=False
+    )
+    for column, query in enumerate(again.index):
+        pictures = [asked.pixels[query]]
+        for choice in choices:
+            path = phase / "counterfactual" / choice / ("" if choice == "again" else str(query)) / "regenerated.npz"
+            pictures.append(load_images(path).pixels[column if choice == "again" else 0])
+        for axis, picture in zip(axes[:, column], pictures):
+            axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+            axis.set_xticks([])
+            axis.set_yticks([])
+    for axis, label in zip(axes[:, 0], ["the generation", *choices]):
+        axis.set_ylabel(label, rotation=0, ha="right", va="center", fontsize=8)
+    keep(figure, "attribution_regenerated")
+
+# %% [markdown]
+# ## Forgotten images
+# Does a remedy take away the influence of the images that it makes a network forget? For the same generations, the chance that a forgotten training image is scored
+# higher than another one, in the network before the remedy and after it (0.5: no more influence than others).
+
+# %%
+stores = sorted((phase / "remedied").glob("*/influence.csv")) if (phase / "remedied").is_dir() else []
+if stores:
+    influence = pd.concat([pd.read_csv(path).assign(arm=path.parent.name) for path in stores])
+    groups = [name for name in ("forgotten", "others") if name in set(influence.queries)]
+    names = list(dict.fromkeys(influence.attributor))
+    remedied = [arm for arm in arms if arm in set(influence.arm)]
+    figure, axes = plt.subplots(
+        1, len(groups), figsize=(4.2 * len(groups), 0.24 * len(names) * len(remedied) + 1.2), sharey=True, squeeze=False
+    )
+    for axis, group in zip(axes.flat, groups):
+        some = influence[influence.queries == group].set_index(["arm", "attributor", "network"]).auc
+        for place, (arm, name) in enumerate((arm, name) for arm in remedied for name in names):
+            before, after = some[arm, name, "before"], some[arm, name, "after"]
+            axis.plot([before, after], [place, place], color="0.7", linewidth=1)
+            axis.plot(before, place, "o", color="0.55", markersize=4, label="before" if place == 0 else None)
+            axis.plot(after, place, "o", color="C3", markersize=4, label="after" if place == 0 else None)
+        axis.axvline(0.5, color="0.7", linewidth=0.8)
+        shown = {"forgotten": "forgotten images", "others": "other images"}[group]
+        count = influence.loc[influence.queries == group, "count"].iloc[0]
+        axis.set(title=f"{count} generations that show {shown}", xlabel="chance that a forgotten image is scored higher")
+        axis.grid(axis="y", color="0.93")
+    axes[0, 0].set_yticks(range(len(remedied) * len(names)), [f"{arm}: {name}" for arm in remedied for name in names])
+    axes[0, 0].set_ylim(len(remedied) * len(names) - 0.5, -0.5)
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.06), ncols=2)
+    keep(figure, "attribution_remedied")
+    before = read_run(stores[0].parent)["config"]["settings"]["before"]
+    display(Markdown(f"Before: `{before}`. Squared scores (`das`) are large for any effect, helpful or harmful."))
+else:
+    display(Markdown("This study does not follow forgotten images (`attribution.remedied`)."))
+
+# %% [markdown]
+# ## Cost against quality
+# The same scores from cheaper features, and from two stages: all images by the main features, the best of them again by the reference's. Cost is the time that the
+# features took. *Agreement* is Spearman's correlation with the reference's scores over the training images; *first* the share of its first images that are kept.
+
+# %%
+if (phase / "acceleration" / "acceleration.csv").is_file():
+    made = read_run(phase / "acceleration")
+    reference = made["config"]["settings"]["reference"]
+    every = pd.read_csv(phase / "acceleration" / "acceleration.csv")
+    shown = [name for name in ("das_revised", "dtrak", "trak", "das", "ggn_influence") if name in set(every.attributor)]
     part = "generated"
-    shown = [name for name in ("das", "das_revised", "dtrak", "trak", "ggn_influence") if name in order]
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.5 * len(shown), 3), sharey=True, squeeze=False)
+    some = every[(every.queries == part) & every.attributor.isin(shown)]
+    wide = some.set_index(["variant", "attributor"])
+    lines = []
+    for variant, seconds in some.groupby("variant").seconds.first().sort_values().items():
+        line = {"features": f"<b>{escape(variant)}</b>", "seconds": f"{seconds:.1f}"}
+        for name in shown:
+            if (variant, name) in wide.index:
+                row = wide.loc[(variant, name)]
+                line |= {
+                    f"LDS, {name}": text(row.lds, row.low, row.high),
+                    f"agreement, {name}": text(row.agreement),
+                    f"first, {name}": text(row["first"], percent=True),
+                }
+        lines.append(line)
+    table = pd.DataFrame(lines).fillna("")
+    show(table, shaded=[at for at, line in enumerate(lines) if line["features"] == f"<b>{escape(reference)}</b>"])
+    display(
+        Markdown(
+            f"{SETS[part].capitalize()}; shaded: the reference. Two stages look at {made['facts']['shortlist']} of {facts['training_images']} images again."
+        )
+    )
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3), sharey=True, squeeze=False)
     for axis, name in zip(axes.flat, shown):
-        some = every[(every.attributor == name) & (every.queries == part)]
-        axis.errorbar(some.cost, some.lds, [some.lds - some.low, some.high - some.lds], fmt="o", markersize=4, linewidth=0.8)
-        for row in some.itertuples():
-            axis.annotate(row.variant, (row.cost, row.lds), xytext=(3, 3), textcoords="offset points", fontsize=7)
+        cells = some[some.attributor == name]
+        axis.errorbar(
+            cells.seconds, cells.lds, [cells.lds - cells.low, cells.high - cells.lds], fmt="o", markersize=4, linewidth=0.8
+        )
+        for row in cells.itertuples():
+            axis.annotate(row.variant, (row.seconds, row.lds), xytext=(3, 3), textcoords="offset points", fontsize=6.5)
         axis.set(xscale="log", xlabel="seconds", title=name)
     axes[0, 0].set_ylabel(f"LDS, {SETS[part]}")
     keep(figure, "attribution_cost")
 else:
     display(Markdown("This study has no variants of its features (`attribution.variants`)."))
+
+# %%
+KEYS = {"timesteps": "timesteps T", "dimension": "dimension k of the projection"}
+features = {
+    path.parts[-4]: read_run(path.parent)["config"]["settings"]["features"]
+    for path in (phase / "features").glob("*/final/queries/run.json")
+}
+curves = {
+    key: sorted(
+        (made[key], name)
+        for name, made in features.items()
+        if all(made[other] == features["main"][other] for other in made if other not in (key, "rows"))
+    )
+    for key in KEYS
+}
+if any(len(points) > 1 for points in curves.values()):
+    figure, axes = plt.subplots(1, len(curves), figsize=(7.5, 3), sharey=True)
+    for axis, (key, points) in zip(axes, curves.items()):
+        for name in shown:
+            found = [(value, wide.lds[variant, name]) for value, variant in points if (variant, name) in wide.index]
+            axis.plot(*zip(*found), "o-", markersize=4, linewidth=1, label=name)
+        axis.set(xscale="log", xlabel=KEYS[key])
+        axis.grid(color="0.93")
+    axes[0].set_ylabel(f"LDS, {SETS[part]}")
+    axes[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
+    keep(figure, "attribution_timesteps_dimension")
 
 # %% [markdown]
 # ## Published numbers

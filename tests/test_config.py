@@ -98,11 +98,13 @@ REPORTS = {step for step in config.STEPS if step.startswith("report/")}
 
 
 JOBS = {
-    "attribution/features": "main/final/train0",
+    "attribution/features": "main/final/queries",
     "attribution/retrain": "0",
     "attribution/scores": "main",
     "attribution/counterfactual": "again",
+    "attribution/remedied": "erasediff",
 }
+TRACED = {"arm": "baseline", "remedied": {"before": "conditional", "after": ["erasediff"]}}
 
 
 def resolved(study, step, arm):
@@ -110,7 +112,7 @@ def resolved(study, step, arm):
 
 
 def digests(params):
-    study = config.parse(params | {"attribution": params["attribution"] or {"arm": "baseline"}})
+    study = config.parse(params | {"attribution": params["attribution"] or TRACED})
     jobs = {
         (step, arm): resolved(study, step, arm)
         for step, by in config.STEPS.items()
@@ -128,11 +130,15 @@ def digests(params):
         (("classifier", "epochs"), 3, {"data/classifier"}),
         (("model", "dropout"), 0.1, {"train", "attribution/counterfactual", "attribution/retrain"}),
         (("diffusion", "schedule"), "linear", {"train", "attribution/counterfactual", "attribution/retrain"}),
-        (("sample", "steps"), 10, {"sample", "attribution/counterfactual", "attack/forgetting", "report/swap"}),
+        (
+            ("sample", "steps"),
+            10,
+            {"sample", "attribution/features", "attribution/counterfactual", "attack/forgetting", "report/swap"},
+        ),
         (("extraction", "alpha"), 0.4, {"attack/extraction", "attack/forgetting", "report/swap"}),
         (("quality", "neighbours"), 3, {"attack/quality", "attack/forgetting", "report/swap"}),
-        (("statistics", "bootstrap"), 100, ATTACKS | {"attribution/scores", "report/swap"}),
-        (("statistics", "confidence"), 0.9, ATTACKS | REPORTS | {"attribution/scores"}),
+        (("statistics", "bootstrap"), 100, ATTACKS | {"attribution/scores", "attribution/acceleration", "report/swap"}),
+        (("statistics", "confidence"), 0.9, ATTACKS | REPORTS | {"attribution/scores", "attribution/acceleration"}),
         (("report", "pairs"), 5, {"report/page"}),
         (
             ("data", "flips"),
@@ -148,16 +154,17 @@ def digests(params):
             },
         ),
         (("attribution", "queries"), {"holdout": 4}, {"attribution/queries"}),
-        (("attribution", "features"), {"timesteps": 4}, {"attribution/features"}),
+        (("attribution", "features"), {"timesteps": 4}, {"attribution/features", "attribution/remedied"}),
         (("attribution", "regularisers"), [1.0], {"attribution/scores"}),
         (("attribution", "ground_truth"), {"draws": 2}, {"attribution/retrain", "attribution/counterfactual"}),
-        (("attribution", "subsets"), 8, {"attribution/retrain", "attribution/scores"}),
+        (("attribution", "subsets"), 8, {"attribution/retrain", "attribution/scores", "attribution/acceleration"}),
+        (("attribution", "shortlist"), 0.1, {"attribution/acceleration"}),
         (("attribution", "checkpoints"), 2, {"train"}),
         (("replicates",), 2, {"report/tables", "report/page", "report/selection"}),
     ],
 )
 def test_a_key_changes_only_the_jobs_that_depend_on_it(params, path, value, changed):
-    params |= {"attribution": {"arm": "baseline"}}
+    params |= {"attribution": TRACED}
     before, after = digests(params), digests(change({"classifier": {}, "statistics": {}, **params}, path, value))
     assert {step for (step, _), digest in after.items() if before[step, _] != digest} == changed
 
@@ -176,7 +183,7 @@ def test_digest_ignores_the_order_of_keys(order):
 
 
 def test_resolved_config_is_plain_json(params):
-    study = config.parse(params | {"attribution": {"arm": "baseline"}})
+    study = config.parse(params | {"attribution": TRACED})
     for step, by in config.STEPS.items():
         settings = resolved(study, step, "baseline" if "arm" in by else None)
         assert json.loads(json.dumps(settings)) == settings
@@ -197,6 +204,20 @@ def test_resolved_config_is_plain_json(params):
         ({"queries": {"holdout": 5000}}, ["attribution.queries.holdout = 5000", "data.split.holdout = 800"]),
         ({"counterfactual": {"attributors": ["gas"]}, "attributors": ["das", "pixel_l2"]}, ["counterfactual", "'gas'"]),
         ({"counterfactual": {"queries": 40}}, ["counterfactual.queries = 40", "queries.generated = 32"]),
+        ({"reference": "t100"}, ["reference = 't100'", "main"]),
+        (
+            {"remedied": {"before": "condtional", "after": ["erasediff"]}},
+            ["before = 'condtional'", "did you mean 'conditional'"],
+        ),
+        ({"remedied": {"before": "conditional", "after": ["baseline"]}}, ["after = 'baseline'", "forgets nothing"]),
+        ({"remedied": {"before": "loyal", "after": ["erasediff"]}}, ["before = 'loyal'", "one network"]),
+        ({"remedied": {"before": "dedup", "after": ["erasediff"]}}, ["after = 'erasediff'", "planted", "deduplicated"]),
+        ({"remedied": {"before": "conditional", "after": ["erasediff"], "queries": 5000}}, ["queries = 5000", "1024"]),
+        (
+            {"remedied": {"before": "conditional", "after": ["erasediff"], "attributors": ["tracin"]}},
+            ["remedied.attributors", "tracin"],
+        ),
+        ({"attributors": ["trak"], "remedied": {"before": "conditional", "after": ["erasediff"]}}, ["remedied", "'das'"]),
         ({"ground_truth": {"timesteps": 2000}}, ["attribution.ground_truth.timesteps = 2000"]),
     ],
 )

@@ -37,6 +37,8 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "features": ("afterimage.attribution.features", "project the gradients of a network for one block of images"),
         "retrain": ("afterimage.attribution.retrain", "losses of the queries under networks retrained on random halves"),
         "scores": ("afterimage.attribution.scores", "who made what, by every attributor, judged by retraining"),
+        "acceleration": ("afterimage.attribution.acceleration", "what cheaper features and two-stage ranking cost in quality"),
+        "remedied": ("afterimage.attribution.remedied", "whether the influence of forgotten images falls"),
         "counterfactual": (
             "afterimage.attribution.counterfactual",
             "train without what made a generation, and generate it again",
@@ -57,6 +59,7 @@ SINGLE: dict[str, tuple[str, str]] = {
     "verify": ("afterimage.commands.verify", "check that every result matches the study, its inputs and its code"),
     "adopt": ("afterimage.commands.adopt", "make pulled results known to Snakemake, after checking them"),
     "audit": ("afterimage.audit", "attack somebody's own images or diffusers pipeline; needs no study"),
+    "attribute": ("afterimage.attribution.outside", "which training images made some images, for any diffusers pipeline; needs no study"),
 }
 """Commands without a verb."""
 

@@ -6,6 +6,8 @@ OUTPUTS:
     results/{study}/attribution/retrain/{job}/    losses of the queries under networks retrained on random halves
     results/{study}/attribution/counterfactual/{job}/   what becomes of a generation without the images that made it
     results/{study}/attribution/scores/{job}/     who made what, by every attributor, and how well that predicts retraining
+    results/{study}/attribution/acceleration/     what cheaper features and two-stage ranking cost in quality
+    results/{study}/attribution/remedied/{job}/   whether forgotten images lose their influence
 """
 
 
@@ -158,6 +160,62 @@ rule counterfactual:
         "afterimage attribution counterfactual --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
         " --scores {params.scores:q} --classifier {params.classifier:q} --state {params.state:q} --config {input.config:q}"
         " --out {params.out:q} > {log:q} 2>&1"
+
+
+rule acceleration:
+    """Weigh the cost of features against the quality of their scores."""
+    input:
+        scores=scores_of_variants,
+        features=features_of_variants,
+        retrain=retrained,
+        config="results/{study}/config/attribution/acceleration.json",
+        code="results/{study}/config/attribution/acceleration.code",
+        train=explained_images,
+        members=of_explained("train/{arm}/rep0/members.parquet"),
+    output:
+        run="results/{study}/attribution/acceleration/run.json",
+        table="results/{study}/attribution/acceleration/acceleration.csv",
+    log:
+        "results/{study}/logs/attribution/acceleration.log",
+    benchmark:
+        "results/{study}/benchmarks/attribution/acceleration.tsv"
+    params:
+        out=subpath(output.run, parent=True),
+        stores=lambda wildcards, input: store_lists(
+            scores=input.scores, features=input.features, retrain=input.retrain
+        ),
+    shell:
+        "afterimage attribution acceleration --train {input.train:q} --members {input.members:q} {params.stores}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule remedied:
+    """Compare the influence of forgotten images before and after a remedy."""
+    input:
+        config="results/{study}/config/attribution/remedied/{job}.json",
+        code="results/{study}/config/attribution/remedied/{job}.code",
+        before=of_unremedied("train/{arm}/rep0/run.json"),
+        after="results/{study}/train/{job}/rep0/run.json",
+        train=remedied_images,
+        samples=of_unremedied("sample/{arm}/rep0/images.npz"),
+        scores="results/{study}/attribution/scores/main/run.json",
+    output:
+        run="results/{study}/attribution/remedied/{job}/run.json",
+        influence="results/{study}/attribution/remedied/{job}/influence.csv",
+    log:
+        "results/{study}/logs/attribution/remedied/{job}.log",
+    benchmark:
+        "results/{study}/benchmarks/attribution/remedied/{job}.tsv"
+    wildcard_constraints:
+        job=r"\w+",
+    params:
+        out=subpath(output.run, parent=True),
+        before=subpath(input.before, parent=True),
+        after=subpath(input.after, parent=True),
+        scores=subpath(input.scores, parent=True),
+    shell:
+        "afterimage attribution remedied --before {params.before:q} --after {params.after:q} --train {input.train:q}"
+        " --samples {input.samples:q} --scores {params.scores:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule attribution:

@@ -200,6 +200,18 @@ def features_of_variant(wildcards):
     return features_of_jobs(wildcards, f"{wildcards.job}/final/")
 
 
+def features_of_variants(wildcards):
+    """The same of all variants and of the main features."""
+    wanted = [job for job in attribution_jobs("features") if "/final/" in job]
+    return expand(rules.features.output.run, study=wildcards.study, job=wanted)
+
+
+def scores_of_variants(wildcards):
+    """The scores of all variants and of the main features."""
+    jobs = attribution_jobs("scores")
+    return expand(rules.scores.output.run, study=wildcards.study, job=jobs)
+
+
 def features_of_states(wildcards):
     """The features of its earlier states, which are not made anew for a variant."""
     return features_of_jobs(wildcards, "main/state") if wildcards.job == "main" else []
@@ -212,6 +224,22 @@ def retrained(wildcards):
     )
 
 
+def of_unremedied(pattern):
+    """A file of the first replicate of the arm that remedied ones are compared with."""
+
+    def path(wildcards):
+        arm = STUDY.attribution.remedied.before
+        return f"results/{wildcards.study}/{pattern.format(arm=arm)}"
+
+    return path
+
+
+def remedied_images(wildcards):
+    """The training set that they share."""
+    before = STUDY.attribution.remedied.before
+    return images_of(wildcards.study, STUDY.arms[before])
+
+
 def attribution_results(wildcards):
     """All files of the phase; none where the study does not have it."""
     if STUDY.attribution is None:
@@ -221,8 +249,11 @@ def attribution_results(wildcards):
         "retrain": rules.retrain,
         "scores": rules.scores,
         "counterfactual": rules.counterfactual,
+        "remedied": rules.remedied,
     }
     made = expand(rules.queries.output, study=STUDY.study)
+    if STUDY.attribution.variants:
+        made += expand(rules.acceleration.output, study=STUDY.study)
     for step, rule in phase.items():
         made += expand(rule.output, study=STUDY.study, job=attribution_jobs(step))
     return made

@@ -54,6 +54,7 @@ def features(
     settings: Features,
     readouts: Iterable[str],
     seed: int,
+    at: list[int] | None = None,
 ) -> Projected:
     """Return the features of images.
 
@@ -67,6 +68,7 @@ def features(
         settings: How features are made.
         readouts: Names of ``READOUTS``.
         seed: Root seed.
+        at: Timesteps, instead of those of the settings.
 
     Raises:
         ConfigError: if the settings do not fit the network.
@@ -78,7 +80,7 @@ def features(
     device = next(net.parameters()).device
     layers = Layers(net.eval(), settings.parameters)
     project = projection.build(settings.projection, settings.dimension, layers.shapes, seed, device)
-    at = draws.timesteps(settings.timesteps, scheduler_config["num_train_timesteps"], settings.grid, seed)
+    at = at or draws.timesteps(settings.timesteps, scheduler_config["num_train_timesteps"], settings.grid, seed)
     classes = classes_of(net)
     labels = images.labels if classes is not None and count else None
     task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)

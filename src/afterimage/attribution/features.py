@@ -5,7 +5,8 @@ the trained one, or an earlier state of its training, of which only the loss is 
 the training images. ``compute`` is the work itself.
 
 The store that the verb leaves: ``features.safetensors``, with ``<set>/<feature>``, ``<set>/rows`` and ``<set>/residual`` for each set of
-the block (``train``, or the sets of queries), as float32. ``read`` puts stores together again and refuses to mix what does not belong
+the block (``train``, or the sets of queries), as float32; for the generations among the queries also ``<set>/journey``, where that is
+asked for. ``read`` puts stores together again and refuses to mix what does not belong
 together.
 """
 
@@ -23,12 +24,12 @@ from safetensors.numpy import load_file, save_file
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attacks.extraction import trained_rows
-from afterimage.attribution import compute, queries
+from afterimage.attribution import compute, journey, queries
+from afterimage.config.attribution import FINAL
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 
 STEP = "attribution/features"
 FILE = "features.safetensors"
-FINAL = "final"
 
 
 def block_of(images: Images, block: str, size: int) -> Images:
@@ -94,5 +95,9 @@ def run(args: argparse.Namespace) -> None:
             tensors |= {f"{name}/{feature}": values for feature, values in made.features.items()}
             if final:
                 tensors |= {f"{name}/rows": made.rows, f"{name}/residual": made.residual}
+            if own["journey"] and name in queries.GENERATED:
+                sampling = config.Sample.model_validate(own["journey"])
+                along = journey.features(net, scheduler_config, images, name, settings, sampling, resolved["seed"])
+                tensors[f"{name}/journey"] = along
         save_file(tensors, step.folder / FILE)
         step.note(images={name: len(images) for name, images in sets.items()})

@@ -20,21 +20,23 @@ from afterimage.artifacts import Images
 
 STEP = "attribution/queries"
 EXTRACTED = "extracted"
-SETS = ("holdout", "generated", EXTRACTED)
+GENERATED = ("generated", EXTRACTED)
+SETS = ("holdout", *GENERATED)
 
 
 def extracted(samples: Images, images: pd.DataFrame, anchor: str, count: int) -> Images:
-    """Return the nearest generation of every extracted training image, nearest first, at most ``count``.
+    """Return generations that show a training image, each with its nearest as the source, nearest first, at most ``count``.
 
     Args:
         samples: The generations.
         images: ``images.parquet`` of the extraction attack on them.
         anchor: Whose neighbours normalise the distance; the calibrated threshold counts.
     """
-    found = images[images[f"extracted_{anchor}_calibrated"]].nsmallest(count, "best_l2")
+    found = images[images[f"extracted_{anchor}_calibrated"]].sort_values("best_l2", kind="stable")
+    found = found.drop_duplicates("best_sample").head(count)
     rows = pd.Series(np.arange(len(samples)), samples.ids).loc[found["best_sample"]].to_numpy(dtype=np.int64)
     chosen = samples.take(rows)
-    return Images.of(chosen.pixels, np.arange(len(rows)), chosen.labels, sources=found["source"].to_numpy())
+    return Images.of(chosen.pixels, chosen.ids, chosen.labels, sources=found["source"].to_numpy())
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

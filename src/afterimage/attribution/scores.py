@@ -79,12 +79,16 @@ def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarr
 
 
 def side(images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], embedding: np.ndarray) -> Side:
-    """Return one side of the evidence: the features of some sets, one after the other."""
+    """Return one side of the evidence: the features of some sets, one after the other; 0 where a set lacks one (a journey)."""
+    sizes = {part: len(stored[f"{part}/residual"]) for part in sets}
+    names = dict.fromkeys(key.partition("/")[2] for key in stored if key.partition("/")[0] in sets)
 
     def of(name: str) -> np.ndarray:
-        return np.concatenate([stored[f"{part}/{name}"] for part in sets])
+        like = next(stored[f"{part}/{name}"] for part in sets if f"{part}/{name}" in stored)
+        return np.concatenate(
+            [stored.get(f"{part}/{name}", np.zeros((size, *like.shape[1:]), like.dtype)) for part, size in sizes.items()]
+        )
 
-    names = [key.removeprefix(f"{sets[0]}/") for key in stored if key.startswith(f"{sets[0]}/")]
     gradients = {name: of(name) for name in names if name not in ("rows", "residual")}
     return Side(images, gradients, of("rows"), of("residual"), embedding)
 

@@ -164,9 +164,7 @@ class Study(Block):
     def _remedied_fits(self, chosen: Remedied) -> None:
         for key, name in [("before", chosen.before), *(("after", name) for name in chosen.after)]:
             if name not in self.arms:
-                raise ValueError(
-                    f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}"
-                )
+                raise ValueError(f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}")
             if isinstance(self.arms[name], Loyal):
                 raise ValueError(f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method loyal)")
             if key == "after" and not self.own_forget_sets(name):
@@ -177,7 +175,9 @@ class Study(Block):
                     f"{chosen.before!r} on {self.arms[chosen.before].data} ones"
                 )
         if chosen.queries > self.sample.images:
-            raise ValueError(f"attribution.remedied.queries = {chosen.queries} is more than sample.images = {self.sample.images}")
+            raise ValueError(
+                f"attribution.remedied.queries = {chosen.queries} is more than sample.images = {self.sample.images}"
+            )
 
     @model_validator(mode="after")
     def _selection_fits(self) -> Study:

@@ -1,0 +1,330 @@
+"""``afterimage attribute``: which training images made these images, for somebody's own diffusers pipeline.
+
+No study is needed: the gradient features of ``compute`` are taken of the network as it is, and the attributors that read nothing else
+score by them. What a study learns by retraining is missing here. The regulariser is one given value, in multiples of the mean
+eigenvalue (see ``spectrum``), where a study chooses among several; and no linear data-modelling score says how far the answer can be
+trusted. What is written to ``--out``, and how much memory it takes, ``afterimage attribute --help`` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Annotated, get_args
+
+import numpy as np
+import pandas as pd
+from accelerate import PartialState
+from diffusers.models.unets.unet_2d import UNet2DModel
+from pydantic import Field, ValidationError
+from safetensors.numpy import save_file
+
+from afterimage import artifacts, audit, config
+from afterimage.artifacts import ArtifactError, Images
+from afterimage.attribution import attributors, compute
+from afterimage.attribution.evidence import Evidence, Side
+from afterimage.attribution.scores import finite
+from afterimage.config import ConfigError
+from afterimage.config.base import Block
+from afterimage.diffusion.model import classes_of
+from afterimage.diffusion.sample import load_denoiser
+
+STEP = "attribute"
+
+READOUTS_OF: dict[str, tuple[str, ...]] = {
+    "das": ("loss", "probe"),
+    "das_scalar": ("loss", "probe"),
+    "das_released": ("mean",),
+    "das_released_squared": ("mean",),
+    "das_revised": ("mean",),
+    "das_archive": ("l1",),
+    "trak": ("loss",),
+    "dtrak": ("square",),
+    "relative_influence": ("loss",),
+    "renormalised_influence": ("loss",),
+    "ggn_influence": ("loss", "probe"),
+    "gradient_dot": ("loss",),
+    "gradient_cosine": ("loss",),
+    "pixel_cosine": (),
+    "pixel_l2": (),
+    "shuffled": ("loss",),
+}
+"""Attributor that a network and images are enough for -> the readouts whose gradients it takes."""
+
+SHOWN = 8
+"""Queries in a picture, and training images beside each."""
+
+HELP = f"""\
+attributors: {", ".join(READOUTS_OF)}
+
+files:
+  first.csv           query, attributor, rank (from 0), id, score: the first training images of every query. query and id are the
+                      images' names, or their rows where they have none
+  scores.safetensors  by attributor: float32 (queries, training images); its metadata has the names of both, in order, as JSON
+  <attributor>.png    with --show-images: the first {SHOWN} queries (left), each with its first {SHOWN} training images
+  run.json            settings, hashes of what was read and written, versions
+
+memory, with N training images, k = --dimension and T = --timesteps, in bytes:
+  8 N k for each readout (the mean, square, l1 or loss of the output), and 24 N k while one of them is decomposed: 1.6 GB for the
+  default attributors and 10,000 images. das, das_scalar and ggn_influence also keep the gradients of every timestep apart: 4 N T k
+  for these and 24 N T k while they are decomposed, 11 GB for 10,000 images. On top of that come the network and --batch-size gradients
+  of its largest layer.
+"""
+
+
+class Settings(Block):
+    """What the scores depend on, beside the network and the images."""
+
+    features: config.Features
+    attributors: list[str]
+    regulariser: Annotated[float, Field(gt=0, allow_inf_nan=False)]
+    first: Annotated[int, Field(ge=1)]
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HELP
+    features = config.Features()
+    parser.add_argument("--pipeline", metavar="DIR|ID", required=True, help="diffusers pipeline (pixels, no text)")
+    parser.add_argument(
+        "--train",
+        metavar="SOURCE",
+        required=True,
+        help="its training images: a folder or zip of images, .npz, parquet, or owner/name@revision",
+    )
+    parser.add_argument("--queries", metavar="SOURCE", required=True, help="images whose origin is asked for, as --train")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="folder to write; an earlier result in it is replaced"
+    )
+    parser.add_argument(
+        "--attributor",
+        nargs="+",
+        metavar="NAME",
+        default=["das_revised", "dtrak"],
+        help="which scores, see below (default: das_revised dtrak)",
+    )
+    parser.add_argument(
+        "--regulariser",
+        type=float,
+        default=1.0,
+        help="lambda in multiples of the mean eigenvalue of the features' Gram matrix (default: %(default)s, a convention that was "
+        "not tuned: choosing it takes retrained networks)",
+    )
+    parser.add_argument("--first", type=int, default=16, metavar="N", help="training images named per query (default: 16)")
+    parser.add_argument(
+        "--timesteps", type=int, default=features.timesteps, help="noise levels per image (default: %(default)s)"
+    )
+    for flag, help_ in (
+        ("grid", "regular: t = 0, 1000/T, ...; stratified: one at random in each of T equal parts"),
+        ("projection", "of the gradients; none keeps all coordinates, for small networks"),
+        ("precision", "of the forward and backward pass"),
+    ):
+        choices = get_args(config.Features.model_fields[flag].annotation)
+        default = getattr(features, flag)
+        parser.add_argument(f"--{flag}", choices=choices, default=default, help=f"{help_} (default: %(default)s)")
+    parser.add_argument(
+        "--dimension", type=int, default=features.dimension, help="coordinates of a projected gradient (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--parameters",
+        nargs="+",
+        metavar="PATTERN",
+        default=features.parameters,
+        help="names of the parameters whose gradients count, e.g. 'up_blocks.*' (default: all)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, default=features.batch_size, help="images at once; bounds memory (default: %(default)s)"
+    )
+    parser.add_argument("--colour", choices=["keep", "grey", "rgb"], default="keep", help="make all images grey or colour")
+    parser.add_argument("--resize", type=int, metavar="SIDE", help="resize the centre square of all images")
+    parser.add_argument("--show-images", action="store_true", help="write pictures too; mind who is in them")
+    parser.add_argument("--seed", type=int, default=0, help="of noise and projection (default: %(default)s)")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Compute the features, score, and write the result."""
+    settings, out = _settings(args), _replaceable(args.out)
+    given = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
+    for flag in ("train", "queries"):
+        audit.source_of(given[flag], f"--{flag}")
+    net, scheduler_config = load_denoiser(given["pipeline"])
+    (train, train_names), (queries, query_names) = (audit.read_set(given[f], f"--{f}", args) for f in ("train", "queries"))
+    sets = {"train": train, "queries": queries}
+    _check(net, sets, given["pipeline"])
+
+    said = given | {"colour": args.colour, "resize": args.resize}
+    resolved = {"step": STEP, "seed": args.seed, "settings": settings.model_dump() | said}
+    inputs = {flag: Path(value) for flag, value in given.items() if Path(value).exists()}
+    entries = (__name__, *(config.ATTRIBUTORS[name] for name in settings.attributors))
+    with artifacts.step(resolved, out, inputs, entries) as step:
+        step.note(
+            images={name: len(images) for name, images in sets.items()},
+            contents_sha256={
+                "pipeline": _contents(tensor.numpy() for tensor in net.state_dict().values()),
+                **{name: _contents((images.pixels, images.labels)) for name, images in sets.items()},
+            },
+            scheduler=scheduler_config,
+            device=str(PartialState().device),
+        )
+        net.to(PartialState().device)
+        readouts = {readout for name in settings.attributors for readout in READOUTS_OF[name]}
+        sides = {}
+        for name, images in sets.items():
+            made = compute.Projected({}, np.empty((len(images), 0, 0), np.float32), np.full(len(images), np.nan, np.float32))
+            if readouts:
+                try:
+                    made = compute.features(net, scheduler_config, images, name, settings.features, readouts, args.seed)
+                except (ConfigError, ArtifactError) as error:
+                    raise type(error)(str(error).replace("attribution.features.", "--")) from error
+            sides[name] = Side(images, made.features, made.rows, made.residual, embedding=None)
+
+        scores: dict[str, np.ndarray] = {}
+        firsts: dict[str, pd.DataFrame] = {}
+        # An evidence keeps what it decomposed. It serves the attributors of the same readouts and goes with them.
+        for _, names in groupby(sorted(settings.attributors, key=READOUTS_OF.__getitem__), READOUTS_OF.__getitem__):
+            evidence = Evidence(
+                sides["train"],
+                sides["queries"],
+                checkpoints=(),
+                masks=np.zeros((0, len(train)), bool),
+                losses=np.zeros((0, len(queries))),
+                seed=args.seed,
+            )
+            for name in names:
+                found = attributors.find(name).scores(evidence)(settings.regulariser)
+                finite(found, name, settings.regulariser)
+                order = np.argsort(-found, axis=1, kind="stable")[:, : settings.first]
+                scores[name], firsts[name] = found.astype(np.float32), _leaders(found, order, name)
+                if args.show_images:
+                    _picture(queries, query_names, train, train_names, order, step.folder / f"{name}.png")
+
+        table = pd.concat([firsts[name] for name in settings.attributors]).sort_values("query", kind="stable")
+        table["query"], table["id"] = query_names[table["query"]], train_names[table["id"]]
+        table.to_csv(step.folder / "first.csv", index=False)
+        order_of = {"queries": json.dumps(query_names.tolist()), "train": json.dumps(train_names.tolist())}
+        save_file(scores, step.folder / "scores.safetensors", metadata=order_of)
+    print(f"{len(queries)} queries, {len(train)} training images; first.csv and scores.safetensors written to {args.out}")
+    print("Without retraining nothing says how far these scores can be trusted; a study with `attribution` measures it.")
+
+
+def _leaders(scores: np.ndarray, order: np.ndarray, name: str) -> pd.DataFrame:
+    """Return the first training images of every query: query, attributor, rank (from 0), id, score; images by their positions.
+
+    Args:
+        scores: (Q, N).
+        order: Positions of training images, best first, (Q, F).
+        name: Of the attributor.
+    """
+    queries, ranks = order.shape
+    return pd.DataFrame(
+        {
+            "query": np.repeat(np.arange(queries), ranks),
+            "attributor": name,
+            "rank": np.tile(np.arange(ranks), queries),
+            "id": order.ravel(),
+            "score": np.take_along_axis(scores, order, axis=1).ravel(),
+        }
+    )
+
+
+# ---- what is allowed ----------------------------------------------------------------------------------------------------
+
+
+def _settings(args: argparse.Namespace) -> Settings:
+    names = list(dict.fromkeys(args.attributor))
+    for name in names:
+        if name not in READOUTS_OF:
+            raise ConfigError(
+                f"--attributor = {name!r}: a network and images are not enough for it, or it is none; allowed are "
+                f"{', '.join(READOUTS_OF)}"
+            )
+    keys = ("timesteps", "grid", "projection", "dimension", "parameters", "precision", "batch_size")
+    features = {key: getattr(args, key) for key in keys} | {"rows": any("probe" in READOUTS_OF[name] for name in names)}
+    try:
+        return Settings.model_validate(
+            {"features": features, "attributors": names, "regulariser": args.regulariser, "first": args.first}
+        )
+    except ValidationError as error:
+        lines = [f"--{str(e['loc'][-1]).replace('_', '-')} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        raise ConfigError("\n".join(lines)) from error
+
+
+def _replaceable(out: Path) -> Path:
+    """Return the folder to write, which as a whole is replaced, with links resolved.
+
+    Raises:
+        ConfigError: if anything is there but an earlier result of this command.
+    """
+    out = out.resolve()
+    ours: set[str] = set()
+    if (out / artifacts.RUN).is_file() and (earlier := artifacts.read_run(out)).get("config", {}).get("step") == STEP:
+        ours = {artifacts.RUN, *earlier["outputs"]}
+    there = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()) if out.is_dir() else [out.name]
+    if out.exists() and (foreign := next((name for name in there if name not in ours), None)):
+        raise ConfigError(
+            f"--out {out}: {foreign} is not of an earlier result; allowed are a new or empty folder, or such a result alone"
+        )
+    return out
+
+
+def _check(net: UNet2DModel, sets: dict[str, Images], pipeline: str) -> None:
+    """Check that the images and labels suit the network.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    size, channels, out = (net.config[key] for key in ("sample_size", "in_channels", "out_channels"))
+    if out != channels:
+        raise ConfigError(
+            f"--pipeline {pipeline}: the network makes {out} channels of {channels}; allowed are those that make as many"
+        )
+    size = sets["train"].pixels.shape[1:3] if size is None else (size, size) if isinstance(size, int) else size
+    wanted, classes = (*size, channels), classes_of(net)
+    for name, images in sets.items():
+        if images.pixels.shape[1:] != wanted:
+            given, needed = ("x".join(map(str, shape)) for shape in (images.pixels.shape[1:], wanted))
+            raise ConfigError(f"--{name}: images are {given}, but {needed} is needed; --resize and --colour make them so")
+        low, high = images.labels.min(), images.labels.max()
+        if classes is not None and (low < 0 or high >= classes):
+            raise ConfigError(
+                f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to {classes - 1}; labels are the "
+                "sub-folders of a folder, or the array labels of an .npz"
+            )
+
+
+def _contents(arrays: Iterable[np.ndarray]) -> str:
+    """Return the sha256 of the arrays' bytes: of what was read, from whatever kind of file."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+# ---- the picture --------------------------------------------------------------------------------------------------------
+
+
+def _picture(
+    queries: Images, query_names: np.ndarray, train: Images, train_names: np.ndarray, order: np.ndarray, path: Path
+) -> None:
+    """Draw the first queries, one per row, each with its first training images, (Q, F), to its right."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot as plt
+
+    order = order[:SHOWN, :SHOWN]
+    rows, columns = len(order), 1 + order.shape[1]
+    figure, axes = plt.subplots(rows, columns, figsize=(1.4 * columns, 1.5 * rows), squeeze=False)
+    for at, row in enumerate(axes):
+        pictures = [queries.pixels[at], *train.pixels[order[at]]]
+        for axis, pixels, name in zip(row, pictures, [query_names[at], *train_names[order[at]]], strict=True):
+            axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set_title(str(name)[-20:], fontsize=7, pad=2)
+            axis.axis("off")
+    figure.savefig(path, dpi=110, bbox_inches="tight")
+    plt.close(figure)
