@@ -1,9 +1,10 @@
 """Gradient features: what they cost beside the usual way, and how well each projection keeps the scores.
 
     python benchmarks/attribution.py [--study params.yaml] [--images 128] [--timesteps 10] [--dimension 4096] [--rounds 3]
-        [--batch-size 64] [--threads 2] [--model PIPELINE]
+        [--batch-size 64] [--threads 2] [--model PIPELINE] [--channels 16 32]
 
-Network and forward process are the study's, untrained, or those of a stored pipeline; images are digits. The usual way is that
+Network and forward process are the study's, untrained, or those of a stored pipeline; ``--channels`` makes the study's network
+wider; images are digits. The usual way is that
 of D-TRAK's code: ``vmap(grad)`` of one readout, the mean of f^2, per timestep, then one dense Gaussian projection of the
 average, drawn anew block by block. Ours is ``compute.features`` with each projection, at equal dimension and on the same
 timesteps and noise, which also gives the features of normalised gradients. All take turns, and each is compared with the usual
@@ -11,8 +12,8 @@ way of the same round; only ratios within one run mean something.
 
 ``one``: seconds with that readout alone; beside it, how many times as long the usual way took. ``all``: seconds with all
 readouts, from the same forward passes. ``memory``: how far the peak of a process of its own, with that readout, lies above what
-it began with. ``scores``: Spearman correlation with the kernel scores of unprojected gradients: the last quarter of the images
-are queries, the others training images, lambda is the mean eigenvalue; mean over queries.
+it began with. ``exact`` and ``usual``: Spearman correlation with the kernel scores of unprojected gradients, and with those of the usual
+way: the last quarter of the images are queries, the others training images, lambda is the mean eigenvalue; mean over queries.
 """
 
 import argparse
@@ -52,7 +53,8 @@ class Bench:
         if args.model:
             self.net, self.scheduler = load_denoiser(args.model)
         else:
-            self.net, self.scheduler = build_unet(study.model, (8, 8, 1)).eval(), dict(build_scheduler(study.diffusion).config)
+            model = study.model.model_copy(update={"channels": args.channels or study.model.channels})
+            self.net, self.scheduler = build_unet(model, (8, 8, 1)).eval(), dict(build_scheduler(study.diffusion).config)
         pixels = np.round(load_digits().images[: args.images] * 255 / 16).astype(np.uint8)[..., None]
         self.images = Images.of(pixels)
         self.settings = Features(timesteps=args.timesteps, dimension=args.dimension, batch_size=args.batch_size)
@@ -114,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", default=str(Path(__file__).parent.parent / "params.yaml"))
     parser.add_argument("--model", help="folder of a stored pipeline without labels; without it the network is untrained")
+    parser.add_argument("--channels", type=int, nargs="+")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--timesteps", type=int, default=10)
     parser.add_argument("--dimension", type=int, default=4096)
@@ -130,12 +133,8 @@ def main() -> None:
         print(peak() - before)
         return
     cases = [USUAL, *projection.KINDS]
-    alone = [
-        sys.executable,
-        __file__,
-        *sys.argv[1:],
-        "--case",
-    ]  # first, since a process passes its own peak on to those it starts
+    # First, since a process passes its own peak on to those it starts.
+    alone = [sys.executable, __file__, *sys.argv[1:], "--case"]
     memory = {
         case: float(subprocess.run([*alone, case], check=True, stdout=subprocess.PIPE, text=True).stdout) for case in cases
     }
@@ -152,14 +151,14 @@ def main() -> None:
         f"{bench.net.num_parameters()} parameters, {len(bench.images)} images, {args.timesteps} timesteps, "
         f"k = {args.dimension}, batches of {args.batch_size}, {args.threads} threads, {args.rounds} rounds"
     )
-    print(f"{'way':12} {'k':>7} {'one':>9} {'usual / this':>26} {'all':>9} {'memory':>9} {'scores':>7}")
+    print(f"{'way':12} {'k':>7} {'one':>9} {'usual / this':>26} {'all':>9} {'memory':>9} {'exact':>7} {'usual':>7}")
     for case in cases:
         ratios = [usual / mine for usual, mine in zip(seconds[USUAL], seconds[case], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
         whole = f"{statistics.median(every[case]):.2f} s" if case != USUAL else ""
         print(
             f"{case:12} {found[case].shape[1]:7} {statistics.median(seconds[case]):7.2f} s {ratio:>26} {whole:>9} "
-            f"{memory[case]:6.0f} MB {agreement(found[case], found['none']):7.3f}"
+            f"{memory[case]:6.0f} MB {agreement(found[case], found['none']):7.3f} {agreement(found[case], found[USUAL]):7.3f}"
         )
 
 

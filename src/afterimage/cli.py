@@ -59,7 +59,7 @@ SINGLE: dict[str, tuple[str, str]] = {
     "verify": ("afterimage.commands.verify", "check that every result matches the study, its inputs and its code"),
     "adopt": ("afterimage.commands.adopt", "make pulled results known to Snakemake, after checking them"),
     "audit": ("afterimage.audit", "attack somebody's own images or diffusers pipeline; needs no study"),
-    "attribute": ("afterimage.attribution.outside", "which training images made some images, for any diffusers pipeline; needs no study"),
+    "attribute": ("afterimage.attribution.outside", "which training images made these, for any pipeline; needs no study"),
 }
 """Commands without a verb."""
 

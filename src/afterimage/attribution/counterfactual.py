@@ -28,7 +28,7 @@ from afterimage import artifacts, config, provenance, seeds
 from afterimage.artifacts import Images
 from afterimage.attacks import losses
 from afterimage.attribution.retrain import Recipe
-from afterimage.config import GroundTruth, Sample
+from afterimage.config import ConfigError, GroundTruth, Sample
 from afterimage.diffusion.sample import generate
 from afterimage.methods import baseline
 from afterimage.metrics import classifier, distances
@@ -90,6 +90,10 @@ def run(args: argparse.Namespace) -> None:
             scores = load_file(inputs["scores"])[f"{choice}/generated"]
         recipe = Recipe.read(resolved, args.train, args.members)
         removed = taken_out(choice, int(number or 0), settings.remove, scores, len(recipe.images), seed)
+        if removed.all():
+            raise ConfigError(
+                f"attribution.counterfactual.remove = {settings.remove}: some of the {len(removed)} training images must be left"
+            )
         where = ("attribution", "counterfactual", AGAIN) if choice == AGAIN else ("train", own["name"], 0)
         identity = {"config": resolved, "inputs": step.input_sha256, "code": provenance.fingerprint(*entries)}
         job = recipe.job(~removed, where, Store(args.state, identity))

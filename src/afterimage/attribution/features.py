@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> None:
             tensors |= {f"{name}/{feature}": values for feature, values in made.features.items()}
             if final:
                 tensors |= {f"{name}/rows": made.rows, f"{name}/residual": made.residual}
-            if own["journey"] and name in queries.GENERATED:
+            if own["journey"] and name in queries.GENERATED and len(images):
                 sampling = config.Sample.model_validate(own["journey"])
                 along = journey.features(net, scheduler_config, images, name, settings, sampling, resolved["seed"])
                 tensors[f"{name}/journey"] = along

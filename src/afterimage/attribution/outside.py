@@ -1,9 +1,9 @@
 """``afterimage attribute``: which training images made these images, for somebody's own diffusers pipeline.
 
-No study is needed: the gradient features of ``compute`` are taken of the network as it is, and the attributors that read nothing else
-score by them. What a study learns by retraining is missing here. The regulariser is one given value, in multiples of the mean
-eigenvalue (see ``spectrum``), where a study chooses among several; and no linear data-modelling score says how far the answer can be
-trusted. What is written to ``--out``, and how much memory it takes, ``afterimage attribute --help`` prints.
+No study is needed: the gradient features of ``compute`` are taken of the network as it is, and attributors that read no more
+score by them. What a study learns by retraining is missing here. The regulariser is one given value, in multiples of the
+mean eigenvalue (see ``spectrum``), where a study chooses among several; and no linear data-modelling score says how far the
+answer can be trusted. What is written to ``--out``, and how much memory it takes, ``afterimage attribute --help`` prints.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from afterimage import artifacts, audit, config
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attribution import attributors, compute
 from afterimage.attribution.evidence import Evidence, Side
-from afterimage.attribution.scores import finite
+from afterimage.attribution.scores import finite, leaders
 from afterimage.config import ConfigError
 from afterimage.config.base import Block
 from afterimage.diffusion.model import classes_of
@@ -59,20 +59,27 @@ SHOWN = 8
 """Queries in a picture, and training images beside each."""
 
 HELP = f"""\
-attributors: {", ".join(READOUTS_OF)}
+attributors:
+  from the gradients of the network, averaged over timesteps:
+              {", ".join(name for name, readouts in READOUTS_OF.items() if readouts and "probe" not in readouts)}
+  from those of every timestep apart:
+              {", ".join(name for name, readouts in READOUTS_OF.items() if "probe" in readouts)}
+  from the pixels alone:
+              {", ".join(name for name, readouts in READOUTS_OF.items() if not readouts)}
 
 files:
-  first.csv           query, attributor, rank (from 0), id, score: the first training images of every query. query and id are the
-                      images' names, or their rows where they have none
-  scores.safetensors  by attributor: float32 (queries, training images); its metadata has the names of both, in order, as JSON
-  <attributor>.png    with --show-images: the first {SHOWN} queries (left), each with its first {SHOWN} training images
-  run.json            settings, hashes of what was read and written, versions
+  first.csv   query, attributor, rank (from 0), id, score: the first training images of every query. query and id are the
+              images' names, or their rows where they have none
+  scores.safetensors
+              by attributor: float32 (queries, training images); the metadata has the names of both, in order, as JSON
+  NAME.png    with --show-images, by attributor: the first {SHOWN} queries (left), each with its first {SHOWN} training images
+  run.json    settings, hashes of what was read and written, versions
 
-memory, with N training images, k = --dimension and T = --timesteps, in bytes:
-  8 N k for each readout (the mean, square, l1 or loss of the output), and 24 N k while one of them is decomposed: 1.6 GB for the
-  default attributors and 10,000 images. das, das_scalar and ggn_influence also keep the gradients of every timestep apart: 4 N T k
-  for these and 24 N T k while they are decomposed, 11 GB for 10,000 images. On top of that come the network and --batch-size gradients
-  of its largest layer.
+memory in bytes, with N training images, k = --dimension and T = --timesteps:
+  averaged    8 N k for each readout (the mean, square, l1 or loss of the output), and 24 N k while one of them is
+              decomposed: 1.6 GB for the default attributors and 10,000 images
+  apart       beside that 4 N T k, and 24 N T k while they are decomposed: 11 GB for 10,000 images
+  gradients   of the network's largest layer, for --batch-size images
 """
 
 
@@ -112,8 +119,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--regulariser",
         type=float,
         default=1.0,
-        help="lambda in multiples of the mean eigenvalue of the features' Gram matrix (default: %(default)s, a convention that was "
-        "not tuned: choosing it takes retrained networks)",
+        help="lambda in multiples of the mean eigenvalue of the features' Gram matrix (default: %(default)s, a convention that "
+        "was not tuned: choosing it takes retrained networks)",
     )
     parser.add_argument("--first", type=int, default=16, metavar="N", help="training images named per query (default: 16)")
     parser.add_argument(
@@ -198,38 +205,19 @@ def run(args: argparse.Namespace) -> None:
             for name in names:
                 found = attributors.find(name).scores(evidence)(settings.regulariser)
                 finite(found, name, settings.regulariser)
-                order = np.argsort(-found, axis=1, kind="stable")[:, : settings.first]
-                scores[name], firsts[name] = found.astype(np.float32), _leaders(found, order, name)
+                scores[name] = np.ascontiguousarray(found, np.float32)  # safetensors writes bytes as they lie
+                firsts[name] = leaders(found, np.arange(len(train)), settings.first).assign(attributor=name)
                 if args.show_images:
+                    order = firsts[name]["id"].to_numpy().reshape(len(queries), -1)
                     _picture(queries, query_names, train, train_names, order, step.folder / f"{name}.png")
 
         table = pd.concat([firsts[name] for name in settings.attributors]).sort_values("query", kind="stable")
         table["query"], table["id"] = query_names[table["query"]], train_names[table["id"]]
-        table.to_csv(step.folder / "first.csv", index=False)
+        table[["query", "attributor", "rank", "id", "score"]].to_csv(step.folder / "first.csv", index=False)
         order_of = {"queries": json.dumps(query_names.tolist()), "train": json.dumps(train_names.tolist())}
         save_file(scores, step.folder / "scores.safetensors", metadata=order_of)
     print(f"{len(queries)} queries, {len(train)} training images; first.csv and scores.safetensors written to {args.out}")
     print("Without retraining nothing says how far these scores can be trusted; a study with `attribution` measures it.")
-
-
-def _leaders(scores: np.ndarray, order: np.ndarray, name: str) -> pd.DataFrame:
-    """Return the first training images of every query: query, attributor, rank (from 0), id, score; images by their positions.
-
-    Args:
-        scores: (Q, N).
-        order: Positions of training images, best first, (Q, F).
-        name: Of the attributor.
-    """
-    queries, ranks = order.shape
-    return pd.DataFrame(
-        {
-            "query": np.repeat(np.arange(queries), ranks),
-            "attributor": name,
-            "rank": np.tile(np.arange(ranks), queries),
-            "id": order.ravel(),
-            "score": np.take_along_axis(scores, order, axis=1).ravel(),
-        }
-    )
 
 
 # ---- what is allowed ----------------------------------------------------------------------------------------------------
@@ -292,8 +280,8 @@ def _check(net: UNet2DModel, sets: dict[str, Images], pipeline: str) -> None:
         low, high = images.labels.min(), images.labels.max()
         if classes is not None and (low < 0 or high >= classes):
             raise ConfigError(
-                f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to {classes - 1}; labels are the "
-                "sub-folders of a folder, or the array labels of an .npz"
+                f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to {classes - 1}; labels are "
+                "the sub-folders of a folder, or the array labels of an .npz"
             )
 
 
@@ -322,9 +310,10 @@ def _picture(
     figure, axes = plt.subplots(rows, columns, figsize=(1.4 * columns, 1.5 * rows), squeeze=False)
     for at, row in enumerate(axes):
         pictures = [queries.pixels[at], *train.pixels[order[at]]]
-        for axis, pixels, name in zip(row, pictures, [query_names[at], *train_names[order[at]]], strict=True):
+        names = [str(name)[-20:] for name in (query_names[at], *train_names[order[at]])]
+        for axis, pixels, name in zip(row, pictures, [f"query {names[0]}", *names[1:]], strict=True):
             axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set_title(str(name)[-20:], fontsize=7, pad=2)
+            axis.set_title(name, fontsize=7, pad=2)
             axis.axis("off")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

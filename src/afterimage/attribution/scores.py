@@ -12,7 +12,7 @@ The store that the verb leaves:
 - ``regularisers.csv``: the score at every regulariser, on the first and on the second half of the subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (share of the copies among the first so many), chance;
 - ``first.parquet``: the first training images of every query, by every attributor: attributor, queries, query, rank, id, score;
-- ``leverage.csv``: how well a low leverage tells images with copies from those without, by regulariser; where there are both;
+- ``leverage.csv``: how well a low leverage tells images with copies from those without, by regulariser; where there are both, and rows;
 - ``scores.safetensors``: ``<attributor>/<set>``, float32 (Q, N), at the chosen regulariser.
 """
 
@@ -149,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
                     one = {"attributor": name, "queries": part, "half": label, "regulariser": grid, "lds": each}
                     regularisers.append(pd.DataFrame(one))
                 chosen = scores(choice.regulariser)[start:end]
-                kept[f"{name}/{part}"] = chosen.astype(np.float32)
+                kept[f"{name}/{part}"] = np.ascontiguousarray(chosen, np.float32)  # safetensors writes bytes as they lie
                 firsts.append(leaders(chosen, train.ids).assign(attributor=name, queries=part))
                 if part == EXTRACTED:
                     found = duplicates.recall(chosen, train.sources, asked[part].sources)
@@ -166,7 +166,7 @@ def run(args: argparse.Namespace) -> None:
         pd.concat(firsts).to_parquet(step.folder / "first.parquet", index=False)
         save_file(kept, step.folder / "scores.safetensors")
         times = np.array([(train.sources == source).sum() for source in train.sources])
-        if times.max() > 1 and times.min() == 1:
+        if evidence.train.rows.shape[1] and times.max() > 1 and times.min() == 1:
             of_images = [evidence.curvature.leverage(at).reshape(len(train), -1).sum(axis=1) for at in own["regularisers"]]
             of_leverage = [duplicates.leverage_auc(leverage, times) for leverage in of_images]
             table_of_leverage = pd.DataFrame({"regulariser": own["regularisers"], "auc": of_leverage})
@@ -219,9 +219,9 @@ def ceiling(losses: np.ndarray, part: str, statistics: config.Statistics, seed: 
     }
 
 
-def leaders(scores: np.ndarray, ids: np.ndarray) -> pd.DataFrame:
-    """Return the first ``FIRST`` training images of each query: query (its position), rank (from 0), id, score."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :FIRST]
+def leaders(scores: np.ndarray, ids: np.ndarray, count: int = FIRST) -> pd.DataFrame:
+    """Return the first ``count`` training images of each query: query (its position), rank (from 0), id, score."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
     queries, ranks = order.shape
     return pd.DataFrame(
         {
