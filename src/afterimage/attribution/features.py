@@ -49,7 +49,7 @@ def read(stores: list[Path]) -> dict[str, np.ndarray]:
     for store in stores:
         artifacts.check_file(store / FILE)
         run = artifacts.read_run(store)
-        settings = {key: value for key, value in run["config"]["settings"].items() if key != "block"}
+        settings = {key: value for key, value in run["config"]["settings"].items() if key not in ("block", "journey")}
         same = settings | {"model": run["inputs"]["model"]["sha256"], "code": run["code_sha256"], "seed": run["config"]["seed"]}
         first = first or same
         if same != first:
