@@ -204,6 +204,7 @@ def test_resolved_config_is_plain_json(params):
         ({"queries": {"holdout": 5000}}, ["attribution.queries.holdout = 5000", "data.split.holdout = 800"]),
         ({"counterfactual": {"attributors": ["gas"]}, "attributors": ["das", "pixel_l2"]}, ["counterfactual", "'gas'"]),
         ({"counterfactual": {"queries": 40}}, ["counterfactual.queries = 40", "queries.generated = 32"]),
+        ({"counterfactual": {"remove": 400}}, ["attribution.counterfactual.remove = 400", "data.split.train = 400"]),
         ({"reference": "t100"}, ["reference = 't100'", "main"]),
         (
             {"remedied": {"before": "condtional", "after": ["erasediff"]}},

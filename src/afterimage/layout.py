@@ -94,6 +94,9 @@ def entries(study: config.Study, job: Job) -> tuple[str, ...]:
         return (COMMANDS["sample"]["draw"][0],)
     phase, verb = job.step.split("/")
     module = COMMANDS[phase][verb][0]
+    if job.step in ("attribution/scores", "attribution/remedied"):  # attributors are found by name
+        assert study.attribution is not None
+        return module, *(config.ATTRIBUTORS[name] for name in study.attribution.scored_by(job.step, job.job or ""))
     return (module, "afterimage.report.notebook") if job.step == "report/page" else (module,)
 
 

@@ -166,11 +166,13 @@ def test_stores_are_put_together_in_the_order_given(store):
     queries = {"holdout/loss": np.ones((2, 1), np.float32), "extracted/loss": np.zeros((0, 1), np.float32)}
     stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
     stores.insert(1, store("queries", queries, block="queries"))
-    for given, expected in ((stores, [1, 2, 3]), (stores[::-1], [3, 1, 2])):
-        found = features.read(given)
-        assert found["train/loss"].ravel().tolist() == expected
-        assert found["holdout/loss"].shape == (2, 1)
-        assert found["extracted/loss"].shape == (0, 1)
+    found = features.read(stores)
+    assert found["train/loss"].ravel().tolist() == [1, 2, 3]
+    assert found["holdout/loss"].shape == (2, 1)
+    assert found["extracted/loss"].shape == (0, 1)
+    for given in (stores[::-1], stores[1:], [*stores, stores[0]]):
+        with pytest.raises(ArtifactError, match="training blocks must come in order, each once"):
+            features.read(given)
 
 
 def test_queries_with_a_journey_go_with_the_training_images(store):

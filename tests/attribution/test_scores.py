@@ -58,9 +58,11 @@ def correlation(weights: np.ndarray, losses: np.ndarray, half: slice = SECOND) -
 def write(folder: Path, step: str, **files) -> Path:
     """Write a store: tensors, arrays or images by their file's name."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    model = folder.parent.parent / "model"
-    model.write_bytes(b"net")
-    with artifacts.step({"step": step, "seed": SEED, "settings": {}}, folder, {"model": model}, ("afterimage.seeds",)) as at:
+    read = folder.parent.parent / "read"
+    read.write_bytes(b"net and images")
+    inputs = dict.fromkeys(("model", "train", "members", *SETS), read)
+    settings = {"step": step, "seed": SEED, "settings": {"block": folder.name} if "features" in files else {}}
+    with artifacts.step(settings, folder, inputs, ("afterimage.seeds",)) as at:
         for name, content in files.items():
             if isinstance(content, Images):
                 content.save(at.folder / f"{name}.npz")
@@ -404,6 +406,16 @@ def test_networks_that_are_missing_or_there_twice_are_refused(study):
             scores.run(args)
         args.retrain = whole
     assert not args.out.exists()
+
+
+def test_networks_retrained_for_other_queries_are_refused(study):
+    args = study()
+    run = args.retrain[1] / "run.json"
+    record = json.loads(run.read_text())
+    record["inputs"]["holdout"]["sha256"] = "other"
+    run.write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match=f"{args.retrain[1]} does not go with {args.retrain[0]}: holdout was"):
+        scores.run(args)
 
 
 def test_losses_and_features_that_changed_since_they_were_written_are_refused(study):

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +24,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attacks.extraction import trained_rows
 from afterimage.attribution import compute, journey, queries
+from afterimage.attribution.stores import check_alike
 from afterimage.config.attribution import FINAL
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 
@@ -42,18 +42,16 @@ def read(stores: list[Path]) -> dict[str, np.ndarray]:
     """Return what stores of one variant and network hold, the training blocks put together in the order given.
 
     Raises:
-        ArtifactError: if a file is not as it was left, or the stores differ in settings, network or code.
+        ArtifactError: if a file is not as it was left, the stores differ in settings, network or code, or a block is not in its place.
     """
+    check_alike(stores, ["model"], free=("block", "journey"))
+    blocks = [artifacts.read_run(store)["config"]["settings"]["block"] for store in stores]
+    train = [block for block in blocks if block != "queries"]
+    if train != [f"train{at}" for at in range(len(train))]:
+        raise ArtifactError(f"{stores[0].parent}: training blocks must come in order, each once, not {', '.join(train)}")
     parts: dict[str, list[np.ndarray]] = {}
-    first: dict[str, Any] = {}
     for store in stores:
         artifacts.check_file(store / FILE)
-        run = artifacts.read_run(store)
-        settings = {key: value for key, value in run["config"]["settings"].items() if key not in ("block", "journey")}
-        same = settings | {"model": run["inputs"]["model"]["sha256"], "code": run["code_sha256"], "seed": run["config"]["seed"]}
-        first = first or same
-        if same != first:
-            raise ArtifactError(f"{store} does not go with {stores[0]}: {artifacts.difference(first, same)}")
         for name, values in load_file(store / FILE).items():
             parts.setdefault(name, []).append(values)
     return {name: np.concatenate(values) for name, values in parts.items()}

@@ -33,6 +33,7 @@ from afterimage.attacks.extraction import trained_rows
 from afterimage.attribution import attributors, duplicates, features, lds, subsets
 from afterimage.attribution.evidence import Evidence, Side
 from afterimage.attribution.queries import EXTRACTED, SETS
+from afterimage.attribution.stores import check_alike
 from afterimage.metrics import classifier
 
 STEP = "attribution/scores"
@@ -61,8 +62,9 @@ def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarr
     """Return the losses of each set of queries, float64 (S, M, Q), from the stores of all retraining jobs.
 
     Raises:
-        ArtifactError: if a network is missing, there twice, or a file is not as it was left.
+        ArtifactError: if a network is missing, there twice, of other settings or for other queries, or a file is not as it was left.
     """
+    check_alike(stores, ["train", "members", *SETS])
     parts = []
     for store in stores:
         artifacts.check_file(store / "losses.npz")

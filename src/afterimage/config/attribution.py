@@ -202,6 +202,12 @@ class Attribution(Block):
         without = () if self.features_of(variant).rows else FROM_ROWS
         return [name for name in self.attributors if name not in without and (variant == MAIN or name not in ONLY_MAIN)]
 
+    def scored_by(self, step: str, job: str) -> list[str]:
+        """Return the attributors of one job of ``attribution/scores`` (a variant) or ``attribution/remedied`` (an arm)."""
+        if step == "attribution/scores":
+            return self.attributors_of(job)
+        return self.remedied.attributors if self.remedied else []
+
     def jobs(self, images: int) -> dict[str, list[str]]:
         """Return step -> the jobs of it that the phase has.
 

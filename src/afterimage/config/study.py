@@ -157,6 +157,11 @@ class Study(Block):
             raise ValueError(
                 f"attribution.queries.holdout = {chosen.queries.holdout} is more than data.split.holdout = {self.data.split.holdout}"
             )
+        removed = chosen.counterfactual.remove if chosen.counterfactual else 0
+        if removed >= self.data.split.train:
+            raise ValueError(
+                f"attribution.counterfactual.remove = {removed}: some of data.split.train = {self.data.split.train} images must be left"
+            )
         if chosen.remedied is not None:
             self._remedied_fits(chosen.remedied)
         return self
