@@ -317,9 +317,8 @@ if (phase / "acceleration" / "acceleration.csv").is_file():
     figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3), sharey=True, squeeze=False)
     for axis, name in zip(axes.flat, shown):
         cells = some[some.attributor == name]
-        axis.errorbar(
-            cells.seconds, cells.lds, [cells.lds - cells.low, cells.high - cells.lds], fmt="o", markersize=4, linewidth=0.8
-        )
+        axis.vlines(cells.seconds, cells.low, cells.high, linewidth=0.8)
+        axis.plot(cells.seconds, cells.lds, "o", markersize=4)
         for row in cells.itertuples():
             axis.annotate(row.variant, (row.seconds, row.lds), xytext=(3, 3), textcoords="offset points", fontsize=6.5)
         axis.set(xscale="log", xlabel="seconds", title=name)
