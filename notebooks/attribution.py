@@ -47,11 +47,11 @@ COLOUR = {"holdout": "C0", "generated": "C1", "extracted": "C2"}
 main = read_run(phase / "scores" / "main")
 facts, settings = main["facts"], main["config"]["settings"]
 explained = read_run(next((phase / "retrain").iterdir()))["config"]["settings"]["attribution"]["arm"]
-lds = pd.read_csv(phase / "scores" / "main" / "lds.csv")
+every = pd.read_csv(phase / "scores" / "main" / "lds.csv")
+lds, moved = (every[every.target == target] for target in ("loss", "shift"))
 sets = [name for name in SETS if name in set(lds.queries)]
 cell = lds.set_index(["attributor", "queries"])
 order = lds.groupby("attributor").lds.mean().sort_values(ascending=False).index.tolist()
-ceilings = lds.drop_duplicates("queries").set_index("queries").get("ceiling", pd.Series(dtype=float))
 
 # %%
 counts = ", ".join(f"{facts['queries'][name]} {SETS[name]}" for name in sets)
@@ -78,7 +78,7 @@ for name in order:
         if row.undefined:
             line[f"LDS, {SETS[part]}"] += f" <small>({row.undefined:.0f} queries without)</small>"
     lines.append(line)
-show(pd.DataFrame(lines), shaded=[at for at, name in enumerate(order) if name == "shuffled"])
+show(pd.DataFrame(lines).fillna(""), shaded=[at for at, name in enumerate(order) if name == "shuffled"])
 display(
     Markdown(
         f"In brackets: {level} bootstrap intervals over subsets; queries share them, so that resampling queries would be far too narrow. *Oracle λ* is the score "
@@ -89,28 +89,46 @@ display(
 )
 
 # %%
-figure, axis = plt.subplots(figsize=(7.5, 0.27 * len(order) + 1.1))
-for shift, part in zip(np.linspace(-0.22, 0.22, len(sets)), sets):
-    some = cell.xs(part, level="queries").loc[order]
-    at = np.arange(len(order)) + shift
-    axis.hlines(at, some.low, some.high, color=COLOUR[part], linewidth=1)
-    axis.plot(some.lds, at, "o", color=COLOUR[part], markersize=4, label=SETS[part])
-    if part in ceilings.index and pd.notna(ceilings[part]):
-        axis.axvline(ceilings[part], color=COLOUR[part], linewidth=0.9, linestyle="--")
-axis.axvline(0, color="0.7", linewidth=0.8)
-axis.set_yticks(range(len(order)), order)
-axis.set_ylim(len(order) - 0.5, -0.5)
-axis.set_xlabel(f"LDS, with {level} intervals over subsets" + ("; dashed: ceiling" if len(ceilings.dropna()) else ""))
-axis.grid(axis="y", color="0.93")
-axis.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(sets))
+figure, axes = plt.subplots(1, 2, figsize=(9, 0.27 * len(order) + 1.1), sharey=True)
+for axis, (target, rows) in zip(axes, (("loss", lds), ("shift", moved))):
+    best = rows.drop_duplicates("queries").set_index("queries").get("ceiling", pd.Series(dtype=float)).dropna()
+    for shift, part in zip(np.linspace(-0.22, 0.22, len(sets)), sets):
+        some = rows[rows.queries == part].set_index("attributor").loc[order]
+        at = np.arange(len(order)) + shift
+        axis.hlines(at, some.low, some.high, color=COLOUR[part], linewidth=1)
+        axis.plot(some.lds, at, "o", color=COLOUR[part], markersize=4, label=SETS[part])
+        if part in best.index:
+            axis.axvline(best[part], color=COLOUR[part], linewidth=0.9, linestyle="--")
+    axis.axvline(0, color="0.7", linewidth=0.8)
+    axis.set_xlabel(f"LDS of the {target}, {level} intervals" + ("; dashed: ceiling" if len(best) else ""))
+    axis.grid(axis="y", color="0.93")
+axes[0].set_yticks(range(len(order)), order)
+axes[0].set_ylim(len(order) - 0.5, -0.5)
+axes[0].legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1), ncols=len(sets))
 keep(figure, "attribution_lds")
+
+# %% [markdown]
+# The table and the left panel have the target of the published protocol, the query's **loss**. What DAS derives is of another quantity, the **shift**: how far the
+# prediction for the query moves from that of the explained network (mean squared change). The right panel judges the same scores by it.
+
+# %%
+lines = []
+for name in moved.groupby("attributor").lds.mean().sort_values(ascending=False).index:
+    line = {"attributor": f"<b>{escape(name)}</b>"}
+    for part in sets:
+        row = moved[(moved.attributor == name) & (moved.queries == part)].iloc[0]
+        line |= {f"LDS of the shift, {SETS[part]}": text(row.lds, row.low, row.high), f"oracle λ, {part}": text(row.oracle)}
+        if "of_ceiling" in row and pd.notna(row.of_ceiling):
+            line |= {f"of ceiling, {part}": text(row.of_ceiling, percent=True)}
+    lines.append(line)
+show(pd.DataFrame(lines).fillna(""), shaded=[at for at, line in enumerate(lines) if "shuffled" in line["attributor"]])
 
 # %% [markdown]
 # ## The regulariser
 # Published scores take the regulariser λ that gives the best LDS. How much that choice is worth, and how well a choice on other subsets does:
 
 # %%
-table = pd.read_csv(phase / "scores" / "main" / "regularisers.csv")
+table = pd.read_csv(phase / "scores" / "main" / "regularisers.csv").query("target == 'loss'")
 regularised = [name for name in order if table[table.attributor == name].regulariser.nunique() > 1]
 figure, axes = plt.subplots(1, len(sets), figsize=(3.6 * len(sets), 3.3), sharey=True, squeeze=False)
 for axis, part in zip(axes.flat, sets):
@@ -206,13 +224,14 @@ if stores:
         "distance": "classifier features (1 - cosine)",
         "rise": "loss of the query, less that of `again`",
     }
-    figure, axes = plt.subplots(1, 3, figsize=(9, 0.3 * len(choices) + 1.1), sharey=True)
+    figure, axes = plt.subplots(1, len(MEASURES), figsize=(10, 0.3 * len(choices) + 1.1), sharey=True)
     for axis, (column, label) in zip(axes, MEASURES.items()):
         for at, choice in enumerate(choices):
             values = changes.loc[changes.choice == choice, column]
             axis.plot(values, np.full(len(values), at), "o", color="C0", alpha=0.35, markersize=4)
             axis.plot(values.median(), at, "|", color="k", markersize=11, markeredgewidth=2)
         axis.set_xlabel(label)
+        axis.locator_params(axis="x", nbins=4)
         axis.grid(axis="y", color="0.93")
     axes[0].set_yticks(range(len(choices)), choices)
     axes[0].set_ylim(len(choices) - 0.5, -0.5)

@@ -18,10 +18,9 @@ from sklearn.datasets import load_digits
 
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
-from afterimage.attacks import losses
-from afterimage.attribution import counterfactual
+from afterimage.attribution import counterfactual, truth
 from afterimage.attribution.counterfactual import taken_out
-from afterimage.config import ConfigError
+from afterimage.config import ConfigError, GroundTruth
 from afterimage.diffusion import sample
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.metrics import classifier
@@ -83,7 +82,7 @@ def study(params, tmp_path):
             with artifacts.step({"step": "queries"}, tmp_path / "queries", {}, ("afterimage.seeds",)) as step:
                 artifacts.load_images(drawn / "images.npz").save(step.folder / "generated.npz")
         given = {"train": inputs / "train.npz", "members": arm / "members.parquet", "queries": tmp_path / "queries"}
-        given |= {"scores": inputs, "classifier": inputs, "config": files["attribution/counterfactual"]}
+        given |= {"model": arm, "scores": inputs, "classifier": inputs, "config": files["attribution/counterfactual"]}
         return parsed(counterfactual, **given, state=tmp_path / "state", out=tmp_path / job.replace("/", "-"))
 
     return make
@@ -144,7 +143,7 @@ def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(weights, con
     assert np.ptp(query.pixels.astype(int)) > 50
     net, scheduler = load_denoiser(args.members.parent / {"ema": "pipeline", "raw": "raw"}[weights])
     seed = json.loads(args.config.read_text())["seed"]
-    loss = losses.measure(net, scheduler, query, "generated", [166, 500, 833], 1, seed).mean()
+    measured = truth.measure(net, net, scheduler, query, "generated", GroundTruth(timesteps=3), seed)
     assert table.to_dict("records") == [
         {
             "choice": "random",
@@ -152,7 +151,8 @@ def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(weights, con
             "removed": 0,
             "l2": 0,
             "cosine": pytest.approx(1, abs=1e-6),
-            "loss": pytest.approx(loss, rel=1e-6),
+            "loss": pytest.approx(measured["loss"][0], rel=1e-6),
+            "shift": pytest.approx(0, abs=1e-10),
         }
     ]
 
@@ -185,7 +185,7 @@ def test_the_network_is_trained_without_what_is_taken_out(job, removed, study, j
 
 
 def test_again_makes_every_query_anew_with_other_random_numbers(study, jobs):
-    """It needs no scores. The three measures are those of the pictures that it leaves."""
+    """It needs no scores. The measures of the pictures are those of the pictures that it leaves."""
     args = study("again")
     arm = jobs.pop()
     args.scores = args.scores / "nowhere"
@@ -205,6 +205,7 @@ def test_again_makes_every_query_anew_with_other_random_numbers(study, jobs):
     assert table["cosine"].tolist() == pytest.approx(cosine, rel=1e-5)
     assert np.isfinite(table["loss"]).all()
     assert len(set(table["loss"])) == 2
+    assert table["shift"].min() > 0
 
 
 def test_stopped_and_started_again_it_leaves_the_same_store(study, monkeypatch):

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 from afterimage import artifacts, config
 from afterimage.attribution import retrain, subsets
 from afterimage.config import ConfigError
+from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.training.learner import Learner
 
 TRAIN = {"updates": 8, "batch_size": 4, "learning_rate": 1e-3, "ema": 0.8, "checkpoint_every": 2, "log_every": 2}
@@ -35,9 +36,17 @@ def command(params, tmp_path):
             loyal_selection=None,
             attribution=own | attribution,
         )
-        resolved = config.resolve(config.parse(params), "attribution/retrain", job=str(job))
+        study = config.parse(params)
+        model = tmp_path / "model" / study.condition_of("plain")
+        if not model.exists():
+            build = {"seed": 3, "classes": 3 if study.condition_of("plain") == "label" else None}
+            net, scheduler = build_unet(study.model, (8, 8, 1), **build), build_scheduler(study.diffusion)
+            with artifacts.step({"step": "train"}, model, {}, ("afterimage.seeds",)) as step:
+                for weights in ("pipeline", "raw"):
+                    save_pipeline(net, scheduler, step.folder / weights)
+        resolved = config.resolve(study, "attribution/retrain", job=str(job))
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
-        return arguments(tmp_path, out)
+        return arguments(tmp_path, model, out)
 
     digits = load_digits()
     pixels = np.round(digits.images * 255 / 16).astype(np.uint8)[..., None]
@@ -53,11 +62,11 @@ def command(params, tmp_path):
     return make
 
 
-def arguments(folder: Path, out: str) -> argparse.Namespace:
+def arguments(folder: Path, model: Path, out: str) -> argparse.Namespace:
     inputs = folder / "inputs"
     parser = argparse.ArgumentParser()
     retrain.arguments(parser)
-    given = {"train": inputs / "train.npz", "members": inputs / "members.parquet", "queries": inputs}
+    given = {"model": model, "train": inputs / "train.npz", "members": inputs / "members.parquet", "queries": inputs}
     given |= {"config": folder / f"{out}.json", "state": folder / "state", "out": folder / out}
     return parser.parse_args([text for name, path in given.items() for text in (f"--{name}", str(path))])
 
@@ -95,9 +104,9 @@ def test_store_is_whole_and_says_what_was_done(command, tmp_path):
     assert {name: (values.dtype, values.shape) for name, values in found.items()} == {
         "subset": (np.int64, (2,)),
         "seed": (np.int64, (2,)),
-        "holdout": (np.float64, (2, 3)),
-        "generated": (np.float64, (2, 2)),
-        "extracted": (np.float64, (2, 0)),
+        **{f"holdout/{target}": (np.float64, (2, 3)) for target in ("loss", "shift")},
+        **{f"generated/{target}": (np.float64, (2, 2)) for target in ("loss", "shift")},
+        **{f"extracted/{target}": (np.float64, (2, 0)) for target in ("loss", "shift")},
     }
     assert (found["subset"].tolist(), found["seed"].tolist()) == ([2, 3], [0, 0])
     facts = run["facts"]
@@ -122,7 +131,7 @@ def test_a_bundle_is_its_networks_one_by_one(command):
     pair, second = command("pair"), command("second", job=1, networks_per_job=1)
     for args in (pair, second):
         retrain.run(args)
-    for kind in ("holdout", "generated"):
+    for kind in ("holdout/loss", "generated/loss", "generated/shift"):
         assert np.array_equal(losses_of(pair)[kind][1], losses_of(second)[kind][0])
 
 
@@ -132,7 +141,7 @@ def test_stacked_networks_have_the_losses_of_those_trained_one_by_one(weights, c
     alone, together = command("alone"), command("together", stacked=True)
     for args in (alone, together):
         retrain.run(args)
-    for kind in ("holdout", "generated"):
+    for kind in ("holdout/loss", "generated/loss", "generated/shift"):
         one, other = losses_of(alone)[kind], losses_of(together)[kind]
         assert one == pytest.approx(other, rel=1e-4)
         assert np.ptp(one, axis=0).min() > 1e-3
@@ -181,7 +190,7 @@ def test_labels_are_told_to_conditional_networks_and_epochs_are_those_of_the_arm
     """One epoch of 13 images is 4 batches, and one of 6 is 2."""
     args = command(arm={"condition": "label"}, networks_per_job=1, train={"updates": None, "epochs": 1})
     retrain.run(args)
-    assert np.isfinite(losses_of(args)["holdout"]).all()
+    assert np.isfinite(losses_of(args)["holdout/loss"]).all()
     assert artifacts.read_run(args.out)["facts"]["updates_per_model"] == 2
 
 

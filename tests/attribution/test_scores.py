@@ -136,7 +136,8 @@ def study(params, tmp_path):
         retrained = []
         for number in range(0, len(names), per_job):
             subset, seed = np.array(names[number : number + per_job]).T
-            each = {part: losses[seed, subset][:, of] for part, of in at.items()}
+            each = {f"{part}/loss": losses[seed, subset][:, of] for part, of in at.items()}
+            each |= {f"{part}/shift": -losses[seed, subset][:, of] for part, of in at.items()}  # the order turned round
             retrained.append(
                 write(folder / "retrain" / str(number), "retrain", losses={"subset": subset, "seed": seed, **each})
             )
@@ -155,10 +156,12 @@ def study(params, tmp_path):
 
 
 def scored(args: argparse.Namespace) -> SimpleNamespace:
-    """Return the tables of the store, ``lds`` and ``copies`` by attributor and set, and the scores."""
+    """Return the tables of the store, those of LDS for the loss, ``lds`` and ``copies`` by attributor and set, and the scores."""
     scores.run(args)
     run = artifacts.check_store(args.out)
     tables = {name: pd.read_csv(args.out / f"{name}.csv") for name in ("lds", "regularisers", "copies")}
+    for name in ("lds", "regularisers"):
+        tables[name] = tables[name][tables[name]["target"] == "loss"].drop(columns="target").reset_index(drop=True)
     rows = {(row["attributor"], row["queries"]): row for row in tables["lds"].to_dict("records")}
     first, kept = pd.read_parquet(args.out / "first.parquet"), load_file(args.out / "scores.safetensors")
     return SimpleNamespace(run=run, rows=rows, first=first, scores=kept, **tables)
@@ -184,6 +187,22 @@ def test_scores_that_made_the_losses_predict_them_without_an_error(study):
         {f"lds/{part}/{name}": 1 for name, part in found.rows}
     )
     assert found.run["facts"] == {"training_images": N, "reported_subsets": SUBSETS // 2, "queries": SIZES}
+
+
+def test_the_shift_is_a_target_of_its_own(study):
+    """Where shifts order the networks the other way round, what predicts the loss without an error is always wrong."""
+    args = study(losses=noisy())
+    found = scored(args)
+    table = pd.read_csv(args.out / "lds.csv")
+    shift = table[table["target"] == "shift"].set_index(["attributor", "queries"])
+    loss = table[table["target"] == "loss"].set_index(["attributor", "queries"])
+    assert shift.loc["gradient_dot", "lds"].tolist() == pytest.approx((-loss.loc["gradient_dot", "lds"]).tolist())
+    assert shift["ceiling"].notna().all()
+    metrics = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
+    named = {row["name"]: row["value"] for row in metrics}
+    for part in SETS:
+        assert named[f"lds_shift/{part}/trak"] == pytest.approx(shift.loc[("trak", part), "lds"])
+        assert named[f"lds/{part}/trak"] == pytest.approx(found.rows["trak", part]["lds"])
 
 
 def test_the_regulariser_is_chosen_on_the_first_half_and_reported_on_the_second(study):
@@ -395,7 +414,8 @@ def test_networks_are_put_in_their_order(study):
     args = study(losses=losses, per_job=7)
     found = scores.measured(args.retrain, SUBSETS, 2)
     for part, of in OF.items():
-        np.testing.assert_array_equal(found[part], losses[:, :, of])
+        np.testing.assert_array_equal(found[f"{part}/loss"], losses[:, :, of])
+        np.testing.assert_array_equal(found[f"{part}/shift"], -losses[:, :, of])
 
 
 def test_networks_that_are_missing_or_there_twice_are_refused(study):

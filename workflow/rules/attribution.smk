@@ -73,6 +73,7 @@ rule retrain:
     input:
         config="results/{study}/config/attribution/retrain/{job}.json",
         code="results/{study}/config/attribution/retrain/{job}.code",
+        model=of_explained("train/{arm}/rep0/run.json"),
         train=explained_images,
         members=of_explained("train/{arm}/rep0/members.parquet"),
         queries="results/{study}/attribution/queries/run.json",
@@ -88,9 +89,10 @@ rule retrain:
     params:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/retrain/{job}",
+        model=subpath(input.model, parent=True),
         queries=subpath(input.queries, parent=True),
     shell:
-        "afterimage attribution retrain --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
+        "afterimage attribution retrain --model {params.model:q} --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
         " --state {params.state:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
@@ -135,6 +137,7 @@ rule counterfactual:
     input:
         config="results/{study}/config/attribution/counterfactual/{job}.json",
         code="results/{study}/config/attribution/counterfactual/{job}.code",
+        model=of_explained("train/{arm}/rep0/run.json"),
         train=explained_images,
         members=of_explained("train/{arm}/rep0/members.parquet"),
         queries="results/{study}/attribution/queries/run.json",
@@ -153,11 +156,12 @@ rule counterfactual:
     params:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/counterfactual/{job}",
+        model=subpath(input.model, parent=True),
         queries=subpath(input.queries, parent=True),
         scores=subpath(input.scores, parent=True),
         classifier=subpath(input.classifier, parent=True),
     shell:
-        "afterimage attribution counterfactual --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
+        "afterimage attribution counterfactual --model {params.model:q} --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
         " --scores {params.scores:q} --classifier {params.classifier:q} --state {params.state:q} --config {input.config:q}"
         " --out {params.out:q} > {log:q} 2>&1"
 

@@ -3,7 +3,7 @@
 Every variant of the features is compared with the dearest, the reference: by Spearman's correlation of the two scores over the training
 images, mean over queries, and by the share of the reference's first ``FIRST`` images that are among its own. Two-stage ranking scores
 all images with the main features and the best share of them again with the reference's; the others count nothing in its linear
-data-modelling score, and keep their order behind the best in its ranking.
+data-modelling score (of the loss), and keep their order behind the best in its ranking.
 
 The cost is the time that the features took, all readouts together; of two stages, the main features' and the share of the reference's
 (of the training images; queries need both).
@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> None:
         train = trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members))
         masks = subsets.masks(train.labels, own["share"], own["subsets"], seed)
         reported = lds.halves(own["subsets"])[1]
-        truth = {part: losses.mean(axis=0) for part, losses in measured(args.retrain, own["subsets"], own["seeds"]).items()}
+        truth = {name: values.mean(axis=0) for name, values in measured(args.retrain, own["subsets"], own["seeds"]).items()}
         seconds: dict[str, float] = {}
         for store in args.features:
             variant = store.parts[-3]
@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> None:
                 artifacts.check_file(store / name)
             scores[store.name] = load_file(store / "scores.safetensors")
             tables.append(pd.read_csv(store / "lds.csv").assign(variant=store.name))
-        table = pd.concat(tables)[["variant", "attributor", "queries", "lds", "low", "high"]]
+        table = pd.concat(tables).query("target == 'loss'")[["variant", "attributor", "queries", "lds", "low", "high"]]
         reference = scores[own["reference"]]
         rows = []
         for row in table.to_dict("records"):
@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> None:
                 staged, ranks = two_stages(scores[MAIN][key], reference[key], own["shortlist"])
                 predicted = lds.predictions(staged, masks[reported])
                 rng = seeds.numpy_rng(seed, "attribution", "lds", TWO_STAGE, part)
-                score = lds.lds(predicted, truth[part][reported], statistics.bootstrap, statistics.confidence, rng)
+                score = lds.lds(predicted, truth[f"{part}/loss"][reported], statistics.bootstrap, statistics.confidence, rng)
                 rows.append(
                     {
                         "variant": TWO_STAGE,

@@ -6,10 +6,10 @@ A job is named ``<choice>/<query>``. Beside the attributors, ``random`` takes ou
 out and generates every query: it differs from the arm in its random numbers alone, and shows what any retraining changes. The other
 networks start from the arm's own initial weights.
 
-Change is measured in three ways, since they disagree in the literature: normalised l2 between the pictures, cosine similarity of
-their classifier features, and the loss of the query.
+Change is measured in four ways, since they disagree in the literature: normalised l2 between the pictures, cosine similarity of
+their classifier features, and the loss of the query and the shift of its prediction (``truth``).
 
-The store that the verb leaves: ``changes.csv`` (choice, query, removed, l2, cosine, loss) and ``regenerated.npz``, the pictures in the
+The store that the verb leaves: ``changes.csv`` (choice, query, removed, l2, cosine, loss, shift) and ``regenerated.npz``, the pictures in the
 order of the rows.
 """
 
@@ -26,10 +26,10 @@ from safetensors.numpy import load_file
 
 from afterimage import artifacts, config, provenance, seeds
 from afterimage.artifacts import Images
-from afterimage.attacks import losses
+from afterimage.attribution import truth
 from afterimage.attribution.retrain import Recipe
 from afterimage.config import ConfigError, GroundTruth, Sample
-from afterimage.diffusion.sample import generate
+from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.methods import baseline
 from afterimage.metrics import classifier, distances
 from afterimage.training.checkpoint import Store
@@ -41,6 +41,7 @@ AGAIN, RANDOM = "again", "random"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="training of the explained arm")
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument("--members", type=Path, required=True, metavar="PARQUET", help="which of them the arm trained on")
     parser.add_argument("--queries", type=Path, required=True, metavar="DIR", help="result of `afterimage attribution queries`")
@@ -79,7 +80,14 @@ def run(args: argparse.Namespace) -> None:
     choice, _, number = resolved["job"].partition("/")
     asked = range(settings.queries) if choice == AGAIN else [int(number)]
     path = args.queries / "generated.npz"
-    inputs = {"train": args.train, "members": args.members, "queries": path, "classifier": args.classifier / classifier.WEIGHTS}
+    pipeline = trained_pipeline(args.model, own["sample"]["weights"])
+    inputs = {
+        "model": pipeline,
+        "train": args.train,
+        "members": args.members,
+        "queries": path,
+        "classifier": args.classifier / classifier.WEIGHTS,
+    }
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
     same_bits()
@@ -103,9 +111,10 @@ def run(args: argparse.Namespace) -> None:
         queries = artifacts.load_images(path).take(np.array(asked))
         labels = None if recipe.classes is None else queries.labels
         pictures = generate(net, scheduler, queries.ids, Sample.model_validate(own["sample"]), seed, 0, labels)
-        truth = GroundTruth.model_validate(own["ground_truth"])
-        at = losses.levels(truth.timesteps, scheduler["num_train_timesteps"])
-        loss = losses.measure(net, scheduler, queries, "generated", at, truth.draws, seed).mean(axis=1)
+        explained, _ = load_trained(pipeline, seed, 0)
+        explained.to(recipe.accelerator.device).eval()
+        levels = GroundTruth.model_validate(own["ground_truth"])
+        measured = truth.measure(net, explained, scheduler, queries, "generated", levels, seed)
         before, after = (classifier.embed(args.classifier, pixels) for pixels in (queries.pixels, pictures))
         length = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         changes = pd.DataFrame(
@@ -115,7 +124,7 @@ def run(args: argparse.Namespace) -> None:
                 "removed": int(removed.sum()),
                 "l2": distances.between(queries.pixels, pictures),
                 "cosine": (before * after).sum(axis=1) / length,
-                "loss": loss,
+                **measured,
             }
         )
         changes.to_csv(step.folder / "changes.csv", index=False)

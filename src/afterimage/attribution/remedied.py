@@ -101,7 +101,9 @@ def run(args: argparse.Namespace) -> None:
         queries = artifacts.load_images(args.samples).take(np.arange(own["queries"]))
         shown = forgotten[Gallery(train.pixels).nearest(queries.pixels, 1).rows[:, 0]]
         table = pd.read_csv(chosen)
-        regulariser = table[table["queries"] == "generated"].set_index("attributor")["regulariser"]
+        regulariser = table[(table["queries"] == "generated") & (table["target"] == "loss")].set_index("attributor")[
+            "regulariser"
+        ]
         readouts = [name for name in compute.READOUTS if name != "probe" or set(own["attributors"]) & set(FROM_ROWS)]
         rows = []
         for network, pipeline in pipelines.items():

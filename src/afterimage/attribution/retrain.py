@@ -2,8 +2,8 @@
 
 The ground truth of the linear data-modelling score (Park et al. 2023; D-TRAK, Zheng et al. 2024; DAS, Lin et al. 2025): every network
 is trained as the explained arm was, on the images that one subset keeps (``subsets.masks`` of the arm's training images in their
-order), for the same number of epochs. Then the loss of every query is measured (``attacks.losses``, mean over levels and draws)
-under noise that is the same for all networks. Each of the M subsets is trained on S times, with other initial weights, order and
+order), for the same number of epochs. Then it is measured what that did to every query (``truth``: its loss, and how far the
+prediction moved from the explained network's) under noise that is the same for all networks. Each of the M subsets is trained on S times, with other initial weights, order and
 noise.
 
 The networks are numbered s M + m, all subsets of the first seed first, and job j trains the j-th bundle of them: one after the
@@ -11,8 +11,8 @@ other, or at once (``training.stacked``). Exit status 75 means that a signal sto
 
 The store that the verb leaves holds no weights:
 
-- ``losses.npz``: ``subset`` and ``seed``, int64 (J,), which name each network; for each set of queries (``queries.SETS``), under
-  its name, the losses of its Q images, float64 (J, Q);
+- ``losses.npz``: ``subset`` and ``seed``, int64 (J,), which name each network; for each set of queries (``queries.SETS``)
+  ``<set>/loss`` and ``<set>/shift`` of its Q images, float64 (J, Q);
 - ``metrics.jsonl``: training curves, means over the job's networks.
 """
 
@@ -35,12 +35,12 @@ from pydantic import TypeAdapter
 
 from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError, Images
-from afterimage.attacks import losses
-from afterimage.attribution import subsets
+from afterimage.attribution import subsets, truth
 from afterimage.attribution.queries import SETS
 from afterimage.config import AnyArm, Baseline, ConfigError, Diffusion, Model, Train, TransferBlocks
 from afterimage.config.attribution import GroundTruth
 from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.methods import Job, Trained, baseline
 from afterimage.training import stacked
 from afterimage.training.checkpoint import Store
@@ -53,6 +53,7 @@ STEP = "attribution/retrain"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
+    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="training of the explained arm")
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument("--members", type=Path, required=True, metavar="PARQUET", help="which of them the arm trained on")
     parser.add_argument("--queries", type=Path, required=True, metavar="DIR", help="images whose origin is asked for")
@@ -179,21 +180,20 @@ def run(args: argparse.Namespace) -> None:
     """Train the networks of one job and store the losses of the queries under each."""
     resolved = artifacts.read_config(args.config, STEP)
     own, weights = resolved["settings"]["attribution"], resolved["settings"]["weights"]
-    truth = GroundTruth.model_validate(own["ground_truth"])
+    settings = GroundTruth.model_validate(own["ground_truth"])
     networks = bundle(own["subsets"], own["seeds"], own["networks_per_job"], int(resolved["job"]))
     same_bits()
     entries = (__name__,)
+    pipeline = trained_pipeline(args.model, weights)
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
-    with artifacts.step(resolved, args.out, {"train": args.train, "members": args.members} | paths, entries) as step:
+    inputs = {"model": pipeline, "train": args.train, "members": args.members} | paths
+    with artifacts.step(resolved, args.out, inputs, entries) as step:
         recipe = Recipe.read(resolved, args.train, args.members)
         queries = {name: artifacts.load_images(path) for name, path in paths.items()}
         scheduler = dict(recipe.scheduler.config)
-        timesteps = scheduler["num_train_timesteps"]
-        if truth.timesteps > timesteps:
-            raise ConfigError(
-                f"attribution.ground_truth.timesteps = {truth.timesteps} is more than diffusion.timesteps = {timesteps}"
-            )
-        at = losses.levels(truth.timesteps, timesteps)
+        at = truth.timesteps(settings, scheduler["num_train_timesteps"])
+        explained, _ = load_trained(pipeline, resolved["seed"], 0)
+        explained.to(recipe.accelerator.device).eval()
         masks = subsets.masks(recipe.images.labels, own["share"], own["subsets"], recipe.seed)
         identity = {"config": resolved, "inputs": step.input_sha256, "code": provenance.fingerprint(*entries)}
 
@@ -209,14 +209,18 @@ def run(args: argparse.Namespace) -> None:
             stores = [Store(args.state, identity | {"network": list(network)}) for network in networks]
             trained = (baseline.train(job(network, store)) for network, store in zip(networks, stores, strict=True))
 
-        measured = {name: np.zeros((len(networks), len(images))) for name, images in queries.items()}
+        measured = {
+            f"{name}/{target}": np.zeros((len(networks), len(images)))
+            for name, images in queries.items()
+            for target in truth.TARGETS
+        }
         progress, spent = {}, []
         for row, result in enumerate(trained):
             net = cast(UNet2DModel, {"ema": result.average, "raw": result.raw}[weights].eval())
             for name, images in queries.items():
-                if len(images):
-                    each = losses.measure(net, scheduler, images, name, at, truth.draws, recipe.seed)
-                    measured[name][row] = each.mean(axis=1)
+                found = truth.measure(net, explained, scheduler, images, name, settings, recipe.seed)
+                for target, values in found.items():
+                    measured[f"{name}/{target}"][row] = values
             progress[id(result.progress)] = result.progress  # a stack has one for all its networks
             spent.append(result.spent)
 

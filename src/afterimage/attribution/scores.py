@@ -3,10 +3,12 @@
 Three judges: the linear data-modelling score against retrained networks (``lds``), for held-out images and generations apart; copies
 of known number, of which the generations that show them were made (``duplicates``); and, in the report, the eye. What is learned
 from retraining (regularisers, empirical influences) comes from the first half of the subsets; what is reported, from the second.
+Retraining is judged by two targets (``truth``): the loss, as published, and the shift of the prediction. Empirical influences, and the
+scores that are stored, are those for the loss.
 
 The store that the verb leaves:
 
-- ``lds.csv``: one row per attributor and set of queries: regulariser, lds with low and high, undefined (queries without a rank
+- ``lds.csv``: one row per attributor, set of queries and target: regulariser, lds with low and high, undefined (queries without a rank
   correlation), oracle_regulariser, oracle, seconds (of scoring), and with several seeds ceiling (with low and high), between_seeds and
   of_ceiling (lds / ceiling);
 - ``regularisers.csv``: the score at every regulariser, on the first and on the second half of the subsets;
@@ -34,6 +36,7 @@ from afterimage.attribution import attributors, duplicates, features, lds, subse
 from afterimage.attribution.evidence import Evidence, Side
 from afterimage.attribution.queries import EXTRACTED, SETS
 from afterimage.attribution.stores import check_alike
+from afterimage.attribution.truth import TARGETS
 from afterimage.metrics import classifier
 
 STEP = "attribution/scores"
@@ -59,12 +62,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarray]:
-    """Return the losses of each set of queries, float64 (S, M, Q), from the stores of all retraining jobs.
+    """Return ``<set>/<target>`` of each set of queries, float64 (S, M, Q), from the stores of all retraining jobs.
 
     Raises:
         ArtifactError: if a network is missing, there twice, of other settings or for other queries, or a file is not as it was left.
     """
-    check_alike(stores, ["train", "members", *SETS])
+    check_alike(stores, ["model", "train", "members", *SETS])
     parts = []
     for store in stores:
         artifacts.check_file(store / "losses.npz")
@@ -77,7 +80,8 @@ def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarr
         raise ArtifactError(
             f"the retrained networks in {stores[0].parent} are not {count} subsets x {repeats} seeds, each once"
         )
-    return {name: together[name][order].reshape(repeats, count, -1) for name in SETS}
+    names = [f"{part}/{target}" for part in SETS for target in TARGETS]
+    return {name: together[name][order].reshape(repeats, count, -1) for name in names}
 
 
 def side(images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], embedding: np.ndarray) -> Side:
@@ -112,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         truth = measured(args.retrain, own["subsets"], own["seeds"])
         masks = subsets.masks(train.labels, own["share"], own["subsets"], seed)
         first, second = lds.halves(own["subsets"])
-        losses = np.concatenate([truth[name].mean(axis=0) for name in SETS], axis=1)
+        losses = np.concatenate([truth[f"{name}/loss"].mean(axis=0) for name in SETS], axis=1)
         final = features.read(args.features)
         earlier = [features.read(list(group)) for _, group in groupby(args.states, key=lambda store: store.parent)]
         evidence = Evidence(
@@ -140,17 +144,20 @@ def run(args: argparse.Namespace) -> None:
             for part, start, end in zip(SETS, starts, ends, strict=True):
                 if start == end:
                     continue
-                target, mine = truth[part].mean(axis=0), predicted[:, :, start:end]
-                rng = seeds.numpy_rng(seed, "attribution", "lds", part)
-                choice = lds.choose(mine, target, grid, statistics.bootstrap, statistics.confidence, rng)
-                rows.append({"attributor": name, "queries": part, **flat(choice), "seconds": seconds})
-                for half, label in ((first, "first"), (second, "second")):
-                    each = pd.DataFrame(lds.spearman(mine[:, half], target[half])).mean(
-                        axis=1
-                    )  # over the queries that have one
-                    one = {"attributor": name, "queries": part, "half": label, "regulariser": grid, "lds": each}
-                    regularisers.append(pd.DataFrame(one))
-                chosen = scores(choice.regulariser)[start:end]
+                mine = predicted[:, :, start:end]
+                choices = {}
+                for target in TARGETS:
+                    measure = truth[f"{part}/{target}"].mean(axis=0)
+                    rng = seeds.numpy_rng(seed, "attribution", "lds", part)
+                    choices[target] = lds.choose(mine, measure, grid, statistics.bootstrap, statistics.confidence, rng)
+                    about = {"attributor": name, "queries": part, "target": target}
+                    rows.append({**about, **flat(choices[target]), "seconds": seconds})
+                    for half, label in ((first, "first"), (second, "second")):
+                        each = pd.DataFrame(lds.spearman(mine[:, half], measure[half])).mean(
+                            axis=1
+                        )  # of the queries that have one
+                        regularisers.append(pd.DataFrame({**about, "half": label, "regulariser": grid, "lds": each}))
+                chosen = scores(choices["loss"].regulariser)[start:end]
                 kept[f"{name}/{part}"] = np.ascontiguousarray(chosen, np.float32)  # safetensors writes bytes as they lie
                 firsts.append(leaders(chosen, train.ids).assign(attributor=name, queries=part))
                 if part == EXTRACTED:
@@ -158,8 +165,11 @@ def run(args: argparse.Namespace) -> None:
                     copies.append(found.assign(attributor=name))
         table = pd.DataFrame(rows)
         if own["seeds"] > 1:
-            best = {part: ceiling(truth[part][:, second], part, statistics, seed) for part in table["queries"].unique()}
-            table = table.join(pd.DataFrame(best).T, on="queries")
+            best = [
+                {"queries": part, "target": target, **ceiling(truth[f"{part}/{target}"][:, second], part, statistics, seed)}
+                for part, target in dict.fromkeys(zip(table["queries"], table["target"], strict=True))
+            ]
+            table = table.merge(pd.DataFrame(best), how="left", on=["queries", "target"])
             table["of_ceiling"] = table["lds"] / table["ceiling"].where(table["ceiling"] > 0)
         table.to_csv(step.folder / "lds.csv", index=False)
         pd.concat(regularisers).to_csv(step.folder / "regularisers.csv", index=False)
@@ -173,8 +183,8 @@ def run(args: argparse.Namespace) -> None:
             of_leverage = [duplicates.leverage_auc(leverage, times) for leverage in of_images]
             table_of_leverage = pd.DataFrame({"regulariser": own["regularisers"], "auc": of_leverage})
             table_of_leverage.to_csv(step.folder / "leverage.csv", index=False)
-        for part, name, value in zip(table["queries"], table["attributor"], table["lds"], strict=True):
-            step.metric(f"lds/{part}/{name}", value)
+        for part, name, target, value in table[["queries", "attributor", "target", "lds"]].itertuples(index=False, name=None):
+            step.metric(f"{'lds' if target == 'loss' else 'lds_shift'}/{part}/{name}", value)
         for name, mean in recalled.groupby("attributor", sort=False)["recall"].mean().items():
             step.metric(f"copies_first/{name}", mean)
         step.note(
