@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 
 import pandas as pd
 import pytest
@@ -66,3 +68,27 @@ def test_retrained_never_saw_what_others_forget(every_arm):
     for arm in ("retrained", "finetune"):
         members = pd.read_parquet(every_arm.results / "train" / arm / "rep0/members.parquet")
         assert zeros == set(members["id"][~members["trained"]])
+
+
+def test_attribution_has_every_attributor_query_and_judge(every_arm):
+    study, phase = config.load(every_arm.params), every_arm.results / "attribution"
+    asked = study.attribution
+    assert asked is not None
+    lds = pd.read_csv(phase / "scores/main/lds.csv")
+    sets = [name for name in ("holdout", "generated", "extracted") if len(artifacts.load_images(phase / f"queries/{name}.npz"))]
+    expected = {(name, part, target) for name in asked.attributors for part in sets for target in ("loss", "shift")}
+    assert {*lds[["attributor", "queries", "target"]].itertuples(index=False, name=None)} == expected
+    cheaper = pd.read_csv(phase / "acceleration/acceleration.csv")
+    assert set(cheaper["variant"]) == {"main", "coarse", "two_stage"}
+    own = cheaper[cheaper["variant"] == asked.reference]
+    assert own["agreement"].dropna().tolist() == pytest.approx([1] * own["agreement"].notna().sum())
+    for arm in asked.remedied.after:
+        influence = pd.read_csv(phase / f"remedied/{arm}/influence.csv")
+        assert set(influence["network"]) == {"before", "after"}
+        assert influence["auc"].between(0, 1).all()
+    with closing(sqlite3.connect(every_arm.folder / "mlflow.db")) as database:
+        shown = {name for (name,) in database.execute("select distinct key from latest_metrics")}
+    assert {name for name in asked.attributors if any(f"lds/generated/{name}" in metric for metric in shown)} >= {
+        "das",
+        "dtrak",
+    }
