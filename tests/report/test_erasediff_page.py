@@ -70,6 +70,7 @@ def study(root, make_up, truth, tmp_path_factory):
         params = yaml.safe_load((root / "params.yaml").read_text())
         sets = {"zeros": {"label": 0}, "few": {"ids": [1, 2]}}
         params |= {"arms": ARMS, "replicates": replicates, "report": report, "forget": sets, "loyal_selection": None}
+        params["attribution"] = None
         params["forgetting"] = {"relearn_updates": 8, "relearn_every": 4}
         made = config.parse(params)
         results = make_up(tmp_path_factory.mktemp("made"), made, {arm: truth() for arm in ARMS})

@@ -35,6 +35,7 @@ def study(root, make_up, truth, tmp_path_factory):
             "report": report,
             "forget": {"zeros": {"label": 0}},
             "loyal_selection": None,
+            "attribution": None,
         }
         truths = {name: truth(copies=copies) for name in arms} | {"dedup": truth(0.02, 0.05, 6.0, copies=copies)}
         made = config.parse(params)

@@ -35,6 +35,7 @@ def made(root, make_up, truth, tmp_path_factory):
             "statistics": {"confidence": confidence},
             "forget": {"zeros": {"label": 0}},
             "loyal_selection": None,
+            "attribution": None,
         }
         params["arms"] = {name: ARMS[name] for name in arms}
         return make_up(tmp_path_factory.mktemp("made"), config.parse(params), truths)
