@@ -254,8 +254,9 @@ def attribution_results(wildcards):
     made = expand(rules.queries.output, study=STUDY.study)
     if STUDY.attribution.variants:
         made += expand(rules.acceleration.output, study=STUDY.study)
-    for step, rule in phase.items():
-        made += expand(rule.output, study=STUDY.study, job=attribution_jobs(step))
+    for step, made_by in phase.items():
+        jobs = attribution_jobs(step)
+        made += expand(made_by.output, study=STUDY.study, job=jobs)
     return made
 
 
