@@ -334,14 +334,15 @@ if (phase / "acceleration" / "acceleration.csv").is_file():
         )
     )
     figure, axes = plt.subplots(1, len(shown), figsize=(2.6 * len(shown), 3), sharey=True, squeeze=False)
+    colours = dict(zip(some.sort_values("seconds").variant.unique(), plt.get_cmap("tab20").colors[::2] + plt.get_cmap("tab20").colors[1::2]))
     for axis, name in zip(axes.flat, shown):
-        cells = some[some.attributor == name]
-        axis.vlines(cells.seconds, cells.low, cells.high, linewidth=0.8)
-        axis.plot(cells.seconds, cells.lds, "o", markersize=4)
-        for row in cells.itertuples():
-            axis.annotate(row.variant, (row.seconds, row.lds), xytext=(3, 3), textcoords="offset points", fontsize=6.5)
+        for row in some[some.attributor == name].sort_values("seconds").itertuples():
+            axis.vlines(row.seconds, row.low, row.high, color=colours[row.variant], linewidth=0.8)
+            axis.plot(row.seconds, row.lds, "o", color=colours[row.variant], markersize=5, label=row.variant)
         axis.set(xscale="log", xlabel="seconds", title=name)
+        axis.grid(axis="y", color="0.93")
     axes[0, 0].set_ylabel(f"LDS, {SETS[part]}")
+    axes.flat[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
     keep(figure, "attribution_cost")
 else:
     display(Markdown("This study has no variants of its features (`attribution.variants`)."))
@@ -367,6 +368,8 @@ if any(len(points) > 1 for points in curves.values()):
             found = [(value, wide.lds[variant, name]) for value, variant in points if (variant, name) in wide.index]
             axis.plot(*zip(*found), "o-", markersize=4, linewidth=1, label=name)
         axis.set(xscale="log", xlabel=KEYS[key])
+        axis.set_xticks([value for value, _ in points], labels=[str(value) for value, _ in points])
+        axis.minorticks_off()
         axis.grid(color="0.93")
     axes[0].set_ylabel(f"LDS, {SETS[part]}")
     axes[-1].legend(frameon=False, fontsize=7, bbox_to_anchor=(1.02, 1), loc="upper left")
