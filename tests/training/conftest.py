@@ -3,6 +3,9 @@
 import json
 import os
 import signal
+import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -255,3 +258,34 @@ def stop_at(monkeypatch):
         monkeypatch.setattr(Learner, "update", update)
 
     return arrange
+
+
+@pytest.fixture
+def in_two_processes(tmp_path):
+    """Return a function that runs a script in two processes that talk to each other, and returns what they wrote to standard error."""
+
+    def run(source: str, arguments: list[str]) -> list[str]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        script = tmp_path / "process.py"
+        script.write_text(source)
+        started = [
+            subprocess.Popen(
+                [sys.executable, str(script), *arguments],
+                env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(2)
+        ]
+        try:
+            errors = [process.communicate(timeout=120)[1] for process in started]
+        finally:
+            for process in started:
+                process.kill()
+        assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
+        return errors
+
+    return run

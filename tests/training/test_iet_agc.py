@@ -8,9 +8,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -469,39 +466,13 @@ sys.exit(cli.main(command))
 """
 
 
-def in_two_processes(tmp_path: Path, arguments: list[str]) -> list[str]:
-    """Run ``PROCESS`` in two processes that talk to each other; return what they wrote to standard error."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    script = tmp_path / "process.py"
-    script.write_text(PROCESS)
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(script), *arguments],
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    assert [process.returncode for process in started] == [0, 0], "\n".join(errors)
-    return errors
-
-
 @pytest.mark.slow
-def test_two_processes_give_the_bytes_of_one_and_take_up_each_others_states(tmp_path, study, curves):
+def test_two_processes_give_the_bytes_of_one_and_take_up_each_others_states(tmp_path, study, curves, in_two_processes):
     """A signal to the second process stops both after the same local step; the state is finished by two, and again by one."""
     arm = {"method": "iet_agc", "shards": 3, "rounds": 2, "agc_threshold": 0.9, "redistribute_above": 0.3, "augment_below": 1.5}
     arm |= {"bank_scope": "global", "optimizer_sync": "average"}
     one, two, taken = (study(arm, out=out, updates=18, log_every=1) for out in ("one", "two", "taken"))
-    first, second = in_two_processes(tmp_path, [str(tmp_path / "kept"), *two])
+    first, second = in_two_processes(PROCESS, [str(tmp_path / "kept"), *two])
     assert "stopped by a signal to another process after update 4" in first
     assert "update" not in second
     assert cli.main(one) == 0

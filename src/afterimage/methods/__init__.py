@@ -21,7 +21,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.config import METHODS, Arm, Train, TransferBlocks
 from afterimage.diffusion.model import save_pipeline
-from afterimage.training import loop
+from afterimage.training import loop, ranks
 from afterimage.training.checkpoint import Store
 from afterimage.training.learner import Learner
 from afterimage.training.loop import Part, Progress
@@ -74,7 +74,7 @@ class Job:
     def keep(self, update: int, learner: Learner) -> None:
         """Keep the network as it is after ``update`` updates, if this is the time to."""
         marks = {self.updates * k // self.states: k for k in range(1, self.states)}
-        if update in marks:
+        if update in marks and ranks.first():
             save_pipeline(learner.average.module, self.scheduler, self.kept / f"state{marks[update]}" / "pipeline")
             save_pipeline(learner.net, self.scheduler, self.kept / f"state{marks[update]}" / "raw")
 
@@ -162,7 +162,11 @@ class Trained:
 
 
 class Method(Protocol):
-    """What a method's module provides. One that can share a run among processes also says ``PARALLEL = True``."""
+    """What a method's module provides.
+
+    One that can share a run among processes also says what they share, in ``PARALLEL``: ``"batch"``, every batch of a network;
+    ``"shards"``, the networks of a run.
+    """
 
     def train(self, job: Job) -> Trained:
         """Train, or go on training."""

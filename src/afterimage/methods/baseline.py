@@ -1,6 +1,7 @@
 """Plain training (Ho et al. 2020, algorithm 1), the control of every other method.
 
-With ``base`` it starts from the averaged weights of another arm (what that arm's users would get), with a fresh optimiser.
+With ``base`` it starts from the averaged weights of another arm (what that arm's users would get), with a fresh optimiser. Several
+processes train the one network together.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ import torch
 
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import Job, Trained
+from afterimage.training import ranks
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
+
+PARALLEL = "batch"
 
 
 def train(job: Job) -> Trained:
@@ -18,11 +22,11 @@ def train(job: Job) -> Trained:
     if job.base is not None:
         load_weights(job.net, job.base)
     settings = job.train
-    learner = Learner(job.net, settings, job.accelerator, job.updates)
+    learner = Learner(job.net, settings, job.accelerator, job.updates, shared=True)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
 
     def update(s: int) -> dict[str, float]:
-        torch.manual_seed(order.dropout_seed(s))
+        torch.manual_seed(order.dropout_seed(s) + ranks.index())
         values = learner.update(s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task))
         job.keep(s + 1, learner)
         return values

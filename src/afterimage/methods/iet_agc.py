@@ -42,7 +42,7 @@ from afterimage.training.learner import Learner, NonFiniteError, learning_rate
 from afterimage.training.order import Order
 from afterimage.training.task import Batch
 
-PARALLEL = True
+PARALLEL = "shards"
 """Several processes can share one run."""
 
 

@@ -22,8 +22,11 @@ from afterimage.config import ConfigError, Loyal
 from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.methods import Job, Spent, Trained
+from afterimage.training import ranks
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
+
+PARALLEL = "batch"
 
 
 def train(job: Job) -> Trained:
@@ -40,14 +43,14 @@ def train(job: Job) -> Trained:
     raw = TimestepRouter(front, tail, tau)
     if job.base is not None:
         load_weights(raw, job.base)
-    learners = {name: Learner(net, settings, job.accelerator) for name, net in (("front", front), ("tail", tail))}
+    learners = {name: Learner(net, settings, job.accelerator, shared=True) for name, net in (("front", front), ("tail", tail))}
     orders = {name: Order(job.seed, (*job.path, name), len(job.task), settings.batch_size) for name in learners}
     ranges = {"front": (0, tau), "tail": (tau, timesteps)}
 
     def update(s: int) -> dict[str, float]:
         name, own = ("front", s) if s < shares["front"] else ("tail", s - shares["front"])
         order = orders[name]
-        torch.manual_seed(order.dropout_seed(own))
+        torch.manual_seed(order.dropout_seed(own) + ranks.index())
         batch = job.task.batch(order.rows(own), order.generator(own), timesteps=ranges[name])
         return learners[name].update(own, batch, plain(job.task))
 

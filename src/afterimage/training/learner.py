@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from afterimage.config import Train
+from afterimage.training import ranks
 from afterimage.training.task import Batch, Task
 
 Objective = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
@@ -60,10 +61,20 @@ class Learner:
         settings: The arm's ``train`` block.
         accelerator: Decides device and precision.
         updates: The budget; needed where the learning rate follows it.
+        shared: All processes of the run train this one network: each works off its part of every batch, and the gradients are
+            summed. The states of all stay the same, and are those of a single process up to the order of summation.
     """
 
-    def __init__(self, net: torch.nn.Module, settings: Train, accelerator: Accelerator, updates: int | None = None) -> None:
-        self.settings, self.accelerator, self.updates = settings, accelerator, updates
+    def __init__(
+        self,
+        net: torch.nn.Module,
+        settings: Train,
+        accelerator: Accelerator,
+        updates: int | None = None,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self.settings, self.accelerator, self.updates, self.shared = settings, accelerator, updates, shared
         self.net = net.to(accelerator.device).train()
         self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
         self.average.update_parameters(self.net)  # the first call copies: the average starts at the initial weights
@@ -88,20 +99,25 @@ class Learner:
         """Set the weights' gradients to that of ``objective`` on ``batch``; return the loss.
 
         With ``accumulation`` the batch is worked off in micro-batches. Their gradients are summed, each with its own weights,
-        which is the gradient of the whole batch up to the order of summation (and the network's own dropout, if any).
+        which is the gradient of the whole batch up to the order of summation (and the network's own dropout, if any). The
+        same holds where processes share the network.
 
         Raises:
             NonFiniteError: if the loss is no number.
         """
         self.optimizer.zero_grad()
         loss = weight = 0.0
-        for part in batch.to(self.accelerator.device).split(self.settings.accumulation):
+        own = batch.split(ranks.count())[ranks.index()] if self.shared else batch
+        for part in own.to(self.accelerator.device).split(self.settings.accumulation):
             with self.accelerator.autocast():
                 losses, weights = objective(self.net, part)
             total = (losses * weights).sum()
             self.accelerator.backward(total / len(batch))
             loss += total.item()
             weight += weights.sum().item()
+        if self.shared:
+            loss, weight = ranks.total(torch.tensor([loss, weight], dtype=torch.float64)).tolist()
+            ranks.add([p.grad for p in self.net.parameters() if p.grad is not None])
         if weight not in (0, len(batch)):
             torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], len(batch) / weight)
         loss = loss / weight if weight else 0.0

@@ -41,6 +41,14 @@ def total(values: torch.Tensor) -> torch.Tensor:
     return summed.to(values.device)
 
 
+def add(tensors: list[torch.Tensor]) -> None:
+    """Replace tensors, of one dtype and device, by their sums over all processes; float sums come in the same order in each."""
+    if count() > 1:
+        summed = total(torch.cat([tensor.flatten() for tensor in tensors]))
+        for tensor, piece in zip(tensors, summed.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(piece.view_as(tensor))
+
+
 def anywhere(flag: bool) -> bool:
     """Return whether ``flag`` holds in at least one process."""
     return bool(total(torch.tensor(int(flag))))

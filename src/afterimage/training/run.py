@@ -2,8 +2,9 @@
 
 Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a state of the same config,
 inputs and code; after a change of any it starts afresh. A method that can share its work among W processes (``PARALLEL``) may be
-started by ``torchrun --nproc_per_node W -m afterimage.cli train run``; the result has the same bits. After a signal the state is
-saved in the same way, but torchrun itself ends with status 1.
+started by ``torchrun --nproc_per_node W -m afterimage.cli train run``. Where they share a run's networks the result has the same bits;
+where they share every batch, the same data in the same order, and sums of another order. A state goes on with any number of
+processes. After a signal it is saved in the same way, but torchrun itself ends with status 1.
 
 The store that a finished run leaves:
 
@@ -115,10 +116,15 @@ def run(args: argparse.Namespace) -> None:
     same_bits()
     accelerator = accelerator_for(train)
     method = methods.find(arm.method)  # type: ignore[attr-defined]
-    if ranks.count() > 1 and not getattr(method, "PARALLEL", False):
+    shared = getattr(method, "PARALLEL", None)
+    if ranks.count() > 1 and shared is None:
         raise ConfigError(
             f"started with {ranks.count()} processes, but method {arm.method} trains in one; "  # type: ignore[attr-defined]
             "train arms and replicates in parallel"
+        )
+    if shared == "batch" and train.batch_size % (ranks.count() * train.accumulation):
+        raise ConfigError(
+            f"train.batch_size = {train.batch_size} is no multiple of {ranks.count()} processes x accumulation = {train.accumulation}"
         )
 
     inputs = {"train": args.train}
