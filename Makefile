@@ -30,13 +30,16 @@ print(hashlib.sha256(b"".join(parts)).hexdigest()[:16])
 endef
 export KEY
 
-.PHONY: all test check ui docs lock clean help setup
+.PHONY: all test test-slurm check ui docs lock clean help setup
 
 all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
 
 test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses)
 	$(IN_VENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-slurm: setup ## Run the tests on a throw-away SLURM cluster (root on a Debian-like system; installs slurm)
+	AFTERIMAGE_TEST_SLURM=1 $(IN_VENV) $(BIN)/python -m pytest -n 0 tests/slurm $(PYTEST_ARGS)
 
 check: setup ## Lint, format, types, workflow lint, drift of generated files
 	$(IN_VENV) $(BIN)/ruff check .
@@ -71,4 +74,4 @@ clean: ## Remove the environment; results stay
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi
 
 help: ## Show this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-7s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -232,7 +232,7 @@ def _fill_parent(client: MlflowClient, run_id: str, study: config.Study, root: P
     """Give an arm's run the study's settings, the arm's headline numbers (means over replicates), tables and pages."""
     from mlflow.entities import Metric
 
-    settings = study.model_dump(mode="json", exclude={"arms", "model", "diffusion", "train", "sample"})
+    settings = study.model_dump(mode="json", exclude={"arms", "model", "diffusion", "train", "sample", "cluster"})
     tables = root / "report" / "tables"
     headline = json.loads((tables / "metrics.json").read_text())[arm]
     _log(

@@ -1,7 +1,5 @@
 """Samplers against closed forms, guidance, and independence of the batch size."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -10,7 +8,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 
-from afterimage import artifacts, cli, config
+from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Diffusion, Model, Sample
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
@@ -218,34 +216,6 @@ def test_weights_as_pickles_are_refused(tmp_path, trained):
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(ArtifactError, match="cannot be opened"):
         load_denoiser(tmp_path / "p")
-
-
-@pytest.fixture
-def model_store(tmp_path):
-    """Return a function that stores a finished training of a conditional or plain net."""
-
-    def make(classes: int | None = None):
-        resolved = {"step": "train", "arm": "plain", "replicate": 0, "seed": 1, "settings": {}}
-        scheduler = build_scheduler(Diffusion())
-        with artifacts.step(resolved, tmp_path / "model", {}, ("afterimage.seeds",)) as step:
-            save_pipeline(build_unet(TINY, (8, 8, 1), classes, seed=1), scheduler, step.folder / "pipeline")
-            save_pipeline(build_unet(TINY, (8, 8, 1), classes, seed=2), scheduler, step.folder / "raw")
-        return tmp_path / "model"
-
-    return make
-
-
-@pytest.fixture
-def command(tmp_path, params):
-    """Return a function that writes a resolved config and gives the command line; keywords are keys of ``sample``."""
-
-    def make(model, out: str = "out", arm: str = "baseline", **sample) -> list[str]:
-        params["sample"] = {"images": 12, "steps": 2, "batch_size": 5} | sample
-        file = tmp_path / f"{out}.json"
-        file.write_text(json.dumps(config.resolve(config.parse(params), "sample", arm, 0)))
-        return ["sample", "draw", "--model", str(model), "--config", str(file), "--out", str(tmp_path / out)]
-
-    return make
 
 
 def test_store_of_generations(model_store, command, tmp_path):

@@ -35,6 +35,9 @@ rule extraction:
         "results/{study}/logs/attack/{arm}/rep{rep}/extraction.log",
     benchmark:
         "results/{study}/benchmarks/attack/{arm}/rep{rep}/extraction.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attack/extraction"),
     params:
         out=subpath(output.run, parent=True),
     shell:
@@ -61,6 +64,9 @@ rule quality:
         "results/{study}/logs/attack/{arm}/rep{rep}/quality.log",
     benchmark:
         "results/{study}/benchmarks/attack/{arm}/rep{rep}/quality.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attack/quality"),
     params:
         out=subpath(output.run, parent=True),
         classifier=subpath(input.classifier, parent=True),
@@ -89,6 +95,9 @@ rule membership:
         "results/{study}/logs/attack/{arm}/rep{rep}/membership.log",
     benchmark:
         "results/{study}/benchmarks/attack/{arm}/rep{rep}/membership.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attack/membership"),
     params:
         out=subpath(output.run, parent=True),
         model=subpath(input.model, parent=True),
@@ -119,6 +128,9 @@ rule forgetting:
         "results/{study}/logs/attack/{arm}/rep{rep}/forgetting.log",
     benchmark:
         "results/{study}/benchmarks/attack/{arm}/rep{rep}/forgetting.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attack/forgetting"),
     params:
         out=subpath(output.run, parent=True),
         model=subpath(input.model, parent=True),

@@ -59,6 +59,9 @@ rule features:
         "results/{study}/benchmarks/attribution/features/{job}.tsv"
     wildcard_constraints:
         job=r"\w+/\w+/\w+",
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attribution/features"),
     params:
         out=subpath(output.run, parent=True),
         model=subpath(input.model, parent=True),
@@ -86,6 +89,9 @@ rule retrain:
         "results/{study}/benchmarks/attribution/retrain/{job}.tsv"
     wildcard_constraints:
         job=r"\d+",
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attribution/retrain"),
     params:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/retrain/{job}",
@@ -120,6 +126,9 @@ rule scores:
         "results/{study}/benchmarks/attribution/scores/{job}.tsv"
     wildcard_constraints:
         job=r"\w+",
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attribution/scores"),
     params:
         out=subpath(output.run, parent=True),
         queries=subpath(input.queries, parent=True),
@@ -153,6 +162,9 @@ rule counterfactual:
         "results/{study}/benchmarks/attribution/counterfactual/{job}.tsv"
     wildcard_constraints:
         job=r"\w+(/\d+)?",
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attribution/counterfactual"),
     params:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/counterfactual/{job}",
@@ -183,6 +195,9 @@ rule acceleration:
         "results/{study}/logs/attribution/acceleration.log",
     benchmark:
         "results/{study}/benchmarks/attribution/acceleration.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attribution/acceleration"),
     params:
         out=subpath(output.run, parent=True),
         stores=lambda wildcards, input: store_lists(
@@ -212,6 +227,9 @@ rule remedied:
         "results/{study}/benchmarks/attribution/remedied/{job}.tsv"
     wildcard_constraints:
         job=r"\w+",
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attribution/remedied"),
     params:
         out=subpath(output.run, parent=True),
         before=subpath(input.before, parent=True),

@@ -1,13 +1,20 @@
 """Validation and input functions. Rule files hold rules only; a change of this file reruns nothing."""
 
+import json
 import shlex
+import signal
+import sys
+from functools import cache
 from os.path import relpath
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
+from afterimage import busy, layout
 from afterimage import config as studies
-from afterimage import layout
+from afterimage.artifacts import ArtifactError
+from afterimage.cluster import cost
 
 try:
     STUDY = studies.parse(
@@ -25,9 +32,20 @@ PAGES = layout.pages(STUDY)
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
 # Written before planning and only where something changed: every job takes its resolved config and the fingerprint of
-# its code as inputs. A job that runs in a process of its own reads what the main process planned with.
-if workflow.is_main_process:
-    layout.write_configs(STUDY, Path("results"))
+# its code as inputs. A job that runs in a process of its own reads what the main process planned with. The hold lasts as
+# long as this process; `--unlock` is for those who cannot get it.
+if workflow.is_main_process and "--unlock" not in sys.argv:
+    try:
+        HOLD = busy.write_configs(STUDY, Path("results"), Path(".snakemake"))
+    except ArtifactError as error:
+        raise WorkflowError(str(error)) from None
+    if HOLD.others:
+        logger.warning(f"{HOLD.others}. If it was killed, type `afterimage recover`.")
+
+# SLURM warns every process of a job before its time limit (slurm/profile.yaml says when). A training saves its state then; whoever
+# does not handle the signal would die of it, the snakemake between SLURM and the training first.
+if not workflow.is_main_process:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 # From here on the arms of `loyal_selection` are found like others; only `all` leaves them out.
 SELECTION = STUDY.loyal_selection
@@ -263,3 +281,77 @@ def attribution_results(wildcards):
 def attribution_of_page(wildcards):
     """What the page on attribution shows."""
     return attribution_results(wildcards) if wildcards.page == "attribution" else []
+
+
+@cache
+def parts_of_jobs():
+    """The jobs that do a part of another job's work, by the folder of that job."""
+    return json.loads(Path("results", STUDY.study, "config", "parts.json").read_text())
+
+
+def blocks_of(wildcards):
+    """The blocks that a replicate's generations are drawn in, if they are."""
+    arm, rep = wildcards.arm, wildcards.rep
+    parts = parts_of_jobs()[f"sample/{arm}/rep{rep}"]
+    return [f"results/{wildcards.study}/blocks/{arm}/rep{rep}/{part}" for part in parts]
+
+
+def state_of_part(wildcards, part):
+    """The mark of a part of a training."""
+    return f"results/{wildcards.study}/state/{wildcards.arm}/rep{wildcards.rep}/{part}"
+
+
+def part_before(wildcards):
+    """The part of a training that comes before another, if there is one."""
+    k = int(wildcards.k) - 1
+    return state_of_part(wildcards, f"{k}of{wildcards.parts}") if k else []
+
+
+def last_part(wildcards):
+    """The part that comes before the end, if the training has parts."""
+    parts = parts_of_jobs()[f"train/{wildcards.arm}/rep{wildcards.rep}"]
+    return state_of_part(wildcards, parts[-1]) if parts else []
+
+
+def part_flag(wildcards, input):
+    """The flag that says which part is the last."""
+    count = input.before and Path(input.before).name.partition("of")[2]
+    return f"--part {count}/{count}" if count else ""
+
+
+def training_threads(wildcards):
+    """The threads of all processes of a training."""
+    return STUDY.cluster.threads * STUDY.processes_of(wildcards.arm)
+
+
+def processes_flag(wildcards, resources):
+    """The flag for several processes. As it takes the resources it is no setting for Snakemake, whose change would rerun the job."""
+    count = STUDY.processes_of(wildcards.arm)
+    return f"--processes {count}" if count > 1 else ""
+
+
+def share_of_job(step, wildcards):
+    """The share of a job's work that is done at a time, where the work is cut into parts."""
+    if step not in ("train", "sample"):
+        return 1
+    known = {"train": "{k}of{parts}", "sample": "{first}-{end}"}[step]
+    own = dict(wildcards.items())
+    part = known.format(**own) if {"k", "first"} & own.keys() else None
+    parts = parts_of_jobs()[f"{step}/{wildcards.arm}/rep{wildcards.rep}"]
+    return cost.share_of(STUDY, step, part, parts)
+
+
+def needs(step):
+    """What jobs of a step ask for, as estimated: gpu, mem_mb and runtime (minutes), of the last two more at each attempt."""
+
+    def asked(what, wildcards, attempt):
+        name = wildcards.get("arm") or wildcards.get("job") or ""
+        share = share_of_job(step, wildcards)
+        limit = STUDY.cluster.max_minutes_per_job if step == "train" else None
+        estimate = cost.step_cost(STUDY, step, name, share=share)
+        return estimate.asks(STUDY.cluster.headroom, attempt, limit)[what]
+
+    def function(what):
+        return lambda wildcards, attempt: asked(what, wildcards, attempt)
+
+    return {what: function(what) for what in ("gpu", "mem_mb", "runtime")}

@@ -11,6 +11,7 @@ OUTPUTS:
 localrules:
     data,
     fetch,
+    split,
 
 
 rule fetch:
@@ -70,6 +71,9 @@ rule classifier:
         "results/{study}/logs/data/classifier.log",
     benchmark:
         "results/{study}/benchmarks/data/classifier.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("data/classifier"),
     params:
         out=subpath(output.run, parent=True),
     shell:
@@ -96,6 +100,9 @@ rule dedup:
         "results/{study}/logs/data/dedup.log",
     benchmark:
         "results/{study}/benchmarks/data/dedup.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("data/dedup"),
     params:
         out=subpath(output.run, parent=True),
         classifier=dedup_network_flag,

@@ -31,6 +31,9 @@ rule swap:
         "results/{study}/logs/selection/swap/rep{rep}.log",
     benchmark:
         "results/{study}/benchmarks/selection/swap/rep{rep}.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("report/swap"),
     params:
         out=subpath(output.run, parent=True),
         control=subpath(input.control, parent=True),

@@ -124,22 +124,8 @@ def _inputs(run: dict[str, Any], root: Path, hash_of: Callable[[Path], str]) -> 
             yield f"input {name} ({path}) is not here to be checked", not path.resolve().is_relative_to(root.resolve())
         elif hash_of(path) != recorded["sha256"]:
             yield f"input {name} ({path}) has changed since", False
-        elif _listed(path) not in (None, recorded["sha256"]):
+        elif layout.listed_sha256(path) not in (None, recorded["sha256"]):
             yield f"input {name} ({path}) is not what its own {artifacts.RUN} lists", False
-
-
-def _listed(path: Path) -> str | None:
-    """Return the hash of a file or folder according to the store that it lies in, None outside of stores."""
-    store = next((folder for folder in (path, *path.parents) if (folder / artifacts.RUN).is_file()), None)
-    if store is None or path.name == artifacts.RUN:
-        return None
-    outputs = artifacts.read_run(store)["outputs"]
-    name = path.relative_to(store).as_posix()
-    if path.is_file():
-        return outputs.get(name, "unlisted")
-    prefix = "" if path == store else f"{name}/"
-    inside = {Path(file.removeprefix(prefix)): sha256 for file, sha256 in outputs.items() if file.startswith(prefix)}
-    return artifacts.folder_sha256(inside)
 
 
 def _leftovers(study: config.Study, root: Path, until: str | None) -> Iterator[Problem]:

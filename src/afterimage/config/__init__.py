@@ -32,6 +32,7 @@ from afterimage.config.attribution import (
     Readout,
 )
 from afterimage.config.base import Block, ConfigError, Name, Share, expand
+from afterimage.config.cluster import Cluster, shared_by
 from afterimage.config.data import (
     ArchiveUrl,
     ArrayFile,
@@ -67,6 +68,7 @@ __all__ = [
     "Baseline",
     "Block",
     "Classifier",
+    "Cluster",
     "ConfigError",
     "Counterfactual",
     "Data",
@@ -116,4 +118,5 @@ __all__ = [
     "parse",
     "resolve",
     "schema",
+    "shared_by",
 ]

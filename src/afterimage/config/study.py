@@ -27,6 +27,7 @@ from afterimage.config.arms import (
 )
 from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import Block, ConfigError, Name
+from afterimage.config.cluster import Cluster, shared_by
 from afterimage.config.data import Classifier, Data, Dedup
 from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
@@ -76,6 +77,8 @@ class Study(Block):
     """What pages show."""
     loyal_selection: LoyalSelection | None = None
     """Arms of ``snakemake loyal_selection``, which ``all`` leaves out: where blocks go, and from which timestep on."""
+    cluster: Cluster = Cluster()
+    """How the work is cut into jobs."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
@@ -124,6 +127,22 @@ class Study(Block):
                         + (f" of shards = {arm.shards}" if arm.budget == "total" else "")
                         + f"; the nearest number that can is {max(1, round(train.updates / pieces)) * pieces}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _cluster_fits(self) -> Study:
+        each, size = self.cluster.generations_per_job, self.sample.batch_size
+        if each is not None and each % size:
+            raise ValueError(
+                f"cluster.generations_per_job = {each} is no multiple of sample.batch_size = {size}: jobs draw whole batches"
+            )
+        for name, arm in self.arms.items():
+            train, processes = self.train_of(name), self.processes_of(name)
+            if shared_by(arm.method) == "batch" and train.batch_size % (processes * train.accumulation):
+                raise ValueError(
+                    f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = {train.batch_size}, which is no "
+                    f"multiple of {processes} processes x accumulation = {train.accumulation}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -257,6 +276,14 @@ class Study(Block):
         """Return how many states of the arm's first training are kept for attribution, the last one included; 0 for others."""
         chosen = self.attribution
         return chosen.checkpoints if chosen is not None and chosen.arm == arm else 0
+
+    def processes_of(self, arm: str) -> int:
+        """Return how many processes, each on a GPU of its own, train ``arm`` together: one where its method cannot share."""
+        own = self.arms[arm]
+        if shared_by(own.method) is None:
+            return 1
+        wanted = self.cluster.gpus_per_training
+        return min(wanted, own.shards) if isinstance(own, IetAgc) else wanted
 
     def train_of(self, arm: str) -> Train:
         """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over it."""

@@ -5,11 +5,17 @@ Salimans 2022) for label-conditional nets. The noise of an image depends on the 
 only: not on the arm, so that arms are compared on the same starts, and not on the batch size, which changes an image by no more
 than the rounding of the convolutions (another batch shape, another order of summation; measured at batch sizes 1, 7 and 64 on
 the default study: 1e-5 on the scale [-1, 1], no 8-bit value).
+
+``--block A:B`` draws the images with ids A to B-1 alone, in whole batches, and ``--blocks DIR ...`` makes the result of such blocks:
+the same bytes as one process would have drawn.
+
+The store: ``images.npz``; ``grid.png``, the first 64 of them, which a block does not have.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +33,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from tqdm import tqdm
 
-from afterimage import artifacts, seeds
+from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.model import classes_of
@@ -37,7 +43,23 @@ from afterimage.diffusion.rau_net import redraw
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`")
     parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
+    parts = parser.add_mutually_exclusive_group()
+    parts.add_argument("--block", type=span, metavar="A:B", help="draw the images A to B-1 only; default: all")
+    parts.add_argument("--blocks", type=Path, nargs="+", metavar="DIR", help="results of --block that are to be put together")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
+
+
+def span(text: str) -> tuple[int, int]:
+    """Read ``A:B``.
+
+    Raises:
+        argparse.ArgumentTypeError: unless 0 <= A < B.
+    """
+    found = re.fullmatch(r"(\d+):(\d+)", text)
+    first, end = map(int, found.groups()) if found else (0, 0)
+    if first >= end:
+        raise argparse.ArgumentTypeError(f"{text!r} is no block of images, such as 0:256")
+    return first, end
 
 
 def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dict[str, Any]]:
@@ -211,27 +233,89 @@ def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:
     return Image.fromarray(flat.squeeze(-1) if flat.shape[-1] == 1 else flat)
 
 
+def check_block(block: tuple[int, int], settings: Sample) -> None:
+    """Refuse a block whose batches would be others than those of the whole.
+
+    Raises:
+        ConfigError: naming what is allowed.
+    """
+    first, end = block
+    if end > settings.images or first % settings.batch_size or (end % settings.batch_size and end != settings.images):
+        raise ConfigError(
+            f"--block {first}:{end} must begin and end at a multiple of sample.batch_size = {settings.batch_size}, "
+            f"or end at sample.images = {settings.images}"
+        )
+
+
+def put_together(blocks: Sequence[Path], resolved: dict[str, Any], model_sha256: str) -> tuple[Images, dict[str, Any]]:
+    """Return the images of all blocks in the order of their ids, and what ``run.json`` says of the drawing.
+
+    Args:
+        blocks: Results of ``--block``.
+        resolved: Config of the whole.
+        model_sha256: The network's pipeline folder.
+
+    Raises:
+        ArtifactError: naming the block that is damaged, was made under another config, from another network or by other code; or
+            the images that are missing or there twice.
+    """
+    found: dict[tuple[int, int], tuple[Images, dict[str, Any]]] = {}
+    for folder in blocks:
+        block = artifacts.read_run(folder)["config"].get("block")
+        run = artifacts.check_store(folder, resolved | {"block": block})
+        model = run["inputs"]["model"]
+        if model["sha256"] != model_sha256:
+            raise ArtifactError(f"{folder} was drawn from another network than the one that is now in {model['path']}")
+        if run["code_sha256"] != provenance.fingerprint(__name__):
+            raise ArtifactError(f"{folder} was drawn by other code than that of {__name__} and what it imports now")
+        found[tuple(block)] = artifacts.load_images(folder / "images.npz", check=False), run["facts"]
+    spans = sorted(found)
+    at = 0
+    for first, end in [*spans, (resolved["settings"]["images"], 0)]:
+        if first != at:
+            raise ArtifactError(
+                f"images {min(first, at)} to {max(first, at) - 1} are {'missing' if at < first else 'there twice'}"
+            )
+        at = end
+    images, facts = zip(*(found[block] for block in spans), strict=True)
+    labels = np.concatenate([each.labels for each in images])
+    whole = Images.of(np.concatenate([each.pixels for each in images]), np.concatenate([each.ids for each in images]), labels)
+    seconds = sum(each["sampling_seconds"] for each in facts)
+    return whole, facts[0] | drawn(len(whole), seconds) | {"parts": [f"{first}-{end}" for first, end in spans]}
+
+
+def drawn(images: int, seconds: float) -> dict[str, Any]:
+    """Return what ``run.json`` says of the pace."""
+    return {"images": images, "sampling_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+
+
+def draw(pipeline: Path, resolved: dict[str, Any], settings: Sample, block: tuple[int, int]) -> tuple[Images, dict[str, Any]]:
+    """Return the images of a block, and what ``run.json`` says of the drawing."""
+    disable_progress_bar()
+    unet, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
+    device = PartialState().device
+    classes = classes_of(unet)
+    ids = np.arange(*block)
+    labels = None if classes is None else ids % classes
+    started = time.monotonic()
+    pixels = generate(unet.to(device), scheduler_config, ids, settings, resolved["seed"], resolved["replicate"], labels)
+    facts = {"batch_size": settings.batch_size, "device": str(device), "threads": torch.get_num_threads(), "parts": []}
+    return Images.of(pixels, ids, labels), facts | drawn(len(ids), time.monotonic() - started)
+
+
 def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, "sample")
     settings = Sample.model_validate(resolved["settings"])
-    folder = trained_pipeline(args.model, settings.weights)
-    with artifacts.step(resolved, args.out, {"model": folder}, (__name__,)) as step:
-        disable_progress_bar()
-        unet, scheduler_config = load_trained(folder, resolved["seed"], resolved["replicate"])
-        device = PartialState().device
-        classes = classes_of(unet)
-        ids = np.arange(settings.images)
-        labels = None if classes is None else ids % classes
-        started = time.monotonic()
-        pixels = generate(unet.to(device), scheduler_config, ids, settings, resolved["seed"], resolved["replicate"], labels)
-        seconds = time.monotonic() - started
-        Images.of(pixels, ids, labels).save(step.folder / "images.npz")
-        grid(pixels[:64]).save(step.folder / "grid.png")
-        step.note(
-            images=len(ids),
-            batch_size=settings.batch_size,
-            device=str(device),
-            threads=torch.get_num_threads(),
-            sampling_seconds=round(seconds, 3),
-            images_per_second=round(len(ids) / seconds, 1),
-        )
+    pipeline = trained_pipeline(args.model, settings.weights)
+    if args.block is not None:
+        check_block(args.block, settings)
+    own = resolved if args.block is None else resolved | {"block": list(args.block)}
+    with artifacts.step(own, args.out, {"model": pipeline}, (__name__,)) as step:
+        if args.blocks:
+            images, facts = put_together(args.blocks, resolved, step.input_sha256["model"])
+        else:
+            images, facts = draw(pipeline, resolved, settings, args.block or (0, settings.images))
+        images.save(step.folder / "images.npz")
+        if args.block is None:
+            grid(images.pixels[:64]).save(step.folder / "grid.png")
+        step.note(**facts)

@@ -48,6 +48,7 @@ class Job:
         accelerator: Device and precision.
         store: Where unfinished states go.
         states: Networks to keep of this run, evenly spread over the budget, the last one included; 0 or 1 keeps that alone.
+        share: (k, K): this process leaves when k/K of the budget is spent.
     """
 
     seed: int
@@ -65,6 +66,7 @@ class Job:
     accelerator: Accelerator
     store: Store
     states: int = 0
+    share: tuple[int, int] = (1, 1)
 
     @property
     def kept(self) -> Path:
@@ -102,6 +104,7 @@ class Job:
             batch_size=batch_size or self.train.batch_size,
             log_every=self.train.log_every,
             checkpoint_every=self.train.checkpoint_every,
+            share=self.share,
         )
 
 

@@ -5,7 +5,8 @@ that it is given. As ``update`` draws everything from (seed, s), a run that was 
 command ends with the same bits on a CPU (with the same number of threads).
 
 SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the running update finish, save the state, and leave with exit
-status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second SIGINT stops at once.
+status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second SIGINT stops at once. A process that is to spend only a
+share of the budget leaves in the same way when it has, but with status 0.
 
 Where a method trains in several processes, all of them call ``run``. ``update`` must return the same numbers in each. The first
 writes, and saves what ``tensors`` returns to it; a signal to any stops all after the same update.
@@ -78,8 +79,9 @@ def run(
     batch_size: int,
     log_every: int,
     checkpoint_every: int,
+    share: tuple[int, int] = (1, 1),
 ) -> Progress:
-    """Call ``update`` until the budget is spent, going on from the last saved state.
+    """Call ``update`` until the budget is spent, or a share of it, going on from the last saved state.
 
     Args:
         update: Does update s and returns numbers; the curves get their means over ``log_every`` updates.
@@ -89,12 +91,15 @@ def run(
         batch_size: Images per update, for the speed.
         log_every: Updates between two points of the curves.
         checkpoint_every: Updates between two saved states. The last update is always saved.
+        share: (k, K): stop when k/K of the budget, rounded up, is spent. Processes that do the shares tell each other nothing but
+            the state, so that it does not matter how many there are, or whether one is left out.
 
     Raises:
         DivergedError: naming the update and the last saved state.
-        SystemExit: with status 75 after a signal, the state being saved.
+        SystemExit: with status 75 after a signal, with 0 when a share that is not the whole is spent, the state being saved.
     """
     progress = _resume(parts, store)
+    goal = -(-updates * share[0] // share[1])
     started, counted = time.monotonic() - progress.seconds, progress.update
     mark = line = time.monotonic()
     with (
@@ -102,7 +107,7 @@ def run(
         (store.curves if ranks.first() else Path(os.devnull)).open("a") as curves,
         tqdm(total=updates, initial=progress.update, unit="update", disable=None if ranks.first() else True) as bar,
     ):
-        while progress.update < updates:
+        while progress.update < goal:
             s = progress.update
             try:
                 values = update(s)
@@ -125,22 +130,26 @@ def run(
                     curves.write(json.dumps({"step": progress.update, "name": name, "value": value}) + "\n")
                 curves.flush()
                 bar.set_postfix_str(f"loss {point['loss']:.4f}, {point['images_per_second']:.0f} images/s")
-                if bar.disable and ranks.first() and (now - line > LINE_EVERY or progress.update == updates):
+                if bar.disable and ranks.first() and (now - line > LINE_EVERY or progress.update == goal):
                     text = ", ".join(f"{name} {value:.4g}" for name, value in point.items())
                     print(f"update {progress.update} of {updates}: {text}", file=sys.stderr, flush=True)
                     line = now
                 progress.pending, counted, mark = {}, progress.update, now
-            if progress.update % checkpoint_every == 0 or progress.update == updates or stopping:
+            if progress.update % checkpoint_every == 0 or progress.update == goal or stopping:
                 progress.seconds = now - started
                 tensors = _gather(parts)
                 if ranks.first():
                     os.fsync(curves.fileno())
                     saved = store.save(progress.update, tensors, {"curves": curves.tell(), **vars(progress)})
-                if stopping and progress.update < updates:
+                if stopping and progress.update < goal:
                     if ranks.first():
                         reason = stop[0] if stop else "a signal to another process"
                         print(f"stopped by {reason} after update {progress.update}; saved {saved}", file=sys.stderr)
                     raise SystemExit(REQUEUE)
+    if share[0] < share[1]:
+        if ranks.first():
+            print(f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} updates", file=sys.stderr)
+        raise SystemExit(0)
     return progress
 
 

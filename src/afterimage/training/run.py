@@ -1,10 +1,16 @@
 """``afterimage train run``: train one replicate of one arm, or continue it; run the same command again after a stop.
 
 Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a state of the same config,
-inputs and code; after a change of any it starts afresh. A method that can share its work among W processes (``PARALLEL``) may be
-started by ``torchrun --nproc_per_node W -m afterimage.cli train run``. Where they share a run's networks the result has the same bits;
-where they share every batch, the same data in the same order, and sums of another order. A state goes on with any number of
-processes. After a signal it is saved in the same way, but torchrun itself ends with status 1.
+inputs and code; after a change of any it starts afresh.
+
+``--part k/K`` ends a run when k/K of its updates are done, for jobs that have less time than it takes: the state is saved, nothing is
+written into ``--out``, and the status is 0. The last part, or the same command without the flag, does what is left and finishes. The
+bits are those of an uninterrupted run, whatever parts there were.
+
+``--processes W`` shares the work among W processes on one machine, a GPU for each, if the method can (``PARALLEL``). Where they share
+a run's networks the result has the same bits; where they share every batch, the same data in the same order, and sums of another
+order. A state goes on with any number of processes. They may also be started by ``torchrun -m afterimage.cli train run``; after a
+signal the state is saved in the same way, but torchrun itself ends with status 1.
 
 The store that a finished run leaves:
 
@@ -18,7 +24,10 @@ The store that a finished run leaves:
 from __future__ import annotations
 
 import argparse
+import os
+import re
 import shutil
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,6 +46,7 @@ from afterimage.diffusion.model import build_scheduler, build_unet, save_pipelin
 from afterimage.training import ranks
 from afterimage.training.checkpoint import Store
 from afterimage.training.determinism import same_bits
+from afterimage.training.launch import launch
 from afterimage.training.task import Pixels
 
 
@@ -47,7 +57,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--base", type=Path, metavar="DIR", help="finished training of the arm that this one starts from")
     parser.add_argument("--matched", type=Path, metavar="DIR", help="finished training of the arm whose budget is matched")
     parser.add_argument("--extraction", type=Path, metavar="DIR", help="extraction attack whose finds are to be forgotten")
+    parser.add_argument(
+        "--part", type=share, default=(1, 1), metavar="k/K", help="end when this share of the updates is done; default: all"
+    )
+    parser.add_argument(
+        "--processes", type=int, default=1, metavar="W", help="processes that share the work (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
+
+
+def share(text: str) -> tuple[int, int]:
+    """Read ``k/K``.
+
+    Raises:
+        argparse.ArgumentTypeError: unless 1 <= k <= K.
+    """
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    k, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= k <= parts:
+        raise argparse.ArgumentTypeError(f"{text!r} is no share of a run, such as 2/3")
+    return k, parts
 
 
 def members(images: Images, fraction: float, rng: np.random.Generator) -> np.ndarray:
@@ -102,7 +131,9 @@ def accelerator_for(train: Train) -> Accelerator:
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
+    if args.processes > 1 and "RANK" not in os.environ:
+        return launch([sys.executable, "-m", "afterimage.cli", *args.argv], args.processes)
     resolved = artifacts.read_config(args.config, "train")
     settings = resolved["settings"]
     arm: Arm = TypeAdapter(AnyArm).validate_python(settings["arm"])
@@ -172,6 +203,7 @@ def run(args: argparse.Namespace) -> None:
             accelerator=accelerator,
             store=Store(args.state, {"config": resolved, "inputs": hashes, "code": provenance.fingerprint(*entries)}),
             states=settings["states"],
+            share=args.part,
         )
         table = pd.DataFrame(
             {"id": everything.ids, "source": everything.sources, "trained": trained_on, "forgotten": forgotten}
@@ -181,7 +213,7 @@ def run(args: argparse.Namespace) -> None:
     if not ranks.first():
         method.train(prepare({name: artifacts.sha256(path) for name, path in inputs.items()})[0])
         ranks.leave()
-        return
+        return None
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         job, table = prepare(step.input_sha256)
         result = method.train(job)
@@ -199,6 +231,7 @@ def run(args: argparse.Namespace) -> None:
             parameters=sum(p.numel() for p in result.raw.parameters()),
             device=str(accelerator.device),
             processes=ranks.count(),
+            parts=[f"{k}of{args.part[1]}" for k in range(1, args.part[1])],
             threads=torch.get_num_threads(),
             training_seconds=round(done.seconds, 3),
             images_per_second=round(result.spent.images_seen / done.seconds, 1),
@@ -207,3 +240,4 @@ def run(args: argparse.Namespace) -> None:
         )
     job.store.remove()
     ranks.leave()
+    return None

@@ -1,0 +1,264 @@
+"""What can go wrong on a cluster. Each ends with complete results, those of an undisturbed run, and with no more done than need be."""
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BOTH = ("baseline", "dedup")
+
+
+def running(study, cluster, *arms, seconds=120.0):
+    """Wait until some trainings are at work; return arm -> SLURM job."""
+    for arm in arms:
+        cluster.wait_for(lambda arm=arm: study.progress(arm), f"the training of {arm}", seconds)
+    return {arm: cluster.job_of(f"rule_fit_wildcards_slurm_{arm}_0", "RUNNING") for arm in arms}
+
+
+def only_signals_save(study):
+    """Let a training save its state only where it is told to stop; the result is the same."""
+    study.edit("train", "checkpoint_every", value=1_000_000)
+
+
+# ---- jobs ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_that_fails_once(cluster, untrained, same):
+    tool = Path(sys.executable).parent / "afterimage"
+    wrapped = untrained.folder / "bin" / "afterimage"
+    wrapped.parent.mkdir()
+    wrapped.write_text(
+        "#!/bin/sh\n"
+        'case "$*" in *"train run"*/baseline/*) [ -e failed ] || { touch failed; echo bad luck >&2; exit 1; };; esac\n'
+        f'exec {tool} "$@"\n'
+    )
+    wrapped.chmod(0o755)
+    untrained.slurm("--", "train")
+    assert (untrained.folder / "failed").exists()
+    assert untrained.trainings() == {"baseline": 2, "dedup": 1}
+    same(untrained, "data", "train")
+
+
+def test_a_job_that_is_cancelled(cluster, untrained, same, stop):
+    only_signals_save(untrained)
+    process = untrained.begin("--", "train")
+    stop(process)
+    job = running(untrained, cluster, "baseline")["baseline"]
+    subprocess.run(["scancel", job], check=True)
+    assert untrained.wait(process) == 0
+    assert untrained.trainings() == {"baseline": 2, "dedup": 1}
+    assert untrained.facts("baseline")["resumed_at"], "SIGTERM reaches the training, which saves"
+    assert untrained.facts("dedup")["resumed_at"] == []
+    same(untrained, "data", "train")
+
+
+LONG = 20_000
+"""Updates that take longer than a minute, the shortest limit that SLURM knows."""
+
+
+@pytest.fixture
+def long(untrained, stop):
+    """One training of more than a minute, and the same without a cluster."""
+    untrained.edit("arms", value={"baseline": {"method": "baseline", "train": {"updates": LONG}}})
+    only_signals_save(untrained)
+    shutil.copytree(untrained.folder, untrained.folder.with_name("local"))
+    plain = type(untrained)(untrained.folder.with_name("local"))
+    plain.run("snakemake", "--cores", "1", "--", "train")
+    assert float(plain.facts("baseline")["training_seconds"]) > 75, "this machine is too fast for the test: raise LONG"
+    return untrained, plain
+
+
+@pytest.mark.parametrize("warning", ["profile", "none"])
+def test_a_time_limit_in_the_middle_of_a_training(cluster, long, warning, stop):
+    """With the warning that the profile asks for, and with the SIGTERM that SLURM sends at the limit anyway."""
+    study, plain = long
+    extra = [] if warning == "profile" else ["slurm_extra="]
+    limit = ["--default-resources", "mem_mb=2000", *(extra or ["slurm_extra='--signal=USR1@20'"])]
+    process = study.begin("--set-resources", "fit:runtime=1", *limit, "--retries", "4", "--", "train")
+    stop(process)
+    assert study.wait(process, 900) == 0
+    facts = study.facts("baseline")
+    assert facts["resumed_at"]
+    assert facts["updates"] == LONG
+    assert study.trainings()["baseline"] == len(facts["resumed_at"]) + 1, (
+        "every job went on where the one before it had stopped"
+    )
+    for name in ("pipeline", "raw"):
+        made, expected = (one.results / "train/baseline/rep0" / name / "unet" for one in (study, plain))
+        weights = "diffusion_pytorch_model.safetensors"
+        assert (made / weights).read_bytes() == (expected / weights).read_bytes()
+    assert "0 problem(s)" in study.run("afterimage", "verify", "train").stdout
+
+
+# ---- machines -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_node_that_goes_down(cluster, untrained, same, stop):
+    # With all GPUs of a node for each training, the two are on different nodes.
+    process = untrained.begin("--set-resources", f"fit:gpu={cluster.gpus}", "--", "train")
+    stop(process)
+    job = running(untrained, cluster, *BOTH)["baseline"]
+    cluster.wait_for(lambda: untrained.saved("baseline"), "a saved state")
+    cluster.kill_node(cluster.jobs()[job][2])
+    assert untrained.wait(process) == 0
+    assert untrained.trainings() == {"baseline": 2, "dedup": 1}
+    assert untrained.facts("baseline")["resumed_at"]
+    assert untrained.facts("dedup")["resumed_at"] == []
+    same(untrained, "data", "train")
+
+
+def test_a_controller_that_is_restarted(cluster, untrained, same, stop):
+    process = untrained.begin("--", "train")
+    stop(process)
+    running(untrained, cluster, *BOTH)
+    cluster.stop_controller()
+    time.sleep(15)
+    cluster.start_controller()
+    assert untrained.wait(process) == 0
+    assert untrained.trainings() == {"baseline": 1, "dedup": 1}
+    same(untrained, "data", "train")
+
+
+@pytest.fixture
+def small_disk(untrained):
+    """Results on a file system of their own, with next to no room; the function makes room."""
+    kept = untrained.folder / "kept"
+    untrained.results.rename(kept)
+    untrained.results.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", untrained.results], capture_output=True, text=True
+    )
+    if mounted.returncode:
+        pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
+    shutil.copytree(kept, untrained.results, dirs_exist_ok=True, copy_function=shutil.copy2)
+    ballast = untrained.results / "ballast"
+    room = shutil.disk_usage(untrained.results).free - 96 * 1024
+    ballast.write_bytes(bytes(room))
+    yield ballast.unlink
+    subprocess.run(["umount", "--lazy", untrained.results], check=True)
+
+
+def test_a_full_disk(cluster, untrained, small_disk, same):
+    failed = untrained.slurm("--retries", "0", "--", "train", check=False)
+    assert failed.returncode != 0
+    assert not list(untrained.results.glob("train/*/rep0/run.json")), "nothing half-written is taken for a result"
+    assert "No space left on device" in failed.stdout + failed.stderr
+    small_disk()
+    untrained.slurm("--", "train")
+    assert untrained.trainings() == {"baseline": 2, "dedup": 2}
+    same(untrained, "data", "train")
+
+
+# ---- snakemake itself ---------------------------------------------------------------------------------------------------
+
+
+def test_ctrl_c_and_again(cluster, untrained, same, stop):
+    only_signals_save(untrained)
+    process = untrained.begin("--", "train")
+    stop(process)
+    running(untrained, cluster, *BOTH)
+    os.kill(process.pid, signal.SIGINT)
+    assert untrained.wait(process, 120) != 0
+    cluster.wait_for(lambda: not cluster.jobs(), "the jobs to be cancelled")
+    untrained.slurm("--", "train")
+    assert untrained.trainings() == {"baseline": 2, "dedup": 2}
+    assert all(untrained.facts(arm)["resumed_at"] for arm in BOTH), "the trainings went on where they were"
+    same(untrained, "data", "train")
+
+
+def test_a_killed_snakemake_is_recovered_from(cluster, untrained, same, stop):
+    only_signals_save(untrained)
+    process = untrained.begin("--", "train")
+    stop(process)
+    jobs = running(untrained, cluster, *BOTH)
+    process.kill()
+    process.wait()
+    assert set(jobs.values()) <= set(cluster.jobs("RUNNING")), "orphans"
+    refused = untrained.slurm("--", "train", check=False)
+    assert refused.returncode != 0
+    assert "afterimage recover" in refused.stdout + refused.stderr
+
+    shown = untrained.run("afterimage", "recover", "--dry-run").stdout
+    assert "(fit of slurm_baseline_0, running)" in shown
+    assert set(jobs.values()) <= set(cluster.jobs("RUNNING"))
+    done = untrained.run("afterimage", "recover").stdout
+    assert f"2 job(s) ended; {untrained.folder} is unlocked" in done
+    assert "to go on, type: snakemake --profile slurm" in done
+    assert not cluster.jobs()
+
+    untrained.slurm("--", "train")
+    assert untrained.trainings() == {"baseline": 2, "dedup": 2}
+    assert all(untrained.facts(arm)["resumed_at"] for arm in BOTH)
+    same(untrained, "data", "train")
+
+
+def test_two_calls_at_once(cluster, untrained, same, stop):
+    process = untrained.begin("--", "train")
+    stop(process)
+    running(untrained, cluster, *BOTH)
+    settings = untrained.settings()
+    second = untrained.slurm("--", "train", check=False)
+    assert second.returncode != 0
+    assert "Directory cannot be locked" in second.stdout + second.stderr
+    assert "train" in untrained.run("snakemake", "--profile", "slurm", "--dry-run", "--", "train").stdout
+    untrained.run("snakemake", "--lint")
+
+    study = untrained.params.read_text()
+    untrained.edit("train", "updates", value=10)
+    for command in (["--dry-run", "--", "train"], ["--", "train"]):
+        other = untrained.slurm(*command, check=False)
+        assert other.returncode != 0
+        assert "works with results/slurm/config. The study or the code is another one now" in other.stdout + other.stderr
+    assert untrained.settings() == settings
+    untrained.params.write_text(study)
+
+    assert untrained.wait(process) == 0
+    assert untrained.trainings() == {"baseline": 1, "dedup": 1}
+    same(untrained, "data", "train")
+
+
+# ---- results ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["deleted", "truncated"])
+def test_an_artifact_is(cluster, finished, same, harm):
+    images = finished.results / "sample/dedup/rep0/images.npz"
+    if harm == "deleted":
+        images.unlink()
+    else:
+        images.write_bytes(images.read_bytes()[:1000])
+        assert "truncated or changed" in finished.run("afterimage", "verify", check=False).stdout
+        refused = finished.slurm("--retries", "0", "--", "attack", check=False)
+        assert refused.returncode != 0
+        assert "images.npz is not the file that" in refused.stdout + refused.stderr
+        shutil.rmtree(images.parent)
+    before = finished.submissions()
+    finished.slurm("--", "attack")
+    assert (finished.submissions() - before)["draw", "slurm_dedup_0"] == 1
+    assert not {rule for rule, _ in finished.submissions() - before} & {"fit", "split", "classifier", "dedup"}
+    same(finished, "data", "train", "sample", "attack")
+
+
+def test_a_preempted_job(cluster, untrained, same, stop):
+    """A partition whose jobs are put back into the queue; the profile's line for it is ``slurm-requeue: true``."""
+    profile = untrained.folder / "slurm" / "profile.yaml"
+    profile.write_text(profile.read_text().replace("slurm-no-requeue: true", "slurm-requeue: true"))
+    only_signals_save(untrained)
+    process = untrained.begin("--set-resources", f"fit:gpu={cluster.gpus}", "--", "train")
+    stop(process)
+    job = running(untrained, cluster, *BOTH)["baseline"]
+    node = cluster.jobs()[job][2]
+    urgent = ["sbatch", "--partition", "urgent", "--nodelist", node, "--exclusive", "--output", "/dev/null"]
+    subprocess.run([*urgent, "--wrap", "sleep 5"], check=True)
+    with contextlib.suppress(AssertionError):
+        cluster.wait_for(lambda: job not in cluster.jobs("RUNNING"), "the preemption", 40)
+    assert untrained.wait(process) == 0
+    assert untrained.trainings() == {"baseline": 1, "dedup": 1}, "SLURM starts the same job again"
+    assert untrained.facts("baseline")["resumed_at"]
+    same(untrained, "data", "train")

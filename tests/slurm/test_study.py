@@ -1,0 +1,33 @@
+"""The whole study on a cluster: the command of the README, and the results of a run without a cluster."""
+
+PHASES = ("data", "train", "sample", "attack")
+ONCE = ("classifier", "dedup")
+OF_AN_ARM = ("fit", "draw", "extraction", "quality", "membership")
+
+
+def test_the_command_gives_the_results_of_a_local_run(cluster, empty, local, same):
+    done = empty.run("snakemake", "--profile", "slurm", "all")
+    same(empty, *PHASES)
+    same(empty, "report/tables")
+    expected = {(rule, "slurm"): 1 for rule in ONCE}
+    expected |= {(rule, f"slurm_{arm}_0"): 1 for rule in OF_AN_ARM for arm in ("baseline", "dedup")}
+    assert empty.submissions() == expected, "one SLURM job for each job that is no local rule"
+    assert "Look at results/slurm/report/pages" in done.stdout + done.stderr
+    assert not cluster.jobs()
+    again = empty.run("snakemake", "--profile", "slurm", "all")
+    assert "Nothing to be done" in again.stdout + again.stderr
+
+
+def test_results_elsewhere(cluster, empty, same, tmp_path):
+    """``--directory``: results and records on another file system than the clone."""
+    elsewhere = tmp_path / "scratch"
+    elsewhere.mkdir()
+    empty.slurm("--directory", str(elsewhere), "--configfile", "params.yaml", "--", "data")
+    assert not (empty.folder / "results").exists()
+    empty.results = elsewhere / "results" / "slurm"
+    done = empty.run(
+        "snakemake", "--profile", "slurm", "--directory", str(elsewhere), "--configfile", "params.yaml", "-n", "--", "data"
+    )
+    assert "Nothing to be done" in done.stdout + done.stderr
+    for name in ("split/train.npz", "classifier/classifier.safetensors", "dedup/train.npz"):
+        assert (empty.results / "data" / name).is_file()

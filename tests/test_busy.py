@@ -1,0 +1,70 @@
+"""Two calls of snakemake at once: the second may look, and may not change what the jobs of the first will read."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from afterimage import busy, config
+
+
+@pytest.fixture
+def study(params: dict) -> Callable[..., config.Study]:
+    def make(**changes: object) -> config.Study:
+        arms = {"baseline": {"method": "baseline"}}
+        return config.parse(params | {"loyal_selection": None, "arms": arms} | changes)
+
+    return make
+
+
+def settings(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != busy.LOCK}
+
+
+def test_other_settings_are_refused_while_a_process_holds_the_study(tmp_path, study):
+    hold = busy.write_configs(study(), tmp_path, tmp_path / ".snakemake")
+    assert (hold.lock is not None, hold.others) == (True, "")
+    before = settings(tmp_path)
+    same = busy.write_configs(study(), tmp_path, tmp_path / ".snakemake")
+    assert same.lock is None
+    assert f"process {os.getpid()} on " in same.others
+    with pytest.raises(
+        busy.ArtifactError, match=r"process \d+ on .* works with .*/default/config.*2 files.*afterimage recover"
+    ):
+        busy.write_configs(study(sample={"images": 7}), tmp_path, tmp_path / ".snakemake")
+    assert settings(tmp_path) == before
+    hold.lock.close()
+    assert busy.holder(tmp_path / "default/config") is None
+    assert busy.write_configs(study(sample={"images": 7}), tmp_path, tmp_path / ".snakemake").others == ""
+    assert settings(tmp_path) != before
+
+
+def test_the_lock_goes_with_its_process(tmp_path, study):
+    busy.write_configs(study(), tmp_path, tmp_path / ".snakemake").lock.close()
+    script = "import fcntl, sys, time; f = open(sys.argv[1]); fcntl.flock(f, fcntl.LOCK_EX); print(flush=True); time.sleep(60)"
+    folder = tmp_path / "default/config"
+    child = subprocess.Popen([sys.executable, "-c", script, str(folder / busy.LOCK)], stdout=subprocess.PIPE)
+    child.stdout.readline()
+    assert busy.holder(folder) is not None
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert busy.holder(folder) is None
+
+
+def test_the_lock_of_a_killed_snakemake_keeps_its_jobs_settings(tmp_path, study, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    results, engine = Path("results"), Path(".snakemake")
+    busy.write_configs(study(), results, engine).lock.close()
+    (engine / "locks").mkdir(parents=True)
+    (engine / "locks/0.output.lock").write_text("results/other/run.json\n")
+    assert busy.write_configs(study(sample={"images": 7}), results, engine).others == ""
+    (engine / "locks/1.output.lock").write_text("x\nresults/default/data/fetch/run.json\n")
+    with pytest.raises(busy.ArtifactError, match=r"\.snakemake/locks/1\.output\.lock says"):
+        busy.write_configs(study(sample={"images": 8}), results, engine)
+    assert ".snakemake/locks/1.output.lock" in busy.write_configs(study(sample={"images": 7}), results, engine).others
