@@ -131,5 +131,7 @@ def test_what_is_no_block_is_refused(flags, command, tmp_path):
 def test_blocks_of_a_study_are_whole_batches(params):
     params["sample"]["batch_size"] = 64
     params["cluster"] = {"generations_per_job": 100}
-    with pytest.raises(config.ConfigError, match=r"cluster\.generations_per_job = 100 is no multiple of sample\.batch_size = 64"):
+    with pytest.raises(
+        config.ConfigError, match=r"cluster\.generations_per_job = 100 is no multiple of sample\.batch_size = 64"
+    ):
         config.parse(params)

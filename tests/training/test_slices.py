@@ -171,7 +171,7 @@ def test_a_method_that_cannot_share_is_refused_in_several_processes(study, capfd
 @pytest.mark.slow
 def test_processes_are_started_stopped_and_go_on_in_parts(study, tmp_path, capfd):
     """Two processes, stopped by a signal to the one that started them; the rest of the part by two, the rest of the run by one."""
-    command = study(updates=400, checkpoint_every=1000, log_every=1)
+    command = study(updates=160, checkpoint_every=1000, log_every=1)
     state = tmp_path / "state"
     both = [sys.executable, "-m", "afterimage.cli", *command, "--part", "1/2", "--processes", "2"]
     process = subprocess.Popen(both, env=os.environ | {"OMP_NUM_THREADS": "1"})
@@ -181,12 +181,12 @@ def test_processes_are_started_stopped_and_go_on_in_parts(study, tmp_path, capfd
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75
     (stopped_at,) = updates_saved(tmp_path)
-    assert 0 < stopped_at < 200
+    assert 0 < stopped_at < 80
     assert status(command, "--part", "1/2", "--processes", "2") == 0
-    assert updates_saved(tmp_path)[-1] == 200
+    assert updates_saved(tmp_path)[-1] == 80
     assert not (tmp_path / "out").exists()
     assert status(command) == 0
     facts = artifacts.read_run(tmp_path / "out")["facts"]
-    assert facts["resumed_at"] == [stopped_at, 200]
+    assert facts["resumed_at"] == [stopped_at, 80]
     assert facts["processes"] == 1
     assert "stopped by SIGTERM" in capfd.readouterr().err
