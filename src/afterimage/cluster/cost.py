@@ -150,9 +150,8 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
         study: With the arms of its selection, if the job is one of theirs.
         step: Key of ``config.STEPS``.
         name: The job's arm, or what tells the step's jobs apart.
-        share: Of the work, for one of several jobs that do it in parts; each has a start of its own. What only puts parts
-        together
-            runs no network.
+        share: Of the work, for one of several jobs that do it in parts; each has a start of its own. What only puts
+            parts together runs no network.
 
     Raises:
         KeyError: for a step that nobody has counted.
