@@ -68,6 +68,15 @@ class Study(workflow.Workspace):
         except subprocess.TimeoutExpired:
             raise AssertionError(f"snakemake has not ended after {seconds:.0f} s") from None
 
+    def untrained(self, folder):
+        """Return a copy of a finished study without what comes after its data phase."""
+        shutil.copytree(self.folder, folder, copy_function=shutil.copy2)
+        made = Study(folder)
+        for name in ("train", "sample", "attack", "report", "track", "state"):
+            shutil.rmtree(made.results / name, ignore_errors=True)
+        shutil.rmtree(folder / ".snakemake" / "log")
+        return made
+
     def submissions(self):
         """Return (rule, wildcards) -> number of SLURM jobs, over all calls of snakemake so far."""
         logs = (path.read_text() for path in (self.folder / ".snakemake/log").glob("*.log"))
@@ -150,13 +159,7 @@ def empty(tmp_path):
 @pytest.fixture
 def untrained(local, tmp_path):
     """A clone whose data phase is done: what is left to the cluster are the two trainings and what follows."""
-    folder = tmp_path / "clone"
-    shutil.copytree(local.folder, folder, copy_function=shutil.copy2)
-    made = Study(folder)
-    for name in ("train", "sample", "attack", "report", "track", "state"):
-        shutil.rmtree(made.results / name, ignore_errors=True)
-    shutil.rmtree(folder / ".snakemake" / "log")
-    return made
+    return local.untrained(tmp_path / "clone")
 
 
 @pytest.fixture

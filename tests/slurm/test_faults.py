@@ -21,6 +21,11 @@ def running(study, cluster, *arms, seconds=120.0):
     return {arm: cluster.job_of(f"rule_fit_wildcards_slurm_{arm}_0", "RUNNING") for arm in arms}
 
 
+def lost(study, arm, done):
+    """Return how many updates were done twice: those between where the next job went on and ``done``, where the curves were."""
+    return max(0, done - study.facts(arm)["resumed_at"][0])
+
+
 def only_signals_save(study):
     """Let a training save its state only where it is told to stop; the result is the same."""
     study.edit("train", "checkpoint_every", value=1_000_000)
@@ -50,34 +55,40 @@ def test_a_job_that_is_cancelled(cluster, untrained, same, stop):
     process = untrained.begin("--", "train")
     stop(process)
     job = running(untrained, cluster, "baseline")["baseline"]
+    done = untrained.progress("baseline")
     subprocess.run(["scancel", job], check=True)
     assert untrained.wait(process) == 0
     assert untrained.trainings() == {"baseline": 2, "dedup": 1}
-    assert untrained.facts("baseline")["resumed_at"], "SIGTERM reaches the training, which saves"
+    assert lost(untrained, "baseline", done) == 0, "SIGTERM reaches the training, which saves"
     assert untrained.facts("dedup")["resumed_at"] == []
     same(untrained, "data", "train")
 
 
-LONG = 20_000
+LONG = 7_000
 """Updates that take longer than a minute, the shortest limit that SLURM knows."""
 
 
-@pytest.fixture
-def long(untrained, stop):
-    """One training of more than a minute, and the same without a cluster."""
-    untrained.edit("arms", value={"baseline": {"method": "baseline", "train": {"updates": LONG}}})
-    only_signals_save(untrained)
-    shutil.copytree(untrained.folder, untrained.folder.with_name("local"))
-    plain = type(untrained)(untrained.folder.with_name("local"))
-    plain.run("snakemake", "--cores", "1", "--", "train")
-    assert float(plain.facts("baseline")["training_seconds"]) > 75, "this machine is too fast for the test: raise LONG"
-    return untrained, plain
+def lengthen(study):
+    """Leave one training of more than a minute in a study."""
+    study.edit("arms", value={"baseline": {"method": "baseline", "train": {"updates": LONG}}})
+    only_signals_save(study)
+
+
+@pytest.fixture(scope="module")
+def long_local(local, tmp_path_factory):
+    """The long training without a cluster."""
+    made = local.untrained(tmp_path_factory.mktemp("long") / "clone")
+    lengthen(made)
+    made.run("snakemake", "--cores", "1", "--", "train")
+    assert float(made.facts("baseline")["training_seconds"]) > 70, "this machine is too fast for the test: raise LONG"
+    return made
 
 
 @pytest.mark.parametrize("warning", ["profile", "none"])
-def test_a_time_limit_in_the_middle_of_a_training(cluster, long, warning, stop):
+def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local, warning, stop):
     """With the warning that the profile asks for, and with the SIGTERM that SLURM sends at the limit anyway."""
-    study, plain = long
+    study = untrained
+    lengthen(study)
     extra = [] if warning == "profile" else ["slurm_extra="]
     limit = ["--default-resources", "mem_mb=2000", *(extra or ["slurm_extra='--signal=USR1@20'"])]
     process = study.begin("--set-resources", "fit:runtime=1", *limit, "--retries", "4", "--", "train")
@@ -90,7 +101,7 @@ def test_a_time_limit_in_the_middle_of_a_training(cluster, long, warning, stop):
         "every job went on where the one before it had stopped"
     )
     for name in ("pipeline", "raw"):
-        made, expected = (one.results / "train/baseline/rep0" / name / "unet" for one in (study, plain))
+        made, expected = (one.results / "train/baseline/rep0" / name / "unet" for one in (study, long_local))
         weights = "diffusion_pytorch_model.safetensors"
         assert (made / weights).read_bytes() == (expected / weights).read_bytes()
     assert "0 problem(s)" in study.run("afterimage", "verify", "train").stdout
@@ -105,10 +116,11 @@ def test_a_node_that_goes_down(cluster, untrained, same, stop):
     stop(process)
     job = running(untrained, cluster, *BOTH)["baseline"]
     cluster.wait_for(lambda: untrained.saved("baseline"), "a saved state")
+    done = untrained.progress("baseline")
     cluster.kill_node(cluster.jobs()[job][2])
     assert untrained.wait(process) == 0
     assert untrained.trainings() == {"baseline": 2, "dedup": 1}
-    assert untrained.facts("baseline")["resumed_at"]
+    assert lost(untrained, "baseline", done) <= 200, "no more than since the last state that it saved by itself"
     assert untrained.facts("dedup")["resumed_at"] == []
     same(untrained, "data", "train")
 
@@ -163,12 +175,13 @@ def test_ctrl_c_and_again(cluster, untrained, same, stop):
     process = untrained.begin("--", "train")
     stop(process)
     running(untrained, cluster, *BOTH)
+    done = {arm: untrained.progress(arm) for arm in BOTH}
     os.kill(process.pid, signal.SIGINT)
     assert untrained.wait(process, 120) != 0
     cluster.wait_for(lambda: not cluster.jobs(), "the jobs to be cancelled")
     untrained.slurm("--", "train")
     assert untrained.trainings() == {"baseline": 2, "dedup": 2}
-    assert all(untrained.facts(arm)["resumed_at"] for arm in BOTH), "the trainings went on where they were"
+    assert [lost(untrained, arm, done[arm]) for arm in BOTH] == [0, 0], "the trainings went on where they were"
     same(untrained, "data", "train")
 
 
@@ -187,14 +200,15 @@ def test_a_killed_snakemake_is_recovered_from(cluster, untrained, same, stop):
     shown = untrained.run("afterimage", "recover", "--dry-run").stdout
     assert "(fit of slurm_baseline_0, running)" in shown
     assert set(jobs.values()) <= set(cluster.jobs("RUNNING"))
-    done = untrained.run("afterimage", "recover").stdout
-    assert f"2 job(s) ended; {untrained.folder} is unlocked" in done
-    assert "to go on, type: snakemake --profile slurm" in done
+    done = {arm: untrained.progress(arm) for arm in BOTH}
+    said = untrained.run("afterimage", "recover").stdout
+    assert f"2 job(s) ended; {untrained.folder} is unlocked" in said
+    assert "to go on, type: snakemake --profile slurm" in said
     assert not cluster.jobs()
 
     untrained.slurm("--", "train")
     assert untrained.trainings() == {"baseline": 2, "dedup": 2}
-    assert all(untrained.facts(arm)["resumed_at"] for arm in BOTH)
+    assert [lost(untrained, arm, done[arm]) for arm in BOTH] == [0, 0]
     same(untrained, "data", "train")
 
 
@@ -253,12 +267,12 @@ def test_a_preempted_job(cluster, untrained, same, stop):
     process = untrained.begin("--set-resources", f"fit:gpu={cluster.gpus}", "--", "train")
     stop(process)
     job = running(untrained, cluster, *BOTH)["baseline"]
-    node = cluster.jobs()[job][2]
+    node, done = cluster.jobs()[job][2], untrained.progress("baseline")
     urgent = ["sbatch", "--partition", "urgent", "--nodelist", node, "--exclusive", "--output", "/dev/null"]
     subprocess.run([*urgent, "--wrap", "sleep 5"], check=True)
     with contextlib.suppress(AssertionError):
         cluster.wait_for(lambda: job not in cluster.jobs("RUNNING"), "the preemption", 40)
     assert untrained.wait(process) == 0
     assert untrained.trainings() == {"baseline": 1, "dedup": 1}, "SLURM starts the same job again"
-    assert untrained.facts("baseline")["resumed_at"]
+    assert lost(untrained, "baseline", done) == 0
     same(untrained, "data", "train")
