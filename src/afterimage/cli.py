@@ -52,14 +52,19 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
         "rulegraph": ("afterimage.report.rulegraph", "draw the workflow's rule graph"),
     },
     "track": {"import": ("afterimage.tracking", "import finished results into MLflow; doing it twice changes nothing")},
-    "cluster": {"simulate": ("afterimage.cluster.simulate", "how long a study would take on so many GPUs, and what it would wait for")},
+    "cluster": {
+        "simulate": ("afterimage.cluster.simulate", "how long a study would take on so many GPUs, and what it would wait for")
+    },
 }
 """Phase -> verb -> (module, one line of help)."""
 
 SINGLE: dict[str, tuple[str, str]] = {
     "verify": ("afterimage.commands.verify", "check that every result matches the study, its inputs and its code"),
     "adopt": ("afterimage.commands.adopt", "make pulled results known to Snakemake, after checking them"),
-    "recover": ("afterimage.commands.recover", "after snakemake was killed: end the jobs that it left behind, and unlock its folder"),
+    "recover": (
+        "afterimage.commands.recover",
+        "after snakemake was killed: end the jobs that it left behind, and unlock its folder",
+    ),
     "audit": ("afterimage.audit", "attack somebody's own images or diffusers pipeline; needs no study"),
     "attribute": ("afterimage.attribution.outside", "which training images made these, for any pipeline; needs no study"),
 }
