@@ -24,7 +24,9 @@ def planned(workspace) -> dict[str, int]:
 
 def shell_commands(workspace, *arguments: str) -> list[str]:
     out = workspace.snakemake("--dry-run", "--printshellcmds", *arguments, "--", "sample").stdout
-    return [" ".join(line.split()) for line in out.splitlines() if line.strip().startswith("afterimage ")]
+    commands = [" ".join(line.split()[2:]) for line in out.splitlines() if line.startswith("Shell command: afterimage ")]
+    assert commands
+    return commands
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +36,7 @@ def done(finished, tmp_path_factory):
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
     made = type(finished)(folder)
     cut(made)
-    made.snakemake("--", "sample")
+    made.snakemake("--", "data", "sample")
     return made
 
 
