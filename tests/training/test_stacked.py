@@ -60,7 +60,7 @@ VARIANTS = {
 def test_a_stack_of_three_is_three_single_trainings(variant, bundle, monkeypatch):
     """Ten updates in float64, where the order of summation does not show."""
     options = {"task": Exact, "updates": 10, "checkpoint_every": 10} | VARIANTS[variant]
-    monkeypatch.setattr(baseline, "Learner", lambda net, *rest: Learner(net.double(), *rest))
+    monkeypatch.setattr(baseline, "Learner", lambda net, *rest, **named: Learner(net.double(), *rest, **named))
     alone = [baseline.train(job) for job in bundle("alone", False, **options)]
     jobs = bundle("together", True, **options)
     start = [weights(job.net.double()) for job in jobs]

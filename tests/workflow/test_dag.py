@@ -245,7 +245,7 @@ def test_dvc_params_cover_every_key_of_a_study(root):
     import yaml
 
     claimed = {key for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values() for key in stage["params"]}
-    assert claimed == set(config.Study.model_fields)
+    assert claimed == set(config.Study.model_fields) - {"cluster"}, "no result depends on how the work is cut"
     assert claimed <= set(yaml.safe_load((root / "params.yaml").read_text())), (
         "DVC refuses a claimed key that params.yaml lacks"
     )

@@ -234,12 +234,10 @@ def hours(minutes: float) -> str:
 def draw(widths: dict[str, list[tuple[float, int]]], folder: Path) -> None:
     """Draw the number of GPUs in use over time, one panel for each cluster."""
     import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("svg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams |= {"svg.hashsalt": "afterimage", "svg.fonttype": "none"}  # the same small file each time
-    figure, axes = pyplot.subplots(len(widths), figsize=(8, 1.6 * len(widths)), squeeze=False, layout="constrained")
+    figure = Figure(figsize=(8, 1.6 * len(widths)), layout="constrained")
+    axes = figure.subplots(len(widths), squeeze=False)
     for axis, (name, changes) in zip(axes[:, 0], widths.items(), strict=True):
         times, held = [at / 60 for at, _ in changes], [number for _, number in changes]
         axis.fill_between(times, held, step="post", alpha=0.4)
@@ -249,5 +247,5 @@ def draw(widths: dict[str, list[tuple[float, int]]], folder: Path) -> None:
         axis.set_title(name, loc="left", fontsize="medium")
         axis.set_ylabel("GPUs in use")
     axes[-1, 0].set_xlabel("hours")
-    figure.savefig(folder / "width.svg", metadata={"Date": None})
-    pyplot.close(figure)
+    with matplotlib.rc_context({"svg.hashsalt": "afterimage", "svg.fonttype": "none"}):  # the same small file each time
+        figure.savefig(folder / "width.svg", metadata={"Date": None})
