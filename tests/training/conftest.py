@@ -260,20 +260,56 @@ def stop_at(monkeypatch):
     return arrange
 
 
+STOPPED_ONCE = """
+import os, pkgutil, shutil, signal, sys
+from pathlib import Path
+import torch
+from afterimage import cli
+from afterimage.training import ranks
+
+torch.set_num_threads(1)
+owner, _, name = sys.argv[1].rpartition(".")
+owner, kept, command = pkgutil.resolve_name(owner), Path(sys.argv[2]), sys.argv[3:]
+original = getattr(owner, name)
+
+def signalled(self, s):
+    if s == 3 and ranks.index() == 1:
+        os.kill(os.getpid(), signal.SIGUSR1)
+    return original(self, s)
+
+setattr(owner, name, signalled)
+try:
+    cli.main(command)
+except SystemExit as left:
+    assert left.code == 75, left.code
+else:
+    raise AssertionError("was not stopped")
+if ranks.first():
+    shutil.copytree(command[command.index("--state") + 1], kept)
+ranks.wait()
+setattr(owner, name, original)
+sys.exit(cli.main(command))
+"""
+
+
 @pytest.fixture
 def in_two_processes(tmp_path):
-    """Return a function that runs a script in two processes that talk to each other, and returns what they wrote to standard error."""
+    """Return a function that trains in two processes, stopped once and then finished, and returns what they wrote to standard error.
 
-    def run(source: str, arguments: list[str]) -> list[str]:
+    It takes the method (module:Class.method) whose call for update 3 sends a signal to the second process, and, as arguments, the
+    folder that gets the state saved then and the command.
+    """
+
+    def run(method: str, arguments: list[str]) -> list[str]:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
         script = tmp_path / "process.py"
-        script.write_text(source)
+        script.write_text(STOPPED_ONCE)
         started = [
             subprocess.Popen(
-                [sys.executable, str(script), *arguments],
+                [sys.executable, str(script), method, *arguments],
                 env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stderr=subprocess.PIPE,
                 text=True,

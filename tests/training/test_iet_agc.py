@@ -434,45 +434,13 @@ def test_divergence_names_the_shard(tmp_path, make, monkeypatch):
         iet_agc.train(job)
 
 
-PROCESS = """
-import os, shutil, signal, sys
-from pathlib import Path
-import torch
-from afterimage import cli
-from afterimage.methods.iet_agc import Ensemble
-from afterimage.training import ranks
-
-torch.set_num_threads(1)
-kept, command = Path(sys.argv[1]), sys.argv[2:]
-original = Ensemble.update
-
-def update(self, s):
-    if s == 3 and ranks.index() == 1:
-        os.kill(os.getpid(), signal.SIGUSR1)
-    return original(self, s)
-
-Ensemble.update = update
-try:
-    cli.main(command)
-except SystemExit as left:
-    assert left.code == 75, left.code
-else:
-    raise AssertionError("was not stopped")
-if ranks.first():
-    shutil.copytree(command[command.index("--state") + 1], kept)
-ranks.wait()
-Ensemble.update = original
-sys.exit(cli.main(command))
-"""
-
-
 @pytest.mark.slow
 def test_two_processes_give_the_bytes_of_one_and_take_up_each_others_states(tmp_path, study, curves, in_two_processes):
     """A signal to the second process stops both after the same local step; the state is finished by two, and again by one."""
     arm = {"method": "iet_agc", "shards": 3, "rounds": 2, "agc_threshold": 0.9, "redistribute_above": 0.3, "augment_below": 1.5}
     arm |= {"bank_scope": "global", "optimizer_sync": "average"}
     one, two, taken = (study(arm, out=out, updates=18, log_every=1) for out in ("one", "two", "taken"))
-    first, second = in_two_processes(PROCESS, [str(tmp_path / "kept"), *two])
+    first, second = in_two_processes("afterimage.methods.iet_agc:Ensemble.update", [str(tmp_path / "kept"), *two])
     assert "stopped by a signal to another process after update 4" in first
     assert "update" not in second
     assert cli.main(one) == 0

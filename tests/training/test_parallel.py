@@ -11,37 +11,6 @@ from afterimage import artifacts, cli
 from afterimage.training import ranks
 from afterimage.training.learner import Learner, plain
 
-PROCESS = """
-import os, shutil, signal, sys
-from pathlib import Path
-import torch
-from afterimage import cli
-from afterimage.training import ranks
-from afterimage.training.order import Order
-
-torch.set_num_threads(1)
-kept, command = Path(sys.argv[1]), sys.argv[2:]
-original = Order.rows
-
-def rows(self, s):
-    if s == 3 and ranks.index() == 1:
-        os.kill(os.getpid(), signal.SIGUSR1)
-    return original(self, s)
-
-Order.rows = rows
-try:
-    cli.main(command)
-except SystemExit as left:
-    assert left.code == 75, left.code
-else:
-    raise AssertionError("was not stopped")
-if ranks.first():
-    shutil.copytree(command[command.index("--state") + 1], kept)
-ranks.wait()
-Order.rows = original
-sys.exit(cli.main(command))
-"""
-
 
 def weights(folder, which):
     found = folder.glob(f"{which}/**/*.safetensors")
@@ -56,7 +25,7 @@ def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(arm
     """A signal to the second process stops both after the same update; the state is finished by two, and again by one."""
     arm = arm | {"condition": "label"}
     one, two, taken = (study(arm, out=out, updates=7, log_every=1, accumulation=2) for out in ("one", "two", "taken"))
-    first, second = in_two_processes(PROCESS, [str(tmp_path / "kept"), *two])
+    first, second = in_two_processes("afterimage.training.order:Order.rows", [str(tmp_path / "kept"), *two])
     assert "stopped by a signal to another process after update 4" in first
     assert "update" not in second
     assert cli.main(one) == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -36,6 +37,7 @@ class Cluster(Block):
     """Generations that one job draws, a multiple of ``sample.batch_size``; the result has the same bytes. null: all of a replicate."""
 
 
+@cache
 def shared_by(method: str) -> str | None:
     """Return what several processes share in a training of ``method``: ``batch``, ``shards``, or None if they cannot.
 
