@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,7 +90,7 @@ def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local
     lengthen(study)
     extra = [] if warning == "profile" else ["slurm_extra="]
     limit = ["--default-resources", "mem_mb=2000", *(extra or ["slurm_extra='--signal=USR1@20'"])]
-    process = study.begin("--set-resources", "fit:runtime=1", *limit, "--retries", "4", "--", "train")
+    process = study.begin("--set-resources", "fit:runtime=1", *limit, "--retries", "9", "--", "train")
     stop(process)
     assert study.wait(process, 900) == 0
     facts = study.facts("baseline")
@@ -130,7 +129,9 @@ def test_a_controller_that_is_restarted(cluster, untrained, same, stop):
     stop(process)
     running(untrained, cluster, *BOTH)
     cluster.stop_controller()
-    time.sleep(15)
+    cluster.wait_for(
+        lambda: "SLURM does not answer; 2 job(s)" in (untrained.folder / "said").read_text(), "a look in vain", 120
+    )
     cluster.start_controller()
     assert untrained.wait(process) == 0
     assert untrained.trainings() == {"baseline": 1, "dedup": 1}

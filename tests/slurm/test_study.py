@@ -18,10 +18,13 @@ def test_the_command_gives_the_results_of_a_local_run(cluster, empty, local, sam
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_results_elsewhere(cluster, empty, same, tmp_path):
-    """``--directory``: results and records on another file system than the clone."""
-    elsewhere = tmp_path / "scratch"
+def test_results_elsewhere(cluster, empty, same, tmp_path, monkeypatch):
+    """``--directory``: results and records on another file system than the clone; unfinished ones on the node's own."""
+    elsewhere, own = tmp_path / "elsewhere", tmp_path / "own"
     elsewhere.mkdir()
+    own.mkdir()
+    monkeypatch.setenv("TMPDIR", str(own))
+    monkeypatch.setenv("AFTERIMAGE_SCRATCH", "$TMPDIR")
     empty.slurm("--directory", str(elsewhere), "--configfile", "params.yaml", "--", "data")
     assert not (empty.folder / "results").exists()
     empty.results = elsewhere / "results" / "slurm"
@@ -31,3 +34,4 @@ def test_results_elsewhere(cluster, empty, same, tmp_path):
     assert "Nothing to be done" in done.stdout + done.stderr
     for name in ("split/train.npz", "classifier/classifier.safetensors", "dedup/train.npz"):
         assert (empty.results / "data" / name).is_file()
+    assert not list(own.glob("afterimage-*"))

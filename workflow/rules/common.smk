@@ -11,7 +11,7 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-from afterimage import busy, layout
+from afterimage import busy, layout, watch
 from afterimage import config as studies
 from afterimage.artifacts import ArtifactError
 from afterimage.cluster import cost
