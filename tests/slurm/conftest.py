@@ -57,7 +57,14 @@ class Study(workflow.Workspace):
         command = ["snakemake", "--profile", "slurm", *self.QUICK, *arguments]
         with (self.folder / "said").open("w") as said:
             return subprocess.Popen(
-                command, cwd=self.folder, env=self.environment, stdout=said, stderr=said, start_new_session=True
+                command,
+                cwd=self.folder,
+                env=self.environment,
+                stdout=said,
+                stderr=said,
+                start_new_session=True,
+                # As from a terminal: a shell lets what it starts in the background ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
             )
 
     @staticmethod
