@@ -254,7 +254,7 @@ def test_an_artifact_is(cluster, finished, same, harm):
         assert "images.npz is not the file that" in refused.stdout + refused.stderr
         shutil.rmtree(images.parent)
     before = finished.submissions()
-    finished.slurm("--", "attack")
+    finished.slurm("--", "sample", "attack")
     assert (finished.submissions() - before)["draw", "slurm_dedup_0"] == 1
     assert not {rule for rule, _ in finished.submissions() - before} & {"fit", "split", "classifier", "dedup"}
     same(finished, "data", "train", "sample", "attack")
