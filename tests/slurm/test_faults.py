@@ -21,8 +21,15 @@ def running(study, cluster, *arms, seconds=120.0):
 
 
 def lost(study, arm, done):
-    """Return how many updates were done twice: those between where the next job went on and ``done``, where the curves were."""
-    return max(0, done - study.facts(arm)["resumed_at"][0])
+    """Return how many updates were done twice: those between where the next job went on and ``done``, where the curves were.
+
+    `pytest -rP` shows them, and the seconds that they took.
+    """
+    facts = study.facts(arm)
+    updates = max(0, done - facts["resumed_at"][0])
+    seconds = updates * facts["images_seen"] / facts["updates"] / facts["images_per_second"]
+    print(f"{arm}: at {done} of {facts['updates']}, resumed at {facts['resumed_at']}; lost {updates} updates, {seconds:.1f} s")
+    return updates
 
 
 def only_signals_save(study):
