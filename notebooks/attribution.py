@@ -314,20 +314,19 @@ if (phase / "acceleration" / "acceleration.csv").is_file():
     part = "generated"
     some = every[(every.queries == part) & every.attributor.isin(shown)]
     wide = some.set_index(["variant", "attributor"])
-    lines = []
-    for variant, seconds in some.groupby("variant").seconds.first().sort_values().items():
-        line = {"features": f"<b>{escape(variant)}</b>", "seconds": f"{seconds:.1f}"}
-        for name in shown:
-            if (variant, name) in wide.index:
-                row = wide.loc[(variant, name)]
-                line |= {
-                    f"LDS, {name}": text(row.lds, row.low, row.high),
-                    f"agreement, {name}": text(row.agreement),
-                    f"first, {name}": text(row["first"], percent=True),
-                }
-        lines.append(line)
-    table = pd.DataFrame(lines).fillna("")
-    show(table, shaded=[at for at, line in enumerate(lines) if line["features"] == f"<b>{escape(reference)}</b>"])
+    rows = [row for name in shown for _, row in some[some.attributor == name].sort_values("seconds").iterrows()]
+    lines = [
+        {
+            "attributor": f"<b>{escape(row.attributor)}</b>",
+            "features": escape(row.variant),
+            "seconds": f"{row.seconds:.1f}",
+            "LDS": text(row.lds, row.low, row.high),
+            "agreement": text(row.agreement),
+            "first": text(row["first"], percent=True),
+        }
+        for row in rows
+    ]
+    show(pd.DataFrame(lines), shaded=[at for at, row in enumerate(rows) if row.variant == reference])
     display(
         Markdown(
             f"{SETS[part].capitalize()}; shaded: the reference. Two stages look at {made['facts']['shortlist']} of {facts['training_images']} images again."
