@@ -1,7 +1,7 @@
 """Gradient features: what they cost beside the usual way, and how well each projection keeps the scores.
 
     python benchmarks/attribution.py [--study params.yaml] [--images 128] [--timesteps 10] [--dimension 4096] [--rounds 3]
-        [--batch-size 64] [--threads 2] [--model PIPELINE] [--channels 16 32]
+        [--batch-size 64] [--threads 2] [--model PIPELINE] [--channels 16 32] [--kinds countsketch srht]
 
 Network and forward process are the study's, untrained, or those of a stored pipeline; ``--channels`` makes the study's network
 wider; images are digits. The usual way is that
@@ -123,6 +123,9 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument(
+        "--kinds", nargs="+", choices=projection.KINDS, default=list(projection.KINDS), help="projections to time"
+    )
     parser.add_argument("--case", help="run this one alone, for its memory")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -132,14 +135,15 @@ def main() -> None:
         bench.run(args.case)
         print(peak() - before)
         return
-    cases = [USUAL, *projection.KINDS]
+    # Without a projection in any case: what the others are compared with.
+    cases = [USUAL, *dict.fromkeys(["none", *args.kinds])]
     # First, since a process passes its own peak on to those it starts.
     alone = [sys.executable, __file__, *sys.argv[1:], "--case"]
     memory = {
         case: float(subprocess.run([*alone, case], check=True, stdout=subprocess.PIPE, text=True).stdout) for case in cases
     }
     seconds: dict[str, list[float]] = {case: [] for case in cases}
-    every: dict[str, list[float]] = {case: [] for case in projection.KINDS}
+    every: dict[str, list[float]] = {case: [] for case in cases}
     found: dict[str, np.ndarray] = {}
     for r in range(args.rounds):
         for case in cases[r % len(cases) :] + cases[: r % len(cases)]:
