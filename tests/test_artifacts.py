@@ -122,10 +122,10 @@ def test_failure_keeps_the_old_result(tmp_path):
 def test_scratch_holds_a_result_until_it_is_whole(tmp_path, monkeypatch, named):
     scratch, out = tmp_path / "disk", make(tmp_path / "results" / "out")
     scratch.mkdir()
-    plain = artifacts.sha256(out)
+    plain = artifacts.sha256(out), out.stat().st_mode
     monkeypatch.setenv("NODE", str(tmp_path))
     monkeypatch.setenv("AFTERIMAGE_SCRATCH", named.format(folder=scratch))
-    assert artifacts.sha256(make(out)) == plain
+    assert (artifacts.sha256(make(out)), out.stat().st_mode) == plain, "others may read it as before"
     artifacts.check_store(out, CONFIG)
     assert not list(scratch.iterdir())
     kept = artifacts.read_run(out)

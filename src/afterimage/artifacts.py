@@ -226,8 +226,9 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     scratch = _scratch()
-    partial.mkdir(parents=True)
-    folder = partial if scratch is None else Path(tempfile.mkdtemp(prefix="afterimage-", dir=scratch))
+    place = out.parent if scratch is None else Path(tempfile.mkdtemp(prefix="afterimage-", dir=scratch))
+    folder = place / partial.name  # not `place` itself, which nobody else may read
+    folder.mkdir(parents=True)
     try:
         work = Step(config, folder, {name: entry["sha256"] for name, entry in hashes.items()})
         yield work
@@ -249,11 +250,12 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
         if folder != partial:
-            shutil.copytree(folder, partial, dirs_exist_ok=True)
+            shutil.copytree(folder, partial)
         write_json(partial / RUN, record)
         replace_folder(partial, out)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(place, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
 
 
