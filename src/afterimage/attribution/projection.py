@@ -16,6 +16,7 @@ from the seed and the parameter's name; countsketch and gaussian do the same to 
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
@@ -75,7 +76,7 @@ def _signs(count: int, stream: torch.Generator) -> torch.Tensor:
     return torch.randint(2, (count,), generator=stream) * 2.0 - 1.0
 
 
-class _Added:
+class _Added(ABC):
     """A projection that adds something to a buffer for each parameter, and makes its result of the buffer in the end."""
 
     def __init__(self, dimension: int, shapes: Shapes, seed: int, device: torch.device) -> None:
@@ -97,9 +98,9 @@ class _Added:
         """Return the random stream of a parameter, on the CPU."""
         return seeds.torch_rng(self.seed, "attribution", "projection", name, *more)
 
+    @abstractmethod
     def add(self, buffer: torch.Tensor, name: str, values: torch.Tensor) -> None:
         """Add a parameter's gradients, (B, R, numel), to the buffer, (B, R, width)."""
-        raise NotImplementedError
 
     def result(self, buffer: torch.Tensor) -> torch.Tensor:
         """Return the projected gradients, (B, R, k)."""
