@@ -19,7 +19,9 @@ def tables(study):
 def test_the_command_gives_the_results_of_a_local_run(cluster, empty, local, same):
     done = empty.run("snakemake", "--profile", "slurm", "all")
     same(empty, *PHASES)
+    assert "arms.csv" in tables(local)
     assert tables(empty) == tables(local)
+    assert "0 problem(s)" in empty.run("afterimage", "verify").stdout
     expected = {(rule, "slurm"): 1 for rule in ONCE}
     expected |= {(rule, f"slurm_{arm}_0"): 1 for rule in OF_AN_ARM for arm in ("baseline", "dedup")}
     assert empty.submissions() == expected, "one SLURM job for each job that is no local rule"
@@ -29,13 +31,15 @@ def test_the_command_gives_the_results_of_a_local_run(cluster, empty, local, sam
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_results_elsewhere(cluster, empty, same, tmp_path, monkeypatch):
+def test_results_elsewhere(cluster, empty, tmp_path, monkeypatch):
     """``--directory``: results and records on another file system than the clone; unfinished ones on the node's own."""
     elsewhere, own = tmp_path / "elsewhere", tmp_path / "own"
     elsewhere.mkdir()
-    own.mkdir()
+    scratch = own / "scratch"
+    scratch.mkdir(parents=True)
+    unused = scratch.stat().st_mtime_ns
     monkeypatch.setenv("TMPDIR", str(own))
-    monkeypatch.setenv("AFTERIMAGE_SCRATCH", "$TMPDIR")
+    monkeypatch.setenv("AFTERIMAGE_SCRATCH", "$TMPDIR/scratch")
     empty.slurm("--directory", str(elsewhere), "--configfile", "params.yaml", "--", "data")
     assert not (empty.folder / "results").exists()
     empty.results = elsewhere / "results" / "slurm"
@@ -45,4 +49,5 @@ def test_results_elsewhere(cluster, empty, same, tmp_path, monkeypatch):
     assert "Nothing to be done" in done.stdout + done.stderr
     for name in ("split/train.npz", "classifier/classifier.safetensors", "dedup/train.npz"):
         assert (empty.results / "data" / name).is_file()
-    assert not list(own.glob("afterimage-*"))
+    assert scratch.stat().st_mtime_ns > unused
+    assert not list(scratch.iterdir())
