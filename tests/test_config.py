@@ -260,7 +260,9 @@ def test_unset_environment_variable_is_named(monkeypatch):
     assert config.expand("$AFTERIMAGE_NOWHERE/x") == "/there/x"
 
 
-def test_file_that_is_no_mapping_or_no_yaml(tmp_path):
+def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
+    with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file or directory"):
+        config.load(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
     with pytest.raises(config.ConfigError, match="must hold a mapping"):

@@ -69,15 +69,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     directory = args.directory.resolve()
-    locks = directory / ".snakemake" / "locks"
-    if not locks.is_dir():
-        raise ArtifactError(f"{directory} has no .snakemake/locks: snakemake never worked there; give --directory")
+    if not (directory / ".snakemake").is_dir():
+        raise ArtifactError(f"{directory} has no .snakemake: snakemake never worked there; give --directory")
+    locks = directory / ".snakemake" / "locks"  # not there after a run that ended by itself
     if alive := at_work(directory):
         raise ArtifactError(
             f"snakemake is at work in {directory}: {alive}. Stop it there (Ctrl-C ends its jobs); nothing was done"
         )
     past = runs(directory)
-    locked = any(locks.iterdir())
+    locked = locks.is_dir() and any(locks.iterdir())
     elsewhere = past[-1].host if past and past[-1].host != socket.gethostname() else None
     if elsewhere and locked and not (args.force or args.dry_run):
         raise ArtifactError(

@@ -425,9 +425,15 @@ def parse(params: dict[str, Any], name: str = "params") -> Study:
 
 
 def load(path: str | Path) -> Study:
-    """Read and validate a study file (YAML)."""
+    """Read and validate a study file (YAML).
+
+    Raises:
+        ConfigError: if there is no such file, or it is no valid study.
+    """
     try:
         params = yaml.safe_load(Path(path).read_text())
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from error
     if not isinstance(params, dict):
