@@ -164,8 +164,8 @@ if len(copies):
     display(Markdown(f"{copies['query'].nunique()} extracted generations, {several['query'].nunique()} of images that stand several times in the training set."))
 else:
     display(Markdown("The extraction attack found nothing in this arm's generations, so that there is no generation of known origin."))
-if (phase / "scores" / "main" / "leverage.csv").is_file():
-    leverage = pd.read_csv(phase / "scores" / "main" / "leverage.csv")
+leverage = pd.read_csv(phase / "scores" / "main" / "leverage.csv")
+if len(leverage):
     best = leverage.loc[(leverage.auc - 0.5).abs().idxmax()]
     display(
         Markdown(

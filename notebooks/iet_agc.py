@@ -236,7 +236,7 @@ if len(changes):
 if skipping:
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.2))
     for arm in skipping:
-        counts = sum(pd.read_parquet(folder("train", arm, "skips_by_timestep.parquet", replicate=k)).set_index("timestep") for k in range(replicates))
+        counts = sum(pd.read_parquet(folder("train", arm, "tables", "skips_by_timestep.parquet", replicate=k)).set_index("timestep") for k in range(replicates))
         edges = np.linspace(0, len(counts), min(40, len(counts)) + 1).astype(int)
         binned = counts.groupby(pd.cut(counts.index, edges, right=False, labels=False)).sum()
         axes[0].step(edges, 100 * np.append(share := (binned.skipped / binned.seen).to_numpy(), share[-1]), where="post", color=colour[arm], label=arm)
@@ -270,7 +270,7 @@ def skips_of(arm, k):
     """One row per trained image: id, copies, seen, skipped."""
     members = pd.read_parquet(folder("train", arm, "members.parquet", replicate=k))
     trained = members[members.trained].reset_index(drop=True)
-    by_image = pd.read_parquet(folder("train", arm, "skips_by_image.parquet", replicate=k))
+    by_image = pd.read_parquet(folder("train", arm, "tables", "skips_by_image.parquet", replicate=k))
     joined = trained.assign(seen=by_image.seen, skipped=by_image.skipped)
     return joined.assign(copies=planted.copies.reindex(joined.id).to_numpy(), replicate=k)
 

@@ -452,7 +452,7 @@ def test_two_processes_give_the_bytes_of_one_and_take_up_each_others_states(tmp_
     for run in runs.values():
         run["outputs"].pop("metrics.jsonl")
     assert runs["one"]["outputs"] == runs["two"]["outputs"] == runs["taken"]["outputs"]
-    assert {"skips_by_image.parquet", "skips_by_timestep.parquet"} < runs["one"]["outputs"].keys()
+    assert {"tables/skips_by_image.parquet", "tables/skips_by_timestep.parquet"} < runs["one"]["outputs"].keys()
     lines = [curves(tmp_path / out / "metrics.jsonl") for out in runs]
     assert lines[0] == lines[1] == lines[2]
     assert not list((tmp_path / "state").iterdir())

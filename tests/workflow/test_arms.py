@@ -32,6 +32,17 @@ def test_finished_results_are_right_and_final(every_arm):
     assert every_arm.planned() == {}
 
 
+def test_the_workflow_knows_every_file_of_a_result(every_arm):
+    """It neither misses nor sends what no rule names."""
+    lines = every_arm.snakemake("--summary").stdout.splitlines()
+    named = {line.split("\t")[0] for line in lines if line.startswith("results/")}
+    runs = list(every_arm.results.rglob(artifacts.RUN))
+    assert len(runs) > 100
+    files = {run.parent / name for run in runs for name in json.loads(run.read_text())["outputs"]}
+    files = {file.relative_to(every_arm.folder) for file in files | set(runs)}
+    assert [file for file in sorted(files) if named.isdisjoint(map(str, [file, *file.parents]))] == []
+
+
 def test_every_arm_is_in_every_table(every_arm):
     study = config.load(every_arm.params)
     tables = every_arm.results / "report" / "tables"

@@ -25,6 +25,7 @@ rule extraction:
         index="results/{study}/data/split/index.parquet",
     output:
         run="results/{study}/attack/{arm}/rep{rep}/extraction/run.json",
+        metrics="results/{study}/attack/{arm}/rep{rep}/extraction/metrics.jsonl",
         results="results/{study}/attack/{arm}/rep{rep}/extraction/results.csv",
         pairs="results/{study}/attack/{arm}/rep{rep}/extraction/pairs.parquet",
         holdout="results/{study}/attack/{arm}/rep{rep}/extraction/holdout_pairs.parquet",
@@ -59,6 +60,7 @@ rule quality:
         classifier="results/{study}/data/classifier/classifier.safetensors",
     output:
         run="results/{study}/attack/{arm}/rep{rep}/quality/run.json",
+        metrics="results/{study}/attack/{arm}/rep{rep}/quality/metrics.jsonl",
         results="results/{study}/attack/{arm}/rep{rep}/quality/results.csv",
     log:
         "results/{study}/logs/attack/{arm}/rep{rep}/quality.log",
@@ -89,6 +91,7 @@ rule membership:
         index="results/{study}/data/split/index.parquet",
     output:
         run="results/{study}/attack/{arm}/rep{rep}/membership/run.json",
+        metrics="results/{study}/attack/{arm}/rep{rep}/membership/metrics.jsonl",
         results="results/{study}/attack/{arm}/rep{rep}/membership/results.csv",
         losses="results/{study}/attack/{arm}/rep{rep}/membership/losses.parquet",
     log:
@@ -122,6 +125,7 @@ rule forgetting:
         extractions=extractions_judged,
     output:
         run="results/{study}/attack/{arm}/rep{rep}/forgetting/run.json",
+        metrics="results/{study}/attack/{arm}/rep{rep}/forgetting/metrics.jsonl",
         results="results/{study}/attack/{arm}/rep{rep}/forgetting/results.csv",
         relearning="results/{study}/attack/{arm}/rep{rep}/forgetting/relearning.csv",
     log:

@@ -82,6 +82,7 @@ rule retrain:
         queries="results/{study}/attribution/queries/run.json",
     output:
         run="results/{study}/attribution/retrain/{job}/run.json",
+        metrics="results/{study}/attribution/retrain/{job}/metrics.jsonl",
         losses="results/{study}/attribution/retrain/{job}/losses.npz",
     log:
         "results/{study}/logs/attribution/retrain/{job}.log",
@@ -116,10 +117,13 @@ rule scores:
         classifier="results/{study}/data/classifier/classifier.safetensors",
     output:
         run="results/{study}/attribution/scores/{job}/run.json",
+        metrics="results/{study}/attribution/scores/{job}/metrics.jsonl",
         lds="results/{study}/attribution/scores/{job}/lds.csv",
         regularisers="results/{study}/attribution/scores/{job}/regularisers.csv",
         copies="results/{study}/attribution/scores/{job}/copies.csv",
         first="results/{study}/attribution/scores/{job}/first.parquet",
+        leverage="results/{study}/attribution/scores/{job}/leverage.csv",
+        scores="results/{study}/attribution/scores/{job}/scores.safetensors",
     log:
         "results/{study}/logs/attribution/scores/{job}.log",
     benchmark:
@@ -220,6 +224,7 @@ rule remedied:
         scores="results/{study}/attribution/scores/main/run.json",
     output:
         run="results/{study}/attribution/remedied/{job}/run.json",
+        metrics="results/{study}/attribution/remedied/{job}/metrics.jsonl",
         influence="results/{study}/attribution/remedied/{job}/influence.csv",
     log:
         "results/{study}/logs/attribution/remedied/{job}.log",

@@ -21,6 +21,7 @@ rule fetch:
         code="results/{study}/config/data/fetch.code",
     output:
         run="results/{study}/data/fetch/run.json",
+        metrics="results/{study}/data/fetch/metrics.jsonl",
         images="results/{study}/data/fetch/images.npz",
         manifest="results/{study}/data/fetch/manifest.json",
     log:
@@ -41,6 +42,7 @@ rule split:
         images="results/{study}/data/fetch/images.npz",
     output:
         run="results/{study}/data/split/run.json",
+        metrics="results/{study}/data/split/metrics.jsonl",
         train="results/{study}/data/split/train.npz",
         holdout="results/{study}/data/split/holdout.npz",
         reference="results/{study}/data/split/reference.npz",
@@ -65,6 +67,7 @@ rule classifier:
         reference="results/{study}/data/split/reference.npz",
     output:
         run="results/{study}/data/classifier/run.json",
+        metrics="results/{study}/data/classifier/metrics.jsonl",
         weights="results/{study}/data/classifier/classifier.safetensors",
         architecture="results/{study}/data/classifier/classifier.json",
     log:
@@ -92,6 +95,7 @@ rule dedup:
         classifier=dedup_network,
     output:
         run="results/{study}/data/dedup/run.json",
+        metrics="results/{study}/data/dedup/metrics.jsonl",
         train="results/{study}/data/dedup/train.npz",
         groups="results/{study}/data/dedup/groups.parquet",
         pairs="results/{study}/data/dedup/pairs.parquet",

@@ -50,6 +50,7 @@ rule tables:
         extraction="results/{study}/report/tables/extraction.csv",
         quality="results/{study}/report/tables/quality.csv",
         membership="results/{study}/report/tables/membership.csv",
+        forgetting="results/{study}/report/tables/forgetting.csv",
         copies="results/{study}/report/tables/copies.csv",
         multiplicity="results/{study}/report/tables/multiplicity.csv",
         union="results/{study}/report/tables/union.csv",
@@ -66,7 +67,7 @@ rule tables:
         "results/{study}/benchmarks/report/tables.tsv"
     params:
         out=subpath(output.run, parent=True),
-        results=subpath(output.run, ancestor=3),
+        results=subpath(input.config, ancestor=3),
     shell:
         "afterimage report tables --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
@@ -111,7 +112,7 @@ rule page:
         page="|".join(PAGES),
     params:
         out=subpath(output.run, parent=True),
-        results=subpath(output.run, ancestor=4),
+        results=subpath(input.config, ancestor=4),
         tables=subpath(input.tables, parent=True),
     shell:
         "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"

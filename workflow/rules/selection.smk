@@ -74,7 +74,7 @@ rule selection:
         "results/{study}/benchmarks/selection/table.tsv"
     params:
         out=subpath(output.run, parent=True),
-        results=subpath(output.run, ancestor=3),
+        results=subpath(input.config, ancestor=3),
     shell:
         "afterimage report selection --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
@@ -108,7 +108,7 @@ rule selection_page:
         "results/{study}/benchmarks/selection/page.tsv"
     params:
         out=subpath(output.run, parent=True),
-        results=subpath(output.run, ancestor=3),
+        results=subpath(input.config, ancestor=3),
         tables=subpath(input.tables, parent=True),
     shell:
         "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"

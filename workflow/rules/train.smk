@@ -2,7 +2,7 @@
 
 OUTPUTS:
     results/{study}/train/{arm}/rep{rep}/   pipeline/ (averaged weights) and raw/ as diffusers folders, training curves,
-                                            and which rows were trained on
+                                            which rows were trained on, and states/ and tables/, empty for most arms
 """
 
 
@@ -60,6 +60,8 @@ rule fit:
         members="results/{study}/train/{arm}/rep{rep}/members.parquet",
         pipeline=directory("results/{study}/train/{arm}/rep{rep}/pipeline"),
         raw=directory("results/{study}/train/{arm}/rep{rep}/raw"),
+        states=directory("results/{study}/train/{arm}/rep{rep}/states"),
+        tables=directory("results/{study}/train/{arm}/rep{rep}/tables"),
     log:
         "results/{study}/logs/train/{arm}/rep{rep}.log",
     benchmark:

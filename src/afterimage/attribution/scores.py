@@ -14,7 +14,7 @@ The store that the verb leaves:
 - ``regularisers.csv``: the score at every regulariser, on the first and on the second half of the subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (share of the copies among the first so many), chance;
 - ``first.parquet``: the first training images of every query, by every attributor: attributor, queries, query, rank, id, score;
-- ``leverage.csv``: how well a low leverage tells images with copies from those without, by regulariser; where there are both, and rows;
+- ``leverage.csv``: how well a low leverage tells images with copies from those without, by regulariser; no row unless there are both;
 - ``scores.safetensors``: ``<attributor>/<set>``, float32 (Q, N), at the chosen regulariser.
 """
 
@@ -178,11 +178,12 @@ def run(args: argparse.Namespace) -> None:
         pd.concat(firsts).to_parquet(step.folder / "first.parquet", index=False)
         save_file(kept, step.folder / "scores.safetensors")
         times = np.array([(train.sources == source).sum() for source in train.sources])
+        of_leverage = []
         if evidence.train.rows.shape[1] and times.max() > 1 and times.min() == 1:
             of_images = [evidence.curvature.leverage(at).reshape(len(train), -1).sum(axis=1) for at in own["regularisers"]]
-            of_leverage = [duplicates.leverage_auc(leverage, times) for leverage in of_images]
-            table_of_leverage = pd.DataFrame({"regulariser": own["regularisers"], "auc": of_leverage})
-            table_of_leverage.to_csv(step.folder / "leverage.csv", index=False)
+            aucs = [duplicates.leverage_auc(leverage, times) for leverage in of_images]
+            of_leverage = list(zip(own["regularisers"], aucs, strict=True))
+        pd.DataFrame(of_leverage, columns=["regulariser", "auc"]).to_csv(step.folder / "leverage.csv", index=False)
         for part, name, target, value in table[["queries", "attributor", "target", "lds"]].itertuples(index=False, name=None):
             step.metric(f"{'lds' if target == 'loss' else 'lds_shift'}/{part}/{name}", value)
         for name, mean in recalled.groupby("attributor", sort=False)["recall"].mean().items():

@@ -135,7 +135,7 @@ class Trained:
         progress: How it went.
         spent: What it cost.
         facts: Further numbers for ``run.json``, plain JSON values.
-        tables: Name -> table, stored as parquet beside the networks.
+        tables: Name -> table, stored as parquet in the folder ``tables``.
     """
 
     raw: torch.nn.Module

@@ -4,8 +4,8 @@
 - ``comparison.csv``: every arm against its own control, one row per arm and metric; ``comparison_wide.csv``: one row per arm, with the
   verdict (see ``comparison``);
 - ``points.csv``: memorization and quality of every replicate;
-- ``extraction.csv``, ``quality.csv``, ``membership.csv``, and ``forgetting.csv`` where an arm is judged on it: every number of every
-  replicate;
+- ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every replicate (of the last, of the arms
+  that are judged on it);
 - ``copies.csv``: extraction against multiplicity, pooled over replicates; ``multiplicity.csv``: its shares at the calibrated alpha;
 - ``union.csv``: what all replicates of an arm together gave back (the count that Carlini et al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication against the planted truth.
@@ -22,6 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from afterimage import artifacts
+from afterimage.attacks.results import COLUMNS
 from afterimage.report import comparison
 
 STEP = "report/tables"
@@ -101,6 +102,7 @@ def run(args: argparse.Namespace) -> None:
     inputs["dedup"] = dedup / artifacts.RUN
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
         results = {name: _concatenate(by_cell, "results.csv") for name, by_cell in attacks.items() if by_cell}
+        results.setdefault("forgetting", pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS]))
         first = next(iter(attacks["extraction"].values()))
         anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
         facts = {cell: artifacts.read_run(folder)["facts"] for cell, folder in training.items()}
@@ -143,8 +145,7 @@ def points(
     """Return the headline numbers of every replicate.
 
     Args:
-        results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``, ``membership``, and ``forgetting`` where
-            an arm is judged on it.
+        results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``, ``membership``, ``forgetting``.
         facts: (arm, replicate) -> what its training's ``run.json`` says of the budget.
         anchor: Whose neighbours normalise the headline's distances.
         confidence: Of the intervals.
@@ -172,7 +173,7 @@ def points(
     membership = results["membership"]
     for row in membership[membership["metric"] == "roc_auc"].to_dict("records"):
         rows.append(_point(row, "membership_auc"))
-    for row in results["forgetting"].to_dict("records") if "forgetting" in results else []:
+    for row in results["forgetting"].to_dict("records"):
         if name := FORGOTTEN.get((row["metric"], row["alpha"], row["subset"])):
             rows.append(_point(row, f"{name}[{row['set']}]"))
         measure, _, space = row["metric"].partition("[")

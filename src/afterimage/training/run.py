@@ -15,9 +15,9 @@ signal the state is saved in the same way, but torchrun itself ends with status 
 The store that a finished run leaves:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
-- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution wants them;
+- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution wants them; else ``states/`` is empty;
 - ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
-- further tables of the arm's method, as its module says;
+- ``tables/``: what the arm's method tells of its work, as its module says; for most nothing;
 - ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only value that varies).
 """
 
@@ -219,10 +219,13 @@ def run(args: argparse.Namespace) -> int | None:
         result = method.train(job)
         save_pipeline(result.average, job.scheduler, step.folder / "pipeline")
         save_pipeline(result.raw, job.scheduler, step.folder / "raw")
+        for name in ("states", "tables"):
+            (step.folder / name).mkdir()
         if job.kept.is_dir():
-            shutil.copytree(job.kept, step.folder / "states")
-        for name, rows in {"members": table, **result.tables}.items():
-            rows.to_parquet(step.folder / f"{name}.parquet", index=False)
+            shutil.copytree(job.kept, step.folder / "states", dirs_exist_ok=True)
+        table.to_parquet(step.folder / "members.parquet", index=False)
+        for name, rows in result.tables.items():
+            rows.to_parquet(step.folder / "tables" / f"{name}.parquet", index=False)
         shutil.copyfile(job.store.curves, step.folder / "metrics.jsonl")
         done = result.progress
         step.note(
