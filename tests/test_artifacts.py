@@ -118,41 +118,6 @@ def test_failure_keeps_the_old_result(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
-@pytest.mark.parametrize("named", ["{folder}", "$NODE/disk"])
-def test_scratch_holds_a_result_until_it_is_whole(tmp_path, monkeypatch, named):
-    scratch, out = tmp_path / "disk", make(tmp_path / "results" / "out")
-    scratch.mkdir()
-    plain = artifacts.sha256(out), out.stat().st_mode
-    monkeypatch.setenv("NODE", str(tmp_path))
-    monkeypatch.setenv("AFTERIMAGE_SCRATCH", named.format(folder=scratch))
-    assert (artifacts.sha256(make(out)), out.stat().st_mode) == plain, "others may read it as before"
-    artifacts.check_store(out, CONFIG)
-    assert not list(scratch.iterdir())
-    kept = artifacts.read_run(out)
-
-    def fail():
-        with artifacts.step(CONFIG, out, {}, ("afterimage.seeds",)) as step:
-            (step.folder / "sub").mkdir()
-            (step.folder / "sub" / "half").write_bytes(b"half")
-            assert step.folder.is_relative_to(scratch)
-            assert not list(out.parent.rglob("half"))
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space left"):
-        fail()
-    assert artifacts.read_run(out) == kept
-    assert not list(scratch.iterdir())
-    assert [path.name for path in out.parent.iterdir()] == ["out"]
-
-
-def test_scratch_that_is_not_there_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("AFTERIMAGE_SCRATCH", "$NOWHERE/disk")
-    monkeypatch.setenv("NOWHERE", "/no/such")
-    with pytest.raises(ArtifactError, match=r"AFTERIMAGE_SCRATCH = \$NOWHERE/disk = /no/such/disk, which is no folder on"):
-        make(tmp_path / "out")
-    assert not list(tmp_path.iterdir())
-
-
 def test_killed_step_leaves_nothing_that_looks_finished(tmp_path):
     code = textwrap.dedent(
         f"""

@@ -1,8 +1,7 @@
 """The stores: written whole or not at all, each described by a ``run.json`` that it is checked against when opened.
 
 A step owns one folder. It writes into a partial folder beside it; only when everything is there, ``run.json`` last, does the
-partial folder take the place of the old one. A killed job or a full disk therefore leaves either the old result or none. With
-``AFTERIMAGE_SCRATCH`` it writes on another file system first, that of the node, and copies what is finished in one go.
+partial folder take the place of the old one. A killed job or a full disk therefore leaves either the old result or none.
 """
 
 from __future__ import annotations
@@ -10,10 +9,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import resource
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -216,32 +213,26 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
         out: The step's own folder; replaced as a whole.
         inputs: Name -> file or folder that the step reads; hashed before it starts.
         entries: Modules whose code made the result, for the fingerprint.
-
-    Raises:
-        ArtifactError: if ``AFTERIMAGE_SCRATCH`` names no folder.
     """
     out = Path(out)
     started, cpu = time.time(), time.process_time()
     hashes = {name: {"path": _relative(path), "sha256": sha256(path)} for name, path in inputs.items()}
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    scratch = _scratch()
-    place = out.parent if scratch is None else Path(tempfile.mkdtemp(prefix="afterimage-", dir=scratch))
-    folder = place / partial.name  # not `place` itself, which nobody else may read
-    folder.mkdir(parents=True)
+    partial.mkdir(parents=True)
     try:
-        work = Step(config, folder, {name: entry["sha256"] for name, entry in hashes.items()})
+        work = Step(config, partial, {name: entry["sha256"] for name, entry in hashes.items()})
         yield work
         if work._metrics:
             lines = [json.dumps(row, allow_nan=True) + "\n" for row in work._metrics]
-            (folder / "metrics.jsonl").write_text("".join(lines))
+            (partial / "metrics.jsonl").write_text("".join(lines))
         record = {
             "config": config,
             "config_sha256": configs.digest(config),
             "code_sha256": provenance.fingerprint(*entries),
             "code_entries": list(entries),
             "inputs": hashes,
-            "outputs": {file.relative_to(folder).as_posix(): sha256(file) for file in files_in(folder)},
+            "outputs": {file.relative_to(partial).as_posix(): sha256(file) for file in files_in(partial)},
             "environment": provenance.environment(),
             "facts": work.extra,
             "seconds": round(time.time() - started, 3),
@@ -249,28 +240,10 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        if folder != partial:
-            shutil.copytree(folder, partial)
         write_json(partial / RUN, record)
         replace_folder(partial, out)
     finally:
-        if scratch is not None:
-            shutil.rmtree(place, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _scratch() -> Path | None:
-    """Return the folder for unfinished results, None if they are to be written where they will lie."""
-    named = os.environ.get("AFTERIMAGE_SCRATCH")
-    if not named:
-        return None
-    folder = Path(os.path.expandvars(named))
-    if not folder.is_dir():
-        where = f" = {folder}" if str(folder) != named else ""
-        raise ArtifactError(
-            f"AFTERIMAGE_SCRATCH = {named}{where}, which is no folder on {platform.node()}: name one that is there, or leave it out"
-        )
-    return folder
 
 
 def _relative(path: Path) -> str:

@@ -28,8 +28,8 @@ import psutil
 MARK = "# A throw-away cluster of Afterimage's tests."
 ETC = Path("/etc/slurm")
 FILES = ("slurm.conf", "gres.conf", "cgroup.conf")
-TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo")
-PACKAGES = ("slurmctld", "slurmd", "slurm-client")
+TOOLS = ("slurmctld", "slurmd", "sbatch", "srun", "squeue", "scancel", "scontrol", "sinfo", "rsync")
+PACKAGES = ("slurmctld", "slurmd", "slurm-client", "rsync")
 
 CONF = """\
 {mark}

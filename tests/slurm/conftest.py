@@ -89,6 +89,11 @@ class Study(workflow.Workspace):
         logs = (path.read_text() for path in (self.folder / ".snakemake/log").glob("*.log"))
         return Counter((rule, wildcards or "") for log in logs for _, rule, wildcards in SUBMITTED.findall(log))
 
+    def jobs(self):
+        """Return the numbers of its SLURM jobs, over all calls of snakemake so far."""
+        logs = (path.read_text() for path in (self.folder / ".snakemake/log").glob("*.log"))
+        return [number for log in logs for number, _, _ in SUBMITTED.findall(log)]
+
     def trainings(self):
         """Return arm -> number of SLURM jobs that trained it."""
         return {wildcards.split("_")[1]: count for (rule, wildcards), count in self.submissions().items() if rule == "fit"}

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 BOTH = ("baseline", "dedup")
+ANYWHERE = pytest.mark.parametrize("where", [[], ["--workflow-profile", "slurm/scratch.yaml"]], ids=["", "scratch"])
+"""Unfinished results on the shared file system, and on the disk of the node."""
 
 
 def running(study, cluster, *arms, seconds=120.0):
@@ -56,9 +58,10 @@ def test_a_job_that_fails_once(cluster, untrained, same):
     same(untrained, "data", "train")
 
 
-def test_a_job_that_is_cancelled(cluster, untrained, same, stop):
+@ANYWHERE
+def test_a_job_that_is_cancelled(cluster, untrained, same, stop, where):
     only_signals_save(untrained)
-    process = untrained.begin("--", "train")
+    process = untrained.begin(*where, "--", "train")
     stop(process)
     job = running(untrained, cluster, "baseline")["baseline"]
     done = untrained.progress("baseline")
@@ -193,15 +196,16 @@ def test_ctrl_c_and_again(cluster, untrained, same, stop):
     same(untrained, "data", "train")
 
 
-def test_a_killed_snakemake_is_recovered_from(cluster, untrained, same, stop):
+@ANYWHERE
+def test_a_killed_snakemake_is_recovered_from(cluster, untrained, same, stop, where):
     only_signals_save(untrained)
-    process = untrained.begin("--", "train")
+    process = untrained.begin(*where, "--", "train")
     stop(process)
     jobs = running(untrained, cluster, *BOTH)
     process.kill()
     process.wait()
     assert set(jobs.values()) <= set(cluster.jobs("RUNNING")), "orphans"
-    refused = untrained.slurm("--", "train", check=False)
+    refused = untrained.slurm(*where, "--", "train", check=False)
     assert refused.returncode != 0
     assert "afterimage recover" in refused.stdout + refused.stderr
 
@@ -214,7 +218,7 @@ def test_a_killed_snakemake_is_recovered_from(cluster, untrained, same, stop):
     assert "to go on, type: snakemake --profile slurm" in said
     assert not cluster.jobs()
 
-    untrained.slurm("--", "train")
+    untrained.slurm(*where, "--", "train")
     assert untrained.trainings() == {"baseline": 2, "dedup": 2}
     assert [lost(untrained, arm, done[arm]) for arm in BOTH] == [0, 0]
     same(untrained, "data", "train")

@@ -20,10 +20,11 @@ def profile(root):
     return yaml.safe_load((root / "slurm/profile.yaml").read_text())
 
 
-def test_every_line_of_the_profile_has_its_reason(root):
-    lines = (root / "slurm/profile.yaml").read_text().splitlines()
+@pytest.mark.parametrize(("name", "count"), [("profile.yaml", 17), ("scratch.yaml", 3)])
+def test_every_line_of_a_profile_has_its_reason(root, name, count):
+    lines = (root / "slurm" / name).read_text().splitlines()
     keys = [at for at, line in enumerate(lines) if re.match(r"\s*[a-z_-]+:", line)]
-    assert len(keys) > 10
+    assert len(keys) == count
     assert [lines[at] for at in keys if not lines[at - 1].lstrip().startswith("#")] == []
 
 

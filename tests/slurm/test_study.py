@@ -31,15 +31,10 @@ def test_the_command_gives_the_results_of_a_local_run(cluster, empty, local, sam
     assert "Nothing to be done" in again.stdout + again.stderr
 
 
-def test_results_elsewhere(cluster, empty, tmp_path, monkeypatch):
-    """``--directory``: results and records on another file system than the clone; unfinished ones on the node's own."""
-    elsewhere, own = tmp_path / "elsewhere", tmp_path / "own"
+def test_results_elsewhere(cluster, empty, tmp_path):
+    """``--directory``: results and records on another file system than the clone."""
+    elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    scratch = own / "scratch"
-    scratch.mkdir(parents=True)
-    unused = scratch.stat().st_mtime_ns
-    monkeypatch.setenv("TMPDIR", str(own))
-    monkeypatch.setenv("AFTERIMAGE_SCRATCH", "$TMPDIR/scratch")
     empty.slurm("--directory", str(elsewhere), "--configfile", "params.yaml", "--", "data")
     assert not (empty.folder / "results").exists()
     empty.results = elsewhere / "results" / "slurm"
@@ -49,5 +44,20 @@ def test_results_elsewhere(cluster, empty, tmp_path, monkeypatch):
     assert "Nothing to be done" in done.stdout + done.stderr
     for name in ("split/train.npz", "classifier/classifier.safetensors", "dedup/train.npz"):
         assert (empty.results / "data" / name).is_file()
-    assert scratch.stat().st_mtime_ns > unused
-    assert not list(scratch.iterdir())
+
+
+def test_unfinished_results_on_the_disk_of_the_node(cluster, empty, local, same, tmp_path, monkeypatch):
+    """``slurm/scratch.yaml``, Snakemake's storage plugin: a job writes on its node, and sends its result when that is whole."""
+    own = tmp_path / "own"
+    own.mkdir()
+    monkeypatch.setenv("TMPDIR", str(own))
+    empty.slurm("--workflow-profile", "slurm/scratch.yaml", "--", "all")
+    same(empty, *PHASES)
+    assert tables(empty) == tables(local)
+    assert "0 problem(s)" in empty.run("afterimage", "verify").stdout
+    used = list(own.glob("afterimage-*"))
+    assert {folder.name for folder in used} == {f"afterimage-{number}" for number in empty.jobs()}
+    left = [path for folder in used for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in left} <= {".log", ".tsv"}
+    without = empty.run("snakemake", "--profile", "slurm", "-n", "--", "all")
+    assert "Nothing to be done" in without.stdout + without.stderr

@@ -152,3 +152,32 @@ def test_dvc_and_adopt_know_nothing_of_parts(copy):
     image = copy.results / "data" / "split" / "train.npz"
     image.write_bytes(image.read_bytes())  # what `dvc checkout` does to its time
     assert planned(copy) == {}
+
+
+# ---- slurm/scratch.yaml -------------------------------------------------------------------------------------------------
+
+SCRATCH = ("--workflow-profile", "slurm/scratch.yaml")
+
+
+@pytest.mark.skipif(shutil.which("rsync") is None, reason="Snakemake's storage plugin for file systems needs rsync")
+def test_results_by_way_of_another_disk_are_the_same(empty, done, tmp_path):
+    """Parts of trainings and blocks of generations included; another call without that disk finds nothing left to do."""
+    cut(empty)
+    disk = tmp_path / "disk"
+    empty.snakemake(*SCRATCH, "--local-storage-prefix", str(disk), "--", "data", "sample")
+    stores = [run.parent.relative_to(done.results) for run in done.results.rglob(artifacts.RUN)]
+    assert {store.parts[0] for store in stores} == {"data", "train", "sample"}
+    for store in stores:
+        mine, its = (artifacts.check_store(where.results / store)["outputs"] for where in (empty, done))
+        assert mine.keys() == its.keys(), store
+        assert {name for name in its if mine[name] != its[name]} <= {"metrics.jsonl"}, store
+    assert {path.suffix for path in disk.rglob("*") if path.is_file()} <= {".log", ".tsv"}
+    assert not list(empty.results.glob("state/*/*/*"))
+    assert not list(empty.results.glob("blocks/*/*/*"))
+    assert planned(empty) == {}
+
+
+def test_a_disk_that_is_not_there_is_named(empty):
+    said = empty.snakemake(*SCRATCH, "--local-storage-prefix", "$NOWHERE/disk", "--dry-run", "--", "data", check=False)
+    assert said.returncode != 0
+    assert "the prefix for unfinished results is $NOWHERE/disk, with a variable that is not set on" in said.stderr + said.stdout

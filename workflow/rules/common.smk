@@ -1,7 +1,9 @@
 """Validation and input functions. Rule files hold rules only; a change of this file reruns nothing."""
 
 import json
+import platform
 import shlex
+import shutil
 import signal
 import sys
 from functools import cache
@@ -9,6 +11,7 @@ from os.path import relpath
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.io import AnnotatedString, get_flag_value
 from snakemake.logging import logger
 
 from afterimage import busy, layout, watch
@@ -57,6 +60,39 @@ wildcard_constraints:
     study=STUDY.study,
     arm="|".join(STUDY.arms),
     rep=r"\d+",
+
+
+# With a storage provider (slurm/scratch.yaml) outputs are written on the disk of the machine that makes them, and sent from there.
+if workflow.storage_settings.default_storage_provider:
+    place = workflow.storage_settings.local_storage_prefix
+    if "$" in str(place):
+        raise WorkflowError(
+            f"the prefix for unfinished results is {place}, with a variable that is not set on {platform.node()}:"
+            " name another folder in slurm/scratch.yaml"
+        )
+    if not shutil.which("rsync"):
+        raise WorkflowError(
+            f"slurm/scratch.yaml needs rsync, which is not found on {platform.node()}"
+        )
+
+
+def in_place(path):
+    """An input that is read where it lies instead of being copied first: each is read once, from its start to its end."""
+    if not hasattr(path, "flags"):
+        path = AnnotatedString(path)
+    stored = get_flag_value(path, "storage_object")
+    if stored:
+        path.flags["storage_object"] = type(stored)(
+            query=stored.query,
+            keep_local=stored.keep_local,
+            retrieve=False,
+            provider=stored.provider,
+        )
+    return path
+
+
+inputflags:
+    in_place,
 
 
 def per_replicate(*outputs, arms=ARMS):
