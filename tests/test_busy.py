@@ -68,3 +68,33 @@ def test_the_lock_of_a_killed_snakemake_keeps_its_jobs_settings(tmp_path, study,
     with pytest.raises(busy.ArtifactError, match=r"\.snakemake/locks/1\.output\.lock says"):
         busy.write_configs(study(sample={"images": 8}), results, engine)
     assert ".snakemake/locks/1.output.lock" in busy.write_configs(study(sample={"images": 7}), results, engine).others
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_who_sends_outputs_from_another_disk_works_alone(tmp_path, study, first, second):
+    """Snakemake's lock would let both make the same files."""
+    hold = busy.write_configs(study(), tmp_path, tmp_path / ".snakemake", scratch=first)
+    if first or second:
+        with pytest.raises(busy.ArtifactError, match=r"With slurm/scratch\.yaml one call at a time .* `afterimage recover`"):
+            busy.write_configs(study(), tmp_path, tmp_path / ".snakemake", scratch=second)
+    else:
+        busy.write_configs(study(), tmp_path, tmp_path / ".snakemake", scratch=second)
+    hold.lock.close()
+    assert busy.write_configs(study(), tmp_path, tmp_path / ".snakemake", scratch=second).others == ""
+
+
+@pytest.mark.parametrize("first", [False, True])
+@pytest.mark.parametrize("second", [False, True])
+def test_the_lock_of_a_killed_snakemake_tells_how_it_worked(tmp_path, study, monkeypatch, first, second):
+    monkeypatch.chdir(tmp_path)
+    results, engine = Path("results"), Path(".snakemake")
+    busy.write_configs(study(), results, engine, scratch=first).lock.close()
+    (engine / "locks").mkdir(parents=True)
+    disk = ".snakemake/storage/fs/" if first else ""
+    (engine / "locks/0.output.lock").write_text(f"{disk}results/default/data/fetch/run.json\n")
+    if first or second:
+        with pytest.raises(busy.ArtifactError, match=r"0\.output\.lock says .* With slurm/scratch\.yaml one call at a time"):
+            busy.write_configs(study(), results, engine, scratch=second)
+    else:
+        assert "0.output.lock says" in busy.write_configs(study(), results, engine, scratch=second).others

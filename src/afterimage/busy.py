@@ -4,6 +4,9 @@ Every call of snakemake, a dry run too, writes the settings that it plans with (
 they start, perhaps days later. Two signs say that others are at work with them: the lock of ``results/<study>/config``, which the
 kernel takes away with the process that holds it, and Snakemake's own lock, which stays behind when snakemake is killed and its
 jobs go on.
+
+Calls with the same settings may go on: Snakemake's lock refuses those that would make the same files. It knows files by their local
+names, though, which are others with ``slurm/scratch.yaml``; whoever works in that way must be alone.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import fcntl
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -19,6 +23,8 @@ from afterimage import config, layout
 from afterimage.artifacts import ArtifactError
 
 LOCK = ".lock"
+SCRATCH = "with slurm/scratch.yaml"
+LATER = "Nothing was written. Wait until it has ended; if it was killed, type `afterimage recover`."
 
 
 class Hold(NamedTuple):
@@ -33,34 +39,38 @@ class Hold(NamedTuple):
     others: str
 
 
-def write_configs(study: config.Study, results: Path, engine: Path) -> Hold:
+def write_configs(study: config.Study, results: Path, engine: Path, scratch: bool = False) -> Hold:
     """Write what a call of snakemake plans with, unless others work with something else.
 
     Args:
         results: The folder that holds ``<study>``.
         engine: Snakemake's folder, ``.snakemake``.
+        scratch: This call sends its outputs from another disk.
 
     Returns:
         The hold; keep it as long as the settings are to stay as they are.
 
     Raises:
-        ArtifactError: if others are at work and something would change; nothing is written then.
+        ArtifactError: if others are at work, and something would change or one of both calls sends its outputs from another disk;
+            nothing is written then.
     """
     folder = Path(results) / study.study / "config"
     folder.mkdir(parents=True, exist_ok=True)
-    lock = _take(folder / LOCK)
+    lock = _take(folder / LOCK, f", {SCRATCH}" if scratch else "")
     left = _engine_locks(Path(engine) / "locks", f"{folder.parent.as_posix()}/")
     others = ""
     if lock is None:
         others = f"{holder(folder) or 'another process'} works with {folder}"
     elif left:
-        others = f"{left[0]} says that another snakemake works with {folder.parent}, or was killed"
+        path, how = next(iter(left.items()))
+        others = f"{path} says that another snakemake works with {folder.parent}{how}, or was killed"
+    if others and (scratch or SCRATCH in others):
+        raise ArtifactError(f"{others}. {SCRATCH.capitalize()} one call at a time can work with a study. {LATER}")
     changed = layout.changed_configs(study, results)
     if others and changed:
         raise ArtifactError(
             f"{others}. The study or the code is another one now, and jobs of that run would read the new settings "
-            f"({len(changed)} files, first {next(iter(changed))}). Nothing was written. Wait until it has ended; if it was killed, "
-            "type `afterimage recover`."
+            f"({len(changed)} files, first {next(iter(changed))}). {LATER}"
         )
     layout.write(changed)
     return Hold(lock, others)
@@ -78,7 +88,7 @@ def holder(folder: Path) -> str | None:
     return None
 
 
-def _take(path: Path) -> TextIO | None:
+def _take(path: Path, how: str) -> TextIO | None:
     lock = path.open("a+")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -89,19 +99,19 @@ def _take(path: Path) -> TextIO | None:
         pass
     lock.seek(0)
     lock.truncate()
-    lock.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')})\n")
+    lock.write(f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')}{how})\n")
     lock.flush()
     return lock
 
 
-def _engine_locks(folder: Path, prefix: str) -> list[Path]:
-    """Return Snakemake's locks that name files below ``prefix``."""
-    found = []
+def _engine_locks(folder: Path, prefix: str) -> dict[Path, str]:
+    """Return Snakemake's locks that name files below ``prefix``, and how their calls work if not as usual."""
+    found = {}
     for path in sorted(folder.glob("*.lock")):
-        try:
-            with path.open() as lines:
-                if any(line.startswith(prefix) for line in lines):
-                    found.append(path)
-        except FileNotFoundError:  # its run has just ended
-            continue
+        with suppress(FileNotFoundError):  # its run has just ended
+            lines = path.read_text().splitlines()
+            if any(line.startswith(prefix) for line in lines):
+                found[path] = ""
+            elif any(f"/{prefix}" in line for line in lines):
+                found[path] = f", {SCRATCH}"
     return found

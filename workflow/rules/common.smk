@@ -39,7 +39,12 @@ NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "noteboo
 # long as this process; `--unlock` is for those who cannot get it.
 if workflow.is_main_process and "--unlock" not in sys.argv:
     try:
-        HOLD = busy.write_configs(STUDY, Path("results"), Path(".snakemake"))
+        HOLD = busy.write_configs(
+            STUDY,
+            Path("results"),
+            Path(".snakemake"),
+            scratch=bool(workflow.storage_settings.default_storage_provider),
+        )
     except ArtifactError as error:
         raise WorkflowError(str(error)) from None
     if HOLD.others:
