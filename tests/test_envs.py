@@ -181,6 +181,7 @@ EXPLAINED = {
     "snakemake-interface-report-plugins": "no licence field; the file in the distribution is MIT",
     "snakemake-interface-scheduler-plugins": "no licence field; the file in the distribution is MIT",
     "snakemake-interface-storage-plugins": "no licence field; the file in the distribution is MIT",
+    "sysrsync": "no licence field; the file in the distribution is MIT",
 }
 """Distribution -> why it may be used although its metadata names no licence of the list."""
 
