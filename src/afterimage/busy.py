@@ -57,12 +57,11 @@ def write_configs(study: config.Study, results: Path, engine: Path, scratch: boo
     folder = Path(results) / study.study / "config"
     folder.mkdir(parents=True, exist_ok=True)
     lock = _take(folder / LOCK, f", {SCRATCH}" if scratch else "")
-    left = _engine_locks(Path(engine) / "locks", f"{folder.parent.as_posix()}/")
     others = ""
     if lock is None:
         others = f"{holder(folder) or 'another process'} works with {folder}"
-    elif left:
-        path, how = next(iter(left.items()))
+    elif left := _engine_lock(Path(engine) / "locks", f"{folder.parent.as_posix()}/"):
+        path, how = left
         others = f"{path} says that another snakemake works with {folder.parent}{how}, or was killed"
     if others and (scratch or SCRATCH in others):
         raise ArtifactError(f"{others}. {SCRATCH.capitalize()} one call at a time can work with a study. {LATER}")
@@ -104,14 +103,13 @@ def _take(path: Path, how: str) -> TextIO | None:
     return lock
 
 
-def _engine_locks(folder: Path, prefix: str) -> dict[Path, str]:
-    """Return Snakemake's locks that name files below ``prefix``, and how their calls work if not as usual."""
-    found = {}
+def _engine_lock(folder: Path, prefix: str) -> tuple[Path, str] | None:
+    """Return a lock of Snakemake that names files below ``prefix``, and how its call works if not as usual; None if there is none."""
     for path in sorted(folder.glob("*.lock")):
         with suppress(FileNotFoundError):  # its run has just ended
             lines = path.read_text().splitlines()
             if any(line.startswith(prefix) for line in lines):
-                found[path] = ""
-            elif any(f"/{prefix}" in line for line in lines):
-                found[path] = f", {SCRATCH}"
-    return found
+                return path, ""
+            if any(f"/{prefix}" in line for line in lines):
+                return path, f", {SCRATCH}"
+    return None

@@ -86,13 +86,12 @@ class Study(workflow.Workspace):
 
     def submissions(self):
         """Return (rule, wildcards) -> number of SLURM jobs, over all calls of snakemake so far."""
-        logs = (path.read_text() for path in (self.folder / ".snakemake/log").glob("*.log"))
-        return Counter((rule, wildcards or "") for log in logs for _, rule, wildcards in SUBMITTED.findall(log))
+        return Counter((rule, wildcards) for _, rule, wildcards in self.jobs())
 
     def jobs(self):
-        """Return the numbers of its SLURM jobs, over all calls of snakemake so far."""
+        """Return number, rule and wildcards of its SLURM jobs, over all calls of snakemake so far."""
         logs = (path.read_text() for path in (self.folder / ".snakemake/log").glob("*.log"))
-        return [number for log in logs for number, _, _ in SUBMITTED.findall(log)]
+        return [job for log in logs for job in SUBMITTED.findall(log)]
 
     def trainings(self):
         """Return arm -> number of SLURM jobs that trained it."""

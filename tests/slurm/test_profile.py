@@ -20,11 +20,12 @@ def profile(root):
     return yaml.safe_load((root / "slurm/profile.yaml").read_text())
 
 
-@pytest.mark.parametrize(("name", "count"), [("profile.yaml", 17), ("scratch.yaml", 3)])
-def test_every_line_of_a_profile_has_its_reason(root, name, count):
-    lines = (root / "slurm" / name).read_text().splitlines()
+@pytest.mark.parametrize("name", ["profile.yaml", "scratch.yaml"])
+def test_every_line_of_a_profile_has_its_reason(root, name):
+    text = (root / "slurm" / name).read_text()
+    lines, settings = text.splitlines(), yaml.safe_load(text)
     keys = [at for at, line in enumerate(lines) if re.match(r"\s*[a-z_-]+:", line)]
-    assert len(keys) == count
+    assert len(keys) == len(settings) + len(settings.get("default-resources", {})) > 0
     assert [lines[at] for at in keys if not lines[at - 1].lstrip().startswith("#")] == []
 
 

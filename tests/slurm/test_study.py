@@ -56,7 +56,7 @@ def test_unfinished_results_on_the_disk_of_the_node(cluster, empty, local, same,
     assert tables(empty) == tables(local)
     assert "0 problem(s)" in empty.run("afterimage", "verify").stdout
     used = list(own.glob("afterimage-*"))
-    assert {folder.name for folder in used} == {f"afterimage-{number}" for number in empty.jobs()}
+    assert {folder.name for folder in used} == {f"afterimage-{number}" for number, _, _ in empty.jobs()}
     left = [path for folder in used for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in left} <= {".log", ".tsv"}
     without = empty.run("snakemake", "--profile", "slurm", "-n", "--", "all")

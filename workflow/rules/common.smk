@@ -34,16 +34,27 @@ PAGES = layout.pages(STUDY)
 # Beside the workflow, wherever results lie (--directory).
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
+# With a storage provider (slurm/scratch.yaml) outputs are written on the disk of the machine that makes them, and sent from there.
+SCRATCH = workflow.storage_settings.default_storage_provider is not None
+if SCRATCH:
+    place = workflow.storage_settings.local_storage_prefix
+    if "$" in str(place):
+        raise WorkflowError(
+            f"the prefix for unfinished results is {place}, with a variable that is not set on {platform.node()}:"
+            " name another folder in slurm/scratch.yaml"
+        )
+    if not shutil.which("rsync"):
+        raise WorkflowError(
+            f"slurm/scratch.yaml needs rsync, which is not found on {platform.node()}"
+        )
+
 # Written before planning and only where something changed: every job takes its resolved config and the fingerprint of
 # its code as inputs. A job that runs in a process of its own reads what the main process planned with. The hold lasts as
 # long as this process; `--unlock` is for those who cannot get it.
 if workflow.is_main_process and "--unlock" not in sys.argv:
     try:
         HOLD = busy.write_configs(
-            STUDY,
-            Path("results"),
-            Path(".snakemake"),
-            scratch=bool(workflow.storage_settings.default_storage_provider),
+            STUDY, Path("results"), Path(".snakemake"), scratch=SCRATCH
         )
     except ArtifactError as error:
         raise WorkflowError(str(error)) from None
@@ -67,22 +78,8 @@ wildcard_constraints:
     rep=r"\d+",
 
 
-# With a storage provider (slurm/scratch.yaml) outputs are written on the disk of the machine that makes them, and sent from there.
-if workflow.storage_settings.default_storage_provider:
-    place = workflow.storage_settings.local_storage_prefix
-    if "$" in str(place):
-        raise WorkflowError(
-            f"the prefix for unfinished results is {place}, with a variable that is not set on {platform.node()}:"
-            " name another folder in slurm/scratch.yaml"
-        )
-    if not shutil.which("rsync"):
-        raise WorkflowError(
-            f"slurm/scratch.yaml needs rsync, which is not found on {platform.node()}"
-        )
-
-
 def in_place(path):
-    """An input that is read where it lies instead of being copied first: each is read once, from its start to its end."""
+    """An input that is read where it lies, not from a copy of its own: steps open what lies beside it, too."""
     if not hasattr(path, "flags"):
         path = AnnotatedString(path)
     stored = get_flag_value(path, "storage_object")
