@@ -1,20 +1,42 @@
-"""An alpha with a known false-alarm rate, from real images that no model saw.
+"""An alpha with a known false-alarm rate, from real images that the model never saw.
 
-The paper's alpha = 0.5 promises no false-positive rate, and on simple data it flags many held-out images. So the held-out images
-are halved: one half sets alpha, the other, which had no part in it, says what rate that alpha really has.
+The paper's alpha = 0.5 promises no false-positive rate, and on simple data it flags many held-out
+images. So the held-out images set alpha: they are halved, each half calibrates and the other half,
+which had no part in it, says what rate that alpha has; alpha and rate are averaged over both
+directions of several random halvings (cross-fitting).
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
 from afterimage import seeds
 from afterimage.config import ConfigError
 
+HALVINGS = 20
+"""Random halvings that alpha and its rate are averaged over."""
+FEWEST = 20
+"""Held-out images below which no calibrated alpha is given."""
 
-def halves(count: int, seed: int) -> np.ndarray:
+
+@dataclass(frozen=True)
+class Calibration:
+    """A cross-fitted alpha.
+
+    Attributes:
+        alpha: Mean of the alphas of all halves; 0, which flags nothing, with fewer than ``FEWEST`` images.
+        flagged: float64 (m,), per held-out image the share of the halvings that flag it while it does not
+            calibrate. Its mean is the out-of-sample rate of false alarms.
+    """
+
+    alpha: float
+    flagged: np.ndarray
+
+
+def halves(count: int, seed: int, halving: int = 0) -> np.ndarray:
     """Return which of ``count`` held-out images calibrate, bool (count,); the same for every arm and replicate of a study.
 
     Raises:
@@ -23,8 +45,29 @@ def halves(count: int, seed: int) -> np.ndarray:
     if count < 2:
         raise ConfigError(f"calibrating alpha needs at least 2 held-out images, not {count}")
     chosen = np.zeros(count, bool)
-    chosen[seeds.numpy_rng(seed, "attack", "extraction", "halves").permutation(count)[: count // 2]] = True
+    path = ("attack", "extraction", "halves", *([halving] if halving else []))
+    chosen[seeds.numpy_rng(seed, *path).permutation(count)[: count // 2]] = True
     return chosen
+
+
+def cross_fit(relative_distances: np.ndarray, rate: float, seed: int) -> Calibration:
+    """Calibrate on the relative distances of held-out images, float64 (m,); see ``largest_alpha``."""
+    count = len(relative_distances)
+    if count < FEWEST:
+        return Calibration(0.0, np.zeros(count))
+    alphas, flagged = [], np.zeros(count)
+    for halving in range(HALVINGS):
+        half = halves(count, seed, halving)
+        for calibrates in (half, ~half):
+            alpha = largest_alpha(relative_distances[calibrates], rate)
+            alphas.append(alpha)
+            flagged[~calibrates] += (relative_distances[~calibrates] <= alpha) & (alpha > 0)
+    return Calibration(float(np.mean(alphas)), flagged / HALVINGS)
+
+
+def smallest_rate(count: int) -> float:
+    """Return the smallest rate of false alarms that ``count`` held-out images can tell from none: 5 of one half."""
+    return min(1.0, 5 / (count // 2)) if count > 1 else 1.0
 
 
 def largest_alpha(relative_distances: np.ndarray, rate: float) -> float:

@@ -25,14 +25,26 @@ class Scores:
         distance: float64 (Q,), distance to it, normalised l2 or tiled l2.
         relative: anchor -> float64 (Q,), ``adaptive.relative``: the ratio at alpha = 1.
         mq: float64 (Q,), the ratio of ``mq``.
-        zero_means: anchor -> int, how often the neighbours' mean distance was 0.
+        zero_mean: anchor -> bool (Q,), where the neighbours' mean distance is 0.
     """
 
     row: np.ndarray
     distance: np.ndarray
     relative: dict[str, np.ndarray]
     mq: np.ndarray
-    zero_means: dict[str, int]
+    zero_mean: dict[str, np.ndarray]
+
+    @property
+    def zero_means(self) -> dict[str, int]:
+        """Anchor -> how often the neighbours' mean distance was 0."""
+        return {anchor: int(zero.sum()) for anchor, zero in self.zero_mean.items()}
+
+    def take(self, rows: np.ndarray) -> Scores:
+        """Return the scores of the chosen images (positions or a mask)."""
+        relative, zero_mean = (
+            {anchor: values[rows] for anchor, values in each.items()} for each in (self.relative, self.zero_mean)
+        )
+        return Scores(self.row[rows], self.distance[rows], relative, self.mq[rows], zero_mean)
 
 
 class Target:
@@ -40,7 +52,8 @@ class Target:
 
     Attributes:
         rows: int64 (G,), the rows of ``images`` that are compared with: the first of each content, or all.
-        neighbours: n of the adaptive distance: the setting, or all other images where there are fewer.
+        neighbours: n of the adaptive distance: the setting, or all other images where there are fewer. With a single image
+            it is 0, and relative distances are 0 for exact copies and infinite for all others.
         mq_neighbours: n of MQ, likewise.
     """
 
@@ -53,16 +66,15 @@ class Target:
             flips: Compare mirrored images too (not in MQ, which does not know them).
 
         Raises:
-            ConfigError: for fewer than two (different) images, values outside [0, 1], or tiles that do not fit.
+            ConfigError: for no images, values outside [0, 1], or tiles that do not fit.
         """
         check_range(images, "training")
         self.images, self.settings, self.flips = images, settings, flips
         self.rows, self._times = np.arange(len(images)), np.ones(len(images), np.int64)
         if settings.gallery == "distinct":
             self.rows, self._times = different(images)
-        if len(self.rows) < 2:
-            kind = "different " if settings.gallery == "distinct" else ""
-            raise ConfigError(f"extraction needs at least 2 {kind}training images, not {len(self.rows)}")
+        if not len(self.rows):
+            raise ConfigError("extraction needs at least 1 training image")
         self.neighbours = min(settings.neighbours, len(self.rows) - 1)
         self.mq_neighbours = min(settings.mq_neighbours, len(self.rows))
         gallery = images if len(self.rows) == len(images) else images[self.rows]
@@ -80,12 +92,12 @@ class Target:
         count, block = len(images), self.settings.block
         nearest, distance, mean, mq_ratio = np.empty(count, np.int64), np.empty(count), np.empty(count), np.empty(count)
         shared = self._plain is self._gallery and not self.flips
-        k = max(self.neighbours, self.mq_neighbours) if shared else self.neighbours
+        k = max(self.neighbours, self.mq_neighbours) if shared else max(1, self.neighbours)
         for start in range(0, count, block):
             part = slice(start, start + block)
             found = self._gallery.nearest(images[part], k, flips=self.flips, block=block)
             nearest[part], distance[part] = found.rows[:, 0], found.distances[:, 0]
-            mean[part] = found.distances[:, : self.neighbours].mean(axis=1)
+            mean[part] = found.distances[:, : self.neighbours].sum(axis=1) / max(1, self.neighbours)
             plain = found if shared else self._plain.nearest(images[part], self.mq_neighbours, block=block)
             mq_ratio[part] = mq.ratios(plain.distances[:, : self.mq_neighbours])
         means = {"training": self._means_of(nearest), "candidate": mean}
@@ -94,7 +106,7 @@ class Target:
             distance=distance,
             relative={anchor: adaptive.relative(distance, means[anchor]) for anchor in adaptive.ANCHORS},
             mq=mq_ratio,
-            zero_means={anchor: int((means[anchor] == 0).sum()) for anchor in adaptive.ANCHORS},
+            zero_mean={anchor: means[anchor] == 0 for anchor in adaptive.ANCHORS},
         )
 
     def rows_within(self, images: np.ndarray, radius: float) -> np.ndarray:
@@ -105,7 +117,7 @@ class Target:
         """Return the mean distance of gallery images to their n nearest others (with ``include_self``: themselves counted in)."""
         new = np.unique(nearest[np.isnan(self._means[nearest])])
         others = self.neighbours - 1 if self.settings.include_self else self.neighbours
-        if others and len(new):
+        if others > 0 and len(new):
             for start in range(0, len(new), self.settings.block):
                 some = new[start : start + self.settings.block]
                 found = self._gallery.nearest(

@@ -41,14 +41,15 @@ class Extraction(Block):
     alpha: Annotated[float, Field(gt=0)] = 0.5
     """The paper's fixed factor of the neighbours' mean distance (0.5)."""
     calibrated_rate: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """The calibrated alpha is the largest at which at most this share of one half of the held-out images is flagged."""
+    """The calibrated alpha is the largest at which at most this share of one half of the held-out images is flagged, averaged over
+    random halves. Its rate out of sample is measured; m images cannot show rates below about 10 / m."""
     neighbours: Annotated[int, Field(ge=1)] = 50
     """n, the number of training images whose mean distance normalises (fewer where the set is smaller)."""
     include_self: bool = False
     """Count a training image among its own neighbours, as one public implementation does."""
-    gallery: Literal["all", "distinct"] = "all"
-    """Neighbours among all training rows, exact copies counted each, as published; or among different images only, which keeps
-    copies from shrinking the mean distance that normalises."""
+    gallery: Literal["all", "distinct"] = "distinct"
+    """Neighbours among different images only, so that exact copies do not shrink the mean distance that normalises; or, as
+    published, among all training rows, where a generation near an image with more than ``neighbours`` exact copies is never flagged."""
     delta: Annotated[float, Field(gt=0)] = 0.15
     """Radius of the eidetic count k, in normalised l2."""
     mq_thresholds: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [

@@ -1,0 +1,31 @@
+"""Blank and blurred images: near to a training image because they show nothing, not because they copy it.
+
+Detail is the root mean square difference of neighbouring pixels, in units of the full range [0, 1].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+BLANK = 1 / 255
+"""Images with less detail are blank, whatever they are nearest to."""
+BLURRED = 0.5
+"""Images with less than this share of the detail of their nearest training image are blurred."""
+
+
+def detail(images: np.ndarray) -> np.ndarray:
+    """Return the detail of uint8 or floating images in [0, 1], (N, H, W, C), as float64 (N,)."""
+    scale = 255 if images.dtype == np.uint8 else 1
+    squares = np.zeros(len(images))
+    for row, image in enumerate(images):
+        values = image.astype(np.float64) / scale
+        for axis in (0, 1):
+            if values.shape[axis] > 1:
+                squares[row] += (np.diff(values, axis=axis) ** 2).mean()
+    return np.sqrt(squares)
+
+
+def low_detail(images: np.ndarray, nearest: np.ndarray) -> np.ndarray:
+    """Return which images, (N, H, W, C), are blank, or blurred next to ``nearest``, of the same shape; bool (N,)."""
+    own = detail(images)
+    return (own < BLANK) | (own < BLURRED * detail(nearest))
