@@ -1,28 +1,18 @@
-"""``afterimage audit``: the extraction attack and the quality measures on somebody's own images or diffusers pipeline.
+"""``afterimage audit``: does this model copy its training images? For somebody's own images or diffusers pipeline.
 
-No study is needed. What a study knows from its split has to be given here: the images that the model was trained on, and, for the
-controls, real images of the same kind that it never saw. One half of these calibrates alpha and serves as reference of the quality
-measures, the other half is the control. Without them the attack still runs, but nothing says how many of its counts are
-false alarms, and no quality is reported: measured against training images it would reward copying.
+No study is needed. What a study knows from its split has to be given here: the images that the model was trained on, and real images
+of the same kind that it never saw. Without the latter the attack still runs, but cannot tell copies from chance resemblance.
 
-Written to ``--out``:
-
-- ``pairs.parquet``: one row per generation: sample, nearest (names, or row numbers where there are none), l2, ratio_training,
-  ratio_candidate (both at the fixed alpha; at most 1 means flagged);
-- ``audit.html``: the same as a page, with the pairs as pictures only with ``--show-images``;
-- ``audit.json``: see ``KEYS``, which ``afterimage audit --help`` prints.
+Written to ``--out``: see ``HELP``, which ``afterimage audit --help`` prints.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
 import io
 import math
-import re
 import time
-from functools import partial
-from importlib.resources import files
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -35,30 +25,59 @@ from afterimage.artifacts import Images
 from afterimage.attacks import calibration, quality
 from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
-from afterimage.data import sources
-from afterimage.metrics import classifier, spaces
+from afterimage.standalone import images as image_sets
+from afterimage.standalone import output, page
+from afterimage.standalone.images import ImageSet
 
-KEYS = """\
+FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
+KEPT = "samples.npz"
+SETS = ("samples", "train", "holdout")
+
+HELP = """\
+words:
+  flagged     a generation: nearer to its nearest training image than a threshold (verdict, fixed, calibrated)
+  extracted   a training image: the nearest one of a flagged generation
+
+files:
+  audit.html        the answer as a page; pictures of pairs only with --show-images
+  audit.json        see below
+  extracted.csv     the extracted training images: file, copies, flagged_generations, nearest_generations, best_generation,
+                    best_l2, best_ratio
+  training.parquet  the same for every different training image; nearest_generations is 0 for those that were never nearest
+  pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2, ratio_training, ratio_candidate
+                    (both at the fixed alpha), low_detail, flagged_verdict
+  DIR/samples.npz   with --keep-samples DIR: the generations, for `afterimage attribute --queries` or another audit
+
 keys of audit.json:
-  counts      generations, training, training_distinct, holdout (0 without --holdout)
+  verdict     outcome (copies shown, not shown, cannot tell), sentence, and what it rests on: generations, held_out, copies (at
+              least), flagged, false_alarms (at most), images, images_at_least, threshold, visible_rate; reason of cannot tell
+  limits      what limits the answer, in sentences
+  notices     what was left out of the images or chosen in reading them, in sentences
+  left_out    held-out images that were left out: sample, nearest, l2, kind (exact, near, repeated)
+  counts      generations, training, training_distinct, training_never_nearest, holdout, holdout_left_out
   unique_images
               by anchor (training, candidate) and alpha (fixed, and calibrated with --holdout): count, of, share, low, high,
-              exact_low, exact_high; different training images flagged by at least one generation
+              exact_low, exact_high; different training images extracted
   flagged_generations
               the same for generations
   flagged_holdout
-              the same for held-out images: the false alarms; calibrated counts the half that did not calibrate (null without)
+              the same for held-out images: the false alarms; calibrated is cross-fitted (null without --holdout)
   mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
   alpha       the thresholds used, by anchor
   quality     by metric: value, low, high, and holdout (the same measure of real images; the floor), or null
+  quality_missing
+              why quality could not be measured, or null
+  facts       what the attack records of itself
+  inputs      sha256 of what was read, and of the weights; how each set was read
   settings    everything that the numbers depend on; with seed and version
   seconds     wall time
 """
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    parser.epilog = KEYS
+    parser.epilog = HELP
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--samples", metavar="SOURCE", help="generations: a folder or zip of images, .npz, or parquet")
     what.add_argument("--pipeline", metavar="DIR|ID", help="diffusers pipeline (unconditional, pixels) to draw them from")
@@ -67,18 +86,30 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--holdout", metavar="SOURCE", help="real images of the same kind that the model never saw")
     parser.add_argument("--out", type=Path, default=Path("audit"), metavar="DIR", help="folder to write (default: %(default)s)")
-    parser.add_argument("--generate", type=int, default=1000, metavar="N", help="generations from --pipeline (default: 1000)")
-    parser.add_argument("--steps", type=int, default=50, help="DDIM steps of --pipeline (default: %(default)s)")
-    parser.add_argument("--batch-size", type=int, default=64, help="generations at once (default: %(default)s)")
-    parser.add_argument("--colour", choices=["keep", "grey", "rgb"], default="keep", help="make all images grey or colour")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="resize the centre square of all images")
+    drawing = parser.add_argument_group("drawing from --pipeline")
+    drawing.add_argument("--generate", type=int, default=1000, metavar="N", help="generations (default: %(default)s)")
+    drawing.add_argument("--weights", choices=["ema", "raw"], help="of a trainer's checkpoint (default: ema where there are)")
+    drawing.add_argument("--sampler", choices=["ddpm", "ddim"], help="default: the pipeline's own")
+    drawing.add_argument("--steps", type=int, help="denoising steps (default: 50 for DDIM, 250 for DDPM)")
+    drawing.add_argument("--batch-size", type=int, default=64, help="generations at once (default: %(default)s)")
+    drawing.add_argument("--keep-samples", type=Path, metavar="DIR", help="folder to keep the generations in")
+    image_sets.arguments(parser, SETS)
     parser.add_argument("--flips", action="store_true", help="the model was trained with mirrored images: compare these too")
-    parser.add_argument("--alpha", type=float, default=0.5, help="fixed alpha (default: %(default)s, the paper's)")
+    attack = config.Extraction()
+    parser.add_argument("--alpha", type=float, default=attack.alpha, help="fixed alpha (default: %(default)s, the paper's)")
     parser.add_argument(
-        "--neighbours", type=int, default=50, metavar="N", help="n of the ratio (default: %(default)s, the paper's)"
+        "--neighbours", type=int, default=attack.neighbours, metavar="N", help="n of the ratio (default: %(default)s)"
     )
-    parser.add_argument("--distance", choices=["l2", "tiled"], default="l2", help="default: %(default)s")
-    parser.add_argument("--tiles", type=int, default=4, help="tiles per side of --distance tiled (default: %(default)s)")
+    parser.add_argument(
+        "--gallery",
+        choices=["distinct", "all"],
+        default=attack.gallery,
+        help="neighbours among different training images, or with copies counted each, as published (default: %(default)s)",
+    )
+    parser.add_argument("--distance", choices=["l2", "tiled"], default=attack.distance, help="default: %(default)s")
+    parser.add_argument(
+        "--tiles", type=int, default=attack.tiles, help="tiles per side of --distance tiled (default: %(default)s)"
+    )
     parser.add_argument(
         "--features", choices=["classifier", "pixels", "inception"], default="classifier", help="space of quality"
     )
@@ -88,144 +119,228 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of generations, halves and intervals (default: %(default)s)")
 
 
-# ---- what is compared ---------------------------------------------------------------------------------------------------
-
-
-def source_of(text: str, flag: str) -> config.Source:
-    """Return the source that a command-line argument means.
-
-    Raises:
-        ConfigError: naming the flag, if it is neither an existing path nor a Hub data set.
-    """
-    path = Path(text)
-    if path.is_dir() or path.suffix == ".zip":
-        return config.ImageFolder(kind="image_folder", path=text)
-    if path.suffix == ".npz":
-        return config.ArrayFile(kind="npz", path=text)
-    if path.suffix == ".parquet":
-        return config.Parquet(kind="parquet", path=text)
-    if not path.exists() and (hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text)):
-        return config.HuggingFace(kind="huggingface", dataset=hub[1], revision=hub[2])
-    raise ConfigError(
-        f"{flag} {text}: not a folder or zip of images, an .npz, a .parquet file or pattern, or a Hub data set (owner/name@revision)"
-    )
-
-
-def read_set(text: str, flag: str, args: argparse.Namespace) -> tuple[Images, np.ndarray]:
-    """Read one set of images; return it and the names of its rows."""
-    try:
-        images, manifest = sources.read(source_of(text, flag), colour=args.colour, resize=args.resize)
-    except (ConfigError, artifacts.ArtifactError) as error:
-        advice = (
-            str(error).replace("data.source.path = ", "").replace("data.resize", "--resize").replace("data.colour", "--colour")
-        )
-        raise type(error)(f"{flag}: {advice}") from error
-    names = manifest["names"]
-    return images, images.ids if names is None else np.array(names)
-
-
-def draw(args: argparse.Namespace) -> Images:
-    """Draw generations from ``--pipeline``."""
-    from accelerate import Accelerator
-
-    from afterimage.diffusion import sample
-
-    settings = config.Sample(images=args.generate, steps=args.steps, batch_size=args.batch_size)
-    unet, scheduler = sample.load_denoiser(args.pipeline)
-    ids = np.arange(args.generate)
-    return Images.of(sample.generate(unet.to(Accelerator().device), scheduler, ids, settings, args.seed), ids)
-
-
-# ---- the audit ----------------------------------------------------------------------------------------------------------
-
-
 def run(args: argparse.Namespace) -> None:
+    """Read, draw, attack, and write the answer."""
     started = time.monotonic()
     settings, quality_settings = _settings(args)
+    out = output.check(args.out, FILES)
+    if args.keep_samples is not None:
+        if args.samples is not None:
+            raise ConfigError("--keep-samples keeps what is drawn from --pipeline; it does not go with --samples")
+        output.check(args.keep_samples, (KEPT,), flag="--keep-samples")
+    for name in SETS:
+        if getattr(args, name) is not None:
+            image_sets.source_of(name, args)
+    sets = {name: image_sets.read_set(name, args) for name in SETS if getattr(args, name) is not None}
+    drawn: dict[str, Any] = {}
+    notices = [notice for each in sets.values() for notice in each.notices()]
+    if args.pipeline is not None:
+        _check_shapes(sets)
+        sets["samples"], drawn = _draw(args, sets["train"].images)
+        notices += drawn.pop("notes")
+    _check_shapes(sets)
+    samples, train = sets["samples"], replace(sets["train"], images=_by_content(sets["train"].images))
+    holdout = sets["holdout"].images if "holdout" in sets else None
+
     statistics = config.Statistics()
-    for flag in ("samples", "train", "holdout"):
-        if getattr(args, flag):
-            source_of(getattr(args, flag), f"--{flag}")
-    train, train_names = read_set(args.train, "--train", args)
-    holdout = read_set(args.holdout, "--holdout", args)[0] if args.holdout else None
-    if args.samples:
-        samples, sample_names = read_set(args.samples, "--samples", args)
-    else:
-        samples = draw(args)
-        sample_names = samples.ids
-    _same_shape(train, samples, holdout, args)
-
-    found = extract(samples, train, settings, statistics, args.seed, flips=args.flips, holdout=holdout)
-    qualities = None
+    extraction = extract(
+        samples.images, train.images, settings, statistics, args.seed, flips=args.flips, holdout=holdout
+    )
+    qualities, missing = None, "no --holdout was given: measured against training images, quality would reward copying"
     if holdout is not None:
-        qualities = _quality(samples, holdout, quality_settings, statistics, args.seed)
+        qualities, missing = _quality(samples.images, holdout, quality_settings, statistics, args.seed)
 
-    pairs = found.pairs[["sample", "nearest", "l2", "ratio_training", "ratio_candidate"]].copy()
-    rows = {name: {id_: row for row, id_ in enumerate(images.ids)} for name, images in (("s", samples), ("t", train))}
-    sample_rows, nearest_rows = [rows["s"][i] for i in pairs["sample"]], [rows["t"][i] for i in pairs["nearest"]]
-    pairs["sample"], pairs["nearest"] = sample_names[sample_rows], train_names[nearest_rows]
+    pairs = _named(extraction.pairs, samples, train)
+    training = _training(extraction, samples, train)
+    columns = ["sample", "nearest", "l2", "ratio_training", "ratio_candidate", "low_detail", "flagged_verdict"]
+    given = {flag: str(value) for flag in ("pipeline", *SETS) if (value := getattr(args, flag)) is not None}
+    record = _record(extraction, qualities, sets, settings)
+    if extraction.left_out is not None:
+        record["left_out"] = _named(extraction.left_out, sets["holdout"], train).to_dict("records")
+    record |= {
+        "notices": notices,
+        "limits": _limits(extraction, samples.images, record, settings.anchor),
+        "quality_missing": missing,
+        "inputs": {name: {"sha256": each.sha256, "manifest": each.manifest} for name, each in sets.items()},
+        "settings": given
+        | drawn
+        | {"flips": args.flips, "colour": args.colour, "resize": args.resize}
+        | {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"}
+        | settings.model_dump()
+        | {"features": args.features, "neighbours_used": extraction.facts["neighbours"]}
+        | {"seed": args.seed, "version": __version__},
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    extracted = training[training["flagged_generations"] > 0]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in (("pairs.parquet", pairs[columns]), ("training.parquet", training)):
+        stream = io.BytesIO()
+        table.to_parquet(stream, index=False)
+        artifacts.write_atomically(out / name, stream.getvalue())
+    artifacts.write_atomically(out / "extracted.csv", extracted.to_csv(index=False).encode())
+    artifacts.write_json(out / "audit.json", record)
+    figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
+    rows = _rows(record)
+    artifacts.write_atomically(out / "audit.html", page.render(record, rows, extracted, figures).encode())
+    _print(record, rows, extracted, args.out)
 
-    sizes = {"samples": len(samples), "train": len(train), "holdout": 0 if holdout is None else len(holdout)}
-    said = {flag: str(value) for flag in ("samples", "pipeline", "train", "holdout") if (value := getattr(args, flag))}
-    said |= {"flips": args.flips, "colour": args.colour, "resize": args.resize}
-    record = _record(args, found, qualities, sizes, said | settings.model_dump() | {"features": args.features})
-    record["seconds"] = round(time.monotonic() - started, 2)
-    args.out.mkdir(parents=True, exist_ok=True)
-    table = io.BytesIO()
-    pairs.to_parquet(table, index=False)
-    artifacts.write_atomically(args.out / "pairs.parquet", table.getvalue())
-    artifacts.write_json(args.out / "audit.json", record)
-    pictures = _figures(found, pairs, samples.pixels[sample_rows], train.pixels[nearest_rows], args.show_images)
-    page = _page(record, pictures)
-    artifacts.write_atomically(args.out / "audit.html", page.encode())
-    _print(record, args.out)
+
+# ---- what is compared ---------------------------------------------------------------------------------------------------
 
 
 def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quality]:
     try:
-        extraction = config.Extraction(alpha=args.alpha, neighbours=args.neighbours, distance=args.distance, tiles=args.tiles)
-        quality = config.Quality(
+        names = ("alpha", "neighbours", "gallery", "distance", "tiles")
+        extraction = config.Extraction(**{name: getattr(args, name) for name in names})
+        quality_settings = config.Quality(
             features=args.features, inception_weights=args.inception_weights, inception_sha256=args.inception_sha256
         )
-        config.Sample(images=args.generate, steps=args.steps, batch_size=args.batch_size)
+        config.Sample(images=args.generate, steps=1 if args.steps is None else args.steps, batch_size=args.batch_size)
     except ValidationError as error:
-        lines = [f"--{'-'.join(map(str, e['loc'])) or 'features'} = {e['input']!r}: {e['msg']}" for e in error.errors()]
+        flags = {"images": "generate"}
+        lines = []
+        for entry in error.errors():
+            name = "-".join(map(str, entry["loc"])) or "features"
+            lines.append(f"--{flags.get(name, name).replace('_', '-')} = {entry['input']!r}: {entry['msg']}")
         raise ConfigError("\n".join(lines)) from error
-    return extraction, quality
+    return extraction, quality_settings
 
 
-def _same_shape(train: Images, samples: Images, holdout: Images | None, args: argparse.Namespace) -> None:
-    shapes = {"--train": train, "--pipeline" if args.pipeline else "--samples": samples, "--holdout": holdout}
-    named = {flag: "x".join(map(str, images.pixels.shape[1:])) for flag, images in shapes.items() if images is not None}
-    if len(set(named.values())) > 1:
-        listed = ", ".join(f"{flag} {shape}" for flag, shape in named.items())
+def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, Any]]:
+    """Draw generations from ``--pipeline``; return them, and what the record says of the drawing."""
+    from accelerate import PartialState
+
+    from afterimage.diffusion import pipelines, sample
+
+    height, width, channels = train.pixels.shape[1:]
+    try:
+        opened = pipelines.open_pipeline(args.pipeline, args.weights, size=(height, width))
+    except artifacts.ArtifactError as error:
+        raise artifacts.ArtifactError(f"--pipeline: {error}") from error
+    if opened.shape != (height, width, channels):
+        theirs, ours = ("x".join(map(str, shape)) for shape in (opened.shape, (height, width, channels)))
+        raise ConfigError(f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and --colour make them one")
+    sampler = opened.sampler(args.sampler)
+    steps = args.steps or sample.default_steps(sampler, opened.timesteps)
+    settings = config.Sample(images=args.generate, sampler=sampler, steps=steps, batch_size=args.batch_size)
+    ids = np.arange(args.generate)
+    labels = None if opened.classes is None else ids % opened.classes
+    device = PartialState().device
+    pixels = sample.generate(opened.net.to(device), opened.scheduler_config, ids, settings, args.seed, labels=labels)
+    drawn = Images.of(pixels, ids, labels)
+    if args.keep_samples is not None:
+        stream = io.BytesIO()
+        np.savez_compressed(stream, images=drawn.pixels, ids=drawn.ids, labels=drawn.labels)
+        artifacts.write_atomically(args.keep_samples / KEPT, stream.getvalue())
+    facts = {"sampler": sampler, "steps": steps, "generate": args.generate, "batch_size": args.batch_size}
+    facts |= {"network": opened.facts(), "device": str(device)}
+    facts["notes"] = [f"--pipeline: {note}" for note in opened.notes]
+    return ImageSet("samples", drawn, ids, {}, image_sets.sha256(pixels)), facts
+
+
+def _check_shapes(sets: dict[str, ImageSet]) -> None:
+    shapes = {f"--{name}": "x".join(map(str, each.images.pixels.shape[1:])) for name, each in sets.items()}
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{flag} {shape}" for flag, shape in shapes.items())
         raise ConfigError(f"images have different shapes: {listed}; --resize and --colour make them one")
+
+
+def _by_content(train: Images) -> Images:
+    """Return the training images with byte-identical ones as copies of one source, the first of them."""
+    _, first, inverse = np.unique(artifacts.contents(train.pixels), return_index=True, return_inverse=True)
+    return replace(train, sources=train.ids[first[inverse]])
 
 
 def _quality(
     samples: Images, holdout: Images, settings: config.Quality, statistics: config.Statistics, seed: int
-) -> pd.DataFrame:
-    """Return the quality table: generations, and the control half of the held-out images, against the calibrating half.
+) -> tuple[pd.DataFrame | None, str | None]:
+    """Return the quality table, or why there is none: a side measure never stops the attack."""
+    try:
+        return quality.against_halves(samples, holdout, settings, statistics, seed), None
+    except ConfigError as error:
+        return None, f"{len(samples)} generations and {len(holdout)} held-out images are too few: {error}"
 
-    The classifier, where it is the space, is trained on the calibrating half only.
-    """
-    calibrates = calibration.halves(len(holdout), seed)
-    reference, control = holdout.take(calibrates), holdout.take(~calibrates)
-    measure = partial(quality.measure, samples, reference, settings, statistics, seed, holdout=control)
-    if settings.features != "classifier":
-        return measure(spaces.find(settings, None))
-    network, _, _ = classifier.fit(reference, config.Classifier(), seed)
-    return measure(lambda images: classifier.embed_with(network, images).astype(np.float64))
+
+# ---- what is written ----------------------------------------------------------------------------------------------------
+
+
+def _named(table: pd.DataFrame, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
+    """Return a table of pairs with names in place of ids, and the rows of both images."""
+    table = table.copy()
+    table["sample_row"] = pd.Index(samples.images.ids).get_indexer(table["sample"])
+    table["nearest_row"] = pd.Index(train.images.ids).get_indexer(table["nearest"])
+    table["sample"], table["nearest"] = samples.names[table["sample_row"]], train.names[table["nearest_row"]]
+    return table
+
+
+def _training(extraction: Extraction, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
+    """Return one row per different training image, the most extracted first."""
+    table = extraction.images
+    rows = pd.Index(train.images.ids).get_indexer(table["id"])
+    best = pd.Index(samples.images.ids).get_indexer(table["best_sample"])
+    names = pd.Series(samples.names[best], dtype=object).where(best >= 0, None)
+    training = pd.DataFrame(
+        {
+            "file": train.names[rows],
+            "copies": table["copies"],
+            "flagged_generations": table["flagged_generations"],
+            "nearest_generations": table["nearest_generations"],
+            "best_generation": names.astype(str).where(best >= 0, None),
+            "best_l2": table["best_l2"],
+            "best_ratio": table["best_ratio_training"],
+        }
+    )
+    return training.sort_values(["flagged_generations", "best_ratio"], ascending=[False, True], kind="stable")
+
+
+def _limits(extraction: Extraction, samples: Images, record: dict[str, Any], anchor: str) -> list[str]:
+    """Return what limits the answer, in sentences."""
+    facts, limits = extraction.facts, []
+    left_out = facts.get("holdout_left_out", {})
+    kinds = {"exact": "exactly", "near": "nearly", "repeated": "the same as an earlier held-out image"}
+    if left_out:
+        named = ", ".join(str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED])
+        counts = ", ".join(f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out)
+        limits.append(
+            f"--holdout: {sum(left_out.values())} images were left out, since they are training images too or stand there twice "
+            f"({counts}): {named}"
+        )
+    if record["counts"]["holdout"] and record["counts"]["holdout"] - sum(left_out.values()) < calibration.FEWEST:
+        limits.append(
+            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a calibrated alpha; none is reported."
+        )
+    elif "holdout_smallest_rate" in facts:
+        limits.append(
+            f"The calibrated alpha rests on {record['counts']['holdout'] - sum(left_out.values())} held-out images, which cannot show rates of "
+            f"false alarms below about {100 * facts['holdout_smallest_rate']:.2g} %."
+        )
+    if facts["low_detail_generations"]:
+        limits.append(
+            f"{facts['low_detail_generations']} of {len(samples)} generations are blank or blurred next to their nearest training image, and are "
+            "not counted as copies."
+        )
+    if zero := facts["zero_means_generations"][anchor]:
+        limits.append(f"{zero} generations are nearest to a training image whose neighbours are all its copies: no ratio there.")
+    if facts["neighbours"] < 50:
+        limits.append(
+            f"The ratio's mean is over {facts['neighbours']} neighbours: there are {record['counts']['training_distinct']} different "
+            "training images, or fewer neighbours were asked for."
+        )
+    if identical := int((extraction.pairs["l2"] == 0).sum()):
+        limits.append(f"{identical} of {len(samples)} generations are identical to a training image, byte for byte.")
+    return limits
 
 
 def _record(
-    args: argparse.Namespace, found: Extraction, qualities: pd.DataFrame | None, sizes: dict[str, int], settings: dict[str, Any]
+    extraction: Extraction, qualities: pd.DataFrame | None, sets: dict[str, ImageSet], settings: config.Extraction
 ) -> dict[str, Any]:
-    """Return ``audit.json``, as ``KEYS`` describes it."""
+    """Return the numbers of ``audit.json``, as ``HELP`` describes them."""
     shares = {
         (row["metric"], row["anchor"], row["alpha"]): row
-        for row in found.results[found.results["subset"] == "all"].to_dict("records")
+        for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
     }
+    # An alpha of 0 stands for no calibrated alpha: it flags nothing, which would read as an all-clear.
+    readings = [reading for reading in extraction.readings if reading.value > 0]
 
     def numbers(metric: str, anchor: str = "none", kind: str = "none") -> dict[str, float] | None:
         row = shares.get((metric, anchor, kind))
@@ -236,16 +351,15 @@ def _record(
 
     def by_reading(metric: str) -> dict[str, dict[str, Any]] | None:
         table: dict[str, dict[str, Any]] = {}
-        for reading in found.readings:
-            if (one := numbers(metric, reading.anchor, reading.alpha)) is not None:
-                table.setdefault(reading.anchor, {})[reading.alpha] = one
+        for reading in readings:
+            if (entry := numbers(metric, reading.anchor, reading.alpha)) is not None:
+                table.setdefault(reading.anchor, {})[reading.alpha] = entry
         return table or None
 
     alphas: dict[str, dict[str, float]] = {}
-    for reading in found.readings:
+    for reading in readings:
         alphas.setdefault(reading.anchor, {})[reading.alpha] = reading.value
     thresholds = [name.removeprefix("mq@") for name, *_ in shares if name.startswith("mq@")]
-    distinct = shares["extracted_contents", "training", "fixed"]["of"]
     by_metric: dict[str, dict[str, float | None]] = {}
     for row in [] if qualities is None else qualities.to_dict("records"):
         if row["of"] == "generations":
@@ -253,21 +367,29 @@ def _record(
             by_metric.setdefault(row["metric"], {}).update(value=row["value"], **ends)
         else:
             by_metric.setdefault(row["metric"], {})["holdout"] = row["value"]
+    counts = {"generations": len(sets["samples"].images), "training": len(sets["train"].images)}
+    counts |= {
+        "training_distinct": len(extraction.images),
+        "training_never_nearest": int((extraction.images["nearest_generations"] == 0).sum()),
+        "holdout": len(sets["holdout"].images) if "holdout" in sets else 0,
+        "holdout_left_out": 0 if extraction.left_out is None else len(extraction.left_out),
+    }
     return {
-        "counts": {"generations": sizes["samples"], "training": sizes["train"], "training_distinct": int(distinct)}
-        | {"holdout": sizes["holdout"]},
+        "verdict": extraction.verdict.record,
+        "left_out": [],
+        "counts": counts,
         "unique_images": by_reading("extracted_contents"),
         "flagged_generations": by_reading("flagged_generations"),
         "flagged_holdout": by_reading("flagged_holdout"),
         "mq": {tau: {"generations": numbers(f"mq@{tau}"), "holdout": numbers(f"mq_holdout@{tau}")} for tau in thresholds},
         "alpha": alphas,
         "quality": by_metric or None,
-        "settings": settings | {"seed": args.seed, "neighbours_used": found.facts["neighbours"], "version": __version__},
+        "facts": extraction.facts,
     }
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return what a person reads first: name, value, interval."""
+    """Return the numbers beside the verdict: name, value, interval."""
     anchor = record["settings"]["anchor"]
     rows: list[tuple[str, str, str]] = []
 
@@ -278,116 +400,37 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
         rows.append((name, value, f"{low:.0f} to {high:.0f}" if counted else f"{low:.2f} to {high:.2f}{unit}"))
 
     for kind, alpha in record["alpha"][anchor].items():
-        said = f"alpha {alpha:.3g}, {kind}"
-        add(f"training images given back ({said})", record["unique_images"][anchor][kind], counted=True)
-        add(f"generations flagged ({said})", record["flagged_generations"][anchor][kind])
+        reading = f"alpha {alpha:.3g}, {kind}"
+        add(f"generations flagged ({reading})", record["flagged_generations"][anchor][kind])
         if record["flagged_holdout"]:
-            add(f"real held-out images flagged ({said})", record["flagged_holdout"][anchor][kind])
+            add(f"held-out images flagged ({reading})", record["flagged_holdout"][anchor][kind])
+        add(f"training images extracted ({reading})", record["unique_images"][anchor][kind], counted=True)
+    counts = record["counts"]
+    never = f"{counts['training_never_nearest']} of {counts['training_distinct']}"
+    rows.append(("different training images that no generation is nearest to", never, ""))
     if "0.5" in record["mq"]:
         add("MQ at 0.5 (IET-AGC), share of generations", record["mq"]["0.5"]["generations"])
         if record["mq"]["0.5"]["holdout"]:
             add("MQ at 0.5, share of held-out images", record["mq"]["0.5"]["holdout"])
     for metric, numbers in (record["quality"] or {}).items():
         interval = "" if numbers["low"] is None else f"{numbers['low']:.4g} to {numbers['high']:.4g}"
-        rows.append((f"{metric} (real held-out images: {numbers['holdout']:.4g})", f"{numbers['value']:.4g}", interval))
+        rows.append((f"{metric} (held-out images: {numbers['holdout']:.4g})", f"{numbers['value']:.4g}", interval))
     return rows
 
 
-def _verdict(record: dict[str, Any]) -> str:
-    anchor = record["settings"]["anchor"]
-    if record["flagged_holdout"] is None:
-        found = record["unique_images"][anchor]["fixed"]
-        return (
-            f"{found['count']} of {found['of']} different training images look given back at the published threshold. Without "
-            "--holdout nothing says how many of them are false alarms: real images that the model never saw are flagged too."
-        )
-    flagged, control = record["flagged_generations"][anchor]["calibrated"], record["flagged_holdout"][anchor]["calibrated"]
-    found = record["unique_images"][anchor]["calibrated"]
-    said = (
-        f"At the threshold calibrated on held-out images, {100 * flagged['share']:.2f} % of generations and "
-        f"{100 * control['share']:.2f} % of other held-out images are flagged; {found['count']} different training images are concerned. "
-    )
-    if flagged["exact_low"] > control["exact_high"]:
-        return said + "More is flagged than chance resemblance explains: the model gives back training images."
-    return said + "That is no more than the intervals allow for chance resemblance: no memorisation is shown."
-
-
-NOTES = {
-    "intervals": "Intervals are exact (Clopper-Pearson) for counts and shares, and from a bootstrap over generations for quality. They "
-    "say how sure the numbers are for these images; another training of the same model may give others.",
-    "flagged": "A generation is flagged if its distance to the nearest training image is at most alpha times the mean distance of that "
-    "image to its nearest neighbours among the training images (Carlini et al. 2023, section 5.1).",
-    "quality": "Quality is measured against one half of the held-out images; the value in parentheses is what the other half of "
-    "these real images gets, and so the best to hope for.",
-    "no holdout": "No quality is reported without --holdout: measured against training images it would reward copying.",
-}
-
-
-def _figures(
-    found: Extraction, pairs: pd.DataFrame, generated: np.ndarray, nearest: np.ndarray, show: bool
-) -> list[tuple[str, str, str]]:
-    """Return title, explanation and PNG (base64) of each figure."""
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot as plt
-
-    def finish(figure: Any, title: str, text: str) -> tuple[str, str, str]:
-        png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
-        plt.close(figure)
-        return title, text, base64.b64encode(png.getvalue()).decode()
-
-    figures = []
-    if show:
-        best = pairs.reset_index(names="row").sort_values("ratio_training", kind="stable").drop_duplicates("nearest").head(32)
-        columns = 8
-        figure, axes = plt.subplots(
-            -(-len(best) // columns), columns, figsize=(12, 1.3 * -(-len(best) // columns)), squeeze=False
-        )
-        for axis in axes.flat:
-            axis.axis("off")
-        for axis, pair in zip(axes.flat, best.to_dict("records"), strict=False):
-            gap = np.full((generated.shape[1], max(1, generated.shape[2] // 16), generated.shape[3]), 255, np.uint8)
-            image = np.concatenate([generated[pair["row"]], gap, nearest[pair["row"]]], axis=1)
-            axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set_title(f"{pair['l2']:.3f}  ratio {pair['ratio_training']:.2f}", fontsize=8, pad=2)
-        text = "Left the generation, right the training image nearest to it, with their distance; one pair per training image."
-        figures.append(finish(figure, "The nearest pairs", text))
-    figure, axes = plt.subplots(1, 2, figsize=(10, 3))
-    for axis, column, label in zip(
-        axes, ("l2", "ratio_training"), ("distance to the nearest training image", "ratio"), strict=True
-    ):
-        shown = [("generations", found.pairs[column])]
-        if found.holdout_pairs is not None:
-            shown.append(("real held-out images", found.holdout_pairs[column]))
-        finite = np.concatenate([values[np.isfinite(values)] for _, values in shown])
-        bins = np.linspace(0, np.quantile(finite, 0.995), 50)
-        for name, values in shown:
-            axis.hist(
-                values, bins, density=True, histtype="stepfilled" if name == "generations" else "step", alpha=0.8, label=name
-            )
-        axis.set_xlabel(label)
-        axis.set_yticks([])
-    axes[1].axvline(1, color="red", linewidth=0.8)
-    axes[0].legend(frameon=False)
-    text = "Generations that lie nearer to training images than real unseen images do are what the attack looks for."
-    return [*figures, finish(figure, "Distances", text)]
-
-
-def _page(record: dict[str, Any], figures: list[tuple[str, str, str]]) -> str:
-    from jinja2 import Environment
-
-    template = Environment(autoescape=True).from_string((files("afterimage.report") / "audit.html").read_text())
-    notes = [NOTES["flagged"], NOTES["intervals"], NOTES["quality" if record["quality"] else "no holdout"]]
-    return template.render(
-        verdict=_verdict(record), rows=_rows(record), notes=notes, figures=figures, settings=list(record["settings"].items())
-    )
-
-
-def _print(record: dict[str, Any], out: Path) -> None:
-    rows = [("measure", "value", "95 % interval"), *_rows(record)]
-    widths = [max(len(row[column]) for row in rows) for column in range(3)]
-    for name, value, interval in rows:
+def _print(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, out: Path) -> None:
+    """Print what limits the answer, the answer, and the first ten training images that came back."""
+    for line in [*record["notices"], *record["limits"]]:
+        print(line)
+    print(f"\n{record['verdict']['sentence']}\n")
+    if len(extracted):
+        shown = extracted.head(10).round(3)
+        print(f"training images extracted, the first {len(shown)} of {len(extracted)} in extracted.csv:")
+        print(shown.to_string(index=False) + "\n")
+    table = [("measure", "value", "95 % interval"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    for name, value, interval in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
-    print(f"\n{_verdict(record)}\n{out / 'audit.html'}, {out / 'audit.json'} and {out / 'pairs.parquet'} written")
+    if record["quality_missing"]:
+        print(f"no quality: {record['quality_missing']}")
+    print(f"\n{', '.join(FILES)} written to {out}")

@@ -28,8 +28,9 @@ import pandas as pd
 
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError, Images
+from afterimage.attacks import calibration
 from afterimage.attacks.extraction import trained_rows
-from afterimage.metrics import intervals, quality, similarity, spaces
+from afterimage.metrics import classifier, intervals, quality, similarity, spaces
 from afterimage.metrics.spaces import Space
 
 STEP = "attack/quality"
@@ -76,6 +77,27 @@ def measure(
         for metric, (value, low, high) in _numbers(features, real, frechet, settings, statistics, seed, name).items():
             rows.append({"metric": metric, "of": name, "value": value, "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def against_halves(
+    samples: Images, holdout: Images, settings: config.Quality, statistics: config.Statistics, seed: int
+) -> pd.DataFrame:
+    """Measure generations, and one half of the held-out images as the floor, against the other half.
+
+    Arguments and errors are those of ``measure``. A classifier, where it is the space, is trained on the half measured against.
+    """
+    reference_rows = calibration.halves(len(holdout), seed)
+    reference, control = holdout.take(reference_rows), holdout.take(~reference_rows)
+    if settings.features == "classifier":
+        network, _, _ = classifier.fit(reference, config.Classifier(), seed)
+        space: Space = partial(_embedding, network)
+    else:
+        space = spaces.find(settings, None)
+    return measure(samples, reference, settings, statistics, seed, space, holdout=control)
+
+
+def _embedding(network: Any, images: np.ndarray) -> np.ndarray:
+    return classifier.embed_with(network, images).astype(np.float64)
 
 
 def _numbers(

@@ -1,0 +1,137 @@
+"""The page of an audit: the answer and what limits it, the images that came back, and the distances behind it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from importlib.resources import files
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from afterimage.artifacts import Images
+from afterimage.attacks.extraction import Extraction
+
+PAIRS, COLUMNS = 32, 8
+"""Most pairs in a picture, and pairs per row."""
+
+NOTES = (
+    "The answer compares generations with held-out images over all thresholds at once: without copies, at most 5 of 100 audits say "
+    "that copies are shown. Another training of the same model may give others.",
+    "The ratio of a generation is its distance to the nearest training image, divided by alpha times the mean distance of that image "
+    "to its nearest neighbours among the training images (Carlini et al. 2023, section 5.1). A generation is flagged, and that training "
+    "image extracted, where the ratio is at most 1. Intervals are exact (Clopper-Pearson) for counts and shares.",
+)
+
+Figure = tuple[str, str, str]
+"""Title, explanation, and PNG (base64)."""
+
+
+def figures(extraction: Extraction, pairs: pd.DataFrame, samples: Images, train: Images, show: bool) -> list[Figure]:
+    """Return the figures of an audit, with pictures of pairs only if ``show``.
+
+    Args:
+        extraction: The attack's tables.
+        pairs: Its pairs with names, and ``sample_row`` and ``nearest_row``.
+        samples: The generations.
+        train: The training images.
+        show: Pictures may be shown.
+    """
+    drawn = [_distances(extraction)]
+    if show:
+        low = pairs["low_detail"]
+        if len(blurred := pairs[low].sort_values("l2", kind="stable").head(PAIRS)):
+            text = "Left the generation, right the training image nearest to it. They are not counted as copies."
+            drawn.insert(0, _pairs("Blank or blurred generations", text, blurred, samples, train))
+        best = pairs[~low].sort_values("ratio_training", kind="stable").drop_duplicates("nearest").head(PAIRS)
+        text = (
+            "Left the generation, right the training image nearest to it, with their distance and ratio; one pair per training "
+            "image, smallest ratio first. Pairs that the verdict flags have a red title."
+        )
+        if len(best):
+            drawn.insert(0, _pairs("The nearest pairs", text, best, samples, train))
+    return drawn
+
+
+def render(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, drawn: list[Figure]) -> str:
+    """Return the page.
+
+    Args:
+        record: ``audit.json``.
+        rows: Name, value and interval of each number.
+        extracted: ``extracted.csv``.
+        drawn: The figures.
+    """
+    from jinja2 import Environment
+
+    template = Environment(autoescape=True).from_string((files("afterimage.standalone") / "audit.html").read_text())
+    return template.render(
+        verdict=record["verdict"],
+        limits=[*record["limits"], *record["notices"]],
+        columns=list(extracted),
+        extracted=extracted.head(50).round(3).values.tolist(),
+        more=max(0, len(extracted) - 50),
+        rows=rows,
+        notes=[*NOTES, *([f"No quality: {record['quality_missing']}."] if record["quality_missing"] else [])],
+        figures=drawn,
+        settings=[(name, value) for name, value in record["settings"].items() if value is not None],
+    )
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _finish(figure: Any, title: str, text: str) -> Figure:
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
+    _pyplot().close(figure)
+    return title, text, base64.b64encode(png.getvalue()).decode()
+
+
+def _pairs(title: str, text: str, table: pd.DataFrame, samples: Images, train: Images) -> Figure:
+    rows = -(-len(table) // COLUMNS)
+    figure, axes = _pyplot().subplots(rows, COLUMNS, figsize=(12, 1.3 * rows), squeeze=False)
+    for axis in axes.flat:
+        axis.axis("off")
+    for axis, pair in zip(axes.flat, table.to_dict("records"), strict=False):
+        generation, nearest = samples.pixels[pair["sample_row"]], train.pixels[pair["nearest_row"]]
+        height, width, channels = generation.shape
+        gap = np.full((height, max(1, width // 16), channels), 255, np.uint8)
+        image = np.concatenate([generation, gap, nearest], axis=1)
+        axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        colour = "firebrick" if pair["flagged_verdict"] else "black"
+        axis.set_title(f"{pair['l2']:.3f}  ratio {pair['ratio_training']:.2f}", fontsize=8, pad=2, color=colour)
+    return _finish(figure, title, text)
+
+
+def _distances(extraction: Extraction) -> Figure:
+    figure, axes = _pyplot().subplots(1, 2, figsize=(10, 3))
+    labels = {"l2": "distance to the nearest training image", "ratio_training": "ratio at the fixed alpha"}
+    for axis, (column, label) in zip(axes, labels.items(), strict=True):
+        shown = {"generations": extraction.pairs[column]}
+        if extraction.holdout_pairs is not None:
+            shown["held-out images"] = extraction.holdout_pairs[column]
+        finite = np.concatenate([values[np.isfinite(values)] for values in shown.values()])
+        top = float(np.quantile(finite, 0.995)) if len(finite) else 1.0
+        bins = np.linspace(0, top or 1.0, 50)
+        for (name, values), kind in zip(shown.items(), ("stepfilled", "step"), strict=False):
+            inside = values[np.isfinite(values)].clip(upper=bins[-1])
+            if len(inside):
+                axis.hist(inside, bins, density=True, histtype=kind, alpha=0.8, label=name)
+        if len(finite) < sum(map(len, shown.values())):
+            axis.set_title("pairs without a ratio are not drawn", fontsize=8)
+        axis.set_xlabel(label)
+        axis.set_yticks([])
+    axes[1].axvline(1, color="red", linewidth=0.8)
+    handles, names = axes[0].get_legend_handles_labels()
+    if handles:
+        axes[0].legend(handles, names, frameon=False)
+    text = "Generations that lie nearer to training images than unseen images do are what the attack looks for."
+    return _finish(figure, "Distances", text)
