@@ -193,6 +193,12 @@ display(
 BUDGETS = {"updates": "updates in all", "updates_per_model": "updates per network", "kept_samples": "samples with gradient"}
 
 
+def trained_less(arm, other):
+    """Whether a network of an arm was trained for fewer updates than one of another that starts from the same weights."""
+    own, theirs = (np.mean([run["facts"]["updates_per_model"] for run in runs[one]]) for one in (arm, other))
+    return settings[arm]["base"] == settings[other]["base"] and own < 0.99 * theirs
+
+
 def equal(arm, other):
     """Which budgets of two arms are the same to one in a hundred, in words."""
     means = {key: [np.mean([run["facts"][key] for run in runs[one]]) for one in (arm, other)] for key in BUDGETS}
@@ -211,6 +217,7 @@ for arm in iet:
             verdict = judge(change, "lower", method)
             if tau is not None:
                 verdict = comparison.above_false_alarms(verdict, copies(arm, tau), copies(other, tau))
+                verdict = comparison.TRAINED_LESS if verdict == comparison.BETTER and trained_less(arm, other) else verdict
             base = theirs.value.mean()
             relative = own.value.mean() / base - 1 if base else np.nan
             changes.append({"arm": arm, "kind": kind, "other": other, "number": name, "scale": scale, **change._asdict(), "relative": relative, "verdict": verdict})
@@ -224,7 +231,7 @@ if len(changes):
     for axis, name in zip(axes.flat, names):
         for row, y in zip(rows, height):
             one = changes[(changes.arm == row[0]) & (changes.kind == row[1]) & (changes.number == name)].iloc[0]
-            shade = {"better": "C2", "worse": "C3"}.get(one.verdict, "0.5")
+            shade = {comparison.BETTER: "C2", comparison.WORSE: "C3"}.get(one.verdict, "0.5")
             axis.plot([one.scale * one.low, one.scale * one.high], [y, y], color=shade, linewidth=1.3)
             axis.plot(one.scale * one.value, y, "o", color=shade, markersize=4)
         axis.axvline(0, color="black", linewidth=0.7)
@@ -237,7 +244,7 @@ if len(changes):
     display(
         Markdown(
             f"Arm minus the arm that it is compared with, {level} intervals ({'paired over ' + str(replicates) + ' replicates' if replicates > 1 else 'within the one training'}): green where lower, red where higher, grey where the "
-            "interval covers zero or no verdict is given (one training; an MQ that does not exceed that of held-out images). The upper rows are the paper's comparison, the lower rows ask what is left of it where the budgets in brackets are equal. "
+            "interval covers zero or no verdict is given (one training; another arm whose MQ does not exceed that of held-out images, or whose network was trained longer). The upper rows are the paper's comparison, the lower rows ask what is left of it where the budgets in brackets are equal. "
             "Budgets that are not named there differ, and the network that was trained longer remembers more for that alone. Arms share neither initial weights (unless both start from one network) nor order nor noise of training."
         )
     )
@@ -413,6 +420,7 @@ else:
 # %%
 WORDS = {"better": "holds here", "worse": "the opposite holds here", "no difference seen": "undecided here: the interval covers no difference", "not measured": "not measured here"}
 WORDS |= {word: word for word in (comparison.ONE_TRAINING, comparison.NOT_TESTABLE)}
+WORDS |= {comparison.TRAINED_LESS: "lower here, but so may any network be that was trained for as few updates: the other was trained longer"}
 SECOND = "as reported in a secondary source (a summary of the paper); the paper's tables were not read"
 ABSTRACT = "the paper's abstract"
 PUBLISHED = [("MQ", "MQ down by up to about 87 % over the datasets", SECOND), ("quality", "FID equal or slightly better", ABSTRACT)]
@@ -431,7 +439,7 @@ for arm in iet:
         said = {name: ("no such control", "") if kind == "control" else (text, evidence) if whole else ("one part alone: not read", "") for name, text, evidence in PUBLISHED}
         if "MQ at 0.5" in some.index:
             one = some.loc["MQ at 0.5"]
-            claims.append([escape(arm), f"MQ at 0.5 is lower than with {words} ({escape(one.other)})", *said["MQ"], percent_change(one), WORDS[one.verdict]])
+            claims.append([escape(arm), f"MQ at 0.5 is lower than with {words} ({escape(one.other)}; equal: {equal(arm, one.other)})", *said["MQ"], percent_change(one), WORDS[one.verdict]])
         if frechet in some.index:
             one = some.loc[frechet]
             verdict = {"worse": "does not hold here: higher", "no difference seen": "no rise seen here, which is not none", "better": "lower here, class shares included"}.get(one.verdict, WORDS[one.verdict])
