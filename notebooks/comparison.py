@@ -63,7 +63,7 @@ NAMES = {
     "forgotten_extracted_calibrated": "forgotten images extracted",
     "updates": "updates",
     "updates_per_model": "updates per network",
-    "network_updates": "updates per network, its base's included",
+    "network_updates": "updates per network since its first weights",
     "images_seen": "images seen",
     "kept_samples": "samples with gradient",
     "training_images": "training images",
@@ -120,14 +120,16 @@ deciding = about["memorization"] + about["quality"] + about["forgetting"]
 lines = []
 for arm in arms:
     if arm in control_of:
-        row = {"arm": f"<b>{escape(arm)}</b>", "control": escape(control_of[arm]), "verdict": escape(wide.verdict[arm]), "beats its control": "<b>yes</b>" if wide.beats_control[arm] == comparison.YES else wide.beats_control[arm]}
+        row = {"arm": f"<b>{escape(arm)}</b>", "control": escape(control_of[arm]), "verdict": escape(wide.verdict[arm])}
+        if replicates > 1:
+            row["beats its control"] = "<b>yes</b>" if wide.beats_control[arm] == comparison.YES else escape(wide.beats_control[arm])
         for metric in deciding:
             row[name_of(metric)] = interval(cell.loc[(arm, metric)], metric, difference=True) if (arm, metric) in known else ""
         lines.append(row)
 judged = pd.DataFrame(lines, index=[arm for arm in arms if arm in control_of])
 said = {arm: wide.beats_control[arm] for arm in judged.index}
 HEADS = {
-    comparison.YES: f"Beat their own control, not corrected for {len(said)} verdicts",
+    comparison.YES: f"Beat their own control, not corrected for {len(said)} verdict(s)",
     comparison.NO: "Do not (remember more, or are worse in quality)",
     comparison.NOT_SHOWN: "Not shown (no difference in memorization seen, which does not say that there is none)",
     comparison.TRAINED_LESS: "Remember less, but so may any network that was trained for as few updates: the control's was trained longer",
@@ -163,23 +165,24 @@ else:
 BUDGETS = [metric for metric in ("updates", "updates_per_model", "network_updates", "kept_samples", "training_images") if metric in there]
 lines = []
 for arm, control in control_of.items():
-    both = {metric: (cell.value[arm, metric], cell.value[control, metric]) for metric in BUDGETS if {(arm, metric), (control, metric)} <= known}
-    same = [metric for metric, pair in both.items() if max(pair) - min(pair) <= 0.01 * max(pair)]
     bases = [settings[one]["base"] for one in (arm, control)]
+    shared = [metric for metric in BUDGETS if {(arm, metric), (control, metric)} <= known and (metric != "network_updates" or any(bases))]
+    both = {metric: (cell.value[arm, metric], cell.value[control, metric]) for metric in shared}
+    same = [metric for metric, pair in both.items() if max(pair) - min(pair) <= 0.01 * max(pair)]
     lines.append(
         {
             "arm": f"<b>{escape(arm)}</b>",
             "control": escape(control),
             "equal, to one in a hundred": ", ".join(map(name_of, same)) or "no budget",
             "not equal": ", ".join(f"{name_of(metric)} ({pair[0]:,.0f} against {pair[1]:,.0f})" for metric, pair in both.items() if metric not in same),
-            "initial weights": f"both of <b>{escape(bases[0])}</b>" if bases[0] and bases[0] == bases[1] else " against ".join(f"<b>{escape(base)}</b>" if base else "drawn" for base in bases),
+            "initial weights": f"both of <b>{escape(bases[0])}</b>" if bases[0] and bases[0] == bases[1] else " against ".join(f"of <b>{escape(base)}</b>" if base else "drawn" for base in bases) if any(bases) else "each its own",
         }
     )
 if lines:
     show(pd.DataFrame(lines), cells="vertical-align:top")
     display(
         Markdown(
-            "Arms of one replicate share the training images that they are given, the noise that sampling starts from, and the attacks. They do **not** share initial weights (unless both start from the same base: *drawn* ones are drawn for each arm), "
+            "Arms of one replicate share the training images that they are given, the noise that sampling starts from, and the attacks. They do **not** share initial weights (unless both start from the same base), "
             "the order of the images, or the noise of training. So an arm differs from its control by the remedy, by what stands under *not equal*, and by chance, of which pairing by replicate takes little away."
         )
     )

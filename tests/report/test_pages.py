@@ -57,7 +57,7 @@ def test_comparison_of_few_arms(study, show):
 
 def test_comparison_of_few_arms_over_replicates(study, show):
     text, _ = show("comparison", *study(FEW, 3))
-    assert "**Beat their own control, not corrected for 1 verdicts:** **dedup** (over baseline)" in text
+    assert "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)" in text
     assert "Verdicts are not corrected" in text
 
 
@@ -103,7 +103,7 @@ def test_study_without_planted_images(study, show):
     text, _ = show("extraction", *made)
     assert "planted images extracted" not in text
     text, _ = show("comparison", *made)
-    assert "**Beat their own control, not corrected for 1 verdicts:** **dedup** (over baseline)" in text
+    assert "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)" in text
 
 
 def test_a_control_that_remembers_nothing(study, show):
@@ -119,6 +119,6 @@ def test_what_an_arm_and_its_control_share(study, show):
     text, _ = show("comparison", *study(MANY, 2))
     shared = text[text.index("equal, to one in a hundred") :]
     row = next(row for row in shared.split("<tr") if "<b>salun</b>" in row)
-    assert "updates per network, its base's included (3,000 against 1,500)" in row
-    assert "<b>conditional</b> against drawn" in row
-    assert "drawn against drawn" in next(row for row in shared.split("<tr") if "<b>dedup</b>" in row)
+    assert "updates per network since its first weights (3,000 against 1,500)" in row
+    assert "of <b>conditional</b> against drawn" in row
+    assert "each its own" in next(row for row in shared.split("<tr") if "<b>dedup</b>" in row)
