@@ -303,19 +303,20 @@ def test_a_control_at_its_false_alarms_cannot_be_beaten(arm, control, beats, wor
     assert said["verdict"].startswith(words)
 
 
-def test_one_count_above_its_false_alarms_is_enough():
-    """Few generations show an image, but the images that come back are planted ones and none of their twins."""
+@pytest.mark.parametrize(("twins", "planted", "memorization"), [(0, BETTER, BETTER), (17, NOT_TESTABLE, NOT_TESTABLE)])
+def test_one_count_above_its_false_alarms_is_enough(twins, planted, memorization):
+    """Few generations show an image, but the images that come back are planted ones; unless as many of their twins do."""
     numbers = counted(
         *((name, FLAGGED, [5, 4, 6, 3, 5], 512) for name in CONTROLS),
         *((name, HELD_OUT, [2] * 5, 400) for name in CONTROLS),
         ("control", "planted_extracted_calibrated", [16, 18, 20, 15, 17], 32),
         ("arm", "planted_extracted_calibrated", [2, 1, 0, 2, 1], 32),
-        *((name, "twins_flagged_calibrated", [0] * 5, 32) for name in CONTROLS),
+        *((name, "twins_flagged_calibrated", [twins] * 5, 32) for name in CONTROLS),
     )
     compared = comparison.compare(numbers, CONTROLS, 0.95)
     verdict_on = compared.set_index(["arm", "metric"]).loc["arm"]["verdict"]
-    assert (verdict_on[FLAGGED], verdict_on["planted_extracted_calibrated"]) == (NOT_TESTABLE, BETTER)
-    assert comparison.verdicts(compared).loc[0, "memorization"] == BETTER
+    assert (verdict_on[FLAGGED], verdict_on["planted_extracted_calibrated"]) == (NOT_TESTABLE, planted)
+    assert comparison.verdicts(compared).loc[0, "memorization"] == memorization
 
 
 def test_copies_without_false_alarms_beside_them_are_not_judged():
