@@ -12,9 +12,10 @@
 # # Which remedy beats its own control?
 #
 # Every **arm** is one way of training, and every arm met the same attacks. A remedy that trains less also remembers less, so each
-# arm is compared with a **control** of its own: the same arm but for what is claimed to help (as few updates per network, as many
-# samples with gradient, two networks without blocks, retraining without the images). The rules by which an arm is judged are fixed
-# in `afterimage.report.comparison` and repeated below; nothing on this page is judged by hand.
+# arm is compared with a **control** of its own: plain training that is meant to be like it but for what is claimed to help (as few
+# updates per network, as many samples with gradient, two networks without blocks, retraining without the images). What the two do
+# share, and what not, is listed below. The rules by which an arm is judged are fixed in `afterimage.report.comparison` and repeated
+# below; nothing on this page is judged by hand.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -36,7 +37,7 @@ from IPython.display import Markdown, display
 from matplotlib.patheffects import Normal, Stroke
 
 from afterimage.artifacts import read_run
-from afterimage.report.comparison import front
+from afterimage.report import comparison
 from afterimage.report.notebook import Notebook
 
 book = Notebook(results, figures, confidence)
@@ -62,6 +63,7 @@ NAMES = {
     "forgotten_extracted_calibrated": "forgotten images extracted",
     "updates": "updates",
     "updates_per_model": "updates per network",
+    "network_updates": "updates per network since its first weights",
     "images_seen": "images seen",
     "kept_samples": "samples with gradient",
     "training_images": "training images",
@@ -76,8 +78,11 @@ METHODS = {"baseline": "0.35", "rau_net": "C2", "loyal": "C9", "iet_agc": "C0", 
 """Colours: the methods differ in them, arms of one method do not."""
 
 
+settings = {arm: read_run(results / "train" / arm / "rep0")["config"]["settings"]["arm"] for arm in arms}
+
+
 def method(arm):
-    own = read_run(results / "train" / arm / "rep0")["config"]["settings"]["arm"]
+    own = settings[arm]
     return "rau_net" if own["method"] == "baseline" and own["rau_net"] else own["method"]
 
 
@@ -115,31 +120,72 @@ deciding = about["memorization"] + about["quality"] + about["forgetting"]
 lines = []
 for arm in arms:
     if arm in control_of:
-        row = {"arm": f"<b>{escape(arm)}</b>", "control": escape(control_of[arm]), "verdict": escape(wide.verdict[arm]), "beats its control": "<b>yes</b>" if wide.beats_control[arm] else "no"}
+        row = {"arm": f"<b>{escape(arm)}</b>", "control": escape(control_of[arm]), "verdict": escape(wide.verdict[arm])}
+        if replicates > 1:
+            row["beats its control"] = "<b>yes</b>" if wide.beats_control[arm] == comparison.YES else escape(wide.beats_control[arm])
         for metric in deciding:
             row[name_of(metric)] = interval(cell.loc[(arm, metric)], metric, difference=True) if (arm, metric) in known else ""
         lines.append(row)
 judged = pd.DataFrame(lines, index=[arm for arm in arms if arm in control_of])
-beating = [arm for arm in judged.index if wide.beats_control[arm]]
+said = {arm: wide.beats_control[arm] for arm in judged.index}
+HEADS = {
+    comparison.YES: f"Beat their own control, not corrected for {len(said)} verdict(s)",
+    comparison.NO: "Do not (remember more, or are worse in quality)",
+    comparison.NOT_SHOWN: "Not shown (no difference in memorization seen, which does not say that there is none)",
+    comparison.TRAINED_LESS: "Remember less, but so may any network that was trained for as few updates: the control's was trained longer",
+    comparison.NOT_TESTABLE: "Not testable (the control's copies do not exceed false alarms: nothing can remember less than nothing)",
+    comparison.UNMEASURED: "Not measured",
+    comparison.ONE_TRAINING: "One training: no verdict (another training of the same arm would give other numbers)",
+}
 if len(judged):
-    yes = ", ".join(f"**{arm}** (over {control_of[arm]})" for arm in beating) or "none"
-    no = ", ".join(f"{arm} (over {control_of[arm]})" for arm in judged.index if arm not in beating) or "none"
-    display(Markdown(f"**Beat their own control:** {yes}.\n\n**Do not:** {no}."))
-    show(judged, shaded=beating, shade="#e9f5e9")
-    comparisons = int(compared.verdict[compared.decides.isin(about)].notna().sum())
+    groups = {head: ", ".join(f"**{arm}** (over {control_of[arm]})" for arm in said if said[arm] == word) for word, head in HEADS.items()}
+    display(Markdown("\n\n".join(f"**{head}:** {some}." for head, some in groups.items() if some)))
+    show(judged, shaded=[arm for arm in said if said[arm] == comparison.YES], shade="#e9f5e9")
+    comparisons = int(compared.verdict[compared.decides.isin([*about, "rest"])].isin([comparison.BETTER, comparison.WORSE, comparison.UNSEEN]).sum())
     display(
         Markdown(
             f"Numbers are the arm's minus its control's, with {level} intervals (shares in percentage points)"
-            + (": score intervals for shares, the two bootstrap intervals combined for others, all **within one training**. They do not say what another training would have given." if replicates == 1 else f", paired over {replicates} replicates (Student's t).")
+            + (": score intervals for shares, the two bootstrap intervals combined for others, all **within one training**. They do not say what another training would have given, and so no verdict is given." if replicates == 1 else f", paired over {replicates} replicates (Student's t); none where all replicates have the same difference.")
             + f" An arm *remembers less* if its interval lies below zero for {' or '.join(map(name_of, about['memorization']))} and above it for none; *quality* is judged in the same way by "
-            f"{' and '.join(about['quality'])}{', of the classes that remain where both arms are judged on forgetting' if about['forgetting'] else ''}. It **beats its control** if it remembers less and no quality measure is worse. "
+            f"{' and '.join(about['quality'])}{', of the classes that remain where both arms are judged on forgetting' if about['forgetting'] else ''}. It **beats its control** if it remembers less, no quality measure is worse, "
+            "and its network was trained for no fewer updates. A count of copies is *not testable* where the control's does not exceed its false alarms (held-out images flagged; for planted images, their twins). "
             + (f"*Forgetting* is judged by {' and '.join(map(name_of, about['forgetting']))}; an arm whose control is retraining need not beat it: no difference is what it is meant to reach. " if about["forgetting"] else "")
-            + f"“No difference seen” means that the interval covers zero, not that there is none. {comparisons} intervals decide here, none corrected for their number: "
-            f"where nothing differs, about {(1 - confidence) * comparisons:.1f} of them would still leave zero out."
+            + "“No difference seen” means that the interval covers zero, not that there is none; **“no loss of quality seen” is not “no loss”**: no margin is stated that the interval would have to keep, and a noisy arm passes more easily. "
+            "Fréchet distance and coverage are of all classes together, and so measure **class shares** too, which planted copies skew: an arm that copies less may be better in them without drawing better."
+            + ("" if replicates == 1 else f" **Verdicts are not corrected for how many there are**: {comparisons} intervals decide here, and where nothing differs about {(1 - confidence) * comparisons:.1f} of them would still leave zero out.")
         )
     )
 else:
     display(Markdown("No arm of this study names a control."))
+
+# %% [markdown]
+# ## What an arm and its control share
+
+# %%
+BUDGETS = [metric for metric in ("updates", "updates_per_model", "network_updates", "kept_samples", "training_images") if metric in there]
+lines = []
+for arm, control in control_of.items():
+    bases = [settings[one]["base"] for one in (arm, control)]
+    shared = [metric for metric in BUDGETS if {(arm, metric), (control, metric)} <= known and (metric != "network_updates" or any(bases))]
+    both = {metric: (cell.value[arm, metric], cell.value[control, metric]) for metric in shared}
+    same = [metric for metric, pair in both.items() if max(pair) - min(pair) <= 0.01 * max(pair)]
+    lines.append(
+        {
+            "arm": f"<b>{escape(arm)}</b>",
+            "control": escape(control),
+            "equal, to one in a hundred": ", ".join(map(name_of, same)) or "no budget",
+            "not equal": ", ".join(f"{name_of(metric)} ({pair[0]:,.0f} against {pair[1]:,.0f})" for metric, pair in both.items() if metric not in same),
+            "initial weights": f"both of <b>{escape(bases[0])}</b>" if bases[0] and bases[0] == bases[1] else " against ".join(f"of <b>{escape(base)}</b>" if base else "drawn" for base in bases) if any(bases) else "each its own",
+        }
+    )
+if lines:
+    show(pd.DataFrame(lines), cells="vertical-align:top")
+    display(
+        Markdown(
+            "Arms of one replicate share the training images that they are given, the noise that sampling starts from, and the attacks. They do **not** share initial weights (unless both start from the same base), "
+            "the order of the images, or the noise of training. So an arm differs from its control by the remedy, by what stands under *not equal*, and by chance, of which pairing by replicate takes little away."
+        )
+    )
 
 # %% [markdown]
 # ## Memorization against quality
@@ -207,7 +253,7 @@ def draw(axis, memory):
     axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
     axis.set_xlabel(f"{frechet} to images that no arm saw (log scale, lower is better)")
     axis.set_ylabel(f"{name_of(memory)} (lower is better)")
-    on_front = front(means)
+    on_front = comparison.front(means)
     stairs = means[on_front][np.lexsort(means[on_front].T[::-1])]
     axis.step([*stairs[:, 0], ends[1]], [*stairs[:, 1], stairs[-1, 1]], where="post", color="black", linewidth=0.9, linestyle="--", alpha=0.6, zorder=1)
 
@@ -237,7 +283,7 @@ display(
         + (", small points their replicates" if replicates > 1 else " within the one training")
         + ". A thin line in an arm's colour leads to its control. The dashed front joins the arms that no other arm beats in both: "
         + "; ".join(f"{', '.join(some)} ({name_of(memory)})" for memory, some in fronts.items())
-        + ". Of the points alone: neighbours on the front may well lie within each other's intervals. Training less also moves an arm down, and mostly to the right: look for arms below their control and not to the right of it."
+        + ". Of the points alone: neighbours on the front may well lie within each other's intervals. Training less also moves an arm down, and mostly to the right; copying less moves it to the left by the class shares alone."
     )
 )
 
@@ -259,7 +305,7 @@ if len(judged):
             if arm not in some or pd.isna(some[arm].difference):
                 continue
             row = some[arm]
-            shade = {"better": "C2", "worse": "C3"}.get(row.verdict, "0.5")
+            shade = {comparison.BETTER: "C2", comparison.WORSE: "C3"}.get(row.verdict, "0.5")
             value, low, high = (scale * row[end] for end in ("difference", "difference_low", "difference_high"))
             if abs(value) > limit:
                 axis.plot(np.sign(value) * limit, y, ">" if value > 0 else "<", color=shade, markersize=5, clip_on=False)
@@ -276,7 +322,7 @@ if len(judged):
     keep(figure, "differences")
     display(
         Markdown(
-            f"Arm minus control with {level} intervals: green where the arm is better, red where it is worse, grey where the interval covers zero. "
+            f"Arm minus control with {level} intervals: green where the arm is better, red where it is worse, grey where no difference was seen or no verdict is given (one training; a control at its false alarms). "
             f"Lower is better, but for {' and '.join(metric for metric in moved if cell.better.xs(metric, level='metric').iloc[0] == 'higher') or 'none'}. Arrows: beyond the axis. "
             "The membership attack does not decide the verdict."
         )
@@ -309,7 +355,7 @@ grouped([*about["memorization"], "flagged_holdout_calibrated", "twins_flagged_ca
 display(
     Markdown(
         f"In brackets: {level} intervals"
-        + (" within the one training, exact for shares and counts, from a bootstrap for others." if replicates == 1 else f" between {replicates} replicates (Student's t).")
+        + (" within the one training, exact for shares and counts, from a bootstrap for others." if replicates == 1 else f" between {replicates} replicates (Student's t); where all are equal (nothing flagged in any), within one of them.")
         + " An arm that is the control of others stands at the head of its group (grey), and again in the group of its own control if it has one."
     )
 )
@@ -319,10 +365,10 @@ display(
 # An arm that saw less may remember less for that reason alone.
 
 # %%
-grouped(["updates", "updates_per_model", "images_seen", "kept_samples", "training_images", "passes", "parameters", "setup_seconds", "training_seconds", "epsilon"])
+grouped(["updates", "updates_per_model", "network_updates", "images_seen", "kept_samples", "training_images", "passes", "parameters", "setup_seconds", "training_seconds", "epsilon"])
 display(
     Markdown(
         "*Updates* are the optimiser's, over all networks of the arm, *updates per network* those that each got; *samples with gradient* those not skipped; "
-        "*passes* are images seen by training images. For an arm that starts from another, all of these count its own training alone. *Seconds* are of the training loop on this machine, whatever else ran there; *setup* is what a method does before its first update."
+        "*passes* are images seen by training images. For an arm that starts from another, all of these count its own training alone, but for the column that says otherwise. *Seconds* are of the training loop on this machine, whatever else ran there; *setup* is what a method does before its first update."
     )
 )

@@ -126,6 +126,9 @@ def described(name):
     return f"the images that the extraction attack got out of {one['extracted_from']} ({one['alpha']} alpha)"
 
 
+chosen_from = {name: definitions[name]["extracted_from"] for name in sets if definitions[name]["extracted_from"]}
+
+
 display(
     Markdown(
         f"Study `{study}`, {replicates} replicate(s), seed {runs[judged[0]]['config']['seed']}. Forget sets: "
@@ -278,6 +281,11 @@ display(
     Markdown(
         f"Above arm by arm, below forgetting against the {frechet} of generations with other labels (of all generations where the set has no class of its own, or the arm no labels); lower and further left is better. Squares: the arm that the "
         f"others start from. Stars and dotted lines: retrained without the images; nothing below is needed, and what it gives back are false alarms. Extraction at the calibrated threshold. Bars: {level} intervals."
+        + "".join(
+            f" **{name}** is what the attack got out of {origin} by one noise: under that noise all of it comes back from {origin} by construction, under other noise a part would not, **with no remedy at all**. "
+            "How much a remedy takes away cannot be read off here."
+            for name, origin in chosen_from.items()
+        )
     )
 )
 
@@ -467,8 +475,10 @@ def against(name, arm, other, measure):
     pair = [MEASURES[measure](name, one) for one in (arm, other)]
     if not all(len(found) for found in pair):
         return None, None
-    change, _ = comparison.difference(*pair, confidence)
-    return change, comparison.judge(change, "lower")
+    change, method = comparison.difference(*pair, confidence)
+    verdict = comparison.judge(change, "lower", method)
+    by_choice = measure == "extracted" and chosen_from.get(name) == other and verdict != comparison.ONE_TRAINING
+    return change, comparison.NOT_TESTABLE if by_choice else verdict
 
 
 def worded(change, verdict):
@@ -500,7 +510,8 @@ for name in sets:
         show(frame.loc[:, (frame != "").any()])
 display(
     Markdown(
-        f"Differences with {level} intervals, by the rules of the comparison page. An arm has forgotten, as far as these attacks can tell, if it is lower than its base in P_psi, no higher than the retrained arm in what is extracted "
+        f"Differences with {level} intervals, by the rules of the comparison page: one training gives no verdict, none is corrected for how many there are, and a set that an attack chose is not testable against the arm that it was chosen from. "
+        "An arm has forgotten, as far as these attacks can tell, if it is lower than its base in P_psi, no higher than the retrained arm in what is extracted "
         "and in AUC, and needs as many updates to relearn. *No difference seen* means that the interval covers zero, not that there is none."
     )
 )
@@ -521,7 +532,7 @@ for name in sets:
                 if change is None:
                     continue
                 same = (verdict == "better") == (published < 0)
-                said = verdict if verdict not in ("better", "worse") else "<b>as published</b>" if same else "<b>the other way round</b>"
+                said = verdict if verdict not in (comparison.BETTER, comparison.WORSE) else "<b>as published</b>" if same else "<b>the other way round</b>"
                 values = f"{PUBLISHED[role(arm)][place]} against {PUBLISHED[role(other)][place]}"
                 lines.append({"arm": escape(arm), "against": escape(other), "measure": label, "published (second-hand)": f"{'lower' if published < 0 else 'higher'} ({values})", "here": worded(change, verdict), "the order": said})
     if lines:

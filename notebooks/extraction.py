@@ -221,7 +221,9 @@ for alpha, name in (("calibrated", "multiplicity"), ("fixed", "multiplicity_publ
     keep(figure, name)
 display(
     Markdown(
-        f"Each point is the share of the different images with that many planted copies which came back, pooled over replicates, with exact {level} intervals; crosses are "
+        f"Each point is the share of the different images with that many planted copies which came back, pooled over replicates, with exact {level} intervals"
+        + ("" if replicates == 1 else " (too narrow: every replicate attacks the same images, and they are counted as others)")
+        + "; crosses are "
         "the twins that were drawn together with the planted images but never trained on. With a model that memorises, the share rises with the "
         "number of copies while the twins stay low; deduplication is meant to take the right part of the curve down to its left end."
     )
@@ -260,7 +262,8 @@ keep(figure, "arms")
 display(
     Markdown(
         f"Points are the arms with {level} intervals, black bars the same measure on images that the model never saw (real held-out images, or the twins of the planted ones). "
-        "A remedy is worth having if extraction falls while the distance to reference images (which no arm was trained on) does not rise."
+        "A remedy is worth having if extraction falls while the distance to reference images (which no arm was trained on) does not rise; that distance measures class shares too, which planted copies skew. "
+        "Whether the intervals of two arms overlap is no test of their difference: the page `comparison` has that."
     )
 )
 

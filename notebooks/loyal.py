@@ -14,9 +14,10 @@
 # LoyalDiffusion (Li et al. 2024; CVPR 2026) puts **information transfer blocks** into skip connections of the denoising network
 # (RAU-Net) and uses that network at high noise only: a *front* network denoises timesteps below the switch τ, a *tail* network
 # those from τ on. Two things change at once, the blocks and the split of one network into two. So every arm here has a control
-# without blocks, and the arm with two networks has one with **two networks without blocks**, trained for as long. Which skips get
-# blocks, and τ, the paper chooses by experiment; `snakemake loyal_selection` repeats that and has a page of its own,
-# `selection/page/loyal_selection.html` among the study's results.
+# without blocks, and the arm with two networks has one with **two networks without blocks**, trained for as long. Arm and control
+# draw initial weights, order and noise of their own, so that they differ by chance as well. Which skips get blocks, and τ, the paper
+# chooses by experiment; `snakemake loyal_selection` repeats that and has a page of its own, `selection/page/loyal_selection.html`
+# among the study's results.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -37,6 +38,7 @@ import pandas as pd
 from IPython.display import Markdown, display
 
 from afterimage.artifacts import read_run
+from afterimage.report import comparison
 from afterimage.report.notebook import Notebook, text, within
 
 book = Notebook(results, figures, confidence)
@@ -47,6 +49,7 @@ COLOUR = {"plain": "0.35", "blocks": "C2", "split": "C7", "tail": "C0", "front":
 headline = table("arms")
 own = headline.set_index(["arm", "metric"])
 wide = table("comparison_wide").set_index("arm")
+compared = table("comparison").set_index(["arm", "metric"])
 runs = {arm: read_run(results / "train" / arm / "rep0") for arm in arms}
 settings = {arm: run["config"]["settings"]["arm"] for arm, run in runs.items()}
 space = next(metric for metric in headline.metric if metric.startswith("R["))[2:-1]
@@ -206,17 +209,16 @@ for arm in named:
     if pd.isna(control):
         lines.append(f"- **{arm}** names no control in this study.")
         continue
-    a, b = own.loc[(arm, r)], own.loc[(control, r)]
-    change = (a.value - b.value) / b.value
-    apart = "" if pd.isna(a.low) or pd.isna(b.low) else ", their intervals overlap" if a.low <= b.high and b.low <= a.high else ", their intervals do not overlap"
-    cost = own.loc[(arm, frechet), "value"] / own.loc[(control, frechet), "value"] - 1
-    lines.append(
-        f"- **{arm}** against {control}: {wide.verdict[arm]}{' and so **beats its control**' if wide.beats_control[arm] == True else ''}. "  # noqa: E712
-        f"R {a.value:.3f} against {b.value:.3f} ({100 * change:+.1f} %{apart}); {frechet} {100 * cost:+.1f} %."
-    )
+    numbers = []
+    for metric in (r, frechet):
+        row = compared.loc[(arm, metric)]
+        numbers.append(f"{metric} {row.value:.3g} against {row.control_value:.3g}, difference {text(row.difference, row.difference_low, row.difference_high, sign='+')}")
+    beats = ", and so **beats its control** (not corrected for the number of verdicts)" if wide.beats_control[arm] == comparison.YES else ""
+    lines.append(f"- **{arm}** against {control}: {wide.verdict[arm]}{beats}. {'; '.join(numbers)}.")
 display(Markdown("\n".join(lines) if lines else "This study has no arm with blocks or with two networks."))
 display(
     Markdown(
+        f"In brackets: {level} intervals of the difference, {'within the one training, which gives no verdict' if replicates == 1 else f'paired over {replicates} replicates'}. That no difference, or no loss of quality, was seen does not say that there is none. "
         "At this scale a network is trained from scratch on a few hundred small images, while the paper fine-tunes Stable Diffusion 2.1. What does not hold here may hold there; "
         "what the published blocks were at all is open, since the authors' surviving code neither trains nor saves them (variants `frozen_fixed` and `frozen_redrawn` do the same)."
     )

@@ -160,7 +160,7 @@ book.show(pd.DataFrame(lines).fillna(""), shaded=[at for at, row in enumerate(ra
 sure = ranking[ranking.chosen & (ranking.s_low > 0)]
 display(
     Markdown(
-        f"Of the {int(ranking.chosen.sum())} chosen, {len(sure)} lower `{selection['by']}` by more than chance explains (interval above zero)."
+        f"Of the {int(ranking.chosen.sum())} chosen, {len(sure)} lower `{selection['by']}` with an interval above zero; they were chosen by the same numbers, so that chance has helped them."
         if replicates > 1
         else "With one replicate it is not known whether any choice is more than chance."
     )
@@ -169,6 +169,6 @@ display(
     Markdown(
         f"s: relative fall of `{selection['by']}` against the control without blocks; c: relative rise of the Fréchet distance. A candidate is admissible if c is at most {100 * selection['largest_cost']:g} %. "
         f"Groups are ranked by s, the first {selection['keep']} that lower copying are chosen; of the timesteps the smallest admissible one, which leaves the largest range with blocks. "
-        + (f"In brackets: {level} intervals between replicates, paired." if replicates > 1 else "")
+        + (f"In brackets: {level} intervals between replicates, paired by replicate, not corrected for how many candidates there are. Ranks and what is admissible follow the values, not the intervals." if replicates > 1 else "")
     )
 )

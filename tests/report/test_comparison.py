@@ -13,7 +13,22 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from afterimage.report import comparison
-from afterimage.report.comparison import BETTER, METRICS, MIXED, UNMEASURED, UNSEEN, WORSE, Interval
+from afterimage.report.comparison import (
+    BETTER,
+    METRICS,
+    MIXED,
+    NO,
+    NOT_SHOWN,
+    NOT_TESTABLE,
+    ONE_TRAINING,
+    PAIRED,
+    TRAINED_LESS,
+    UNMEASURED,
+    UNSEEN,
+    WORSE,
+    YES,
+    Interval,
+)
 
 NAN = math.nan
 INTERVALS = st.tuples(*[st.floats(-100, 100)] * 3).map(lambda ends: Interval(*np.array(sorted(ends))[[1, 0, 2]]))
@@ -103,6 +118,21 @@ def test_one_replicate_takes_the_intervals_within_it():
     assert math.isnan(comparison.difference(points(("a", 0, "m", NAN)), points(("b", 0, "m", 1.0)), 0.95)[0].value)
 
 
+def test_equal_replicates_have_no_spread():
+    """Differences of 1/10 whose floating-point numbers are not all the same, and five trainings of which none copies."""
+    assert len({a - b for a, b in ((0.3, 0.2), (0.4, 0.3), (0.9, 0.8))}) > 1
+    own = points(*(("a", k, "m", value) for k, value in enumerate((0.3, 0.4, 0.9))))
+    control = points(*(("b", k, "m", value) for k, value in enumerate((0.2, 0.3, 0.8))))
+    change, method = comparison.difference(own, control, 0.95)
+    assert change.value == pytest.approx(0.1)
+    assert comparison.judge(change, "higher", method) == UNMEASURED
+    none = points(*(("a", k, "m", 0.0, 0.0, high, 0, 512) for k, high in enumerate((0.006, 0.007, 0.005))))
+    assert comparison.over_replicates(none, 0.95) == (Interval(0, 0, 0.007), "within the replicate")
+    budget, _ = comparison.over_replicates(points(*(("a", k, "updates", 1500.0) for k in range(5))), 0.95)
+    assert budget.value == 1500
+    assert math.isnan(budget.low)
+
+
 def test_confidence_is_that_of_the_study():
     own = points(*(("a", k, "FD[x]", value) for k, value in enumerate((1.0, 2.0, 4.0))))
     for confidence in (0.6, 0.99):
@@ -129,7 +159,9 @@ def test_confidence_is_that_of_the_study():
     ],
 )
 def test_a_number_is_judged_by_its_interval_and_direction(low, high, better, verdict):
-    assert comparison.judge(Interval((low + high) / 2, low, high), better) == verdict
+    change = Interval((low + high) / 2, low, high)
+    assert comparison.judge(change, better, PAIRED) == verdict
+    assert comparison.judge(change, better, "score") == (UNMEASURED if verdict == UNMEASURED else ONE_TRAINING)
 
 
 @pytest.mark.parametrize(
@@ -142,6 +174,10 @@ def test_a_number_is_judged_by_its_interval_and_direction(low, high, better, ver
         ([WORSE, UNSEEN], WORSE),
         ([BETTER, WORSE], MIXED),
         ([BETTER, UNSEEN, WORSE], MIXED),
+        ([NOT_TESTABLE, UNMEASURED], NOT_TESTABLE),
+        ([NOT_TESTABLE, UNSEEN], UNSEEN),
+        ([NOT_TESTABLE, WORSE], WORSE),
+        ([ONE_TRAINING, UNMEASURED], ONE_TRAINING),
     ],
 )
 def test_several_numbers_about_one_thing(said, verdict):
@@ -154,6 +190,7 @@ def test_every_number_that_decides_has_a_direction():
     assert {rule.decides for rule in METRICS.values()} == {"", "memorization", "quality", "forgetting", "rest"}
     assert all(rule.better for rule in METRICS.values() if rule.decides)
     assert all(rule.better == "lower" for rule in METRICS.values() if rule.decides == "memorization")
+    assert all(rule.alarms for rule in METRICS.values() if rule.decides == "memorization")
 
 
 def test_a_number_is_known_by_its_name_without_space_or_set():
@@ -164,43 +201,154 @@ def test_a_number_is_known_by_its_name_without_space_or_set():
         assert comparison.rule_of(name) is None
 
 
-def table(changes: dict[str, float]) -> pd.DataFrame:
-    """Two arms of one replicate that differ by ``changes``, each number with an interval of plus and minus 1."""
-    rows = [("control", 0, metric, 5.0, 4.0, 6.0) for metric in changes]
-    return points(*rows, *(("arm", 0, metric, 5 + by, 4 + by, 6 + by) for metric, by in changes.items()))
+CONTROLS = {"control": None, "arm": "control"}
+ALARMS = {"flagged_holdout_calibrated": 0.5, "twins_flagged_calibrated": 0.5}
+
+
+def table(changes: dict[str, float], replicates: int = 5, alarms: dict[str, float] = ALARMS) -> pd.DataFrame:
+    """Two arms that differ by ``changes``, give or take 0.1 from replicate to replicate, and their false alarms.
+
+    The control has 5 to 9, each number with an interval of plus and minus 1 within its training.
+    """
+    rows = []
+    for k in range(replicates):
+        for arm in CONTROLS:
+            value = {metric: 5 + k + (by + 0.1 * (-1) ** k) * (arm == "arm") for metric, by in changes.items()}
+            rows += [(arm, k, metric, number, number - 1, number + 1) for metric, number in value.items()]
+            rows += [(arm, k, metric, number, number - 0.2, number + 0.2) for metric, number in alarms.items()]
+    return points(*rows)
+
+
+def verdict(changes: dict[str, float], **options) -> pd.Series:
+    """The row of ``comparison.verdicts`` of the arm in ``table``."""
+    said = comparison.verdicts(comparison.compare(table(changes, **options), CONTROLS, 0.95))
+    assert list(said["arm"]) == ["arm"]
+    return said.loc[0]
 
 
 @pytest.mark.parametrize(
     ("flagged", "planted", "frechet", "coverage", "beats", "words"),
     [
-        (-3, -3, 0, 0, True, "remembers less, no loss of quality seen"),
-        (-3, 0, -3, 0, True, "remembers less, better quality"),
-        (0, -3, 0, 3, True, "remembers less, better quality"),
-        (-3, -3, 3, 0, False, "remembers less, worse quality"),
-        (-3, -3, 0, -3, False, "remembers less, worse quality"),
-        (-3, -3, -3, -3, False, "remembers less, better quality by one measure and worse by another"),
-        (-3, 3, 0, 0, False, "remembers less by one measure and more by another, no loss of quality seen"),
-        (0, 0, 0, 0, False, "no difference in memorization seen, no loss of quality seen"),
-        (0, 0, -3, 0, False, "no difference in memorization seen, better quality"),
-        (3, 0, -3, 0, False, "remembers more, better quality"),
+        (-3, -3, 0, 0, YES, "remembers less, no loss of quality seen"),
+        (-3, 0, -3, 0, YES, "remembers less, better Fréchet distance or coverage"),
+        (0, -3, 0, 3, YES, "remembers less, better Fréchet distance or coverage"),
+        (-3, -3, 3, 0, NO, "remembers less, worse Fréchet distance or coverage"),
+        (-3, -3, 0, -3, NO, "remembers less, worse Fréchet distance or coverage"),
+        (-3, -3, -3, -3, NO, "remembers less, Fréchet distance and coverage disagree"),
+        (-3, 3, 0, 0, NO, "remembers less by one measure and more by another, no loss of quality seen"),
+        (0, 0, 0, 0, NOT_SHOWN, "no difference in memorization seen, no loss of quality seen"),
+        (0, 0, -3, 0, NOT_SHOWN, "no difference in memorization seen, better Fréchet distance or coverage"),
+        (0, 0, 3, 0, NO, "no difference in memorization seen, worse Fréchet distance or coverage"),
+        (3, 0, -3, 0, NO, "remembers more, better Fréchet distance or coverage"),
     ],
 )
 def test_an_arm_beats_its_control_if_it_remembers_less_at_no_cost_of_quality(flagged, planted, frechet, coverage, beats, words):
     changes = {"flagged_generations_calibrated": flagged, "planted_extracted_calibrated": planted, "FD[x]": frechet}
     changes |= {"coverage[x]": coverage, "membership_auc": 9, "KID[x]": 9}  # these are shown and decide nothing
-    compared = comparison.compare(table(changes), {"control": None, "arm": "control"}, 0.95)
-    said = comparison.verdicts(compared)
-    assert list(said["arm"]) == ["arm"]
-    assert (said["beats_control"][0], said["verdict"][0]) == (beats, words)
+    said = verdict(changes)
+    assert (said["beats_control"], said["verdict"]) == (beats, words)
+
+
+LESS = {"flagged_generations_calibrated": -3, "planted_extracted_calibrated": -3, "FD[x]": 0, "coverage[x]": 0}
+
+
+def test_one_training_gives_no_verdict():
+    said = verdict(LESS, replicates=1)
+    assert (said["beats_control"], said["verdict"], said["memorization"]) == (ONE_TRAINING,) * 3
+    row = comparison.compare(table(LESS, replicates=1), CONTROLS, 0.95).set_index(["arm", "metric"]).loc["arm"]
+    assert row["difference_high"]["flagged_generations_calibrated"] < 0  # shown all the same
+
+
+def test_a_network_that_was_trained_less_does_not_beat_one_that_was_trained_more():
+    assert verdict(LESS | {"network_updates": 0})["beats_control"] == YES
+    assert verdict(LESS | {"network_updates": 2})["beats_control"] == YES
+    said = verdict(LESS | {"network_updates": -2})
+    assert said["beats_control"] == TRAINED_LESS
+    assert said["verdict"] == "remembers less, no loss of quality seen, its control's network was trained longer"
+
+
+# ---- false alarms -------------------------------------------------------------------------------------------------------
+
+
+def counted(*arms: tuple[str, str, list[int], int]) -> pd.DataFrame:
+    """Arm, metric, counts of the replicates and of how many, with exact intervals within each replicate."""
+    rows = []
+    for arm, metric, counts, of in arms:
+        for k, count in enumerate(counts):
+            exact = stats.binomtest(count, of).proportion_ci(0.95, method="exact")
+            rows.append((arm, k, metric, count / of, exact.low, exact.high, count, of))
+    return points(*rows)
+
+
+FLAGGED, HELD_OUT = "flagged_generations_calibrated", "flagged_holdout_calibrated"
+QUALITY = [(arm, k, "FD[x]", 5.0 + (k + (arm == "arm")) % 3) for k in range(5) for arm in CONTROLS]
+
+
+@pytest.mark.parametrize(
+    ("arm", "control", "beats", "words"),
+    [
+        ([0, 0, 0, 0, 0], [0, 0, 0, 0, 0], NOT_TESTABLE, "memorization not testable"),
+        ([0, 1, 0, 2, 0], [5, 4, 6, 3, 5], NOT_TESTABLE, "memorization not testable"),  # 0.9 %: false alarms
+        ([5, 4, 6, 3, 5], [0, 0, 0, 0, 0], NOT_TESTABLE, "memorization not testable"),  # more, but no more than false alarms
+        ([90, 80, 99, 85, 95], [0, 0, 0, 0, 0], NO, "remembers more"),
+        ([0, 0, 0, 0, 0], [90, 80, 99, 85, 95], YES, "remembers less"),
+        ([92, 79, 100, 83, 96], [90, 80, 99, 85, 95], NOT_SHOWN, "no difference in memorization seen"),
+    ],
+)
+def test_a_control_at_its_false_alarms_cannot_be_beaten(arm, control, beats, words):
+    alarms = [(name, HELD_OUT, [2] * 5, 400) for name in CONTROLS]
+    numbers = counted(("arm", FLAGGED, arm, 512), ("control", FLAGGED, control, 512), *alarms)
+    said = comparison.verdicts(comparison.compare(pd.concat([numbers, points(*QUALITY)]), CONTROLS, 0.95)).loc[0]
+    assert said["beats_control"] == beats
+    assert said["verdict"].startswith(words)
+
+
+@pytest.mark.parametrize(("twins", "planted", "memorization"), [(0, BETTER, BETTER), (17, NOT_TESTABLE, NOT_TESTABLE)])
+def test_one_count_above_its_false_alarms_is_enough(twins, planted, memorization):
+    """Few generations show an image, but the images that come back are planted ones; unless as many of their twins do."""
+    numbers = counted(
+        *((name, FLAGGED, [5, 4, 6, 3, 5], 512) for name in CONTROLS),
+        *((name, HELD_OUT, [2] * 5, 400) for name in CONTROLS),
+        ("control", "planted_extracted_calibrated", [16, 18, 20, 15, 17], 32),
+        ("arm", "planted_extracted_calibrated", [2, 1, 0, 2, 1], 32),
+        *((name, "twins_flagged_calibrated", [twins] * 5, 32) for name in CONTROLS),
+    )
+    compared = comparison.compare(numbers, CONTROLS, 0.95)
+    verdict_on = compared.set_index(["arm", "metric"]).loc["arm"]["verdict"]
+    assert (verdict_on[FLAGGED], verdict_on["planted_extracted_calibrated"]) == (NOT_TESTABLE, planted)
+    assert comparison.verdicts(compared).loc[0, "memorization"] == memorization
+
+
+def test_copies_without_false_alarms_beside_them_are_not_judged():
+    numbers = counted(("arm", FLAGGED, [0, 1, 0, 2, 0], 512), ("control", FLAGGED, [90, 80, 99, 85, 95], 512))
+    said = comparison.verdicts(comparison.compare(pd.concat([numbers, points(*QUALITY)]), CONTROLS, 0.95)).loc[0]
+    assert (said["memorization"], said["beats_control"]) == (UNMEASURED, UNMEASURED)
+
+
+@pytest.mark.parametrize(("rate", "least", "most"), [(0.01, 0, 0.025), (0.1, 0.999, 1)])
+def test_networks_that_flag_like_held_out_images_are_seldom_taken_for_copying(rate, least, most):
+    """Five networks of 512 generations, 400 held-out images of which 1 % are flagged: simulated."""
+    rng = np.random.default_rng(0)
+    trials = 400
+    found = [
+        comparison.copies(
+            counted(("a", FLAGGED, list(rng.binomial(512, rate, 5)), 512)),
+            counted(("a", HELD_OUT, [int(rng.binomial(400, 0.01))] * 5, 400)),
+        )
+        for _ in range(trials)
+    ]
+    assert least <= np.mean(found) <= most
+
+
+# ---- forgetting ---------------------------------------------------------------------------------------------------------
 
 
 def test_forgetting_is_judged_where_both_arms_are():
     changes = {"flagged_generations_calibrated": 0, "FD[x]": 0, "forgotten_probability[zeros]": 3}
+    assert verdict(changes)["verdict"].endswith(", forgets less")
     both = table(changes)
-    controls = {"control": None, "arm": "control"}
-    assert comparison.verdicts(comparison.compare(both, controls, 0.95))["verdict"][0].endswith(", forgets less")
     alone = both[~((both["arm"] == "control") & both["metric"].str.startswith("forgotten"))]
-    said = comparison.verdicts(comparison.compare(alone, controls, 0.95)).loc[0]
+    said = comparison.verdicts(comparison.compare(alone, CONTROLS, 0.95)).loc[0]
     assert said["forgetting"] == UNMEASURED
     assert said["verdict"] == "no difference in memorization seen, no loss of quality seen"
 
@@ -209,18 +357,30 @@ def test_arms_that_are_judged_on_forgetting_are_judged_by_the_quality_of_the_res
     """The others' quality counts again where only one of the two is."""
     changes = {"flagged_generations_calibrated": -3, "FD[x]": 3, "coverage[x]": 0}
     both = table(changes | {"remaining_FD[x, zeros]": -3, "remaining_coverage[x, zeros]": 0})
-    controls = {"control": None, "arm": "control"}
-    said = comparison.verdicts(comparison.compare(both, controls, 0.95)).loc[0]
-    assert (said["quality"], said["verdict"]) == (BETTER, "remembers less, better quality")
+    said = comparison.verdicts(comparison.compare(both, CONTROLS, 0.95)).loc[0]
+    assert (said["quality"], said["verdict"]) == (BETTER, "remembers less, better Fréchet distance or coverage")
     alone = both[~((both["arm"] == "control") & both["metric"].str.startswith("remaining"))]
-    assert comparison.verdicts(comparison.compare(alone, controls, 0.95)).loc[0, "quality"] == WORSE
+    assert comparison.verdicts(comparison.compare(alone, CONTROLS, 0.95)).loc[0, "quality"] == WORSE
+
+
+def test_a_set_that_the_control_chose_says_nothing_of_forgetting():
+    """Against the arm that the images were extracted from; against another arm it does, and so does another set."""
+    sets = {f"forgotten_extracted_calibrated[{name}]": -3 for name in ("found", "zeros")}
+    for origin, found in (("control", NOT_TESTABLE), ("other", BETTER)):
+        compared = comparison.compare(table(sets), CONTROLS, 0.95, {"found": origin})
+        said = compared[compared["decides"] == "forgetting"].set_index(["arm", "metric"]).loc["arm"]["verdict"]
+        assert said.to_dict() == {
+            "forgotten_extracted_calibrated[found]": found,
+            "forgotten_extracted_calibrated[zeros]": BETTER,
+        }
+    alone = table({"forgotten_extracted_calibrated[found]": -3})
+    words = comparison.verdicts(comparison.compare(alone, CONTROLS, 0.95, {"found": "control"})).loc[0, "verdict"]
+    assert "forgetting not testable" in words
 
 
 def test_without_quality_no_arm_beats_its_control():
-    compared = comparison.compare(table({"flagged_generations_calibrated": -3}), {"control": None, "arm": "control"}, 0.95)
-    said = comparison.verdicts(compared).loc[0]
-    assert not said["beats_control"]
-    assert said["verdict"] == "remembers less, quality not measured"
+    said = verdict({"flagged_generations_calibrated": -3})
+    assert (said["beats_control"], said["verdict"]) == (UNMEASURED, "remembers less, quality not measured")
 
 
 def test_budgets_are_set_side_by_side_and_not_judged():
@@ -239,11 +399,11 @@ def test_arms_keep_the_order_of_the_study_and_numbers_that_of_the_rules():
 
 
 def test_wide_form_has_one_row_per_arm_and_no_empty_interval():
-    both = points(share("a", "flagged_generations_calibrated", 1, 10), share("b", "flagged_generations_calibrated", 9, 10))
+    both = counted(("a", FLAGGED, [1], 10), ("b", FLAGGED, [9], 10), ("b", HELD_OUT, [1], 40))
     both = pd.concat([both, points(("a", 0, "updates", 3.0), ("b", 0, "updates", 4.0))])
     wide = comparison.wide(comparison.compare(both, {"a": "b", "b": None}, 0.95)).set_index("arm")
     assert list(wide.index) == ["a", "b"]
-    assert wide.loc["a", "memorization"] == BETTER
+    assert wide.loc["a", "memorization"] == ONE_TRAINING
     assert pd.isna(wide.loc["b", "verdict"])
     assert wide.loc["b", "flagged_generations_calibrated"] == 0.9
     assert {"flagged_generations_calibrated_low", "updates"} <= set(wide)

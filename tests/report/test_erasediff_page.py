@@ -22,9 +22,19 @@ ARMS = {
     "finetune": {"method": "baseline", "without": "zeros", **BASE},
     "salun": {"method": "salun", "forget": "zeros", **BASE},
     "erasediff": {"method": "erasediff", "forget": "zeros", **BASE},
+    "erasediff_found": {"method": "erasediff", "forget": "found", "control": "conditional", **BASE},
     "ascent": {"method": "gradient_ascent", "forget": "few", **BASE},
 }
-PROBABILITY = {"conditional": 0.95, "retrained": 0.01, "finetune": 0.9, "salun": 0.05, "erasediff": 0.3, "ascent": 0.5}
+SETS = {"zeros": {"label": 0}, "few": {"ids": [1, 2]}, "found": {"extracted_from": "conditional"}}
+PROBABILITY = {
+    "conditional": 0.95,
+    "retrained": 0.01,
+    "finetune": 0.9,
+    "salun": 0.05,
+    "erasediff": 0.3,
+    "erasediff_found": 0.2,
+    "ascent": 0.5,
+}
 BACK = {"conditional": 0, "retrained": 8, "finetune": 0, "salun": None, "erasediff": 4}
 
 
@@ -68,8 +78,7 @@ def study(root, make_up, truth, tmp_path_factory):
     @cache
     def build(replicates: int, **report) -> tuple[config.Study, Path]:
         params = yaml.safe_load((root / "params.yaml").read_text())
-        sets = {"zeros": {"label": 0}, "few": {"ids": [1, 2]}}
-        params |= {"arms": ARMS, "replicates": replicates, "report": report, "forget": sets, "loyal_selection": None}
+        params |= {"arms": ARMS, "replicates": replicates, "report": report, "forget": SETS, "loyal_selection": None}
         params["attribution"] = None
         params["forgetting"] = {"relearn_updates": 8, "relearn_every": 4}
         made = config.parse(params)
@@ -82,7 +91,7 @@ def study(root, make_up, truth, tmp_path_factory):
                 with artifacts.step(resolved, results / job.folder, {}, ("afterimage.seeds",)) as step:
                     if job.step == "train":
                         names = ["loss", "forget_loss"] if made.arms[job.arm].base else ["loss"]
-                        names += ["lambda", "cosine", "barrier", "descent_asked"] if job.arm == "erasediff" else []
+                        names += ["lambda", "cosine", "barrier", "descent_asked"] if job.arm.startswith("erasediff") else []
                         for update in (5, 10, 15, 20):
                             for name in names:
                                 step.metric(name, 0.1 + rng.random() - 0.6 * (name == "cosine"), update)
@@ -105,8 +114,8 @@ def study(root, make_up, truth, tmp_path_factory):
 
 def test_every_figure_and_the_published_table(study, show):
     text, figures = show("erasediff", *study(1, show_images=True))
-    of_both = {f"{what}_{name}" for what in ("arms", "forgetting", "images", "relearning") for name in ("zeros", "few")}
-    assert figures == of_both | {"classes_zeros", "steps", "gradients"}
+    of_each = {f"{what}_{name}" for what in ("arms", "forgetting", "images", "relearning") for name in SETS}
+    assert figures == of_each | {"classes_zeros", "steps", "gradients"}
     assert "EraseDiff rl" in text
     assert "second-hand" in text
     assert "76.73" not in text  # no arm of the label set is NegGrad
@@ -115,8 +124,16 @@ def test_every_figure_and_the_published_table(study, show):
     assert "baseline" not in text
 
 
-def test_verdicts_follow_the_numbers(study, show):
+def test_one_training_gives_no_verdict(study, show):
     text, _ = show("erasediff", *study(1, show_images=True))
+    assert "one training: no verdict: -0.6" in text
+    assert not any(
+        word in text for word in ("<b>lower</b>", "<b>higher</b>", "<b>as published</b>", "<b>the other way round</b>")
+    )
+
+
+def test_verdicts_follow_the_numbers(study, show):
+    text, _ = show("erasediff", *study(3, show_images=False))
     order = text[text.index("published order among the methods") :]
     rows = [row for row in order.split("<tr>") if "P_psi" in row]
     said = {other: next(row for row in rows if f">{other}<" in row) for other in ("conditional", "finetune", "salun")}
@@ -125,6 +142,18 @@ def test_verdicts_follow_the_numbers(study, show):
     assert "<b>lower</b>: -0.6" in said["conditional"]
     assert "<b>higher</b>: +0.2" in said["salun"]
     assert "its base; no arm was retrained without the images" in text
+
+
+def test_a_set_that_an_attack_chose_is_not_judged_against_its_origin(study, show):
+    """What was extracted from an arm comes back from it by construction; losses and quality are judged all the same."""
+    made, results = study(3, show_images=False)
+    text, _ = show("erasediff", made, results)
+    assert "all of it comes back from conditional by construction" in text
+    row = next(row for row in text.split("<tr") if "<b>erasediff_found</b>" in row and "not testable" in row)
+    assert row.count("not testable") == 1
+    assert "<b>lower</b>" in row
+    compared = pd.read_csv(results / "report/tables/comparison.csv").set_index(["arm", "metric"])
+    assert compared.loc[("erasediff_found", "forgotten_extracted_calibrated[found]"), "verdict"] == "not testable"
 
 
 def test_replicates_and_images_that_may_not_be_shown(study, show):

@@ -27,12 +27,12 @@ def page(params, tmp_path, make_up, truth, show):
     return run
 
 
-@pytest.mark.parametrize("replicates", [1, 2])
-def test_arms_are_compared_with_their_controls(replicates, page):
+@pytest.mark.parametrize(("replicates", "said"), [(1, "one training: no verdict. R"), (3, "remembers less")])
+def test_arms_are_compared_with_their_controls(replicates, said, page):
     text, figures = page(replicates)
     assert figures == {"loyal_arms"}
     assert "arms on this page: baseline, rau_net, split, loyal, alone." in text
-    assert "**rau_net** against baseline: remembers less" in text
+    assert f"**rau_net** against baseline: {said}" in text
     assert "**alone** names no control" in text
 
 

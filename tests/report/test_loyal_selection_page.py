@@ -62,7 +62,7 @@ def test_what_was_chosen_and_why(replicates, taus, groups, chosen, show):
     assert "**groups 1" in text
     assert (f"**τ = {min(taus)}**" if taus else "**no τ**") in text
     if replicates == 3:
-        assert "1 lower `R` by more than chance explains" in text
+        assert "1 lower `R` with an interval above zero" in text
     if replicates == 1:
         assert "not known whether any choice is more than chance" in text
     assert ("In brackets: 90 % intervals between replicates" in text) == (replicates > 1)

@@ -27,7 +27,9 @@ FEW = {name: MANY[name] for name in ("baseline", "dedup")}
 def study(root, make_up, truth, tmp_path_factory):
     """Make up a study; return its settings and results."""
 
-    def build(arms: dict, replicates: int, copies: tuple[int, ...] = (1, 2, 4, 8, 16), **report) -> tuple[config.Study, Path]:
+    def build(
+        arms: dict, replicates: int, copies: tuple[int, ...] = (1, 2, 4, 8, 16), harmless: tuple[str, ...] = (), **report
+    ) -> tuple[config.Study, Path]:
         params = yaml.safe_load((root / "params.yaml").read_text())
         params |= {
             "arms": arms,
@@ -38,6 +40,7 @@ def study(root, make_up, truth, tmp_path_factory):
             "attribution": None,
         }
         truths = {name: truth(copies=copies) for name in arms} | {"dedup": truth(0.02, 0.05, 6.0, copies=copies)}
+        truths |= {name: truth(0.005, 0.0, copies=copies) for name in harmless}
         made = config.parse(params)
         return made, make_up(tmp_path_factory.mktemp("made"), made, truths)
 
@@ -47,8 +50,15 @@ def study(root, make_up, truth, tmp_path_factory):
 def test_comparison_of_few_arms(study, show):
     text, figures = show("comparison", *study(FEW, 1))
     assert figures == {"pareto", "differences"}
-    assert "**Beat their own control:** **dedup** (over baseline)" in text
+    assert "**One training: no verdict (another training of the same arm would give other numbers):** **dedup**" in text
+    assert "Beat their own control" not in text
     assert "all **within one training**" in text
+
+
+def test_comparison_of_few_arms_over_replicates(study, show):
+    text, _ = show("comparison", *study(FEW, 3))
+    assert "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)" in text
+    assert "Verdicts are not corrected" in text
 
 
 def test_comparison_of_many_arms(study, show):
@@ -89,8 +99,26 @@ def test_images_are_withheld_unless_the_study_allows_them(study, show):
 
 
 def test_study_without_planted_images(study, show):
-    made = study(FEW, 1, copies=(1,), show_images=True)
+    made = study(FEW, 3, copies=(1,), show_images=True)
     text, _ = show("extraction", *made)
     assert "planted images extracted" not in text
     text, _ = show("comparison", *made)
-    assert "**Beat their own control:** **dedup** (over baseline)" in text
+    assert "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)" in text
+
+
+def test_a_control_that_remembers_nothing(study, show):
+    """Neither does the arm that is compared with it."""
+    text, _ = show("comparison", *study(MANY, 3, harmless=("dedup", "both")))
+    assert "nothing can remember less than nothing):** **both** (over dedup)" in text
+    row = next(row for row in text.split("<tr") if "<b>both</b>" in row)
+    assert "not testable" in row
+    assert "<b>yes</b>" not in row
+
+
+def test_what_an_arm_and_its_control_share(study, show):
+    text, _ = show("comparison", *study(MANY, 2))
+    shared = text[text.index("equal, to one in a hundred") :]
+    row = next(row for row in shared.split("<tr") if "<b>salun</b>" in row)
+    assert "updates per network since its first weights (3,000 against 1,500)" in row
+    assert "of <b>conditional</b> against drawn" in row
+    assert "each its own" in next(row for row in shared.split("<tr") if "<b>dedup</b>" in row)

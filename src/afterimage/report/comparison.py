@@ -9,21 +9,31 @@ Rules, all of them here:
   with the bootstrap's for other numbers (MOVER, Zou & Donner 2008). Arms of one replicate share their images, so that shares of
   them rise and fall together and the interval is rather too wide than too narrow.
 - An arm is better (worse) in a number if the interval of the difference lies on that side of zero; else no difference was seen,
-  which does not say that there is none.
+  which does not say that there is none. Replicates that all have the same difference have no spread: not measured, not certain.
+- One training gives no verdict: its interval says nothing about another training.
+- Where a control's copies do not exceed its false alarms, nothing can be seen to remember less than it: *not testable*. Copies
+  are held against false alarms (generations flagged against held-out images flagged, planted images against their twins) within
+  the trainings at hand, by the square-and-add method. An arm that does exceed its own false alarms may still remember more.
+- A forget set that an extraction attack chose is not testable against the arm that it was chosen from: of images picked because
+  they came back, some do not come back under other noise, with no remedy at all.
 - About memorization, about quality, and about forgetting where an arm and its control are both judged on it: better if one deciding
   number is better and none is worse, worse the other way round, mixed if there are both.
 - Where an arm and its control are both judged on a forget set, their quality is that of the other classes: a model that was never
   shown zeros draws none, which is not bad drawing.
-- An arm beats its control if it is better about memorization and neither worse nor mixed about quality. An arm that forgets need
-  not beat retraining, its control: no difference is what it is meant to reach.
+- ``beats_control`` is ``yes`` if an arm is better about memorization and neither worse nor mixed about quality, ``no`` if it is worse
+  or mixed in either, ``not shown`` if no difference in memorization was seen. A network that was trained for fewer updates than its
+  control's, those of its base included, may remember less for that reason alone: then ``yes`` becomes ``control trained longer``.
+  An arm that forgets need not beat retraining, its control: no difference is what it is meant to reach.
 
-Nothing is corrected for the number of comparisons: where nothing differs, one in twenty still comes out at 95 %.
+No verdict is corrected for how many there are: where nothing differs, one interval in twenty still leaves out zero at 95 %. That no
+loss of quality was seen does not say that there is none: no margin is stated that the interval would have to keep.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -38,22 +48,24 @@ class Metric(NamedTuple):
         better: ``lower`` or ``higher``; empty where neither is (budgets, rates of false alarms).
         decides: ``memorization``, ``quality``, ``forgetting``, ``rest`` (quality where both arms are judged on forgetting), or empty:
             shown only.
+        alarms: The same count of images that no model saw, for counts of copies: the false alarms.
     """
 
     better: str = ""
     decides: str = ""
+    alarms: str = ""
 
 
 METRICS = {
-    "flagged_generations_calibrated": Metric("lower", "memorization"),
-    "planted_extracted_calibrated": Metric("lower", "memorization"),
+    "flagged_generations_calibrated": Metric("lower", "memorization", "flagged_holdout_calibrated"),
+    "planted_extracted_calibrated": Metric("lower", "memorization", "twins_flagged_calibrated"),
     "flagged_holdout_calibrated": Metric(),
     "twins_flagged_calibrated": Metric(),
     "unique_images_calibrated": Metric("lower"),
-    "flagged_generations": Metric("lower"),
+    "flagged_generations": Metric("lower", alarms="flagged_holdout"),
     "flagged_holdout": Metric(),
     "unique_images": Metric("lower"),
-    "mq@0.5 (share)": Metric("lower"),
+    "mq@0.5 (share)": Metric("lower", alarms="mq@0.5 (share) of holdout"),
     "R": Metric("lower"),
     "remaining_FD": Metric("lower", "rest"),
     "remaining_FID": Metric("lower", "rest"),
@@ -71,6 +83,7 @@ METRICS = {
     "coverage": Metric("higher", "quality"),
     "updates": Metric(),
     "updates_per_model": Metric(),
+    "network_updates": Metric(),
     "images_seen": Metric(),
     "kept_samples": Metric(),
     "training_images": Metric(),
@@ -83,6 +96,10 @@ METRICS = {
 """What is compared, in the order in which it is read. A name goes on with a feature space or a forget set in brackets."""
 
 BETTER, WORSE, MIXED, UNSEEN, UNMEASURED = "better", "worse", "mixed", "no difference seen", "not measured"
+NOT_TESTABLE, ONE_TRAINING = "not testable", "one training: no verdict"
+YES, NO, NOT_SHOWN, TRAINED_LESS = "yes", "no", "not shown", "control trained longer"
+PAIRED = "paired t"
+"""The method of a difference that several trainings tell."""
 
 _TEXTS = {
     "memorization": {
@@ -91,11 +108,12 @@ _TEXTS = {
         MIXED: "remembers less by one measure and more by another",
         UNSEEN: "no difference in memorization seen",
         UNMEASURED: "memorization not measured",
+        NOT_TESTABLE: "memorization not testable: the control's copies do not exceed false alarms",
     },
     "quality": {
-        BETTER: "better quality",
-        WORSE: "worse quality",
-        MIXED: "better quality by one measure and worse by another",
+        BETTER: "better Fréchet distance or coverage",
+        WORSE: "worse Fréchet distance or coverage",
+        MIXED: "Fréchet distance and coverage disagree",
         UNSEEN: "no loss of quality seen",
         UNMEASURED: "quality not measured",
     },
@@ -104,6 +122,7 @@ _TEXTS = {
         WORSE: "forgets less",
         MIXED: "forgets more by one measure and less by another",
         UNSEEN: "no difference in forgetting seen",
+        NOT_TESTABLE: "forgetting not testable: the control's own copies chose the set",
     },
 }
 
@@ -140,22 +159,36 @@ def square_and_add(one: Interval, other: Interval) -> Interval:
 
 
 def student(values: np.ndarray, confidence: float) -> Interval:
-    """Return the mean of at least two values, (R,), with Student's interval."""
+    """Return the mean of at least two values, (R,), with Student's interval; without one where they are equal but for rounding."""
     mean = float(values.mean())
+    if np.allclose(values, values[0], rtol=1e-9, atol=0):
+        return Interval(mean, math.nan, math.nan)
     half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
     return Interval(mean, mean - half, mean + half)
+
+
+def widest(points: pd.DataFrame) -> Interval:
+    """Return a number's mean over replicates with the interval that holds those within every replicate.
+
+    Args:
+        points: Rows of ``tables.points``, of one arm and metric.
+    """
+    return Interval(float(points["value"].mean()), float(points["low"].min()), float(points["high"].max()))
 
 
 def over_replicates(points: pd.DataFrame, confidence: float) -> tuple[Interval, str]:
     """Return a number's mean over replicates with its interval, and of what kind that is.
 
+    Replicates that are all equal (none flagged in any) say nothing about their spread: what is left is the interval within them.
+
     Args:
         points: Rows of ``tables.points``, of one arm and metric.
     """
-    if len(points) == 1:
-        row = points.iloc[0]
-        return Interval(row["value"], row["low"], row["high"]), "within the replicate"
-    return student(points["value"].to_numpy(float), confidence), "between replicates"
+    if len(points) > 1:
+        between = student(points["value"].to_numpy(float), confidence)
+        if not math.isnan(between.low) or points["value"].isna().any():
+            return between, "between replicates"
+    return widest(points), "within the replicate"
 
 
 def difference(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> tuple[Interval, str]:
@@ -167,7 +200,7 @@ def difference(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> t
     """
     pairs = own.merge(control, on="replicate", suffixes=("", "_control")).dropna(subset=["value", "value_control"])
     if len(pairs) > 1:
-        return student((pairs["value"] - pairs["value_control"]).to_numpy(float), confidence), "paired t"
+        return student((pairs["value"] - pairs["value_control"]).to_numpy(float), confidence), PAIRED
     if pairs.empty:
         return Interval(math.nan, math.nan, math.nan), ""
     row = pairs.iloc[0]
@@ -178,32 +211,65 @@ def difference(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> t
     return change, "" if math.isnan(change.low) else "square-and-add"
 
 
-def judge(change: Interval, better: str) -> str:
-    """Return what the interval of a difference says of an arm, in the direction that is ``better``."""
+def judge(change: Interval, better: str, method: str) -> str:
+    """Return what the interval of a difference says of an arm, in the direction that is ``better``.
+
+    Args:
+        method: Of ``difference``: without ``PAIRED`` the interval is that of one training, which gives no verdict.
+    """
     if math.isnan(change.low) or math.isnan(change.high):
         return UNMEASURED
+    if method != PAIRED:
+        return ONE_TRAINING
     if change.low <= 0 <= change.high:
         return UNSEEN
     return BETTER if (change.high < 0) == (better == "lower") else WORSE
 
 
+def copies(flagged: pd.DataFrame, alarms: pd.DataFrame) -> bool | None:
+    """Return whether an arm's count of copies exceeds its false alarms; None where that cannot be said.
+
+    Args:
+        flagged: Rows of ``tables.points`` of the arm, one per replicate: a share of what its networks made.
+        alarms: The same share of images that no network saw.
+    """
+    excess = square_and_add(widest(flagged), widest(alarms))
+    return None if math.isnan(excess.low) else excess.low > 0
+
+
+def above_false_alarms(verdict: str, arm_copies: bool | None, control_copies: bool | None) -> str:
+    """Return the verdict about a count of copies, given whether those of the arm and of its control exceed false alarms.
+
+    A control at its false alarms cannot be beaten, whatever the difference; an arm that exceeds its own may still be worse.
+    """
+    if control_copies is None:
+        return UNMEASURED
+    if control_copies or verdict == ONE_TRAINING or (verdict == WORSE and arm_copies):
+        return verdict
+    return NOT_TESTABLE
+
+
 def together(verdicts: Iterable[str]) -> str:
     """Return the verdict of several numbers about one thing."""
     said = set(verdicts) - {UNMEASURED}
-    if not said:
-        return UNMEASURED
     if {BETTER, WORSE} <= said:
         return MIXED
-    return next((verdict for verdict in (BETTER, WORSE) if verdict in said), UNSEEN)
+    return next((one for one in (ONE_TRAINING, BETTER, WORSE, UNSEEN, NOT_TESTABLE) if one in said), UNMEASURED)
 
 
-def compare(points: pd.DataFrame, controls: Mapping[str, str | None], confidence: float) -> pd.DataFrame:
+def compare(
+    points: pd.DataFrame,
+    controls: Mapping[str, str | None],
+    confidence: float,
+    chosen_from: Mapping[str, str] = MappingProxyType({}),
+) -> pd.DataFrame:
     """Return one row per arm and metric: its value, its control's, the difference, and the verdict.
 
     Args:
         points: The table of ``tables.points``.
         controls: Arm -> its control, or None; in the order of the study.
         confidence: Of all intervals.
+        chosen_from: Forget set -> the arm whose extracted images it is, for sets that an attack chose.
 
     Returns:
         Columns arm, control, metric, better, decides, replicates, value, low, high, control_value, control_low, control_high,
@@ -213,6 +279,23 @@ def compare(points: pd.DataFrame, controls: Mapping[str, str | None], confidence
     metrics = [metric for metric in dict.fromkeys(points["metric"]) if rule_of(metric) is not None]
     metrics.sort(key=lambda metric: order[metric.split("[")[0]])
     cells = dict(list(points.groupby(["arm", "metric"])))
+
+    def copying(arm: str, metric: str, alarms: str) -> bool | None:
+        there = (arm, metric) in cells and (arm, alarms) in cells
+        return copies(cells[arm, metric], cells[arm, alarms]) if there else None
+
+    def verdict_on(arm: str, control: str, metric: str, change: Interval, method: str) -> str:
+        rule = rule_of(metric)
+        assert rule is not None
+        if not rule.better:
+            return ""
+        verdict = judge(change, rule.better, method)
+        if rule.alarms:
+            return above_false_alarms(verdict, *(copying(one, metric, rule.alarms) for one in (arm, control)))
+        name, _, of = metric.partition("[")
+        chosen = name == "forgotten_extracted_calibrated" and chosen_from.get(of.removesuffix("]")) == control
+        return NOT_TESTABLE if chosen and verdict not in (UNMEASURED, ONE_TRAINING) else verdict
+
     rows = []
     for arm, control in controls.items():
         for metric in metrics:
@@ -229,11 +312,27 @@ def compare(points: pd.DataFrame, controls: Mapping[str, str | None], confidence
                 change, method = difference(own, other, confidence)
                 row |= {f"control_{name}": number for name, number in theirs._asdict().items()}
                 row |= dict(zip(("difference", "difference_low", "difference_high"), change, strict=True))
-                row |= {"method": method, "verdict": judge(change, rule.better) if rule.better else ""}
+                row |= {"method": method, "verdict": verdict_on(arm, control, metric, change, method)}
             rows.append(row)
     ends = ("difference", "difference_low", "difference_high", "method", "verdict")
     columns = ["arm", "control", "metric", "better", "decides", "replicates", *Interval._fields]
     return pd.DataFrame(rows, columns=[*columns, *(f"control_{name}" for name in Interval._fields), *ends])
+
+
+def _beats(said: Mapping[str, str], trained_less: bool) -> str:
+    """Return whether an arm beats its control, in the words of the module's docstring."""
+    memorization, quality = said["memorization"], said["quality"]
+    if ONE_TRAINING in said.values():
+        return ONE_TRAINING
+    if memorization in (NOT_TESTABLE, UNMEASURED):
+        return memorization
+    if {memorization, quality} & {WORSE, MIXED}:
+        return NO
+    if memorization == UNSEEN:
+        return NOT_SHOWN
+    if quality == UNMEASURED:
+        return UNMEASURED
+    return TRAINED_LESS if trained_less else YES
 
 
 def verdicts(compared: pd.DataFrame) -> pd.DataFrame:
@@ -247,9 +346,12 @@ def verdicts(compared: pd.DataFrame) -> pd.DataFrame:
         judged = {about: together(group["verdict"][group["decides"] == about].dropna()) for about in (*_TEXTS, "rest")}
         rest = judged.pop("rest")
         said = judged | ({} if rest == UNMEASURED else {"quality": rest})
-        beats = said["memorization"] == BETTER and said["quality"] in (BETTER, UNSEEN)
-        words = ", ".join(_TEXTS[about][verdict] for about, verdict in said.items() if verdict in _TEXTS[about])
-        rows.append({"arm": arm, "control": control, **said, "beats_control": beats, "verdict": words})
+        updates = group[group["metric"] == "network_updates"]
+        beats = _beats(said, bool((updates["value"] < 0.99 * updates["control_value"]).any()))
+        words = [_TEXTS[about][verdict] for about, verdict in said.items() if verdict in _TEXTS[about]]
+        words += ["its control's network was trained longer"] if beats == TRAINED_LESS else []
+        text = ONE_TRAINING if beats == ONE_TRAINING else ", ".join(words)
+        rows.append({"arm": arm, "control": control, **said, "beats_control": beats, "verdict": text})
     return pd.DataFrame(rows, columns=["arm", "control", *_TEXTS, "beats_control", "verdict"])
 
 

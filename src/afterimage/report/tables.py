@@ -49,6 +49,7 @@ ORDER = (
 FACTS = (
     "updates",
     "updates_per_model",
+    "network_updates",
     "images_seen",
     "kept_samples",
     "training_images",
@@ -57,7 +58,8 @@ FACTS = (
     "training_seconds",
     "epsilon",
 )
-"""What ``run.json`` of a training says of its budget; setup (before the first update) and epsilon only where a method has them."""
+"""What ``run.json`` of a training says of its budget, and ``network_updates``: the updates of one of its networks with those of the
+arm that it started from. Setup (before the first update) and epsilon only where a method has them."""
 
 FORGOTTEN = {
     ("probability", "none", "forget"): "forgotten_probability",
@@ -105,10 +107,11 @@ def run(args: argparse.Namespace) -> None:
         results.setdefault("forgetting", pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS]))
         first = next(iter(attacks["extraction"].values()))
         anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
-        facts = {cell: artifacts.read_run(folder)["facts"] for cell, folder in training.items()}
+        runs = {cell: artifacts.read_run(folder) for cell, folder in training.items()}
+        facts = {cell: own["facts"] | {"network_updates": network_updates(runs, *cell)} for cell, own in runs.items()}
         numbers = points(results, facts, anchor, confidence)
         arms = headline(numbers, confidence)
-        compared = comparison.compare(numbers, controls, confidence)
+        compared = comparison.compare(numbers, controls, confidence, chosen_from(attacks["forgetting"]))
         copies = against_copies(results["extraction"], anchor, confidence)
         tables = {
             "arms": arms,
@@ -137,6 +140,29 @@ def _concatenate(folders: Folders, name: str) -> pd.DataFrame:
     tables = [_read(folder / name).assign(arm=arm, replicate=k) for (arm, k), folder in folders.items()]
     joined = pd.concat(tables, ignore_index=True)
     return joined[["arm", "replicate", *[column for column in joined if column not in ("arm", "replicate")]]]
+
+
+def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, replicate: int) -> int:
+    """Return for how many updates a network of an arm was trained, those of the arm that it started from included.
+
+    Args:
+        runs: (arm, replicate) -> ``run.json`` of its training.
+    """
+    own = runs[arm, replicate]
+    base = own["config"]["settings"]["arm"]["base"]
+    return own["facts"]["updates_per_model"] + (network_updates(runs, base, replicate) if base else 0)
+
+
+def chosen_from(forgetting: Folders) -> dict[str, str]:
+    """Return, for each forget set that an extraction attack chose, the arm that the images were extracted from.
+
+    Args:
+        forgetting: Stores of the attack ``forgetting``.
+    """
+    sets: dict[str, dict[str, Any]] = {}
+    for folder in forgetting.values():
+        sets |= artifacts.read_run(folder)["config"]["settings"]["sets"]
+    return {name: one["extracted_from"] for name, one in sets.items() if one["extracted_from"]}
 
 
 def points(
@@ -220,7 +246,7 @@ def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]
 def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
     """Return the headline numbers, one row per arm and metric: arm, metric, value, low, high, replicates and interval.
 
-    With one replicate the interval is the replicate's own; with several it is Student's t between them.
+    With one replicate, or several that are all equal, the interval is that within the replicate; else Student's t between them.
 
     Args:
         numbers: The table of ``points``.
@@ -240,6 +266,8 @@ def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.DataFrame:
     """Return the share of images extracted by number of planted copies, pooled over replicates, with exact intervals.
+
+    The same images are attacked in every replicate; the intervals take them for others each time, and are then too narrow.
 
     ``twins_share`` is the same for the twins: images drawn together with the planted ones but never trained on.
     """
