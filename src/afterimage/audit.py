@@ -128,12 +128,21 @@ def draw(args: argparse.Namespace) -> Images:
     """Draw generations from ``--pipeline``."""
     from accelerate import Accelerator
 
-    from afterimage.diffusion import sample
+    from afterimage.diffusion import pipelines, sample
 
-    settings = config.Sample(images=args.generate, steps=args.steps, batch_size=args.batch_size)
-    unet, scheduler = sample.load_denoiser(args.pipeline)
+    try:
+        opened = pipelines.open_pipeline(args.pipeline, getattr(args, "weights", None), size=getattr(args, "size", None))
+    except artifacts.ArtifactError as error:
+        raise artifacts.ArtifactError(f"--pipeline: {error}") from error
+    for note in opened.notes:
+        print(f"--pipeline {args.pipeline}: {note}")
+    sampler = opened.sampler(getattr(args, "sampler", None))
+    steps = args.steps or sample.default_steps(sampler, opened.timesteps)
+    settings = config.Sample(images=args.generate, sampler=sampler, steps=steps, batch_size=args.batch_size)
     ids = np.arange(args.generate)
-    return Images.of(sample.generate(unet.to(Accelerator().device), scheduler, ids, settings, args.seed), ids)
+    labels = None if opened.classes is None else ids % opened.classes
+    net = opened.net.to(Accelerator().device)
+    return Images.of(sample.generate(net, opened.scheduler_config, ids, settings, args.seed, labels=labels), ids)
 
 
 # ---- the audit ----------------------------------------------------------------------------------------------------------
