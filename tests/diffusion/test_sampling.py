@@ -11,7 +11,7 @@ from torch import nn
 from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Diffusion, Model, Sample
-from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.sample import denoise, generate, grid, load_denoiser, to_uint8
 from afterimage.seeds import torch_rng
 from afterimage.training.task import Pixels
