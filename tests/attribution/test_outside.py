@@ -251,6 +251,17 @@ def test_every_embedding_of_a_foreign_network_is_a_label(sets, tmp_path, tiny_ne
     assert "--queries: labels go from -1 to -1 (-1: none), but the network knows 0 to 9" in capsys.readouterr().err
 
 
+def test_a_network_without_a_size_takes_that_of_the_training_images(sets, tmp_path, tiny_net):
+    sizeless = UNet2DModel.from_config({**tiny_net().config, "sample_size": None})
+    sizeless.load_state_dict(tiny_net().state_dict())
+    save_pipeline(sizeless, build_scheduler(Diffusion()), tmp_path / "sizeless")
+    scores = []
+    for pipeline in ("plain", tmp_path / "sizeless"):
+        assert run(sets, tmp_path / "out", "--attributor", "dtrak", pipeline=pipeline) == 0
+        scores.append(scores_in(tmp_path / "out")[0]["dtrak"])
+    np.testing.assert_array_equal(*scores)
+
+
 def test_the_weights_of_a_checkpoint_are_chosen_said_and_recorded(sets, tmp_path, tiny_net, capsys):
     checkpoint = tmp_path / "run" / "checkpoint-9"
     other = UNet2DModel.from_config(tiny_net().config)

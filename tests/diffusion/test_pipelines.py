@@ -338,6 +338,14 @@ UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
         (changed(SCHEDULER, timestep_spacing="karras"), "timestep_spacing = 'karras'; allowed are leading, linspace, trailing"),
         (changed(SCHEDULER, clip_sample_range="wide"), "its scheduler_config.json cannot be sampled with"),
         (changed(SCHEDULER, use_flow_sigmas=True), "DDPMScheduler has use_flow_sigmas = True: that is not the forward process"),
+        (
+            changed(SCHEDULER, _class_name=["mine", "DDPMScheduler"]),
+            "its scheduler is ['mine', 'DDPMScheduler'], which is not known",
+        ),
+        (changed(UNET, _class_name=["mine", "UNet2DModel"]), "unet/config.json is that of a ['mine', 'UNet2DModel']"),
+        (changed(SCHEDULER, trained_betas=0.1), "must be num_train_timesteps = 100 numbers from 0 to 1"),
+        (changed(SCHEDULER, trained_betas=["a"] * 100), "DDPMScheduler cannot be made of its scheduler_config.json"),
+        (changed(SCHEDULER, trained_betas=[1.0] * 100), "the first below 1, but are 100 from 1 to 1"),
         (changed(SCHEDULER, _class_name="EDMEulerScheduler"), "its scheduler is EDMEulerScheduler, which is not known to be"),
     ],
 )
@@ -485,6 +493,13 @@ def test_both_samplers_get_the_betas_of_the_pipelines_own_scheduler(tmp_path, sc
         torch.testing.assert_close(made.alphas_cumprod, torch.cumprod(1 - scheduler.betas, 0), rtol=0, atol=0)
         assert made.config["prediction_type"] == scheduler.config["prediction_type"]
         assert made.config["num_train_timesteps"] == scheduler.config["num_train_timesteps"]
+
+
+def test_a_key_that_the_own_scheduler_does_not_know_does_not_change_its_betas(tmp_path):
+    folder = stored(tmp_path / "p", scheduler=diffusers.PNDMScheduler())
+    change(folder / SCHEDULER, rescale_betas_zero_snr=True)
+    made = DDIMScheduler.from_config(open_pipeline(folder).scheduler_config)
+    torch.testing.assert_close(made.betas, diffusers.PNDMScheduler().betas, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(

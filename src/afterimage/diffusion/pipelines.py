@@ -64,6 +64,9 @@ NETWORKS: dict[str, type[UNet2DModel]] = NETS | {"TimestepRouter": TimestepRoute
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
 
+POINTER = b"version https://git-lfs"
+"""How a file begins that git-lfs has not fetched."""
+
 AVERAGING = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
 """Keys that diffusers' ``EMAModel`` leaves in the config of averaged weights."""
 
@@ -264,7 +267,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     except OSError as error:
         raise ArtifactError(f"{name}: {_short(path)} cannot be read: {error.strerror}") from error
     except ValueError as error:  # of json, and of the encoding
-        if path.read_bytes().startswith(b"version https://git-lfs"):
+        if path.read_bytes().startswith(POINTER):
             raise ArtifactError(f"{name}: {_short(path)} is a git-lfs pointer, not the file; run `git lfs pull`") from error
         raise ArtifactError(f"{name}: {_short(path)} is damaged, it is no JSON: {_first_line(error)}") from error
     if not isinstance(value, dict):
@@ -339,7 +342,10 @@ def _of_checkpoint(
         there["raw"] = folder / "unet"
     if not there:
         names = sorted(path.name + "/" * path.is_dir() for path in folder.iterdir())
-        why = f"there is no model_index.json, but {_listed(names) or 'nothing'}"
+        why = (
+            f"there is no model_index.json, but {_listed(names) or 'nothing'}; give the folder of a pipeline, or a trainer's "
+            "checkpoint-N folder with unet/ or unet_ema/"
+        )
         if "config.json" in names:
             why = (
                 "it is a network alone (config.json), without a scheduler; give the folder above it, or save both by "
@@ -373,8 +379,8 @@ def _scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[st
         name: Of the pipeline.
     """
     stored = _read_json(folder / "scheduler_config.json", name)
-    kind = named or stored.get("_class_name")
-    for each in (kind, stored.get("_class_name", kind)):
+    kind = named or str(stored.get("_class_name"))
+    for each in (kind, str(stored.get("_class_name", kind))):
         if each not in OWN_SAMPLER and each not in SOLVERS:
             raise ArtifactError(
                 f"{name}: its scheduler is {each}, which is not known to be of the DDPM family; allowed are "
@@ -386,10 +392,10 @@ def _scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[st
                 f"{name}: its scheduler {kind} has {key} = {stored[key]}: that is not the forward process of a DDPM; {OWN_CODE}"
             )
     try:
-        own = getattr(diffusers, str(kind)).from_config(stored)
+        own = getattr(diffusers, kind).from_config(stored)
         keys = (inspect.signature(each).parameters for each in (DDPMScheduler, DDIMScheduler))
         config = {key: own.config[key] for key in set().union(*keys) if own.config.get(key) is not None}
-        betas, signal = own.betas, torch.cumprod(1 - own.betas.double(), 0)
+        betas = own.betas.reshape(-1)
     except BAD_CONFIG as error:
         raise ArtifactError(f"{name}: {kind} cannot be made of its scheduler_config.json: {_first_line(error)}") from error
     for key, allowed in (("prediction_type", PREDICTIONS), ("timestep_spacing", ("leading", "linspace", "trailing"))):
@@ -397,16 +403,16 @@ def _scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[st
             raise ArtifactError(
                 f"{name}: its scheduler has {key} = {config[key]!r}; allowed are {', '.join(allowed)}; {OWN_CODE}"
             )
-    if not 0 < len(betas) == config["num_train_timesteps"] or not ((betas >= 0) & (betas <= 1)).all() or signal[0] <= 0:
+    if not 0 < len(betas) == config["num_train_timesteps"] or not ((betas >= 0) & (betas <= 1)).all() or betas[0] == 1:
         ends = f" from {betas.min():.4g} to {betas.max():.4g}" if len(betas) else ""
         raise ArtifactError(
             f"{name}: the betas of its scheduler must be num_train_timesteps = {config['num_train_timesteps']} numbers from 0 to 1, "
             f"at least one and the first below 1, but are {len(betas)}{ends}"
         )
-    known = config.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
-    if kind not in OWN_SAMPLER or not (known or "trained_betas" in config):
+    known = "trained_betas" in config or config.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
+    if not known or not torch.equal(DDIMScheduler.from_config(config).betas, betas):
         config |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}  # they are rescaled already
-    return str(kind), config
+    return kind, config
 
 
 # ---- the network --------------------------------------------------------------------------------------------------------
@@ -418,7 +424,7 @@ def _network(folder: Path, named: str | None, name: str) -> tuple[UNet2DModel, s
     diffusers' own ``from_pretrained`` leaves weights that are missing as they were drawn, with a warning.
     """
     config = _read_json(folder / "config.json", name)
-    kind = config.get("_class_name", named)
+    kind = str(config.get("_class_name", named))
     if kind not in NETWORKS or (named is not None and kind != named):
         raise ArtifactError(f"{name}: {_short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}")
     if config.get("class_embed_type") is not None:
@@ -472,10 +478,11 @@ def _weights(folder: Path, name: str) -> tuple[OrderedDict[str, torch.Tensor], s
     for file in files:
         if not (folder / file).is_file():
             raise ArtifactError(f"{name}: there is no {folder.name}/{file}{_instead(folder)}")
-        with (folder / file).open("rb") as stream:
-            if stream.read(23) == b"version https://git-lfs":
-                raise ArtifactError(f"{name}: {folder.name}/{file} is a git-lfs pointer, not the weights; run `git lfs pull`")
         try:
+            with (folder / file).open("rb") as stream:
+                start = stream.read(len(POINTER))
+            if start == POINTER:
+                raise ArtifactError(f"{name}: {folder.name}/{file} is a git-lfs pointer, not the weights; run `git lfs pull`")
             with safe_open(folder / file, "pt") as stored:
                 state.update((key, stored.get_tensor(key)) for key in stored.keys())  # noqa: SIM118 -- not a dict
         except (SafetensorError, OSError, ValueError) as error:
