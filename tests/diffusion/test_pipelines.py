@@ -531,6 +531,8 @@ def test_a_pipeline_is_drawn_with_its_own_scheduler_unless_another_is_asked_for(
         of[kind] = open_pipeline(stored(tmp_path / kind, scheduler=getattr(diffusers, kind)()))
         assert [of[kind].sampler(asked) for asked in ("ddim", "ddpm")] == ["ddim", "ddpm"]
     assert [of[kind].sampler() for kind in list(of)[:3]] == ["ddpm", "ddim", "ddim"]
+    change(tmp_path / "DDPMScheduler" / "model_index.json", _class_name="DDIMPipeline")  # which converts its scheduler
+    assert open_pipeline(tmp_path / "DDPMScheduler").sampler() == "ddim"
     with pytest.raises(ConfigError, match="--sampler is needed: the pipeline's own PNDMScheduler is not drawn with"):
         of["PNDMScheduler"].sampler()
 

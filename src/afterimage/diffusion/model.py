@@ -5,7 +5,7 @@ pipeline folders, so that ``DDPMPipeline.from_pretrained(folder)`` opens every o
 package, one with information transfer blocks (``rau_net``) or two networks in one (``router``) after ``import afterimage``.
 
 A net without a condition is sampled by that pipeline as it is. A label-conditional net (``num_class_embeds`` = classes + 1, the
-last index being the null label of classifier-free guidance, which its config names) is only *opened* by it: ``DDPMPipeline.__call__`` passes no
+last index being the null label of classifier-free guidance, named in its config) is only *opened* by it: ``__call__`` passes no
 ``class_labels``, without which ``UNet2DModel`` raises ``ValueError``. Call ``pipeline.unet(x, t, class_labels=labels)`` in a
 loop over ``pipeline.scheduler``, or use ``afterimage sample draw``.
 """

@@ -1,11 +1,12 @@
 """Somebody's diffusers pipeline, opened and checked before any work starts.
 
-What can be opened is a network of pixels (``UNet2DModel``, or one of this package) with a scheduler of the DDPM family, from
-safetensors alone; code that comes with a pipeline never runs. Everything that would make another thing of the model than it
-is (a scheduler of another family, weights that do not fill the network, a network that does not take images of its size) is
-an error of one sentence that names it.
+What can be opened is a network of pixels (``UNet2DModel``, or one of this package) with a scheduler
+of the DDPM family, from safetensors alone; code that comes with a pipeline never runs. What would
+make another thing of the model than it is (a scheduler of another family, weights that do not fill
+the network, a network that cannot take images of its size) is an error of one sentence.
 
-A network of this package names its null label in its config (``model.NULL``). Of any other network every embedding is a label.
+A network of this package names its null label in its config (``router.NULL``). Of any other network
+every embedding is a label.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ SOLVERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-"""Other ways to draw from a network that was trained with the forward process of a DDPM; their betas are used, not their steps."""
+"""Other ways to draw from a network that was trained as a DDPM. Their betas are used, not their steps."""
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
@@ -86,7 +87,8 @@ class Opened:
         net: The network, float32 on the CPU, in evaluation mode; its config has the size of its images.
         scheduler_config: Config for ``DDPMScheduler`` and ``DDIMScheduler``, both of which then have the pipeline's own betas.
         scheduler_class: Name of the pipeline's own scheduler.
-        weights: Which were opened: ``ema`` or ``raw`` (of a folder that has or could have both), or the ``pipeline``'s only ones.
+        weights: Which were opened: ``ema`` or ``raw`` of a checkpoint (or where they were asked for), or the ``unet`` that the
+            ``pipeline`` names.
         weights_sha256: Over names, dtypes, shapes and bytes of the stored tensors.
         pipeline_class: Name of the pipeline's class; None for a trainer's checkpoint.
         notes: Sentences that a command prints: what was chosen, and what else is there.
@@ -126,10 +128,11 @@ class Opened:
         """Return the sampler to draw with: the pipeline's own, unless another is asked for.
 
         Raises:
-            ConfigError: naming ``--sampler``, if the pipeline's scheduler is a solver that is not drawn with, or the variance that
-                ancestral sampling is told to learn is not among the network's outputs.
+            ConfigError: naming ``--sampler``, if the pipeline's scheduler is a solver that is not drawn with, or if ancestral
+                sampling needs a variance that the network does not predict.
         """
-        sampler = asked or OWN_SAMPLER.get(self.scheduler_class)
+        own = "ddim" if self.pipeline_class == "DDIMPipeline" else OWN_SAMPLER.get(self.scheduler_class)  # it converts any
+        sampler = asked or own
         if sampler is None:
             raise ConfigError(
                 f"--sampler is needed: the pipeline's own {self.scheduler_class} is not drawn with; allowed are ddim and ddpm, "
@@ -166,10 +169,11 @@ def open_pipeline(
     seed: int = 0,
     size: tuple[int, int] | None = None,
 ) -> Opened:
-    """Open a pipeline folder, a Hub id (owner/name, or owner/name@revision) or a trainer's ``checkpoint-N`` folder, and check it.
+    """Open somebody's pipeline and check it.
 
     Args:
-        pipeline: Where it is. A checkpoint has ``unet/``, ``unet_ema/`` or both; its scheduler may lie in the folder above.
+        pipeline: A pipeline folder, a Hub id (owner/name, or owner/name@revision) or a trainer's ``checkpoint-N`` folder. The last
+            has ``unet/``, ``unet_ema/`` or both; its scheduler may lie in the folder above.
         weights: Averaged weights (``unet_ema/``) or those of the last update (``unet/``). None is the averaged ones of a
             checkpoint that has them, and the ``unet`` that a pipeline's index names.
         seed: Of the blocks that a RAU-Net draws anew at every loading (variant ``frozen_redrawn``); no other net uses it.
@@ -196,8 +200,8 @@ def open_pipeline(
         place = next((at for at in (folder / "scheduler", folder.resolve().parent / "scheduler") if at.is_dir()), folder)
         if place == folder:
             raise ArtifactError(
-                f"{name} has {unet.name}/, but no scheduler/ is in it or in the folder above; copy the scheduler/ of the training's "
-                "pipeline into either"
+                f"{name} has {unet.name}/, but no scheduler/ is in it or in the folder above; copy the "
+                "scheduler/ of the training's pipeline into either"
             )
     scheduler_class, scheduler_config = _scheduler(place, scheduler_class, name)
     net, sha256 = _network(unet, net_class, name)
@@ -245,8 +249,8 @@ def _fetched(repository: str, revision: str | None, weights: str | None, name: s
         return Path(snapshot_download(repository, revision=revision, allow_patterns=[*patterns, shards]))
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ArtifactError(
-            f"{name} cannot be opened as a diffusers pipeline: there is no such folder, and as a Hub id it is neither in the local "
-            "cache nor can the Hub be reached (no network, or HF_HUB_OFFLINE is set); give a folder, or fetch it first"
+            f"{name} cannot be opened as a diffusers pipeline: there is no such folder, and as a Hub id it is "
+            "neither in the local cache nor can the Hub be reached (no network, or HF_HUB_OFFLINE is set); give a folder, or fetch it first"
         ) from error
     except EntryNotFoundError as error:
         raise ArtifactError(
@@ -309,7 +313,8 @@ def _check_index(index: dict[str, Any], name: str) -> None:
     for part, libraries in (("unet", ("diffusers", "afterimage")), ("scheduler", ("diffusers",))):
         if len(parts[part]) != 2 or parts[part][0] not in libraries or not isinstance(parts[part][1], str):
             raise ArtifactError(
-                f"{name}: its {part} is {'.'.join(map(str, parts[part]))}, code of its own, which is never run; {WHAT_OPENS}; {OWN_CODE}"
+                f"{name}: its {part} is {'.'.join(map(str, parts[part]))}, code of its own, which is never run; "
+                f"{WHAT_OPENS}; {OWN_CODE}"
             )
     if parts["unet"][1] not in NETWORKS:
         raise ArtifactError(f"{name}: its unet is a {parts['unet'][1]}; {WHAT_OPENS}; {OWN_CODE}")
@@ -325,8 +330,8 @@ def _of_pipeline(
         return folder / "unet", "pipeline", [also] if also else []
     if not averaged.is_dir():
         raise ArtifactError(
-            f"{name} has one set of weights, unet/, and nothing says whether they are averaged: --weights {weights} cannot be told from "
-            "the other; leave --weights out, or give a trainer's checkpoint-N folder with unet/ and unet_ema/"
+            f"{name} has one set of weights, unet/, and nothing says whether they are averaged: --weights {weights} "
+            "cannot be told from the other; leave --weights out, or give a trainer's checkpoint-N folder with unet/ and unet_ema/"
         )
     return (averaged if weights == "ema" else folder / "unet"), weights, []
 
@@ -358,7 +363,8 @@ def _of_checkpoint(
     if chosen not in there:
         only = next(iter(there))
         raise ArtifactError(
-            f"{name} has no {'unet_ema' if chosen == 'ema' else 'unet'}/, which --weights {chosen} asks for; allowed is --weights {only}"
+            f"{name} has no {'unet_ema' if chosen == 'ema' else 'unet'}/, which --weights {chosen} asks for; allowed is "
+            f"--weights {only}"
         )
     notes = []
     if weights is None:
@@ -406,8 +412,8 @@ def _scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[st
     if not 0 < len(betas) == config["num_train_timesteps"] or not ((betas >= 0) & (betas <= 1)).all() or betas[0] == 1:
         ends = f" from {betas.min():.4g} to {betas.max():.4g}" if len(betas) else ""
         raise ArtifactError(
-            f"{name}: the betas of its scheduler must be num_train_timesteps = {config['num_train_timesteps']} numbers from 0 to 1, "
-            f"at least one and the first below 1, but are {len(betas)}{ends}"
+            f"{name}: the betas of its scheduler must be num_train_timesteps = {config['num_train_timesteps']} numbers "
+            f"from 0 to 1, at least one and the first below 1, but are {len(betas)}{ends}"
         )
     known = "trained_betas" in config or config.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
     if not known or not torch.equal(DDIMScheduler.from_config(config).betas, betas):
@@ -429,8 +435,8 @@ def _network(folder: Path, named: str | None, name: str) -> tuple[UNet2DModel, s
         raise ArtifactError(f"{name}: {_short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}")
     if config.get("class_embed_type") is not None:
         raise ArtifactError(
-            f"{name}: its network's class_embed_type is {config['class_embed_type']!r}; allowed are networks without labels, and "
-            f"labels by num_class_embeds; {OWN_CODE}"
+            f"{name}: its network's class_embed_type is {config['class_embed_type']!r}; allowed are networks without "
+            f"labels, and labels by num_class_embeds; {OWN_CODE}"
         )
     state, sha256 = _weights(folder, name)
     try:
@@ -459,8 +465,8 @@ def _network(folder: Path, named: str | None, name: str) -> tuple[UNet2DModel, s
             )
         if not torch.isfinite(tensor.float()).all():
             raise ArtifactError(
-                f"{name}: the weights in {folder.name}/ are not finite: {key} has NaN or infinite values, of which nothing can be "
-                "drawn; open an earlier state of the training"
+                f"{name}: the weights in {folder.name}/ are not finite: {key} has NaN or infinite values, of which nothing "
+                "can be drawn; open an earlier state of the training"
             )
     net.load_state_dict(state)
     return net, sha256
@@ -520,7 +526,8 @@ def _check_network(net: UNet2DModel, size: tuple[int, int] | None, name: str) ->
         raise ArtifactError(f"{name}: its network takes {channels} channels; allowed are 1 (grey) and 3 (RGB)")
     if out not in (channels, 2 * channels):
         raise ArtifactError(
-            f"{name}: its network makes {out} channels of {channels}; allowed are as many, or twice as many (a learned variance)"
+            f"{name}: its network makes {out} channels of {channels}; allowed are as many, or twice as many "
+            "(a learned variance)"
         )
     if classes_of(net) == 0:
         raise ArtifactError(
@@ -552,8 +559,8 @@ def _try(net: UNet2DModel, scheduler_config: dict[str, Any], name: str) -> None:
     except BAD_CONFIG as error:
         levels = len(net.config["block_out_channels"])
         raise ArtifactError(
-            f"{name}: its network cannot take images of its own sample_size, {height} x {width}, at timestep {last}: with {levels} "
-            f"levels both sides must as a rule be multiples of {2 ** (levels - 1)} ({_first_line(error)})"
+            f"{name}: its network cannot take images of its own sample_size, {height} x {width}, at timestep {last}: "
+            f"with {levels} levels both sides must as a rule be multiples of {2 ** (levels - 1)} ({_first_line(error)})"
         ) from error
     if prediction.shape[2:] != x.shape[2:]:
         raise ArtifactError(

@@ -15,7 +15,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from afterimage.diffusion.rau_net import RAUNet
 
 NULL = "_null_label"
-"""Key of a network's config: the label that stands for none. diffusers keeps a key with a leading underscore, and asks no more."""
+"""Key of a network's config: the label that stands for none. diffusers keeps keys with a leading underscore as they are."""
 
 NETS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RAUNet": RAUNet}
 

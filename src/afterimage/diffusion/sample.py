@@ -70,7 +70,7 @@ def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dic
 
 
 def default_steps(sampler: str, timesteps: int) -> int:
-    """Return how many steps an audit takes: 50 of DDIM, 250 of ancestral sampling, and no more than the training's timesteps."""
+    """Return how many steps an audit takes: 50 of DDIM, 250 of ancestral sampling, at most the training's timesteps."""
     return min(DEFAULT_STEPS[sampler], timesteps)
 
 
@@ -149,8 +149,8 @@ def denoise(
     scheduler.set_timesteps(settings.steps)
     if scheduler.timesteps.max() >= timesteps:
         raise ConfigError(
-            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of {scheduler.config['steps_offset']} the first step is "
-            f"at timestep {scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are allowed"
+            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of {scheduler.config['steps_offset']} the first "
+            f"step is at timestep {scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are allowed"
         )
     w, channels = settings.guidance, start.shape[1]
     if labels is not None and w != 1 and null is None:
