@@ -155,7 +155,7 @@ def test_true_labels_are_told_and_must_be_there(images):
     losses.measure(plain, scheduler_config(), images, "train", [5], 1, 1)
     assert plain.told == [None]
     with pytest.raises(ArtifactError, match=r"labels must lie in \[0, 2\)"):
-        losses.measure(Fixed(lambda x, t: x, classes=3), scheduler_config(), images, "train", [5], 1, 1)
+        losses.measure(Fixed(lambda x, t: x, classes=2), scheduler_config(), images, "train", [5], 1, 1)
 
 
 def test_a_loss_that_is_no_number_is_an_error(images):

@@ -2,6 +2,7 @@
 
 import json
 
+import diffusers
 import numpy as np
 import pandas as pd
 import pytest
@@ -222,8 +223,79 @@ def test_bad_input_is_explained_and_nothing_is_written(flags, sources, words, se
     assert not list(tmp_path.iterdir())
 
 
-def test_a_network_that_also_predicts_a_variance_is_refused(sets, tmp_path, tiny_net, capsys):
-    learned = UNet2DModel.from_config({**tiny_net().config, "out_channels": 2})
-    save_pipeline(learned, build_scheduler(Diffusion()), tmp_path / "learned")
-    assert run(sets, tmp_path / "out", pipeline=tmp_path / "learned") == 2
-    assert "the network makes 2 channels of 1" in capsys.readouterr().err
+def test_of_a_network_that_also_predicts_a_variance_the_mean_counts(sets, tmp_path, tiny_net):
+    """Without a projection, the scores are those of the same network without the other half of its outputs."""
+    whole = UNet2DModel.from_config({**tiny_net().config, "out_channels": 2})
+    half = UNet2DModel.from_config({**tiny_net().config, "out_channels": 1})
+    weights = whole.state_dict()
+    half.load_state_dict({key: value[:1] if key.startswith("conv_out.") else value for key, value in weights.items()})
+    found = {}
+    for name, net in (("whole", whole), ("half", half)):
+        save_pipeline(net, build_scheduler(Diffusion()), tmp_path / name)
+        flags = ["--projection", "none", "--attributor", "dtrak"]
+        assert run(sets, tmp_path / f"of-{name}", *flags, pipeline=tmp_path / name) == 0
+        found[name] = scores_in(tmp_path / f"of-{name}")[0]["dtrak"]
+    np.testing.assert_allclose(found["whole"], found["half"], rtol=1e-4, atol=1e-6 * np.abs(found["half"]).max())
+
+
+def test_every_embedding_of_a_foreign_network_is_a_label(sets, tmp_path, tiny_net, capsys):
+    """Ten digits and ten embeddings; a network of this package with ten digits has eleven."""
+    foreign = UNet2DModel.from_config({**tiny_net().config, "num_class_embeds": 10})
+    save_pipeline(foreign, build_scheduler(Diffusion()), tmp_path / "foreign")
+    labels = images_in(sets / "train.npz").labels
+    assert labels.max() == 9
+    assert run(sets, tmp_path / "out", "--attributor", "dtrak", pipeline=tmp_path / "foreign") == 0
+    facts = artifacts.check_store(tmp_path / "out")["facts"]["pipeline"]
+    assert (facts["classes"], facts["null_label"]) == (10, None)
+    assert run(sets, tmp_path / "o", pipeline=tmp_path / "foreign", queries="unlabelled.npz") == 2
+    assert "--queries: labels go from -1 to -1 (-1: none), but the network knows 0 to 9" in capsys.readouterr().err
+
+
+def test_a_network_without_a_size_takes_that_of_the_training_images(sets, tmp_path, tiny_net):
+    sizeless = UNet2DModel.from_config({**tiny_net().config, "sample_size": None})
+    sizeless.load_state_dict(tiny_net().state_dict())
+    save_pipeline(sizeless, build_scheduler(Diffusion()), tmp_path / "sizeless")
+    scores = []
+    for pipeline in ("plain", tmp_path / "sizeless"):
+        assert run(sets, tmp_path / "out", "--attributor", "dtrak", pipeline=pipeline) == 0
+        scores.append(scores_in(tmp_path / "out")[0]["dtrak"])
+    np.testing.assert_array_equal(*scores)
+
+
+def test_the_weights_of_a_checkpoint_are_chosen_said_and_recorded(sets, tmp_path, tiny_net, capsys):
+    checkpoint = tmp_path / "run" / "checkpoint-9"
+    other = UNet2DModel.from_config(tiny_net().config)
+    for folder, net in (("unet", tiny_net()), ("unet_ema", other)):
+        net.save_pretrained(checkpoint / folder)
+    build_scheduler(Diffusion()).save_pretrained(tmp_path / "run" / "scheduler")
+    scores, facts = {}, {}
+    for asked in ("ema", "raw", None):
+        flags = ["--attributor", "dtrak", *(["--weights", asked] if asked else [])]
+        assert run(sets, tmp_path / "out", *flags, pipeline=checkpoint) == 0
+        assert ("ema weights (unet_ema/) were opened; --weights raw" in capsys.readouterr().out) == (asked is None)
+        scores[asked] = scores_in(tmp_path / "out")[0]["dtrak"]
+        facts[asked] = artifacts.check_store(tmp_path / "out")["facts"]
+    assert [facts[asked]["pipeline"]["weights"] for asked in scores] == ["ema", "raw", "ema"]
+    np.testing.assert_array_equal(scores[None], scores["ema"])
+    assert (scores["raw"] != scores["ema"]).any()
+    assert facts["raw"]["contents_sha256"]["pipeline"] != facts["ema"]["contents_sha256"]["pipeline"]
+    assert run(sets, tmp_path / "plain", "--attributor", "dtrak") == 0  # whose weights are those of the raw ones
+    np.testing.assert_array_equal(scores["raw"], scores_in(tmp_path / "plain")[0]["dtrak"])
+    assert run(sets, tmp_path / "o", "--weights", "ema") == 2
+    assert "error: --pipeline: " in (said := capsys.readouterr().err)
+    assert "one set of weights" in said
+
+
+@pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "CMStochasticIterativeScheduler"])
+def test_only_a_scheduler_of_another_family_is_refused(kind, sets, tmp_path, tiny_net, capsys):
+    """A solver for networks trained as DDPMs has the same forward process, and so the same scores."""
+    save_pipeline(tiny_net(), getattr(diffusers, kind)(), tmp_path / "p")
+    status = run(sets, tmp_path / "out", "--attributor", "dtrak", pipeline=tmp_path / "p")
+    if kind.startswith("CM"):
+        assert status == 2
+        assert "its scheduler is CMStochasticIterativeScheduler, which is not known" in capsys.readouterr().err
+        return
+    assert status == 0
+    assert run(sets, tmp_path / "ddpm", "--attributor", "dtrak") == 0
+    found, wanted = (scores_in(tmp_path / out)[0]["dtrak"] for out in ("out", "ddpm"))
+    np.testing.assert_array_equal(found, wanted)

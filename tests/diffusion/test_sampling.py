@@ -11,7 +11,7 @@ from torch import nn
 from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Diffusion, Model, Sample
-from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.sample import denoise, generate, grid, load_denoiser, to_uint8
 from afterimage.seeds import torch_rng
 from afterimage.training.task import Pixels
@@ -208,14 +208,6 @@ def test_any_pipeline_of_pixels_opens_and_others_are_refused(tmp_path, trained):
     )
     with pytest.raises(ArtifactError, match="cannot be opened as a diffusers pipeline"):
         load_denoiser(tmp_path)
-
-
-def test_weights_as_pickles_are_refused(tmp_path, trained):
-    save_pipeline(trained[0], build_scheduler(Diffusion()), tmp_path / "p")
-    weights = tmp_path / "p" / "unet" / "diffusion_pytorch_model.safetensors"
-    weights.rename(weights.with_suffix(".bin"))
-    with pytest.raises(ArtifactError, match="cannot be opened"):
-        load_denoiser(tmp_path / "p")
 
 
 def test_store_of_generations(model_store, command, tmp_path):

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
-from tqdm import tqdm
 
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attribution import draws, projection
@@ -24,6 +23,7 @@ from afterimage.attribution.gradients import Layers
 from afterimage.attribution.readouts import READOUTS
 from afterimage.config.attribution import Features
 from afterimage.diffusion.model import classes_of
+from afterimage.progress import batches
 from afterimage.training.task import Pixels
 
 TINY = 1e-8
@@ -88,7 +88,7 @@ def features(
     plain, normalised = (np.empty((len(scalars), count, project.dimension), np.float32) for _ in range(2))
     rows = np.empty((count, len(at) if "probe" in asked else 0, project.dimension), np.float32)
     errors = np.empty((count, len(at)), np.float32)
-    for start in tqdm(range(0, count, settings.batch_size), unit="batch", disable=None):
+    for start in batches(count, settings.batch_size, "taken gradients of", f"{part} images"):
         of = slice(start, start + settings.batch_size)
         index, ids = torch.arange(count)[of], images.ids[of]
         sums = torch.zeros(2, len(index), len(scalars), project.dimension, device=device)

@@ -19,7 +19,6 @@ from typing import Annotated, get_args
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from diffusers.models.unets.unet_2d import UNet2DModel
 from pydantic import Field, ValidationError
 from safetensors.numpy import save_file
 
@@ -30,8 +29,7 @@ from afterimage.attribution.evidence import Evidence, Side
 from afterimage.attribution.scores import finite, leaders
 from afterimage.config import ConfigError
 from afterimage.config.base import Block
-from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.sample import load_denoiser
+from afterimage.diffusion.pipelines import Opened, open_pipeline
 
 STEP = "attribute"
 
@@ -97,7 +95,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
     features = config.Features()
-    parser.add_argument("--pipeline", metavar="DIR|ID", required=True, help="diffusers pipeline (pixels, no text)")
+    parser.add_argument(
+        "--pipeline",
+        metavar="DIR|ID",
+        required=True,
+        help="diffusers pipeline (pixels, no text), or a trainer's checkpoint-N folder",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        help="averaged weights or those of the last update, of a checkpoint that has both (default: ema)",
+    )
     parser.add_argument(
         "--train",
         metavar="SOURCE",
@@ -159,12 +167,19 @@ def run(args: argparse.Namespace) -> None:
     given = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
     for flag in ("train", "queries"):
         audit.source_of(given[flag], f"--{flag}")
-    net, scheduler_config = load_denoiser(given["pipeline"])
     (train, train_names), (queries, query_names) = (audit.read_set(given[f], f"--{f}", args) for f in ("train", "queries"))
     sets = {"train": train, "queries": queries}
-    _check(net, sets, given["pipeline"])
+    height, width = train.pixels.shape[1:3]
+    try:
+        opened = open_pipeline(given["pipeline"], args.weights, size=(height, width))
+    except ArtifactError as error:
+        raise ArtifactError(f"--pipeline: {error}") from error
+    _check(opened, sets)
+    for note in opened.notes:
+        print(f"--pipeline {given['pipeline']}: {note}")
+    net, scheduler_config = opened.net, opened.scheduler_config
 
-    said = given | {"colour": args.colour, "resize": args.resize}
+    said = given | {"weights": opened.weights, "colour": args.colour, "resize": args.resize}
     resolved = {"step": STEP, "seed": args.seed, "settings": settings.model_dump() | said}
     inputs = {flag: Path(value) for flag, value in given.items() if Path(value).exists()}
     entries = (__name__, *(config.ATTRIBUTORS[name] for name in settings.attributors))
@@ -172,9 +187,10 @@ def run(args: argparse.Namespace) -> None:
         step.note(
             images={name: len(images) for name, images in sets.items()},
             contents_sha256={
-                "pipeline": _contents(tensor.numpy() for tensor in net.state_dict().values()),
+                "pipeline": opened.weights_sha256,
                 **{name: _contents((images.pixels, images.labels)) for name, images in sets.items()},
             },
+            pipeline=opened.facts(),
             scheduler=scheduler_config,
             device=str(PartialState().device),
         )
@@ -260,19 +276,13 @@ def _replaceable(out: Path) -> Path:
     return out
 
 
-def _check(net: UNet2DModel, sets: dict[str, Images], pipeline: str) -> None:
+def _check(opened: Opened, sets: dict[str, Images]) -> None:
     """Check that the images and labels suit the network.
 
     Raises:
         ConfigError: naming the flag.
     """
-    size, channels, out = (net.config[key] for key in ("sample_size", "in_channels", "out_channels"))
-    if out != channels:
-        raise ConfigError(
-            f"--pipeline {pipeline}: the network makes {out} channels of {channels}; allowed are those that make as many"
-        )
-    size = sets["train"].pixels.shape[1:3] if size is None else (size, size) if isinstance(size, int) else size
-    wanted, classes = (*size, channels), classes_of(net)
+    wanted, classes = opened.shape, opened.classes
     for name, images in sets.items():
         if images.pixels.shape[1:] != wanted:
             given, needed = ("x".join(map(str, shape)) for shape in (images.pixels.shape[1:], wanted))

@@ -5,7 +5,7 @@ pipeline folders, so that ``DDPMPipeline.from_pretrained(folder)`` opens every o
 package, one with information transfer blocks (``rau_net``) or two networks in one (``router``) after ``import afterimage``.
 
 A net without a condition is sampled by that pipeline as it is. A label-conditional net (``num_class_embeds`` = classes + 1, the
-last index being the null label of classifier-free guidance) is only *opened* by it: ``DDPMPipeline.__call__`` passes no
+last index being the null label of classifier-free guidance, named in its config) is only *opened* by it: ``__call__`` passes no
 ``class_labels``, without which ``UNet2DModel`` raises ``ValueError``. Call ``pipeline.unet(x, t, class_labels=labels)`` in a
 loop over ``pipeline.scheduler``, or use ``afterimage sample draw``.
 """
@@ -23,7 +23,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.artifacts import ArtifactError, difference
 from afterimage.config import ConfigError, Diffusion, Model, TransferBlocks
 from afterimage.diffusion.rau_net import RAUNet
-from afterimage.diffusion.router import NETS, TimestepRouter
+from afterimage.diffusion.router import NETS, NULL, TimestepRouter
 
 
 def build_unet(
@@ -59,7 +59,7 @@ def build_unet(
         settings = {f"transfer_{key}": value for key, value in blocks.model_dump().items()}
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        return (RAUNet if settings else UNet2DModel)(
+        net = (RAUNet if settings else UNet2DModel)(
             sample_size=height if height == width else (height, width),
             in_channels=channels,
             out_channels=channels,
@@ -75,6 +75,9 @@ def build_unet(
             num_class_embeds=None if classes is None else classes + 1,
             **settings,
         )
+    if classes is not None:
+        mark_null(net)
+    return net
 
 
 def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
@@ -91,9 +94,22 @@ def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
 
 
 def classes_of(unet: UNet2DModel) -> int | None:
-    """Return the number of labels of a conditional net, the null label not counted; None for one without labels."""
+    """Return the number of labels of a conditional net, the null label not counted; None for one without labels.
+
+    Of a network that names no null label (see ``null_of``) every embedding is a label.
+    """
     embeddings = unet.config["num_class_embeds"]
-    return None if embeddings is None else embeddings - 1
+    return None if embeddings is None else embeddings - (null_of(unet) is not None)
+
+
+def null_of(unet: UNet2DModel) -> int | None:
+    """Return the label that stands for none, which networks of this package name in their config; None if none is named."""
+    return unet.config.get(NULL)
+
+
+def mark_null(unet: UNet2DModel) -> None:
+    """Write into a network's config, and so into its stored pipeline, that its last embedding is the null label."""
+    unet.register_to_config(**{NULL: unet.config["num_class_embeds"] - 1})
 
 
 def save_pipeline(unet: torch.nn.Module, scheduler: DDPMScheduler, folder: Path) -> None:

@@ -14,6 +14,9 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 
 from afterimage.diffusion.rau_net import RAUNet
 
+NULL = "_null_label"
+"""Key of a network's config: the label that stands for none. diffusers keeps keys with a leading underscore as they are."""
+
 NETS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RAUNet": RAUNet}
 
 
@@ -82,4 +85,5 @@ def _net(given: UNet2DModel | dict[str, Any]) -> UNet2DModel:
 
 
 def _config(net: UNet2DModel) -> dict[str, Any]:
-    return {"_class_name": type(net).__name__} | {key: value for key, value in net.config.items() if not key.startswith("_")}
+    kept = {key: value for key, value in net.config.items() if key == NULL or not key.startswith("_")}
+    return {"_class_name": type(net).__name__} | kept

@@ -25,19 +25,20 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from diffusers.utils.logging import disable_progress_bar
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
-from tqdm import tqdm
 
 from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.config import ConfigError, Sample
-from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.rau_net import redraw
+from afterimage.diffusion.model import classes_of, mark_null, null_of
+from afterimage.diffusion.pipelines import open_pipeline
+from afterimage.progress import batches
+
+DEFAULT_STEPS = {"ddim": 50, "ddpm": 250}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,29 +64,14 @@ def span(text: str) -> tuple[int, int]:
 
 
 def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dict[str, Any]]:
-    """Open any diffusers pipeline of pixels without text, by folder or Hub id; return its net and its scheduler's config.
+    """Return the net and the scheduler's config of a pipeline, opened and checked as ``pipelines.open_pipeline`` does."""
+    opened = open_pipeline(pipeline, seed=seed)
+    return opened.net, opened.scheduler_config
 
-    Only safetensors are read, and no code comes with the pipeline.
 
-    Args:
-        pipeline: Folder or Hub id.
-        seed: Of the blocks that a RAU-Net draws anew at every loading (variant ``frozen_redrawn``); no other net uses it.
-
-    Raises:
-        ArtifactError: if it cannot be opened, or is no ``UNet2DModel`` with a scheduler (e.g. a text-to-image pipeline).
-    """
-    try:
-        opened = DiffusionPipeline.from_pretrained(str(pipeline), use_safetensors=True)
-    except (OSError, ValueError) as error:
-        raise ArtifactError(f"{pipeline} cannot be opened as a diffusers pipeline: {error}") from error
-    unet = getattr(opened, "unet", None)
-    if not isinstance(unet, UNet2DModel) or set(opened.components) != {"unet", "scheduler"}:
-        raise ArtifactError(
-            f"{pipeline} is a {type(opened).__name__} of {', '.join(sorted(opened.components))}; "
-            "what can be sampled is a UNet2DModel with a scheduler (DDPMPipeline, DDIMPipeline)"
-        )
-    redraw(unet, seed)
-    return unet.eval(), dict(opened.scheduler.config)
+def default_steps(sampler: str, timesteps: int) -> int:
+    """Return how many steps an audit takes: 50 of DDIM, 250 of ancestral sampling, at most the training's timesteps."""
+    return min(DEFAULT_STEPS[sampler], timesteps)
 
 
 def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Path:
@@ -109,7 +95,10 @@ def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Pat
 
 def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel, dict[str, Any]]:
     """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same redrawn blocks."""
-    return load_denoiser(pipeline, seeds.derive(seed, "sample", replicate, "blocks"))
+    net, scheduler_config = load_denoiser(pipeline, seeds.derive(seed, "sample", replicate, "blocks"))
+    if net.config["num_class_embeds"] is not None and null_of(net) is None:  # trained before networks named their null label
+        mark_null(net)
+    return net, scheduler_config
 
 
 def to_uint8(images: torch.Tensor) -> np.ndarray:
@@ -126,12 +115,13 @@ def denoise(
     generators: Sequence[torch.Generator],
     settings: Sample,
     labels: torch.Tensor | None = None,
-    null: int = -1,
+    null: int | None = None,
 ) -> torch.Tensor:
     """Take one batch of noise to images.
 
     Args:
-        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``.
+        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``. Of one that makes 2C channels the
+            first C are the prediction; the others are the variance of ancestral sampling, where the scheduler takes one.
         scheduler_config: Config of the scheduler that it was trained with.
         start: float32, (n, C, H, W): standard normal noise, on the network's device.
         generators: One per image, for samplers that add noise.
@@ -143,7 +133,8 @@ def denoise(
         float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
 
     Raises:
-        ConfigError: if there are more steps than training timesteps.
+        ConfigError: if there are more steps than training timesteps, or guidance is asked for without a null label.
+        ArtifactError: naming the first step, if a prediction or an image is not finite.
     """
     timesteps = scheduler_config["num_train_timesteps"]
     if settings.steps > timesteps:
@@ -156,12 +147,20 @@ def denoise(
         scheduler = DDPMScheduler.from_config(scheduler_config)
         extra = {}
     scheduler.set_timesteps(settings.steps)
-    w = settings.guidance
+    if scheduler.timesteps.max() >= timesteps:
+        raise ConfigError(
+            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of {scheduler.config['steps_offset']} the first "
+            f"step is at timestep {scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are allowed"
+        )
+    w, channels = settings.guidance, start.shape[1]
+    if labels is not None and w != 1 and null is None:
+        raise ConfigError(f"sample.guidance = {w}: the network has no null label; allowed is 1")
+    takes_variance = settings.sampler == "ddpm" and str(scheduler.config["variance_type"]).startswith("learned")
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if labels is None:
             return unet(x, t, return_dict=False)[0]
-        if w == 1:
+        if w == 1 or null is None:
             return unet(x, t, class_labels=labels, return_dict=False)[0]
         nulls = torch.full_like(labels, null)
         if w == 0:
@@ -170,9 +169,25 @@ def denoise(
         conditional, unconditional = both.chunk(2)
         return unconditional + w * (conditional - unconditional)
 
-    x = start
+    x, finite = start, []
     for t in scheduler.timesteps:
-        x = scheduler.step(predict(x, t), t, x, generator=list(generators), return_dict=False, **extra)[0]
+        prediction = predict(x, t)
+        x = scheduler.step(
+            prediction if takes_variance else prediction[:, :channels],
+            t,
+            x,
+            generator=list(generators),
+            return_dict=False,
+            **extra,
+        )[0]
+        finite.append(torch.stack([prediction.isfinite().all(), x.isfinite().all()]))
+    bad = torch.stack(finite).logical_not().nonzero()  # looked at once, since a look waits for the device
+    if len(bad):
+        step, what = bad[0].tolist()
+        raise ArtifactError(
+            f"the {('prediction of the network', 'image')[what]} at step {step + 1} of {settings.steps} (timestep "
+            f"{scheduler.timesteps[step]}) is not finite: it has NaN or infinite values"
+        )
     return x
 
 
@@ -200,6 +215,7 @@ def generate(
 
     Raises:
         ConfigError: if labels are missing or not wanted, or there are too many steps.
+        ArtifactError: as in ``denoise``.
     """
     classes = classes_of(unet)
     if (classes is None) != (labels is None):
@@ -210,13 +226,13 @@ def generate(
     height, width = (size, size) if isinstance(size, int) else size
     channels = unet.config["in_channels"]
     images = np.empty((len(ids), height, width, channels), np.uint8)
-    for at in tqdm(range(0, len(ids), settings.batch_size), unit="batch", disable=None):
+    for at in batches(len(ids), settings.batch_size, "drawn", "generations"):
         names = ids[at : at + settings.batch_size]
         generators = [seeds.torch_rng(seed, "sample", replicate, int(name)) for name in names]
         start = randn_tensor((len(names), channels, height, width), generator=generators, device=unet.device)
         wanted = None if labels is None else torch.as_tensor(labels[at : at + len(names)], device=unet.device)
         images[at : at + len(names)] = to_uint8(
-            denoise(unet, scheduler_config, start, generators, settings, wanted, classes or 0)
+            denoise(unet, scheduler_config, start, generators, settings, wanted, null_of(unet))
         )
     return images
 

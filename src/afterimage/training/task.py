@@ -185,9 +185,10 @@ class Pixels:
                 raise ConfigError(f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and sample")
 
     def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the network's prediction for each sample, float32, (B, C, H, W)."""
+        """Return the network's prediction for each sample, float32, (B, C, H, W): without the variance that it may make too."""
         condition = {} if batch.labels is None else {"class_labels": batch.labels}
-        return net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0].float()
+        made = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
+        return made[:, : batch.noisy.shape[1]].float()
 
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the squared error of each sample, mean over C, H and W; float32, (B,)."""
