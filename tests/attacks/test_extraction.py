@@ -11,9 +11,8 @@ from sklearn.datasets import load_digits
 
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
-from afterimage.attacks import adaptive, extraction, twins
+from afterimage.attacks import adaptive, calibration, extraction, twins
 from afterimage.attacks.extraction import extract
-from afterimage.config import ConfigError
 
 SETTINGS, STATISTICS = config.Extraction(), config.Statistics(bootstrap=50)
 
@@ -135,22 +134,72 @@ def test_the_control_and_the_calibrated_alpha(digits):
     found = attack(digits[:100], digits[:300], holdout=Images.of(digits[600:1000]), settings=settings)
     held = found.holdout_pairs
     for anchor in adaptive.ANCHORS:
-        calibration = held[held["half"] == "calibration"]
-        control = held[held["half"] == "control"]
-        flag = f"flagged_{anchor}_calibrated"
-        assert calibration[flag].sum() == 20  # exactly a tenth of 200: no ties here
-        assert value(found, "flagged_holdout", anchor=anchor, alpha="calibrated") == control[flag].mean()
-        assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="calibrated") == 200
+        relative = held[f"ratio_{anchor}"].to_numpy() * SETTINGS.alpha
+        crossed = calibration.cross_fit(relative, 0.1, 0)
+        assert found.alphas[anchor]["calibrated"] == pytest.approx(crossed.alpha, rel=1e-12)
+        rate = value(found, "flagged_holdout", anchor=anchor, alpha="calibrated")
+        assert rate == np.rint(crossed.flagged.sum()) / 400
+        assert 0.08 < rate < 0.13  # out of sample: close to the asked rate
+        assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="calibrated") == 400
         assert value(found, "flagged_holdout", anchor=anchor, alpha="fixed") == (held[f"ratio_{anchor}"] <= 1).mean()
         assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="fixed") == 400
         assert value(found, "flagged_holdout", "exact_low", anchor=anchor, alpha="calibrated") > 0
 
 
-def test_held_out_images_that_are_training_images_make_calibration_impossible_and_are_said(digits):
+def test_held_out_images_that_are_training_images_are_left_out_and_said(digits):
+    near = np.clip(digits[20:25].astype(int) + np.random.default_rng(0).integers(-2, 3, (5, 8, 8, 1)), 0, 255)
+    held = np.concatenate([digits[:20], near.astype(np.uint8), digits[600:640], digits[600:601]])
+    found = attack(digits[:10], digits[:100], holdout=Images.of(held))
+    assert found.facts["holdout_left_out"] == {"exact": 20, "near": 5, "repeated": 1}
+    assert found.left_out["nearest"].tolist()[:25] == list(range(25))
+    assert found.holdout_pairs["sample"].tolist() == list(range(25, 65))
+    assert found.facts["calibration_impossible"] == []
+    assert found.verdict.outcome == "copies shown"
+
+
+def test_without_any_other_held_out_image_the_attack_cannot_tell(digits):
     found = attack(digits[:10], digits[:100], holdout=Images.of(digits[:50]))
+    assert found.holdout_pairs is None
+    assert found.verdict.outcome == "cannot tell"
+    assert "no held-out image is left" in found.verdict.sentence
+    assert "extraction/flagged_holdout_calibrated" not in found.headline
+
+
+def test_too_few_held_out_images_give_no_calibrated_alpha(digits):
+    found = attack(digits[:10], digits[:100], holdout=Images.of(digits[600:619]))
     assert found.facts["calibration_impossible"] == ["training", "candidate"]
     assert found.headline["extraction/unique_images_calibrated"] == 0
-    assert found.headline["extraction/flagged_holdout"] == 1
+
+
+@pytest.mark.parametrize("copies", [3, 60])
+def test_copies_of_an_image_do_not_hide_it(digits, copies):
+    """With all copies as neighbours a near copy of an image that stands there 60 times has no ratio, and was never flagged."""
+    pixels = np.concatenate([digits[:100], digits[:1].repeat(copies - 1, 0)])
+    near = digits[:1].copy()
+    near[0, 0, 0] ^= 8
+    found = attack(near, pixels)
+    assert found.headline["extraction/flagged_generations"] == 1
+    published = attack(near, pixels, settings=SETTINGS.model_copy(update={"gallery": "all"}))
+    assert published.headline["extraction/flagged_generations"] == (copies < 51)
+
+
+def test_blank_and_blurred_generations_are_counted_apart(digits):
+    blank = np.full((40, 8, 8, 1), 30, np.uint8)
+    blurred = np.tile(digits[:40].mean(axis=(1, 2), keepdims=True), (1, 8, 8, 1)).astype(np.uint8)
+    train = np.concatenate([digits[:200], blank[:1]])
+    found = attack(np.concatenate([blank, blurred, digits[300:400]]), train, holdout=Images.of(digits[600:800]))
+    assert found.pairs["low_detail"].tolist() == [True] * 80 + [False] * 100
+    assert found.facts["low_detail_generations"] == 80
+    assert found.verdict.outcome == "not shown"
+    assert attack(blank, train, holdout=Images.of(digits[600:800])).verdict.outcome == "cannot tell"
+
+
+def test_training_images_are_counted_by_the_generations_nearest_to_them(digits):
+    found = attack(digits[[3, 3, 3, 5, 700]], digits[:100], holdout=Images.of(digits[800:1000]))
+    images = found.images.set_index("id")
+    assert images["nearest_generations"].sum() == 5
+    assert images.loc[3, ["nearest_generations", "flagged_generations"]].tolist() == [3, 3]
+    assert (images["nearest_generations"] == 0).sum() >= 97
 
 
 def test_a_single_sample_and_a_repeated_run(digits):
@@ -312,5 +361,12 @@ def test_mismatched_stores_are_refused(stores, planting):
         attack(train.pixels.repeat(3, axis=-1), train.pixels)
     with pytest.raises(ArtifactError, match="no held-out images"):
         attack(train.pixels, train.pixels, holdout=Images.of(train.pixels[:0]))
-    with pytest.raises(ConfigError, match="at least 2 training images"):
-        attack(train.pixels, train.pixels[[0]])
+
+
+def test_a_single_training_image_has_distances_and_no_answer(digits):
+    train = digits[:1].repeat(60, 0)
+    found = attack(digits[:3], train, holdout=Images.of(digits[100:200]))
+    squares = ((digits[:3].astype(float) - digits[0]) / 255) ** 2
+    np.testing.assert_allclose(found.pairs["l2"], np.sqrt(squares.mean((1, 2, 3))))
+    assert found.pairs["ratio_training"].tolist() == [0, np.inf, np.inf]
+    assert found.verdict.outcome == "cannot tell"

@@ -38,7 +38,7 @@ def test_ratio_anchored_at_the_candidate():
 def test_neighbours_that_are_all_copies_give_defined_ratios():
     images = np.concatenate([np.repeat(LEVELS[:1], 4, axis=0), LEVELS[1:]])
     queries = np.concatenate([LEVELS[:1], CANDIDATE / 2])
-    scores = target(images, neighbours=3).score(queries)
+    scores = target(images, neighbours=3, gallery="all").score(queries)
     assert scores.row.tolist() == [0, 0]
     assert scores.relative["training"].tolist() == [0, np.inf]
     assert scores.relative["candidate"][0] == 0
@@ -51,10 +51,10 @@ def test_neighbours_that_are_all_copies_give_defined_ratios():
 def test_fewer_images_than_neighbours():
     attacked = target(LEVELS, neighbours=50, mq_neighbours=50)
     assert (attacked.neighbours, attacked.mq_neighbours) == (3, 4)
-    with pytest.raises(ConfigError, match="at least 2 different training images, not 1"):
-        target(np.repeat(LEVELS[:1], 5, axis=0), gallery="distinct")
-    with pytest.raises(ConfigError, match="at least 2 training images, not 1"):
-        target(LEVELS[:1])
+    one = target(np.repeat(LEVELS[:1], 5, axis=0), gallery="distinct")
+    assert (one.neighbours, one.score(LEVELS[:1]).relative["training"].tolist()) == (0, [0])
+    with pytest.raises(ConfigError, match="at least 1 training image"):
+        target(LEVELS[:0])
 
 
 def test_a_mirrored_copy_is_found_only_with_flips():
@@ -193,6 +193,26 @@ def test_calibrated_alpha_keeps_the_rate_and_no_larger_one_does(values, rate):
 def test_the_rate_is_counted_in_decimals():
     values = np.arange(1.0, 101)
     assert calibration.largest_alpha(values, 0.29) == np.nextafter(30, 0)  # 0.29 * 100 is a little under 29 in binary
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_a_cross_fitted_rate_is_the_rate_out_of_sample(rate):
+    """Half of m uniform scores set alpha at rate r: others are flagged at (floor(r m / 2) + 1) / (m / 2 + 1) on average."""
+    rng = np.random.default_rng(0)
+    crossed = [calibration.cross_fit(rng.random(100), rate, seed) for seed in range(200)]
+    wanted = (int(rate * 50) + 1) / 51
+    assert np.mean([each.flagged.mean() for each in crossed]) == pytest.approx(wanted, abs=0.004)
+    assert np.mean([each.alpha for each in crossed]) == pytest.approx(wanted, abs=0.004)
+
+
+def test_every_held_out_image_controls_in_some_halving():
+    scores = np.arange(1.0, 41.0)
+    crossed = calibration.cross_fit(scores, 0.1, 3)
+    assert ((crossed.flagged >= 0) & (crossed.flagged <= 1)).all()
+    assert crossed.flagged[0] > 0.3  # the smallest score is flagged by most halves that it is not in
+    assert (crossed.flagged[20:] == 0).all()
+    assert calibration.cross_fit(scores[:19], 0.1, 3).alpha == 0
+    assert (calibration.halves(40, 3, 1) != calibration.halves(40, 3, 2)).any()
 
 
 def test_halves_are_seeded_and_disjoint():
