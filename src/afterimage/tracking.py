@@ -17,9 +17,11 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -42,12 +44,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     uri = args.uri or os.environ.get("MLFLOW_TRACKING_URI") or default_uri()
     study = config.load(args.study)
+    with errors_named(uri):
+        check_store(uri)
     arms = read(study, args.results)
-    counts = import_study(study, args.results / study.study, arms, uri)
+    with errors_named(uri):
+        counts = import_study(study, args.results / study.study, arms, uri)
     if args.out:
         artifacts.write_json(args.out, summary(study, arms))
     done = ", ".join(f"{number} {what}" for what, number in counts.items())
-    print(f"study {study.study!r} is in {uri}: {done}")
+    print(f"study {study.study!r} is in {without_password(uri)}: {done}")
 
 
 def default_uri() -> str:
@@ -129,13 +134,101 @@ def metric_name(name: str) -> str:
 # ---- the store ----------------------------------------------------------------------------------------------------------
 
 
+@contextmanager
+def errors_named(uri: str) -> Iterator[None]:
+    """Turn what MLflow and the libraries below it raise into one sentence on the store, and what to do.
+
+    Raises:
+        ArtifactError: for a store that cannot be opened, read or written.
+    """
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+    try:
+        yield
+    except StoreError as error:
+        reason = str(error)
+    except DBAPIError as error:
+        reason = str(error.orig)
+    except (MlflowException, SQLAlchemyError, ModuleNotFoundError, OSError) as error:
+        # MLflow's own advice follows the first sentence, and statements of SQL the first line.
+        reason = str(error).split("\n")[0].split(". ")[0].removesuffix(".")
+        versions = re.search(r"found version (\w+), but expected (\w+)", reason)
+        if versions:
+            reason = f"another version of MLflow wrote it (its schema is {versions[1]}, this version's is {versions[2]})"
+    else:
+        return
+    reason = re.sub(r"^\((\w+\.)+\w+\) ", "", reason.strip())  # SQLAlchemy's name of the class
+    path = _sqlite_path(uri)
+    message = (
+        f"the MLflow store {uri} cannot be used: {reason}. It can be rebuilt from the results at any time: repeat the command when that is"
+        f" mended,{f' or move {path} away for a new one,' if path else ''} or name another store by --uri or MLFLOW_TRACKING_URI"
+        " (without either it is mlflow.db in the working folder)"
+    )
+    raise artifacts.ArtifactError(without_password(message))
+
+
+def without_password(text: str) -> str:
+    """Return a text with a URI in it as a log may show it."""
+    return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
+
+
+class StoreError(Exception):
+    """What is wrong with a store, known before MLflow opens it."""
+
+
+def check_store(uri: str) -> None:
+    """Open the store. A file is looked at first: MLflow tries to open a folder for a minute, and writes into others' databases.
+
+    Raises:
+        StoreError: for a file or folder that cannot be an MLflow store.
+        Exception: what MLflow and the libraries below it raise; see ``errors_named``.
+    """
+    path = _sqlite_path(uri)
+    if path is not None:
+        _check_sqlite(path)
+    elif uri.startswith("sqlite:") and "file:" not in uri:
+        raise StoreError("a database in memory ends with this command")
+    _client(uri).search_experiments(max_results=1)
+
+
+def _sqlite_path(uri: str) -> Path | None:
+    """Return the file of a SQLite store, None of any other."""
+    name = uri.removeprefix(SQLITE).split("?")[0]
+    if not uri.startswith(SQLITE) or name in ("", ":memory:") or name.startswith("file:"):
+        return None
+    return Path(name)
+
+
+def _check_sqlite(path: Path) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab"):  # makes an empty file, which MLflow takes for a new store
+            pass
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
+            tables = {name for (name,) in database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    except OSError as error:
+        raise StoreError(f"{error.strerror}: {error.filename}") from None
+    except sqlite3.DatabaseError as error:
+        raise StoreError(str(error)) from None
+    if tables and "experiments" not in tables:
+        raise StoreError(f"it is another program's database, with the tables {', '.join(sorted(tables))}")
+
+
+def _without_tracebacks(record: logging.LogRecord) -> bool:
+    """Leave out what MLflow logs of an error that it raises, too."""
+    return record.levelno != logging.ERROR
+
+
 def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")  # a server that is not there is named in seconds, not minutes
     from mlflow import MlflowClient
 
     for chatty in ("alembic", "mlflow"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
+    logging.getLogger("mlflow.store.db.utils").addFilter(_without_tracebacks)
     return MlflowClient(uri)
 
 

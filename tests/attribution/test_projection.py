@@ -100,7 +100,9 @@ def test_what_is_done_to_a_parameter_does_not_depend_on_the_others(kind):
     for name, part in split(rows):
         alone = project(kind, 16, part[:, 0], shapes={name: SHAPES[name]})
         among, _ = projection.build(kind, 16, SHAPES, 0)([(name, part)], 3, 1)
-        assert torch.equal(alone, among[:, 0])
+        # Up to rounding: which kernel multiplies matrices, and in which order it sums, goes by the processor and the strides.
+        torch.testing.assert_close(alone, among[:, 0], rtol=1e-5, atol=1e-5)
+        assert alone.abs().max() > 0.1
 
 
 @pytest.mark.parametrize("kind", projection.KINDS)

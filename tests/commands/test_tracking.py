@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import socket
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -185,3 +189,129 @@ def test_long_values_and_many_points_fit_the_limits_of_mlflow(study: config.Stud
     assert len(client.get_run(run).data.params) == 150
     history = client.get_metric_history(run, "loss")
     assert sorted(point.step for point in history) == list(range(2500))
+
+
+# ---- stores that are none ------------------------------------------------------------------------------------------------
+
+
+def sql(path: Path, statement: str) -> str:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute(statement)
+        database.commit()
+    return f"sqlite:///{path}"
+
+
+def other_version(path: Path) -> str:
+    return sql(path, "UPDATE alembic_version SET version_num = 'cc1f77228345'")
+
+
+def lost_table(path: Path) -> str:
+    return sql(path, "DROP TABLE experiment_tags")
+
+
+def text(path: Path) -> str:
+    path.write_text("hello " * 1000)
+    return f"sqlite:///{path}"
+
+
+def truncated(path: Path) -> str:
+    os.truncate(path, path.stat().st_size // 2)
+    return f"sqlite:///{path}"
+
+
+def folder(path: Path) -> str:
+    path.unlink()
+    path.mkdir()
+    return f"sqlite:///{path}"
+
+
+def below_a_file(path: Path) -> str:
+    return f"sqlite:///{path}/mlflow.db"
+
+
+def dangling(path: Path) -> str:
+    path.unlink()
+    path.symlink_to("nowhere/mlflow.db")
+    return f"sqlite:///{path}"
+
+
+def another_program(path: Path) -> str:
+    path.unlink()
+    return sql(path, "CREATE TABLE studies (name TEXT)")
+
+
+def read_only(path: Path) -> str:
+    return f"sqlite:///file:{path.resolve()}?mode=ro&uri=true"
+
+
+def in_memory(path: Path) -> str:
+    return "sqlite://"
+
+
+def no_server(path: Path) -> str:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"http://user:secret@127.0.0.1:{free.getsockname()[1]}"
+
+
+def file_store(path: Path) -> str:
+    return "mlruns"
+
+
+def no_driver(path: Path) -> str:
+    return "postgresql+nosuchdriver://user:secret@127.0.0.1/mlflow"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (other_version, "another version of MLflow wrote it (its schema is cc1f77228345, this version's is "),
+        (lost_table, "cannot be used: no such table: experiment_tags"),
+        (text, "file is not a database"),
+        (truncated, "database disk image is malformed"),
+        (folder, "Is a directory: "),
+        (below_a_file, "File exists: "),
+        (dangling, "No such file or directory: "),
+        (another_program, "another program's database, with the tables studies"),
+        (read_only, "attempt to write a readonly database"),
+        (in_memory, "a database in memory ends with this command"),
+        (no_server, "Connection refused"),
+        (file_store, "maintenance mode"),
+        (no_driver, "nosuchdriver"),
+    ],
+)
+def test_what_cannot_be_a_store_is_named_and_left_alone(study, make, reason, caplog, capsys, monkeypatch):
+    """One sentence, status 2, no traceback; what lies there is somebody's, so that nothing is deleted."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    path = Path(f"{make.__name__}.db")  # MLflow keeps a connection for each name
+    shutil.copy("mlflow.db", path)
+    uri = make(path)
+    before = path.read_bytes() if path.is_file() else None
+    assert cli.main(["track", "import", "--uri", uri]) == 2
+    message = capsys.readouterr().err
+    assert message.startswith("afterimage: error: the MLflow store ")
+    assert reason in message
+    assert "secret" not in message
+    assert "rebuilt from the results at any time" in message
+    assert (f"move {path}" in message) == uri.startswith(f"sqlite:///{path}")
+    assert not [record for record in caplog.records if record.exc_info]
+    assert before is None or path.read_bytes() == before
+
+
+def test_an_empty_file_becomes_a_store(study: config.Study) -> None:
+    Path("new").mkdir()
+    Path("new/empty.db").touch()
+    assert cli.main(["track", "import", "--uri", "sqlite:///new/empty.db"]) == 0
+    assert len(tracking._client("sqlite:///new/empty.db").search_runs(["1"])) == 6
+
+
+def test_a_fault_in_the_middle_of_an_import_is_named_too(study: config.Study, monkeypatch, capsys) -> None:
+    """A full disk, another program's lock."""
+    from sqlalchemy.exc import OperationalError
+
+    def fail(*arguments: object) -> None:
+        raise OperationalError("INSERT INTO metrics", {}, sqlite3.OperationalError("database or disk is full"))
+
+    monkeypatch.setattr(tracking, "_log", fail)
+    assert cli.main(["track", "import"]) == 2
+    assert "cannot be used: database or disk is full. It can be rebuilt" in capsys.readouterr().err

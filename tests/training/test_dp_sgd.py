@@ -256,6 +256,25 @@ def test_run_records_what_it_spent(make_job, tmp_path, series):
     }
 
 
+def test_every_update_has_noise_of_its_own(make_job, tmp_path, monkeypatch):
+    """Noise so large that nothing else is left of the gradients: those of different updates, and of two seeds, do not correlate."""
+    gradients = []
+    original = PrivateLearner.private_gradient
+
+    def noted(self, batch, noise):
+        loss = original(self, batch, noise)
+        gradients.append(torch.cat([weight.grad.flatten() for weight in self.net.parameters()]))
+        return loss
+
+    monkeypatch.setattr(PrivateLearner, "private_gradient", noted)
+    arm = ARM | {"noise_multiplier": 1e6}
+    dp_sgd.train(make_job(tmp_path / "one", arm=arm, updates=4))
+    dp_sgd.train(replace(make_job(tmp_path / "other", arm=arm, updates=2), seed=6))
+    assert len(gradients) == 6
+    between = torch.corrcoef(torch.stack(gradients)) - torch.eye(6)
+    assert between.abs().max() < 5 / math.sqrt(len(gradients[0]))
+
+
 def test_run_for_an_epsilon_spends_it(make_job, tmp_path):
     result = dp_sgd.train(make_job(tmp_path, arm={"method": "dp_sgd", "epsilon": 5.0}, updates=5))
     assert result.facts["delta"] == 1 / 13

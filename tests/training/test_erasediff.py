@@ -189,12 +189,18 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
 
 
 def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, monkeypatch):
-    """Invariant 7: c_m = c_f, no dropout: the loss is exactly zero."""
+    """Invariant 7: c_m = c_f, no dropout: the loss is zero.
+
+    Up to rounding: the target comes from the network without its layers of dropout, which copy what they are given even at a rate
+    of 0, and products of matrices with other strides may round otherwise.
+    """
     job, targets, sides = targets_of(unlearner, tmp_path / "state", "relabel")
+    wrong = Learner(job.net, job.train, job.accelerator).gradient(targets.batch(sides, 0), plain(job.task))
+    assert wrong > 1e-6
     monkeypatch.setattr(erasediff, "wrong_labels", lambda labels, classes, generator, one_draw: labels)
     learner = Learner(job.net, job.train, job.accelerator)
-    assert learner.gradient(targets.batch(sides, 0), plain(job.task)) == 0
-    assert not any(gradient.any() for gradient in gradients(job.net))
+    assert learner.gradient(targets.batch(sides, 0), plain(job.task)) < 1e-10
+    assert max(gradient.abs().max() for gradient in gradients(job.net)) < 1e-5
 
 
 @pytest.mark.parametrize("own", range(10))

@@ -4,6 +4,7 @@ Golden losses are in ``tests/golden/iet_agc.json``; see ``test_golden.py`` for h
 """
 
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -151,6 +152,22 @@ def test_a_batch_skipped_as_a_whole_has_loss_and_gradient_zero(policy, tmp_path,
     moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     counters = {"bank", "by_image", "by_timestep"}
     assert moved == (counters | {"net", "average", "optimizer"} if policy == "step" else counters)
+
+
+@pytest.mark.parametrize("policy", ["step", "skip"])
+def test_a_batch_skipped_in_part_is_learned_from_whatever_the_policy(policy, tmp_path, make):
+    """``on_all_skipped`` is about batches of which nothing is left."""
+    job = make(tmp_path, {"shards": 1, "on_all_skipped": policy}, timesteps=4, batch_size=8, clip=None)
+    shard = lone_shard(job)
+    losses = job.task.losses(shard.learner.net, first_batch(shard)).detach()
+    shard.bank.level.fill_(2 * torch.sort(losses)[0][6:].mean())  # all but one are below half of it
+    before = copies(shard)
+    values = shard.update(0)
+    assert values["skipped"] == 7 / 8
+    assert values["grad_norm"] > 0
+    after = shard.tensors()
+    moved = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
+    assert moved >= {"net", "average"}
 
 
 def test_nothing_is_skipped_in_the_first_batch_and_much_later(tmp_path, make):
@@ -353,6 +370,20 @@ def test_images_skipped_too_often_in_a_round_change_shards(tmp_path, make):
     rows = [shard.rows for shard in ensemble.own.values()]
     assert sorted(np.concatenate(rows)) == list(range(13))
     assert all((ensemble.shard_of[own] == k).all() for k, own in enumerate(rows))
+
+
+def test_shards_stay_as_they_are_after_the_last_round(tmp_path, make):
+    """The table of skips says in which shard an image was last."""
+    ensemble = Ensemble(make(tmp_path, {"redistribute_above": 0.5, "sharding": "contiguous", "rounds": 2}))
+    shards = [ensemble.shard_of.copy()]
+    for r in (1, 2):
+        step(ensemble, 1)
+        for shard in ensemble.own.values():
+            shard.by_image[:, shard.rows[:2]] = 4  # two images of each shard are always skipped
+        ensemble.average(r)
+        shards.append(ensemble.shard_of.copy())
+    assert [(one != other).sum() for one, other in itertools.pairwise(shards)] == [4, 0]
+    assert ensemble.tables()["skips_by_image"]["shard"].tolist() == shards[1].tolist()
 
 
 def near_threshold(tmp_path, make, **train):

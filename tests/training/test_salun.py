@@ -42,7 +42,8 @@ def test_no_value_left_out_is_larger_than_one_chosen(values, share):
 
 
 def test_saliency_is_the_gradient_of_the_ordinary_loss_on_the_forgotten_images_alone(unlearner, tmp_path):
-    job = unlearner(tmp_path, ARM, dropout=0.5)
+    """With their own labels: no label is dropped."""
+    job = unlearner(tmp_path, ARM, dropout=0.5, label_dropout=0.9)
     load_weights(job.net, job.base)
     net = unlearner(tmp_path, ARM, dropout=0.5).net.eval()
     load_weights(net, job.base)
@@ -111,7 +112,8 @@ def test_a_target_for_the_right_label_is_met_already(unlearner, series, tmp_path
     monkeypatch.setattr(salun, "wrong_labels", lambda labels, classes, generator: labels)
     job = unlearner(tmp_path, ARM, updates=2, log_every=1)
     salun.train(job)
-    assert series(job.store.curves)["forget_loss"] == [0, 0]
+    # Up to rounding: dropout of 0 copies what it is given, and products of matrices with other strides may round otherwise.
+    assert max(series(job.store.curves)["forget_loss"]) < 1e-10
 
 
 def test_target_comes_without_dropout(unlearner, series, tmp_path, monkeypatch):

@@ -1,6 +1,7 @@
 """``afterimage train run``, from the command line's arguments to the store."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -45,6 +46,57 @@ def test_averaged_and_last_weights_differ_unless_there_is_no_average(study, tmp_
     for out, equal in (("averaged", False), ("last", True)):
         pipeline, raw = (load_file(tmp_path / out / part / WEIGHTS) for part in ("pipeline", "raw"))
         assert all(torch.equal(pipeline[name], raw[name]) for name in raw) == equal
+
+
+def test_averaged_weights_are_in_pipeline_and_the_last_in_raw(study, tmp_path):
+    """The average lags behind: it is nearer to where training started. In states that are kept under way, too."""
+    cli.main(study(out="start", updates=1, learning_rate=1e-12))
+    command = study(learning_rate=1e-2)
+    resolved = json.loads((tmp_path / "out.json").read_text())
+    resolved["settings"]["states"] = 2
+    (tmp_path / "out.json").write_text(json.dumps(resolved))
+    cli.main(command)
+    start = load_file(tmp_path / "start" / "raw" / WEIGHTS)
+
+    def moved(folder: str) -> float:
+        found = load_file(tmp_path / "out" / folder / WEIGHTS)
+        return sum((found[name] - start[name]).square().sum().item() for name in start)
+
+    assert 0 < 1.5 * moved("pipeline") < moved("raw")
+    assert 0 < 1.5 * moved("states/state1/pipeline") < moved("states/state1/raw")
+    assert moved("states/state1/raw") < moved("raw")
+
+
+@pytest.fixture
+def replicates(study, tmp_path):
+    """Return a function that trains two replicates of an arm, and gives the folders of their results."""
+
+    def train(arm: dict | None = None, *flags: str, **settings) -> tuple[Path, Path]:
+        for k in (0, 1):
+            command = study(arm, out=f"rep{k}", **settings)
+            resolved = json.loads((tmp_path / f"rep{k}.json").read_text())
+            (tmp_path / f"rep{k}.json").write_text(json.dumps(resolved | {"replicate": k}))
+            assert cli.main([*command, *flags]) == 0
+        return tmp_path / "rep0", tmp_path / "rep1"
+
+    return train
+
+
+def test_replicates_start_from_different_weights(replicates):
+    one, other = (load_file(out / "raw" / WEIGHTS) for out in replicates(updates=1, learning_rate=1e-12))
+    assert not torch.allclose(one["conv_in.weight"], other["conv_in.weight"], atol=1e-3)
+
+
+def test_replicates_have_different_order_and_noise_from_one_start(replicates, study, tmp_path, series):
+    cli.main(study(out="base"))
+    folders = replicates({"base": "first"}, "--base", str(tmp_path / "base"), learning_rate=1e-12, log_every=1)
+    one, other = (series(out / "metrics.jsonl")["loss"] for out in folders)
+    assert len(set(one + other)) == 14
+
+
+def test_replicates_are_trained_on_different_parts(replicates):
+    one, other = (pd.read_parquet(out / "members.parquet")["trained"] for out in replicates({"fraction": 0.5}, updates=1))
+    assert (one != other).any()
 
 
 def test_fraction_takes_whole_sources(study, tmp_path):

@@ -18,6 +18,7 @@ from afterimage import busy, layout, watch
 from afterimage import config as studies
 from afterimage.artifacts import ArtifactError
 from afterimage.cluster import cost
+from afterimage.report.page import mark_earlier
 
 try:
     STUDY = studies.parse(
@@ -95,6 +96,14 @@ def in_place(path):
 
 inputflags:
     in_place,
+
+
+def kept(path):
+    """An output of which a failed job leaves the earlier version. `run.json` beside it must not be
+    one: without it the job is due, and the version known to be old. Snakemake looks for the earlier
+    version on the job's disk; with a storage provider it is not there.
+    """
+    return path if SCRATCH else update(path)
 
 
 def per_replicate(*outputs, arms=ARMS):

@@ -92,7 +92,7 @@ rule page:
         run="results/{study}/report/pages/{page}/run.json",
         notebook="results/{study}/report/pages/{page}/{page}.ipynb",
         page=report(
-            "results/{study}/report/pages/{page}/{page}.html",
+            kept("results/{study}/report/pages/{page}/{page}.html"),
             caption="../report/page.rst",
             category="Pages",
             labels={"page": "{page}"},

@@ -90,7 +90,7 @@ rule selection_page:
         run="results/{study}/selection/page/run.json",
         notebook="results/{study}/selection/page/loyal_selection.ipynb",
         page=report(
-            "results/{study}/selection/page/loyal_selection.html",
+            kept("results/{study}/selection/page/loyal_selection.html"),
             caption="../report/selection_page.rst",
             category="Pages",
             labels={"page": "loyal_selection"},
