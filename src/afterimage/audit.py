@@ -19,7 +19,6 @@ import argparse
 import base64
 import io
 import math
-import re
 import time
 from functools import partial
 from importlib.resources import files
@@ -35,8 +34,9 @@ from afterimage.artifacts import Images
 from afterimage.attacks import calibration, quality
 from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
-from afterimage.data import sources
 from afterimage.metrics import classifier, spaces
+from afterimage.standalone import images as image_sets
+from afterimage.standalone import output
 
 KEYS = """\
 keys of audit.json:
@@ -52,8 +52,13 @@ keys of audit.json:
   alpha       the thresholds used, by anchor
   quality     by metric: value, low, high, and holdout (the same measure of real images; the floor), or null
   settings    everything that the numbers depend on; with seed and version
+  notices     what was left out of the images, or chosen without being asked for
+  images      by set: what was read, and what was not
   seconds     wall time
 """
+
+FILES = ("pairs.parquet", "audit.html", "audit.json")
+"""What is written."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +75,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--generate", type=int, default=1000, metavar="N", help="generations from --pipeline (default: 1000)")
     parser.add_argument("--steps", type=int, default=50, help="DDIM steps of --pipeline (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=64, help="generations at once (default: %(default)s)")
-    parser.add_argument("--colour", choices=["keep", "grey", "rgb"], default="keep", help="make all images grey or colour")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="resize the centre square of all images")
+    image_sets.arguments(parser, ("samples", "train", "holdout"))
     parser.add_argument("--flips", action="store_true", help="the model was trained with mirrored images: compare these too")
     parser.add_argument("--alpha", type=float, default=0.5, help="fixed alpha (default: %(default)s, the paper's)")
     parser.add_argument(
@@ -89,39 +93,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 # ---- what is compared ---------------------------------------------------------------------------------------------------
-
-
-def source_of(text: str, flag: str) -> config.Source:
-    """Return the source that a command-line argument means.
-
-    Raises:
-        ConfigError: naming the flag, if it is neither an existing path nor a Hub data set.
-    """
-    path = Path(text)
-    if path.is_dir() or path.suffix == ".zip":
-        return config.ImageFolder(kind="image_folder", path=text)
-    if path.suffix == ".npz":
-        return config.ArrayFile(kind="npz", path=text)
-    if path.suffix == ".parquet":
-        return config.Parquet(kind="parquet", path=text)
-    if not path.exists() and (hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text)):
-        return config.HuggingFace(kind="huggingface", dataset=hub[1], revision=hub[2])
-    raise ConfigError(
-        f"{flag} {text}: not a folder or zip of images, an .npz, a .parquet file or pattern, or a Hub data set (owner/name@revision)"
-    )
-
-
-def read_set(text: str, flag: str, args: argparse.Namespace) -> tuple[Images, np.ndarray]:
-    """Read one set of images; return it and the names of its rows."""
-    try:
-        images, manifest = sources.read(source_of(text, flag), colour=args.colour, resize=args.resize)
-    except (ConfigError, artifacts.ArtifactError) as error:
-        advice = (
-            str(error).replace("data.source.path = ", "").replace("data.resize", "--resize").replace("data.colour", "--colour")
-        )
-        raise type(error)(f"{flag}: {advice}") from error
-    names = manifest["names"]
-    return images, images.ids if names is None else np.array(names)
 
 
 def draw(args: argparse.Namespace) -> Images:
@@ -145,11 +116,14 @@ def run(args: argparse.Namespace) -> None:
     statistics = config.Statistics()
     for flag in ("samples", "train", "holdout"):
         if getattr(args, flag):
-            source_of(getattr(args, flag), f"--{flag}")
-    train, train_names = read_set(args.train, "--train", args)
-    holdout = read_set(args.holdout, "--holdout", args)[0] if args.holdout else None
+            image_sets.source_of(flag, args)
+    output.check(args.out, FILES)
+    read = {flag: image_sets.read_set(flag, args) for flag in ("train", "holdout", "samples") if getattr(args, flag)}
+    notices = [notice for one in read.values() for notice in one.notices()]
+    train, train_names = read["train"].images, read["train"].names
+    holdout = read["holdout"].images if args.holdout else None
     if args.samples:
-        samples, sample_names = read_set(args.samples, "--samples", args)
+        samples, sample_names = read["samples"].images, read["samples"].names
     else:
         samples = draw(args)
         sample_names = samples.ids
@@ -168,7 +142,10 @@ def run(args: argparse.Namespace) -> None:
     sizes = {"samples": len(samples), "train": len(train), "holdout": 0 if holdout is None else len(holdout)}
     said = {flag: str(value) for flag in ("samples", "pipeline", "train", "holdout") if (value := getattr(args, flag))}
     said |= {"flips": args.flips, "colour": args.colour, "resize": args.resize}
+    said |= {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"} if args.resize else {}
     record = _record(args, found, qualities, sizes, said | settings.model_dump() | {"features": args.features})
+    record["notices"] = notices
+    record["images"] = {flag: one.manifest | {"sha256": one.sha256} for flag, one in read.items()}
     record["seconds"] = round(time.monotonic() - started, 2)
     args.out.mkdir(parents=True, exist_ok=True)
     table = io.BytesIO()
@@ -379,7 +356,7 @@ def _page(record: dict[str, Any], figures: list[tuple[str, str, str]]) -> str:
     from jinja2 import Environment
 
     template = Environment(autoescape=True).from_string((files("afterimage.report") / "audit.html").read_text())
-    notes = [NOTES["flagged"], NOTES["intervals"], NOTES["quality" if record["quality"] else "no holdout"]]
+    notes = [*record["notices"], NOTES["flagged"], NOTES["intervals"], NOTES["quality" if record["quality"] else "no holdout"]]
     return template.render(
         verdict=_verdict(record), rows=_rows(record), notes=notes, figures=figures, settings=list(record["settings"].items())
     )
@@ -390,4 +367,5 @@ def _print(record: dict[str, Any], out: Path) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for name, value, interval in rows:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
+    print("", *record["notices"], sep="\n")
     print(f"\n{_verdict(record)}\n{out / 'audit.html'}, {out / 'audit.json'} and {out / 'pairs.parquet'} written")

@@ -9,9 +9,7 @@ answer can be trusted. What is written to ``--out``, and how much memory it take
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, get_args
@@ -23,7 +21,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from pydantic import Field, ValidationError
 from safetensors.numpy import save_file
 
-from afterimage import artifacts, audit, config
+from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attribution import attributors, compute
 from afterimage.attribution.evidence import Evidence, Side
@@ -32,6 +30,8 @@ from afterimage.config import ConfigError
 from afterimage.config.base import Block
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.sample import load_denoiser
+from afterimage.standalone import images as image_sets
+from afterimage.standalone import output
 
 STEP = "attribute"
 
@@ -147,24 +147,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=features.batch_size, help="images at once; bounds memory (default: %(default)s)"
     )
-    parser.add_argument("--colour", choices=["keep", "grey", "rgb"], default="keep", help="make all images grey or colour")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="resize the centre square of all images")
+    image_sets.arguments(parser, ("train", "queries"))
     parser.add_argument("--show-images", action="store_true", help="write pictures too; mind who is in them")
     parser.add_argument("--seed", type=int, default=0, help="of noise and projection (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Compute the features, score, and write the result."""
-    settings, out = _settings(args), _replaceable(args.out)
+    settings, out = _settings(args), output.check(args.out, output.earlier(args.out, STEP), replaced=True)
     given = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
     for flag in ("train", "queries"):
-        audit.source_of(given[flag], f"--{flag}")
+        image_sets.source_of(flag, args)
     net, scheduler_config = load_denoiser(given["pipeline"])
-    (train, train_names), (queries, query_names) = (audit.read_set(given[f], f"--{f}", args) for f in ("train", "queries"))
-    sets = {"train": train, "queries": queries}
+    read = {name: image_sets.read_set(name, args, labels=classes_of(net) is not None) for name in ("train", "queries")}
+    notices = [notice for one in read.values() for notice in one.notices()]
+    sets = {name: one.images for name, one in read.items()}
+    (train, train_names), (queries, query_names) = ((one.images, one.names) for one in read.values())
     _check(net, sets, given["pipeline"])
 
     said = given | {"colour": args.colour, "resize": args.resize}
+    said |= {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"} if args.resize else {}
     resolved = {"step": STEP, "seed": args.seed, "settings": settings.model_dump() | said}
     inputs = {flag: Path(value) for flag, value in given.items() if Path(value).exists()}
     entries = (__name__, *(config.ATTRIBUTORS[name] for name in settings.attributors))
@@ -172,9 +174,11 @@ def run(args: argparse.Namespace) -> None:
         step.note(
             images={name: len(images) for name, images in sets.items()},
             contents_sha256={
-                "pipeline": _contents(tensor.numpy() for tensor in net.state_dict().values()),
-                **{name: _contents((images.pixels, images.labels)) for name, images in sets.items()},
+                "pipeline": image_sets.sha256(*(tensor.numpy() for tensor in net.state_dict().values())),
+                **{name: one.sha256 for name, one in read.items()},
             },
+            notices=notices,
+            manifests={name: one.manifest for name, one in read.items()},
             scheduler=scheduler_config,
             device=str(PartialState().device),
         )
@@ -216,6 +220,7 @@ def run(args: argparse.Namespace) -> None:
         table[["query", "attributor", "rank", "id", "score"]].to_csv(step.folder / "first.csv", index=False)
         order_of = {"queries": json.dumps(query_names.tolist()), "train": json.dumps(train_names.tolist())}
         save_file(scores, step.folder / "scores.safetensors", metadata=order_of)
+    print(*notices, sep="\n", end="\n" if notices else "")
     print(f"{len(queries)} queries, {len(train)} training images; first.csv and scores.safetensors written to {args.out}")
     print("Without retraining nothing says how far these scores can be trusted; a study with `attribution` measures it.")
 
@@ -242,24 +247,6 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise ConfigError("\n".join(lines)) from error
 
 
-def _replaceable(out: Path) -> Path:
-    """Return the folder to write, which as a whole is replaced, with links resolved.
-
-    Raises:
-        ConfigError: if anything is there but an earlier result of this command.
-    """
-    out = out.resolve()
-    ours: set[str] = set()
-    if (out / artifacts.RUN).is_file() and (earlier := artifacts.read_run(out)).get("config", {}).get("step") == STEP:
-        ours = {artifacts.RUN, *earlier["outputs"]}
-    there = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()) if out.is_dir() else [out.name]
-    if out.exists() and (foreign := next((name for name in there if name not in ours), None)):
-        raise ConfigError(
-            f"--out {out}: {foreign} is not of an earlier result; allowed are a new or empty folder, or such a result alone"
-        )
-    return out
-
-
 def _check(net: UNet2DModel, sets: dict[str, Images], pipeline: str) -> None:
     """Check that the images and labels suit the network.
 
@@ -283,14 +270,6 @@ def _check(net: UNet2DModel, sets: dict[str, Images], pipeline: str) -> None:
                 f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to {classes - 1}; labels are "
                 "the sub-folders of a folder, or the array labels of an .npz"
             )
-
-
-def _contents(arrays: Iterable[np.ndarray]) -> str:
-    """Return the sha256 of the arrays' bytes: of what was read, from whatever kind of file."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
 
 
 # ---- the picture --------------------------------------------------------------------------------------------------------
