@@ -143,10 +143,9 @@ def run(args: argparse.Namespace) -> None:
     holdout = sets["holdout"].images if "holdout" in sets else None
 
     statistics = config.Statistics()
-    extraction = extract(
-        samples.images, train.images, settings, statistics, args.seed, flips=args.flips, holdout=holdout
-    )
-    qualities, missing = None, "no --holdout was given: measured against training images, quality would reward copying"
+    extraction = extract(samples.images, train.images, settings, statistics, args.seed, flips=args.flips, holdout=holdout)
+    qualities: pd.DataFrame | None = None
+    missing: str | None = "no --holdout was given: measured against training images, quality would reward copying"
     if holdout is not None:
         qualities, missing = _quality(samples.images, holdout, quality_settings, statistics, args.seed)
 
@@ -219,7 +218,9 @@ def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, 
         raise artifacts.ArtifactError(f"--pipeline: {error}") from error
     if opened.shape != (height, width, channels):
         theirs, ours = ("x".join(map(str, shape)) for shape in (opened.shape, (height, width, channels)))
-        raise ConfigError(f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and --colour make them one")
+        raise ConfigError(
+            f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and --colour make them one"
+        )
     sampler = opened.sampler(args.sampler)
     steps = args.steps or sample.default_steps(sampler, opened.timesteps)
     settings = config.Sample(images=args.generate, sampler=sampler, steps=steps, batch_size=args.batch_size)
@@ -320,7 +321,9 @@ def _limits(extraction: Extraction, samples: Images, record: dict[str, Any], anc
             "not counted as copies."
         )
     if zero := facts["zero_means_generations"][anchor]:
-        limits.append(f"{zero} generations are nearest to a training image whose neighbours are all its copies: no ratio there.")
+        limits.append(
+            f"{zero} generations are nearest to a training image whose neighbours are all its copies: no ratio there."
+        )
     if facts["neighbours"] < 50:
         limits.append(
             f"The ratio's mean is over {facts['neighbours']} neighbours: there are {record['counts']['training_distinct']} different "

@@ -23,6 +23,7 @@ from afterimage.artifacts import ArtifactError, load_images
 from afterimage.cli import main
 from afterimage.data import sources
 from afterimage.data.fetch import fetch
+from afterimage.data.records import Reading
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
@@ -304,7 +305,15 @@ def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
 
 
 def settings(source: dict, **changes) -> dict:
-    return {"source": source, "classes": None, "images": None, "colour": "keep", "resize": None} | changes
+    return {
+        "source": source,
+        "classes": None,
+        "images": None,
+        "colour": "keep",
+        "resize": None,
+        "resize_filter": "bilinear",
+        "crop": "centre",
+    } | changes
 
 
 DIGITS = {"kind": "sklearn-digits"}
@@ -445,13 +454,13 @@ def hub_source(**options) -> config.HuggingFace:
 def test_hub_layouts(stored, options, expected):
     from afterimage.data.parquet import _files_of
 
-    assert _files_of("train", stored, hub_source(**options)) == expected
+    assert _files_of("train", stored, hub_source(**options), Reading()) == expected
 
 
 def test_a_hub_configuration_must_be_named_where_there_are_several():
     from afterimage.data.parquet import _files_of
 
     with pytest.raises(config.ConfigError, match="several configurations have a split 'train': a, b; name one"):
-        _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source())
+        _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source(), Reading())
     with pytest.raises(config.ConfigError, match="in configuration 'c'; it has: a/train-0"):
-        _files_of("train", ["a/train-0.parquet"], hub_source(config="c"))
+        _files_of("train", ["a/train-0.parquet"], hub_source(config="c"), Reading())

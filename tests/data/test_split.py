@@ -276,6 +276,7 @@ def test_too_few_images_without_a_double_are_named():
 
 def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
     fetch = {"source": {"kind": "sklearn-digits"}, "classes": None, "images": 300, "colour": "keep", "resize": None}
+    fetch |= {"resize_filter": "bilinear", "crop": "centre"}
     assert main(["data", "fetch", "--config", resolved("data/fetch", fetch), "--out", str(tmp_path / "fetch")]) == 0
     path = resolved("data/split", study(100, 50, 40, plant=[(5, 6, None), (3, 2, {"noise": 0.02, "brightness": 0.0})]))
     arguments = ["data", "split", "--images", str(tmp_path / "fetch" / "images.npz"), "--config", path]

@@ -21,6 +21,9 @@ from afterimage.cluster import cost
 from afterimage.report.page import mark_earlier
 
 try:
+    # Snakemake, which read them into `config`, keeps the last of several keys of one name without a word.
+    for path in workflow.overwrite_configfiles or ["params.yaml"]:
+        studies.read_yaml(path)
     STUDY = studies.parse(
         config,
         name=", ".join(map(str, workflow.overwrite_configfiles)) or "params.yaml",

@@ -45,8 +45,8 @@ def halves(count: int, seed: int, halving: int = 0) -> np.ndarray:
     if count < 2:
         raise ConfigError(f"calibrating alpha needs at least 2 held-out images, not {count}")
     chosen = np.zeros(count, bool)
-    path = ("attack", "extraction", "halves", *([halving] if halving else []))
-    chosen[seeds.numpy_rng(seed, *path).permutation(count)[: count // 2]] = True
+    rng = seeds.numpy_rng(seed, "attack", "extraction", "halves", halving)
+    chosen[rng.permutation(count)[: count // 2]] = True
     return chosen
 
 

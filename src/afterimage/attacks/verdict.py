@@ -14,7 +14,10 @@ import numpy as np
 
 from afterimage.metrics.exceedance import exceedance, visible_rate
 
-SHOWN, NOT_SHOWN, CANNOT_TELL = "copies shown", "not shown", "cannot tell"
+Outcome = Literal["copies shown", "not shown", "cannot tell"]
+SHOWN: Outcome = "copies shown"
+NOT_SHOWN: Outcome = "not shown"
+CANNOT_TELL: Outcome = "cannot tell"
 POWER = 0.95
 """Probability with which the stated copying rate would have been seen."""
 LARGEST_VISIBLE = 0.5
@@ -39,7 +42,7 @@ class Verdict:
         visible_rate: Copying rate that would have been seen with probability ``POWER``; None if none would.
     """
 
-    outcome: Literal["copies shown", "not shown", "cannot tell"]
+    outcome: Outcome
     reason: str
     generations: int
     held_out: int
@@ -77,7 +80,12 @@ class Verdict:
 
 
 def decide(
-    scores: np.ndarray, held_out: np.ndarray | None, nearest: np.ndarray, low_detail: np.ndarray, zero_means: int, different: int
+    scores: np.ndarray,
+    held_out: np.ndarray | None,
+    nearest: np.ndarray,
+    low_detail: np.ndarray,
+    zero_means: int,
+    different: int,
 ) -> tuple[Verdict, np.ndarray]:
     """Return the verdict, and which generations are flagged, bool (n,).
 

@@ -9,9 +9,7 @@ answer can be trusted. What is written to ``--out``, and how much memory it take
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-from collections.abc import Iterable
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated, get_args
@@ -22,14 +20,18 @@ from accelerate import PartialState
 from pydantic import Field, ValidationError
 from safetensors.numpy import save_file
 
-from afterimage import artifacts, audit, config
+from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
+from afterimage.attacks.extraction import NEAR
+from afterimage.attacks.target import Target
 from afterimage.attribution import attributors, compute
 from afterimage.attribution.evidence import Evidence, Side
 from afterimage.attribution.scores import finite, leaders
 from afterimage.config import ConfigError
 from afterimage.config.base import Block
 from afterimage.diffusion.pipelines import Opened, open_pipeline
+from afterimage.standalone import images as image_sets
+from afterimage.standalone import output
 
 STEP = "attribute"
 
@@ -155,31 +157,34 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=features.batch_size, help="images at once; bounds memory (default: %(default)s)"
     )
-    parser.add_argument("--colour", choices=["keep", "grey", "rgb"], default="keep", help="make all images grey or colour")
-    parser.add_argument("--resize", type=int, metavar="SIDE", help="resize the centre square of all images")
+    image_sets.arguments(parser, ("train", "queries"))
     parser.add_argument("--show-images", action="store_true", help="write pictures too; mind who is in them")
     parser.add_argument("--seed", type=int, default=0, help="of noise and projection (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:
     """Compute the features, score, and write the result."""
-    settings, out = _settings(args), _replaceable(args.out)
+    settings, out = _settings(args), output.check(args.out, output.earlier(args.out, STEP), replaced=True)
     given = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
     for flag in ("train", "queries"):
-        audit.source_of(given[flag], f"--{flag}")
-    (train, train_names), (queries, query_names) = (audit.read_set(given[f], f"--{f}", args) for f in ("train", "queries"))
-    sets = {"train": train, "queries": queries}
-    height, width = train.pixels.shape[1:3]
+        image_sets.source_of(flag, args)
+    read = {name: image_sets.read_set(name, args) for name in ("train", "queries")}
+    height, width = read["train"].images.pixels.shape[1:3]
     try:
         opened = open_pipeline(given["pipeline"], args.weights, size=(height, width))
     except ArtifactError as error:
         raise ArtifactError(f"--pipeline: {error}") from error
+    if opened.classes is not None:  # labels are asked for only where the network takes them
+        read = {name: image_sets.read_set(name, args, labels=True) for name in read}
+    sets = {name: each.images for name, each in read.items()}
+    (train, train_names), (queries, query_names) = ((each.images, each.names) for each in read.values())
     _check(opened, sets)
-    for note in opened.notes:
-        print(f"--pipeline {given['pipeline']}: {note}")
+    notices = [notice for each in read.values() for notice in each.notices()]
+    notices += [f"--pipeline: {note}" for note in opened.notes] + _trained_on(queries, query_names, train)
     net, scheduler_config = opened.net, opened.scheduler_config
 
     said = given | {"weights": opened.weights, "colour": args.colour, "resize": args.resize}
+    said |= {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"} if args.resize else {}
     resolved = {"step": STEP, "seed": args.seed, "settings": settings.model_dump() | said}
     inputs = {flag: Path(value) for flag, value in given.items() if Path(value).exists()}
     entries = (__name__, *(config.ATTRIBUTORS[name] for name in settings.attributors))
@@ -188,9 +193,11 @@ def run(args: argparse.Namespace) -> None:
             images={name: len(images) for name, images in sets.items()},
             contents_sha256={
                 "pipeline": opened.weights_sha256,
-                **{name: _contents((images.pixels, images.labels)) for name, images in sets.items()},
+                **{name: each.sha256 for name, each in read.items()},
             },
             pipeline=opened.facts(),
+            notices=notices,
+            manifests={name: each.manifest for name, each in read.items()},
             scheduler=scheduler_config,
             device=str(PartialState().device),
         )
@@ -232,6 +239,7 @@ def run(args: argparse.Namespace) -> None:
         table[["query", "attributor", "rank", "id", "score"]].to_csv(step.folder / "first.csv", index=False)
         order_of = {"queries": json.dumps(query_names.tolist()), "train": json.dumps(train_names.tolist())}
         save_file(scores, step.folder / "scores.safetensors", metadata=order_of)
+    print(*notices, sep="\n", end="\n" if notices else "")
     print(f"{len(queries)} queries, {len(train)} training images; first.csv and scores.safetensors written to {args.out}")
     print("Without retraining nothing says how far these scores can be trusted; a study with `attribution` measures it.")
 
@@ -258,22 +266,15 @@ def _settings(args: argparse.Namespace) -> Settings:
         raise ConfigError("\n".join(lines)) from error
 
 
-def _replaceable(out: Path) -> Path:
-    """Return the folder to write, which as a whole is replaced, with links resolved.
-
-    Raises:
-        ConfigError: if anything is there but an earlier result of this command.
-    """
-    out = out.resolve()
-    ours: set[str] = set()
-    if (out / artifacts.RUN).is_file() and (earlier := artifacts.read_run(out)).get("config", {}).get("step") == STEP:
-        ours = {artifacts.RUN, *earlier["outputs"]}
-    there = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir()) if out.is_dir() else [out.name]
-    if out.exists() and (foreign := next((name for name in there if name not in ours), None)):
-        raise ConfigError(
-            f"--out {out}: {foreign} is not of an earlier result; allowed are a new or empty folder, or such a result alone"
-        )
-    return out
+def _trained_on(queries: Images, names: np.ndarray, train: Images) -> list[str]:
+    """Return a sentence on the queries that are training images themselves, exactly or nearly."""
+    scores = Target(train.pixels, config.Extraction(), flips=False).score(queries.pixels)
+    same = scores.relative["training"] <= NEAR
+    if not same.any():
+        return []
+    exact = int((scores.distance == 0).sum())
+    listed = ", ".join(str(name) for name in names[same][: image_sets.NAMED])
+    return [f"--queries: {same.sum()} of {len(queries)} are training images themselves ({exact} exactly): {listed}"]
 
 
 def _check(opened: Opened, sets: dict[str, Images]) -> None:
@@ -293,14 +294,6 @@ def _check(opened: Opened, sets: dict[str, Images]) -> None:
                 f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to {classes - 1}; labels are "
                 "the sub-folders of a folder, or the array labels of an .npz"
             )
-
-
-def _contents(arrays: Iterable[np.ndarray]) -> str:
-    """Return the sha256 of the arrays' bytes: of what was read, from whatever kind of file."""
-    total = hashlib.sha256()
-    for array in arrays:
-        total.update(np.ascontiguousarray(array).data)
-    return total.hexdigest()
 
 
 # ---- the picture --------------------------------------------------------------------------------------------------------

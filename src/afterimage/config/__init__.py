@@ -54,6 +54,7 @@ from afterimage.config.measures import Extraction, Forgetting, Membership, Quali
 from afterimage.config.selection import LoyalSelection
 from afterimage.config.steps import STEPS, digest, resolve
 from afterimage.config.study import Study, load, parse, schema
+from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
 
 __all__ = [
@@ -116,6 +117,7 @@ __all__ = [
     "expand",
     "load",
     "parse",
+    "read_yaml",
     "resolve",
     "schema",
     "shared_by",

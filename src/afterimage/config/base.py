@@ -22,11 +22,13 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 
 
 def expand(path: str) -> str:
-    """Expand environment variables in a path of a study.
+    """Return a path that exists as it is, and any other with ``~`` and environment variables expanded.
 
     Raises:
         ConfigError: if a variable is not set.
     """
+    if os.path.lexists(path):
+        return path
     for variable in re.findall(r"\$\{?(\w+)\}?", path):
         if variable not in os.environ:
             raise ConfigError(f"{path}: the environment variable {variable} is not set")

@@ -8,6 +8,11 @@ from pydantic import Field, model_validator
 
 from afterimage.config.base import Block
 
+ResizeFilter = Literal["bilinear", "box", "bicubic", "lanczos"]
+Crop = Literal["centre", "none"]
+SMALLEST, LARGEST = 4, 1024
+"""Sides in pixels that images can be resized to."""
+
 
 class SklearnDigits(Block):
     """The 1,797 8x8 grey digits that scikit-learn ships; needs no network."""
@@ -28,25 +33,28 @@ class HuggingFace(Block):
     split: str = "train"
     """``train``, ``test``, or several joined by ``+``; a part named test or validation counts as the official test part."""
     image_column: str | None = None
-    """Column with the images; by default the first of struct type with ``bytes``."""
-    label_column: str | None = None
-    """Column with integer labels; by default ``label`` where there is one."""
+    """Column with the images; may be left out where only one column holds images."""
+    label_column: str | Literal[False] | None = None
+    """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default ``label`` where there is one;
+    false reads none."""
     licence: str = "see the data set's card"
     """Note kept in the manifest."""
 
 
 class Parquet(Block):
-    """Hub-style parquet files on disk: a struct column with ``bytes``, and an integer label column."""
+    """Hub-style parquet files on disk: a struct column with ``bytes``, and a label column."""
 
     kind: Literal["parquet"]
     path: str | list[str]
-    """File, glob pattern or list of both. Environment variables are expanded."""
+    """File, folder of parquet files, glob pattern, or a list of them. What exists as it stands is taken as it stands; in
+    anything else environment variables are expanded."""
     test_path: str | list[str] | None = None
     """Files of the official test part, if it is to be used too."""
     image_column: str | None = None
-    """Column with the images; by default the first of struct type with ``bytes``."""
-    label_column: str | None = None
-    """Column with integer labels; by default ``label`` where there is one."""
+    """Column with the images; may be left out where only one column holds images."""
+    label_column: str | Literal[False] | None = None
+    """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default ``label`` where there is one;
+    false reads none."""
     sha256: dict[str, str] = {}
     """File name -> expected sha256. A file with another checksum is an error."""
     licence: str = "unknown"
@@ -54,11 +62,12 @@ class Parquet(Block):
 
 
 class ImageFolder(Block):
-    """A folder, or a zip of one, of image files, with or without one sub-folder per class."""
+    """A folder, or a zip of one, of image files, with or without one sub-folder per class; or a single image file. Every
+    page or frame of a file is an image of its own."""
 
     kind: Literal["image_folder"]
     path: str
-    """Folder or zip file. Environment variables are expanded."""
+    """Folder, zip or image file. Environment variables are expanded. Links to folders are followed."""
     on_bad_file: Literal["fail", "skip"] = "fail"
     """What to do about unreadable files and, without ``resize``, files of another size than most: counted and named either way."""
     licence: str = "unknown"
@@ -66,11 +75,15 @@ class ImageFolder(Block):
 
 
 class ArrayFile(Block):
-    """One ``.npz`` with ``images`` (uint8, N x H x W x C) and optionally ``labels`` and ``ids``."""
+    """One ``.npz`` with images (uint8, N x H x W x C) and optionally labels and ``ids``."""
 
     kind: Literal["npz"]
     path: str
     """The file. Environment variables are expanded."""
+    array: str | None = None
+    """Array with the images; by default ``images``, or else the only one that has the form of images."""
+    label_array: str | None = None
+    """Array with integer labels; by default ``labels``, or ``arr_1`` beside images in ``arr_0``, as ADM's sampler names them."""
     licence: str = "unknown"
     """Note kept in the manifest."""
 
@@ -147,8 +160,12 @@ class Data(Block):
     """How many images to keep, drawn by the study's seed; None keeps all."""
     colour: Literal["keep", "grey", "rgb"] = "keep"
     """Keep the channels, or turn all images grey or into three channels."""
-    resize: Annotated[int, Field(ge=4, le=1024)] | None = None
-    """Side length in pixels after an area resize of the centre square; None keeps the size."""
+    resize: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] | None = None
+    """Side length in pixels that all images are resized to; None keeps the size."""
+    resize_filter: ResizeFilter = "bilinear"
+    """What ``resize`` weighs pixels with; all are antialiased. ``bilinear`` is what trainers use (torchvision's Resize)."""
+    crop: Crop = "centre"
+    """``centre`` resizes the shorter side and cuts the middle out of the longer; ``none`` squashes the image into the square."""
     flips: bool = False
     """Train with random horizontal flips. The attacks then compare with the mirror images too."""
     split: Split

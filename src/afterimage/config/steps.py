@@ -44,7 +44,7 @@ def resolve(
     data = full["data"]
     settings: dict[str, Any]
     if step == "data/fetch":
-        keys = ("source", "classes", "images", "colour", "resize")
+        keys = ("source", "classes", "images", "colour", "resize", "resize_filter", "crop")
         settings = {key: data[key] for key in keys}
     elif step == "data/split":
         settings = {"split": data["split"], "plant": data["plant"]}

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from afterimage.config.arms import (
@@ -31,6 +30,7 @@ from afterimage.config.cluster import Cluster, shared_by
 from afterimage.config.data import Classifier, Data, Dedup
 from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
+from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
 
 
@@ -430,15 +430,7 @@ def load(path: str | Path) -> Study:
     Raises:
         ConfigError: if there is no such file, or it is no valid study.
     """
-    try:
-        params = yaml.safe_load(Path(path).read_text())
-    except OSError as error:
-        raise ConfigError(f"{path} cannot be read: {error.strerror}") from error
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {error}") from error
-    if not isinstance(params, dict):
-        raise ConfigError(f"{path} must hold a mapping of keys, not {type(params).__name__}")
-    return parse(params, str(path))
+    return parse(read_yaml(path), str(path))
 
 
 def schema() -> dict[str, Any]:

@@ -21,7 +21,7 @@ import numpy as np
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data.download import fetch
-from afterimage.data.records import Contents, Record
+from afterimage.data.records import Contents, Reading, Record
 
 
 @dataclass(frozen=True)
@@ -54,12 +54,13 @@ LAYOUTS = {
 }
 
 
-def contents(source: configs.ArchiveUrl) -> Contents:
+def contents(source: configs.ArchiveUrl, reading: Reading) -> Contents:
     """Fetch the tarball, if it is not in the cache, and list its images: the training batches, then the test batch.
 
     Raises:
         ArtifactError: if it cannot be fetched, has another checksum, or does not hold the batches.
     """
+    del reading
     layout = LAYOUTS[source.layout]
     path = fetch(source.url or layout.url, source.sha256 or layout.sha256)
     return Contents(_records(path, layout, layout.label_keys[source.labels]), {path.name: sha256(path)})

@@ -1,6 +1,6 @@
 """``afterimage data fetch``: read the source into one checked array file. The only step that may use the network.
 
-The order is fixed: read, keep the classes, keep N images (in id order), centre-square and area resize, colour.
+The order is fixed: read, keep the classes, keep N images (in id order). Every image gets its colour as it is read, and then its size.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
         ArtifactError: as ``sources.read``.
     """
     source: config.Source = TypeAdapter(config.Source).validate_python(settings["source"])
-    images, manifest = sources.read(source, settings["classes"], settings["colour"], settings["resize"])
+    keys = ("classes", "colour", "resize", "resize_filter", "crop")
+    images, manifest = sources.read(source, **{key: settings[key] for key in keys})
     wanted = settings["images"]
     if wanted is not None:
         if wanted > len(images):

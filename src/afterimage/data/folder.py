@@ -2,72 +2,148 @@
 
 from __future__ import annotations
 
+import os
+import struct
 import zipfile
-from collections.abc import Callable, Iterable
+import zlib
+from collections import Counter
+from collections.abc import Callable
 from functools import partial
+from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
-from afterimage.data.records import Contents, Record
+from afterimage.data.pictures import SUFFIXES, is_image
+from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
-"""Files with another ending are listed as ignored."""
+NO_IMAGE = "not images by their ending"
+HIDDEN = "hidden"
+DANGLING = "links to nothing"
+CIRCLE = "links to a folder that they lie in"
+ODD = "neither files nor folders"
+
+Loader = Callable[[], bytes]
 
 
-def contents(source: configs.ImageFolder) -> Contents:
-    """List the image files of a folder or zip in sorted order.
+def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
+    """List the image files of a folder or zip in sorted order, or one image file.
 
-    A label is the position of the file's top folder among the sorted folder names; without sub-folders labels are -1. Hidden
-    files are left out. A zip that holds one top folder and nothing else is read as that folder.
+    A label is the position of the file's top folder among the sorted folder names; without sub-folders labels are -1. Links are
+    followed. A zip that holds one top folder and nothing else is read as that folder.
 
     Raises:
-        ConfigError: if there is no such folder or zip, no image in it, or images both beside and inside sub-folders.
-        ArtifactError: if the file is not a zip.
+        ConfigError: if there is no such folder or file, no image in it, or, with labels, images both beside and inside
+            sub-folders.
+        ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))
+    ignored: dict[str, str] = {}
     if path.is_dir():
-        found = {file.relative_to(path).as_posix(): file.read_bytes for file in path.rglob("*") if file.is_file()}
-        loaders: dict[str, Callable[[], bytes]] = {name: found[name] for name in _visible(found)}
+        files = walk(path, ignored)
+        read_from = {name: file for name, file in files.items() if is_image(name)}
+        loaders: dict[str, Loader] = {name: file.read_bytes for name, file in files.items()}
     elif path.is_file():
-        loaders = _zipped(path)
+        read_from = {path.name: path}
+        loaders = {path.name: path.read_bytes} if is_image(path.name) else _zipped(path, ignored)
     else:
-        raise configs.ConfigError(f"data.source.path = {source.path}: no such folder or zip file")
+        raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no such folder, zip or image file")
 
-    names = [name for name in loaders if PurePosixPath(name).suffix.lower() in SUFFIXES]
+    names = sorted(name for name in loaders if is_image(name))
+    ignored |= {name: NO_IMAGE for name in loaders if not is_image(name)}
     if not names:
-        raise configs.ConfigError(
-            f"data.source.path = {source.path}: no image file among {len(loaders)} files; endings are {', '.join(sorted(SUFFIXES))}"
-        )
+        raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no image file {_among(ignored)}")
     flat = [name for name in names if "/" not in name]
-    if flat and len(flat) < len(names):
-        raise configs.ConfigError(
-            f"data.source.path = {source.path}: {len(flat)} images lie beside class folders and {len(names) - len(flat)} inside; "
-            f"e.g. {flat[0]}"
-        )
-    classes = sorted({name.split("/")[0] for name in names}) if not flat else []
+    classes: list[str] = []
+    if reading.labels and len(flat) < len(names):
+        if flat:
+            raise configs.ConfigError(
+                f"{reading.names['path']} = {source.path}: {len(flat)} images lie beside class folders and "
+                f"{len(names) - len(flat)} inside; e.g. {flat[0]}"
+            )
+        classes = sorted({name.split("/")[0] for name in names})
+    try:
+        raw = {name: sha256(file) for name, file in read_from.items()}
+    except OSError as error:
+        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
     label = {name: classes.index(name.split("/")[0]) if classes else -1 for name in names}
     return Contents(
         [Record(loaders[name], label[name], name) for name in names],
-        raw_files={name: sha256(path / name) for name in names} if path.is_dir() else {path.name: sha256(path)},
+        raw_files=raw,
         class_names=classes or None,
         files_are_rows=True,
         skip_bad=source.on_bad_file == "skip",
-        ignored=[name for name in loaders if name not in label],
+        ignored=[{"name": name, "reason": ignored[name]} for name in sorted(ignored)],
     )
 
 
-def _visible(names: Iterable[str]) -> list[str]:
-    return sorted(name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/")))
+def _among(ignored: dict[str, str]) -> str:
+    """Say what is there in place of images."""
+    kinds: Counter[str] = Counter()
+    for name, reason in ignored.items():
+        kinds[PurePosixPath(name).suffix or "without an ending" if reason == NO_IMAGE else reason] += 1
+    there = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
+    return f"among {len(ignored)} files ({there}); endings are {', '.join(sorted(SUFFIXES))}"
 
 
-def _zipped(path: Path) -> dict[str, Callable[[], bytes]]:
+# ---- folders ------------------------------------------------------------------------------------------------------------
+
+
+def walk(root: Path, ignored: dict[str, str]) -> dict[str, Path]:
+    """Return name (relative, with ``/``) -> file of all files below a folder; what is no file goes into ``ignored``."""
+    files: dict[str, Path] = {}
+
+    def visit(folder: Path, prefix: str, above: tuple[Path, ...]) -> None:
+        above = (*above, folder.resolve())
+        for entry in folder.iterdir():
+            name = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")
+            if entry.name.startswith("."):
+                ignored[name] = HIDDEN
+            elif entry.is_dir():
+                target = entry.resolve()
+                if any(known.is_relative_to(target) for known in above):
+                    ignored[name] = CIRCLE
+                else:
+                    visit(entry, f"{name}/", above)
+            elif entry.is_file():
+                files[name] = entry
+            else:
+                ignored[name] = DANGLING if entry.is_symlink() and not entry.exists() else ODD
+
+    try:
+        visit(root, "", ())
+    except OSError as error:
+        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
+    return files
+
+
+# ---- zips ---------------------------------------------------------------------------------------------------------------
+
+ZIP_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, LZMAError)
+"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
+
+
+def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
+    """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones go into ``ignored``."""
+    refuse_pointer(path)
     try:
         archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
-        raise ArtifactError(f"{path} is neither a folder nor a zip file: {error}") from error
-    members = {info.filename: partial(archive.read, info) for info in archive.infolist() if not info.is_dir()}
-    names = _visible(members)
-    tops = {name.split("/")[0] for name in names}
-    strip = len(f"{tops.pop()}/") if len(tops) == 1 and all("/" in name for name in names) else 0
-    return {name[strip:]: members[name] for name in names}
+    except ZIP_DAMAGE as error:
+        raise ArtifactError(f"{path} is neither a folder, an image nor a zip file: {error}") from error
+    members = {info: PurePosixPath(info.filename).as_posix() for info in archive.infolist() if not info.is_dir()}
+    twice = [name for name, count in Counter(members.values()).items() if count > 1]
+    if twice:
+        raise ArtifactError(f"{path} holds {len(twice)} names more than once, e.g. {twice[0]}")
+    loaders: dict[str, Loader] = {}
+    hidden: set[str] = set()
+    for info, name in members.items():
+        parts = name.split("/")
+        depth = next((i for i, part in enumerate(parts, 1) if part.startswith((".", "__MACOSX")) and part != ".."), None)
+        if depth is None:
+            loaders[name] = partial(archive.read, info)
+        else:
+            hidden.add("/".join(parts[:depth]))
+    tops = {name.split("/")[0] for name in loaders}
+    top = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in loaders) else ""
+    ignored |= {name.removeprefix(top): HIDDEN for name in hidden}
+    return {name.removeprefix(top): load for name, load in loaders.items()}

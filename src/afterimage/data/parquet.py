@@ -1,7 +1,7 @@
 """Image data sets in the parquet form of the Hugging Face Hub, from disk or from the Hub itself.
 
-The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain binary column), and an integer
-label column.
+The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain binary column), and a label
+column of integers or text.
 """
 
 from __future__ import annotations
@@ -10,55 +10,94 @@ import glob
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
-from afterimage.data.records import Contents, Record
+from afterimage.data import pictures
+from afterimage.data.folder import walk
+from afterimage.data.records import STUDY, Contents, Reading, Record, refuse_pointer
 
+SUFFIXES = (".parquet", ".pq")
+"""Endings of parquet files, in lower case."""
+_PARTS = ("train", "validation", "val", "valid", "test", "holdout")
 _ROWS_AT_ONCE = 1024
 
 
-def local(source: configs.Parquet) -> Contents:
+def local(source: configs.Parquet, reading: Reading) -> Contents:
     """Read parquet files on disk.
 
     Raises:
-        ConfigError: if a pattern matches no file, or a column or a file named in ``sha256`` is not there.
+        ConfigError: if there is no such file, or a column or a file named in ``sha256`` is not there, or several columns may be
+            meant.
         ArtifactError: if a file has another checksum or is no parquet file.
     """
-    train = _expand("data.source.path", source.path)
-    test = _expand("data.source.test_path", source.test_path) if source.test_path is not None else []
+    ignored: dict[str, str] = {}
+    train = _expand("path", source.path, reading, ignored)
+    test = _expand("test_path", source.test_path, reading, ignored) if source.test_path is not None else []
     root = os.path.commonpath([path.resolve().parent for path in train + test])
     named = [(path.resolve().relative_to(root).as_posix(), path, path in test) for path in dict.fromkeys(train + test)]
+    key = reading.names["sha256"]
     unknown = sorted(source.sha256.keys() - {path.name for _, path, _ in named})
     if unknown:
         raise configs.ConfigError(
-            f"data.source.sha256 names {', '.join(unknown)}, but the files are {', '.join(name for name, _, _ in named)}"
+            f"{key} names {', '.join(unknown)}, but the files are {', '.join(name for name, _, _ in named)}"
         )
+    for _, path, _ in named:
+        refuse_pointer(path)
     raw = {name: sha256(path) for name, path, _ in named}
     for name, path, _ in named:
         expected = source.sha256.get(path.name)
         if expected is not None and raw[name] != expected.lower():
-            raise ArtifactError(f"{path} has sha256 {raw[name]}, but data.source.sha256 expects {expected}")
-    return Contents(_records(named, source), raw)
+            raise ArtifactError(f"{path} has sha256 {raw[name]}, but {key} expects {expected}")
+    return _contents(named, source, reading, raw, ignored)
 
 
-def _expand(key: str, patterns: str | list[str]) -> list[Path]:
+def _expand(key: str, patterns: str | list[str], reading: Reading, ignored: dict[str, str]) -> list[Path]:
+    """Return the files that are meant. What exists is taken as it stands; only other text is a pattern."""
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matches = sorted(glob.glob(configs.expand(pattern), recursive=True))
-        if not matches:
-            raise configs.ConfigError(f"{key}: {pattern} matches no file")
-        found += map(Path, matches)
+        text = configs.expand(pattern)
+        there = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
+        if not there:
+            raise configs.ConfigError(f"{reading.names[key]} = {pattern}: no such file, and it matches no file")
+        for path in map(Path, there):
+            found += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
     return found
 
 
-def hub(source: configs.HuggingFace) -> Contents:
+def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]) -> list[Path]:
+    files = walk(folder, ignored)
+    names = sorted(name for name in files if is_parquet(name))
+    ignored |= {name: "not parquet files by their ending" for name in files if not is_parquet(name)}
+    told = f"{reading.names[key]} = {folder}"
+    if not names:
+        raise configs.ConfigError(f"{told}: no parquet file among {len(files)} files; endings are {', '.join(SUFFIXES)}")
+    parts = {part for name in names for part in _PARTS if _is_part(part, name)}
+    if len(parts) > 1:
+        raise configs.ConfigError(f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one")
+    return [files[name] for name in names]
+
+
+def is_parquet(name: str) -> bool:
+    """Say whether a file is a parquet file by its ending, in upper or lower case."""
+    return PurePosixPath(name).suffix.lower() in SUFFIXES
+
+
+def _is_part(part: str, name: str) -> bool:
+    """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or ``folder/part/0000.parquet``."""
+    *parents, file = name.split("/")
+    return bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
+
+
+def hub(source: configs.HuggingFace, reading: Reading) -> Contents:
     """Download the parquet files of the wanted split from the Hugging Face Hub, or take them from its cache.
 
     ``HF_ENDPOINT``, ``HF_HOME`` and ``HF_TOKEN`` mean what they mean to ``huggingface_hub``.
@@ -77,55 +116,126 @@ def hub(source: configs.HuggingFace) -> Contents:
         info = api.dataset_info(source.dataset, revision=source.revision)
         stored = sorted(file.rfilename for file in info.siblings or [] if file.rfilename.endswith(".parquet"))
         for part in source.split.split("+"):
-            for name in _files_of(part, stored, source):
+            for name in _files_of(part, stored, source, reading):
                 path = api.hf_hub_download(source.dataset, name, repo_type="dataset", revision=info.sha)
                 named.append((name, Path(path), part in ("test", "validation")))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise configs.ConfigError(f"data.source: {source.dataset} at revision {source.revision}: {error}") from error
+        raise configs.ConfigError(
+            f"{reading.names['source']}: {source.dataset} at revision {source.revision}: {error}"
+        ) from error
     except (HTTPError, OSError) as error:
         raise ArtifactError(f"{source.dataset} cannot be fetched from the Hub: {error}") from error
     raw = {name: sha256(path) for name, path, _ in named}
-    return Contents(_records(named, source), raw, facts={"commit": info.sha or source.revision})
+    return _contents(named, source, reading, raw, facts={"commit": info.sha or source.revision})
 
 
-def _files_of(part: str, stored: list[str], source: configs.HuggingFace) -> list[str]:
-    """Return the files of one split: ``[folder/]part-00000-of-00001.parquet`` or ``folder/part/0000.parquet``."""
-    found: dict[str, str] = {}
-    for name in stored:
-        parents, stem = name.split("/")[:-1], Path(name).stem
-        if re.fullmatch(rf"{re.escape(part)}(-.*)?", stem) or part in parents:
-            found[name] = "/".join(parent for parent in parents if parent != part)
+def _files_of(part: str, stored: list[str], source: configs.HuggingFace, reading: Reading) -> list[str]:
+    """Return the files of one part."""
+    found = {
+        name: "/".join(parent for parent in name.split("/")[:-1] if parent != part) for name in stored if _is_part(part, name)
+    }
     if source.config is not None:
         found = {name: folder for name, folder in found.items() if source.config in folder.split("/")}
     if not found:
         raise configs.ConfigError(
-            f"data.source: {source.dataset} has no parquet file of split {part!r}"
+            f"{reading.names['source']}: {source.dataset} has no parquet file of split {part!r}"
             + (f" in configuration {source.config!r}" if source.config else "")
             + f"; it has: {', '.join(stored) or 'none'}"
         )
     if len(set(found.values())) > 1:
         raise configs.ConfigError(
-            f"data.source.config = {source.config}: several configurations have a split {part!r}: "
+            f"{reading.names['config']}: {source.dataset} has several configurations with a split {part!r}: "
             f"{', '.join(sorted(set(found.values())))}; name one"
         )
     return list(found)
 
 
-def _records(named: list[tuple[str, Path, bool]], source: configs.Parquet | configs.HuggingFace) -> Iterator[Record]:
+# ---- rows ---------------------------------------------------------------------------------------------------------------
+
+_DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+"""What pyarrow raises on a damaged file: its own exceptions, and Python's where it turns bytes into names, types and values."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A parquet file and its columns."""
+
+    name: str
+    path: Path
+    official_test: bool
+    image: str
+    label: str | None
+
+
+def _contents(
+    named: list[tuple[str, Path, bool]],
+    source: configs.Parquet | configs.HuggingFace,
+    reading: Reading,
+    raw: dict[str, str],
+    ignored: dict[str, str] | None = None,
+    facts: dict[str, Any] | None = None,
+) -> Contents:
+    files: list[_File] = []
+    others: set[str] = set()
+    texts: set[str | None] = set()
+    kinds: dict[bool, Path] = {}
     for name, path, official_test in named:
-        try:
-            with pq.ParquetFile(path) as file:
-                image = _image_column(file.schema_arrow, source.image_column, path)
-                label = _label_column(file.schema_arrow, source.label_column, path)
-                row = 0
-                for batch in file.iter_batches(_ROWS_AT_ONCE, columns=[image] + ([label] if label else [])):
-                    cells = batch.column(image).to_pylist()
-                    labels = batch.column(label).to_pylist() if label else [None] * len(cells)
-                    for cell, value in zip(cells, labels, strict=True):
-                        yield Record(partial(_bytes, cell), -1 if value is None else value, f"{name}:{row}", official_test)
-                        row += 1
-        except (pa.ArrowInvalid, OSError) as error:
-            raise ArtifactError(f"{path} is not a readable parquet file: {error}") from error
+        with _opened(path) as file:
+            image, left = _image_column(file, source.image_column, path, reading)
+            label = _label_column(file.schema_arrow, source.label_column, path, reading)
+            if label is not None:
+                text = _is_text(file.schema_arrow.field(label).type)
+                kinds[text] = path
+                texts |= set(file.read(columns=[label]).column(label).to_pylist()) if text else set()
+        files.append(_File(name, path, official_test, image, label))
+        others |= set(left)
+    if len(kinds) > 1:
+        key = reading.names["label_column"]
+        raise configs.ConfigError(
+            f"{key}: labels are text in {kinds[True]}, integers in {kinds[False]}; name a column of one kind"
+        )
+    classes = sorted(text for text in texts if text is not None)
+    choices = {}
+    for key, given, taken in (
+        ("image_column", source.image_column, [file.image for file in files]),
+        ("label_column", source.label_column, [file.label for file in files if file.label is not None]),
+    ):
+        if taken:
+            beside = sorted(others) if key == "image_column" else []
+            choices[key] = {"taken": ", ".join(dict.fromkeys(taken)), "given": given is not None, "others": beside}
+    return Contents(
+        _records(files, classes),
+        raw,
+        class_names=classes or None,
+        ignored=[{"name": name, "reason": reason} for name, reason in sorted((ignored or {}).items())],
+        choices=choices,
+        facts=facts or {},
+    )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            yield file
+    except (configs.ConfigError, ArtifactError):
+        raise
+    except _DAMAGE as error:
+        raise ArtifactError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
+    codes: dict[Any, int] = {text: code for code, text in enumerate(classes)}
+    for file in files:
+        with _opened(file.path) as rows:
+            row = 0
+            for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=[file.image] + ([file.label] if file.label else [])):
+                cells = batch.column(file.image).to_pylist()
+                labels = batch.column(file.label).to_pylist() if file.label else [None] * len(cells)
+                for cell, value in zip(cells, labels, strict=True):
+                    label = -1 if value is None else codes.get(value, value)
+                    yield Record(partial(_bytes, cell), label, f"{file.name}:{row}", file.official_test)
+                    row += 1
 
 
 def _bytes(cell: Any) -> bytes:
@@ -153,28 +263,57 @@ def _columns(schema: pa.Schema) -> str:
     return "columns are " + ", ".join(f"{column.name} ({column.type})" for column in schema)
 
 
-def _image_column(schema: pa.Schema, wanted: str | None, path: Path) -> str:
-    structs_first = sorted(schema, key=lambda column: not pa.types.is_struct(column.type))
-    fitting = [column.name for column in structs_first if _holds_images(column.type)]
-    if wanted is None and fitting:
-        return fitting[0]
-    if wanted is not None and wanted in fitting:
-        return wanted
-    problem = f"data.source.image_column = {wanted}: {path} has no such column with images"
-    if wanted is None:
-        problem = f"data.source.image_column: {path} has no column with images"
-    raise configs.ConfigError(f"{problem} (struct with bytes, or binary); {_columns(schema)}")
-
-
-def _label_column(schema: pa.Schema, wanted: str | None, path: Path) -> str | None:
-    name = wanted or "label"
-    if name not in schema.names:
-        if wanted is None:
-            return None
-        raise configs.ConfigError(f"data.source.label_column = {wanted}: {path} has no such column; {_columns(schema)}")
-    if not pa.types.is_integer(schema.field(name).type):
+def _image_column(file: pq.ParquetFile, wanted: str | None, path: Path, reading: Reading) -> tuple[str, list[str]]:
+    """Return the column with the images, and the others that could hold some."""
+    schema, key = file.schema_arrow, reading.names["image_column"]
+    fitting = [column.name for column in schema if _holds_images(column.type)]
+    if wanted is None and len(fitting) > 1:
+        fitting = [name for name in fitting if fitting.count(name) == 1 and _begins_with_image(file, name)] or fitting
+    if wanted is None and len(fitting) > 1:
         raise configs.ConfigError(
-            f"data.source.label_column = {name}: {path} has {schema.field(name).type} there, but labels must be integers; "
-            f"{_columns(schema)}"
+            f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one ({_columns(schema)})"
+        )
+    taken = fitting[0] if wanted is None and fitting else wanted
+    if taken is None or fitting.count(taken) != 1:
+        said = f"{key} = {wanted}: {path} has no such column with images"
+        if wanted is None:
+            said = f"{key}: {path} has no column with images"
+        elif wanted in fitting:
+            said = f"{key} = {wanted}: {path} has several columns of that name"
+        raise configs.ConfigError(
+            f"{said} (struct with bytes, or binary; addresses and paths are not followed); {_columns(schema)}"
+        )
+    return taken, [column.name for column in schema if column.name != taken and _holds_images(column.type)]
+
+
+def _begins_with_image(file: pq.ParquetFile, name: str) -> bool:
+    """Say whether the first value of a column is an image."""
+    for batch in file.iter_batches(1, columns=[name]):
+        for cell in batch.column(name).to_pylist():
+            raw = cell["bytes"] if isinstance(cell, dict) else cell
+            if raw:
+                return pictures.is_encoded(raw)
+    return False
+
+
+def _label_column(schema: pa.Schema, wanted: str | Literal[False] | None, path: Path, reading: Reading) -> str | None:
+    name, key = wanted or "label", reading.names["label_column"]
+    if not reading.labels or wanted is False or (wanted is None and name not in schema.names):
+        return None
+    if schema.names.count(name) != 1:
+        number = "several columns of that name" if name in schema.names else "no such column"
+        raise configs.ConfigError(f"{key} = {name}: {path} has {number}; {_columns(schema)}")
+    kind = schema.field(name).type
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)):
+        raise configs.ConfigError(
+            f"{key} = {name}: {path} has {kind} there, but labels must be integers or text; name another column"
+            + (" (or false, to read no labels)" if reading.names is STUDY else "")
+            + f"; {_columns(schema)}"
         )
     return name
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        return _is_text(kind.value_type)
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -5,31 +5,26 @@ A new source kind is a block in ``config/data.py`` and a function here in ``READ
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.resources import as_file, files
-from typing import Any, Literal
-from zipfile import BadZipFile
+from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, Images, sha256
-from afterimage.data import archive, arrays, folder, parquet
-from afterimage.data.records import Contents, Record
+from afterimage.config.data import Crop, ResizeFilter
+from afterimage.data import archive, arrays, folder, parquet, pictures
+from afterimage.data.pictures import Colour, Transform
+from afterimage.data.records import STUDY, Contents, Reading, Record
 
-_UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, BadZipFile)
-"""What Pillow, the zip reader and the readers here raise on a damaged image."""
-_GREY = {"1", "L", "LA", "La"}
-_COLOUR = {"RGB", "RGBA", "RGBX", "RGBa", "P", "PA", "CMYK", "YCbCr", "LAB", "HSV"}
+FRAMES = "further frames of an image in a row"
 
 
-def _digits(source: configs.SklearnDigits) -> Contents:
+def _digits(source: configs.SklearnDigits, reading: Reading) -> Contents:
+    del source, reading
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -41,7 +36,7 @@ def _digits(source: configs.SklearnDigits) -> Contents:
     return Contents(records, raw, class_names=[str(name) for name in digits.target_names])
 
 
-READERS: dict[str, Callable[[Any], Contents]] = {
+READERS: dict[str, Callable[[Any, Reading], Contents]] = {
     "sklearn-digits": _digits,
     "huggingface": parquet.hub,
     "parquet": parquet.local,
@@ -52,33 +47,15 @@ READERS: dict[str, Callable[[Any], Contents]] = {
 """Source kind -> reader."""
 
 
-def _pixels(raw: bytes | np.ndarray, colour: str, resize: int | None) -> np.ndarray:
-    """Decode one image; return uint8, (H, W, 1 or 3).
-
-    Transparency is dropped. A resize takes the largest square in the middle and averages over areas (Pillow's box filter).
-    """
-    if isinstance(raw, bytes):
-        image: Image.Image = ImageOps.exif_transpose(Image.open(io.BytesIO(raw)))
-    else:
-        image = Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw)
-    if image.mode not in _GREY | _COLOUR:
-        raise ValueError(f"pixel mode {image.mode} is not 8 bit")
-    image = image.convert("L" if image.mode in _GREY else "RGB")
-    if resize is not None:
-        side = min(image.size)
-        left, top = (image.width - side) // 2, (image.height - side) // 2
-        image = image.resize((resize, resize), Image.Resampling.BOX, box=(left, top, left + side, top + side))
-    if colour != "keep":
-        image = image.convert({"grey": "L", "rgb": "RGB"}[colour])
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
-
-
 def read(
     source: configs.Source,
     classes: list[int] | None = None,
-    colour: Literal["keep", "grey", "rgb"] = "keep",
+    colour: Colour = "keep",
     resize: int | None = None,
+    resize_filter: ResizeFilter = "bilinear",
+    crop: Crop = "centre",
+    labels: bool = True,
+    names: Mapping[str, str] = STUDY,
 ) -> tuple[Images, dict[str, Any]]:
     """Read all images of ``source``, or those of ``classes``.
 
@@ -86,37 +63,75 @@ def read(
         source: One of the source blocks of the study.
         classes: Labels to keep; None keeps all.
         colour: ``keep`` leaves grey images grey and makes all others RGB.
-        resize: Side length in pixels after an area resize of the centre square; None keeps the size.
+        resize: Side length in pixels; None keeps the size.
+        resize_filter: What the resize weighs pixels with.
+        crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none`` squashes into the square.
+        labels: Labels are wanted; otherwise they are neither read nor checked, and all are -1.
+        names: What messages call the settings: a study's keys, or a command's flags. Keys as in ``records.STUDY``.
 
     Returns:
-        The images, whose ``ids`` are their row numbers in the source (unreadable files and other classes counted), and a
-        manifest of plain JSON values: ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None),
-        ``skipped`` (a list of ``name`` and ``reason``), ``ignored`` (files that are no images), ``image_shape`` [H, W, C],
-        ``facts``, and ``names``: for sources with one file per image, the file of each row of the returned images, in the
-        order of the rows; otherwise None.
+        The images, whose ``ids`` count what the source holds (unreadable files and other classes too, as one image each), and a
+        manifest of plain JSON values:
+
+        - ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None), ``image_shape`` [H, W, C], ``facts``
+        - ``names``: for sources with one file per image, or names of their own, the name of each row, in the order of the rows,
+          a page or frame as ``file[number from 0]``; otherwise None
+        - ``skipped``: images that could not be used: ``name`` and ``reason`` of each
+        - ``ignored``: what of the source was taken for no image of its own: ``name`` and ``reason`` of each
+        - ``frames``: file -> number of images, where a file holds several
+        - ``choices``: setting -> ``taken``, ``given`` and ``others``, where a source has several columns or arrays
+        - ``transparent``: number of images whose transparency was dropped
+        - ``resize``: ``side``, ``filter``, ``crop`` and ``images``, the number of those whose size changed; or None
 
     Raises:
         ConfigError: if the source cannot be found as described, or has none of the classes.
         ArtifactError: if files are damaged, have a wrong checksum, or hold images of several shapes.
     """
-    contents = READERS[source.kind](source)
-    loaded: list[tuple[int, Record, np.ndarray]] = []
+    try:
+        return _read(source, classes, Transform(colour, resize, resize_filter, crop), Reading(labels, names))
+    except (configs.ConfigError, ArtifactError) as error:
+        said = str(error)
+        if said.startswith(names["source"]):
+            raise
+        raise type(error)(f"{names['source']}: {said}") from error
+
+
+def _read(
+    source: configs.Source, classes: list[int] | None, transform: Transform, reading: Reading
+) -> tuple[Images, dict[str, Any]]:
+    contents = READERS[source.kind](source, reading)
+    loaded: list[tuple[int, str, Record, np.ndarray]] = []
     bad: list[dict[str, str]] = []
+    ignored = list(contents.ignored)
+    frames: dict[str, int] = {}
     labels: Counter[int] = Counter()
-    for row, record in enumerate(contents.records):
+    transparent = resized = row = 0
+    for record in contents.records:
+        first, row = row, row + 1
         labels[record.label] += 1
         if classes is not None and record.label not in classes:
             continue
         try:
-            loaded.append((row, record, _pixels(record.load(), colour, resize)))
-        except (*_UNREADABLE, Image.DecompressionBombError) as error:
-            # Pillow names the buffer that it was given, which says nothing and differs from run to run.
-            reason = "not an image that can be read" if isinstance(error, Image.UnidentifiedImageError) else str(error)
-            bad.append({"name": record.name, "reason": reason or type(error).__name__})
+            found = list(pictures.decode(record.load(), transform))
+        except (*pictures.DAMAGE, *folder.ZIP_DAMAGE) as error:
+            bad.append({"name": record.name, "reason": str(error) or type(error).__name__})
+            continue
+        for picture in found:
+            name = record.name if picture.frame is None else f"{record.name}[{picture.frame}]"
+            left_out = picture.left_out or (FRAMES if picture.frame and not contents.files_are_rows else "")
+            if left_out or picture.pixels is None:
+                ignored.append({"name": name, "reason": left_out})
+                continue
+            loaded.append((first + (picture.frame or 0), name, record, picture.pixels))
+            transparent += picture.transparent
+            resized += picture.resized
+        if contents.files_are_rows and len(found) > 1:
+            row = first + len(found)
+            frames[record.name] = sum(picture.pixels is not None for picture in found)
     absent = sorted(set(classes or []) - set(labels))
     if absent:
         raise configs.ConfigError(
-            f"data.classes = {classes}: no image has label {', '.join(map(str, absent))}; "
+            f"{reading.names['classes']} = {classes}: no image has label {', '.join(map(str, absent))}; "
             f"labels of this source are {', '.join(map(str, sorted(labels)))}"
         )
     if bad and not contents.skip_bad:
@@ -124,39 +139,44 @@ def read(
     if not loaded:
         raise ArtifactError(f"the source {source.kind!r} has no readable image" + (f": {_first(bad)}" if bad else ""))
 
-    shapes = Counter(pixels.shape for _, _, pixels in loaded)
+    shapes = Counter(pixels.shape for *_, pixels in loaded)
     shape = shapes.most_common(1)[0][0]
     if len(shapes) > 1:
         odd = [
-            {"name": record.name, "reason": f"shape {_shape(pixels.shape)}, most have {_shape(shape)}"}
-            for _, record, pixels in loaded
+            {"name": name, "reason": f"shape {_shape(pixels.shape)}, most have {_shape(shape)}"}
+            for _, name, _, pixels in loaded
             if pixels.shape != shape
         ]
         if not contents.skip_bad:
-            counts = ", ".join(f"{_shape(one)} ({count} images)" for one, count in shapes.most_common(10))
+            counts = ", ".join(f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10))
             raise ArtifactError(
-                f"images have {len(shapes)} different shapes: {counts}; set data.resize for one size, data.colour for one "
-                f"number of channels. {len(odd)} differ from most: {_first(odd)}"
+                f"images have {len(shapes)} different shapes: {counts}; set {reading.names['resize']} for one size, "
+                f"{reading.names['colour']} for one number of channels. {len(odd)} differ from most: {_first(odd)}"
             )
         bad += odd
-        loaded = [entry for entry in loaded if entry[2].shape == shape]
+        loaded = [entry for entry in loaded if entry[-1].shape == shape]
 
     images = Images.of(
-        np.stack([pixels for _, _, pixels in loaded]),
-        ids=np.array([row for row, _, _ in loaded], np.int64),
-        labels=np.array([record.label for _, record, _ in loaded], np.int64),
-        official_test=np.array([record.official_test for _, record, _ in loaded], bool),
+        np.stack([pixels for *_, pixels in loaded]),
+        ids=np.array([id_ for id_, *_ in loaded], np.int64),
+        labels=np.array([record.label if reading.labels else -1 for _, _, record, _ in loaded], np.int64),
+        official_test=np.array([record.official_test for _, _, record, _ in loaded], bool),
     )
+    side = transform.side
     return images, {
         "source": source.model_dump(mode="json"),
         "licence": getattr(source, "licence", "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)"),
         "raw_files": contents.raw_files,
-        "class_names": contents.class_names,
+        "class_names": contents.class_names if reading.labels else None,
         "skipped": bad,
-        "ignored": contents.ignored,
+        "ignored": ignored,
+        "frames": frames,
+        "choices": contents.choices,
+        "transparent": transparent,
+        "resize": side and {"side": side, "filter": transform.filter, "crop": transform.crop, "images": resized},
         "image_shape": list(shape),
         "facts": contents.facts,
-        "names": [record.name for _, record, _ in loaded] if contents.files_are_rows else None,
+        "names": [name for _, name, _, _ in loaded] if contents.files_are_rows else None,
     }
 
 

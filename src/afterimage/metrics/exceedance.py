@@ -51,8 +51,9 @@ class Band:
 def band(generations: int, held_out: int, confidence: float = 0.95) -> Band:
     """Return the band for n ``generations`` and m ``held_out`` images, each at least 1."""
     last = max(0, int(TAIL * held_out) - 1)
-    sparse = np.geomspace(_DENSE, last, 64).round() if last > _DENSE else []
-    below = np.unique(np.concatenate([np.arange(min(last + 1, _DENSE)), sparse])).astype(np.int64)
+    sparse = np.geomspace(_DENSE, max(last, _DENSE), 64).round()
+    below = np.unique(np.concatenate([np.arange(_DENSE), sparse])).astype(np.int64)
+    below = below[below <= last]
     counts = _rankings(generations, held_out, below)
     tails = np.zeros((len(below), generations + 2))  # P(K_j >= k) for k = 0 ... n + 1
     for tail, j in zip(tails, below, strict=True):

@@ -70,7 +70,7 @@ def render(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: 
         verdict=record["verdict"],
         limits=[*record["limits"], *record["notices"]],
         columns=list(extracted),
-        extracted=extracted.head(50).round(3).values.tolist(),
+        extracted=extracted.head(50).round(3).to_numpy().tolist(),
         more=max(0, len(extracted) - 50),
         rows=rows,
         notes=[*NOTES, *([f"No quality: {record['quality_missing']}."] if record["quality_missing"] else [])],

@@ -1,0 +1,296 @@
+"""The sets of images that are named on the command line: which source a flag means, how it is read, and what of it was left out.
+
+Every reader's messages name flags here, where a study's name keys.
+"""
+
+from __future__ import annotations
+
+import argparse
+import glob
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+
+from afterimage import config
+from afterimage.artifacts import Images
+from afterimage.config import ConfigError
+from afterimage.config.data import LARGEST, SMALLEST, Crop, ResizeFilter
+from afterimage.data import folder, parquet, pictures, sources
+
+NAMED = 10
+"""Most names in one notice."""
+
+_CHOICES = {
+    "image_column": ("--image-column", ("parquet", "huggingface")),
+    "label_column": ("--label-column", ("parquet", "huggingface", "npz")),
+    "array": ("--array", ("npz",)),
+}
+"""Option -> flag, and the kinds of source that it is for."""
+
+
+def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
+    """Declare the flags that say how images are read.
+
+    Args:
+        parser: The command's parser.
+        sets: Flags without ``--`` of the command's sets of images, e.g. train, samples, holdout.
+    """
+    parser.set_defaults(image_sets=tuple(sets))
+    group = parser.add_argument_group("how images are read")
+    group.add_argument("--colour", choices=get_args(pictures.Colour), default="keep", help="make all images grey or colour")
+    group.add_argument("--resize", type=int, metavar="SIDE", help="make all images squares of so many pixels a side")
+    group.add_argument(
+        "--resize-filter",
+        choices=get_args(ResizeFilter),
+        help="of --resize, always antialiased; what the model's trainer used (default: bilinear, as most trainers)",
+    )
+    group.add_argument(
+        "--crop",
+        choices=get_args(Crop),
+        help="of --resize: centre resizes the shorter side and cuts the middle out of the longer, as most trainers; none "
+        "squashes the whole image into the square (default: centre)",
+    )
+    named = f"; SET is one of {', '.join(sets)}, without it all are meant"
+    for option, text in (
+        ("image_column", "parquet column with the images, where several hold some"),
+        ("label_column", "parquet column, or array of an .npz, with the labels"),
+        ("array", "array of an .npz with the images, where it is not called images"),
+    ):
+        group.add_argument(_CHOICES[option][0], nargs="+", action="extend", default=[], metavar="[SET=]NAME", help=text + named)
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One set of images as it was read.
+
+    Attributes:
+        name: The flag that named it, without ``--``.
+        images: The images; ids are row numbers.
+        names: (N,), what a person calls each row: its file, or its row number.
+        manifest: What ``sources.read`` says of the source; ``assumed`` names the parts of the transform that nobody gave.
+        sha256: Of pixels and labels, whatever kind of file they were read from.
+    """
+
+    name: str
+    images: Images
+    names: np.ndarray
+    manifest: dict[str, Any]
+    sha256: str
+
+    def notices(self) -> list[str]:
+        """Return one sentence for each thing that was left out, or chosen without being asked for."""
+        manifest, flag = self.manifest, f"--{self.name}"
+        said = []
+        left_out: dict[str, list[str]] = {}
+        for entry in manifest["ignored"]:
+            left_out.setdefault(entry["reason"], []).append(entry["name"])
+        for reason, names in left_out.items():
+            said.append(f"{flag}: {_count(len(names), 'entry', 'entries')} left out ({reason}): {_listed(names)}")
+        if manifest["skipped"]:
+            names = [f"{entry['name']} ({entry['reason']})" for entry in manifest["skipped"]]
+            said.append(f"{flag}: {_count(len(names), 'image')} skipped: {_listed(names)}")
+        if manifest["frames"]:
+            names = [f"{name} ({count})" for name, count in manifest["frames"].items()]
+            said.append(
+                f"{flag}: {_count(len(names), 'file')} with several pages or frames, each read as an image of its own: "
+                f"{_listed(names)}"
+            )
+        for option, choice in manifest["choices"].items():
+            taken, others = choice["taken"], choice["others"]
+            if not choice["given"] and (others or taken not in _EXPECTED[option]):
+                beside = f", not {_listed(others)}" if others else ""
+                said.append(f"{flag}: the {_READ[option]} were read from {taken}{beside}; {_FLAGS[option]} chooses another")
+        if manifest["transparent"]:
+            said.append(
+                f"{flag}: {_count(manifest['transparent'], 'image')} with transparency, which was dropped: the colours under it "
+                "count, as in most trainers"
+            )
+        resize = manifest["resize"]
+        if resize and resize["images"] and manifest["assumed"]:
+            how = {
+                "centre": "the shorter side, and the middle cut out of the longer",
+                "none": "the whole image squashed into the square",
+            }[resize["crop"]]
+            said.append(
+                f"{flag}: {_count(resize['images'], 'image')} resized to {resize['side']}x{resize['side']}: {how}, "
+                f"{resize['filter']} with antialias. This was assumed, as most trainers do it; "
+                f"{' and '.join(manifest['assumed'])} say otherwise"
+            )
+        return said
+
+
+_READ = {"image_column": "images", "label_column": "labels", "array": "images", "label_array": "labels"}
+_FLAGS = {option: flag for option, (flag, _) in _CHOICES.items()} | {"label_array": "--label-column"}
+_EXPECTED = {"image_column": {"image", "img"}, "label_column": {"label"}, "array": {"images"}, "label_array": {"labels"}}
+"""Setting -> names that need no word where there is nothing else."""
+
+
+def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> ImageSet:
+    """Read the set of images that ``--name`` names.
+
+    Args:
+        name: The flag without ``--``.
+        args: The command's arguments.
+        labels: The command needs labels. Otherwise they are read only where ``--label-column`` asks for them.
+
+    Raises:
+        ConfigError: naming the flag, if the source cannot be found as described.
+        ArtifactError: naming the flag, if files are damaged or hold images of several shapes.
+    """
+    source = source_of(name, args)
+    asked = _chosen("label_column", name, source.kind, args) is not None
+    images, manifest = sources.read(
+        source,
+        colour=args.colour,
+        resize=args.resize,
+        resize_filter=args.resize_filter or "bilinear",
+        crop=args.crop or "centre",
+        labels=labels or asked,
+        names=_names(name),
+    )
+    assumed = {"--resize-filter": args.resize_filter, "--crop": args.crop}
+    manifest["assumed"] = [flag for flag, value in assumed.items() if value is None] if args.resize else []
+    names = manifest["names"]
+    return ImageSet(
+        name,
+        images,
+        images.ids if names is None else np.array(names),
+        manifest,
+        sha256(images.pixels, images.labels),
+    )
+
+
+def sha256(*arrays: np.ndarray) -> str:
+    """Return the sha256 of the bytes of arrays, one after the other."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(np.ascontiguousarray(array).data)
+    return total.hexdigest()
+
+
+def _names(name: str) -> dict[str, str]:
+    """Return what messages call the settings of the source of ``--name``."""
+    flag = f"--{name}"
+    places = ("source", "path", "test_path", "sha256", "config", "classes")
+    return dict.fromkeys(places, flag) | _FLAGS | {"colour": "--colour", "resize": "--resize"}
+
+
+# ---- which source -------------------------------------------------------------------------------------------------------
+
+
+def source_of(name: str, args: argparse.Namespace) -> config.Source:
+    """Return the source that ``--name`` means, after checking what can be checked before anything is read.
+
+    What exists is what is meant; only other text is taken for a pattern of parquet files, or a data set of the Hub.
+
+    Raises:
+        ConfigError: naming the flag, if there is no such thing, or a flag for reading does not fit.
+    """
+    flag, text = f"--{name}", getattr(args, name)
+    if args.resize is not None and not SMALLEST <= args.resize <= LARGEST:
+        raise ConfigError(f"--resize = {args.resize}: allowed are {SMALLEST} to {LARGEST} pixels")
+    for option, value in (("--resize-filter", args.resize_filter), ("--crop", args.crop)):
+        if value is not None and args.resize is None:
+            raise ConfigError(f"{option} = {value}: it says how to resize, but --resize is not given")
+    for option in _CHOICES:
+        _parsed(option, args)
+    kind, settings = _kind_of(flag, text)
+    for option in _CHOICES:
+        if (value := _chosen(option, name, kind, args)) is not None:
+            settings["label_array" if (kind, option) == ("npz", "label_column") else option] = value
+    return _BLOCKS[kind].model_validate({"kind": kind} | settings)
+
+
+_BLOCKS: dict[str, Any] = {
+    "image_folder": config.ImageFolder,
+    "npz": config.ArrayFile,
+    "parquet": config.Parquet,
+    "huggingface": config.HuggingFace,
+}
+
+
+def _kind_of(flag: str, text: str) -> tuple[str, dict[str, Any]]:
+    """Return the kind of source that a text means, and its settings."""
+    try:
+        path = Path(config.expand(text))
+    except ConfigError as error:
+        raise ConfigError(f"{flag} {error}") from error
+    if path.is_dir():
+        return ("parquet" if _holds_parquet_alone(path) else "image_folder"), {"path": text}
+    if path.exists():
+        suffix = path.suffix.lower()
+        if suffix == ".npz":
+            return "npz", {"path": text}
+        if parquet.is_parquet(path.name):
+            return "parquet", {"path": text}
+        if suffix == ".zip" or pictures.is_image(path.name):
+            return "image_folder", {"path": text}
+    elif hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text):
+        return "huggingface", {"dataset": hub[1], "revision": hub[2]}
+    elif any(parquet.is_parquet(found) for found in glob.iglob(str(path), recursive=True)):
+        return "parquet", {"path": text}
+    what = "not" if path.exists() else "no such file, and not"
+    raise ConfigError(
+        f"{flag} {text}: {what} a folder or zip of images, an image, an .npz, a parquet file, folder or pattern of these, or a "
+        "Hub data set (owner/name@revision)"
+    )
+
+
+def _holds_parquet_alone(path: Path) -> bool:
+    """Say whether a folder has parquet files, at any depth, and no image."""
+    files = folder.walk(path, {})
+    return any(map(parquet.is_parquet, files)) and not any(map(pictures.is_image, files))
+
+
+# ---- SET=NAME -----------------------------------------------------------------------------------------------------------
+
+
+def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
+    """Return set -> name of one option; None stands for all sets."""
+    flag, _ = _CHOICES[option]
+    chosen: dict[str | None, str] = {}
+    for text in getattr(args, option):
+        start, equals, name = text.partition("=")
+        of = start if equals else None
+        if of is not None and of not in args.image_sets:
+            raise ConfigError(f"{flag} = {text}: {of!r} is no set of images; sets are {', '.join(args.image_sets)}")
+        if of is not None and getattr(args, of) is None:
+            raise ConfigError(f"{flag} = {text}: --{of} is not given")
+        if of in chosen:
+            raise ConfigError(f"{flag} = {text}: it is given more than once for {'--' + of if of else 'all sets'}")
+        chosen[of] = name if equals else text
+    return chosen
+
+
+def _chosen(option: str, name: str, kind: str, args: argparse.Namespace) -> str | None:
+    """Return what an option says of one set: by the set's name, or else for all sets that it can be said of."""
+    flag, kinds = _CHOICES[option]
+    chosen = _parsed(option, args)
+    if name in chosen:
+        if kind not in kinds:
+            raise ConfigError(f"{flag} = {name}={chosen[name]}: it is for {_for(kinds)}, and --{name} is none")
+        return chosen[name]
+    if None not in chosen or kind in kinds:
+        return chosen.get(None)
+    given = [other for other in args.image_sets if getattr(args, other) is not None]
+    if not any(_kind_of(f"--{other}", getattr(args, other))[0] in kinds for other in given):
+        raise ConfigError(f"{flag} = {chosen[None]}: it is for {_for(kinds)}, and no set of images is one")
+    return None
+
+
+def _for(kinds: Sequence[str]) -> str:
+    return " or ".join({"parquet": "parquet", "npz": "an .npz"}[kind] for kind in kinds if kind != "huggingface")
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = len(names) - NAMED
+    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")
