@@ -53,20 +53,30 @@ def audited(tmp_path_factory, digits):
 
 def test_copies_are_found_and_controlled(audited):
     record, pairs = result(audited / "out")
-    assert record["counts"] == {"generations": 60, "training": 300, "training_distinct": 300, "holdout": 200}
-    assert list(pairs) == ["sample", "nearest", "l2", "ratio_training", "ratio_candidate"]
+    assert record["counts"]["training_never_nearest"] >= 300 - 60
+    del record["counts"]["training_never_nearest"]
+    sizes = {"generations": 60, "training": 300, "training_distinct": 300, "holdout": 200, "holdout_left_out": 0}
+    assert record["counts"] == sizes
+    columns = ["sample", "nearest", "l2", "ratio_training", "ratio_candidate", "low_detail", "flagged_verdict"]
+    assert list(pairs) == columns
+    assert record["verdict"]["outcome"] == "copies shown"
+    assert pairs["flagged_verdict"].tolist() == [True] * COPIES + [False] * (60 - COPIES)
+    extracted = pd.read_csv(audited / "out" / "extracted.csv")
+    assert sorted(extracted["file"]) == list(range(10, 10 + COPIES))
+    assert (extracted[["copies", "flagged_generations"]] == 1).all(axis=None)
     np.testing.assert_array_equal(pairs["sample"], np.arange(60))
     np.testing.assert_array_equal(pairs["nearest"][:COPIES], np.arange(10, 10 + COPIES))
     np.testing.assert_allclose(pairs["l2"][:COPIES], 8 / 255 / 8, atol=1e-12)
     calibrated = record["flagged_generations"]["training"]["calibrated"]
     assert calibrated["count"] >= COPIES
-    assert record["flagged_holdout"]["training"]["calibrated"]["of"] == 100
+    assert record["flagged_holdout"]["training"]["calibrated"]["of"] == 200
     assert record["quality"]["FD[pixels]"]["holdout"] >= 0
 
 
 def test_json_has_the_documented_keys(audited):
     record, _ = result(audited / "out")
-    assert set(re.findall(r"^  (\w+)", audit.KEYS, flags=re.MULTILINE)) == set(record) - {"version"}
+    keys = audit.HELP.split("keys of audit.json:")[1]
+    assert set(re.findall(r"^  (\w+)", keys, flags=re.MULTILINE)) == set(record)
     assert record["settings"]["seed"] == 1
     assert set(record["unique_images"]) == {"training", "candidate"}
     one = record["unique_images"]["training"]["fixed"]
@@ -77,7 +87,9 @@ def test_page_is_whole(audited):
     page = (audited / "out" / "audit.html").read_text()
     assert page.count("data:image/png;base64") == 2
     assert "https://" not in page
-    assert "the model gives back training images" in page
+    assert "Copies shown: at least" in page
+    assert page.index("What limits the answer") < page.index("Copies shown")
+    assert "<td>12</td>" in page  # a training image that came back, by its row
 
 
 def test_images_are_not_shown_unless_asked(sets):
@@ -91,7 +103,9 @@ def test_without_holdout_no_control_is_claimed(sets, capsys):
     assert record["flagged_holdout"] is None
     assert record["quality"] is None
     assert "calibrated" not in record["alpha"]["training"]
-    assert "Without --holdout nothing says how many of them are false alarms" in capsys.readouterr().out
+    assert record["verdict"]["outcome"] == "cannot tell"
+    assert "Cannot tell: no held-out images were given" in capsys.readouterr().out
+    assert len(pd.read_csv(sets / "out" / "extracted.csv")) == 0
 
 
 def test_every_kind_of_file_gives_the_same_answer(sets):
@@ -154,8 +168,8 @@ def test_pipeline_is_sampled(sets):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--samples", "nowhere", "--train", "train.npz"], "--samples nowhere: not a folder or zip"),
-        (["--samples", "samples.npz", "--train", "nothing.npz"], "--train: nothing.npz: no such file"),
+        (["--samples", "nowhere", "--train", "train.npz"], "--samples nowhere: no such file, and not a folder or zip"),
+        (["--samples", "samples.npz", "--train", "nothing.npz"], "--train nothing.npz: no such file"),
         (["--samples", "samples.npz", "--train", "wide.npz"], "--train 9x9x1, --samples 8x8x1; --resize and --colour"),
         (["--samples", "samples.npz", "--train", "train.npz", "--alpha", "-1"], "--alpha = -1.0"),
         (["--samples", "samples.npz", "--train", "train.npz", "--features", "inception"], "inception_weights"),
@@ -169,3 +183,101 @@ def test_bad_input_is_explained_and_nothing_is_written(sets, monkeypatch, capsys
     assert run(*flags, "--out", "out") == 2
     assert words in capsys.readouterr().err
     assert not (sets / "out").exists()
+
+
+def test_the_quality_floor_is_measured_against_the_other_half(digits):
+    """The control half is a shifted copy of nothing in the reference half: measured against itself the floor would be 0."""
+    from afterimage import config
+    from afterimage.artifacts import Images
+    from afterimage.attacks import calibration, quality
+    from afterimage.metrics.quality import Frechet, Gaussian
+
+    held, generations = Images.of(digits[:200]), Images.of(digits[200:300])
+    settings = config.Quality(features="pixels")
+    table = quality.against_halves(generations, held, settings, config.Statistics(bootstrap=10), 3)
+    reference = calibration.halves(200, 3)
+    flat = held.pixels.reshape(200, -1) / 255
+    gaussian = Gaussian.fit(flat[reference])
+    numbers = table[table["metric"] == "FD[pixels]"].set_index("of")["value"]
+    assert numbers["holdout"] == pytest.approx(Frechet(gaussian).to(Gaussian.fit(flat[~reference])))
+    assert numbers["holdout"] > 0.1
+    wanted = Frechet(gaussian).to(Gaussian.fit(generations.pixels.reshape(100, -1) / 255))
+    assert numbers["generations"] == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(("generations", "held_out"), [(1, 200), (4, 200), (20, 2), (20, 8)])
+def test_few_images_stop_the_quality_and_not_the_attack(sets, digits, generations, held_out):
+    np.savez(sets / "samples.npz", images=digits[:generations])
+    np.savez(sets / "holdout.npz", images=digits[400 : 400 + held_out])
+    flags = ["--samples", sets / "samples.npz", "--train", sets / "train.npz", "--holdout", sets / "holdout.npz"]
+    assert run(*flags, "--out", sets / "out") == 0
+    record, pairs = result(sets / "out")
+    assert (pairs["l2"] == 0).all()
+    assert (record["quality"] is None) == (record["quality_missing"] is not None)
+    if held_out < 20:
+        assert "calibrated" not in record["alpha"]["training"]
+        assert any("too few for a calibrated alpha" in limit for limit in record["limits"])
+
+
+def test_held_out_copies_of_training_images_are_named_before_the_answer(sets, digits, capsys):
+    held = digits[400:600].copy()
+    held[:3] = digits[50:53]
+    held[3] = np.clip(digits[53].astype(int) + 3, 0, 255)
+    np.savez(sets / "holdout.npz", images=held, ids=[f"h{row}" for row in range(200)])
+    flags = ["--samples", sets / "samples.npz", "--train", sets / "train.npz", "--holdout", sets / "holdout.npz"]
+    assert run(*flags, "--out", sets / "out", "--features", "pixels") == 0
+    out = capsys.readouterr().out
+    assert "--holdout: 4 images were left out" in out
+    assert "(3 exactly, 1 nearly): h0, h1, h2, h3" in out
+    assert out.index("left out") < out.index("Copies shown")
+    record, _ = result(sets / "out")
+    assert [entry["kind"] for entry in record["left_out"]] == ["exact"] * 3 + ["near"]
+    assert record["counts"]["holdout_left_out"] == 4
+
+
+def test_an_audit_never_says_that_nothing_is_memorised(sets, digits, capsys):
+    np.savez(sets / "samples.npz", images=digits[1000:1300])
+    flags = ["--samples", sets / "samples.npz", "--train", sets / "train.npz", "--holdout", sets / "holdout.npz"]
+    assert run(*flags, "--out", sets / "out", "--features", "pixels") == 0
+    out = capsys.readouterr().out
+    assert "Copies are not shown, though a copying rate of" in out
+    assert "memorisation" not in out + (sets / "out" / "audit.html").read_text()
+
+
+def test_foreign_files_in_the_folder_stop_the_audit_first(sets, capsys):
+    (sets / "out").mkdir()
+    (sets / "out" / "thesis.txt").write_text("years of work")
+    flags = ["--samples", sets / "samples.npz", "--train", sets / "train.npz"]
+    assert run(*flags, "--out", sets / "out") == 2
+    assert "--out" in capsys.readouterr().err
+    (sets / "out" / "thesis.txt").unlink()
+    assert run(*flags, "--out", sets / "out") == 0
+    assert run(*flags, "--out", sets / "out") == 0  # an earlier audit is replaced
+
+
+@pytest.fixture
+def client(real_data):
+    """The model of another trainer, ten of whose training images stand there 20 times."""
+    folder = real_data / "real_client"
+    if not folder.is_dir():
+        pytest.skip(f"{folder} is not there")
+    return folder
+
+
+@pytest.mark.parametrize(("checkpoint", "outcome"), [("checkpoint-5000", "copies shown"), ("checkpoint-500", "not shown")])
+def test_a_real_model_is_told_from_its_own_early_checkpoint(client, tmp_path, checkpoint, outcome):
+    flags = ["--pipeline", client / "ddpm-emoji-16" / checkpoint, "--weights", "ema", "--generate", 192]
+    flags += ["--sampler", "ddim", "--resize", 16, "--train", client / "train.zip", "--holdout", client / "holdout.zip"]
+    kept = tmp_path / "kept"
+    assert run(*flags, "--features", "pixels", "--out", tmp_path / "out", "--keep-samples", kept) == 0
+    record, _ = result(tmp_path / "out")
+    assert record["verdict"]["outcome"] == outcome
+    assert record["settings"]["sampler"] == "ddim"
+    assert record["settings"]["network"]["weights"] == "ema"
+    extracted = pd.read_csv(tmp_path / "out" / "extracted.csv")
+    if outcome == "copies shown":
+        assert (extracted["copies"] == 20).sum() >= 8
+        assert extracted.head(8)["copies"].tolist() == [20] * 8
+    else:
+        assert len(extracted) == 0
+    assert np.load(kept / "samples.npz")["images"].shape == (192, 16, 16, 3)

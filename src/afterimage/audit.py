@@ -31,7 +31,7 @@ from afterimage.standalone.images import ImageSet
 
 FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
 KEPT = "samples.npz"
-SETS = ("samples", "train", "holdout")
+SETS = ("train", "samples", "holdout")
 
 HELP = """\
 words:
