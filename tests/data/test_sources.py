@@ -111,11 +111,11 @@ def test_chosen_columns_are_used(tmp_path):
         ({"image_column": "image"}, r"image_column = image.*columns are img \(struct<.*, label \(int64\), name \(string\)"),
         ({"image_column": "label"}, "image_column = label"),
         ({"label_column": "klass"}, r"label_column = klass.*columns are img"),
-        ({"label_column": "name"}, "label_column = name: .* has string there, but labels must be integers"),
+        ({"label_column": "real"}, r"label_column = real: .* has double there, but labels must be integers or text.*or false"),
     ],
 )
 def test_a_missing_column_lists_those_that_there_are(tmp_path, options, message):
-    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, name=list("abcdef"))
+    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, name=list("abcdef"), real=[0.5] * 6)
     with pytest.raises(config.ConfigError, match=message):
         sources.read(parquet(path, **options))
 
@@ -201,7 +201,10 @@ def test_class_folders_give_labels_in_sorted_order(stored):
     assert images.labels.tolist() == [0, 0, 1, 1]
     assert manifest["class_names"] == ["ant", "zebra"]
     assert manifest["names"] == ["ant/1.png", "ant/2/x.png", "zebra/a.PNG", "zebra/b.png"]
-    assert manifest["ignored"] == ["notes.txt"]
+    assert manifest["ignored"] == [
+        {"name": "ant/.hidden.png", "reason": "hidden"},
+        {"name": "notes.txt", "reason": "not images by their ending"},
+    ]
 
 
 def test_a_flat_folder_has_no_labels(stored):
@@ -243,7 +246,7 @@ def test_a_folder_that_cannot_be_meant(stored, tmp_path):
     with pytest.raises(config.ConfigError, match="1 images lie beside class folders and 2 inside"):
         sources.read(folder(stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})))
     (tmp_path / "text.zip").write_bytes(b"text")
-    with pytest.raises(ArtifactError, match="neither a folder nor a zip"):
+    with pytest.raises(ArtifactError, match="neither a folder, an image nor a sound zip"):
         sources.read(folder(tmp_path / "text.zip"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").write_text("x")
@@ -275,12 +278,12 @@ def test_zip_members_outside_the_folder_are_never_written(tmp_path):
 # ---- pixels -------------------------------------------------------------------------------------------------------------
 
 
-def test_resize_averages_areas_of_the_centre_square(tmp_path):
-    wide = np.zeros((8, 14), np.uint8)
-    wide[:, 3:11] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile([[0, 4], [4, 8]], (4, 4))
-    wide[:, :3] = wide[:, 11:] = 255  # what the square leaves out
+def test_a_box_averages_areas_of_the_centre_square(tmp_path):
+    wide = np.zeros((8, 16), np.uint8)
+    wide[:, 4:12] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile([[0, 4], [4, 8]], (4, 4))
+    wide[:, :4] = wide[:, 12:] = 255  # what the square leaves out
     (tmp_path / "a.png").write_bytes(png(wide))
-    images, _ = sources.read(folder(tmp_path), resize=4)
+    images, _ = sources.read(folder(tmp_path), resize=4, resize_filter="box")
     assert np.array_equal(images.pixels[0, ..., 0], np.arange(16).reshape(4, 4) * 16 + 4)
 
 
@@ -460,7 +463,7 @@ def test_hub_layouts(stored, options, expected):
 def test_a_hub_configuration_must_be_named_where_there_are_several():
     from afterimage.data.parquet import _files_of
 
-    with pytest.raises(config.ConfigError, match="several configurations have a split 'train': a, b; name one"):
+    with pytest.raises(config.ConfigError, match="several configurations with a split 'train': a, b; name one"):
         _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source(), Reading())
     with pytest.raises(config.ConfigError, match="in configuration 'c'; it has: a/train-0"):
         _files_of("train", ["a/train-0.parquet"], hub_source(config="c"), Reading())

@@ -160,6 +160,7 @@ def run(args: argparse.Namespace) -> None:
         image_sets.source_of(flag, args)
     net, scheduler_config = load_denoiser(given["pipeline"])
     read = {name: image_sets.read_set(name, args, labels=classes_of(net) is not None) for name in ("train", "queries")}
+    read["queries"] = image_sets.with_classes_of(read["train"], read["queries"])
     notices = [notice for one in read.values() for notice in one.notices()]
     sets = {name: one.images for name, one in read.items()}
     (train, train_names), (queries, query_names) = ((one.images, one.names) for one in read.values())
