@@ -13,7 +13,7 @@ import numpy as np
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data import zips
-from afterimage.data.records import Contents, Reading, Record
+from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 
 _DAMAGE = (*zips.DAMAGE, MemoryError, OverflowError, TypeError, SyntaxError)
 """What zipfile, and numpy reading an array's header, raise on a damaged file."""
@@ -29,6 +29,7 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
     path = Path(configs.expand(source.path))
     if not path.is_file():
         raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no such file")
+    refuse_pointer(path)
     try:
         with zips.opened(path) as archive:
             for info in archive.infolist():

@@ -12,7 +12,7 @@ from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data import zips
 from afterimage.data.pictures import SUFFIXES, is_image
-from afterimage.data.records import Contents, Reading, Record
+from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 
 NO_IMAGE = "not images by their ending"
 HIDDEN = "hidden"
@@ -119,6 +119,7 @@ def walk(root: Path, ignored: dict[str, str]) -> dict[str, Path]:
 
 def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
     """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones go into ``ignored``."""
+    refuse_pointer(path)
     try:
         archive = zips.opened(path)
         for info in archive.infolist():

@@ -225,8 +225,9 @@ def _contents(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file; its path is made absolute, since pyarrow takes ``~`` at its head for the home folder."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             yield file
     except (configs.ConfigError, ArtifactError):
         raise

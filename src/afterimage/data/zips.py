@@ -9,8 +9,6 @@ from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path
 
-from afterimage.data.records import refuse_pointer
-
 DAMAGE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, LZMAError)
 """What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
 
@@ -23,11 +21,9 @@ def opened(path: Path) -> zipfile.ZipFile:
     """Open a zip file.
 
     Raises:
-        ArtifactError: if it is the pointer that a clone has in its place.
         DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops those behind a damaged
             entry of its list without a word.
     """
-    refuse_pointer(path)
     archive = zipfile.ZipFile(path)
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - _TAIL))
