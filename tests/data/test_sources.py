@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
 from afterimage import config
@@ -23,7 +24,7 @@ from afterimage.artifacts import ArtifactError, load_images
 from afterimage.cli import main
 from afterimage.data import sources
 from afterimage.data.fetch import fetch
-from afterimage.data.records import Reading
+from afterimage.data.records import STUDY, Reading
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
@@ -111,11 +112,11 @@ def test_chosen_columns_are_used(tmp_path):
         ({"image_column": "image"}, r"image_column = image.*columns are img \(struct<.*, label \(int64\), name \(string\)"),
         ({"image_column": "label"}, "image_column = label"),
         ({"label_column": "klass"}, r"label_column = klass.*columns are img"),
-        ({"label_column": "name"}, "label_column = name: .* has string there, but labels must be integers"),
+        ({"label_column": "real"}, r"label_column = real: .* has double there, but labels must be integers or text.*or false"),
     ],
 )
 def test_a_missing_column_lists_those_that_there_are(tmp_path, options, message):
-    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, name=list("abcdef"))
+    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, name=list("abcdef"), real=[0.5] * 6)
     with pytest.raises(config.ConfigError, match=message):
         sources.read(parquet(path, **options))
 
@@ -173,6 +174,108 @@ def test_real_mnist(real_data):
     assert images.pixels.mean() / 255 == pytest.approx(0.1325, abs=0.0005)
 
 
+def two_columns(path: Path, first, second) -> Path:
+    cells = [[{"bytes": raw, "path": None} for raw in column] for column in (first, second)]
+    pq.write_table(pa.table({"conditioning_image": cells[0], "image": cells[1]}), path)
+    return path
+
+
+def test_of_several_columns_with_images_none_is_taken_by_its_place(tmp_path):
+    path = two_columns(tmp_path / "a.parquet", map(png, GREY[::-1]), map(png, GREY))
+    with pytest.raises(
+        config.ConfigError, match=r"data\.source\.image_column: .*2 columns .*: conditioning_image, image; name one"
+    ):
+        sources.read(parquet(path))
+    images, manifest = sources.read(parquet(path, image_column="image"))
+    assert np.array_equal(images.pixels[..., 0], GREY)
+    assert manifest["choices"]["image_column"] == {"taken": "image", "given": True, "others": ["conditioning_image"]}
+
+
+def test_bytes_that_are_no_images_are_no_choice(tmp_path):
+    path = two_columns(tmp_path / "a.parquet", [b"ID3 sound"] * 6, map(png, GREY))
+    images, manifest = sources.read(parquet(path))
+    assert np.array_equal(images.pixels[..., 0], GREY)
+    assert manifest["choices"]["image_column"] == {"taken": "image", "given": False, "others": ["conditioning_image"]}
+
+
+def test_text_labels_are_numbered_by_their_sorted_names(tmp_path):
+    write_parquet(tmp_path / "1.parquet", GREY[:3], ["dog", "cat", None])
+    write_parquet(tmp_path / "2.parquet", GREY[3:], pa.array(["ant", "dog", "cat"]).dictionary_encode())
+    images, manifest = sources.read(parquet(tmp_path / "*.parquet"))
+    assert images.labels.tolist() == [2, 1, -1, 0, 2, 1]
+    assert manifest["class_names"] == ["ant", "cat", "dog"]
+    write_parquet(tmp_path / "3.parquet", GREY[:1], [7])
+    with pytest.raises(config.ConfigError, match=r"labels are text in .*, integers in .*3\.parquet"):
+        sources.read(parquet(tmp_path / "*.parquet"))
+
+
+@pytest.mark.parametrize("labels", [[0.5] * 6, [[1, 2]] * 6, [{"a": 1}] * 6])
+def test_labels_are_asked_for_only_where_they_are_wanted(tmp_path, labels):
+    path = write_parquet(tmp_path / "a.parquet", GREY, labels)
+    with pytest.raises(config.ConfigError, match=r"data\.source\.label_column = label: .* must be integers or text.*or false"):
+        sources.read(parquet(path))
+    for images, _ in (sources.read(parquet(path), labels=False), sources.read(parquet(path, label_column=False))):
+        assert set(images.labels) == {-1}
+
+
+def test_a_folder_of_parquet_files_is_read_whole(tmp_path):
+    write_parquet(tmp_path / "set" / "b.PARQUET", GREY[2:4])
+    write_parquet(tmp_path / "set" / "a.parquet", GREY[:2])
+    write_parquet(tmp_path / "more" / "c.pq", GREY[4:])
+    (tmp_path / "set" / "linked").symlink_to(tmp_path / "more")
+    (tmp_path / "set" / "README.md").write_text("x")
+    images, manifest = sources.read(parquet(tmp_path / "set"))
+    assert np.array_equal(images.pixels[..., 0], GREY)
+    assert manifest["ignored"] == [{"name": "README.md", "reason": "not parquet files by their ending"}]
+
+
+def test_a_folder_with_training_and_test_files_is_not_read_as_one(tmp_path):
+    write_parquet(tmp_path / "train-00000-of-00001.parquet", GREY[:3])
+    write_parquet(tmp_path / "test-00000-of-00001.parquet", GREY[3:])
+    with pytest.raises(config.ConfigError, match=r"several parts \(test, train\); name those of one"):
+        sources.read(parquet(tmp_path))
+    assert len(sources.read(parquet(tmp_path / "train-*"))[0]) == 3
+
+
+def test_an_image_with_frames_in_a_row_stays_one_row(tmp_path):
+    stream = io.BytesIO()
+    first, *others = map(Image.fromarray, GREY[:3])
+    first.save(stream, "TIFF", save_all=True, append_images=others)
+    pq.write_table(pa.table({"image": [stream.getvalue(), png(GREY[3])]}), tmp_path / "a.parquet")
+    images, manifest = sources.read(parquet(tmp_path / "a.parquet"))
+    assert np.array_equal(images.pixels[..., 0], GREY[[0, 3]])
+    assert images.ids.tolist() == [0, 1]
+    assert [entry["name"] for entry in manifest["ignored"]] == ["a.parquet:0[1]", "a.parquet:0[2]"]
+
+
+@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\n", "/annex/objects/SHA256E-s9--aa\n"])
+def test_a_pointer_in_place_of_parquet_or_zip_is_named(tmp_path, text):
+    for name in ("a.parquet", "a.zip"):
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ArtifactError, match=r"a\.parquet is a git-(lfs|annex) pointer"):
+        sources.read(parquet(tmp_path / "a.parquet"))
+    with pytest.raises(ArtifactError, match=r"a\.zip is a git-(lfs|annex) pointer"):
+        sources.read(folder(tmp_path / "a.zip"))
+
+
+def test_no_changed_byte_of_a_parquet_file_with_checksums_gives_other_images_or_a_traceback(tmp_path):
+    cells = [{"bytes": png(image), "path": None} for image in GREY]
+    pq.write_table(pa.table({"img": cells}), tmp_path / "a.parquet", write_page_checksum=True)
+    whole = (tmp_path / "a.parquet").read_bytes()
+    refused = 0
+    for place in range(0, len(whole), 3):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        (tmp_path / "a.parquet").write_bytes(damaged)
+        try:
+            images, _ = sources.read(parquet(tmp_path / "a.parquet"))
+        except (ArtifactError, config.ConfigError):
+            refused += 1
+        else:
+            assert np.array_equal(images.pixels[..., 0], GREY)
+    assert refused > len(whole) / 12
+
+
 # ---- folders ------------------------------------------------------------------------------------------------------------
 
 
@@ -201,7 +304,10 @@ def test_class_folders_give_labels_in_sorted_order(stored):
     assert images.labels.tolist() == [0, 0, 1, 1]
     assert manifest["class_names"] == ["ant", "zebra"]
     assert manifest["names"] == ["ant/1.png", "ant/2/x.png", "zebra/a.PNG", "zebra/b.png"]
-    assert manifest["ignored"] == ["notes.txt"]
+    assert manifest["ignored"] == [
+        {"name": "ant/.hidden.png", "reason": "hidden"},
+        {"name": "notes.txt", "reason": "not images by their ending"},
+    ]
 
 
 def test_a_flat_folder_has_no_labels(stored):
@@ -243,7 +349,7 @@ def test_a_folder_that_cannot_be_meant(stored, tmp_path):
     with pytest.raises(config.ConfigError, match="1 images lie beside class folders and 2 inside"):
         sources.read(folder(stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})))
     (tmp_path / "text.zip").write_bytes(b"text")
-    with pytest.raises(ArtifactError, match="neither a folder nor a zip"):
+    with pytest.raises(ArtifactError, match="neither a folder, an image nor a sound zip"):
         sources.read(folder(tmp_path / "text.zip"))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty" / "readme.md").write_text("x")
@@ -272,15 +378,118 @@ def test_zip_members_outside_the_folder_are_never_written(tmp_path):
     assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["a.zip"]
 
 
+def test_links_are_followed_and_those_that_lead_nowhere_or_round_are_named(tmp_path):
+    for number, place in enumerate(["set/b", "elsewhere/a"]):
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "1.png").write_bytes(png(GREY[number]))
+    (tmp_path / "set" / "a").symlink_to(tmp_path / "elsewhere" / "a")
+    (tmp_path / "set" / "b" / "2.png").symlink_to(tmp_path / "elsewhere" / "a" / "1.png")
+    (tmp_path / "set" / "b" / "3.png").symlink_to(tmp_path / "gone.png")
+    (tmp_path / "set" / "b" / "round").symlink_to(tmp_path / "set")
+    (tmp_path / "set" / "b" / "up").symlink_to(tmp_path)
+    (tmp_path / "elsewhere" / "a" / "self").symlink_to(tmp_path / "elsewhere" / "a" / "self")
+    (tmp_path / "linked").symlink_to(tmp_path / "set")
+    images, manifest = sources.read(folder(tmp_path / "linked"))
+    assert np.array_equal(images.pixels[..., 0], GREY[[1, 0, 1]])
+    assert images.labels.tolist() == [0, 1, 1]
+    assert manifest["names"] == ["a/1.png", "b/1.png", "b/2.png"]
+    assert set(manifest["raw_files"]) == set(manifest["names"])
+    assert {entry["name"]: entry["reason"] for entry in manifest["ignored"]} == {
+        "a/self": "links to nothing",
+        "b/3.png": "links to nothing",
+        "b/round": "links to a folder that they lie in",
+        "b/up": "links to a folder that they lie in",
+    }
+
+
+def test_folders_that_link_to_each_other_end(tmp_path):
+    for name, other in (("x", "y"), ("y", "x")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "other").symlink_to(tmp_path / other)
+        (tmp_path / name / "1.png").write_bytes(png(GREY[0]))
+    assert sources.read(folder(tmp_path / "x"), labels=False)[1]["names"] == ["1.png", "other/1.png"]
+
+
+def test_one_image_file_is_a_source(tmp_path):
+    (tmp_path / "A.PNG").write_bytes(png(GREY[0]))
+    images, manifest = sources.read(folder(tmp_path / "A.PNG"))
+    assert np.array_equal(images.pixels[..., 0], GREY[:1])
+    assert manifest["names"] == ["A.PNG"]
+    assert set(manifest["raw_files"]) == {"A.PNG"}
+
+
+@pytest.mark.parametrize("name", ["[2024] run", "a*b", "$HOME", "~"])
+def test_what_exists_is_no_pattern_and_no_variable(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "a.png").write_bytes(png(GREY[0]))
+    write_parquet(tmp_path / name / "a.parquet", GREY)
+    np.savez(tmp_path / name / "a.npz", images=GREY)
+    assert len(sources.read(folder(name))[0]) == 1
+    assert len(sources.read(parquet(f"{name}/a.parquet"))[0]) == 6
+    assert len(sources.read(config.ArrayFile(kind="npz", path=f"{name}/a.npz"))[0]) == 6
+
+
+def test_a_pattern_below_a_folder_with_brackets(tmp_path):
+    write_parquet(tmp_path / "[2024]" / "part-1.parquet", GREY[:2])
+    write_parquet(tmp_path / "[2024]" / "part-2.parquet", GREY[2:])
+    assert len(sources.read(parquet(tmp_path / "[2024]" / "part-*.parquet"))[0]) == 6
+
+
+def test_without_labels_folders_need_no_order(stored):
+    files = {"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[2])}
+    images, manifest = sources.read(folder(stored(files)), labels=False)
+    assert images.labels.tolist() == [-1, -1, -1]
+    assert manifest["class_names"] is None
+
+
+def test_a_folder_without_images_says_what_is_there(tmp_path):
+    for name in ("a.heic", "b.heic", "c", ".d"):
+        (tmp_path / name).write_bytes(b"")
+    (tmp_path / "e.png").symlink_to(tmp_path / "nothing")
+    with pytest.raises(
+        config.ConfigError, match=r"data\.source\.path = .* \(\.heic: 2, hidden: 1, links to nothing: 1, without an ending: 1"
+    ):
+        sources.read(folder(tmp_path))
+
+
+def test_a_zip_that_lost_members_or_has_one_twice_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for number in range(3):
+            archive.writestr(f"{number}.png", png(GREY[number]))
+    whole = (tmp_path / "a.zip").read_bytes()
+    second = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"PK\x01\x02"))
+    damaged = bytearray(whole)
+    damaged[second + 32] = len(whole) - whole.rindex(b"PK\x01\x02") - 22  # a comment as long as the entry that follows it
+    (tmp_path / "b.zip").write_bytes(damaged)
+    assert len(zipfile.ZipFile(tmp_path / "b.zip").infolist()) == 2
+    with pytest.raises(ArtifactError, match=r"b\.zip is neither .*its end says 3 members, but its list has 2"):
+        sources.read(folder(tmp_path / "b.zip"))
+    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+        archive.writestr("1.png", png(GREY[4]))
+    with pytest.raises(ArtifactError, match=r"a\.zip holds 1 names more than once, e\.g\. 1\.png"):
+        sources.read(folder(tmp_path / "a.zip"))
+
+
+def test_a_member_of_a_zip_whose_name_was_damaged_is_not_taken_for_another_file(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("a.png", png(GREY[0]))
+        archive.writestr("b.png", png(GREY[1]))
+    whole = (tmp_path / "a.zip").read_bytes()
+    (tmp_path / "a.zip").write_bytes(b"b.txt".join(whole.rsplit(b"b.png", 1)))
+    with pytest.raises(ArtifactError, match=r"File name in directory 'b\.txt' and header b'b\.png' differ"):
+        sources.read(folder(tmp_path / "a.zip"))
+
+
 # ---- pixels -------------------------------------------------------------------------------------------------------------
 
 
-def test_resize_averages_areas_of_the_centre_square(tmp_path):
-    wide = np.zeros((8, 14), np.uint8)
-    wide[:, 3:11] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile([[0, 4], [4, 8]], (4, 4))
-    wide[:, :3] = wide[:, 11:] = 255  # what the square leaves out
+def test_a_box_averages_areas_of_the_centre_square(tmp_path):
+    wide = np.zeros((8, 16), np.uint8)
+    wide[:, 4:12] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile([[0, 4], [4, 8]], (4, 4))
+    wide[:, :4] = wide[:, 12:] = 255  # what the square leaves out
     (tmp_path / "a.png").write_bytes(png(wide))
-    images, _ = sources.read(folder(tmp_path), resize=4)
+    images, _ = sources.read(folder(tmp_path), resize=4, resize_filter="box")
     assert np.array_equal(images.pixels[0, ..., 0], np.arange(16).reshape(4, 4) * 16 + 4)
 
 
@@ -299,6 +508,44 @@ def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
     name = "a.tif" if mode == "CMYK" else "a.png"
     Image.fromarray(COLOUR[0]).convert(mode).save(tmp_path / name)
     assert sources.read(folder(tmp_path))[0].pixels.shape == (1, 5, 5, channels)
+
+
+# ---- what messages call the settings -------------------------------------------------------------------------------------
+
+FLAGS = dict.fromkeys(STUDY, "--train") | {"image_column": "--image-column", "resize": "--resize", "colour": "--colour"}
+FLAGS |= {"label_column": "--label-column", "array": "--array", "label_array": "--label-column"}
+
+
+@pytest.mark.parametrize(
+    ("source", "key", "flag"),
+    [
+        ({"kind": "image_folder", "path": "none"}, "data.source.path = none", "--train = none"),
+        ({"kind": "parquet", "path": "none"}, "data.source.path = none", "--train = none"),
+        ({"kind": "npz", "path": "none"}, "data.source.path = none", "--train = none"),
+        ({"kind": "parquet", "path": "a.parquet", "image_column": "x"}, "data.source.image_column = x", "--image-column = x"),
+        ({"kind": "parquet", "path": "a.parquet", "label_column": "x"}, "data.source.label_column = x", "--label-column = x"),
+        ({"kind": "npz", "path": "a.npz", "array": "x"}, "data.source.array = x", "--array = x"),
+        ({"kind": "npz", "path": "a.npz", "label_array": "x"}, "data.source.label_array = x", "--label-column = x"),
+        ({"kind": "image_folder", "path": "sizes"}, "set data.resize for one size, data.colour", "set --resize for one size"),
+        ({"kind": "image_folder", "path": "a.zip"}, "data.source: ", "--train: "),
+    ],
+)
+def test_messages_name_keys_in_a_study_and_flags_in_a_command(tmp_path, monkeypatch, source, key, flag):
+    monkeypatch.chdir(tmp_path)
+    write_parquet(tmp_path / "a.parquet", GREY)
+    np.savez(tmp_path / "a.npz", images=GREY)
+    (tmp_path / "sizes").mkdir()
+    (tmp_path / "sizes" / "a.png").write_bytes(png(GREY[0]))
+    (tmp_path / "sizes" / "b.png").write_bytes(png(GREY[0, :4]))
+    (tmp_path / "a.zip").write_bytes(b"text")
+    source = TypeAdapter(config.Source).validate_python(source)
+    for names, word in ((STUDY, key), (FLAGS, flag)):
+        with pytest.raises((config.ConfigError, ArtifactError)) as error:
+            sources.read(source, names=names)
+        assert word in str(error.value)
+        assert str(error.value).startswith(names["source"])
+        assert ("--" in str(error.value)) is (names is FLAGS)
+        assert ("data." in str(error.value)) is (names is STUDY)
 
 
 # ---- the fetch step -----------------------------------------------------------------------------------------------------
@@ -460,7 +707,7 @@ def test_hub_layouts(stored, options, expected):
 def test_a_hub_configuration_must_be_named_where_there_are_several():
     from afterimage.data.parquet import _files_of
 
-    with pytest.raises(config.ConfigError, match="several configurations have a split 'train': a, b; name one"):
+    with pytest.raises(config.ConfigError, match="several configurations with a split 'train': a, b; name one"):
         _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source(), Reading())
     with pytest.raises(config.ConfigError, match="in configuration 'c'; it has: a/train-0"):
         _files_of("train", ["a/train-0.parquet"], hub_source(config="c"), Reading())

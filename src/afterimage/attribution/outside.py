@@ -176,6 +176,7 @@ def run(args: argparse.Namespace) -> None:
         raise ArtifactError(f"--pipeline: {error}") from error
     if opened.classes is not None:  # labels are asked for only where the network takes them
         read = {name: image_sets.read_set(name, args, labels=True) for name in read}
+        read["queries"] = image_sets.with_classes_of(read["train"], read["queries"])
     sets = {name: each.images for name, each in read.items()}
     (train, train_names), (queries, query_names) = ((each.images, each.names) for each in read.values())
     _check(opened, sets)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import struct
 import zipfile
-import zlib
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
@@ -14,12 +12,10 @@ import numpy as np
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
+from afterimage.data import zips
 from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 
-_DAMAGE = (
-    *(zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error),
-    *(MemoryError, OverflowError, TypeError, SyntaxError),
-)
+_DAMAGE = (*zips.DAMAGE, MemoryError, OverflowError, TypeError, SyntaxError)
 """What zipfile, and numpy reading an array's header, raise on a damaged file."""
 
 
@@ -35,7 +31,9 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
         raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no such file")
     refuse_pointer(path)
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zips.opened(path) as archive:
+            for info in archive.infolist():
+                zips.same_name(archive, info)
             forms = {name.removesuffix(".npy"): _form(archive, name) for name in archive.namelist() if name.endswith(".npy")}
             name = _image_array(forms, source, reading, path)
             labelled = _label_array(forms, name, source, reading, path)

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import os
-import struct
-import zipfile
-import zlib
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
-from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
+from afterimage.data import zips
 from afterimage.data.pictures import SUFFIXES, is_image
 from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 
@@ -119,17 +116,17 @@ def walk(root: Path, ignored: dict[str, str]) -> dict[str, Path]:
 
 # ---- zips ---------------------------------------------------------------------------------------------------------------
 
-ZIP_DAMAGE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, LZMAError)
-"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
-
 
 def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
     """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones go into ``ignored``."""
     refuse_pointer(path)
     try:
-        archive = zipfile.ZipFile(path)
-    except ZIP_DAMAGE as error:
-        raise ArtifactError(f"{path} is neither a folder, an image nor a zip file: {error}") from error
+        archive = zips.opened(path)
+        for info in archive.infolist():
+            if not is_image(info.filename):
+                zips.same_name(archive, info)
+    except zips.DAMAGE as error:
+        raise ArtifactError(f"{path} is neither a folder, an image nor a sound zip file: {error}") from error
     members = {info: PurePosixPath(info.filename).as_posix() for info in archive.infolist() if not info.is_dir()}
     twice = [name for name, count in Counter(members.values()).items() if count > 1]
     if twice:

@@ -65,10 +65,10 @@ def _expand(key: str, patterns: str | list[str], reading: Reading, ignored: dict
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         text = configs.expand(pattern)
-        there = [text] if os.path.exists(text) else sorted(glob.glob(text, recursive=True))
+        there = matching(text)
         if not there:
             raise configs.ConfigError(f"{reading.names[key]} = {pattern}: no such file, and it matches no file")
-        for path in map(Path, there):
+        for path in there:
             found += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
     return found
 
@@ -84,6 +84,16 @@ def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]
     if len(parts) > 1:
         raise configs.ConfigError(f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one")
     return [files[name] for name in names]
+
+
+def matching(text: str) -> list[Path]:
+    """Return what exists as it is written, or else what matches the pattern, of which as many folders as exist stand for themselves."""
+    path = Path(text)
+    exists = next(part for part in (path, *path.parents) if part.exists())
+    rest = path.relative_to(exists)
+    if exists == path:
+        return [path]
+    return [Path(found) for found in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))]
 
 
 def is_parquet(name: str) -> bool:
@@ -215,8 +225,9 @@ def _contents(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a file; its path is made absolute, since pyarrow takes ``~`` at its head for the home folder."""
     try:
-        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             yield file
     except (configs.ConfigError, ArtifactError):
         raise

@@ -16,7 +16,7 @@ import numpy as np
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, Images, sha256
 from afterimage.config.data import Crop, ResizeFilter
-from afterimage.data import archive, arrays, folder, parquet, pictures
+from afterimage.data import archive, arrays, folder, parquet, pictures, zips
 from afterimage.data.pictures import Colour, Transform
 from afterimage.data.records import STUDY, Contents, Reading, Record
 
@@ -113,7 +113,7 @@ def _read(
             continue
         try:
             found = list(pictures.decode(record.load(), transform))
-        except (*pictures.DAMAGE, *folder.ZIP_DAMAGE) as error:
+        except (*pictures.DAMAGE, *zips.DAMAGE) as error:
             bad.append({"name": record.name, "reason": str(error) or type(error).__name__})
             continue
         for picture in found:

@@ -6,11 +6,10 @@ Every reader's messages name flags here, where a study's name keys.
 from __future__ import annotations
 
 import argparse
-import glob
 import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -90,7 +89,7 @@ class ImageSet:
         for entry in manifest["ignored"]:
             left_out.setdefault(entry["reason"], []).append(entry["name"])
         for reason, names in left_out.items():
-            said.append(f"{flag}: {_count(len(names), 'entry', 'entries')} left out ({reason}): {_listed(names)}")
+            said.append(f"{flag}: {len(names)} left out, {reason}: {_listed(names)}")
         if manifest["skipped"]:
             names = [f"{entry['name']} ({entry['reason']})" for entry in manifest["skipped"]]
             said.append(f"{flag}: {_count(len(names), 'image')} skipped: {_listed(names)}")
@@ -165,6 +164,31 @@ def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> Image
     )
 
 
+def with_classes_of(other: ImageSet, images: ImageSet) -> ImageSet:
+    """Return ``images`` with labels numbered as those of ``other``, where names (of folders, or in a column) stand for labels.
+
+    Raises:
+        ConfigError: if it has classes that ``other`` has not.
+    """
+    known, own = other.manifest["class_names"], images.manifest["class_names"]
+    if own is None or known == own:
+        return images
+    unknown = sorted(set(own) - set(known or []))
+    if unknown:
+        raise ConfigError(
+            f"--{images.name}: its classes {_listed(unknown)} are none of --{other.name}, which has {_listed(known or ['none'])}"
+        )
+    codes = np.array([known.index(name) for name in own], np.int64)
+    labels = np.where(images.images.labels < 0, -1, codes[images.images.labels])
+    renumbered = replace(images.images, labels=labels)
+    return replace(
+        images,
+        images=renumbered,
+        manifest=images.manifest | {"class_names": known},
+        sha256=sha256(renumbered.pixels, labels),
+    )
+
+
 def sha256(*arrays: np.ndarray) -> str:
     """Return the sha256 of the bytes of arrays, one after the other."""
     total = hashlib.sha256()
@@ -232,11 +256,12 @@ def _kind_of(flag: str, text: str) -> tuple[str, dict[str, Any]]:
             return "image_folder", {"path": text}
     elif hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text):
         return "huggingface", {"dataset": hub[1], "revision": hub[2]}
-    elif any(parquet.is_parquet(found) for found in glob.iglob(str(path), recursive=True)):
+    elif any(parquet.is_parquet(found.name) for found in parquet.matching(str(path))):
         return "parquet", {"path": text}
-    what = "not" if path.exists() else "no such file, and not"
+    elif path.suffix.lower() in (".npz", ".zip", *parquet.SUFFIXES, *pictures.SUFFIXES):
+        raise ConfigError(f"{flag}: {text}: no such file")
     raise ConfigError(
-        f"{flag} {text}: {what} a folder or zip of images, an image, an .npz, a parquet file, folder or pattern of these, or a "
+        f"{flag} {text}: not a folder or zip of images, an image, an .npz, a parquet file, folder or pattern of these, or a "
         "Hub data set (owner/name@revision)"
     )
 
@@ -287,8 +312,8 @@ def _for(kinds: Sequence[str]) -> str:
     return " or ".join({"parquet": "parquet", "npz": "an .npz"}[kind] for kind in kinds if kind != "huggingface")
 
 
-def _count(number: int, one: str, many: str = "") -> str:
-    return f"{number} {one if number == 1 else many or one + 's'}"
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -1,0 +1,45 @@
+"""Opening a zip file, an ``.npz`` too, and knowing that it is whole."""
+
+from __future__ import annotations
+
+import struct
+import zipfile
+import zlib
+from contextlib import suppress
+from lzma import LZMAError
+from pathlib import Path
+
+DAMAGE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, LZMAError)
+"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
+
+_END, _COUNT = b"PK\x05\x06", slice(10, 12)  # the record at the end of a zip, and where in it the number of members stands
+_MANY = 0xFFFF  # stands for numbers that need more than two bytes
+_TAIL = 22 + 0xFFFF  # bytes of the longest such record
+
+
+def opened(path: Path) -> zipfile.ZipFile:
+    """Open a zip file.
+
+    Raises:
+        DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops those behind a damaged
+            entry of its list without a word.
+    """
+    archive = zipfile.ZipFile(path)
+    with path.open("rb") as stream:
+        stream.seek(max(0, path.stat().st_size - _TAIL))
+        tail = stream.read()
+    said = int.from_bytes(tail[tail.rfind(_END) :][_COUNT], "little")
+    if said not in (_MANY, len(archive.infolist())):
+        archive.close()
+        raise zipfile.BadZipFile(f"its end says {said} members, but its list has {len(archive.infolist())}")
+    return archive
+
+
+def same_name(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Check that a member that is not read has the name that the list gives it, and so is what it is taken for.
+
+    Raises:
+        BadZipFile: if the name at the member differs.
+    """
+    with suppress(RuntimeError):  # encrypted, or packed in a way that is not known: the name was compared before
+        archive.open(info).close()
