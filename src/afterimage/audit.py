@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import math
 import time
 from dataclasses import replace
@@ -66,7 +67,7 @@ keys of audit.json:
   alpha       the thresholds used, by anchor
   quality     by metric: value, low, high, and holdout (the same measure of real images; the floor), or null
   quality_missing
-              why quality could not be measured, or null
+              by metric: why it could not be measured
   facts       what the attack records of itself
   inputs      sha256 of what was read, and of the weights; how each set was read
   settings    everything that the numbers depend on; with seed and version
@@ -145,9 +146,9 @@ def run(args: argparse.Namespace) -> None:
     statistics = config.Statistics()
     extraction = extract(samples.images, train.images, settings, statistics, args.seed, flips=args.flips, holdout=holdout)
     qualities: pd.DataFrame | None = None
-    missing: str | None = "no --holdout was given: measured against training images, quality would reward copying"
+    missing = {"quality": "needs --holdout: measured against training images it would reward copying"}
     if holdout is not None:
-        qualities, missing = _quality(samples.images, holdout, quality_settings, statistics, args.seed)
+        qualities, missing = quality.against_holdout(samples.images, holdout, quality_settings, statistics, args.seed)
 
     pairs = _named(extraction.pairs, samples, train)
     training = _training(extraction, samples, train)
@@ -155,7 +156,8 @@ def run(args: argparse.Namespace) -> None:
     given = {flag: str(value) for flag in ("pipeline", *SETS) if (value := getattr(args, flag)) is not None}
     record = _record(extraction, qualities, sets, settings)
     if extraction.left_out is not None:
-        record["left_out"] = _named(extraction.left_out, sets["holdout"], train).to_dict("records")
+        named = _named(extraction.left_out, sets["holdout"], train)[list(extraction.left_out)]
+        record["left_out"] = json.loads(named.to_json(orient="records"))
     record |= {
         "notices": notices,
         "limits": _limits(extraction, samples.images, record, settings.anchor),
@@ -252,25 +254,17 @@ def _by_content(train: Images) -> Images:
     return replace(train, sources=train.ids[first[inverse]])
 
 
-def _quality(
-    samples: Images, holdout: Images, settings: config.Quality, statistics: config.Statistics, seed: int
-) -> tuple[pd.DataFrame | None, str | None]:
-    """Return the quality table, or why there is none: a side measure never stops the attack."""
-    try:
-        return quality.against_halves(samples, holdout, settings, statistics, seed), None
-    except ConfigError as error:
-        return None, f"{len(samples)} generations and {len(holdout)} held-out images are too few: {error}"
-
-
 # ---- what is written ----------------------------------------------------------------------------------------------------
 
 
 def _named(table: pd.DataFrame, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
     """Return a table of pairs with names in place of ids, and the rows of both images."""
     table = table.copy()
-    table["sample_row"] = pd.Index(samples.images.ids).get_indexer(table["sample"])
-    table["nearest_row"] = pd.Index(train.images.ids).get_indexer(table["nearest"])
-    table["sample"], table["nearest"] = samples.names[table["sample_row"]], train.names[table["nearest_row"]]
+    for column, images in (("sample", samples), ("nearest", train)):
+        rows = pd.Index(images.images.ids).get_indexer(table[column])
+        names = images.names[rows].astype(object)
+        names[rows < 0] = None
+        table[f"{column}_row"], table[column] = rows, names if (rows < 0).any() else images.names[rows]
     return table
 
 
@@ -434,6 +428,6 @@ def _print(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: 
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for name, value, interval in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
-    if record["quality_missing"]:
-        print(f"no quality: {record['quality_missing']}")
+    for metric, reason in record["quality_missing"].items():
+        print(f"{metric} {reason}")
     print(f"\n{', '.join(FILES)} written to {out}")

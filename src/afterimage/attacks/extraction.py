@@ -41,13 +41,11 @@ from afterimage.attacks import adaptive, calibration, detail, mq, twins, verdict
 from afterimage.attacks.results import Reading, Results
 from afterimage.attacks.target import Scores, Target, different
 from afterimage.attacks.twins import Planted, Ranking
+from afterimage.metrics import near_duplicates
 
 STEP = "attack/extraction"
 
 FIXED, CALIBRATED = "fixed", "calibrated"
-NEAR = 0.15
-"""Held-out images at or below this relative distance are near-duplicates of a training image. None of 6,350 independent images came
-that near (997 digits, 3,000 of MNIST, 2,000 of CIFAR-10, 353 emoji); light noise and re-encoding mostly do."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class Extraction:
         holdout_pairs: With held-out images.
         twins, precision_recall: With a planted truth; empty where nothing is planted.
         left_out: Held-out images that were left out: sample, nearest, l2, and kind (exact or near duplicate of a training
-            image, or repeated: the same image as an earlier held-out one); None without held-out images.
+            image, or repeated: the same as an earlier held-out one, with no nearest); None without held-out images.
         readings: The thresholds used.
         verdict: The answer, with the headline anchor.
         headline: Flat name -> number, with the headline anchor.
@@ -132,7 +130,7 @@ def extract(
     if holdout is not None:
         _check_shapes(train, holdout, "held-out images")
         held = target.score(holdout.pixels)
-        left_out = _left_out(holdout, train, held)
+        left_out = _left_out(holdout, train, flips)
         kept = ~np.isin(holdout.ids, left_out["sample"])
         facts["holdout_left_out"] = left_out["kind"].value_counts().to_dict()
         facts["holdout_smallest_rate"] = calibration.smallest_rate(int(kept.sum()))
@@ -218,13 +216,16 @@ def _check_shapes(train: Images, images: Images, name: str, may_be_empty: bool =
         raise ArtifactError(f"there are no {name}")
 
 
-def _left_out(holdout: Images, train: Images, scores: Scores) -> pd.DataFrame:
+def _left_out(holdout: Images, train: Images, flips: bool) -> pd.DataFrame:
     """Return the held-out images that are training images, exactly or nearly, or that repeat an earlier held-out image."""
+    duplicates = near_duplicates.find(holdout.pixels, train.pixels, flips)
     kind = np.full(len(holdout), "", object)
     kind[~np.isin(np.arange(len(holdout)), different(holdout.pixels)[0])] = "repeated"
-    kind[scores.relative["training"] <= NEAR] = "near"
-    kind[scores.distance == 0] = "exact"
-    table = pd.DataFrame({"sample": holdout.ids, "nearest": train.ids[scores.row], "l2": scores.distance, "kind": kind})
+    kind[duplicates.rows >= 0] = "near"
+    kind[duplicates.exact] = "exact"
+    nearest = train.ids[duplicates.rows].astype(object)
+    nearest[duplicates.rows < 0] = None
+    table = pd.DataFrame({"sample": holdout.ids, "nearest": nearest, "l2": duplicates.distances, "kind": kind})
     return table[kind != ""].reset_index(drop=True)
 
 

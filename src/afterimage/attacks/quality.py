@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,12 @@ from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError, Images
 from afterimage.attacks import calibration
 from afterimage.attacks.extraction import trained_rows
+from afterimage.config import ConfigError
 from afterimage.metrics import classifier, intervals, quality, similarity, spaces
 from afterimage.metrics.spaces import Space
 
 STEP = "attack/quality"
+COLUMNS = ["metric", "of", "value", "low", "high"]
 
 
 def measure(
@@ -65,42 +68,105 @@ def measure(
         ConfigError: if a set is too small for the settings.
     """
     compared = {"generations": samples} | ({} if holdout is None else {"holdout": holdout})
+    _check_shapes(compared, reference)
+    features = {name: space(images.pixels) for name, images in compared.items()}
+    return _table(features, space(reference.pixels), settings, statistics, seed, balls=True)
+
+
+def against_holdout(
+    samples: Images, holdout: Images, settings: config.Quality, statistics: config.Statistics, seed: int
+) -> tuple[pd.DataFrame, dict[str, str]]:
+    """Measure generations where the held-out images are all the unseen images that there are: one half is the reference.
+
+    The other half, the control, is the floor. The halves are those of the extraction attack, and the classifier, where it is
+    the space, is trained on the reference half only. Sets that are too small stop nothing: what needs more is left out.
+
+    Args:
+        samples: The generations, at least one.
+        holdout: Real images that the model did not see, at least one.
+        settings: Of the measures.
+        statistics: Of the intervals.
+        seed: Root seed of halves, classifier, subsets and resamples.
+
+    Returns:
+        The table of ``measure``, with the metrics that can be computed for generations and control alike, and metric -> reason
+        for all others, in words that stand after the metric's name and hold no key of a study.
+
+    Raises:
+        ArtifactError: if the sets do not have images of one shape.
+        ConfigError: if the weights that the space needs are missing.
+    """
+    _check_shapes({"generations": samples}, holdout)
+    calibrates = calibration.halves(len(holdout), seed) if len(holdout) > 1 else np.zeros(len(holdout), bool)
+    reference, control = holdout.take(calibrates), holdout.take(~calibrates)
+    smallest = _smallest(settings)
+    sizes = f"{len(samples)} generations and {len(reference)} + {len(control)} held-out images (reference + control)"
+    fewest = min(len(samples), len(reference), len(control))
+    reasons = {
+        metric: f"needs at least {images} images of each kind, not {sizes}"
+        for metric, images in smallest.items()
+        if fewest < images
+    }
+    nothing = pd.DataFrame(columns=COLUMNS)
+    if len(reasons) == len(smallest):
+        return nothing, reasons
+    if settings.features == "classifier":
+        height, width = holdout.pixels.shape[1:3]
+        if min(height, width) < classifier.SMALLEST_SIDE:
+            small = f"needs images of side {classifier.SMALLEST_SIDE} or more for its classifier, not {height} x {width}"
+            return nothing, dict.fromkeys(smallest, small)
+        try:
+            network, _, _ = classifier.fit(reference, config.Classifier(), seed)
+        except ConfigError:  # the sizes fit, so it is the loss
+            return nothing, dict.fromkeys(smallest, "needs a classifier, whose training on the reference images diverged")
+        space: Space = lambda images: classifier.embed_with(network, images).astype(np.float64)  # noqa: E731
+    else:
+        space = spaces.find(settings, None)
+    features = {"generations": space(samples.pixels), "holdout": space(control.pixels)}
+    return _table(features, space(reference.pixels), settings, statistics, seed, balls=not reasons), reasons
+
+
+def _check_shapes(compared: dict[str, Images], reference: Images) -> None:
     for name, images in compared.items():
         if images.pixels.shape[1:] != reference.pixels.shape[1:]:
             shapes = f"{images.pixels.shape[1:]}, but the reference images {reference.pixels.shape[1:]}"
             raise ArtifactError(f"the {name} have shape {shapes}")
-    real = space(reference.pixels)
-    frechet = quality.Frechet(quality.Gaussian.fit(real))
-    rows = []
-    for name, images in compared.items():
-        features = space(images.pixels)
-        for metric, (value, low, high) in _numbers(features, real, frechet, settings, statistics, seed, name).items():
-            rows.append({"metric": metric, "of": name, "value": value, "low": low, "high": high})
-    return pd.DataFrame(rows)
 
 
-def against_halves(
-    samples: Images, holdout: Images, settings: config.Quality, statistics: config.Statistics, seed: int
+def _smallest(settings: config.Quality) -> dict[str, int]:
+    """Return metric -> how many images of each kind it needs, in the order of the table."""
+    moments = ("FID" if settings.features == "inception" else "FD", "KID", "KID_sd")
+    balls = (field.name for field in fields(quality.Overlap))
+    needed = dict.fromkeys(moments, 2) | dict.fromkeys(balls, settings.neighbours + 1)
+    return {f"{metric}[{settings.features}]": images for metric, images in needed.items()}
+
+
+def _table(
+    features: dict[str, np.ndarray],
+    real: np.ndarray,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
+    *,
+    balls: bool,
 ) -> pd.DataFrame:
-    """Measure generations, and one half of the held-out images as the floor, against the other half.
-
-    Arguments and errors are those of ``measure``. A classifier, where it is the space, is trained on the half measured against.
-    """
-    reference_rows = calibration.halves(len(holdout), seed)
-    reference, control = holdout.take(reference_rows), holdout.take(~reference_rows)
-    if settings.features == "classifier":
-        network, _, _ = classifier.fit(reference, config.Classifier(), seed)
-        space: Space = partial(_embedding, network)
-    else:
-        space = spaces.find(settings, None)
-    return measure(samples, reference, settings, statistics, seed, space, holdout=control)
+    """Return the rows of all named features, (N, D), against those of the reference images; without ``balls`` the moments only."""
+    frechet = quality.Frechet(real)
+    rows = []
+    for name, compared in features.items():
+        numbers = _moments(compared, real, frechet, settings, statistics, seed, name)
+        if balls:
+            numbers |= _balls(compared, real, settings, statistics, seed, name)
+        for metric, (value, low, high) in numbers.items():
+            rows.append({"metric": f"{metric}[{settings.features}]", "of": name, "value": value, "low": low, "high": high})
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
-def _embedding(network: Any, images: np.ndarray) -> np.ndarray:
-    return classifier.embed_with(network, images).astype(np.float64)
+Numbers = dict[str, tuple[float, float | None, float | None]]
+"""Metric -> value, low, high."""
 
 
-def _numbers(
+def _moments(
     features: np.ndarray,
     real: np.ndarray,
     frechet: quality.Frechet,
@@ -108,33 +174,34 @@ def _numbers(
     statistics: config.Statistics,
     seed: int,
     name: str,
-) -> dict[str, tuple[float, float | None, float | None]]:
-    """Return metric -> value, low, high of one set of features."""
+) -> Numbers:
+    """Return the Fréchet distance and KID of one set of features."""
 
     def rng(metric: str) -> np.random.Generator:
         return seeds.numpy_rng(seed, "quality", metric, name)
 
-    space, resamples, confidence = settings.features, statistics.bootstrap, statistics.confidence
-    fd = frechet.to(quality.Gaussian.fit(features))
-    fds = intervals.resampled(
-        lambda rows: frechet.to(quality.Gaussian.fit(features[rows])), len(features), resamples, rng("fd")
-    )
-    low, high = intervals.normal(fd, fds, confidence)
-    numbers: dict[str, tuple[float, float | None, float | None]] = {
-        f"{'FID' if space == 'inception' else 'FD'}[{space}]": (fd, max(0.0, low), high)
-    }
+    resamples, confidence = statistics.bootstrap, statistics.confidence
+    distance = frechet.of_rows(features)
+    fd = distance(np.arange(len(features)))
+    low, high = intervals.normal(fd, intervals.resampled(distance, len(features), resamples, rng("fd")), confidence)
     kid, spread = quality.kid(features, real, settings.kid_subsets, settings.kid_subset_size, rng("kid"))
     moved = quality.resampled_mmd2(features, real, resamples, rng("kid interval"))
-    numbers[f"KID[{space}]"] = (kid, *intervals.basic(kid, kid + moved, confidence))
-    numbers[f"KID_sd[{space}]"] = (spread, None, None)
-    overlap = quality.overlap(features, real, settings.neighbours)
-    for metric, each in vars(overlap).items():
-        numbers[f"{metric}[{space}]"] = (
-            float(each.mean()),
-            *intervals.percentile(
-                intervals.resampled(partial(_of_rows, np.mean, each), len(each), resamples, rng(metric)), confidence
-            ),
-        )
+    return {
+        "FID" if settings.features == "inception" else "FD": (fd, max(0.0, low), high),
+        "KID": (kid, *intervals.basic(kid, kid + moved, confidence)),
+        "KID_sd": (spread, None, None),
+    }
+
+
+def _balls(
+    features: np.ndarray, real: np.ndarray, settings: config.Quality, statistics: config.Statistics, seed: int, name: str
+) -> Numbers:
+    """Return precision, density, recall and coverage of one set of features."""
+    numbers: Numbers = {}
+    for metric, each in vars(quality.overlap(features, real, settings.neighbours)).items():
+        rng = seeds.numpy_rng(seed, "quality", metric, name)
+        resampled = intervals.resampled(partial(_of_rows, np.mean, each), len(each), statistics.bootstrap, rng)
+        numbers[metric] = (float(each.mean()), *intervals.percentile(resampled, statistics.confidence))
     return numbers
 
 

@@ -22,14 +22,13 @@ from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError, Images
-from afterimage.attacks.extraction import NEAR
-from afterimage.attacks.target import Target
 from afterimage.attribution import attributors, compute
 from afterimage.attribution.evidence import Evidence, Side
 from afterimage.attribution.scores import finite, leaders
 from afterimage.config import ConfigError
 from afterimage.config.base import Block
 from afterimage.diffusion.pipelines import Opened, open_pipeline
+from afterimage.metrics import near_duplicates
 from afterimage.standalone import images as image_sets
 from afterimage.standalone import output
 
@@ -269,11 +268,10 @@ def _settings(args: argparse.Namespace) -> Settings:
 
 def _trained_on(queries: Images, names: np.ndarray, train: Images) -> list[str]:
     """Return a sentence on the queries that are training images themselves, exactly or nearly."""
-    scores = Target(train.pixels, config.Extraction(), flips=False).score(queries.pixels)
-    same = scores.relative["training"] <= NEAR
+    duplicates = near_duplicates.find(queries.pixels, train.pixels, flips=False)
+    same, exact = duplicates.rows >= 0, int(duplicates.exact.sum())
     if not same.any():
         return []
-    exact = int((scores.distance == 0).sum())
     listed = ", ".join(str(name) for name in names[same][: image_sets.NAMED])
     return [f"--queries: {same.sum()} of {len(queries)} are training images themselves ({exact} exactly): {listed}"]
 

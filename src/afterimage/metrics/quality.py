@@ -1,8 +1,8 @@
 """Distances and overlaps of two sets of features: Fréchet distance, KID, precision, recall, density and coverage.
 
-- Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the fitted Gaussians. The last trace
-  is the sum of the roots of the eigenvalues of S1^(1/2) S2 S1^(1/2), which is symmetric, so no general matrix root is needed and
-  covariances without full rank are no special case.
+- Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the fitted Gaussians. With any A and B
+  such that S1 = A A^T and S2 = B B^T the last trace is the nuclear norm of A^T B. Centred features divided by the root of N - 1
+  are such matrices, so that no covariance is made, and neither many dimensions nor few images are a special case.
 - KID (Bińkowski et al. 2018): the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over random subsets.
 - Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): overlap of the unions of balls that
   reach from each point to its k-th nearest other point of the same set. Balls are closed.
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,41 +22,65 @@ from afterimage.config import ConfigError
 # ---- Fréchet distance ---------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Gaussian:
-    """Mean, float64 (D,), and covariance, float64 (D, D), of features."""
+class Frechet:
+    """Fréchet distance from the Gaussian that is fitted to reference features, with the unbiased covariance."""
 
-    mean: np.ndarray
-    covariance: np.ndarray
-
-    @classmethod
-    def fit(cls, features: np.ndarray) -> Gaussian:
-        """Fit to features, (N, D), with the unbiased covariance.
+    def __init__(self, reference: np.ndarray):
+        """Fit to features, float64 (N, D).
 
         Raises:
             ConfigError: for fewer than two features, or features that are not finite.
         """
-        if len(features) < 2:
-            raise ConfigError(f"a Fréchet distance needs at least 2 images on each side, not {len(features)}")
-        if not np.isfinite(features).all():
-            raise ConfigError("features hold values that are not finite")
-        return cls(features.mean(axis=0), np.atleast_2d(np.cov(features, rowvar=False)))
+        _check(reference)
+        self._mean = reference.mean(axis=0)
+        triangle = np.linalg.qr((reference - self._mean) / np.sqrt(len(reference) - 1), mode="r")
+        self._root = triangle.T  # A, (D, min(N, D))
+        self._variance = (triangle**2).sum()  # Tr S1
+
+    def to(self, features: np.ndarray) -> float:
+        """Return the distance (squared, as is the custom) to features, float64 (M, D); at least 0.
+
+        Raises:
+            ConfigError: for fewer than two features, or features that are not finite.
+        """
+        return self.of_rows(features)(np.arange(len(features)))
+
+    def of_rows(self, features: np.ndarray) -> Callable[[np.ndarray], float]:
+        """Return the distance to any rows of the features, as a function of rows, int64 (M,), which may repeat.
+
+        The features are multiplied by the reference once; what is left for each call is an eigenvalue problem of at most as many
+        dimensions as there are different rows, reference images or features, whichever are fewest.
+
+        Raises:
+            ConfigError: for fewer than two features, or features that are not finite.
+        """
+        _check(features)
+        gaps = features - self._mean
+        centre = gaps.mean(axis=0)
+        products = (gaps - centre) @ self._root
+        squares = ((gaps - centre) ** 2).sum(axis=1)
+
+        def distance(rows: np.ndarray) -> float:
+            times = np.bincount(rows, minlength=len(features))
+            seen = np.flatnonzero(times)
+            weights = times[seen] / len(rows)
+            gap = weights @ gaps[seen]
+            variance = weights @ squares[seen] - ((gap - centre) ** 2).sum()
+            cross = products[seen] - weights @ products[seen]
+            cross *= np.sqrt(weights)[:, None]
+            gram = cross @ cross.T if len(cross) <= cross.shape[1] else cross.T @ cross
+            scale = len(rows) / (len(rows) - 1)  # from 1 / M to the unbiased 1 / (M - 1)
+            trace = np.sqrt(scale * np.linalg.eigvalsh(gram).clip(0)).sum()
+            return float(max(0.0, (gap**2).sum() + self._variance + scale * variance - 2 * trace))
+
+        return distance
 
 
-class Frechet:
-    """Fréchet distance from a fixed Gaussian, whose matrix root is taken once."""
-
-    def __init__(self, reference: Gaussian):
-        self.reference = reference
-        values, vectors = np.linalg.eigh(reference.covariance)
-        self._root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
-
-    def to(self, other: Gaussian) -> float:
-        """Return the distance (squared, as is the custom), at least 0."""
-        product = self._root @ other.covariance @ self._root
-        cross = np.sqrt(np.linalg.eigvalsh((product + product.T) / 2).clip(0)).sum()
-        spread = np.trace(self.reference.covariance) + np.trace(other.covariance) - 2 * cross
-        return float(max(0.0, ((self.reference.mean - other.mean) ** 2).sum() + spread))
+def _check(features: np.ndarray) -> None:
+    if len(features) < 2:
+        raise ConfigError(f"a Fréchet distance needs at least 2 images on each side, not {len(features)}")
+    if not np.isfinite(features).all():
+        raise ConfigError("features hold values that are not finite")
 
 
 # ---- KID ----------------------------------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
         reference = artifacts.load_images(args.reference)
         space = spaces.find(measures, args.classifier)
         near = centred(spaces.find(measures, args.classifier, measures.similarity), reference)
-        frechet, seen = quality.Frechet(quality.Gaussian.fit(space(reference.pixels))), near(train.pixels)
+        frechet, seen = quality.Frechet(space(reference.pixels)), near(train.pixels)
         rows = []
         for low, high in ranges(settings["switch_timesteps"], scheduler["num_train_timesteps"]):
             net = swapped(control, blocks, low, high).eval().to(PartialState().device)
@@ -87,6 +87,6 @@ def run(args: argparse.Namespace) -> None:
             found = similarity.top1(near(pixels), seen)
             flags = adaptive.flagged(target.score(pixels).relative[attack.anchor], attack.alpha)
             row = {"low": low, "high": high, "R": similarity.replication(found), "similarity": found.mean()}
-            rows.append(row | {"flagged_generations": flags.mean(), "FD": frechet.to(quality.Gaussian.fit(space(pixels)))})
+            rows.append(row | {"flagged_generations": flags.mean(), "FD": frechet.to(space(pixels))})
         pd.DataFrame(rows).to_csv(step.folder / "table.csv", index=False)
         step.note(generations=len(ids), ranges=len(rows))

@@ -73,7 +73,7 @@ def render(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: 
         extracted=extracted.head(50).round(3).to_numpy().tolist(),
         more=max(0, len(extracted) - 50),
         rows=rows,
-        notes=[*NOTES, *([f"No quality: {record['quality_missing']}."] if record["quality_missing"] else [])],
+        notes=[*NOTES, *(f"{metric} {reason}." for metric, reason in record["quality_missing"].items())],
         figures=drawn,
         settings=[(name, value) for name, value in record["settings"].items() if value is not None],
     )
