@@ -11,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
+from sklearn.datasets import load_digits
 
 from afterimage.artifacts import Images, load_images
 from afterimage.cli import main
 from afterimage.config import ConfigError
 from afterimage.data import planting
 from afterimage.data.split import split
+from afterimage.metrics import near_duplicates
 
 SIDE = 4
 
@@ -32,9 +34,13 @@ def images(count: int, classes: int = 3, seed: int = 0, test: int = 0, first_id:
     )
 
 
-def study(train, holdout, reference=None, official=False, plant=()):
+def study(train, holdout, reference=None, official=False, plant=(), flips=False):
     groups = [{"copies": c, "images": n, "perturbation": p} for c, n, p in plant]
-    return {"split": {"train": train, "holdout": holdout, "reference": reference, "official": official}, "plant": groups}
+    return {
+        "split": {"train": train, "holdout": holdout, "reference": reference, "official": official},
+        "plant": groups,
+        "flips": flips,
+    }
 
 
 @st.composite
@@ -62,7 +68,7 @@ def studies(draw):
 @given(studies())
 def test_parts_are_disjoint_and_complete(drawn):
     source, settings, seed = drawn
-    parts, index, manifest = split(source, settings, seed)
+    parts, index, _, manifest = split(source, settings, seed)
     planted = sum(group["images"] for group in settings["plant"])
     assert len(parts["train"]) == settings["split"]["train"]
     assert len(parts["holdout"]) == settings["split"]["holdout"]
@@ -81,7 +87,7 @@ def test_parts_are_disjoint_and_complete(drawn):
 @given(studies())
 def test_every_row_is_its_source_and_controls_are_never_trained_on(drawn):
     source, settings, seed = drawn
-    parts, index, _ = split(source, settings, seed)
+    parts, index, _, _ = split(source, settings, seed)
     row_of = {number: row for row, number in enumerate(source.ids.tolist())}
     trained = {image.tobytes() for image in parts["train"].pixels}
     for name in ("holdout", "reference", "twins"):
@@ -106,7 +112,7 @@ def test_every_row_is_its_source_and_controls_are_never_trained_on(drawn):
 @given(studies())
 def test_multiplicities_are_exact(drawn):
     source, settings, seed = drawn
-    parts, index, manifest = split(source, settings, seed)
+    parts, index, _, manifest = split(source, settings, seed)
     times = pd.Series(parts["train"].sources).value_counts()
     promised = {number: g["copies"] for g in manifest["planted"] for number in g["sources"]}
     for number, count in times.items():
@@ -129,7 +135,7 @@ def test_multiplicities_are_exact(drawn):
 @given(studies())
 def test_exact_copies_are_equal_and_perturbed_ones_are_near(drawn):
     source, settings, seed = drawn
-    parts, index, manifest = split(source, settings, seed)
+    parts, index, _, manifest = split(source, settings, seed)
     train = index[index["part"] == "train"].set_index("id")
     original = source.pixels[np.searchsorted(source.ids, parts["train"].sources)].astype(int)
     differs = (parts["train"].pixels != original).any(axis=(1, 2, 3))
@@ -146,18 +152,19 @@ def test_exact_copies_are_equal_and_perturbed_ones_are_near(drawn):
 @given(studies())
 def test_the_seed_decides_everything(drawn):
     source, settings, seed = drawn
-    first, index, manifest = split(source, settings, seed)
-    again, index_again, manifest_again = split(source, settings, seed)
+    first, index, left_out, manifest = split(source, settings, seed)
+    again, index_again, left_out_again, manifest_again = split(source, settings, seed)
     for name in first:
         assert np.array_equal(first[name].pixels, again[name].pixels)
         assert np.array_equal(first[name].ids, again[name].ids)
     pd.testing.assert_frame_equal(index, index_again)
+    pd.testing.assert_frame_equal(left_out, left_out_again)
     assert manifest == manifest_again
 
 
 def test_another_seed_draws_anew():
     source, settings = images(200), study(60, 40, 30, plant=[(4, 5, None)])
-    (first, _, _), (second, _, _) = split(source, settings, 1), split(source, settings, 2)
+    (first, *_), (second, *_) = split(source, settings, 1), split(source, settings, 2)
     for name in first:
         assert set(first[name].sources.tolist()) != set(second[name].sources.tolist())
 
@@ -166,7 +173,7 @@ def test_another_seed_draws_anew():
 @given(studies().filter(lambda drawn: drawn[1]["split"]["official"]))
 def test_the_official_parts_are_kept_apart(drawn):
     source, settings, seed = drawn
-    parts, _, _ = split(source, settings, seed)
+    parts, _, _, _ = split(source, settings, seed)
     assert not parts["train"].official_test.any()
     assert not parts["twins"].official_test.any()
     assert parts["holdout"].official_test.all()
@@ -234,11 +241,12 @@ def test_the_coin_makes_planted_and_twin_exchangeable():
 
 
 def test_byte_identical_controls_are_dropped_and_counted():
-    pixels = np.arange(40, dtype=np.uint8)[:, None, None, None] * np.ones((SIDE, SIDE, 1), np.uint8)
+    pixels = images(40).pixels
+    pixels[:, 0, 0, 0] = np.arange(40)
     doubled = Images.of(np.concatenate([pixels, pixels[:20]]))  # rows 40..59 double rows 0..19
     seen = {"identical_to_training": 0, "identical_to_holdout": 0}
     for seed in range(20):
-        parts, _, manifest = split(doubled, study(24, 10, None, plant=[(3, 4, None)]), seed)
+        parts, _, _, manifest = split(doubled, study(24, 10, None, plant=[(3, 4, None)]), seed)
         contents = {name: {int(image[0, 0, 0]) for image in part.pixels} for name, part in parts.items()}
         for control in ("holdout", "reference", "twins"):
             assert not contents["train"] & contents[control]
@@ -249,6 +257,189 @@ def test_byte_identical_controls_are_dropped_and_counted():
         assert used + sum(manifest["dropped"].values()) == 60
         seen = {name: seen[name] + manifest["dropped"][name] for name in seen}
     assert min(seen.values()) > 0
+
+
+def test_digits_are_split_as_they_were_before_near_duplicates_were_looked_for():
+    """None of theirs is left out, so that every image stands where it stood; the hashes are of that time."""
+    digits = load_digits()
+    source = Images.of(np.rint(digits.images / 16 * 255).astype(np.uint8)[..., None], labels=digits.target)
+    settings = study(1000, 400, None, plant=[(8, 16, None), (4, 8, {"noise": 0.02, "brightness": 0.0})])
+    _, _, left_out, manifest = split(source, settings, 0)
+    assert left_out.empty
+    assert {name: digest[:10] for name, digest in manifest["pixels_sha256"].items()} == {
+        "train": "6094f90c7b",
+        "holdout": "8cb09168d9",
+        "reference": "fc297e14fb",
+        "twins": "866ecf4efb",
+    }
+
+
+# ---- near-duplicates ----------------------------------------------------------------------------------------------------
+
+
+def almost(pixels, rng):
+    """The same pictures with noise of up to 6 in 255: a relative distance of about 0.03 among random images."""
+    return np.clip(pixels.astype(int) + rng.integers(-6, 7, pixels.shape), 0, 255).astype(np.uint8)
+
+
+def crowd(source, rows, originals, rng):
+    """The source with its rows replaced by near-duplicates of originals."""
+    pixels = source.pixels.copy()
+    pixels[rows] = almost(pixels[originals], rng)
+    return Images.of(pixels, ids=source.ids, labels=source.labels, official_test=source.official_test)
+
+
+@st.composite
+def crowded_studies(draw):
+    """A study as in ``studies``, images to spare, and a source where some are near-duplicates of others."""
+    plain, settings, seed = draw(studies())
+    rng = np.random.default_rng(draw(st.integers(0, 99)))
+    official = settings["split"]["official"]
+    extra = images(80, classes=3, seed=1000, test=40 if official else 0, first_id=9000)
+    plain = Images.of(
+        np.concatenate([plain.pixels, extra.pixels]),
+        ids=np.concatenate([plain.ids, extra.ids]),
+        labels=np.concatenate([plain.labels, extra.labels]),
+        official_test=np.concatenate([plain.official_test, extra.official_test]),
+    )
+    order = rng.permutation(len(plain))
+    copies = draw(st.integers(1, 20))
+    return plain, crowd(plain, order[:copies], order[copies : 2 * copies], rng), settings, seed
+
+
+@hypothesis_settings(max_examples=80, deadline=None)
+@given(crowded_studies(), st.booleans())
+def test_no_control_is_a_near_duplicate_of_a_training_image(drawn, flips):
+    _, source, settings, seed = drawn
+    parts, index, left_out, manifest = split(source, settings | {"flips": flips}, seed)
+    originals = parts["train"].take(~index.loc[index["part"] == "train", "perturbed"].to_numpy())
+    for name in ("holdout", "reference", "twins"):
+        for against in (parts["train"], originals):
+            assert (near_duplicates.find(parts[name].pixels, against.pixels, flips).rows == -1).all()
+    assert (near_duplicates.find(parts["reference"].pixels, parts["holdout"].pixels, flips).rows == -1).all()
+
+    used = np.concatenate([part.sources for part in parts.values()])
+    assert not set(left_out["id"]) & set(used.tolist())
+    assert left_out["id"].is_unique
+    row_of = {number: row for row, number in enumerate(source.ids.tolist())}
+    for row in left_out.to_dict("records"):
+        part = parts[row["like"]]
+        place = part.ids.tolist().index(row["nearest"])
+        assert part.sources[place] == row["source"]
+        gap = (part.pixels[place] / 255 - source.pixels[row_of[row["id"]]] / 255).ravel()
+        mirrored = (part.pixels[place] / 255 - source.pixels[row_of[row["id"]], :, ::-1] / 255).ravel()
+        sides = [gap, mirrored] if flips else [gap]
+        assert min(np.sqrt((side**2).mean()) for side in sides) == pytest.approx(row["distance"])
+        assert row["exact"] == (row["distance"] == 0)
+        assert row["relative"] <= near_duplicates.NEAR
+    assert sum(manifest["dropped"].values()) == len(left_out)
+    assert manifest["dropped"]["near_training"] == ((left_out["like"] == "train") & ~left_out["exact"]).sum()
+
+
+@hypothesis_settings(max_examples=80, deadline=None)
+@given(crowded_studies())
+def test_only_those_left_out_change_their_part(drawn):
+    """As the same study of a source without near-duplicates, whose parts are drawn from the same ids and labels."""
+    plain, source, settings, seed = drawn
+    before, _, none, _ = split(plain, settings, seed)
+    after, _, left_out, _ = split(source, settings, seed)
+    assert none.empty
+    assert np.array_equal(before["train"].sources, after["train"].sources)
+    gone = set(left_out["id"])
+    replaced = 0
+    for name, drawn_for in (("holdout", "holdout"), ("twins", "twin")):
+        lost = set(left_out.loc[left_out["drawn"] == drawn_for, "id"])
+        assert lost == gone & set(before[name].ids.tolist())
+        assert set(before[name].ids.tolist()) - lost <= set(after[name].ids.tolist())
+        assert len(before[name]) == len(after[name])
+        replaced += len(lost)
+    places = before["twins"].ids == after["twins"].ids
+    assert set(before["twins"].ids[~places].tolist()) == set(left_out.loc[left_out["drawn"] == "twin", "id"])
+    stayed = set(before["reference"].ids.tolist()) - gone
+    moved = stayed - set(after["reference"].ids.tolist())
+    assert len(moved) <= replaced  # into holdout or twins, where no image without a part was left
+    assert set(left_out.loc[left_out["drawn"] == "reference", "id"]) == gone & set(before["reference"].ids.tolist())
+
+
+@pytest.mark.parametrize("official", [False, True])
+def test_known_near_duplicates_are_left_out_and_named(official):
+    plain, rng = images(200, test=100), np.random.default_rng(0)
+    settings = study(60, 40, 30, official, plant=[(4, 5, None)])
+    before, *_ = split(plain, settings, 1)
+    row_of = {number: row for row, number in enumerate(plain.ids.tolist())}
+    victims = [before[name].ids[0] for name in ("holdout", "reference", "twins")]
+    models = before["train"].sources[:3]
+    source = crowd(plain, [row_of[v] for v in victims], [row_of[m] for m in models], rng)
+    parts, _, left_out, manifest = split(source, settings, 1)
+    assert left_out.set_index("id")["drawn"].to_dict() == dict(zip(victims, ("holdout", "reference", "twin"), strict=True))
+    assert left_out.set_index("id")["source"].to_dict() == dict(zip(victims, models, strict=True))
+    assert not left_out["exact"].any()
+    assert manifest["dropped"] == {"identical_to_training": 0, "near_training": 3, "identical_to_holdout": 0, "near_holdout": 0}
+    assert manifest["planted"][0]["twins"] == parts["twins"].ids.tolist()
+    assert (
+        parts["twins"].labels[0] == before["train"].labels[before["train"].sources == manifest["planted"][0]["sources"][0]][0]
+    )
+    assert {name: len(part) for name, part in parts.items()} == {"train": 60, "holdout": 40, "reference": 30, "twins": 5}
+
+
+def test_a_reference_image_like_a_held_out_one_is_left_out():
+    plain, settings = images(120), study(30, 40, None)
+    before, *_ = split(plain, settings, 1)
+    row_of = {number: row for row, number in enumerate(plain.ids.tolist())}
+    victim, model = before["reference"].ids[3], before["holdout"].ids[7]
+    source = crowd(plain, [row_of[victim]], [row_of[model]], np.random.default_rng(0))
+    parts, _, left_out, _ = split(source, settings, 1)
+    row = left_out.iloc[0]
+    assert (len(left_out), row["id"], row["drawn"], row["like"], row["nearest"]) == (1, victim, "reference", "holdout", model)
+    assert set(parts["reference"].ids) == set(before["reference"].ids) - {victim}
+    assert np.array_equal(parts["holdout"].ids, before["holdout"].ids)
+
+
+def test_mirror_images_count_where_the_model_is_trained_with_them():
+    plain = images(120)
+    before, *_ = split(plain, study(30, 40, 20), 1)
+    row_of = {number: row for row, number in enumerate(plain.ids.tolist())}
+    victim, model = before["holdout"].ids[0], before["train"].sources[0]
+    pixels = plain.pixels.copy()
+    pixels[row_of[victim]] = pixels[row_of[model], :, ::-1]
+    source = Images.of(pixels, ids=plain.ids, labels=plain.labels)
+    (without, _, nothing, _), (_, _, left_out, manifest) = (
+        split(source, study(30, 40, 20, flips=flips), 1) for flips in (False, True)
+    )
+    assert nothing.empty
+    assert victim in without["holdout"].ids
+    assert left_out["id"].tolist() == [victim]
+    assert manifest["dropped"]["identical_to_training"] == 1
+
+
+def test_many_perturbed_copies_hide_no_near_duplicate():
+    """60 copies near each other make each other's mean distance as small as a near-duplicate's own."""
+    plain, settings = images(200), study(90, 40, 30, plant=[(60, 1, {"noise": 0.03, "brightness": 0.0})])
+    before, *_ = split(plain, settings, 1)
+    sources, times = np.unique(before["train"].sources, return_counts=True)
+    planted, victim = sources[times > 1][0], before["holdout"].ids[0]
+    row_of = {number: row for row, number in enumerate(plain.ids.tolist())}
+    source = crowd(plain, [row_of[victim]], [row_of[planted]], np.random.default_rng(0))
+    _, _, left_out, _ = split(source, settings, 1)
+    assert left_out[["id", "source"]].to_numpy().tolist() == [[victim, planted]]
+
+
+def test_too_few_images_that_are_no_near_duplicates_are_named():
+    rng = np.random.default_rng(0)
+    few = images(30).pixels
+    many = Images.of(np.concatenate([few] + [almost(few, rng) for _ in range(3)]))
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.split\.holdout: 20 images are asked for, but only \d+ are left after \d+ duplicates and near-duplicates of training",
+    ):
+        split(many, study(60, 20, 20), 0)
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.split\.reference: 25 images are asked for, but only \d+ are left after \d+ .* and \d+ of held-out images",
+    ):
+        split(many, study(5, 25, 25), 0)
+    with pytest.raises(ConfigError, match=r"data\.plant: \d twins are near-duplicates of training images, but only 0 images"):
+        split(crowd(images(60, test=40), range(10), range(10, 20), rng), study(20, 10, 10, True, plant=[(2, 4, None)]), 0)
 
 
 @pytest.mark.parametrize(
@@ -288,6 +479,8 @@ def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
     for name, part in parts.items():
         assert manifest["pixels_sha256"][name] == hashlib.sha256(part.pixels.tobytes()).hexdigest()
         assert sum(manifest["counts"][name]["class"].values()) == manifest["counts"][name]["images"] == len(part)
+    left_out = pd.read_parquet(tmp_path / "split" / "left_out.parquet")
+    assert list(left_out.columns) == ["id", "drawn", "like", "nearest", "source", "exact", "distance", "relative"]
     index = pd.read_parquet(tmp_path / "split" / "index.parquet")
     assert list(index.columns) == ["part", "id", "source", "label", "copies", "copy", "perturbed", "twin_of"]
     assert index["perturbed"].sum() == 4
@@ -296,7 +489,7 @@ def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
 
 
 def test_an_unplanted_study_has_no_twins(tmp_path):
-    parts, index, manifest = split(images(100), study(50, 20, None), 0)
+    parts, index, _, manifest = split(images(100), study(50, 20, None), 0)
     assert parts["twins"].pixels.shape == (0, SIDE, SIDE, 1)
     parts["twins"].save(tmp_path / "twins.npz")
     assert len(load_images(tmp_path / "twins.npz", check=False)) == 0

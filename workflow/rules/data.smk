@@ -2,7 +2,7 @@
 
 OUTPUTS:
     results/{study}/data/fetch/      the source as one checked array file
-    results/{study}/data/split/      train (with planted duplicates), holdout, reference, twins
+    results/{study}/data/split/      train (with planted duplicates), holdout, reference, twins, and what was left out
     results/{study}/data/classifier/ the feature network, trained on the reference part
     results/{study}/data/dedup/      the training set without its duplicates, and how well they were found
 """
@@ -48,6 +48,7 @@ rule split:
         reference="results/{study}/data/split/reference.npz",
         twins="results/{study}/data/split/twins.npz",
         index="results/{study}/data/split/index.parquet",
+        left_out="results/{study}/data/split/left_out.parquet",
         manifest="results/{study}/data/split/manifest.json",
     log:
         "results/{study}/logs/data/split.log",

@@ -47,7 +47,7 @@ def resolve(
         keys = ("source", "classes", "images", "colour", "resize", "resize_filter", "crop")
         settings = {key: data[key] for key in keys}
     elif step == "data/split":
-        settings = {"split": data["split"], "plant": data["plant"]}
+        settings = {"split": data["split"], "plant": data["plant"], "flips": data["flips"]}
     elif step == "data/classifier":
         settings = full["classifier"]
     elif step == "data/dedup":

@@ -1,9 +1,11 @@
 """``afterimage data split``: draw train, holdout and reference parts once, and plant duplicates (Carlini et al. 2023, section 7.1).
 
 The training part holds the planted images with all their copies and fills up with other images once each. Holdout images,
-reference images and the twins of ``planting`` are controls: none is byte-identical to a training image. Byte-identical
-doubles that the source itself has stay possible inside the training part, but planted images and twins are drawn from images
-without such a double, so that their multiplicity is exact.
+reference images and the twins of ``planting`` are controls: none is a duplicate or near-duplicate (``metrics.near_duplicates``)
+of a training image, and no reference image is one of a held-out image. Those that are, are left out, named in
+``left_out.parquet`` and replaced; nobody else's part changes, and the training part is drawn without regard to them.
+Doubles that the source itself has stay possible inside the training part, but planted images and twins are drawn from images
+without a byte-identical double, so that their multiplicity is exact.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from afterimage import artifacts, config, seeds
 from afterimage.artifacts import Images
 from afterimage.data import planting
 from afterimage.data.fetch import count
+from afterimage.metrics import near_duplicates
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,7 +38,7 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"images": args.images} | ({"manifest": described} if described.is_file() else {})
     with artifacts.step(settings, args.out, inputs, entries=(__name__,)) as step:
         images = artifacts.load_images(args.images)
-        parts, index, manifest = split(images, step.settings, settings["seed"])
+        parts, index, left_out, manifest = split(images, step.settings, settings["seed"])
         if described.is_file():
             artifacts.check_file(described)
             manifest["licence"] = json.loads(described.read_text())["licence"]
@@ -43,16 +46,19 @@ def run(args: argparse.Namespace) -> None:
             part.save(step.folder / f"{name}.npz")
             step.metric(f"{name}_images", len(part))
         index.to_parquet(step.folder / "index.parquet", index=False)
+        left_out.to_parquet(step.folder / "left_out.parquet", index=False)
         artifacts.write_json(step.folder / "manifest.json", manifest)
         step.note(counts={name: len(part) for name, part in parts.items()}, dropped=manifest["dropped"])
 
 
-def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str, Images], pd.DataFrame, dict[str, Any]]:
+def split(
+    images: Images, settings: dict[str, Any], seed: int
+) -> tuple[dict[str, Images], pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Split and plant.
 
     Args:
         images: All images; ``ids`` int64.
-        settings: ``split`` and ``plant`` of the study, as ``config.resolve`` gives them.
+        settings: ``split``, ``plant`` and ``flips`` of the study, as ``config.resolve`` gives them.
         seed: The study's seed.
 
     Returns:
@@ -64,6 +70,15 @@ def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str
         - copy: 0 for an original, 1, 2, ... for further copies; 0 outside the training set
         - perturbed: whether the copy was changed
         - twin_of: source id of the planted mate of a twin; else -1
+
+        the images that were left out, by id:
+
+        - id: of the image
+        - drawn: the part that it was drawn for and does not stand in (holdout, reference or twin), or none
+        - like: train or holdout, where the image stands that it duplicates
+        - nearest, source: id of that image in its part, and of its original
+        - exact: whether it is byte-identical (or, with flips, a mirror image)
+        - distance, relative: of ``near_duplicates``
 
         and the manifest (plain JSON values).
 
@@ -84,31 +99,22 @@ def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str
 
     _, position, times = np.unique(content, return_inverse=True, return_counts=True)
     chosen = planting.pairs(images.labels, pool[times[position[pool]] == 1], planted, seeds.numpy_rng(seed, "split", "pairs"))
-    twins = chosen[:, 1]
     left = np.setdiff1d(pool, chosen)
     once = seeds.numpy_rng(seed, "split", "train").choice(left, others, replace=False)
     train, rows = _training_set(images, chosen[:, 0], once, plant, seed)
 
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(left, once)
-    trained = artifacts.contents(train.pixels)
-    if np.isin(content[twins], trained).any():
-        raise config.ConfigError("data.plant: a perturbed copy came out identical to a held-out twin; enlarge the perturbation")
-    clean = rest[~np.isin(content[rest], trained)]
-    _enough("data.split.holdout", sizes["holdout"], "images", len(clean), sizes["official"], "test")
-    holdout = np.sort(seeds.numpy_rng(seed, "split", "holdout").choice(clean, sizes["holdout"], replace=False))
-    unseen = np.setdiff1d(clean, holdout)
-    unseen_clean = unseen[~np.isin(content[unseen], content[holdout])]
-    wanted = sizes["reference"]
-    _enough("data.split.reference", 2 if wanted is None else wanted, "images", len(unseen_clean), sizes["official"], "test")
-    reference = unseen_clean
-    if wanted is not None:
-        reference = np.sort(seeds.numpy_rng(seed, "split", "reference").choice(unseen_clean, wanted, replace=False))
+    spare = np.setdiff1d(left, once)
+    controls, left_out = _controls(
+        images, rest, chosen, spare[times[position[spare]] == 1], train, rows["perturbed"].to_numpy(), settings, seed
+    )
+    chosen[:, 1] = controls["twin"]
 
     parts = {
         "train": train,
-        "holdout": images.take(holdout),
-        "reference": images.take(reference),
-        "twins": images.take(twins),
+        "holdout": images.take(controls["holdout"]),
+        "reference": images.take(controls["reference"]),
+        "twins": images.take(controls["twin"]),
     }
     copies = np.repeat([group["copies"] for group in plant], [group["images"] for group in plant]).astype(np.int64)
     index = pd.concat(
@@ -134,12 +140,129 @@ def split(images: Images, settings: dict[str, Any], seed: int) -> tuple[dict[str
             for group, start, end in zip(plant, ends[:-1], ends[1:], strict=True)
         ],
         "dropped": {
-            "identical_to_training": len(rest) - len(clean),
-            "identical_to_holdout": len(unseen) - len(unseen_clean),
+            f"{kind}_{part}": int(((left_out["like"] == like) & (left_out["exact"] == exact)).sum())
+            for part, like in (("training", "train"), ("holdout", "holdout"))
+            for kind, exact in (("identical_to", True), ("near", False))
         },
         "licence": "unknown",
     }
-    return parts, index, manifest
+    return parts, index, left_out, manifest
+
+
+def _controls(
+    images: Images,
+    rest: np.ndarray,
+    chosen: np.ndarray,
+    spare: np.ndarray,
+    train: Images,
+    perturbed: np.ndarray,
+    settings: dict[str, Any],
+    seed: int,
+) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
+    """Draw the controls as if there were no near-duplicates, then replace those that are.
+
+    Args:
+        images: All images.
+        rest: The rows to draw holdout and reference from.
+        chosen: (P, 2), planted rows and their twins.
+        spare: The rows that may become twins, of which holdout and reference may be drawn too.
+        train: The training part.
+        perturbed: bool, of its rows.
+        settings: Of ``split``.
+        seed: The study's seed.
+
+    Returns:
+        The rows of holdout, reference and twin, and the table of those that were left out.
+    """
+    sizes, flips = settings["split"], settings["flips"]
+    wanted, official = sizes["reference"], sizes["official"]
+    content = artifacts.contents(images.pixels)
+    clean = rest[~np.isin(content[rest], artifacts.contents(train.pixels))]
+    _enough("data.split.holdout", sizes["holdout"], "images", len(clean), official, "test")
+    of_holdout, of_reference = (seeds.numpy_rng(seed, "split", part) for part in ("holdout", "reference"))
+    holdout = of_holdout.choice(clean, sizes["holdout"], replace=False)
+    unseen = np.setdiff1d(clean, holdout)
+    reference = unseen[~np.isin(content[unseen], content[holdout])]
+    _enough("data.split.reference", 2 if wanted is None else wanted, "images", len(reference), official, "test")
+    candidates = reference
+    if wanted is not None:
+        reference = of_reference.choice(candidates, wanted, replace=False)
+    drawn = {"holdout": holdout, "reference": reference, "twin": chosen[:, 1]}
+
+    trained = [np.arange(len(train))]
+    if perturbed.any():  # copies that are near each other shorten the distances that the others are judged by
+        trained.append(np.flatnonzero(~perturbed))
+    like_train = _duplicates(images, np.unique(np.concatenate([rest, spare, chosen[:, 1]])), train, trained, flips)
+    near = np.zeros(len(images), bool)
+    near[like_train["row"]] = True
+
+    free = candidates[~near[candidates]]
+    for_no_part, for_reference = np.setdiff1d(free, reference), np.intersect1d(free, reference)
+    free = np.concatenate([of_holdout.permutation(for_no_part), of_holdout.permutation(for_reference)])
+    kept = holdout[~near[holdout]]
+    lost = f" after {near[rest].sum()} duplicates and near-duplicates of training images"
+    _enough("data.split.holdout", sizes["holdout"], "images", len(kept) + len(free), official, "test", lost)
+    holdout = np.sort(np.concatenate([kept, free[: sizes["holdout"] - len(kept)]]))
+
+    twins = _twins(images, chosen, near, np.setdiff1d(spare, holdout), reference, seed)
+
+    candidates = np.setdiff1d(clean[~near[clean]], np.concatenate([holdout, twins]))
+    like_holdout = _duplicates(images, candidates, images.take(holdout), [np.arange(len(holdout))], flips)
+    free = np.setdiff1d(candidates, like_holdout["row"])
+    lost += f" and {len(like_holdout)} of held-out images"
+    _enough("data.split.reference", 2 if wanted is None else wanted, "images", len(free), official, "test", lost)
+    kept = np.intersect1d(free, reference)
+    others = of_reference.permutation(np.setdiff1d(free, kept))
+    reference = np.sort(np.concatenate([kept, others[: 0 if wanted is None else wanted - len(kept)]]))
+
+    used = np.isin(like_train["row"], np.concatenate([rest, chosen[:, 1]]))  # of the spare rows, only what has a part
+    left_out = pd.concat([like_train[used].assign(like="train"), like_holdout.assign(like="holdout")])
+    part = np.full(len(images), "none", dtype=object)
+    for name, rows in drawn.items():
+        part[rows] = name
+    left_out.insert(1, "drawn", part[left_out["row"]])
+    left_out.insert(2, "like", left_out.pop("like"))
+    left_out.insert(0, "id", images.ids[left_out.pop("row")])
+    controls = {"holdout": holdout, "reference": reference, "twin": twins}
+    return controls, left_out.sort_values("id", ignore_index=True)
+
+
+def _twins(
+    images: Images, chosen: np.ndarray, near: np.ndarray, spare: np.ndarray, reference: np.ndarray, seed: int
+) -> np.ndarray:
+    """Return the twins, (P,), each that is near to a training image replaced by a spare one: of the planted image's class before
+    others, and of those that no part was drawn for before those of the reference."""
+    twins = chosen[:, 1].copy()
+    spare = seeds.numpy_rng(seed, "split", "twins").permutation(spare[~near[spare]])
+    replaced = np.flatnonzero(near[twins])
+    if len(replaced) > len(spare):
+        raise config.ConfigError(
+            f"data.plant: {len(replaced)} twins are near-duplicates of training images, but only {len(spare)} images are left to "
+            "take their places"
+        )
+    for pair in replaced:
+        of_class = images.labels[spare] == images.labels[chosen[pair, 0]]
+        first = np.lexsort((np.isin(spare, reference), ~of_class))[0]
+        twins[pair], spare = spare[first], np.delete(spare, first)
+    return twins
+
+
+def _duplicates(images: Images, rows: np.ndarray, part: Images, galleries: list[np.ndarray], flips: bool) -> pd.DataFrame:
+    """Return those of the rows that duplicate an image of the part, in any of the galleries, which are rows of the part."""
+    tables = []
+    for gallery in galleries:
+        answer = near_duplicates.find(images.pixels[rows], part.pixels[gallery], flips)
+        is_one = answer.rows >= 0
+        nearest = gallery[answer.rows[is_one]]
+        known = {
+            "row": rows[is_one],
+            "nearest": part.ids[nearest],
+            "source": part.sources[nearest],
+            "exact": answer.exact[is_one],
+        }
+        tables.append(pd.DataFrame(known | {"distance": answer.distances[is_one], "relative": answer.relative[is_one]}))
+        rows = rows[~is_one]
+    return pd.concat(tables, ignore_index=True)
 
 
 def _training_set(
@@ -178,7 +301,7 @@ def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame(known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns)
 
 
-def _enough(key: str, wanted: int, what: str, there: int, official: bool, part: str) -> None:
+def _enough(key: str, wanted: int, what: str, there: int, official: bool, part: str, lost: str = "") -> None:
     if wanted > there:
         where = f" in the official {part} part" if official else ""
-        raise config.ConfigError(f"{key}: {wanted} {what} are asked for, but only {there} are left{where}")
+        raise config.ConfigError(f"{key}: {wanted} {what} are asked for, but only {there} are left{where}{lost}")
