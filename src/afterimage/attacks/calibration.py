@@ -27,7 +27,7 @@ class Calibration:
     """A cross-fitted alpha.
 
     Attributes:
-        alpha: Mean of the alphas of all halves; 0, which flags nothing, with fewer than ``FEWEST`` images.
+        alpha: Mean of the alphas of all halves; 0, which flags nothing, with fewer than ``FEWEST`` images or no finite distance.
         flagged: float64 (m,), per held-out image the share of the halvings that flag it while it does not
             calibrate. Its mean is the out-of-sample rate of false alarms.
     """
@@ -53,13 +53,14 @@ def halves(count: int, seed: int, halving: int = 0) -> np.ndarray:
 def cross_fit(relative_distances: np.ndarray, rate: float, seed: int) -> Calibration:
     """Calibrate on the relative distances of held-out images, float64 (m,); see ``largest_alpha``."""
     count = len(relative_distances)
-    if count < FEWEST:
+    finite = relative_distances[np.isfinite(relative_distances)]
+    if count < FEWEST or not len(finite):
         return Calibration(0.0, np.zeros(count))
     alphas, flagged = [], np.zeros(count)
     for halving in range(HALVINGS):
         half = halves(count, seed, halving)
         for calibrates in (half, ~half):
-            alpha = largest_alpha(relative_distances[calibrates], rate)
+            alpha = min(largest_alpha(relative_distances[calibrates], rate), finite.max())
             alphas.append(alpha)
             flagged[~calibrates] += (relative_distances[~calibrates] <= alpha) & (alpha > 0)
     return Calibration(float(np.mean(alphas)), flagged / HALVINGS)
