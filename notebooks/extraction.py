@@ -68,6 +68,47 @@ display(
 )
 
 # %% [markdown]
+# ## Does the model copy?
+#
+# For each training, generations are compared with held-out images over all thresholds at once. *Copies shown*: more generations are
+# near to training images than held-out images leave to chance. *Not shown*: a copying rate of the given size would have been seen in
+# 95 of 100 such attacks, if its copies are nearer than every held-out image. Without copies at most 5 of 100 attacks say *shown*; the
+# answers of several trainings are not corrected for how many there are.
+
+# %%
+def facts_of(arm, replicate):
+    return read_run(folder("attack", arm, "extraction", replicate=replicate))["facts"]
+
+
+def answer(arm, replicate):
+    facts = facts_of(arm, replicate)
+    verdict = facts["verdict"]
+    rate = verdict["visible_rate"]
+    return {
+        "arm": arm,
+        "training": replicate,
+        "answer": verdict["outcome"],
+        "copies, at least": verdict["copies"],
+        "generations": verdict["generations"],
+        "nearer than chance": verdict["flagged"],
+        "false alarms, at most": verdict["false_alarms"],
+        "training images, at least": verdict["images_at_least"],
+        "copying rate that would be seen": "none" if rate is None else f"{100 * rate:.2g} %",
+        "held-out images": verdict["held_out"],
+        "left out as duplicates": sum(facts["holdout_left_out"].values()),
+        "blank or blurred": facts["low_detail_generations"],
+        "without a ratio": max(facts["zero_means_generations"].values()),
+        "no calibrated alpha": ", ".join(facts["calibration_impossible"]),
+    }
+
+
+display(pd.DataFrame([answer(arm, k) for arm in arms for k in range(replicates)]).set_index("arm"))
+for arm in arms if few else arms[:1]:
+    display(Markdown(f"**{arm}**: {facts_of(arm, 0)['verdict']['sentence']}"))
+smallest = max(facts_of(arm, k)["holdout_smallest_rate"] for arm in arms for k in range(replicates))
+display(Markdown(f"So many held-out images cannot show rates of false alarms below about {100 * smallest:.2g} %."))
+
+# %% [markdown]
 # ## The arms at a glance
 
 # %%
@@ -99,7 +140,7 @@ pd.set_option("display.max_rows", None, "display.max_columns", None)
 display(pd.DataFrame({name: [shown(arm, metric) for arm in arms] for metric, name in columns.items()}, index=arms))
 display(
     Markdown(
-        f"The threshold is calibrated on one half of the held-out images and counted on the other, but for the columns with the published one. In brackets: {level} intervals "
+        f"The threshold is calibrated on halves of the held-out images and its false alarms counted on the other halves, averaged over random halvings, but for the columns with the published one. In brackets: {level} intervals "
         + (
             "within the one replicate, exact for shares and counts, from a bootstrap for others. They say how sure the number is **for these images and generations**; only several replicates say what another training would have given."
             if replicates == 1

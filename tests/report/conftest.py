@@ -16,6 +16,7 @@ from scipy import stats
 
 from afterimage import artifacts, cli, config, layout, provenance
 from afterimage.artifacts import Images
+from afterimage.attacks import verdict
 
 GENERATIONS, PLANTED, SINGLES, HELD_OUT = 400, 32, 60, 200
 
@@ -74,6 +75,8 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                 Images.of(rng.integers(0, 256, (GENERATIONS, 8, 8, 1), np.uint8)).save(step.folder / "images.npz")
             elif job.step in attacks:
                 attacks[job.step](step.folder, truth[job.arm], rng)
+                if job.step == "attack/extraction":
+                    step.note(**_answer(truth[job.arm]))
             elif job.step == "attack/forgetting":
                 _forgetting(step.folder, list(resolved["settings"]["sets"]), truth[job.arm], rng)
     command = ["report", "tables", "--results", str(root), "--config", str(root / "config/report/tables.json")]
@@ -92,6 +95,24 @@ def _share(metric: str, count: int, of: int, anchor: str = "none", alpha: str = 
     }
     row |= {"count": count, "of": of, "value": count / of, "low": exact.low, "high": exact.high}
     return pd.DataFrame([row | {"exact_low": exact.low, "exact_high": exact.high}])
+
+
+def _answer(truth: Truth) -> dict[str, object]:
+    """Make up the facts of an extraction: the verdict of scores with as many copies as the truth says."""
+    rng = np.random.default_rng(1)
+    copies = rng.random(GENERATIONS) < truth.flagged
+    scores = np.where(copies, 0.0, rng.random(GENERATIONS))
+    answer, _ = verdict.decide(
+        scores, rng.random(HELD_OUT), np.arange(GENERATIONS) % 7, np.zeros(GENERATIONS, bool), 0, SINGLES
+    )
+    return {
+        "verdict": answer.record,
+        "holdout_left_out": {"exact": 2},
+        "holdout_smallest_rate": 0.01,
+        "low_detail_generations": 3,
+        "zero_means_generations": {"training": 0, "candidate": 0},
+        "calibration_impossible": [],
+    }
 
 
 def _extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> None:

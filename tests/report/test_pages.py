@@ -81,6 +81,9 @@ def test_extraction_of_few_arms_shows_the_pairs_of_each(study, show):
     text, figures = show("extraction", *study(FEW, 1, show_images=True, pairs=9))
     assert {"pairs_baseline", "pairs_dedup"} <= figures
     assert "pairs" not in figures
+    assert "copies shown" in text
+    assert "Copies shown: at least" in text
+    assert "cannot show rates of false alarms below about 1 %" in text
     assert "within the one replicate" in text
 
 
