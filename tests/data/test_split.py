@@ -318,7 +318,8 @@ def test_no_control_is_a_near_duplicate_of_a_training_image(drawn, flips):
             assert (near_duplicates.find(parts[name].pixels, against.pixels, flips).rows == -1).all()
     assert (near_duplicates.find(parts["reference"].pixels, parts["holdout"].pixels, flips).rows == -1).all()
 
-    used = np.concatenate([part.sources for part in parts.values()])
+    used = np.concatenate([np.unique(parts["train"].sources), *(parts[name].ids for name in ("holdout", "reference", "twins"))])
+    assert len(np.unique(used)) == len(used)
     assert not set(left_out["id"]) & set(used.tolist())
     assert left_out["id"].is_unique
     row_of = {number: row for row, number in enumerate(source.ids.tolist())}
@@ -375,11 +376,25 @@ def test_known_near_duplicates_are_left_out_and_named(official):
     assert left_out.set_index("id")["source"].to_dict() == dict(zip(victims, models, strict=True))
     assert not left_out["exact"].any()
     assert manifest["dropped"] == {"identical_to_training": 0, "near_training": 3, "identical_to_holdout": 0, "near_holdout": 0}
+    for name, victim in zip(("holdout", "reference"), victims, strict=False):
+        assert set(before[name].ids) - {victim} <= set(parts[name].ids)  # there are images that no part was drawn for
     assert manifest["planted"][0]["twins"] == parts["twins"].ids.tolist()
-    assert (
-        parts["twins"].labels[0] == before["train"].labels[before["train"].sources == manifest["planted"][0]["sources"][0]][0]
-    )
     assert {name: len(part) for name, part in parts.items()} == {"train": 60, "holdout": 40, "reference": 30, "twins": 5}
+
+
+def test_the_new_twin_is_of_the_planted_images_class_even_if_the_reference_gives_it():
+    """Two images are left that no part was drawn for, and 40 of the reference."""
+    plain, settings = images(100), study(25, 30, 40, plant=[(2, 3, None)])
+    for seed in range(12):
+        before, *_ = split(plain, settings, seed)
+        row_of = {number: row for row, number in enumerate(plain.ids.tolist())}
+        victim, model = before["twins"].ids[0], before["train"].sources[0]
+        source = crowd(plain, [row_of[victim]], [row_of[model]], np.random.default_rng(0))
+        parts, _, left_out, manifest = split(source, settings, seed)
+        assert left_out["drawn"].tolist() == ["twin"]
+        planted = manifest["planted"][0]["sources"][0]
+        assert parts["twins"].labels[0] == plain.labels[row_of[planted]]
+        assert parts["twins"].ids[0] != victim
 
 
 def test_a_reference_image_like_a_held_out_one_is_left_out():
