@@ -300,24 +300,28 @@ def _limits(extraction: Extraction, samples: Images, record: dict[str, Any], anc
             f"--holdout: {sum(left_out.values())} images were left out, since they are training images too or stand there twice "
             f"({counts}): {named}"
         )
-    if record["counts"]["holdout"] and record["counts"]["holdout"] - sum(left_out.values()) < calibration.FEWEST:
+    held_out = record["counts"]["holdout"] - record["counts"]["holdout_left_out"]
+    if record["counts"]["holdout"] and held_out < calibration.FEWEST:
         limits.append(
             f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a calibrated alpha; none is reported."
         )
-    elif "holdout_smallest_rate" in facts:
+    elif impossible := facts.get("calibration_impossible"):
+        limits.append(f"--holdout: no image has a ratio, so that no alpha is calibrated (anchor {', '.join(impossible)}).")
+    elif held_out:
         limits.append(
-            f"The calibrated alpha rests on {record['counts']['holdout'] - sum(left_out.values())} held-out images, which cannot show rates of "
-            f"false alarms below about {100 * facts['holdout_smallest_rate']:.2g} %."
+            f"The calibrated alpha rests on {held_out} held-out images, which cannot show rates of false alarms below about "
+            f"{100 * facts['holdout_smallest_rate']:.2g} %."
         )
-    if facts["low_detail_generations"]:
-        limits.append(
-            f"{facts['low_detail_generations']} of {len(samples)} generations are blank or blurred next to their nearest training image, and are "
-            "not counted as copies."
-        )
-    if zero := facts["zero_means_generations"][anchor]:
-        limits.append(
-            f"{zero} generations are nearest to a training image whose neighbours are all its copies: no ratio there."
-        )
+    for name, count in (("generations", len(samples)), ("holdout", held_out)):
+        called = {"generations": "generations", "holdout": "held-out images"}[name]
+        if low := facts.get(f"low_detail_{name}"):
+            limits.append(
+                f"{low} of {count} {called} are blank or blurred next to their nearest training image, and are not counted as copies."
+            )
+        if zero := facts.get(f"zero_means_{name}", {}).get(anchor):
+            limits.append(
+                f"{zero} of {count} {called} are nearest to a training image whose neighbours are all its copies: no ratio."
+            )
     if facts["neighbours"] < 50:
         limits.append(
             f"The ratio's mean is over {facts['neighbours']} neighbours: there are {record['counts']['training_distinct']} different "

@@ -14,6 +14,7 @@ from afterimage import artifacts, config
 from afterimage.attacks import adaptive, mq
 from afterimage.config import ConfigError
 from afterimage.metrics.neighbours import Gallery
+from afterimage.progress import batches
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class Target:
         nearest, distance, mean, mq_ratio = np.empty(count, np.int64), np.empty(count), np.empty(count), np.empty(count)
         shared = self._plain is self._gallery and not self.flips
         k = max(self.neighbours, self.mq_neighbours) if shared else max(1, self.neighbours)
-        for start in range(0, count, block):
+        for start in batches(count, block, "compared", "images"):
             part = slice(start, start + block)
             found = self._gallery.nearest(images[part], k, flips=self.flips, block=block)
             nearest[part], distance[part] = found.rows[:, 0], found.distances[:, 0]
