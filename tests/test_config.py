@@ -144,6 +144,7 @@ def digests(params):
             ("data", "flips"),
             True,
             {
+                "data/split",
                 "train",
                 "attack/extraction",
                 "attack/membership",

@@ -210,8 +210,8 @@ EXACT = 5 * 3
 def stored(request, tmp_path):
     """A stored split of smooth images, with and without colour."""
     pixels = smooth(140, channels=request.param)
-    settings = {"split": {"train": 70, "holdout": 20, "reference": None, "official": False}, "plant": PLANT}
-    parts, index, _ = split(Images.of(pixels), settings, 1)
+    settings = {"split": {"train": 70, "holdout": 20, "reference": None, "official": False}, "plant": PLANT, "flips": False}
+    parts, index, *_ = split(Images.of(pixels), settings, 1)
     with artifacts.step({"step": "data/split", "settings": settings}, tmp_path / "split", {}, ()) as step:
         for name, part in parts.items():
             part.save(step.folder / f"{name}.npz")

@@ -267,7 +267,9 @@ def _quality(study: Study, generations: int) -> Work:
     reference, d = reference_images(study), dimension(study, own.features)
     work = _embedding(study, own.features, generations + study.data.split.holdout + reference)
     for count in (generations, study.data.split.holdout):
-        frechet = resamples * (2 * count * d**2 + 10 * d**3)
+        wide = min(reference, d)
+        side = min(count, wide)
+        frechet = 2 * count * d * wide + resamples * (2 * count * wide * side + 10 * side**3)
         interval = 2 * count**2 * (resamples + d)
         pairs = count**2 + reference**2 + count * reference
         work += Work(host=(frechet + interval + 2 * d * pairs) / DOUBLE + PAIR * (count**2 + pairs))

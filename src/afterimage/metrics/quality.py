@@ -33,7 +33,7 @@ class Frechet:
         """
         _check(reference)
         self._mean = reference.mean(axis=0)
-        triangle: np.ndarray = np.linalg.qr((reference - self._mean) / np.sqrt(len(reference) - 1), mode="r")  # type: ignore[assignment]
+        triangle = np.asarray(np.linalg.qr((reference - self._mean) / np.sqrt(len(reference) - 1), mode="r"))
         self._root = triangle.T  # A, (D, min(N, D))
         self._variance = (triangle**2).sum()  # Tr S1
 
