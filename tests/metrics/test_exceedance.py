@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from scipy.stats import binom
+from scipy.stats import betabinom, binom
 
 from afterimage.metrics.exceedance import band, exceedance, visible_rate
 
@@ -47,6 +47,14 @@ def test_one_threshold_is_the_exact_distribution_of_ranks():
     assert np.mean(np.array(counts) > band(50, 10).upper[0]) <= 0.05 + 0.005
     assert np.mean(np.array(counts) >= band(50, 10).upper[0]) > 0.05 - 0.005
     assert len(band(50, 10).upper) == 1
+
+
+@pytest.mark.parametrize(("generations", "held_out"), [(200, 100), (1000, 400)])
+def test_every_threshold_is_cut_at_one_tail_probability(generations, held_out):
+    """P(K_j > u_j) < cut <= P(K_j >= u_j) with the same cut for all j, by scipy's beta-binomial."""
+    limits = band(generations, held_out)
+    shapes = (generations, limits.below + 1, held_out - limits.below)
+    assert betabinom.sf(limits.upper, *shapes).max() < betabinom.sf(limits.upper - 1, *shapes).min()
 
 
 @pytest.mark.parametrize(("copies", "held_out"), [(5, 400), (40, 100), (200, 2000)])
@@ -93,6 +101,8 @@ def test_known_answers():
     assert copies.threshold == held_out[0]
     assert copies.copies == 50 - band(200, 400).upper[0]
     assert copies.held_out_below == 0
+    tie = exceedance(np.concatenate([np.full(50, 0.1), np.full(150, held_out[0])]), held_out)
+    assert (tie.threshold, tie.nearer.sum()) == (held_out[0], 50)  # at the threshold is not below it
     assert visible_rate(1, 1, 0.95) == np.inf
 
 
