@@ -101,8 +101,10 @@ def test_known_answers():
     assert copies.threshold == held_out[0]
     assert copies.copies == 50 - band(200, 400).upper[0]
     assert copies.held_out_below == 0
-    tie = exceedance(np.concatenate([np.full(50, 0.1), np.full(150, held_out[0])]), held_out)
-    assert (tie.threshold, tie.nearer.sum()) == (held_out[0], 50)  # at the threshold is not below it
+    scores = np.concatenate([np.full(50, 0.1), held_out[:40]])  # one at each threshold, which is not below it
+    ties = exceedance(scores, held_out)
+    assert ties.nearer.tolist() == (scores < ties.threshold).tolist()
+    assert ties.threshold in scores
     assert visible_rate(1, 1, 0.95) == np.inf
 
 
