@@ -261,6 +261,12 @@ def test_unset_environment_variable_is_named(monkeypatch):
     assert config.expand("$AFTERIMAGE_NOWHERE/x") == "/there/x"
 
 
+def test_a_path_that_exists_is_not_expanded(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "$HOME").mkdir()
+    assert config.expand("$HOME") == "$HOME"
+
+
 def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
     with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file or directory"):
         config.load(tmp_path / "none.yaml")
@@ -270,6 +276,85 @@ def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
         config.load(tmp_path / "list.yaml")
     with pytest.raises(config.ConfigError, match="is not YAML"):
         config.load(tmp_path / "broken.yaml")
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        ("seed: 99\n", [r"seed stands 2 times", "in lines"]),
+        ("arms: {baseline: {method: baseline}}\narms: {}\n", ["arms stands 3 times"]),
+        ("forget:\n  zero: {label: 0}\n  one: {label: 1}\n  zero: {label: 2}\n", ["forget.zero stands 2 times"]),
+        ("notes: [{a: 1, b: 2, 'a': 3}]\n", ["notes.0.a stands 2 times"]),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused_by_name_and_lines(root, tmp_path, more, words):
+    text = (root / "params.yaml").read_text()
+    (tmp_path / "study.yaml").write_text(text + "\n" + more)
+    with pytest.raises(config.ConfigError) as error:
+        config.load(tmp_path / "study.yaml")
+    for word in ["study.yaml", *words]:
+        assert word in str(error.value)
+
+
+def test_the_lines_of_a_key_are_counted_from_one(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: 1\nb:\n  c: 1\n\n  c: 2\n")
+    with pytest.raises(config.ConfigError, match=r"a\.yaml: b\.c stands 2 times in one mapping, in lines 3, 5"):
+        config.read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_key_may_override_one_that_is_merged_in_and_stand_in_several_mappings(tmp_path):
+    (tmp_path / "a.yaml").write_text("base: &base {a: 1, b: 2}\nx: {<<: *base, a: 3}\ny: *base\n")
+    assert config.read_yaml(tmp_path / "a.yaml")["x"] == {"a": 3, "b": 2}
+
+
+def test_yaml_that_holds_itself_ends(tmp_path):
+    (tmp_path / "a.yaml").write_text("a: &a [*a]\nb: 1\nb: 2\n")
+    with pytest.raises(config.ConfigError, match="b stands 2 times"):
+        config.read_yaml(tmp_path / "a.yaml")
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("study: é\n".encode("utf-16"), "a.yaml is UTF-16: save it as UTF-8"),
+        ("study: é\n".encode("utf-16-le"), "a.yaml is no text, or UTF-16 without its mark: save it as UTF-8"),
+        ("study: é\n".encode("utf-32"), "a.yaml is UTF-32"),
+        ("a: 1\nstudy: é\n".encode("latin-1"), r"a.yaml is not UTF-8: byte 0xe9 in line 2 \(Latin-1\?\)"),
+        (b"a:\n\tb: 1\n", r"a.yaml is not YAML: line 2: found character '\\t'"),
+        (b"a: 1\n---\nb: 2\n", "a.yaml is not YAML: line 2: but found another document"),
+        (b"a: !!python/object:os.system {}\n", "a.yaml is not YAML: line 1: could not determine a constructor"),
+        (b"a: 2024-02-31\n", "a.yaml is not YAML: a value is not of the type .*day is out of range"),
+        (b"a: !!bool maybe\n", "a.yaml is not YAML: a value is not of the type"),
+        (b"a: !!timestamp today\n", "a.yaml is not YAML: a value is not of the type"),
+        (b"a: \x01\n", "a.yaml is not YAML: .*special characters are not allowed"),
+        (b"[" * 5000, "a.yaml is not YAML"),
+        (b"", "a.yaml must hold a mapping of keys, but it holds nothing"),
+        (b"just words\n", "a.yaml must hold a mapping of keys, but it holds a str"),
+    ],
+)
+def test_a_text_that_is_no_study_is_one_clear_message(tmp_path, data, words):
+    (tmp_path / "a.yaml").write_bytes(data)
+    with pytest.raises(config.ConfigError, match=words):
+        config.read_yaml(tmp_path / "a.yaml")
+
+
+def test_the_mark_of_utf_8_is_not_part_of_the_first_key(root, tmp_path):
+    (tmp_path / "a.yaml").write_bytes(b"\xef\xbb\xbf" + (root / "params.yaml").read_bytes())
+    assert config.load(tmp_path / "a.yaml") == config.load(root / "params.yaml")
+
+
+def test_what_is_done_to_sizes_is_part_of_fetching_alone(params):
+    before = digests(params)
+    params["data"] |= {"resize": 6, "resize_filter": "box"}
+    after = digests(params)
+    assert {step for (step, _), digest in after.items() if before[step, _] != digest} == {"data/fetch"}
+
+
+@pytest.mark.parametrize("key", ["resize_filter", "crop"])
+def test_an_unknown_transform_is_refused_with_what_is_allowed(params, key):
+    params["data"][key] = "nearest"
+    with pytest.raises(config.ConfigError, match=rf"data\.{key} = 'nearest': Input should be"):
+        config.parse(params)
 
 
 def test_yaml_exponents_are_numbers(params):
