@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-SHARED = Path(os.environ.get("AFTERIMAGE_SHARED_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+SHARED = Path(os.environ.get("AFTERIMAGE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with real pictures: emoji, and the training files of a model that another program trained."""
     if not (SHARED / "real_client" / "train.zip").is_file():
-        pytest.skip(f"no real pictures: {SHARED} has no real_client/train.zip (set AFTERIMAGE_SHARED_DATA)")
+        pytest.skip(f"no real pictures: {SHARED} has no real_client/train.zip (set AFTERIMAGE_DATA)")
     return SHARED
 
 
