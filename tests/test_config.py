@@ -266,6 +266,11 @@ def test_a_path_that_exists_is_not_expanded(monkeypatch, tmp_path):
     assert config.expand("$HOME") == "$HOME"
 
 
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(config.ConfigError, match="the path is empty"):
+        config.expand("")
+
+
 def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
     with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file or directory"):
         config.load(tmp_path / "none.yaml")
