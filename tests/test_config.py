@@ -267,6 +267,11 @@ def test_a_path_that_exists_is_not_expanded(monkeypatch, tmp_path):
     assert config.expand("$HOME") == "$HOME"
 
 
+def test_an_empty_path_is_not_the_current_folder():
+    with pytest.raises(config.ConfigError, match="the path is empty"):
+        config.expand("")
+
+
 def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
     with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file or directory"):
         config.load(tmp_path / "none.yaml")
@@ -303,8 +308,10 @@ def test_the_lines_of_a_key_are_counted_from_one(tmp_path):
 
 
 def test_a_key_may_override_one_that_is_merged_in_and_stand_in_several_mappings(tmp_path):
-    (tmp_path / "a.yaml").write_text("base: &base {a: 1, b: 2}\nx: {<<: *base, a: 3}\ny: *base\n")
-    assert config.read_yaml(tmp_path / "a.yaml")["x"] == {"a": 3, "b": 2}
+    (tmp_path / "a.yaml").write_text("base: &base {a: 1, b: 2}\nx: {<<: *base, a: 3}\ny: *base\nz: {<<: *base, <<: {c: 4}}\n")
+    params = config.read_yaml(tmp_path / "a.yaml")
+    assert params["x"] == {"a": 3, "b": 2}
+    assert params["z"] == {"a": 1, "b": 2, "c": 4}
 
 
 def test_yaml_that_holds_itself_ends(tmp_path):

@@ -53,7 +53,7 @@ def test_labels_and_ids_may_be_absent_and_grey_may_lack_its_axis(tmp_path):
         ({"images": pixels(channels=4)}, ArtifactError, "must be uint8 of shape"),
         ({"images": pixels(), "labels": [1]}, ArtifactError, "labels has shape"),
         ({"images": pixels(), "labels": [0.5] * 4}, ArtifactError, "labels must be integers"),
-        ({"images": pixels(), "ids": np.array([{}] * 4, object)}, ArtifactError, "plain arrays"),
+        ({"images": pixels(), "ids": np.array([{}] * 4, object)}, ArtifactError, "plain arrays: .* could run code"),
     ],
 )
 def test_wrong_files_are_explained(tmp_path, arrays, kind, words):
@@ -79,6 +79,10 @@ def test_what_adms_sampler_writes_is_read(tmp_path):
     assert images.labels.tolist() == [4, 2, 0, 1]
     assert manifest["choices"]["array"] == {"taken": "arr_0", "given": False, "others": []}
     assert manifest["choices"]["label_array"]["taken"] == "arr_1"
+
+
+def test_arr_1_is_no_label_of_other_arrays(tmp_path):
+    assert set(read(tmp_path / "a.npz", images=pixels(), arr_1=[4, 2, 0, 1])[0].labels) == {-1}
 
 
 def test_the_only_array_with_the_form_of_images_is_read_and_others_are_named(tmp_path):

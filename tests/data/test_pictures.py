@@ -105,6 +105,13 @@ def test_colour_comes_before_size():
     np.testing.assert_array_equal(grey.pixels, again.pixels)
 
 
+def test_a_turned_photograph_is_set_upright():
+    turned = Image.fromarray(PAGES[0]).getexif()
+    turned[274] = 6  # orientation: the right side is up
+    (picture,) = pictures.decode(encoded(PAGES[0], exif=turned), Transform())
+    np.testing.assert_array_equal(picture.pixels, np.rot90(PAGES[0], -1))
+
+
 def test_dropped_transparency_is_counted(tmp_path):
     half = np.dstack([PAGES[0], np.full((8, 6), 128, np.uint8)])
     opaque = np.dstack([PAGES[1], np.full((8, 6), 255, np.uint8)])

@@ -585,6 +585,14 @@ def test_the_choice_depends_on_the_seed_only():
     assert chosen[0] == chosen[1] != chosen[2]
 
 
+def test_the_transform_of_the_study_is_made(tmp_path):
+    (tmp_path / "a.png").write_bytes(png(np.kron(GREY[0], np.ones((2, 3))).astype(np.uint8)))
+    source = {"kind": "image_folder", "path": str(tmp_path)}
+    images, manifest = fetch(settings(source, resize=4, resize_filter="box", crop="none", colour="rgb"), 0)
+    assert images.pixels.shape == (1, 4, 4, 3)
+    assert manifest["resize"] == {"side": 4, "filter": "box", "crop": "none", "images": 1}
+
+
 def test_names_follow_the_chosen_rows(tmp_path):
     for name in range(6):
         (tmp_path / f"{name}.png").write_bytes(png(GREY[name]))

@@ -103,9 +103,10 @@ def test_a_data_set_of_the_hub_is_meant_only_where_there_is_no_such_path(here):
     ("flags", "words"),
     [
         (["--train", "nowhere"], "--train nowhere: not a folder or zip"),
+        (["--train", ""], "--train: the path is empty"),
         (["--train", "nothing.npz"], "--train: nothing.npz: no such file"),
         (["--train", "notes.txt"], "--train notes.txt: not a folder or zip"),
-        (["--train", "$AFTERIMAGE_NOWHERE/x"], "--train $AFTERIMAGE_NOWHERE/x: the environment variable"),
+        (["--train", "$AFTERIMAGE_NOWHERE/x"], "--train: $AFTERIMAGE_NOWHERE/x: the environment variable"),
         (["--train", "set", "--resize", "2"], "--resize = 2: allowed are 4 to 1024"),
         (["--train", "set", "--crop", "none"], "--crop = none: it says how to resize, but --resize is not given"),
         (["--train", "set", "--resize-filter", "box"], "--resize-filter = box: it says how to resize"),

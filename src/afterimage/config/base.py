@@ -25,8 +25,10 @@ def expand(path: str) -> str:
     """Return a path that exists as it is, and any other with ``~`` and environment variables expanded.
 
     Raises:
-        ConfigError: if a variable is not set.
+        ConfigError: if it is empty, or a variable is not set.
     """
+    if not path:
+        raise ConfigError("the path is empty")
     if os.path.lexists(path):
         return path
     for variable in re.findall(r"\$\{?(\w+)\}?", path):

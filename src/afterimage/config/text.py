@@ -63,7 +63,7 @@ def _text(path: str | Path) -> str:
     if kind is not None:
         raise ConfigError(f"{path} is {kind}: save it as UTF-8")
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(

@@ -87,7 +87,7 @@ def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]
 
 
 def matching(text: str) -> list[Path]:
-    """Return what exists as it is written, or else what matches the pattern, of which as many folders as exist stand for themselves."""
+    """Return what exists as it is written, or else what matches; of a pattern, folders that exist stand for themselves."""
     path = Path(text)
     exists = next(part for part in (path, *path.parents) if part.exists())
     rest = path.relative_to(exists)

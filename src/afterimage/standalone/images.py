@@ -243,7 +243,7 @@ def _kind_of(flag: str, text: str) -> tuple[str, dict[str, Any]]:
     try:
         path = Path(config.expand(text))
     except ConfigError as error:
-        raise ConfigError(f"{flag} {error}") from error
+        raise ConfigError(f"{flag}: {error}") from error
     if path.is_dir():
         return ("parquet" if _holds_parquet_alone(path) else "image_folder"), {"path": text}
     if path.exists():
