@@ -103,14 +103,14 @@ def extract(
         train: The images that the model was trained on, copies included.
         settings: Of the attack.
         statistics: Of the intervals.
-        seed: Root seed; decides the halves of the held-out images and the resamples.
+        seed: Root seed; decides the halvings of the held-out images and the resamples.
         flips: The model was trained with random mirroring: compare mirror images too.
         holdout: Real images of the same kind that the model did not see; they calibrate alpha and are the control.
         planted: The planted truth, for the twins' control and the precision-recall curve.
 
     Raises:
         ArtifactError: if the sets do not have images of one shape, or one is empty.
-        ConfigError: for fewer than two different training images, or settings that do not fit the images.
+        ConfigError: for no training images, or settings that do not fit the images.
     """
     _check_shapes(train, samples, "generations")
     target = Target(train.pixels, settings, flips)
