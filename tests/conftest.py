@@ -20,10 +20,20 @@ def params() -> dict:
     return yaml.safe_load((ROOT / "params.yaml").read_text()) | {"attribution": None}
 
 
+def _shared(file: str) -> Path:
+    folder = Path(os.environ.get("AFTERIMAGE_DATA", ROOT.parent / "shared" / "data"))
+    if not (folder / file).exists():
+        pytest.skip(f"no real images: {folder} has no {file} (set AFTERIMAGE_DATA)")
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder with real CIFAR-10 and MNIST parquet files."""
-    folder = Path(os.environ.get("AFTERIMAGE_DATA", ROOT.parent / "shared" / "data"))
-    if not (folder / "cifar10-jpeg75" / "test.parquet").is_file():
-        pytest.skip(f"no real images: {folder} has no cifar10-jpeg75/test.parquet (set AFTERIMAGE_DATA)")
-    return folder
+    return _shared("cifar10-jpeg75/test.parquet")
+
+
+@pytest.fixture(scope="session")
+def real_client() -> Path:
+    """The model that diffusers' own trainer made, with its images."""
+    return _shared("real_client/train.zip") / "real_client"

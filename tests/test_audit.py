@@ -165,6 +165,9 @@ def test_pipeline_is_sampled(sets):
     assert record["counts"]["generations"] == len(pairs) == 10
 
 
+MISSING_WEIGHTS = ["--inception-weights", "nowhere.pt", "--inception-sha256", "0"]
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
@@ -172,7 +175,11 @@ def test_pipeline_is_sampled(sets):
         (["--samples", "samples.npz", "--train", "nothing.npz"], "--train: nothing.npz: no such file"),
         (["--samples", "samples.npz", "--train", "wide.npz"], "--train 9x9x1, --samples 8x8x1; --resize and --colour"),
         (["--samples", "samples.npz", "--train", "train.npz", "--alpha", "-1"], "--alpha = -1.0"),
-        (["--samples", "samples.npz", "--train", "train.npz", "--features", "inception"], "inception_weights"),
+        (["--samples", "samples.npz", "--train", "train.npz", "--features", "inception"], "needs --inception-weights FILE"),
+        (
+            ["--samples", "samples.npz", "--train", "train.npz", "--features", "inception", *MISSING_WEIGHTS],
+            "--inception-weights = nowhere.pt: there is no such file",
+        ),
         (["--pipeline", "nowhere", "--train", "train.npz"], "nowhere cannot be opened as a diffusers pipeline"),
     ],
 )
@@ -183,6 +190,17 @@ def test_bad_input_is_explained_and_nothing_is_written(sets, monkeypatch, capsys
     assert run(*flags, "--out", "out") == 2
     assert words in capsys.readouterr().err
     assert not (sets / "out").exists()
+
+
+def test_more_steps_than_timesteps_name_the_flag(sets, capsys):
+    from afterimage import config
+    from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+
+    model = config.Model(channels=[8, 8], attention=[False, False], layers_per_block=1, norm_groups=4)
+    save_pipeline(build_unet(model, (8, 8, 1)), build_scheduler(config.Diffusion(timesteps=20)), sets / "pipeline")
+    flags = ["--pipeline", sets / "pipeline", "--steps", 21, "--train", sets / "train.npz", "--out", sets / "out"]
+    assert run(*flags) == 2
+    assert "--steps = 21 is more than the model's 20 timesteps" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("generations", "held_out"), [(1, 200), (4, 200), (20, 2), (20, 8)])
@@ -236,19 +254,19 @@ def test_foreign_files_in_the_folder_stop_the_audit_first(sets, capsys):
     assert run(*flags, "--out", sets / "out") == 0  # an earlier audit is replaced
 
 
-@pytest.fixture
-def client(real_data):
-    """The model of another trainer, ten of whose training images stand there 20 times."""
-    folder = real_data / "real_client"
-    if not folder.is_dir():
-        pytest.skip(f"{folder} is not there")
-    return folder
-
-
 @pytest.mark.parametrize(("checkpoint", "outcome"), [("checkpoint-5000", "copies shown"), ("checkpoint-500", "not shown")])
-def test_a_real_model_is_told_from_its_own_early_checkpoint(client, tmp_path, checkpoint, outcome):
-    flags = ["--pipeline", client / "ddpm-emoji-16" / checkpoint, "--weights", "ema", "--generate", 128, "--steps", 25]
-    flags += ["--sampler", "ddim", "--resize", 16, "--train", client / "train.zip", "--holdout", client / "holdout.zip"]
+def test_a_real_model_is_told_from_its_own_early_checkpoint(real_client, tmp_path, checkpoint, outcome):
+    flags = ["--pipeline", real_client / "ddpm-emoji-16" / checkpoint, "--weights", "ema", "--generate", 128, "--steps", 25]
+    flags += [
+        "--sampler",
+        "ddim",
+        "--resize",
+        16,
+        "--train",
+        real_client / "train.zip",
+        "--holdout",
+        real_client / "holdout.zip",
+    ]
     kept = tmp_path / "kept"
     assert run(*flags, "--features", "pixels", "--out", tmp_path / "out", "--keep-samples", kept) == 0
     record, _ = result(tmp_path / "out")

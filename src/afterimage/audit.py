@@ -19,15 +19,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import ValidationError
 
 from afterimage import __version__, artifacts, config
 from afterimage.artifacts import Images
 from afterimage.attacks import calibration, quality
 from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
+from afterimage.metrics import spaces
+from afterimage.standalone import flags, output, page
 from afterimage.standalone import images as image_sets
-from afterimage.standalone import output, page
 from afterimage.standalone.images import ImageSet
 
 FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
@@ -190,20 +190,23 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quality]:
-    try:
-        names = ("alpha", "neighbours", "gallery", "distance", "tiles")
+    """Return the settings of the attack and of the quality measures, whose weights are looked for."""
+    if args.features == "inception" and not (args.inception_weights and args.inception_sha256):
+        raise ConfigError("--features inception needs --inception-weights FILE and --inception-sha256 HASH")
+    names = ("alpha", "neighbours", "gallery", "distance", "tiles")
+    with flags.named("extraction"):
         extraction = config.Extraction(**{name: getattr(args, name) for name in names})
+    with flags.named("quality"):
         quality_settings = config.Quality(
-            features=args.features, inception_weights=args.inception_weights, inception_sha256=args.inception_sha256
+            features=args.features,
+            inception_weights=args.inception_weights,
+            inception_sha256=args.inception_sha256,
         )
-        config.Sample(images=args.generate, steps=1 if args.steps is None else args.steps, batch_size=args.batch_size)
-    except ValidationError as error:
-        flags = {"images": "generate"}
-        lines = []
-        for entry in error.errors():
-            name = "-".join(map(str, entry["loc"])) or "features"
-            lines.append(f"--{flags.get(name, name).replace('_', '-')} = {entry['input']!r}: {entry['msg']}")
-        raise ConfigError("\n".join(lines)) from error
+        if args.features == "inception":
+            spaces.find(quality_settings, None)
+    with flags.named("sample"):
+        steps = 1 if args.steps is None else args.steps
+        config.Sample(images=args.generate, steps=steps, batch_size=args.batch_size)
     return extraction, quality_settings
 
 
@@ -229,7 +232,8 @@ def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, 
     ids = np.arange(args.generate)
     labels = None if opened.classes is None else ids % opened.classes
     device = PartialState().device
-    pixels = sample.generate(opened.net.to(device), opened.scheduler_config, ids, settings, args.seed, labels=labels)
+    with flags.named("sample"):
+        pixels = sample.generate(opened.net.to(device), opened.scheduler_config, ids, settings, args.seed, labels=labels)
     drawn = Images.of(pixels, ids, labels)
     if args.keep_samples is not None:
         stream = io.BytesIO()

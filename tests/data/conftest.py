@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -11,16 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-SHARED = Path(os.environ.get("AFTERIMAGE_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder with real pictures: emoji, and the training files of a model that another program trained."""
-    if not (SHARED / "real_client" / "train.zip").is_file():
-        pytest.skip(f"no real pictures: {SHARED} has no real_client/train.zip (set AFTERIMAGE_DATA)")
-    return SHARED
 
 
 class Server(ThreadingHTTPServer):

@@ -64,12 +64,12 @@ def test_enlarging_equals_torchvisions():
 @pytest.mark.parametrize(
     ("name", "side", "expected"),
     [
-        ("real_client/train.zip", 16, "a4f44eccf99802cd56239d100619bc50ee709eb23c92c19107f40a2086780cf7"),
-        ("emoji/test.parquet", 20, "540282b14cdc21e4ef99301c007b6f0d3e451926ab30a87f93cdf3cc7d931314"),
+        ("train.zip", 16, "a4f44eccf99802cd56239d100619bc50ee709eb23c92c19107f40a2086780cf7"),
+        ("../emoji/test.parquet", 20, "540282b14cdc21e4ef99301c007b6f0d3e451926ab30a87f93cdf3cc7d931314"),
     ],
 )
-def test_real_files_get_the_pixels_that_torchvision_gives_them(shared_data, name, side, expected):
-    path = str(shared_data / name)
+def test_real_files_get_the_pixels_that_torchvision_gives_them(real_client, name, side, expected):
+    path = str(real_client / name)
     if name.endswith("zip"):
         source = config.ImageFolder(kind="image_folder", path=path)
     else:

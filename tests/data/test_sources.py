@@ -343,6 +343,18 @@ def test_wrong_sizes_stop_the_reading(stored):
         sources.read(folder(stored({"a.png": png(GREY[0]), "b.png": png(GREY[1, :4]), "c.png": png(GREY[2])})))
 
 
+def test_parts_of_a_data_set_are_not_taken_for_classes(stored):
+    path = stored({"train/cat/a.png": png(GREY[0]), "Test/cat/b.png": png(GREY[1])})
+    with pytest.raises(config.ConfigError, match="its folders Test, train are parts of a data set, not classes"):
+        sources.read(folder(path))
+
+
+def test_a_class_may_be_called_train(stored):
+    images, manifest = sources.read(folder(stored({"train/a.png": png(GREY[0]), "tram/b.png": png(GREY[1])})))
+    assert images.labels.tolist() == [0, 1]
+    assert manifest["class_names"] == ["train", "tram"]
+
+
 def test_a_folder_that_cannot_be_meant(stored, tmp_path):
     with pytest.raises(config.ConfigError, match="no such folder"):
         sources.read(folder(tmp_path / "nowhere"))

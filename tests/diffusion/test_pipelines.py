@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -25,8 +24,6 @@ from afterimage.seeds import torch_rng
 
 from .conftest import TINY
 
-SHARED = Path(os.environ.get("AFTERIMAGE_DATA", Path(__file__).parents[2] / "../shared/data"))
-CLIENT = SHARED / "real_client" / "ddpm-emoji-16"
 POINTER = f"version https://git-lfs.github.com/spec/v1\noid sha256:{'a' * 64}\nsize 12345\n"
 
 
@@ -205,11 +202,11 @@ def test_a_pipelines_only_weights_cannot_be_told_apart(tmp_path):
     assert "--weights ema" in opened[None].notes[0]
 
 
-@pytest.mark.skipif(not CLIENT.is_dir(), reason=f"no {CLIENT}: see AFTERIMAGE_DATA")
-def test_what_another_trainer_left_is_opened(capfd):
+def test_what_another_trainer_left_is_opened(real_client, capfd):
     """Its finished pipeline has the averaged weights of the last checkpoint."""
-    last = {asked: open_pipeline(CLIENT / "checkpoint-5000", asked).weights_sha256 for asked in ("ema", "raw")}
-    assert open_pipeline(CLIENT).weights_sha256 == last["ema"] != last["raw"]
+    trained = real_client / "ddpm-emoji-16"
+    last = {asked: open_pipeline(trained / "checkpoint-5000", asked).weights_sha256 for asked in ("ema", "raw")}
+    assert open_pipeline(trained).weights_sha256 == last["ema"] != last["raw"]
     assert capfd.readouterr().err == ""
 
 

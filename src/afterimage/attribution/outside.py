@@ -17,7 +17,7 @@ from typing import Annotated, get_args
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from pydantic import Field, ValidationError
+from pydantic import Field
 from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
@@ -29,8 +29,8 @@ from afterimage.config import ConfigError
 from afterimage.config.base import Block
 from afterimage.diffusion.pipelines import Opened, open_pipeline
 from afterimage.metrics import near_duplicates
+from afterimage.standalone import flags, output
 from afterimage.standalone import images as image_sets
-from afterimage.standalone import output
 
 STEP = "attribute"
 
@@ -207,10 +207,8 @@ def run(args: argparse.Namespace) -> None:
         for name, images in sets.items():
             made = compute.Projected({}, np.empty((len(images), 0, 0), np.float32), np.full(len(images), np.nan, np.float32))
             if readouts:
-                try:
+                with flags.named("attribution.features"):
                     made = compute.features(net, scheduler_config, images, name, settings.features, readouts, args.seed)
-                except (ConfigError, ArtifactError) as error:
-                    raise type(error)(str(error).replace("attribution.features.", "--")) from error
             sides[name] = Side(images, made.features, made.rows, made.residual, embedding=None)
 
         scores: dict[str, np.ndarray] = {}
@@ -257,13 +255,10 @@ def _settings(args: argparse.Namespace) -> Settings:
             )
     keys = ("timesteps", "grid", "projection", "dimension", "parameters", "precision", "batch_size")
     features = {key: getattr(args, key) for key in keys} | {"rows": any("probe" in READOUTS_OF[name] for name in names)}
-    try:
+    with flags.named("attribution"):
         return Settings.model_validate(
             {"features": features, "attributors": names, "regulariser": args.regulariser, "first": args.first}
         )
-    except ValidationError as error:
-        lines = [f"--{str(e['loc'][-1]).replace('_', '-')} = {e['input']!r}: {e['msg']}" for e in error.errors()]
-        raise ConfigError("\n".join(lines)) from error
 
 
 def _trained_on(queries: Images, names: np.ndarray, train: Images) -> list[str]:

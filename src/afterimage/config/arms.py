@@ -92,7 +92,7 @@ class Arm(Block):
     matched_to: Match | None = None
     """Take the budget from another arm."""
     control: str | None = None
-    """Arm that this one is compared with: the same but for what is claimed to help."""
+    """Arm that this one is compared with: meant to be the same but for what is claimed to help."""
     train: dict[str, Any] = {}
     """Keys of the study's ``train`` block that differ in this arm."""
 

@@ -18,6 +18,8 @@ NO_IMAGE = "not images by their ending"
 HIDDEN = "hidden"
 DANGLING = "links to nothing"
 CIRCLE = "links to a folder that they lie in"
+PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"}
+"""Names of folders that hold the parts of a data set, not its classes."""
 ODD = "neither files nor folders"
 
 Loader = Callable[[], bytes]
@@ -30,8 +32,8 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     followed. A zip that holds one top folder and nothing else is read as that folder.
 
     Raises:
-        ConfigError: if there is no such folder or file, no image in it, or, with labels, images both beside and inside
-            sub-folders.
+        ConfigError: if there is no such folder or file, no image in it, or folders of ``PARTS`` alone, or, with labels, images
+            both beside and inside sub-folders.
         ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))
@@ -51,6 +53,12 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     if not names:
         raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no image file {_among(ignored)}")
     flat = [name for name in names if "/" not in name]
+    tops = sorted({name.split("/")[0] for name in names if "/" in name})
+    if len(tops) > 1 and not flat and all(top.lower() in PARTS for top in tops):
+        raise configs.ConfigError(
+            f"{reading.names['path']} = {source.path}: its folders {', '.join(tops)} are parts of a data set, not "
+            f"classes; name one of them, e.g. {source.path}/{tops[0]}"
+        )
     classes: list[str] = []
     if reading.labels and len(flat) < len(names):
         if flat:
@@ -58,7 +66,7 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
                 f"{reading.names['path']} = {source.path}: {len(flat)} images lie beside class folders and "
                 f"{len(names) - len(flat)} inside; e.g. {flat[0]}"
             )
-        classes = sorted({name.split("/")[0] for name in names})
+        classes = tops
     try:
         raw = {name: sha256(file) for name, file in read_from.items()}
     except OSError as error:
