@@ -1,5 +1,6 @@
 """Stores: whole or absent, and never opened as something that they are not."""
 
+import ast
 import json
 import os
 import signal
@@ -181,23 +182,82 @@ def test_fingerprint_follows_imports_but_not_what_is_recorded_elsewhere():
     assert provenance.fingerprint("afterimage.seeds") != provenance.fingerprint("afterimage.layout")
 
 
-def test_fingerprint_changes_with_the_code_it_covers(tmp_path, monkeypatch):
-    package = tmp_path / "afterimage"
-    package.mkdir()
-    (package / "a.py").write_text("from afterimage import b\n")
-    (package / "b.py").write_text("x = 1\n")
-    (package / "c.py").write_text("y = 1\n")
-    monkeypatch.setattr(provenance, "PACKAGE", package)
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """Write modules ``afterimage.<name>`` and return the fingerprint of ``afterimage.a``."""
+    folder = tmp_path / "afterimage"
+    folder.mkdir()
+    monkeypatch.setattr(provenance, "PACKAGE", folder)
 
-    def fingerprint():
+    def fingerprint(**modules: str) -> str:
+        for name, text in modules.items():
+            (folder / f"{name}.py").write_text(text)
         provenance._imports.cache_clear()
+        provenance._sha256.cache_clear()
         return provenance.fingerprint("afterimage.a")
 
-    try:
-        first = fingerprint()
-        (package / "c.py").write_text("y = 2\n")
-        assert fingerprint() == first
-        (package / "b.py").write_text("x = 2\n")
-        assert fingerprint() != first
-    finally:
-        provenance._imports.cache_clear()
+    yield fingerprint
+    provenance._imports.cache_clear()
+    provenance._sha256.cache_clear()
+
+
+def test_fingerprint_changes_with_the_code_it_covers(package):
+    first = package(a="from afterimage import b\n", b="x = 1\n", c="y = 1\n")
+    assert package(c="y = 2\n") == first
+    assert package(b="x = 2\n") != first
+
+
+PLAIN = """
+def area(width, height=2.0):
+    return {"area": width * height, "sides": [width, height]}
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '"""A module."""\n# A comment.' + PLAIN,
+        PLAIN.replace(":\n", ':\n    """Return the area."""\n\n', 1),
+        PLAIN.replace('"', "'"),
+        PLAIN.replace("[width, height]", "[\n        width,  # first\n        height,\n    ]"),
+        PLAIN.replace("width * height", "(width * height)"),
+        PLAIN.replace("    ", "  "),
+        PLAIN + '"""What a constant means."""\n',
+    ],
+)
+def test_prose_and_formatting_change_no_fingerprint(package, text):
+    assert package(a=text) == package(a=PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("2.0", "2"),
+        ("2.0", "True"),
+        ("width * height", "width + height"),
+        ('"area"', '"Area"'),
+        ('"area"', 'b"area"'),
+        ("[width, height]", "(width, height)"),
+        ("return {", "x = {"),
+        ("height=2.0", "*, height=2.0"),
+        ("return", "'a string that is no docstring'.title()\n    return"),
+    ],
+)
+def test_every_change_of_code_changes_the_fingerprint(package, old, new):
+    assert old in PLAIN
+    assert package(a=PLAIN.replace(old, new, 1)) != package(a=PLAIN)
+
+
+def test_no_version_of_python_changes_the_code():
+    """As Python 3.11, 3.12.1 (which has an empty piece in this f-string) and 3.13 read it."""
+    assert provenance.canonical("print(f'{x:<{n}}', u'\xad')") == (
+        "Module(body=[Expr(value=Call(func=Name(id='print',ctx=Load()),args=[JoinedStr("
+        "FormattedValue(value=Name(id='x',ctx=Load()),conversion=-1,format_spec=JoinedStr(str:'<',"
+        "FormattedValue(value=Name(id='n',ctx=Load()),conversion=-1)))),str:'\\xad']))])"
+    )
+
+
+@pytest.mark.parametrize("path", sorted(provenance.PACKAGE.rglob("*.py")), ids=lambda path: path.stem)
+def test_the_text_of_every_module_can_be_written_anew(path):
+    text = path.read_text()
+    assert provenance.canonical(ast.unparse(ast.parse(text))) == provenance.canonical(text)

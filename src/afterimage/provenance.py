@@ -1,8 +1,10 @@
 """What made a result: code fingerprint, git commit, environment lock, versions and device.
 
-The fingerprint of a step is the hash of the source files that its entry module imports, directly or through others, inside this
-package. ``config`` and ``cli.py`` are left out: all that they decide for a step is in its resolved config and command line,
-which are recorded and compared by themselves. Methods are found by name (``config.METHODS``), so that a new method changes the
+The fingerprint of a step is the hash of the code that its entry module imports, directly or through
+others, inside this package. Code is the syntax tree: comments, docstrings and formatting change no
+fingerprint, and neither does the version of Python. ``config`` and ``cli.py`` are left out: all that
+they decide for a step is in its resolved config and command line, which are recorded and compared by
+themselves. Methods are found by name (``config.METHODS``), so that a new method changes the
 fingerprint of no other.
 """
 
@@ -46,6 +48,43 @@ def _imports(module: str) -> frozenset[str]:
     return frozenset(name for name in found if name.split(".")[0] == "afterimage" and _file_of(name))
 
 
+EMPTY = "str:''"
+
+
+def canonical(source: str) -> str:
+    """Return the code of a module as text that formatting and the version of Python do not change.
+
+    It is the syntax tree without positions, strings that stand as statements (docstrings) and empty
+    fields: later versions of Python add fields to nodes, which are empty in earlier syntax.
+    """
+
+    def text(node: object) -> str:
+        if isinstance(node, ast.Constant):  # ascii: which characters are printable depends on the version
+            return f"{type(node.value).__name__}:{node.value!a}"
+        if isinstance(node, ast.JoinedStr):  # Python 3.12 has empty pieces where others have none
+            return f"JoinedStr({','.join(piece for piece in map(text, node.values) if piece != EMPTY)})"
+        if isinstance(node, ast.AST):
+            fields = ((name, text(value)) for name, value in ast.iter_fields(node))
+            return f"{type(node).__name__}({','.join(f'{name}={value}' for name, value in fields if value)})"
+        if isinstance(node, list):
+            items = [text(item) for item in node if not _is_docstring(item)]
+            return f"[{','.join(items)}]" if items else ""
+        return "" if node is None else ascii(node)
+
+    return text(ast.parse(source))
+
+
+def _is_docstring(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+
+
+@cache
+def _sha256(module: str) -> str:
+    path = _file_of(module)
+    assert path is not None, module
+    return hashlib.sha256(canonical(path.read_text()).encode()).hexdigest()
+
+
 def modules_of(*entries: str) -> list[str]:
     """Return the sorted names of ``entries`` and of every module of the package that they import."""
     seen: set[str] = set()
@@ -59,16 +98,14 @@ def modules_of(*entries: str) -> list[str]:
 
 
 def fingerprint(*entries: str) -> str:
-    """Return the sha256 over the sources of ``entries`` and of all that they import inside the package.
+    """Return the sha256 over the code of ``entries`` and of all that they import inside the package.
 
     Args:
         entries: Module names, e.g. ``"afterimage.attacks.extraction"``.
     """
     total = hashlib.sha256()
     for module in modules_of(*entries):
-        path = _file_of(module)
-        assert path is not None
-        total.update(f"{module} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+        total.update(f"{module} {_sha256(module)}\n".encode())
     return total.hexdigest()
 
 
