@@ -15,8 +15,8 @@ import time
 import numpy as np
 
 from afterimage import config
-from afterimage.artifacts import Images
 from afterimage.attacks.extraction import extract
+from afterimage.images import Images
 
 
 def synthetic(count: int, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -39,7 +39,12 @@ def case(gallery: int, generations: int, shape: tuple[int, ...]) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     start = time.perf_counter()
     found = extract(
-        Images.of(samples), Images.of(train), config.Extraction(), config.Statistics(bootstrap=100), 0, holdout=holdout
+        Images.of(samples),
+        Images.of(train),
+        config.Extraction(),
+        config.Statistics(bootstrap=100),
+        0,
+        holdout=holdout,
     )
     seconds = time.perf_counter() - start
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -62,7 +67,15 @@ def main() -> None:
         return
     for shape in args.shapes:
         for generations in args.generations:
-            one = ["--case", "--gallery", str(args.gallery), "--generations", str(generations), "--shapes", shape]
+            one = [
+                "--case",
+                "--gallery",
+                str(args.gallery),
+                "--generations",
+                str(generations),
+                "--shapes",
+                shape,
+            ]
             subprocess.run([sys.executable, __file__, *one], check=True)
 
 

@@ -33,13 +33,14 @@ from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage import config
-from afterimage.artifacts import Images
-from afterimage.attribution import compute, draws, projection
-from afterimage.attribution.readouts import READOUTS
+from afterimage.attribution.gradients import compute, projection
+from afterimage.attribution.gradients.noise import gaussian, timesteps
+from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config.attribution import Features
 from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.sample import load_denoiser
-from afterimage.training.task import Pixels
+from afterimage.images import Images
 
 READOUT = "square"
 USUAL = "usual"
@@ -53,36 +54,61 @@ class Bench:
         if args.model:
             self.net, self.scheduler = load_denoiser(args.model)
         else:
-            model = study.model.model_copy(update={"channels": args.channels or study.model.channels})
-            self.net, self.scheduler = build_unet(model, (8, 8, 1)).eval(), dict(build_scheduler(study.diffusion).config)
-        pixels = np.round(load_digits().images[: args.images] * 255 / 16).astype(np.uint8)[..., None]
+            model = study.model.model_copy(
+                update={"channels": args.channels or study.model.channels}
+            )
+            self.net, self.scheduler = (
+                build_unet(model, (8, 8, 1)).eval(),
+                dict(build_scheduler(study.diffusion).config),
+            )
+        pixels = np.round(load_digits().images[: args.images] * 255 / 16).astype(np.uint8)[
+            ..., None
+        ]
         self.images = Images.of(pixels)
-        self.settings = Features(timesteps=args.timesteps, dimension=args.dimension, batch_size=args.batch_size)
+        self.settings = Features(
+            timesteps=args.timesteps, dimension=args.dimension, batch_size=args.batch_size
+        )
 
     def ours(self, kind: str, readouts: tuple[str, ...]) -> np.ndarray:
         settings = self.settings.model_copy(update={"projection": kind})
-        return compute.features(self.net, self.scheduler, self.images, "train", settings, readouts, 0).features[READOUT]
+        return compute.features(
+            self.net, self.scheduler, self.images, "train", settings, readouts, 0
+        ).features[READOUT]
 
     def usual(self) -> np.ndarray:
         weights = {name: weight.detach() for name, weight in self.net.named_parameters()}
         shapes = {name: weight.shape for name, weight in weights.items()}
         project = projection.build("gaussian", self.settings.dimension, shapes, 0)
-        task = Pixels(self.images.pixels, build_scheduler(config.Diffusion()).from_config(self.scheduler))
+        task = Pixels(
+            self.images.pixels, build_scheduler(config.Diffusion()).from_config(self.scheduler)
+        )
 
-        def readout(weights: dict[str, torch.Tensor], noisy: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        def readout(
+            weights: dict[str, torch.Tensor], noisy: torch.Tensor, t: torch.Tensor
+        ) -> torch.Tensor:
             return functional_call(self.net, weights, (noisy[None], t[None])).sample.square().mean()
 
-        at = draws.timesteps(self.settings.timesteps, self.scheduler["num_train_timesteps"], "regular", 0)
+        at = timesteps(self.settings.timesteps, self.scheduler["num_train_timesteps"], "regular", 0)
         found = []
         for rows in torch.arange(len(self.images)).split(self.settings.batch_size):
             sums: dict[str, torch.Tensor] = {}
             for t in at:
-                noise = draws.noise(0, "train", self.images.ids[rows], t, task.images.shape[1:])
-                batch = task.noised(rows, torch.full_like(rows, t), noise, torch.zeros(len(rows), dtype=torch.bool), None)
+                noise = gaussian(0, "train", self.images.ids[rows], t, task.images.shape[1:])
+                batch = task.noised(
+                    rows,
+                    torch.full_like(rows, t),
+                    noise,
+                    torch.zeros(len(rows), dtype=torch.bool),
+                    None,
+                )
                 with sdpa_kernel(SDPBackend.MATH):
-                    gradients = vmap(grad(readout), in_dims=(None, 0, 0))(weights, batch.noisy, batch.timesteps)
+                    gradients = vmap(grad(readout), in_dims=(None, 0, 0))(
+                        weights, batch.noisy, batch.timesteps
+                    )
                 sums = {name: sums.get(name, 0) + each for name, each in gradients.items()}
-            gradients_of = ((name, each.flatten(1)[:, None] / len(at)) for name, each in sums.items())
+            gradients_of = (
+                (name, each.flatten(1)[:, None] / len(at)) for name, each in sums.items()
+            )
             found.append(project(gradients_of, len(rows), 1)[0][:, 0])
         return torch.cat(found).numpy()
 
@@ -99,7 +125,11 @@ def scores(features: np.ndarray) -> np.ndarray:
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    return float(np.mean([spearmanr(a, b).statistic for a, b in zip(scores(one), scores(other), strict=True)]))
+    return float(
+        np.mean(
+            [spearmanr(a, b).statistic for a, b in zip(scores(one), scores(other), strict=True)]
+        )
+    )
 
 
 def timed(bench: Bench, case: str, readouts: tuple[str, ...]) -> tuple[np.ndarray, float]:
@@ -115,7 +145,10 @@ def peak() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--study", default=str(Path(__file__).parent.parent / "params.yaml"))
-    parser.add_argument("--model", help="folder of a stored pipeline without labels; without it the network is untrained")
+    parser.add_argument(
+        "--model",
+        help="folder of a stored pipeline without labels; without it the network is untrained",
+    )
     parser.add_argument("--channels", type=int, nargs="+")
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--timesteps", type=int, default=10)
@@ -124,7 +157,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument(
-        "--kinds", nargs="+", choices=projection.KINDS, default=list(projection.KINDS), help="projections to time"
+        "--kinds",
+        nargs="+",
+        choices=projection.KINDS,
+        default=list(projection.KINDS),
+        help="projections to time",
     )
     parser.add_argument("--case", help="run this one alone, for its memory")
     args = parser.parse_args()
@@ -140,7 +177,10 @@ def main() -> None:
     # First, since a process passes its own peak on to those it starts.
     alone = [sys.executable, __file__, *sys.argv[1:], "--case"]
     memory = {
-        case: float(subprocess.run([*alone, case], check=True, stdout=subprocess.PIPE, text=True).stdout) for case in cases
+        case: float(
+            subprocess.run([*alone, case], check=True, stdout=subprocess.PIPE, text=True).stdout
+        )
+        for case in cases
     }
     seconds: dict[str, list[float]] = {case: [] for case in cases}
     every: dict[str, list[float]] = {case: [] for case in cases}
@@ -155,7 +195,9 @@ def main() -> None:
         f"{bench.net.num_parameters()} parameters, {len(bench.images)} images, {args.timesteps} timesteps, "
         f"k = {args.dimension}, batches of {args.batch_size}, {args.threads} threads, {args.rounds} rounds"
     )
-    print(f"{'way':12} {'k':>7} {'one':>9} {'usual / this':>26} {'all':>9} {'memory':>9} {'exact':>7} {'usual':>7}")
+    print(
+        f"{'way':12} {'k':>7} {'one':>9} {'usual / this':>26} {'all':>9} {'memory':>9} {'exact':>7} {'usual':>7}"
+    )
     for case in cases:
         ratios = [usual / mine for usual, mine in zip(seconds[USUAL], seconds[case], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"

@@ -67,8 +67,13 @@ def markdown(power: pd.DataFrame) -> str:
         "|---|---|---|---|",
     ]
     for row in power.itertuples():
-        shares = [f"{100 * share:.1f} %" for share in (row.shown_nearer_than_all, row.shown_nearest_percent)]
-        lines.append(f"| {row.held_out:,} | {100 * row.copying_rate:g} % | {shares[0]} | {shares[1]} |")
+        shares = [
+            f"{100 * share:.1f} %"
+            for share in (row.shown_nearer_than_all, row.shown_nearest_percent)
+        ]
+        lines.append(
+            f"| {row.held_out:,} | {100 * row.copying_rate:g} % | {shares[0]} | {shares[1]} |"
+        )
     return "\n".join(lines)
 
 

@@ -27,13 +27,20 @@ def by_covariance(reference: np.ndarray, images: np.ndarray, resamples: int) -> 
     def distance(rows: np.ndarray) -> float:
         other = np.cov(images[rows], rowvar=False)
         cross = np.sqrt(np.linalg.eigvalsh(root @ other @ root).clip(0)).sum()
-        return ((mean - images[rows].mean(axis=0)) ** 2).sum() + np.trace(covariance) + np.trace(other) - 2 * cross
+        return (
+            ((mean - images[rows].mean(axis=0)) ** 2).sum()
+            + np.trace(covariance)
+            + np.trace(other)
+            - 2 * cross
+        )
 
     return intervals.resampled(distance, len(images), resamples, np.random.default_rng(1))
 
 
 def by_products(reference: np.ndarray, images: np.ndarray, resamples: int) -> np.ndarray:
-    return intervals.resampled(Frechet(reference).of_rows(images), len(images), resamples, np.random.default_rng(1))
+    return intervals.resampled(
+        Frechet(reference).of_rows(images), len(images), resamples, np.random.default_rng(1)
+    )
 
 
 def main() -> None:
@@ -59,7 +66,9 @@ def main() -> None:
                 distances[name] = way(reference, images, args.resamples)
                 seconds[name].append(time.perf_counter() - started)
     ratios = [usual / ours for usual, ours in zip(seconds["usual"], seconds["ours"], strict=True)]
-    each = {name: 1000 * statistics.median(taken) / args.resamples for name, taken in seconds.items()}
+    each = {
+        name: 1000 * statistics.median(taken) / args.resamples for name, taken in seconds.items()
+    }
     print(
         f"{args.reference} reference images, {args.images} images, {args.dimension} dimensions, {args.threads} threads: "
         f"usual {each['usual']:.1f} ms a resample, ours {each['ours']:.1f} ms, "

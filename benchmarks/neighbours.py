@@ -28,13 +28,20 @@ BLOCK = 1024
 
 def read(path: Path, count: int) -> np.ndarray:
     pictures = pd.read_parquet(path, columns=["img"])["img"].iloc[:count]
-    return np.stack([np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB")) for picture in pictures])
+    return np.stack(
+        [
+            np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB"))
+            for picture in pictures
+        ]
+    )
 
 
 def images(gallery: int, queries: int) -> tuple[np.ndarray, np.ndarray, str]:
     rng = np.random.default_rng(0)
     root = Path(__file__).parent.parent
-    folder = Path(os.environ.get("AFTERIMAGE_DATA", root.parent / "shared" / "data")) / "cifar10-jpeg75"
+    folder = (
+        Path(os.environ.get("AFTERIMAGE_DATA", root.parent / "shared" / "data")) / "cifar10-jpeg75"
+    )
     if folder.is_dir():
         train, other, kind = (
             read(folder / "train.parquet", gallery),
@@ -107,7 +114,9 @@ def main() -> None:
             f"{name:20} {seconds:8.1f} s   nearest image right {100 * (row == true_rows).mean():7.3f} %   "
             f"largest error of its distance {errors.max():.1e}, of near-copies {100 * (errors / true_distances)[copies].max():.2g} %"
         )
-    print(f"ratio of time, afterimage / cdist: {own_seconds / cdist_seconds:.2f}; screened: {ours.screened} of {len(queries)}")
+    print(
+        f"ratio of time, afterimage / cdist: {own_seconds / cdist_seconds:.2f}; screened: {ours.screened} of {len(queries)}"
+    )
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import time
 import numpy as np
 import torch
 
-from afterimage.attribution.spectrum import Spectrum
+from afterimage.attribution.attributors.spectrum import Spectrum
 
 
 def main() -> None:
@@ -31,13 +31,17 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     rng = np.random.default_rng(0)
     scale = 1 / np.sqrt(np.arange(1, args.dimension + 1))
-    train, queries = (rng.normal(size=(n, args.dimension)) * scale for n in (args.images, args.queries))
+    train, queries = (
+        rng.normal(size=(n, args.dimension)) * scale for n in (args.images, args.queries)
+    )
     grid = np.logspace(-3, 3, args.regularisers)
 
     def usual() -> np.ndarray:
         gram = train.T @ train
         unit = np.trace(gram) / min(train.shape)  # the mean eigenvalue, as in Spectrum
-        return np.stack([queries @ np.linalg.inv(gram + at * unit * np.eye(len(gram))) @ train.T for at in grid])
+        return np.stack(
+            [queries @ np.linalg.inv(gram + at * unit * np.eye(len(gram))) @ train.T for at in grid]
+        )
 
     def ours() -> np.ndarray:
         scores = Spectrum(train).kernel(queries)

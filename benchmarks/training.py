@@ -39,11 +39,12 @@ from tqdm import tqdm
 
 from afterimage import config, methods, seeds
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.noising import Pixels
 from afterimage.methods.dp_sgd import PrivateLearner
 from afterimage.training import loop
 from afterimage.training.checkpoint import Store
+from afterimage.training.job import TrainingRun
 from afterimage.training.learner import Learner
-from afterimage.training.task import Pixels
 
 IMAGES = 448
 CHUNK = 42
@@ -57,11 +58,13 @@ class CapturedError(Exception):
     """Raised in the place of the loop, with what the loop was to do."""
 
 
-def capture(update: Callable[[int], dict[str, float]], parts: dict[str, Any], *_: Any, **__: Any) -> None:
+def capture(
+    update: Callable[[int], dict[str, float]], parts: dict[str, Any], *_: Any, **__: Any
+) -> None:
     raise CapturedError(update, parts)
 
 
-def captured(training: methods.Job) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
+def captured(training: TrainingRun) -> tuple[Callable[[int], dict[str, float]], dict[str, Any]]:
     """Return the update and the parts that an arm's method hands to the loop."""
     run, loop.run = loop.run, capture
     try:
@@ -84,7 +87,7 @@ def count(owner: type, name: str, amount: Callable[..., dict[str, int]]) -> None
     setattr(owner, name, counting)
 
 
-def job(study: config.Study, name: str, folder: Path) -> methods.Job:
+def job(study: config.Study, name: str, folder: Path) -> TrainingRun:
     """Return an arm's training of the study, on digits."""
     arm, train = study.arms[name], study.train_of(name)
     digits = load_digits()
@@ -94,13 +97,19 @@ def job(study: config.Study, name: str, folder: Path) -> methods.Job:
     scheduler = build_scheduler(study.diffusion)
 
     def build(blocks: config.TransferBlocks | None, stream: str) -> Any:
-        return build_unet(study.model, (8, 8, 1), 10 if conditional else None, seeds.derive(0, name, stream), blocks)
+        return build_unet(
+            study.model,
+            (8, 8, 1),
+            10 if conditional else None,
+            seeds.derive(0, name, stream),
+            blocks,
+        )
 
     base = None
     if arm.base:
         base = folder / f"base-{name}"
         save_pipeline(build(study.rau_net_of(name), "base"), scheduler, base)
-    return methods.Job(
+    return TrainingRun(
         seed=0,
         path=("benchmark", name),
         arm=arm.model_copy(update={"rau_net": study.rau_net_of(name)}),
@@ -109,7 +118,13 @@ def job(study: config.Study, name: str, folder: Path) -> methods.Job:
         net=build(study.rau_net_of(name), "init"),
         build=build,
         scheduler=scheduler,
-        task=Pixels(pixels, scheduler, labels if conditional else None, 10 if conditional else 0, train.label_dropout),
+        task=Pixels(
+            pixels,
+            scheduler,
+            labels if conditional else None,
+            10 if conditional else 0,
+            train.label_dropout,
+        ),
         labels=labels,
         forgotten=labels == 0,
         base=base,
@@ -122,7 +137,11 @@ def chosen(study: config.Study) -> dict[str, str]:
     """Return the arms to measure, each with its reference."""
     baselines = {name: arm for name, arm in study.arms.items() if arm.method == "baseline"}
     references = {
-        condition: next(name for name in baselines if study.condition_of(name) == condition and not study.rau_net_of(name))
+        condition: next(
+            name
+            for name in baselines
+            if study.condition_of(name) == condition and not study.rau_net_of(name)
+        )
         for condition in {study.condition_of(name) for name in study.arms}
     }
     return {
@@ -154,11 +173,15 @@ def overhead(study: config.Study, rounds: int, folder: Path) -> None:
             if s >= WARM:
                 times[name].append(time.perf_counter() - started)
                 done[name].update(counts)
-    print(f"{'arm':20} {'reference':12} {'update':>22} {'per step':>9} {'per image':>10} {'before the first':>17}")
+    print(
+        f"{'arm':20} {'reference':12} {'update':>22} {'per step':>9} {'per image':>10} {'before the first':>17}"
+    )
     for name, reference in arms.items():
         ratios = [mine / other for mine, other in zip(times[name], times[reference], strict=True)]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        steps, images = (done[name][what] / max(done[reference][what], 1) for what in ("steps", "images"))
+        steps, images = (
+            done[name][what] / max(done[reference][what], 1) for what in ("steps", "images")
+        )
         before = (setup[name] - setup[reference]) / statistics.median(times[reference])
         print(
             f"{name:20} {reference:12} {middle:6.2f} ({low:5.2f} to {high:5.2f}) {middle / steps:9.2f} {middle / images:10.2f} "
@@ -170,8 +193,12 @@ def recipe(study: config.Study, net: torch.nn.Module, images: torch.Tensor) -> I
     """Train as diffusers' unconditional example does; yield the number of images after each update."""
     train, accelerator = study.train, Accelerator()
     scheduler = build_scheduler(study.diffusion)
-    ema = EMAModel(net.parameters(), decay=train.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay)
+    ema = EMAModel(
+        net.parameters(), decay=train.ema, use_ema_warmup=True, inv_gamma=1.0, power=0.75
+    )
+    optimizer = torch.optim.AdamW(
+        net.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay
+    )
     loader = DataLoader(TensorDataset(images), batch_size=train.batch_size, shuffle=True)
     rates = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=10_000)
     net, optimizer, loader, rates = accelerator.prepare(net, optimizer, loader, rates)
@@ -182,7 +209,9 @@ def recipe(study: config.Study, net: torch.nn.Module, images: torch.Tensor) -> I
         progress = tqdm(total=len(loader), disable=True)
         for (clean,) in loader:
             noise = torch.randn(clean.shape, device=clean.device)
-            timesteps = torch.randint(0, study.diffusion.timesteps, (len(clean),), device=clean.device)
+            timesteps = torch.randint(
+                0, study.diffusion.timesteps, (len(clean),), device=clean.device
+            )
             noisy = scheduler.add_noise(clean, noise, timesteps)
             with accelerator.accumulate(net):
                 loss = functional.mse_loss(net(noisy, timesteps).sample.float(), noise.float())
@@ -196,14 +225,23 @@ def recipe(study: config.Study, net: torch.nn.Module, images: torch.Tensor) -> I
                 ema.step(net.parameters())
                 progress.update(1)
                 step += 1
-            logs = {"loss": loss.detach().item(), "lr": rates.get_last_lr()[0], "step": step, "ema_decay": ema.cur_decay_value}
+            logs = {
+                "loss": loss.detach().item(),
+                "lr": rates.get_last_lr()[0],
+                "step": step,
+                "ema_decay": ema.cur_decay_value,
+            }
             progress.set_postfix(**logs)
             yield len(clean)
         progress.close()
 
 
 def against_recipe(study: config.Study, chunks: int, folder: Path) -> None:
-    name = next(name for name, reference in chosen(study).items() if name == reference and study.condition_of(name) == "none")
+    name = next(
+        name
+        for name, reference in chosen(study).items()
+        if name == reference and study.condition_of(name) == "none"
+    )
     ours = job(study, name, folder)
     update, parts = captured(ours)
     clean = ours.task.images.float() / 127.5 - 1

@@ -35,7 +35,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown, display
 
-from afterimage.artifacts import load_images, read_run
+from afterimage.artifacts import read_run
+from afterimage.images import load_images
 from afterimage.report.notebook import Notebook, text
 
 book = Notebook(results, figures, confidence)

@@ -36,7 +36,8 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.ticker import MaxNLocator
 
-from afterimage.artifacts import load_images, read_run
+from afterimage.artifacts import read_run
+from afterimage.images import load_images
 from afterimage.report import comparison
 from afterimage.report.notebook import Notebook
 

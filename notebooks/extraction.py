@@ -32,7 +32,8 @@ import pandas as pd
 from IPython.display import HTML, Markdown, display
 from matplotlib.ticker import LogLocator, NullLocator
 
-from afterimage.artifacts import load_images, read_run
+from afterimage.artifacts import read_run
+from afterimage.images import load_images
 from afterimage.report.notebook import Notebook
 
 book = Notebook(results, figures, confidence)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterimage import config
+from afterimage.provenance import digest
 
 
 def change(params, path, value):
@@ -27,17 +28,37 @@ def change(params, path, value):
         (("data", "palnt"), [], ["data.palnt", "did you mean 'plant'"]),
         (("data", "plant", 0, "copiess"), 2, ["data.plant.0.copiess", "did you mean 'copies'"]),
         (("data", "source", "pth"), "x", ["data.source.sklearn-digits.pth", "allowed here: kind"]),
-        (("arms", "baseline", "fractoin"), 0.5, ["arms.baseline.fractoin", "did you mean 'fraction'"]),
-        (("arms", "baseline", "train"), {"updats": 3}, ["arms.baseline.train.updats", "did you mean 'updates'"]),
+        (
+            ("arms", "baseline", "fractoin"),
+            0.5,
+            ["arms.baseline.fractoin", "did you mean 'fraction'"],
+        ),
+        (
+            ("arms", "baseline", "train"),
+            {"updats": 3},
+            ["arms.baseline.train.updats", "did you mean 'updates'"],
+        ),
         (("train", "learning_rate"), -1, ["train.learning_rate", "-1", "greater than 0"]),
-        (("train", "epochs"), 3, ["exactly one of updates and epochs", "updates = 1500", "epochs = 3"]),
+        (
+            ("train", "epochs"),
+            3,
+            ["exactly one of updates and epochs", "updates = 1500", "epochs = 3"],
+        ),
         (("train", "accumulation"), 7, ["accumulation = 7", "batch_size = 64"]),
         (("data", "source", "kind"), "parqet", ["data.source", "parqet", "'parquet'"]),
         (("sample", "sampler"), "plms", ["sample.sampler", "plms", "'ddim' or 'ddpm'"]),
         (("model", "attention"), [True], ["attention has 1 entries but channels has 2"]),
         (("model", "norm_groups"), 3, ["16 is not a multiple of norm_groups = 3"]),
-        (("arms", "baseline", "base"), "dedupe", ["arms.baseline.base", "'dedupe'", "did you mean 'dedup'"]),
-        (("arms", "baseline", "method"), "basline", ["arms.baseline.method", "basline", "'baseline'"]),
+        (
+            ("arms", "baseline", "base"),
+            "dedupe",
+            ["arms.baseline.base", "'dedupe'", "did you mean 'dedup'"],
+        ),
+        (
+            ("arms", "baseline", "method"),
+            "basline",
+            ["arms.baseline.method", "basline", "'baseline'"],
+        ),
         (("arms", "Bad Name"), {"method": "baseline"}, ["arms.Bad Name", "pattern"]),
         (("data", "plant", 7, "images"), 40, ["plant asks for", "848", "split.train = 400"]),
         (("data", "images"), 300, ["images = 300 is too few"]),
@@ -70,12 +91,18 @@ def test_all_mistakes_are_told_at_once(params):
 def test_arms_must_not_go_round_in_a_circle(params):
     params["arms"]["baseline"]["base"] = "dedup"
     params["arms"]["dedup"]["base"] = "baseline"
-    with pytest.raises(config.ConfigError, match="goes round in a circle: baseline -> dedup -> baseline"):
+    with pytest.raises(
+        config.ConfigError, match="goes round in a circle: baseline -> dedup -> baseline"
+    ):
         config.parse(params)
 
 
 def test_another_url_must_be_pinned(params):
-    params["data"]["source"] = {"kind": "archive_url", "layout": "cifar10", "url": "http://localhost/x.tar.gz"}
+    params["data"]["source"] = {
+        "kind": "archive_url",
+        "layout": "cifar10",
+        "url": "http://localhost/x.tar.gz",
+    }
     with pytest.raises(config.ConfigError, match="url needs sha256"):
         config.parse(params)
 
@@ -118,7 +145,7 @@ def digests(params):
         for step, by in config.STEPS.items()
         for arm in (study.arms if "arm" in by else [None])
     }
-    return {job: config.digest(settings) for job, settings in jobs.items()}
+    return {job: digest(settings) for job, settings in jobs.items()}
 
 
 @pytest.mark.parametrize(
@@ -129,16 +156,34 @@ def digests(params):
         (("dedup", "keep"), "medoid", {"data/dedup"}),
         (("classifier", "epochs"), 3, {"data/classifier"}),
         (("model", "dropout"), 0.1, {"train", "attribution/counterfactual", "attribution/retrain"}),
-        (("diffusion", "schedule"), "linear", {"train", "attribution/counterfactual", "attribution/retrain"}),
+        (
+            ("diffusion", "schedule"),
+            "linear",
+            {"train", "attribution/counterfactual", "attribution/retrain"},
+        ),
         (
             ("sample", "steps"),
             10,
-            {"sample", "attribution/features", "attribution/counterfactual", "attack/forgetting", "report/swap"},
+            {
+                "sample",
+                "attribution/features",
+                "attribution/counterfactual",
+                "attack/forgetting",
+                "report/swap",
+            },
         ),
         (("extraction", "alpha"), 0.4, {"attack/extraction", "attack/forgetting", "report/swap"}),
         (("quality", "neighbours"), 3, {"attack/quality", "attack/forgetting", "report/swap"}),
-        (("statistics", "bootstrap"), 100, ATTACKS | {"attribution/scores", "attribution/acceleration", "report/swap"}),
-        (("statistics", "confidence"), 0.9, ATTACKS | REPORTS | {"attribution/scores", "attribution/acceleration"}),
+        (
+            ("statistics", "bootstrap"),
+            100,
+            ATTACKS | {"attribution/scores", "attribution/acceleration", "report/swap"},
+        ),
+        (
+            ("statistics", "confidence"),
+            0.9,
+            ATTACKS | REPORTS | {"attribution/scores", "attribution/acceleration"},
+        ),
         (("report", "pairs"), 5, {"report/page"}),
         (
             ("data", "flips"),
@@ -155,10 +200,22 @@ def digests(params):
             },
         ),
         (("attribution", "queries"), {"holdout": 4}, {"attribution/queries"}),
-        (("attribution", "features"), {"timesteps": 4}, {"attribution/features", "attribution/remedied"}),
+        (
+            ("attribution", "features"),
+            {"timesteps": 4},
+            {"attribution/features", "attribution/remedied"},
+        ),
         (("attribution", "regularisers"), [1.0], {"attribution/scores"}),
-        (("attribution", "ground_truth"), {"draws": 2}, {"attribution/retrain", "attribution/counterfactual"}),
-        (("attribution", "subsets"), 8, {"attribution/retrain", "attribution/scores", "attribution/acceleration"}),
+        (
+            ("attribution", "ground_truth"),
+            {"draws": 2},
+            {"attribution/retrain", "attribution/counterfactual"},
+        ),
+        (
+            ("attribution", "subsets"),
+            8,
+            {"attribution/retrain", "attribution/scores", "attribution/acceleration"},
+        ),
         (("attribution", "shortlist"), 0.1, {"attribution/acceleration"}),
         (("attribution", "checkpoints"), 2, {"train"}),
         (("replicates",), 2, {"report/tables", "report/page", "report/selection"}),
@@ -166,7 +223,10 @@ def digests(params):
 )
 def test_a_key_changes_only_the_jobs_that_depend_on_it(params, path, value, changed):
     params |= {"attribution": TRACED}
-    before, after = digests(params), digests(change({"classifier": {}, "statistics": {}, **params}, path, value))
+    before, after = (
+        digests(params),
+        digests(change({"classifier": {}, "statistics": {}, **params}, path, value)),
+    )
     assert {step for (step, _), digest in after.items() if before[step, _] != digest} == changed
 
 
@@ -180,7 +240,7 @@ def test_one_arms_setting_changes_that_arm_alone(params):
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_digest_ignores_the_order_of_keys(order):
     values = dict(zip("abcd", (1, [2.5, "x"], None, {"y": True}), strict=True))
-    assert config.digest({key: values[key] for key in order}) == config.digest(values)
+    assert digest({key: values[key] for key in order}) == digest(values)
 
 
 def test_resolved_config_is_plain_json(params):
@@ -197,29 +257,77 @@ def test_resolved_config_is_plain_json(params):
         ({"arm": "iet_agc"}, ["attribution.arm = 'iet_agc'", "method baseline"]),
         ({"arm": "kept"}, ["attribution.arm = 'kept'", "a budget of its own"]),
         ({"attributors": ["dass"]}, ["'dass'", "allowed are das,"]),
-        ({"features": {"timesteps": 2000}}, ["attribution.features.timesteps = 2000", "diffusion.timesteps = 1000"]),
-        ({"variants": {"long": {"timesteps": 2000}}}, ["attribution.variants.long.timesteps = 2000"]),
+        (
+            {"features": {"timesteps": 2000}},
+            ["attribution.features.timesteps = 2000", "diffusion.timesteps = 1000"],
+        ),
+        (
+            {"variants": {"long": {"timesteps": 2000}}},
+            ["attribution.variants.long.timesteps = 2000"],
+        ),
         ({"variants": {"main": {}}}, ["variants.main"]),
-        ({"variants": {"odd": {"projection": "fourier"}}}, ["variants.odd.projection = 'fourier'", "countsketch"]),
-        ({"queries": {"generated": 5000}}, ["attribution.queries.generated = 5000", "sample.images = 1024"]),
-        ({"queries": {"holdout": 5000}}, ["attribution.queries.holdout = 5000", "data.split.holdout = 800"]),
-        ({"counterfactual": {"attributors": ["gas"]}, "attributors": ["das", "pixel_l2"]}, ["counterfactual", "'gas'"]),
-        ({"counterfactual": {"queries": 40}}, ["counterfactual.queries = 40", "queries.generated = 32"]),
-        ({"counterfactual": {"remove": 400}}, ["attribution.counterfactual.remove = 400", "data.split.train = 400"]),
+        (
+            {"variants": {"odd": {"projection": "fourier"}}},
+            ["variants.odd.projection = 'fourier'", "countsketch"],
+        ),
+        (
+            {"queries": {"generated": 5000}},
+            ["attribution.queries.generated = 5000", "sample.images = 1024"],
+        ),
+        (
+            {"queries": {"holdout": 5000}},
+            ["attribution.queries.holdout = 5000", "data.split.holdout = 800"],
+        ),
+        (
+            {"counterfactual": {"attributors": ["gas"]}, "attributors": ["das", "pixel_l2"]},
+            ["counterfactual", "'gas'"],
+        ),
+        (
+            {"counterfactual": {"queries": 40}},
+            ["counterfactual.queries = 40", "queries.generated = 32"],
+        ),
+        (
+            {"counterfactual": {"remove": 400}},
+            ["attribution.counterfactual.remove = 400", "data.split.train = 400"],
+        ),
         ({"reference": "t100"}, ["reference = 't100'", "main"]),
         (
             {"remedied": {"before": "condtional", "after": ["erasediff"]}},
             ["before = 'condtional'", "did you mean 'conditional'"],
         ),
-        ({"remedied": {"before": "conditional", "after": ["baseline"]}}, ["after = 'baseline'", "forgets nothing"]),
-        ({"remedied": {"before": "loyal", "after": ["erasediff"]}}, ["before = 'loyal'", "one network"]),
-        ({"remedied": {"before": "dedup", "after": ["erasediff"]}}, ["after = 'erasediff'", "planted", "deduplicated"]),
-        ({"remedied": {"before": "conditional", "after": ["erasediff"], "queries": 5000}}, ["queries = 5000", "1024"]),
         (
-            {"remedied": {"before": "conditional", "after": ["erasediff"], "attributors": ["tracin"]}},
+            {"remedied": {"before": "conditional", "after": ["baseline"]}},
+            ["after = 'baseline'", "forgets nothing"],
+        ),
+        (
+            {"remedied": {"before": "loyal", "after": ["erasediff"]}},
+            ["before = 'loyal'", "one network"],
+        ),
+        (
+            {"remedied": {"before": "dedup", "after": ["erasediff"]}},
+            ["after = 'erasediff'", "planted", "deduplicated"],
+        ),
+        (
+            {"remedied": {"before": "conditional", "after": ["erasediff"], "queries": 5000}},
+            ["queries = 5000", "1024"],
+        ),
+        (
+            {
+                "remedied": {
+                    "before": "conditional",
+                    "after": ["erasediff"],
+                    "attributors": ["tracin"],
+                }
+            },
             ["remedied.attributors", "tracin"],
         ),
-        ({"attributors": ["trak"], "remedied": {"before": "conditional", "after": ["erasediff"]}}, ["remedied", "'das'"]),
+        (
+            {
+                "attributors": ["trak"],
+                "remedied": {"before": "conditional", "after": ["erasediff"]},
+            },
+            ["remedied", "'das'"],
+        ),
         ({"ground_truth": {"timesteps": 2000}}, ["attribution.ground_truth.timesteps = 2000"]),
     ],
 )
@@ -232,7 +340,9 @@ def test_what_cannot_be_attributed_is_refused(params, keys, words):
 
 def test_schema_file_is_what_the_classes_say(root):
     stored = json.loads((root / "workflow" / "schemas" / "params.schema.json").read_text())
-    assert stored == config.schema(), "run: afterimage config schema > workflow/schemas/params.schema.json"
+    assert stored == config.schema(), (
+        "run: afterimage config schema > workflow/schemas/params.schema.json"
+    )
 
 
 def test_every_key_is_described():
@@ -273,7 +383,9 @@ def test_an_empty_path_is_not_the_current_folder():
 
 
 def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
-    with pytest.raises(config.ConfigError, match=r"none\.yaml cannot be read: No such file or directory"):
+    with pytest.raises(
+        config.ConfigError, match=r"none\.yaml cannot be read: No such file or directory"
+    ):
         config.load(tmp_path / "none.yaml")
     (tmp_path / "list.yaml").write_text("- 1\n")
     (tmp_path / "broken.yaml").write_text("a: [1\n")
@@ -288,7 +400,10 @@ def test_file_that_is_missing_no_mapping_or_no_yaml(tmp_path):
     [
         ("seed: 99\n", [r"seed stands 2 times", "in lines"]),
         ("arms: {baseline: {method: baseline}}\narms: {}\n", ["arms stands 3 times"]),
-        ("forget:\n  zero: {label: 0}\n  one: {label: 1}\n  zero: {label: 2}\n", ["forget.zero stands 2 times"]),
+        (
+            "forget:\n  zero: {label: 0}\n  one: {label: 1}\n  zero: {label: 2}\n",
+            ["forget.zero stands 2 times"],
+        ),
         ("notes: [{a: 1, b: 2, 'a': 3}]\n", ["notes.0.a stands 2 times"]),
     ],
 )
@@ -303,12 +418,16 @@ def test_a_key_that_stands_twice_is_refused_by_name_and_lines(root, tmp_path, mo
 
 def test_the_lines_of_a_key_are_counted_from_one(tmp_path):
     (tmp_path / "a.yaml").write_text("a: 1\nb:\n  c: 1\n\n  c: 2\n")
-    with pytest.raises(config.ConfigError, match=r"a\.yaml: b\.c stands 2 times in one mapping, in lines 3, 5"):
+    with pytest.raises(
+        config.ConfigError, match=r"a\.yaml: b\.c stands 2 times in one mapping, in lines 3, 5"
+    ):
         config.read_yaml(tmp_path / "a.yaml")
 
 
 def test_a_key_may_override_one_that_is_merged_in_and_stand_in_several_mappings(tmp_path):
-    (tmp_path / "a.yaml").write_text("base: &base {a: 1, b: 2}\nx: {<<: *base, a: 3}\ny: *base\nz: {<<: *base, <<: {c: 4}}\n")
+    (tmp_path / "a.yaml").write_text(
+        "base: &base {a: 1, b: 2}\nx: {<<: *base, a: 3}\ny: *base\nz: {<<: *base, <<: {c: 4}}\n"
+    )
     params = config.read_yaml(tmp_path / "a.yaml")
     assert params["x"] == {"a": 3, "b": 2}
     assert params["z"] == {"a": 1, "b": 2, "c": 4}
@@ -324,13 +443,25 @@ def test_yaml_that_holds_itself_ends(tmp_path):
     ("data", "words"),
     [
         ("study: é\n".encode("utf-16"), "a.yaml is UTF-16: save it as UTF-8"),
-        ("study: é\n".encode("utf-16-le"), "a.yaml is no text, or UTF-16 without its mark: save it as UTF-8"),
+        (
+            "study: é\n".encode("utf-16-le"),
+            "a.yaml is no text, or UTF-16 without its mark: save it as UTF-8",
+        ),
         ("study: é\n".encode("utf-32"), "a.yaml is UTF-32"),
-        ("a: 1\nstudy: é\n".encode("latin-1"), r"a.yaml is not UTF-8: byte 0xe9 in line 2 \(Latin-1\?\)"),
+        (
+            "a: 1\nstudy: é\n".encode("latin-1"),
+            r"a.yaml is not UTF-8: byte 0xe9 in line 2 \(Latin-1\?\)",
+        ),
         (b"a:\n\tb: 1\n", r"a.yaml is not YAML: line 2: found character '\\t'"),
         (b"a: 1\n---\nb: 2\n", "a.yaml is not YAML: line 2: but found another document"),
-        (b"a: !!python/object:os.system {}\n", "a.yaml is not YAML: line 1: could not determine a constructor"),
-        (b"a: 2024-02-31\n", "a.yaml is not YAML: a value is not of the type .*day is out of range"),
+        (
+            b"a: !!python/object:os.system {}\n",
+            "a.yaml is not YAML: line 1: could not determine a constructor",
+        ),
+        (
+            b"a: 2024-02-31\n",
+            "a.yaml is not YAML: a value is not of the type .*day is out of range",
+        ),
         (b"a: !!bool maybe\n", "a.yaml is not YAML: a value is not of the type"),
         (b"a: !!timestamp today\n", "a.yaml is not YAML: a value is not of the type"),
         (b"a: \x01\n", "a.yaml is not YAML: .*special characters are not allowed"),
@@ -354,7 +485,9 @@ def test_what_is_done_to_sizes_is_part_of_fetching_alone(params):
     before = digests(params)
     params["data"] |= {"resize": 6, "resize_filter": "box"}
     after = digests(params)
-    assert {step for (step, _), digest in after.items() if before[step, _] != digest} == {"data/fetch"}
+    assert {step for (step, _), digest in after.items() if before[step, _] != digest} == {
+        "data/fetch"
+    }
 
 
 @pytest.mark.parametrize("key", ["resize_filter", "crop"])
@@ -394,25 +527,43 @@ def many(params):
 @pytest.mark.parametrize(
     ("arm", "words"),
     [
-        ({"method": "baseline", "control": "basline"}, ["arms.new.control = 'basline'", "did you mean 'baseline'"]),
+        (
+            {"method": "baseline", "control": "basline"},
+            ["arms.new.control = 'basline'", "did you mean 'baseline'"],
+        ),
         (
             {"method": "baseline", "matched_to": {"arm": "ie", "by": "updates"}},
             ["arms.new.matched_to.arm = 'ie'", "did you mean 'iet'"],
         ),
-        ({"method": "baseline", "without": "one"}, ["arms.new.without = 'one'", "sets are: zero, found"]),
+        (
+            {"method": "baseline", "without": "one"},
+            ["arms.new.without = 'one'", "sets are: zero, found"],
+        ),
         (ERASE | {"forget": "zerro"}, ["arms.new.forget = 'zerro'", "did you mean 'zero'"]),
         ({"method": "erasediff", "base": "conditional"}, ["arms.new.forget: missing"]),
-        (ERASE | {"base": "baseline"}, ["target = 'relabel' needs labels", "base = 'baseline' was trained without"]),
+        (
+            ERASE | {"base": "baseline"},
+            ["target = 'relabel' needs labels", "base = 'baseline' was trained without"],
+        ),
         (ERASE | {"method": "salun", "base": "baseline"}, ["method salun needs labels"]),
         (ERASE | {"base": "loyal"}, ["base = 'loyal' is two networks", "method erasediff"]),
         (ERASE | {"rau_net": {"groups": [1]}}, ["rau_net cannot be given"]),
-        (ERASE | {"data": "deduplicated"}, ["data = 'deduplicated'", "base = 'conditional' was trained on data = 'planted'"]),
+        (
+            ERASE | {"data": "deduplicated"},
+            ["data = 'deduplicated'", "base = 'conditional' was trained on data = 'planted'"],
+        ),
         (ERASE | {"fraction": 0.5}, ["method erasediff", "fraction = 0.5 of base = 'conditional'"]),
         (ERASE | {"without": "zero"}, ["without cannot be given too"]),
         (ERASE | {"condition": "none"}, ["condition = 'none'", "has condition 'label'"]),
-        ({"method": "baseline", "rau_net": {"groups": [3]}}, ["rau_net.groups = [3]", "groups 0 to 2"]),
+        (
+            {"method": "baseline", "rau_net": {"groups": [3]}},
+            ["rau_net.groups = [3]", "groups 0 to 2"],
+        ),
         ({"method": "dp_sgd"}, ["exactly one of epsilon and noise_multiplier"]),
-        ({"method": "loyal", "switch_timestep": 1001}, ["switch_timestep = 1001", "diffusion.timesteps = 1000"]),
+        (
+            {"method": "loyal", "switch_timestep": 1001},
+            ["switch_timestep = 1001", "diffusion.timesteps = 1000"],
+        ),
         (
             {"method": "iet_agc", "shards": 7, "rounds": 1},
             ["1500 updates", "shards = 7", "the nearest number that can is 1498"],
@@ -422,7 +573,11 @@ def many(params):
             ["1500 updates", "nearest number that can is 1498"],
         ),
         (
-            {"method": "baseline", "matched_to": {"arm": "iet", "by": "updates"}, "train": {"updates": 4}},
+            {
+                "method": "baseline",
+                "matched_to": {"arm": "iet", "by": "updates"},
+                "train": {"updates": 4},
+            },
             ["matched_to or train.updates", "not both"],
         ),
         ({"method": "baseline", "base": "new"}, ["goes round in a circle: new -> new"]),
@@ -438,13 +593,17 @@ def test_combinations_that_cannot_be_are_refused_by_name(many, arm, words):
 
 def test_a_set_is_of_one_kind(many):
     many["forget"]["zero"] = {"label": 0, "ids": [1]}
-    with pytest.raises(config.ConfigError, match="exactly one of label, ids and extracted_from, not label and ids"):
+    with pytest.raises(
+        config.ConfigError, match="exactly one of label, ids and extracted_from, not label and ids"
+    ):
         config.parse(many)
 
 
 def test_a_circle_through_a_set_is_found(many):
     many["arms"]["conditional"]["without"] = "found"
-    with pytest.raises(config.ConfigError, match="goes round in a circle: conditional -> conditional"):
+    with pytest.raises(
+        config.ConfigError, match="goes round in a circle: conditional -> conditional"
+    ):
         config.parse(many)
 
 
@@ -479,4 +638,6 @@ def test_arms_are_judged_on_their_own_sets_and_on_those_of_what_starts_from_them
 def test_a_control_only_changes_the_tables(many):
     before = digests(many)
     many["arms"]["iet"]["control"] = "baseline"
-    assert {step for (step, _), digest in digests(many).items() if before[step, _] != digest} == {"report/tables"}
+    assert {step for (step, _), digest in digests(many).items() if before[step, _] != digest} == {
+        "report/tables"
+    }

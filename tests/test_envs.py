@@ -67,14 +67,25 @@ def test_locks_pin_every_direct_requirement_exactly(device: str) -> None:
     for requirement in direct:
         for pin in pinned:
             if canonicalize_name(pin.name) == canonicalize_name(requirement.name):
-                assert next(iter(pin.specifier)).version in requirement.specifier, (pin, requirement)
+                assert next(iter(pin.specifier)).version in requirement.specifier, (
+                    pin,
+                    requirement,
+                )
 
 
 @pytest.mark.parametrize("minor", [11, 12, 13])
 @pytest.mark.parametrize("device", LOCKS)
 def test_each_package_has_one_version_per_python(device: str, minor: int) -> None:
-    machine = {"python_version": f"3.{minor}", "python_full_version": f"3.{minor}.9", "sys_platform": "linux"}
-    chosen = [p for p in requirements(ENVS / f"{device}.lock") if p.marker is None or p.marker.evaluate(machine)]
+    machine = {
+        "python_version": f"3.{minor}",
+        "python_full_version": f"3.{minor}.9",
+        "sys_platform": "linux",
+    }
+    chosen = [
+        p
+        for p in requirements(ENVS / f"{device}.lock")
+        if p.marker is None or p.marker.evaluate(machine)
+    ]
     assert len(chosen) == len(names(chosen))
     assert names(requirements(ENVS / "requirements.in")) <= names(chosen)
 
@@ -96,7 +107,9 @@ def test_the_package_depends_on_nothing_that_is_not_locked() -> None:
 @pytest.mark.parametrize("path", sorted(p.name for p in ENVS.iterdir() if p.is_file()))
 def test_no_host_is_named(path: str) -> None:
     text = (ENVS / path).read_text()
-    assert not re.search(r"https?:|\bwww\.|\b[\w-]+\.(org|com|net|io)\b|--(extra-)?index-url|--find-links", text)
+    assert not re.search(
+        r"https?:|\bwww\.|\b[\w-]+\.(org|com|net|io)\b|--(extra-)?index-url|--find-links", text
+    )
 
 
 @pytest.mark.parametrize("device", LOCKS)
@@ -133,7 +146,9 @@ def test_the_running_environment_is_the_locked_one() -> None:
         ("LOCK={tmp}/none.lock", "none.lock is not a file; envs/cpu.lock and envs/gpu.lock are"),
     ],
 )
-def test_make_refuses_before_it_removes_or_installs_anything(tmp_path: Path, settings: str, message: str) -> None:
+def test_make_refuses_before_it_removes_or_installs_anything(
+    tmp_path: Path, settings: str, message: str
+) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     command = ["make", "setup", f"PYTHON={sys.executable}", settings.format(tmp=tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
@@ -145,8 +160,28 @@ def test_make_refuses_before_it_removes_or_installs_anything(tmp_path: Path, set
 # ---- licences -----------------------------------------------------------------------------------------------------------
 
 ALLOWED = {
-    *("0BSD", "Apache-2.0", "Apache-2.0 WITH LLVM-exception", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0"),
-    *("CNRI-Python", "HPND", "ISC", "MIT", "MIT-0", "MIT-CMU", "MPL-2.0", "PSF-2.0", "Unlicense", "Zlib", "ZPL-2.1"),
+    *(
+        "0BSD",
+        "Apache-2.0",
+        "Apache-2.0 WITH LLVM-exception",
+        "BSD-2-Clause",
+        "BSD-3-Clause",
+        "BSL-1.0",
+        "CC0-1.0",
+    ),
+    *(
+        "CNRI-Python",
+        "HPND",
+        "ISC",
+        "MIT",
+        "MIT-0",
+        "MIT-CMU",
+        "MPL-2.0",
+        "PSF-2.0",
+        "Unlicense",
+        "Zlib",
+        "ZPL-2.1",
+    ),
 }
 
 SPELLINGS = {
@@ -191,7 +226,11 @@ def licences_of(distribution: Distribution) -> str:
     metadata = distribution.metadata
     if expression := metadata.get("License-Expression"):
         return expression
-    classifiers = [line.split(" :: ")[-1] for line in metadata.get_all("Classifier") or [] if line.startswith("License")]
+    classifiers = [
+        line.split(" :: ")[-1]
+        for line in metadata.get_all("Classifier") or []
+        if line.startswith("License")
+    ]
     named = [name for name in classifiers if name != "OSI Approved"]
     if not named:
         text = (metadata.get("License") or "").strip()
@@ -202,9 +241,13 @@ def licences_of(distribution: Distribution) -> str:
 def allowed(expression: str) -> bool:
     """Tell whether one alternative of an SPDX expression has only allowed parts."""
     flat = expression.replace("(", "").replace(")", "")
-    if " AND " in flat and " OR " in flat:  # "A AND (B OR C)" is the only mixture met: every part must do
+    if (
+        " AND " in flat and " OR " in flat
+    ):  # "A AND (B OR C)" is the only mixture met: every part must do
         return all(part in ALLOWED for part in re.split(" AND | OR ", flat))
-    return any(all(part in ALLOWED for part in choice.split(" AND ")) for choice in flat.split(" OR "))
+    return any(
+        all(part in ALLOWED for part in choice.split(" AND ")) for choice in flat.split(" OR ")
+    )
 
 
 def test_every_installed_licence_is_allowed_or_explained() -> None:

@@ -39,7 +39,8 @@ def test_a_terminal_gets_a_bar_instead(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"), (7500, "2 h 5 min")]
+    ("seconds", "words"),
+    [(0.4, "0 s"), (59.4, "59 s"), (59.6, "1 min 0 s"), (190, "3 min 10 s"), (7500, "2 h 5 min")],
 )
 def test_lengths_of_time_are_said_as_people_do(seconds, words):
     assert progress.span(seconds) == words

@@ -24,8 +24,13 @@ def test_paths_do_not_collide(root, a, b):
 @given(st.integers(0, 2**63 - 1), paths)
 def test_seed_fits_torch_and_numpy(root, path):
     assert 0 <= derive(root, *path) < 2**63
-    assert torch.equal(torch.randn(3, generator=torch_rng(root, *path)), torch.randn(3, generator=torch_rng(root, *path)))
-    np.testing.assert_array_equal(numpy_rng(root, *path).random(3), numpy_rng(root, *path).random(3))
+    assert torch.equal(
+        torch.randn(3, generator=torch_rng(root, *path)),
+        torch.randn(3, generator=torch_rng(root, *path)),
+    )
+    np.testing.assert_array_equal(
+        numpy_rng(root, *path).random(3), numpy_rng(root, *path).random(3)
+    )
 
 
 def test_a_digit_is_not_its_text():

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from afterimage import config as configs
 from afterimage import provenance
 
@@ -48,7 +46,9 @@ def folder_sha256(files: Mapping[Path, str]) -> str:
 
 def files_in(folder: Path) -> list[Path]:
     """Return the files of a store in sorted order, without ``run.json`` and the workflow engine's marks."""
-    return sorted(path for path in Path(folder).rglob("*") if path.is_file() and path.name not in _IGNORED)
+    return sorted(
+        path for path in Path(folder).rglob("*") if path.is_file() and path.name not in _IGNORED
+    )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -68,7 +68,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write plain JSON values, sorted and indented, atomically."""
-    write_atomically(path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode())
+    write_atomically(
+        path, (json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
+    )
 
 
 def replace_folder(partial: Path, target: Path) -> None:
@@ -79,95 +81,6 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 
 # ---- images -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Images:
-    """A set of images held in memory.
-
-    Attributes:
-        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 stands for [0, 1].
-        ids: int64 or text, (N,), unique: names the row.
-        labels: int64, (N,); -1 where there is none.
-        sources: like ``ids``, (N,): the original that the row shows. Planted copies of one image share it.
-        official_test: bool, (N,): the row comes from the source's official test part.
-    """
-
-    pixels: np.ndarray
-    ids: np.ndarray
-    labels: np.ndarray
-    sources: np.ndarray
-    official_test: np.ndarray
-
-    def __post_init__(self) -> None:
-        n = len(self.pixels)
-        if self.pixels.dtype != np.uint8 or self.pixels.ndim != 4 or self.pixels.shape[-1] not in (1, 3):
-            raise ArtifactError(f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} {self.pixels.shape}")
-        for name in ("ids", "labels", "sources", "official_test"):
-            if getattr(self, name).shape != (n,):
-                raise ArtifactError(f"{name} has shape {getattr(self, name).shape}, but there are {n} images")
-        if len(np.unique(self.ids)) != n:
-            raise ArtifactError("image ids are not unique")
-
-    def __len__(self) -> int:
-        return len(self.pixels)
-
-    @classmethod
-    def of(
-        cls,
-        pixels: np.ndarray,
-        ids: np.ndarray | None = None,
-        labels: np.ndarray | None = None,
-        sources: np.ndarray | None = None,
-        official_test: np.ndarray | None = None,
-    ) -> Images:
-        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1 and each row is its own source by default."""
-        n = len(pixels)
-        ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids)
-        return cls(
-            pixels=pixels,
-            ids=ids,
-            labels=np.full(n, -1, np.int64) if labels is None else np.asarray(labels, np.int64),
-            sources=ids if sources is None else np.asarray(sources),
-            official_test=np.zeros(n, bool) if official_test is None else np.asarray(official_test, bool),
-        )
-
-    def take(self, rows: np.ndarray) -> Images:
-        """Return the chosen rows (positions or a mask)."""
-        return Images(self.pixels[rows], self.ids[rows], self.labels[rows], self.sources[rows], self.official_test[rows])
-
-    def save(self, path: Path) -> None:
-        """Write one compressed ``.npz`` without pickled objects."""
-        with Path(path).open("wb") as stream:
-            np.savez_compressed(
-                stream,
-                images=self.pixels,
-                ids=self.ids,
-                labels=self.labels,
-                sources=self.sources,
-                official_test=self.official_test,
-            )
-
-
-def contents(pixels: np.ndarray) -> np.ndarray:
-    """Return a 16-byte digest of each image's bytes, (N,): equal where the images are byte-identical."""
-    return np.array([hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16")
-
-
-def load_images(path: Path, check: bool = True) -> Images:
-    """Open a stored image set, first checking the file against the ``run.json`` beside it.
-
-    Raises:
-        ArtifactError: if the file is missing, truncated, or not the one that ``run.json`` describes.
-    """
-    path = Path(path)
-    if check:
-        check_file(path)
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return Images(arrays["images"], arrays["ids"], arrays["labels"], arrays["sources"], arrays["official_test"])
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise ArtifactError(f"{path} cannot be read as an image set: {error}") from error
 
 
 # ---- steps --------------------------------------------------------------------------------------------------------------
@@ -205,7 +118,9 @@ def read_config(path: Path, step: str) -> dict[str, Any]:
 
 
 @contextmanager
-def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries: tuple[str, ...]) -> Iterator[Step]:
+def step(
+    config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries: tuple[str, ...]
+) -> Iterator[Step]:
     """Run one step: give it a partial folder to write into, then record and publish it.
 
     Args:
@@ -216,7 +131,9 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
     """
     out = Path(out)
     started, cpu = time.time(), time.process_time()
-    hashes = {name: {"path": _relative(path), "sha256": sha256(path)} for name, path in inputs.items()}
+    hashes = {
+        name: {"path": _relative(path), "sha256": sha256(path)} for name, path in inputs.items()
+    }
     partial = out.with_name(f".{out.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -232,7 +149,9 @@ def step(config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries:
             "code_sha256": provenance.fingerprint(*entries),
             "code_entries": list(entries),
             "inputs": hashes,
-            "outputs": {file.relative_to(partial).as_posix(): sha256(file) for file in files_in(partial)},
+            "outputs": {
+                file.relative_to(partial).as_posix(): sha256(file) for file in files_in(partial)
+            },
             "environment": provenance.environment(),
             "facts": work.extra,
             "seconds": round(time.time() - started, 3),
@@ -262,7 +181,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
-        raise ArtifactError(f"{folder} has no {RUN}: the step that makes it has not finished") from error
+        raise ArtifactError(
+            f"{folder} has no {RUN}: the step that makes it has not finished"
+        ) from error
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not readable: {error}") from error
 
@@ -282,7 +203,9 @@ def check_file(path: Path) -> None:
     if not path.is_file():
         raise ArtifactError(f"{path} is missing, though {folder / RUN} lists it")
     if sha256(path) != listed[name]:
-        raise ArtifactError(f"{path} is not the file that {folder / RUN} describes: truncated or changed since")
+        raise ArtifactError(
+            f"{path} is not the file that {folder / RUN} describes: truncated or changed since"
+        )
 
 
 def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
@@ -295,7 +218,9 @@ def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str,
     for name in run["outputs"]:
         check_file(Path(folder) / name)
     if config is not None and run["config_sha256"] != configs.digest(config):
-        raise ArtifactError(f"{folder} was made under another config: {difference(run['config'], config)}")
+        raise ArtifactError(
+            f"{folder} was made under another config: {difference(run['config'], config)}"
+        )
     return run
 
 
@@ -303,7 +228,9 @@ def difference(old: Any, new: Any, at: str = "") -> str:
     """Name the keys in which two nested settings differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [
-            difference(old.get(key, "(absent)"), new.get(key, "(absent)"), f"{at}.{key}" if at else key)
+            difference(
+                old.get(key, "(absent)"), new.get(key, "(absent)"), f"{at}.{key}" if at else key
+            )
             for key in sorted(old.keys() | new.keys())
             if old.get(key, "(absent)") != new.get(key, "(absent)")
         ]

@@ -25,7 +25,9 @@ def batches(total: int, size: int, verb: str, noun: str) -> Iterator[int]:
         noun: What rows are, in the plural: "generations".
     """
     started = printed = time.monotonic()
-    with tqdm(total=total, desc=verb, unit=f" {noun}", disable=None) as bar:  # None: disabled where it is no terminal
+    with tqdm(
+        total=total, desc=verb, unit=f" {noun}", disable=None
+    ) as bar:  # None: disabled where it is no terminal
         for first in range(0, total, size):
             yield first
             done = min(first + size, total)
@@ -34,7 +36,11 @@ def batches(total: int, size: int, verb: str, noun: str) -> Iterator[int]:
             if bar.disable and done < total and now - printed >= EVERY:
                 printed = now
                 left = span((now - started) / done * (total - done))
-                print(f"{verb} {done} of {total} {noun} ({100 * done // total} %), {left} left", file=sys.stderr, flush=True)
+                print(
+                    f"{verb} {done} of {total} {noun} ({100 * done // total} %), {left} left",
+                    file=sys.stderr,
+                    flush=True,
+                )
 
 
 def span(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 The fingerprint of a step is the hash of the code that its entry module imports, directly or through
 others, inside this package. Code is the syntax tree: comments, docstrings and formatting change no
-fingerprint, and neither does the version of Python. ``config`` and ``cli.py`` are left out: all that
-they decide for a step is in its resolved config and command line, which are recorded and compared by
+fingerprint, and neither does the version of Python. ``config``, ``plan`` and ``cli.py`` are left out: all
+that they decide for a step is in its resolved config and command line, which are recorded and compared by
 themselves. Methods are found by name (``config.METHODS``), so that a new method changes the
 fingerprint of no other.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -22,8 +23,16 @@ from typing import Any
 
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent.parent
-_DECIDED_ELSEWHERE = ("afterimage.config", "afterimage.cli")
-_VERSIONS_OF = ("afterimage", "torch", "diffusers", "accelerate", "numpy", "scikit-learn", "faiss-cpu")
+_DECIDED_ELSEWHERE = ("afterimage.config", "afterimage.plan", "afterimage.cli")
+_VERSIONS_OF = (
+    "afterimage",
+    "torch",
+    "diffusers",
+    "accelerate",
+    "numpy",
+    "scikit-learn",
+    "faiss-cpu",
+)
 
 
 def _file_of(module: str) -> Path | None:
@@ -45,10 +54,19 @@ def _imports(module: str) -> frozenset[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return frozenset(name for name in found if name.split(".")[0] == "afterimage" and _file_of(name))
+    return frozenset(
+        name for name in found if name.split(".")[0] == "afterimage" and _file_of(name)
+    )
 
 
 EMPTY = "str:''"
+
+
+def digest(config: dict[str, Any]) -> str:
+    """Return the sha256 of a resolved config, whatever the order of its keys."""
+    return hashlib.sha256(
+        json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
+    ).hexdigest()
 
 
 def canonical(source: str) -> str:
@@ -59,7 +77,9 @@ def canonical(source: str) -> str:
     """
 
     def text(node: object) -> str:
-        if isinstance(node, ast.Constant):  # ascii: which characters are printable depends on the version
+        if isinstance(
+            node, ast.Constant
+        ):  # ascii: which characters are printable depends on the version
             return f"{type(node.value).__name__}:{node.value!a}"
         if isinstance(node, ast.JoinedStr):  # Python 3.12 has empty pieces where others have none
             return f"JoinedStr({','.join(piece for piece in map(text, node.values) if piece != EMPTY)})"
@@ -75,7 +95,11 @@ def canonical(source: str) -> str:
 
 
 def _is_docstring(node: object) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        isinstance(node, ast.Expr)
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 @cache
@@ -111,7 +135,13 @@ def fingerprint(*entries: str) -> str:
 
 def _git(*arguments: str) -> str | None:
     try:
-        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True, timeout=20)
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=20,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

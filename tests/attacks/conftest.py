@@ -16,7 +16,8 @@ import yaml
 from accelerate.state import AcceleratorState
 from scipy.special import softmax
 
-from afterimage import cli, config, layout
+from afterimage import cli, config
+from afterimage.plan import jobs
 
 
 def empirical_bayes(data, bandwidth=0.0):
@@ -61,7 +62,10 @@ def smooth_images(count, seed, side=8):
     grid = (np.arange(side) + 0.5) / side
     waves = np.cos(np.pi * np.arange(4)[:, None] * grid)
     fields = np.einsum(
-        "nij,ih,jw->nhw", rng.standard_normal((count, 4, 4)) / (1 + np.add.outer(np.arange(4), np.arange(4))), waves, waves
+        "nij,ih,jw->nhw",
+        rng.standard_normal((count, 4, 4)) / (1 + np.add.outer(np.arange(4), np.arange(4))),
+        waves,
+        waves,
     )
     low, high = fields.min((1, 2), keepdims=True), fields.max((1, 2), keepdims=True)
     return ((fields - low) / (high - low))[..., None]
@@ -76,7 +80,11 @@ def to_uint8(x, shape):
 def oracles():
     """The functions above."""
     return SimpleNamespace(
-        empirical_bayes=empirical_bayes, gaussian_fit=gaussian_fit, ddim=ddim, smooth_images=smooth_images, to_uint8=to_uint8
+        empirical_bayes=empirical_bayes,
+        gaussian_fit=gaussian_fit,
+        ddim=ddim,
+        smooth_images=smooth_images,
+        to_uint8=to_uint8,
     )
 
 
@@ -89,17 +97,23 @@ class Study:
 
     def write(self) -> None:
         self.study = config.parse(self.params)
-        layout.write_configs(self.study, self.root.parent)
+        jobs.write_configs(self.study, self.root.parent)
 
     def store(self, step: str, arm: str | None = None) -> Path:
-        (job,) = [job for job in layout.jobs(self.study) if (job.step, job.arm) == (step, arm)]
+        (job,) = [job for job in jobs.jobs(self.study) if (job.step, job.arm) == (step, arm)]
         return self.root / job.folder
 
     def command(self, step: str, arm: str | None = None, out: str | None = None) -> list[str]:
         """Return the command line of a step's verb."""
         split, data = self.root / "data" / "split", self.root / "data"
-        parts = {name: ("--" + name, split / f"{name}.npz") for name in ("train", "holdout", "reference", "twins")}
-        index, classifier = ("--index", split / "index.parquet"), ("--classifier", data / "classifier")
+        parts = {
+            name: ("--" + name, split / f"{name}.npz")
+            for name in ("train", "holdout", "reference", "twins")
+        }
+        index, classifier = (
+            ("--index", split / "index.parquet"),
+            ("--classifier", data / "classifier"),
+        )
         flags: list = []
         if arm is not None:
             trained = self.root / "train" / arm / "rep0"
@@ -115,12 +129,32 @@ class Study:
             case "sample":
                 flags = [*model]
             case "attack/membership":
-                flags = [*model, *parts["train"], *members, *parts["holdout"], *parts["twins"], *index]
+                flags = [
+                    *model,
+                    *parts["train"],
+                    *members,
+                    *parts["holdout"],
+                    *parts["twins"],
+                    *index,
+                ]
             case "attack/forgetting":
-                flags = [*model, *samples, *parts["train"], *members, *parts["holdout"], *parts["reference"], *classifier]
+                flags = [
+                    *model,
+                    *samples,
+                    *parts["train"],
+                    *members,
+                    *parts["holdout"],
+                    *parts["reference"],
+                    *classifier,
+                ]
         verb = {"train": ["train", "run"], "sample": ["sample", "draw"]}.get(step, step.split("/"))
         folder = self.store(step, arm)
-        where = ["--config", self.root / "config" / folder.relative_to(self.root).with_suffix(".json"), "--out", out or folder]
+        where = [
+            "--config",
+            self.root / "config" / folder.relative_to(self.root).with_suffix(".json"),
+            "--out",
+            out or folder,
+        ]
         return [*verb, *map(str, [*flags, *where])]
 
     def run(self, step: str, arm: str | None = None, *more: str, out: str | None = None) -> Path:
@@ -135,14 +169,23 @@ def trained(root, tmp_path_factory) -> Iterator[Study]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     params = yaml.safe_load((root / "tests" / "workflow" / "tiny.yaml").read_text())
-    params["forget"] = {"zeros": {"label": 0}, "some": {"ids": [3, 5]}, "found": {"extracted_from": "plain"}}
+    params["forget"] = {
+        "zeros": {"label": 0},
+        "some": {"ids": [3, 5]},
+        "found": {"extracted_from": "plain"},
+    }
     params["arms"] = {
         "conditional": {"method": "baseline", "condition": "label"},
         "retrained": {"method": "baseline", "condition": "label", "without": "zeros"},
         "plain": {"method": "baseline", "without": "zeros"},
         "tuned": {"method": "baseline", "base": "conditional", "without": "zeros"},
     }
-    params["forgetting"] = {"relearn_updates": 4, "relearn_every": 3, "relearn_images": 8, "relearn_batch_size": 4}
+    params["forgetting"] = {
+        "relearn_updates": 4,
+        "relearn_every": 3,
+        "relearn_images": 8,
+        "relearn_batch_size": 4,
+    }
     params["membership"] = {"timesteps": 3, "draws": 2, "false_positive_rates": [0.05, 0.1]}
     study = Study(params, tmp_path_factory.mktemp("trained"))
     for step in ("data/fetch", "data/split", "data/classifier"):

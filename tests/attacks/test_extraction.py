@@ -10,9 +10,11 @@ import pytest
 from sklearn.datasets import load_digits
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.attacks import adaptive, calibration, extraction, twins
 from afterimage.attacks.extraction import extract
+from afterimage.data.members import trained_rows
+from afterimage.images import Images
 
 SETTINGS, STATISTICS = config.Extraction(), config.Statistics(bootstrap=50)
 
@@ -28,13 +30,17 @@ def drawn(oracles):
     def draw(kind, pixels, count=1000, **keys):
         data = pixels.reshape(len(pixels), -1) / 127.5 - 1
         denoise = getattr(oracles, kind)(data, **keys)
-        return oracles.to_uint8(oracles.ddim(denoise, count, data.shape[1], seed=0), pixels.shape[1:])
+        return oracles.to_uint8(
+            oracles.ddim(denoise, count, data.shape[1], seed=0), pixels.shape[1:]
+        )
 
     return draw
 
 
 def attack(samples, pixels, **keys):
-    return extract(Images.of(samples), Images.of(pixels), keys.pop("settings", SETTINGS), STATISTICS, 0, **keys)
+    return extract(
+        Images.of(samples), Images.of(pixels), keys.pop("settings", SETTINGS), STATISTICS, 0, **keys
+    )
 
 
 def value(found, metric, column="value", **where):
@@ -50,12 +56,18 @@ def value(found, metric, column="value", **where):
 
 @pytest.mark.parametrize("kind", ["digits", "smooth"])
 def test_the_perfect_memoriser_is_caught_every_time(kind, digits, drawn, oracles):
-    pixels = digits[:1000] if kind == "digits" else np.rint(oracles.smooth_images(1000, 0) * 255).astype(np.uint8)
+    pixels = (
+        digits[:1000]
+        if kind == "digits"
+        else np.rint(oracles.smooth_images(1000, 0) * 255).astype(np.uint8)
+    )
     found = attack(drawn("empirical_bayes", pixels), pixels)
     uniform = 1000 * (1 - (1 - 1 / 1000) ** 1000)
     for anchor in adaptive.ANCHORS:
         assert value(found, "flagged_generations", anchor=anchor) == 1
-        assert value(found, "extracted_images", "count", anchor=anchor) == pytest.approx(uniform, rel=0.05)
+        assert value(found, "extracted_images", "count", anchor=anchor) == pytest.approx(
+            uniform, rel=0.05
+        )
     assert found.pairs["l2"].median() == 0
     assert found.headline["mq@0.15"] == 1000
 
@@ -69,7 +81,9 @@ def test_the_gaussian_fit_gives_nothing_back(digits, drawn):
 def test_the_rate_falls_as_the_memoriser_is_blurred(digits, drawn):
     rates = []
     for bandwidth in (0.1, 0.3, 0.6):
-        pairs = attack(drawn("empirical_bayes", digits[:500], 300, bandwidth=bandwidth), digits[:500]).pairs
+        pairs = attack(
+            drawn("empirical_bayes", digits[:500], 300, bandwidth=bandwidth), digits[:500]
+        ).pairs
         rates.append([pairs[f"flagged_{anchor}_fixed"].mean() for anchor in adaptive.ANCHORS])
     assert (np.diff(rates, axis=0) < 0).all()
 
@@ -80,7 +94,10 @@ def test_the_rate_falls_as_the_memoriser_is_blurred(digits, drawn):
 def test_more_generations_never_find_fewer_images(digits, drawn):
     samples = drawn("empirical_bayes", digits[:200], 200, bandwidth=0.3)
     counts = [
-        [value(attack(samples[:n], digits[:200]), "extracted_images", "count", anchor=a) for a in adaptive.ANCHORS]
+        [
+            value(attack(samples[:n], digits[:200]), "extracted_images", "count", anchor=a)
+            for a in adaptive.ANCHORS
+        ]
         for n in (1, 20, 80, 200)
     ]
     assert (np.diff(counts, axis=0) >= 0).all()
@@ -89,7 +106,9 @@ def test_more_generations_never_find_fewer_images(digits, drawn):
 
 def test_copies_count_as_one_image_and_the_best_generation_is_kept(digits):
     original = digits[0]
-    near = np.clip(original.astype(int) + np.eye(8, dtype=int)[..., None] * 9, 0, 255).astype(np.uint8)
+    near = np.clip(original.astype(int) + np.eye(8, dtype=int)[..., None] * 9, 0, 255).astype(
+        np.uint8
+    )
     pixels = np.stack([*digits[1:80], original, original, near])
     sources = np.array([*range(79), 500, 500, 500])
     samples = np.stack([near, original, digits[3]])
@@ -108,7 +127,9 @@ def test_copies_count_as_one_image_and_the_best_generation_is_kept(digits):
     assert value(found, "extracted_images", "of", anchor="training") == 80
     assert value(found, "extracted_contents", "count", anchor="training") == 3
     assert value(found, "extracted_by_copies", anchor="training", subset="copies=3") == 1
-    assert value(found, "extracted_by_copies", anchor="training", subset="copies=1") == pytest.approx(1 / 79)
+    assert value(
+        found, "extracted_by_copies", anchor="training", subset="copies=1"
+    ) == pytest.approx(1 / 79)
 
 
 def test_generations_and_training_images_alone_are_enough(digits):
@@ -131,7 +152,9 @@ def test_ids_may_be_text(digits):
 
 def test_the_control_and_the_calibrated_alpha(digits):
     settings = SETTINGS.model_copy(update={"calibrated_rate": 0.1})
-    found = attack(digits[:100], digits[:300], holdout=Images.of(digits[600:1000]), settings=settings)
+    found = attack(
+        digits[:100], digits[:300], holdout=Images.of(digits[600:1000]), settings=settings
+    )
     held = found.holdout_pairs
     for anchor in adaptive.ANCHORS:
         relative = held[f"ratio_{anchor}"].to_numpy() * SETTINGS.alpha
@@ -141,13 +164,18 @@ def test_the_control_and_the_calibrated_alpha(digits):
         assert rate == np.rint(crossed.flagged.sum()) / 400
         assert 0.08 < rate < 0.13  # out of sample: close to the asked rate
         assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="calibrated") == 400
-        assert value(found, "flagged_holdout", anchor=anchor, alpha="fixed") == (held[f"ratio_{anchor}"] <= 1).mean()
+        assert (
+            value(found, "flagged_holdout", anchor=anchor, alpha="fixed")
+            == (held[f"ratio_{anchor}"] <= 1).mean()
+        )
         assert value(found, "flagged_holdout", "of", anchor=anchor, alpha="fixed") == 400
         assert value(found, "flagged_holdout", "exact_low", anchor=anchor, alpha="calibrated") > 0
 
 
 def test_held_out_images_that_are_training_images_are_left_out_and_said(digits):
-    near = np.clip(digits[20:25].astype(int) + np.random.default_rng(0).integers(-2, 3, (5, 8, 8, 1)), 0, 255)
+    near = np.clip(
+        digits[20:25].astype(int) + np.random.default_rng(0).integers(-2, 3, (5, 8, 8, 1)), 0, 255
+    )
     held = np.concatenate([digits[:20], near.astype(np.uint8), digits[600:640], digits[600:601]])
     found = attack(digits[:10], digits[:100], holdout=Images.of(held))
     assert found.facts["holdout_left_out"] == {"exact": 20, "near": 5, "repeated": 1}
@@ -187,7 +215,9 @@ def test_blank_and_blurred_generations_are_counted_apart(digits):
     blank = np.full((40, 8, 8, 1), 30, np.uint8)
     blurred = np.tile(digits[:40].mean(axis=(1, 2), keepdims=True), (1, 8, 8, 1)).astype(np.uint8)
     train = np.concatenate([digits[:200], blank[:1]])
-    found = attack(np.concatenate([blank, blurred, digits[300:400]]), train, holdout=Images.of(digits[600:800]))
+    found = attack(
+        np.concatenate([blank, blurred, digits[300:400]]), train, holdout=Images.of(digits[600:800])
+    )
     assert found.pairs["low_detail"].tolist() == [True] * 80 + [False] * 100
     assert found.facts["low_detail_generations"] == 80
     assert found.verdict.outcome == "not shown"
@@ -203,7 +233,9 @@ def test_training_images_are_counted_by_the_generations_nearest_to_them(digits):
 
 
 def test_a_single_sample_and_a_repeated_run(digits):
-    first, again = (attack(digits[700:701], digits[:90], holdout=Images.of(digits[300:350])) for _ in range(2))
+    first, again = (
+        attack(digits[700:701], digits[:90], holdout=Images.of(digits[300:350])) for _ in range(2)
+    )
     assert len(first.pairs) == 1
     pd.testing.assert_frame_equal(first.results, again.results)
 
@@ -213,7 +245,9 @@ def test_results_hold_no_nan_but_where_a_column_does_not_apply(digits):
     assert found.results.drop(columns="alpha_value").notna().all(axis=None)
     assert (found.results["alpha_value"].isna() == (found.results["alpha"] == "none")).all()
     shares = found.results
-    assert ((shares["exact_low"] <= shares["value"]) & (shares["value"] <= shares["exact_high"])).all()
+    assert (
+        (shares["exact_low"] <= shares["value"]) & (shares["value"] <= shares["exact_high"])
+    ).all()
     assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
 
 
@@ -232,7 +266,9 @@ def planting(digits):
             pixels.append(np.clip(digits[100 + i].astype(int) + noise, 0, 255).astype(np.uint8))
             sources.append(100 + i)
     train = Images.of(np.stack(pixels), sources=np.array(sources))
-    planted = twins.Planted(np.arange(100, 112), copies, Images.of(digits[112:124], ids=np.arange(112, 124)))
+    planted = twins.Planted(
+        np.arange(100, 112), copies, Images.of(digits[112:124], ids=np.arange(112, 124))
+    )
     return train, planted
 
 
@@ -240,7 +276,9 @@ def test_swapping_replaces_every_copy_and_nothing_else(planting):
     train, planted = planting
     swapped = twins.swap(train, planted)
     np.testing.assert_array_equal(swapped.pixels[:100], train.pixels[:100])
-    for source, twin, image in zip(planted.sources, planted.twins.ids, planted.twins.pixels, strict=True):
+    for source, twin, image in zip(
+        planted.sources, planted.twins.ids, planted.twins.pixels, strict=True
+    ):
         rows = train.sources == source
         assert (swapped.pixels[rows] == image).all()
         assert (swapped.sources[rows] == twin).all()
@@ -268,7 +306,9 @@ def test_a_memoriser_gives_back_planted_images_and_no_twin(planting, drawn):
 
 def test_twins_are_extracted_where_generations_show_them(planting):
     train, planted = planting
-    found = extract(Images.of(planted.twins.pixels), train, SETTINGS, STATISTICS, 0, planted=planted)
+    found = extract(
+        Images.of(planted.twins.pixels), train, SETTINGS, STATISTICS, 0, planted=planted
+    )
     assert value(found, "twins_flagged", "count", anchor="training") == 12
     assert (found.twins["best_l2"] == 0).all()
     assert value(found, "roc_auc") < 0.1
@@ -295,7 +335,14 @@ def test_only_planted_images_that_the_arm_trained_on_count(planting):
 
 def test_nothing_planted(planting):
     train, planted = planting
-    found = extract(Images.of(train.pixels[:5]), train, SETTINGS, STATISTICS, 0, planted=planted.among(np.array([-5])))
+    found = extract(
+        Images.of(train.pixels[:5]),
+        train,
+        SETTINGS,
+        STATISTICS,
+        0,
+        planted=planted.among(np.array([-5])),
+    )
     assert len(found.twins) == 0
     assert "extracted_training_fixed" in found.twins
     assert found.precision_recall.columns.tolist() == ["recall", "precision", "ratio"]
@@ -314,13 +361,28 @@ def stores(planting, digits, tmp_path):
     Images.of(digits[300:400], ids=np.arange(300, 400)).save(split / "holdout.npz")
     planted.twins.save(split / "twins.npz")
     Images.of(train.pixels[::2]).save(split / "images.npz")
-    index = pd.DataFrame({"id": planted.twins.ids, "part": "twin", "copies": planted.copies, "twin_of": planted.sources})
+    index = pd.DataFrame(
+        {
+            "id": planted.twins.ids,
+            "part": "twin",
+            "copies": planted.copies,
+            "twin_of": planted.sources,
+        }
+    )
     index.sample(frac=1, random_state=0).to_parquet(split / "index.parquet")
     pd.DataFrame({"id": train.ids, "trained": train.ids != 3}).to_parquet(split / "members.parquet")
     files = sorted(split.iterdir())
-    artifacts.write_json(split / "run.json", {"outputs": {file.name: artifacts.sha256(file) for file in files}})
+    artifacts.write_json(
+        split / "run.json", {"outputs": {file.name: artifacts.sha256(file) for file in files}}
+    )
     settings = SETTINGS.model_dump() | {"flips": False, "statistics": STATISTICS.model_dump()}
-    resolved = {"step": extraction.STEP, "arm": "a", "replicate": 0, "seed": 1, "settings": settings}
+    resolved = {
+        "step": extraction.STEP,
+        "arm": "a",
+        "replicate": 0,
+        "seed": 1,
+        "settings": settings,
+    }
     artifacts.write_json(tmp_path / "config.json", resolved)
     names = {"samples": "images", "train": "train", "holdout": "holdout", "twins": "twins"}
     paths = {name: split / f"{file}.npz" for name, file in names.items()}
@@ -337,10 +399,19 @@ def test_the_verb_stores_all_tables(stores):
     extraction.run(stores)
     run = artifacts.check_store(stores.out)
     expected = {f"{name}.parquet" for name in ("pairs", "holdout_pairs", "images", "twins")}
-    assert set(run["outputs"]) == expected | {"results.csv", "precision_recall.csv", "metrics.jsonl"}
-    metrics = {row["name"]: row["value"] for row in map(json.loads, (stores.out / "metrics.jsonl").read_text().splitlines())}
+    assert set(run["outputs"]) == expected | {
+        "results.csv",
+        "precision_recall.csv",
+        "metrics.jsonl",
+    }
+    metrics = {
+        row["name"]: row["value"]
+        for row in map(json.loads, (stores.out / "metrics.jsonl").read_text().splitlines())
+    }
     results = pd.read_csv(stores.out / "results.csv")
-    row = results.query("metric == 'extracted_images' and anchor == 'training' and alpha == 'calibrated'")
+    row = results.query(
+        "metric == 'extracted_images' and anchor == 'training' and alpha == 'calibrated'"
+    )
     assert metrics["extraction/unique_images_calibrated"] == row["count"].item()
     assert metrics["extraction/alpha_calibrated"] == row["alpha_value"].item()
     images = pd.read_parquet(stores.out / "images.parquet")
@@ -354,9 +425,9 @@ def test_mismatched_stores_are_refused(stores, planting):
     with pytest.raises(ArtifactError, match="do not name the same twins"):
         twins.read(pd.read_parquet(stores.index), planted.twins.take(np.arange(5)))
     with pytest.raises(ArtifactError, match="training image 999"):
-        extraction.trained_rows(train, pd.DataFrame({"id": [1, 999], "trained": [True, True]}))
+        trained_rows(train, pd.DataFrame({"id": [1, 999], "trained": [True, True]}))
     with pytest.raises(ArtifactError, match="no training image"):
-        extraction.trained_rows(train, pd.DataFrame({"id": [1], "trained": [False]}))
+        trained_rows(train, pd.DataFrame({"id": [1], "trained": [False]}))
     with pytest.raises(ArtifactError, match=r"generations have shape \(8, 8, 3\)"):
         attack(train.pixels.repeat(3, axis=-1), train.pixels)
     with pytest.raises(ArtifactError, match="no held-out images"):

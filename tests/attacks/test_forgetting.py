@@ -12,14 +12,15 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from sklearn.datasets import load_digits
 
 from afterimage import artifacts, cli, config
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.attacks import forgetting, relearning
-from afterimage.attacks.results import Reading, Results
+from afterimage.attacks.table import Reading, Results
 from afterimage.config import ConfigError
+from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.sample import load_denoiser
+from afterimage.images import Images, load_images
 from afterimage.metrics import classifier
 from afterimage.training.order import Order
-from afterimage.training.task import Pixels
 
 STATISTICS = config.Statistics(bootstrap=50)
 
@@ -37,7 +38,9 @@ def numbers_of(add, *arguments):
 def digits():
     data = load_digits()
     rows = np.random.default_rng(0).permutation(len(data.target))
-    return Images.of(np.rint(data.images[rows] / 16 * 255).astype(np.uint8)[..., None], labels=data.target[rows])
+    return Images.of(
+        np.rint(data.images[rows] / 16 * 255).astype(np.uint8)[..., None], labels=data.target[rows]
+    )
 
 
 def store(folder, network, description):
@@ -72,8 +75,12 @@ def test_real_images_of_the_class_give_about_the_accuracy(digits, tmp_path):
     assert numbers.loc[("probability", "forget"), "value"] == pytest.approx(share["value"], abs=0.1)
     assert 0 < numbers.loc[("entropy", "forget"), "value"] < math.log(10)
     right = classify(held.pixels).argmax(1) == held.labels
-    assert numbers.loc[("accuracy", "remain"), "value"] == pytest.approx(right[held.labels != 0].mean())
-    assert numbers.loc[("accuracy_by_label", "label=7"), "value"] == pytest.approx(right[held.labels == 7].mean())
+    assert numbers.loc[("accuracy", "remain"), "value"] == pytest.approx(
+        right[held.labels != 0].mean()
+    )
+    assert numbers.loc[("accuracy_by_label", "label=7"), "value"] == pytest.approx(
+        right[held.labels == 7].mean()
+    )
 
 
 def test_numbers_of_a_known_table_of_probabilities():
@@ -86,21 +93,31 @@ def test_numbers_of_a_known_table_of_probabilities():
     assert numbers.loc[("accuracy", "remain"), ["count", "of"]].tolist() == [2, 3]
     assert numbers.loc[("accuracy_by_label", "label=2"), ["count", "of"]].tolist() == [1, 2]
     unlabelled = numbers_of(forgetting.by_class, probabilities, np.full(5, -1), 0)
-    assert unlabelled.index.tolist() == [("probability", "all"), ("entropy", "all"), ("classified", "all")]
+    assert unlabelled.index.tolist() == [
+        ("probability", "all"),
+        ("entropy", "all"),
+        ("classified", "all"),
+    ]
     assert unlabelled.loc[("probability", "all"), "value"] == pytest.approx(2.35 / 5)
 
 
 def test_a_classifier_of_some_labels_answers_in_their_columns(digits, tmp_path):
     some = digits.take(np.isin(digits.labels, [2, 5]))
-    network, description, _ = classifier.fit(some, config.Classifier(channels=[8], features=8, epochs=2), 0)
-    found = forgetting.label_classifier(store(tmp_path / "some", network, description))(some.pixels[:7])
+    network, description, _ = classifier.fit(
+        some, config.Classifier(channels=[8], features=8, epochs=2), 0
+    )
+    found = forgetting.label_classifier(store(tmp_path / "some", network, description))(
+        some.pixels[:7]
+    )
     assert found.shape == (7, 6)
     np.testing.assert_allclose(found[:, [2, 5]].sum(1), 1, rtol=1e-6)
 
 
 def test_without_labels_there_is_no_classifier(digits, tmp_path):
     plain = Images.of(digits.pixels[:40])
-    network, description, _ = classifier.fit(plain, config.Classifier(channels=[8], features=8, epochs=1), 0)
+    network, description, _ = classifier.fit(
+        plain, config.Classifier(channels=[8], features=8, epochs=1), 0
+    )
     assert forgetting.label_classifier(store(tmp_path / "turns", network, description)) is None
 
 
@@ -108,7 +125,11 @@ def test_without_labels_there_is_no_classifier(digits, tmp_path):
 
 
 def test_forgotten_images_are_counted_apart_from_the_others():
-    readings = [Reading("training", "fixed", 0.5), Reading("training", "calibrated", 0.3), Reading("candidate", "fixed", 0.5)]
+    readings = [
+        Reading("training", "fixed", 0.5),
+        Reading("training", "calibrated", 0.3),
+        Reading("candidate", "fixed", 0.5),
+    ]
     images = pd.DataFrame(
         {
             "source": [10, 11, 12, 13, 14],
@@ -143,7 +164,11 @@ def test_controls_subsets_and_missing_numbers_stay_out_of_the_headline():
 
 
 def test_extraction_stores_are_given_for_the_sets_that_need_one():
-    sets = {"zeros": {"extracted_from": None}, "a": {"extracted_from": "x"}, "b": {"extracted_from": "x"}}
+    sets = {
+        "zeros": {"extracted_from": None},
+        "a": {"extracted_from": "x"},
+        "b": {"extracted_from": "x"},
+    }
     given = forgetting.extractions(["a=one", "b=two=2"], sets)
     assert {name: str(path) for name, path in given.items()} == {"a": "one", "b": "two=2"}
     for wrong in ([], ["a=one"], ["a=one", "b=two", "zeros=three"], ["one"]):
@@ -163,7 +188,7 @@ def test_a_class_is_back_at_the_first_look_that_reaches_the_probability():
 
 def relearned(trained, arm, looks, **keys):
     net, scheduler = load_denoiser(trained.store("train", arm) / "pipeline")
-    train = artifacts.load_images(trained.store("data/split") / "train.npz")
+    train = load_images(trained.store("data/split") / "train.npz")
     zeros = train.take(train.labels == 0)
     settings = config.Forgetting(relearn_batch_size=4, relearn_learning_rate=3e-3, **keys)
 
@@ -211,24 +236,35 @@ def test_looking_changes_nothing(trained):
 
 
 def results(folder):
-    return pd.read_csv(folder / "results.csv").set_index(["set", "metric", "subset", "alpha"]).sort_index()
+    return (
+        pd.read_csv(folder / "results.csv")
+        .set_index(["set", "metric", "subset", "alpha"])
+        .sort_index()
+    )
 
 
 def test_the_verb_on_arms_that_saw_the_class_and_that_did_not(trained, tmp_path):
     out = trained.run("attack/forgetting", "conditional", out=str(tmp_path / "conditional"))
     numbers = results(out)
-    train = artifacts.load_images(trained.store("data/split") / "train.npz")
-    holdout = artifacts.load_images(trained.store("data/split") / "holdout.npz")
+    train = load_images(trained.store("data/split") / "train.npz")
+    holdout = load_images(trained.store("data/split") / "holdout.npz")
     zeros = len(np.unique(train.sources[train.labels == 0]))
     here = numbers.loc["zeros"]
-    assert here.loc[("probability", "forget", "none"), "of"] == 4  # labels count round: 40 generations, 10 classes
+    assert (
+        here.loc[("probability", "forget", "none"), "of"] == 4
+    )  # labels count round: 40 generations, 10 classes
     assert here.loc[("accuracy", "remain", "none"), "of"] == 36
     assert here.loc[("classified_holdout", "forget", "none"), "of"] == (holdout.labels == 0).sum()
     for alpha in ("fixed", "calibrated"):
         assert here.loc[("extracted_images", "forget", alpha), "of"] == zeros
-        assert here.loc[("extracted_images", "remain", alpha), "of"] == len(np.unique(train.sources)) - zeros
+        assert (
+            here.loc[("extracted_images", "remain", alpha), "of"]
+            == len(np.unique(train.sources)) - zeros
+        )
     assert here.loc[("roc_auc", "forget", "none"), "of"] == zeros
-    assert {"tpr@0.05", "tpr@0.1", "FD[classifier]", "coverage[classifier]_holdout"} <= set(here.index.get_level_values(0))
+    assert {"tpr@0.05", "tpr@0.1", "FD[classifier]", "coverage[classifier]_holdout"} <= set(
+        here.index.get_level_values(0)
+    )
     assert here.loc[("FD[classifier]", "remain", "none"), "of"] == 36
 
     curve = pd.read_csv(out / "relearning.csv")
@@ -238,8 +274,13 @@ def test_the_verb_on_arms_that_saw_the_class_and_that_did_not(trained, tmp_path)
     value = here.loc[("relearn_updates", "forget", "none"), "value"]
     assert math.isnan(value) if back.empty else value == back.iloc[0]
 
-    recorded = {row["name"]: row["value"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
-    assert recorded["zeros/probability"] == pytest.approx(here.loc[("probability", "forget", "none"), "value"])
+    recorded = {
+        row["name"]: row["value"]
+        for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    }
+    assert recorded["zeros/probability"] == pytest.approx(
+        here.loc[("probability", "forget", "none"), "value"]
+    )
     facts = artifacts.read_run(out)["facts"]["sets"]
     assert facts["zeros"] == {"sources": zeros, "trained": zeros}
 
@@ -253,7 +294,9 @@ def test_the_verb_on_arms_that_saw_the_class_and_that_did_not(trained, tmp_path)
 
 
 def test_an_arm_without_labels_is_judged_over_all_it_generates(trained, tmp_path):
-    numbers = results(trained.run("attack/forgetting", "plain", out=str(tmp_path / "out"))).loc["zeros"]
+    numbers = results(trained.run("attack/forgetting", "plain", out=str(tmp_path / "out"))).loc[
+        "zeros"
+    ]
     assert numbers.loc[("probability", "all", "none"), "of"] == 40
     assert numbers.loc[("classified_holdout", "all", "none"), "of"] == 60
     assert not {"accuracy", "FD[classifier]"} & set(numbers.index.get_level_values(0))
@@ -274,21 +317,25 @@ def with_sets(trained, tmp_path, arm, **sets):
 
 
 def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
-    train = artifacts.load_images(trained.store("data/split") / "train.npz")
+    train = load_images(trained.store("data/split") / "train.npz")
     found = np.unique(train.sources)[:3]
     attack = {"step": "attack/extraction", "settings": {"anchor": "candidate"}}
     with artifacts.step(attack, tmp_path / "extraction", {}, ("afterimage.seeds",)) as step:
         images = pd.DataFrame({"source": np.unique(train.sources)})
         images["extracted_candidate_calibrated"] = images["source"].isin(found)
         images.to_parquet(step.folder / "images.parquet")
-    command = with_sets(trained, tmp_path, "conditional", some={"ids": [3, 5]}, found={"extracted_from": "plain"})
+    command = with_sets(
+        trained, tmp_path, "conditional", some={"ids": [3, 5]}, found={"extracted_from": "plain"}
+    )
     assert cli.main([*command, "--extraction", f"found={tmp_path / 'extraction'}"]) == 0
     numbers = results(tmp_path / "out")
     some = np.unique(train.sources[np.isin(train.ids, [3, 5])])
     for name, sources in (("some", some), ("found", found)):
         assert numbers.loc[(name, "extracted_images", "forget", "fixed"), "of"] == len(sources)
         assert numbers.loc[(name, "roc_auc", "forget", "none"), "of"] == len(sources)
-    assert not {"probability", "accuracy", "relearn_updates", "FD[classifier]"} & set(numbers.index.get_level_values(1))
+    assert not {"probability", "accuracy", "relearn_updates", "FD[classifier]"} & set(
+        numbers.index.get_level_values(1)
+    )
     curve = pd.read_csv(tmp_path / "out" / "relearning.csv")
     assert curve["set"].tolist() == ["found"] * 3 + ["some"] * 3
     assert curve["probability"].isna().all()
@@ -298,9 +345,15 @@ def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
 @pytest.mark.parametrize(
     ("sets", "words"),
     [
-        ({"found": {"extracted_from": "plain"}}, "--extraction SET=DIR must be given for: found; given: none"),
+        (
+            {"found": {"extracted_from": "plain"}},
+            "--extraction SET=DIR must be given for: found; given: none",
+        ),
         ({"eleven": {"label": 11}}, "forget.eleven is empty"),
-        ({"odd": {"ids": [3, 999]}}, "forget.odd.ids: 999 is no row of the training part (0 to 59)"),
+        (
+            {"odd": {"ids": [3, 999]}},
+            "forget.odd.ids: 999 is no row of the training part (0 to 59)",
+        ),
     ],
 )
 def test_sets_that_cannot_be_judged(trained, tmp_path, capsys, sets, words):
@@ -312,17 +365,33 @@ def test_sets_that_cannot_be_judged(trained, tmp_path, capsys, sets, words):
 def test_classes_that_nothing_can_be_compared_with(trained):
     """No generation of the class, no held-out image of it."""
     split = trained.store("data/split")
-    parts = {name: artifacts.load_images(split / f"{name}.npz") for name in ("train", "holdout", "reference")}
+    parts = {name: load_images(split / f"{name}.npz") for name in ("train", "holdout", "reference")}
     arm = trained.store("train", "conditional") / "pipeline"
-    samples = artifacts.load_images(trained.store("sample", "conditional") / "images.npz")
+    samples = load_images(trained.store("sample", "conditional") / "images.npz")
     resolved = config.resolve(trained.study, "attack/forgetting", "conditional", 0)
     trained_on, chosen = np.ones(60, bool), parts["train"].labels == 0
     network = trained.store("data/classifier")
     few = samples.take(samples.labels != 0)
-    judge = forgetting.Judge(resolved, arm, network, few, parts["train"], trained_on, parts["holdout"], parts["reference"])
-    with pytest.raises(ConfigError, match=r"forget\.zeros\.label = 0: none of the 36 generations \(sample\.images\) has it"):
+    judge = forgetting.Judge(
+        resolved,
+        arm,
+        network,
+        few,
+        parts["train"],
+        trained_on,
+        parts["holdout"],
+        parts["reference"],
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"forget\.zeros\.label = 0: none of the 36 generations \(sample\.images\) has it",
+    ):
         judge.judge("zeros", chosen, 0)
     others = parts["holdout"].take(parts["holdout"].labels != 0)
-    judge = forgetting.Judge(resolved, arm, network, samples, parts["train"], trained_on, others, parts["reference"])
-    with pytest.raises(ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout part has it"):
+    judge = forgetting.Judge(
+        resolved, arm, network, samples, parts["train"], trained_on, others, parts["reference"]
+    )
+    with pytest.raises(
+        ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout part has it"
+    ):
         judge.judge("zeros", chosen, 0)

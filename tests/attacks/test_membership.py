@@ -10,12 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from afterimage import artifacts, cli, config
-from afterimage.artifacts import ArtifactError, Images
+from afterimage import cli, config
+from afterimage.artifacts import ArtifactError
 from afterimage.attacks import losses, membership
 from afterimage.config import ConfigError, Diffusion
 from afterimage.diffusion.model import build_scheduler
+from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import load_denoiser
+from afterimage.images import Images, load_images
 
 STATISTICS = config.Statistics(bootstrap=50)
 few = st.lists(st.integers(0, 6), min_size=1, max_size=12)
@@ -42,7 +44,11 @@ def scheduler_config(**keys):
 @pytest.fixture(scope="module")
 def images():
     rng = np.random.default_rng(0)
-    return Images.of(rng.integers(0, 256, (9, 8, 8, 1), dtype=np.uint8), ids=np.arange(20, 29), labels=np.arange(9) % 3)
+    return Images.of(
+        rng.integers(0, 256, (9, 8, 8, 1), dtype=np.uint8),
+        ids=np.arange(20, 29),
+        labels=np.arange(9) % 3,
+    )
 
 
 # ---- the numbers --------------------------------------------------------------------------------------------------------
@@ -60,20 +66,31 @@ def test_auc_of_separate_equal_and_reversed_losses():
 def test_auc_is_that_of_sklearn(members, others):
     truth = np.repeat([1, 0], [len(members), len(others)])
     expected = roc_auc_score(truth, -np.array(members + others))
-    assert membership.roc_auc(np.array(members), np.array(others)) == pytest.approx(expected, abs=1e-12)
+    assert membership.roc_auc(np.array(members), np.array(others)) == pytest.approx(
+        expected, abs=1e-12
+    )
 
 
 def test_a_tie_at_the_threshold_is_not_found():
     others = np.array([1.0, 1.0, 2.0, 3.0])
     members = np.array([0.5, 1.0, 1.5, 2.0])
     assert membership.found(members, others, 0.5).tolist() == [True, True, True, False]
-    assert membership.found(members, others, 0.49).tolist() == [True, False, False, False]  # one of the two ones is too many
+    assert membership.found(members, others, 0.49).tolist() == [
+        True,
+        False,
+        False,
+        False,
+    ]  # one of the two ones is too many
     assert membership.found(members, others, 0.01).tolist() == [True, False, False, False]
 
 
 def test_a_rate_that_is_a_whole_number_of_images_is_used_up():
     others = np.arange(100.0)
-    assert [int(membership.found(others, others, rate).sum()) for rate in (0.07, 0.29, 0.57)] == [7, 29, 57]
+    assert [int(membership.found(others, others, rate).sum()) for rate in (0.07, 0.29, 0.57)] == [
+        7,
+        29,
+        57,
+    ]
 
 
 @given(few, st.floats(0.01, 0.99))
@@ -81,19 +98,28 @@ def test_no_more_false_alarms_than_the_rate_and_no_fewer_than_ties_force(others,
     others = np.array(others)
     alarms = int(membership.found(others, others, rate).sum())
     assert alarms <= rate * len(others) + 1e-9
-    following = np.unique(others[others >= np.sort(others)[alarms]])[0]  # the next threshold would let these in too
+    following = np.unique(others[others >= np.sort(others)[alarms]])[
+        0
+    ]  # the next threshold would let these in too
     assert (others <= following).sum() > rate * len(others) - 1e-9
 
 
 def table(members, others, mates=(), copies=None):
     columns = ["set", "trained", "copies", "loss"]
-    rows = [("train", True, number, loss) for number, loss in zip(copies or [1] * len(members), members, strict=True)]
-    rows += [("holdout", False, 0, loss) for loss in others] + [("twin", False, 2, loss) for loss in mates]
+    rows = [
+        ("train", True, number, loss)
+        for number, loss in zip(copies or [1] * len(members), members, strict=True)
+    ]
+    rows += [("holdout", False, 0, loss) for loss in others] + [
+        ("twin", False, 2, loss) for loss in mates
+    ]
     return pd.DataFrame(rows, columns=columns).assign(loss_5=lambda scores: -scores["loss"])
 
 
 def test_the_table_of_a_known_case():
-    scores = table([0.0, 1.0, 2.0, 9.0], list(range(1, 11)), mates=list(range(1, 11)), copies=[1, 1, 4, 4])
+    scores = table(
+        [0.0, 1.0, 2.0, 9.0], list(range(1, 11)), mates=list(range(1, 11)), copies=[1, 1, 4, 4]
+    )
     scores.loc[len(scores)] = {
         "set": "train",
         "trained": False,
@@ -104,12 +130,17 @@ def test_the_table_of_a_known_case():
     numbers = membership.attack(scores, [0.1], STATISTICS, 0).set_index(["metric", "subset"])
     assert numbers.loc[("roc_auc", "all"), "value"] == pytest.approx((10 + 9.5 + 8.5 + 1.5) / 40)
     assert numbers.loc[("roc_auc_by_copies", "copies=1"), "value"] == pytest.approx(19.5 / 20)
-    assert numbers.loc[("roc_auc_by_level", "t=5"), "value"] == pytest.approx(1 - (10 + 9.5 + 8.5 + 1.5) / 40)
+    assert numbers.loc[("roc_auc_by_level", "t=5"), "value"] == pytest.approx(
+        1 - (10 + 9.5 + 8.5 + 1.5) / 40
+    )
     assert numbers.loc[("roc_auc_twins", "all"), "value"] == 0.5
     found = numbers.loc[("tpr@0.1", "all")]
     assert (found["count"], found["of"], found["value"]) == (2, 4, 0.5)
     assert found["exact_low"] < 0.5 < found["exact_high"]
-    assert (numbers.loc[("tpr_by_copies@0.1", "copies=4"), "count"], numbers.loc[("roc_auc", "all"), "of"]) == (0, 4)
+    assert (
+        numbers.loc[("tpr_by_copies@0.1", "copies=4"), "count"],
+        numbers.loc[("roc_auc", "all"), "of"],
+    ) == (0, 4)
     overall = numbers.loc[("roc_auc", "all")]
     assert overall["low"] < overall["value"] < overall["high"]
 
@@ -121,7 +152,11 @@ def test_no_twins_no_control():
 
 def test_one_row_per_source_and_a_trained_one_where_there_is_one():
     images = Images.of(np.zeros((6, 8, 8, 1), np.uint8), sources=np.array([7, 7, 8, 7, 9, 8]))
-    assert membership.one_per_source(images, np.array([0, 1, 0, 1, 0, 1], bool)).tolist() == [1, 4, 5]
+    assert membership.one_per_source(images, np.array([0, 1, 0, 1, 0, 1], bool)).tolist() == [
+        1,
+        4,
+        5,
+    ]
     assert membership.one_per_source(images, np.zeros(6, bool)).tolist() == [0, 2, 4]
 
 
@@ -129,18 +164,22 @@ def test_one_row_per_source_and_a_trained_one_where_there_is_one():
 
 
 def test_levels_lie_in_the_middle_of_equal_parts():
-    assert losses.levels(2, 10) == [2, 7]
-    assert losses.levels(10, 1000) == list(range(50, 1000, 100))
-    assert losses.levels(4, 4) == [0, 1, 2, 3]
-    with pytest.raises(ConfigError, match=r"membership\.timesteps = 11 is more than the model's 10"):
-        losses.levels(11, 10)
+    assert levels(2, 10) == [2, 7]
+    assert levels(10, 1000) == list(range(50, 1000, 100))
+    assert levels(4, 4) == [0, 1, 2, 3]
+    with pytest.raises(
+        ConfigError, match=r"membership\.timesteps = 11 is more than the model's 10"
+    ):
+        levels(11, 10)
 
 
 def test_loss_of_a_network_that_predicts_nothing(images):
     """Told to predict the image, its loss is the image's mean square whatever the noise; told the noise, about 1."""
     clean = (images.pixels / 127.5 - 1).reshape(len(images), -1)
     net = Fixed(lambda x, t: torch.zeros_like(x))
-    found = losses.measure(net, scheduler_config(prediction="sample"), images, "train", [0, 500, 999], 2, 1)
+    found = losses.measure(
+        net, scheduler_config(prediction="sample"), images, "train", [0, 500, 999], 2, 1
+    )
     np.testing.assert_allclose(found, np.repeat((clean**2).mean(1)[:, None], 3, 1), rtol=1e-5)
     noise = losses.measure(net, scheduler_config(), images, "train", [0, 500, 999], 20, 1)
     np.testing.assert_allclose(noise, 1, atol=0.15)
@@ -155,7 +194,9 @@ def test_true_labels_are_told_and_must_be_there(images):
     losses.measure(plain, scheduler_config(), images, "train", [5], 1, 1)
     assert plain.told == [None]
     with pytest.raises(ArtifactError, match=r"labels must lie in \[0, 2\)"):
-        losses.measure(Fixed(lambda x, t: x, classes=2), scheduler_config(), images, "train", [5], 1, 1)
+        losses.measure(
+            Fixed(lambda x, t: x, classes=2), scheduler_config(), images, "train", [5], 1, 1
+        )
 
 
 def test_a_loss_that_is_no_number_is_an_error(images):
@@ -166,15 +207,19 @@ def test_a_loss_that_is_no_number_is_an_error(images):
 def test_a_loss_depends_on_its_image_only(trained):
     """Not on the batch size, the other images or their order; but on the part that the image belongs to."""
     net, scheduler = load_denoiser(trained.store("train", "conditional") / "pipeline")
-    some = artifacts.load_images(trained.store("data/split") / "train.npz").take(np.arange(20))
+    some = load_images(trained.store("data/split") / "train.npz").take(np.arange(20))
     whole = losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=64)
     for size in (1, 7):
         np.testing.assert_allclose(
-            losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=size), whole, rtol=1e-5
+            losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=size),
+            whole,
+            rtol=1e-5,
         )
     order = np.random.default_rng(0).permutation(20)[:13]
     np.testing.assert_allclose(
-        losses.measure(net, scheduler, some.take(order), "train", [30], 2, 1)[:, 0], whole[order, 1], rtol=1e-5
+        losses.measure(net, scheduler, some.take(order), "train", [30], 2, 1)[:, 0],
+        whole[order, 1],
+        rtol=1e-5,
     )
     other = losses.measure(net, scheduler, some, "holdout", [10, 30], 2, 1)
     assert (np.abs(other - whole) > 1e-4).all()
@@ -182,9 +227,11 @@ def test_a_loss_depends_on_its_image_only(trained):
 
 def test_flips_average_both_mirrorings(trained):
     net, scheduler = load_denoiser(trained.store("train", "plain") / "pipeline")
-    some = artifacts.load_images(trained.store("data/split") / "train.npz").take(np.arange(8))
+    some = load_images(trained.store("data/split") / "train.npz").take(np.arange(8))
     mirrored = Images.of(some.pixels[:, :, ::-1], ids=some.ids)
-    one, two = (losses.measure(net, scheduler, images, "train", [20], 2, 1) for images in (some, mirrored))
+    one, two = (
+        losses.measure(net, scheduler, images, "train", [20], 2, 1) for images in (some, mirrored)
+    )
     both = losses.measure(net, scheduler, some, "train", [20], 2, 1, flips=True)
     np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-5)
     assert not np.allclose(one, two, rtol=1e-3)
@@ -237,7 +284,7 @@ def test_the_verb_on_a_trained_arm(trained, tmp_path):
     out = trained.run("attack/membership", "retrained", out=str(tmp_path / "one"))
     scores, numbers = pd.read_parquet(out / "losses.parquet"), pd.read_csv(out / "results.csv")
     split = trained.store("data/split")
-    train = artifacts.load_images(split / "train.npz")
+    train = load_images(split / "train.npz")
     index = pd.read_parquet(split / "index.parquet")
     of_train = scores[scores["set"] == "train"].set_index("source")
     assert sorted(of_train.index) == sorted(np.unique(train.sources))
@@ -247,15 +294,32 @@ def test_the_verb_on_a_trained_arm(trained, tmp_path):
     assert (of_train["trained"] == (labels.loc[of_train.index] != 0)).all()
     assert 0 < (~of_train["trained"]).sum() < len(of_train)
     assert scores.columns[-3:].tolist() == ["loss_8", "loss_25", "loss_41"]
-    np.testing.assert_allclose(scores["loss"], scores[["loss_8", "loss_25", "loss_41"]].mean(axis=1))
+    np.testing.assert_allclose(
+        scores["loss"], scores[["loss_8", "loss_25", "loss_41"]].mean(axis=1)
+    )
     assert (scores["set"] == "twin").sum() == 4
 
-    members, others = of_train.loc[of_train["trained"], "loss"], scores.loc[scores["set"] == "holdout", "loss"]
+    members, others = (
+        of_train.loc[of_train["trained"], "loss"],
+        scores.loc[scores["set"] == "holdout", "loss"],
+    )
     truth = np.repeat([1, 0], [len(members), len(others)])
     overall = numbers[numbers["subset"] == "all"].set_index("metric")
-    assert overall.loc["roc_auc", "value"] == pytest.approx(roc_auc_score(truth, -np.concatenate([members, others])))
-    assert overall.index.tolist() == ["roc_auc", "tpr@0.05", "tpr@0.1", "roc_auc_twins", "tpr_twins@0.05", "tpr_twins@0.1"]
-    recorded = {row["name"]: row["value"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
+    assert overall.loc["roc_auc", "value"] == pytest.approx(
+        roc_auc_score(truth, -np.concatenate([members, others]))
+    )
+    assert overall.index.tolist() == [
+        "roc_auc",
+        "tpr@0.05",
+        "tpr@0.1",
+        "roc_auc_twins",
+        "tpr_twins@0.05",
+        "tpr_twins@0.1",
+    ]
+    recorded = {
+        row["name"]: row["value"]
+        for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    }
     assert recorded["roc_auc"] == pytest.approx(overall.loc["roc_auc", "value"])
 
     again = trained.run("attack/membership", "retrained", out=str(tmp_path / "two"))
@@ -269,7 +333,9 @@ def test_a_changed_network_is_refused(trained, tmp_path, capsys):
     before = config.read_text()
     config.write_text(before + " ")
     try:
-        assert cli.main(trained.command("attack/membership", "plain", out=str(tmp_path / "out"))) == 2
+        assert (
+            cli.main(trained.command("attack/membership", "plain", out=str(tmp_path / "out"))) == 2
+        )
     finally:
         config.write_text(before)
     assert "config.json is not the file that" in capsys.readouterr().err

@@ -44,7 +44,10 @@ def test_not_shown_states_the_rate_that_would_have_been_seen():
         ({"held_out": np.array([0.2, 0.4])}, "too few: not even a copying rate of 50 %"),
         ({"different": 1}, "there is only one"),
         ({"low_detail": np.arange(300) < 151}, "151 of 300 generations are blank or blurred"),
-        ({"zero_means": 4}, "4 generations are nearest to a training image all of whose neighbours are its own copies"),
+        (
+            {"zero_means": 4},
+            "4 generations are nearest to a training image all of whose neighbours are its own copies",
+        ),
     ],
 )
 def test_what_is_missing_is_said(changes, words):
@@ -69,8 +72,14 @@ def test_records_are_plain_values():
 
 def test_detail_of_known_images():
     steps = np.zeros((3, 4, 4, 1), np.uint8)
-    steps[1, :, ::2] = 255  # 3 of 3 differences along each row are the full range, none along columns
+    steps[1, :, ::2] = (
+        255  # 3 of 3 differences along each row are the full range, none along columns
+    )
     steps[2, :, ::2] = 102
     np.testing.assert_allclose(detail.detail(steps), [0, 1, 0.4])
     assert detail.low_detail(steps, steps[[1, 1, 1]]).tolist() == [True, False, True]
-    assert detail.low_detail(steps, steps).tolist() == [True, False, False]  # a copy has the detail of its original
+    assert detail.low_detail(steps, steps).tolist() == [
+        True,
+        False,
+        False,
+    ]  # a copy has the detail of its original

@@ -8,9 +8,9 @@ import torch
 from diffusers import UNet2DModel
 from sklearn.datasets import load_digits
 
-from afterimage.artifacts import Images
 from afterimage.config import Diffusion, Model, TransferBlocks
 from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.images import Images
 
 TINY = Model(channels=[8, 16], attention=[False, True], layers_per_block=1, norm_groups=4)
 
@@ -31,7 +31,9 @@ def tiny_net():
     def build(kind: str = "plain", channels: int = 1, dropout: float = 0.0) -> UNet2DModel:
         blocks = TransferBlocks(groups=[1, 2], variant="k_conv_silu") if kind == "rau_net" else None
         model = TINY.model_copy(update={"dropout": dropout})
-        return build_unet(model, (8, 8, channels), 10 if kind == "conditional" else None, seed=1, blocks=blocks).eval()
+        return build_unet(
+            model, (8, 8, channels), 10 if kind == "conditional" else None, seed=1, blocks=blocks
+        ).eval()
 
     return build
 

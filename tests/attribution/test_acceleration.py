@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import spearmanr
 
-from afterimage.attribution import acceleration, lds, subsets
+from afterimage.attribution import acceleration
+from afterimage.attribution.judges import lds, subsets
 
 SCORES = arrays(np.float64, (3, 20), elements=st.floats(-5, 5), unique=True)
 
@@ -23,7 +24,9 @@ def test_agreement_is_the_mean_of_spearmans_correlations_over_queries():
 def test_a_query_whose_scores_are_all_the_same_has_no_agreement():
     one, other = np.random.default_rng(0).normal(size=(2, 2, 30))
     other[1] = 1.0
-    assert acceleration.agreement(one, other) == pytest.approx(spearmanr(one[0], other[0]).statistic)
+    assert acceleration.agreement(one, other) == pytest.approx(
+        spearmanr(one[0], other[0]).statistic
+    )
     assert np.isnan(acceleration.agreement(one[1:], other[1:]))
 
 
@@ -42,7 +45,9 @@ def test_two_stages_of_the_same_scores_keep_the_ranking(cheap, careful):
     scores, ranks = acceleration.two_stages(cheap, careful, 0.2)
     for query in range(3):
         shortlist = np.argsort(-cheap[query])[:4]
-        np.testing.assert_array_equal(np.flatnonzero(scores[query]), np.sort(shortlist[careful[query, shortlist] != 0]))
+        np.testing.assert_array_equal(
+            np.flatnonzero(scores[query]), np.sort(shortlist[careful[query, shortlist] != 0])
+        )
         order = np.argsort(-ranks[query])
         np.testing.assert_array_equal(order[:4], shortlist[np.argsort(-careful[query, shortlist])])
         np.testing.assert_array_equal(order[4:], np.argsort(-cheap[query])[4:])

@@ -11,12 +11,14 @@ from diffusers import UNet2DModel
 from safetensors.numpy import load_file, save_file
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError, Images
-from afterimage.attribution import compute, features
+from afterimage.artifacts import ArtifactError
+from afterimage.attribution import features
+from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS
 from afterimage.config import Diffusion, Features
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.diffusion.sample import load_denoiser
+from afterimage.images import Images
 
 MODEL = {"channels": [8], "attention": [False], "layers_per_block": 1, "norm_groups": 4}
 SMALL = {"timesteps": 2, "dimension": 16, "batch_size": 1}
@@ -39,18 +41,29 @@ def command(params, images, tmp_path):
         own = {"arm": "baseline", "attributors": ["trak", "tracin"], "features": SMALL | settings}
         params.update(attribution=own | {"images_per_job": images_per_job})
         out = out or job.replace("/", "-")
-        (tmp_path / f"{out}.json").write_text(json.dumps(config.resolve(config.parse(params), "attribution/features", job=job)))
-        given = {"model": inputs, "train": inputs / "train.npz", "members": inputs / "members.parquet", "queries": inputs}
+        (tmp_path / f"{out}.json").write_text(
+            json.dumps(config.resolve(config.parse(params), "attribution/features", job=job))
+        )
+        given = {
+            "model": inputs,
+            "train": inputs / "train.npz",
+            "members": inputs / "members.parquet",
+            "queries": inputs,
+        }
         given |= {"config": tmp_path / f"{out}.json", "out": tmp_path / out}
         parser = argparse.ArgumentParser()
         features.arguments(parser)
-        return parser.parse_args([text for name, path in given.items() for text in (f"--{name}", str(path))])
+        return parser.parse_args(
+            [text for name, path in given.items() for text in (f"--{name}", str(path))]
+        )
 
     inputs = tmp_path / "inputs"
     with artifacts.step({"step": "data/split"}, inputs, {}, ("afterimage.seeds",)) as step:
         train = images.take(np.arange(9))
         train.save(step.folder / "train.npz")
-        pd.DataFrame({"id": train.ids, "trained": TRAINED}).to_parquet(step.folder / "members.parquet")
+        pd.DataFrame({"id": train.ids, "trained": TRAINED}).to_parquet(
+            step.folder / "members.parquet"
+        )
         for name, rows in (("holdout", [9, 10, 11]), ("generated", [12, 13]), ("extracted", [])):
             images.take(np.array(rows, int)).save(step.folder / f"{name}.npz")
         for number, folder in enumerate(NETWORKS.values()):
@@ -79,7 +92,9 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
     seed = json.loads(args.config.read_text())["seed"]
     readouts = compute.READOUTS if name == "final" else ["loss"]
     expected = compute.features(net, scheduler, members, "train", Features(**SMALL), readouts, seed)
-    wanted = expected.features | ({"rows": expected.rows, "residual": expected.residual} if name == "final" else {})
+    wanted = expected.features | (
+        {"rows": expected.rows, "residual": expected.residual} if name == "final" else {}
+    )
     assert found.keys() == {f"train/{key}" for key in wanted}
     for key, values in wanted.items():
         assert found[f"train/{key}"].dtype == np.float32
@@ -113,7 +128,9 @@ def test_queries_are_one_block_with_all_their_sets(command, images):
     net, scheduler = opened(args, "final/ema")
     seed = json.loads(args.config.read_text())["seed"]
     few = images.take(np.array([12, 13]))
-    expected = compute.features(net, scheduler, few, "generated", Features(**SMALL), compute.READOUTS, seed)
+    expected = compute.features(
+        net, scheduler, few, "generated", Features(**SMALL), compute.READOUTS, seed
+    )
     np.testing.assert_array_equal(found["generated/loss"], expected.features["loss"])
     run = artifacts.check_store(args.out)
     assert run["facts"] == {"images": sizes}
@@ -128,7 +145,11 @@ def test_without_rows_only_means_are_stored(command):
 
 def test_inputs_that_changed_since_they_were_written_are_refused(command):
     args = command("main/final/train0")
-    for name in ("raw/unet/diffusion_pytorch_model.safetensors", "members.parquet", "pipeline/unet/config.json"):
+    for name in (
+        "raw/unet/diffusion_pytorch_model.safetensors",
+        "members.parquet",
+        "pipeline/unet/config.json",
+    ):
         with (args.model / name).open("ab") as stream:
             stream.write(b" ")
         if name.startswith("raw"):
@@ -140,14 +161,28 @@ def test_inputs_that_changed_since_they_were_written_are_refused(command):
 
 # ---- putting stores together --------------------------------------------------------------------------------------------------
 
-SETTINGS = {"features": SMALL, "network": "final", "block": "train0", "images_per_job": 3, "weights": "ema", "journey": None}
+SETTINGS = {
+    "features": SMALL,
+    "network": "final",
+    "block": "train0",
+    "images_per_job": 3,
+    "weights": "ema",
+    "journey": None,
+}
 
 
 @pytest.fixture
 def store(tmp_path):
     """Return a function that writes a store with given tensors, as the verb would leave it."""
 
-    def make(name: str, tensors: dict, model: bytes = b"net", seed: int = 1, code: str = "afterimage.seeds", **changes) -> Path:
+    def make(
+        name: str,
+        tensors: dict,
+        model: bytes = b"net",
+        seed: int = 1,
+        code: str = "afterimage.seeds",
+        **changes,
+    ) -> Path:
         file = tmp_path / f"{name}.model"
         file.write_bytes(model)
         resolved = {"step": features.STEP, "seed": seed, "settings": SETTINGS | changes}
@@ -163,7 +198,10 @@ def block(*values: float) -> dict[str, np.ndarray]:
 
 
 def test_stores_are_put_together_in_the_order_given(store):
-    queries = {"holdout/loss": np.ones((2, 1), np.float32), "extracted/loss": np.zeros((0, 1), np.float32)}
+    queries = {
+        "holdout/loss": np.ones((2, 1), np.float32),
+        "extracted/loss": np.zeros((0, 1), np.float32),
+    }
     stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
     stores.insert(1, store("queries", queries, block="queries"))
     found = features.read(stores)
@@ -178,7 +216,10 @@ def test_stores_are_put_together_in_the_order_given(store):
 def test_queries_with_a_journey_go_with_the_training_images(store):
     """Training images have none."""
     queries = {"generated/journey": np.ones((2, 1), np.float32)}
-    stores = [store("queries", queries, block="queries", journey={"steps": 50}), store("train0", block(1, 2))]
+    stores = [
+        store("queries", queries, block="queries", journey={"steps": 50}),
+        store("train0", block(1, 2)),
+    ]
     assert features.read(stores).keys() == {"generated/journey", "train/loss"}
 
 
@@ -186,12 +227,15 @@ def test_queries_with_a_journey_go_with_the_training_images(store):
     ("changes", "named"),
     [
         ({"features": SMALL | {"dimension": 32}}, "features.dimension was 16, is now 32"),
-        ({"features": SMALL | {"grid": "stratified"}}, "features.grid was '\\(absent\\)', is now 'stratified'"),
+        (
+            {"features": SMALL | {"grid": "stratified"}},
+            "features.grid was '\\(absent\\)', is now 'stratified'",
+        ),
         ({"network": "state1"}, "network was 'final', is now 'state1'"),
         ({"weights": "raw"}, "weights was 'ema', is now 'raw'"),
         ({"seed": 2}, "seed was 1, is now 2"),
         ({"model": b"other"}, "model was '[0-9a-f]{64}', is now '[0-9a-f]{64}'"),
-        ({"code": "afterimage.layout"}, "code was '[0-9a-f]{64}', is now '[0-9a-f]{64}'"),
+        ({"code": "afterimage.plan.jobs"}, "code was '[0-9a-f]{64}', is now '[0-9a-f]{64}'"),
     ],
 )
 def test_what_does_not_belong_together_is_refused_by_name(changes, named, store):

@@ -10,11 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
+from afterimage.images import Images, load_images
 
-HOLDOUT = Images.of(np.arange(12, dtype=np.uint8).repeat(16).reshape(12, 4, 4, 1), np.arange(12) * 2 + 40, np.arange(12) % 5)
-SAMPLES = Images.of(np.arange(10, dtype=np.uint8).repeat(16).reshape(10, 4, 4, 1) + 100, np.arange(10) + 7, np.arange(10) % 3)
+HOLDOUT = Images.of(
+    np.arange(12, dtype=np.uint8).repeat(16).reshape(12, 4, 4, 1),
+    np.arange(12) * 2 + 40,
+    np.arange(12) % 5,
+)
+SAMPLES = Images.of(
+    np.arange(10, dtype=np.uint8).repeat(16).reshape(10, 4, 4, 1) + 100,
+    np.arange(10) + 7,
+    np.arange(10) % 3,
+)
 
 
 def found(rows: list[tuple[int, int | None, float, bool]]) -> pd.DataFrame:
@@ -32,15 +41,32 @@ def found(rows: list[tuple[int, int | None, float, bool]]) -> pd.DataFrame:
     )
 
 
-FOUND = found([(30, 9, 0.3, True), (31, 12, 0.1, True), (32, None, np.nan, False), (33, 16, 0.2, True), (34, 8, 0.05, False)])
+FOUND = found(
+    [
+        (30, 9, 0.3, True),
+        (31, 12, 0.1, True),
+        (32, None, np.nan, False),
+        (33, 16, 0.2, True),
+        (34, 8, 0.05, False),
+    ]
+)
 
 
 @pytest.fixture
 def command(params, tmp_path):
     """Return a function that writes the inputs and gives the arguments."""
 
-    def make(out: str = "out", table: pd.DataFrame = FOUND, anchor: str = "training", seed: int = 5, **asked):
-        params.update(seed=seed, attribution={"arm": "baseline", "queries": {"holdout": 5, "generated": 4} | asked})
+    def make(
+        out: str = "out",
+        table: pd.DataFrame = FOUND,
+        anchor: str = "training",
+        seed: int = 5,
+        **asked,
+    ):
+        params.update(
+            seed=seed,
+            attribution={"arm": "baseline", "queries": {"holdout": 5, "generated": 4} | asked},
+        )
         resolved = config.resolve(config.parse(params), "attribution/queries")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         inputs = {"step": "attack/extraction", "settings": {"anchor": anchor}}
@@ -48,18 +74,27 @@ def command(params, tmp_path):
             HOLDOUT.save(step.folder / "holdout.npz")
             SAMPLES.save(step.folder / "samples.npz")
             table.to_parquet(step.folder / "images.parquet")
-        given = {"holdout": tmp_path / "inputs" / "holdout.npz", "samples": tmp_path / "inputs" / "samples.npz"}
-        given |= {"extraction": tmp_path / "inputs", "config": tmp_path / f"{out}.json", "out": tmp_path / out}
+        given = {
+            "holdout": tmp_path / "inputs" / "holdout.npz",
+            "samples": tmp_path / "inputs" / "samples.npz",
+        }
+        given |= {
+            "extraction": tmp_path / "inputs",
+            "config": tmp_path / f"{out}.json",
+            "out": tmp_path / out,
+        }
         parser = argparse.ArgumentParser()
         queries.arguments(parser)
-        return parser.parse_args([text for name, path in given.items() for text in (f"--{name}", str(path))])
+        return parser.parse_args(
+            [text for name, path in given.items() for text in (f"--{name}", str(path))]
+        )
 
     return make
 
 
 def drawn(args: argparse.Namespace) -> dict[str, Images]:
     queries.run(args)
-    return {name: artifacts.load_images(args.out / f"{name}.npz") for name in queries.SETS}
+    return {name: load_images(args.out / f"{name}.npz") for name in queries.SETS}
 
 
 def same(one: Images, other: Images) -> bool:
@@ -95,7 +130,9 @@ def test_generations_are_the_first_of_the_sample(command):
         (32, "candidate", [12], [31]),
     ],
 )
-def test_extracted_generations_come_nearest_first_with_the_image_that_they_show(count, anchor, ids, sources, command):
+def test_extracted_generations_come_nearest_first_with_the_image_that_they_show(
+    count, anchor, ids, sources, command
+):
     """By the attack's own anchor and its calibrated threshold; a nearer generation that extracts nothing is left out."""
     found = drawn(command(extracted=count, anchor=anchor))["extracted"]
     assert found.ids.tolist() == ids
@@ -114,7 +151,11 @@ def test_an_attack_that_finds_nothing_leaves_an_empty_set(command):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    st.lists(st.tuples(st.integers(7, 16), st.sampled_from([0.1, 0.2, 0.3, 0.4]), st.booleans()), min_size=1, max_size=8),
+    st.lists(
+        st.tuples(st.integers(7, 16), st.sampled_from([0.1, 0.2, 0.3, 0.4]), st.booleans()),
+        min_size=1,
+        max_size=8,
+    ),
     st.integers(0, 6),
 )
 def test_a_generation_that_shows_two_images_counts_once_as_the_nearer_one(rows, count):
@@ -124,7 +165,9 @@ def test_a_generation_that_shows_two_images_counts_once_as_the_nearer_one(rows, 
         if rows[source][2]:
             expected.setdefault(rows[source][0], source)
     chosen = queries.extracted(SAMPLES, table, "training", count)
-    assert dict(zip(chosen.ids.tolist(), chosen.sources.tolist(), strict=True)) == dict([*expected.items()][:count])
+    assert dict(zip(chosen.ids.tolist(), chosen.sources.tolist(), strict=True)) == dict(
+        [*expected.items()][:count]
+    )
     assert chosen.ids.tolist() == [*expected][:count]
 
 

@@ -16,11 +16,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from scipy.stats import spearmanr
 
-from afterimage import artifacts, config, layout, provenance, seeds
-from afterimage.artifacts import ArtifactError, Images
-from afterimage.attribution import scores, subsets
+from afterimage import artifacts, config, provenance, seeds
+from afterimage.artifacts import ArtifactError
+from afterimage.attribution import scores
+from afterimage.attribution.judges import subsets
 from afterimage.attribution.queries import SETS
+from afterimage.images import Images
 from afterimage.metrics import classifier
+from afterimage.plan import jobs
 
 SEED, N, SUBSETS, RESAMPLES = 5, 20, 10, 30
 SIZES = {"holdout": 4, "generated": 3, "extracted": 2}
@@ -29,7 +32,18 @@ SOURCES = np.array([50, 50, 50, 51, 51, *range(52, 67)])
 """Two images have copies: three of one, two of the other."""
 SMALL, LARGE = 1e-6, 1e6
 SECOND = slice(SUBSETS // 2, None)
-COLUMNS = ["attributor", "queries", "regulariser", "lds", "low", "high", "undefined", "oracle_regulariser", "oracle", "seconds"]
+COLUMNS = [
+    "attributor",
+    "queries",
+    "regulariser",
+    "lds",
+    "low",
+    "high",
+    "undefined",
+    "oracle_regulariser",
+    "oracle",
+    "seconds",
+]
 
 
 def rng(seed: int) -> np.random.Generator:
@@ -37,7 +51,11 @@ def rng(seed: int) -> np.random.Generator:
 
 
 TRAINED = rng(0).permutation(N + 4) < N
-EVERYTHING = Images.of(rng(1).integers(0, 256, (N + 4, 4, 4, 1), np.uint8), np.arange(N + 4) * 3 + 100, np.arange(N + 4) % 2)
+EVERYTHING = Images.of(
+    rng(1).integers(0, 256, (N + 4, 4, 4, 1), np.uint8),
+    np.arange(N + 4) * 3 + 100,
+    np.arange(N + 4) % 2,
+)
 MEMBERS = EVERYTHING.take(TRAINED)
 S = rng(2).uniform(0.5, 2, N).astype(np.float32)
 W = rng(3).normal(size=(9, N))
@@ -52,7 +70,9 @@ def additive(weights: np.ndarray = W, repeats: int = 1) -> np.ndarray:
 def correlation(weights: np.ndarray, losses: np.ndarray, half: slice = SECOND) -> np.ndarray:
     """Return Spearman's correlation of predictions by ``weights``, (Q, N), and losses, (M, Q), over some subsets."""
     predicted = -(MASKS[half] @ weights.T)
-    return np.array([spearmanr(a, b).statistic for a, b in zip(predicted.T, losses[half].T, strict=True)])
+    return np.array(
+        [spearmanr(a, b).statistic for a, b in zip(predicted.T, losses[half].T, strict=True)]
+    )
 
 
 def write(folder: Path, step: str, **files) -> Path:
@@ -61,7 +81,11 @@ def write(folder: Path, step: str, **files) -> Path:
     read = folder.parent.parent / "read"
     read.write_bytes(b"net and images")
     inputs = dict.fromkeys(("model", "train", "members", *SETS), read)
-    settings = {"step": step, "seed": SEED, "settings": {"block": folder.name} if "features" in files else {}}
+    settings = {
+        "step": step,
+        "seed": SEED,
+        "settings": {"block": folder.name} if "features" in files else {},
+    }
     with artifacts.step(settings, folder, inputs, ("afterimage.seeds",)) as at:
         for name, content in files.items():
             if isinstance(content, Images):
@@ -80,7 +104,11 @@ def write(folder: Path, step: str, **files) -> Path:
 
 def side(part: str, loss: np.ndarray, rows: np.ndarray | None = None) -> dict[str, np.ndarray]:
     n = len(loss)
-    return {f"{part}/loss": loss, f"{part}/rows": np.ones((n, 2, N)) if rows is None else rows, f"{part}/residual": np.ones(n)}
+    return {
+        f"{part}/loss": loss,
+        f"{part}/rows": np.ones((n, 2, N)) if rows is None else rows,
+        f"{part}/residual": np.ones(n),
+    }
 
 
 @pytest.fixture
@@ -102,7 +130,12 @@ def study(params, tmp_path):
     ) -> argparse.Namespace:
         losses = additive() if losses is None else losses
         folder, asked = tmp_path / f"{out}.inputs", W / S if asked is None else asked
-        own = {"arm": "baseline", "subsets": SUBSETS, "seeds": len(losses), "regularisers": [SMALL, 1.0, LARGE]}
+        own = {
+            "arm": "baseline",
+            "subsets": SUBSETS,
+            "seeds": len(losses),
+            "regularisers": [SMALL, 1.0, LARGE],
+        }
         params.update(seed=SEED, attribution=own | {"attributors": list(attributors)})
         params["statistics"]["bootstrap"] = RESAMPLES
         resolved = config.resolve(config.parse(params), "attribution/scores", job="main")
@@ -110,8 +143,13 @@ def study(params, tmp_path):
 
         every = np.full(N + 4, 99)
         every[TRAINED] = sources
-        train = Images(EVERYTHING.pixels, EVERYTHING.ids, EVERYTHING.labels, every, EVERYTHING.official_test)
-        sets = {name: Images.of(rng(9).integers(0, 256, (size, 4, 4, 1), np.uint8)) for name, size in sizes.items()}
+        train = Images(
+            EVERYTHING.pixels, EVERYTHING.ids, EVERYTHING.labels, every, EVERYTHING.official_test
+        )
+        sets = {
+            name: Images.of(rng(9).integers(0, 256, (size, 4, 4, 1), np.uint8))
+            for name, size in sizes.items()
+        }
         shown = [0, 3][: sizes["extracted"]]
         sets["extracted"] = Images.of(MEMBERS.pixels[shown], sources=sources[shown])
         table = pd.DataFrame({"id": train.ids, "trained": TRAINED})
@@ -122,7 +160,9 @@ def study(params, tmp_path):
             queries = {}
             for part, of in at.items():
                 queries |= side(part, query_loss[of], None if rows is None else rows[: len(of)])
-                queries |= {f"{part}/journey": query_loss[of]} if journey and part != "holdout" else {}
+                queries |= (
+                    {f"{part}/journey": query_loss[of]} if journey and part != "holdout" else {}
+                )
             stores = [write(folder / name / "queries", "features", features=queries)]
             for number, block in enumerate(blocks):
                 made = side("train", np.diag(S)[block], None if rows is None else rows[block])
@@ -130,27 +170,50 @@ def study(params, tmp_path):
             return stores
 
         features = network("final", asked)
-        earlier = [store for number, state in enumerate(states) for store in network(f"state{number + 1}", state)]
+        earlier = [
+            store
+            for number, state in enumerate(states)
+            for store in network(f"state{number + 1}", state)
+        ]
         names = [(subset, seed) for seed in range(len(losses)) for subset in range(SUBSETS)]
         names = [names[place] for place in rng(5).permutation(len(names))]
         retrained = []
         for number in range(0, len(names), per_job):
             subset, seed = np.array(names[number : number + per_job]).T
             each = {f"{part}/loss": losses[seed, subset][:, of] for part, of in at.items()}
-            each |= {f"{part}/shift": -losses[seed, subset][:, of] for part, of in at.items()}  # the order turned round
+            each |= {
+                f"{part}/shift": -losses[seed, subset][:, of] for part, of in at.items()
+            }  # the order turned round
             retrained.append(
-                write(folder / "retrain" / str(number), "retrain", losses={"subset": subset, "seed": seed, **each})
+                write(
+                    folder / "retrain" / str(number),
+                    "retrain",
+                    losses={"subset": subset, "seed": seed, **each},
+                )
             )
-        with artifacts.step({"step": "data/classifier"}, folder / "classifier", {}, ("afterimage.seeds",)) as step:
+        with artifacts.step(
+            {"step": "data/classifier"}, folder / "classifier", {}, ("afterimage.seeds",)
+        ) as step:
             about = classifier.Description("labels", [0, 1], 1, [2], 3, [0.5], [0.3])
             classifier.save(step.folder, classifier.Network(about), about)
 
         parser = argparse.ArgumentParser()
         scores.arguments(parser)
-        given = {"train": [inputs / "train.npz"], "members": [inputs / "members.parquet"], "queries": [inputs]}
-        given |= {"features": features, "states": earlier, "retrain": retrained, "classifier": [folder / "classifier"]}
+        given = {
+            "train": [inputs / "train.npz"],
+            "members": [inputs / "members.parquet"],
+            "queries": [inputs],
+        }
+        given |= {
+            "features": features,
+            "states": earlier,
+            "retrain": retrained,
+            "classifier": [folder / "classifier"],
+        }
         given |= {"config": [tmp_path / f"{out}.json"], "out": [tmp_path / out]}
-        return parser.parse_args([text for name, paths in given.items() for text in (f"--{name}", *map(str, paths))])
+        return parser.parse_args(
+            [text for name, paths in given.items() for text in (f"--{name}", *map(str, paths))]
+        )
 
     return make
 
@@ -159,11 +222,20 @@ def scored(args: argparse.Namespace) -> SimpleNamespace:
     """Return the tables of the store, those of LDS for the loss, ``lds`` and ``copies`` by attributor and set, and the scores."""
     scores.run(args)
     run = artifacts.check_store(args.out)
-    tables = {name: pd.read_csv(args.out / f"{name}.csv") for name in ("lds", "regularisers", "copies")}
+    tables = {
+        name: pd.read_csv(args.out / f"{name}.csv") for name in ("lds", "regularisers", "copies")
+    }
     for name in ("lds", "regularisers"):
-        tables[name] = tables[name][tables[name]["target"] == "loss"].drop(columns="target").reset_index(drop=True)
+        tables[name] = (
+            tables[name][tables[name]["target"] == "loss"]
+            .drop(columns="target")
+            .reset_index(drop=True)
+        )
     rows = {(row["attributor"], row["queries"]): row for row in tables["lds"].to_dict("records")}
-    first, kept = pd.read_parquet(args.out / "first.parquet"), load_file(args.out / "scores.safetensors")
+    first, kept = (
+        pd.read_parquet(args.out / "first.parquet"),
+        load_file(args.out / "scores.safetensors"),
+    )
     return SimpleNamespace(run=run, rows=rows, first=first, scores=kept, **tables)
 
 
@@ -174,19 +246,29 @@ def test_scores_that_made_the_losses_predict_them_without_an_error(study):
     assert found.lds.columns.tolist() == COLUMNS
     assert list(found.rows) == [(name, part) for name in ("gradient_dot", "trak") for part in SETS]
     for (name, part), row in found.rows.items():
-        assert (row["lds"], row["low"], row["high"], row["oracle"]) == pytest.approx((1, 1, 1, 1)), (name, part)
+        assert (row["lds"], row["low"], row["high"], row["oracle"]) == pytest.approx(
+            (1, 1, 1, 1)
+        ), (name, part)
         assert row["undefined"] == 0
-        assert (row["regulariser"], row["oracle_regulariser"]) == ((LARGE, LARGE) if name == "trak" else (1, 1))
+        assert (row["regulariser"], row["oracle_regulariser"]) == (
+            (LARGE, LARGE) if name == "trak" else (1, 1)
+        )
         assert row["seconds"] >= 0
     assert found.scores.keys() == {f"{name}/{part}" for name, part in found.rows}
     for part, of in OF.items():
         assert found.scores[f"gradient_dot/{part}"] == pytest.approx(W[of], rel=1e-5)
-        assert np.corrcoef(found.scores[f"trak/{part}"].ravel(), W[of].ravel())[0, 1] == pytest.approx(1)
+        assert np.corrcoef(found.scores[f"trak/{part}"].ravel(), W[of].ravel())[
+            0, 1
+        ] == pytest.approx(1)
     metrics = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
-    assert {row["name"]: row["value"] for row in metrics if row["name"].startswith("lds/")} == pytest.approx(
-        {f"lds/{part}/{name}": 1 for name, part in found.rows}
-    )
-    assert found.run["facts"] == {"training_images": N, "reported_subsets": SUBSETS // 2, "queries": SIZES}
+    assert {
+        row["name"]: row["value"] for row in metrics if row["name"].startswith("lds/")
+    } == pytest.approx({f"lds/{part}/{name}": 1 for name, part in found.rows})
+    assert found.run["facts"] == {
+        "training_images": N,
+        "reported_subsets": SUBSETS // 2,
+        "queries": SIZES,
+    }
 
 
 def test_the_shift_is_a_target_of_its_own(study):
@@ -196,7 +278,9 @@ def test_the_shift_is_a_target_of_its_own(study):
     table = pd.read_csv(args.out / "lds.csv")
     shift = table[table["target"] == "shift"].set_index(["attributor", "queries"])
     loss = table[table["target"] == "loss"].set_index(["attributor", "queries"])
-    assert shift.loc["gradient_dot", "lds"].tolist() == pytest.approx((-loss.loc["gradient_dot", "lds"]).tolist())
+    assert shift.loc["gradient_dot", "lds"].tolist() == pytest.approx(
+        (-loss.loc["gradient_dot", "lds"]).tolist()
+    )
     assert shift["ceiling"].notna().all()
     metrics = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
     named = {row["name"]: row["value"] for row in metrics}
@@ -217,10 +301,19 @@ def test_the_regulariser_is_chosen_on_the_first_half_and_reported_on_the_second(
         assert (row["regulariser"], row["oracle_regulariser"]) == (SMALL, LARGE)
         assert (row["lds"], row["oracle"]) == pytest.approx((reported.mean(), 1))
         assert row["lds"] < 0.99
-        table = table[(table["attributor"] == "trak") & (table["queries"] == part)].set_index(["half", "regulariser"])["lds"]
-        assert table.index.tolist() == [(half, at) for half in ("first", "second") for at in (SMALL, 1.0, LARGE)]
+        table = table[(table["attributor"] == "trak") & (table["queries"] == part)].set_index(
+            ["half", "regulariser"]
+        )["lds"]
+        assert table.index.tolist() == [
+            (half, at) for half in ("first", "second") for at in (SMALL, 1.0, LARGE)
+        ]
         first = correlation(large[of], losses[0][:, of], slice(0, SUBSETS // 2)).mean()
-        expected = {("first", SMALL): 1, ("first", LARGE): first, ("second", SMALL): reported.mean(), ("second", LARGE): 1}
+        expected = {
+            ("first", SMALL): 1,
+            ("first", LARGE): first,
+            ("second", SMALL): reported.mean(),
+            ("second", LARGE): 1,
+        }
         assert {key: table[key] for key in expected} == pytest.approx(expected)
     plain = found.regularisers[found.regularisers["attributor"] == "gradient_dot"]
     assert plain[["half", "regulariser"]].to_numpy().tolist() == [["first", 1], ["second", 1]] * 3
@@ -235,7 +328,9 @@ def test_shuffled_scores_are_those_of_trak_for_other_images_and_predict_nothing(
         lam = row["regulariser"] * np.square(S).mean()
         assert weights == pytest.approx((W[of] / (np.square(S) + lam))[:, order], rel=1e-4)
         assert row["lds"] == pytest.approx(correlation(weights, additive()[0][:, of]).mean())
-    average = np.average([found.rows["shuffled", part]["lds"] for part in SETS], weights=[*SIZES.values()])
+    average = np.average(
+        [found.rows["shuffled", part]["lds"] for part in SETS], weights=[*SIZES.values()]
+    )
     assert abs(average) < 3 / np.sqrt((SUBSETS // 2 - 1) * len(W))
 
 
@@ -250,9 +345,20 @@ def test_with_several_seeds_a_ceiling_stands_beside_each_score(study):
     """DAS known answer 13: of the half that is reported on, by the formula of Spearman and Brown; none where seeds contradict."""
     losses = noisy()
     found = scored(study(losses=losses, attributors=("gradient_dot",)))
-    assert found.lds.columns.tolist() == [*COLUMNS, "ceiling", "ceiling_low", "ceiling_high", "between_seeds", "of_ceiling"]
+    assert found.lds.columns.tolist() == [
+        *COLUMNS,
+        "ceiling",
+        "ceiling_low",
+        "ceiling_high",
+        "between_seeds",
+        "of_ceiling",
+    ]
     for part, of in OF.items():
-        row, one, other = found.rows["gradient_dot", part], losses[0][SECOND, of], losses[1][SECOND, of]
+        row, one, other = (
+            found.rows["gradient_dot", part],
+            losses[0][SECOND, of],
+            losses[1][SECOND, of],
+        )
         between = np.mean([spearmanr(a, b).statistic for a, b in zip(one.T, other.T, strict=True)])
         assert row["lds"] == pytest.approx(correlation(W[of], losses.mean(axis=0)[:, of]).mean())
         assert row["between_seeds"] == pytest.approx(between)
@@ -268,7 +374,9 @@ def test_with_several_seeds_a_ceiling_stands_beside_each_score(study):
 
 def test_one_seed_has_no_ceiling_and_seeds_that_agree_one_of_1(study):
     assert "ceiling" not in scored(study("one", attributors=("gradient_dot",))).lds
-    found = scored(study("two", losses=additive(repeats=2), attributors=("gradient_dot", "shuffled"))).lds
+    found = scored(
+        study("two", losses=additive(repeats=2), attributors=("gradient_dot", "shuffled"))
+    ).lds
     assert found["ceiling"].tolist() == pytest.approx([1] * 6)
     assert found["of_ceiling"].tolist() == pytest.approx(found["lds"].tolist())
 
@@ -290,15 +398,28 @@ def test_copies_are_found_by_scores_that_rank_them_first(study):
     """DAS known answer 16. Query 0 shows the image that is there three times, query 1 the one that is there twice."""
     weights = W.copy()
     weights[7, :3], weights[8, 3:5] = [8, 9, 7], [9, -9]
-    args = study(asked=weights / S, losses=additive(weights), attributors=("gradient_dot", "pixel_l2"))
+    args = study(
+        asked=weights / S, losses=additive(weights), attributors=("gradient_dot", "pixel_l2")
+    )
     found = scored(args)
-    assert found.copies.columns.tolist() == ["query", "source", "copies", "recall", "chance", "attributor"]
+    assert found.copies.columns.tolist() == [
+        "query",
+        "source",
+        "copies",
+        "recall",
+        "chance",
+        "attributor",
+    ]
     table = found.copies.set_index(["attributor", "query"])
     assert table.loc["gradient_dot"].to_numpy().tolist() == [[50, 3, 1, 3 / N], [51, 2, 0.5, 2 / N]]
     nearest = MEMBERS.pixels.reshape(N, -1).astype(float)
     for query, (shown, copies) in enumerate(((0, range(3)), (3, range(3, 5)))):
         order = np.argsort(np.square(nearest - nearest[shown]).sum(axis=1))
-        assert table.loc[("pixel_l2", query), "recall"] == np.isin(order[: len(copies)], copies).mean() >= 1 / len(copies)
+        assert (
+            table.loc[("pixel_l2", query), "recall"]
+            == np.isin(order[: len(copies)], copies).mean()
+            >= 1 / len(copies)
+        )
     metrics = [json.loads(line) for line in (args.out / "metrics.jsonl").read_text().splitlines()]
     assert {row["name"]: row["value"] for row in metrics}["copies_first/gradient_dot"] == 0.75
 
@@ -315,7 +436,10 @@ def test_the_first_images_of_each_query_are_named_best_first(study):
             assert mine["id"].tolist() == MEMBERS.ids[order].tolist()
             assert mine["score"].to_numpy() == pytest.approx(weights[order], rel=1e-5)
     shown = [tables["pixel_l2", "extracted", query].iloc[0] for query in range(2)]
-    assert [(row["id"], row["score"]) for row in shown] == [(MEMBERS.ids[0], 0), (MEMBERS.ids[3], 0)]
+    assert [(row["id"], row["score"]) for row in shown] == [
+        (MEMBERS.ids[0], 0),
+        (MEMBERS.ids[3], 0),
+    ]
 
 
 def test_equal_scores_keep_the_order_of_the_training_images():
@@ -353,11 +477,24 @@ def test_features_without_rows_have_no_leverages(study):
 
 def test_without_extracted_generations_their_tables_are_empty(study):
     found = scored(study(sizes=SIZES | {"extracted": 0}))
-    assert list(found.rows) == [(name, part) for name in ("gradient_dot", "trak") for part in ("holdout", "generated")]
+    assert list(found.rows) == [
+        (name, part) for name in ("gradient_dot", "trak") for part in ("holdout", "generated")
+    ]
     assert found.lds["lds"].tolist() == pytest.approx([1] * 4)
-    assert found.copies.columns.tolist() == ["query", "source", "copies", "recall", "chance", "attributor"]
+    assert found.copies.columns.tolist() == [
+        "query",
+        "source",
+        "copies",
+        "recall",
+        "chance",
+        "attributor",
+    ]
     assert len(found.copies) == 0
-    assert set(found.first["queries"]) == set(found.regularisers["queries"]) == {"holdout", "generated"}
+    assert (
+        set(found.first["queries"])
+        == set(found.regularisers["queries"])
+        == {"holdout", "generated"}
+    )
 
 
 def test_what_is_learned_from_retraining_comes_from_the_first_half(study):
@@ -370,8 +507,14 @@ def test_what_is_learned_from_retraining_comes_from_the_first_half(study):
         for i in range(N):
             with_it, without = learned[seen[:, i]][:, of], learned[~seen[:, i]][:, of]
             known = len(with_it) and len(without)
-            expected = without.mean(axis=0) - with_it.mean(axis=0) if known else np.zeros(of.stop - of.start)
-            assert before.scores[f"empirical_influence/{part}"][:, i] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+            expected = (
+                without.mean(axis=0) - with_it.mean(axis=0)
+                if known
+                else np.zeros(of.stop - of.start)
+            )
+            assert before.scores[f"empirical_influence/{part}"][:, i] == pytest.approx(
+                expected, rel=1e-4, abs=1e-6
+            )
     later = losses.copy()
     later[:, SECOND] = rng(7).normal(size=later[:, SECOND].shape)
     after = scored(study("after", losses=later, attributors=("empirical_influence",)))
@@ -400,10 +543,12 @@ def test_held_out_images_have_no_journey(study):
 def test_the_recorded_code_is_what_the_workflow_asks_for(study, params):
     """Attributors are found by name: to change one must make the scores old."""
     found = scored(study())
-    (job,) = (job for job in layout.jobs(config.parse(params)) if job.step == scores.STEP)
-    entries = layout.entries(config.parse(params), job)
+    (job,) = (job for job in jobs.jobs(config.parse(params)) if job.step == scores.STEP)
+    entries = jobs.entries(config.parse(params), job)
     assert found.run["code_sha256"] == provenance.fingerprint(*entries)
-    assert {config.ATTRIBUTORS[name] for name in ("gradient_dot", "trak")} <= set(provenance.modules_of(*entries))
+    assert {config.ATTRIBUTORS[name] for name in ("gradient_dot", "trak")} <= set(
+        provenance.modules_of(*entries)
+    )
 
 
 # ---- what is refused ----------------------------------------------------------------------------------------------------------
@@ -434,7 +579,9 @@ def test_networks_retrained_for_other_queries_are_refused(study):
     record = json.loads(run.read_text())
     record["inputs"]["holdout"]["sha256"] = "other"
     run.write_text(json.dumps(record))
-    with pytest.raises(ArtifactError, match=f"{args.retrain[1]} does not go with {args.retrain[0]}: holdout was"):
+    with pytest.raises(
+        ArtifactError, match=f"{args.retrain[1]} does not go with {args.retrain[0]}: holdout was"
+    ):
         scores.run(args)
 
 
@@ -458,5 +605,8 @@ def test_a_training_block_that_is_missing_is_refused(study):
 def test_scores_that_are_no_numbers_are_refused_by_name(study):
     asked = W / S
     asked[0, 0] = np.nan
-    with pytest.raises(ArtifactError, match=r"attributor gradient_dot gives scores that are no numbers \(regulariser 1\)"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"attributor gradient_dot gives scores that are no numbers \(regulariser 1\)",
+    ):
         scores.run(study(asked=asked, attributors=("pixel_l2", "gradient_dot")))

@@ -33,7 +33,9 @@ class Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_GET  # noqa: N815 - the base class asks for this name
 
-    def reply(self, status: int, body: bytes = b"", send: int | None = None, **headers: str) -> None:
+    def reply(
+        self, status: int, body: bytes = b"", send: int | None = None, **headers: str
+    ) -> None:
         """Announce all of ``body`` but, with ``send``, break off after that many bytes."""
         self.send_response(status)
         for name, value in headers.items():
@@ -64,7 +66,11 @@ def resolved(tmp_path: Path) -> Callable[[str, dict[str, Any]], str]:
 
     def write(step: str, settings: dict[str, Any], seed: int = 3) -> str:
         path = tmp_path / f"{step.replace('/', '-')}.json"
-        path.write_text(json.dumps({"step": step, "arm": None, "replicate": None, "seed": seed, "settings": settings}))
+        path.write_text(
+            json.dumps(
+                {"step": step, "arm": None, "replicate": None, "seed": seed, "settings": settings}
+            )
+        )
         return str(path)
 
     return write

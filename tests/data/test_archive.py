@@ -52,9 +52,12 @@ def planes(rows: int, seed: int = 0) -> np.ndarray:
 
 def cifar10(test_rows: int = 3) -> dict[str, bytes]:
     members = {
-        f"cifar-10-batches-py/data_batch_{number}": batch(planes(2, number), labels=[number, 0]) for number in range(1, 6)
+        f"cifar-10-batches-py/data_batch_{number}": batch(planes(2, number), labels=[number, 0])
+        for number in range(1, 6)
     }
-    return members | {"cifar-10-batches-py/test_batch": batch(planes(test_rows, 9), labels=list(range(test_rows)))}
+    return members | {
+        "cifar-10-batches-py/test_batch": batch(planes(test_rows, 9), labels=list(range(test_rows)))
+    }
 
 
 @pytest.fixture
@@ -67,7 +70,9 @@ def served(server, tmp_path, monkeypatch):
         server.answer = lambda handler: handler.reply(200, data)
         checksum = hashlib.sha256(data).hexdigest()
         url = f"{server.url}/made.tar.gz"
-        return config.ArchiveUrl(kind="archive_url", layout=layout, url=url, sha256=checksum, **options)
+        return config.ArchiveUrl(
+            kind="archive_url", layout=layout, url=url, sha256=checksum, **options
+        )
 
     return serve
 
@@ -92,7 +97,9 @@ def test_planes_become_channels(served):
     images, _ = sources.read(served(cifar10()))
     row = planes(2, 1)[1]
     for channel in range(3):
-        assert np.array_equal(images.pixels[1, :, :, channel].ravel(), row[1024 * channel : 1024 * (channel + 1)])
+        assert np.array_equal(
+            images.pixels[1, :, :, channel].ravel(), row[1024 * channel : 1024 * (channel + 1)]
+        )
 
 
 @pytest.mark.parametrize(("labels", "expected"), [("fine", [7, 8, 50]), ("coarse", [1, 2, 3])])
@@ -124,10 +131,16 @@ def test_a_pickle_that_calls_code_is_refused_and_not_run(tmp_path, protocol):
     assert trace.exists()
 
 
-@pytest.mark.parametrize("name", ["builtins eval", "numpy load", "numpy.core.multiarray scalar", "numpy ndarray.tofile"])
+@pytest.mark.parametrize(
+    "name", ["builtins eval", "numpy load", "numpy.core.multiarray scalar", "numpy ndarray.tofile"]
+)
 def test_other_names_are_refused(name):
     module, attribute = name.split()
-    data = b"\x80\x04" + b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute)) + b"\x93."
+    data = (
+        b"\x80\x04"
+        + b"".join(b"\x8c" + bytes([len(part)]) + part.encode() for part in (module, attribute))
+        + b"\x93."
+    )
     with pytest.raises(ArtifactError, match="it asks for"):
         archive.load_arrays(data, "batch")
 
@@ -146,7 +159,11 @@ def test_truncated_pickles_are_refused():
 
 
 def test_members_outside_the_archive_are_never_written(served, tmp_path):
-    evil = {"../../escaped": b"x", f"{tmp_path}/absolute": b"x", "../cifar-10-batches-py/data_batch_1": b"x"}
+    evil = {
+        "../../escaped": b"x",
+        f"{tmp_path}/absolute": b"x",
+        "../cifar-10-batches-py/data_batch_1": b"x",
+    }
     images, _ = sources.read(served(evil | cifar10()))
     assert len(images) == 13
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
@@ -156,7 +173,9 @@ def test_members_outside_the_archive_are_never_written(served, tmp_path):
 def test_a_missing_batch_is_named(served):
     members = cifar10()
     del members["cifar-10-batches-py/data_batch_3"]
-    with pytest.raises(ArtifactError, match=r"has no file cifar-10-batches-py/data_batch_3; it has: .*test_batch"):
+    with pytest.raises(
+        ArtifactError, match=r"has no file cifar-10-batches-py/data_batch_3; it has: .*test_batch"
+    ):
         sources.read(served(members))
 
 

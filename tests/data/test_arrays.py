@@ -25,7 +25,9 @@ def pixels(n=4, channels=3):
 
 
 def test_images_labels_and_ids_come_back(tmp_path):
-    images, manifest = read(tmp_path / "a.npz", images=pixels(), labels=[3, 1, 2, 0], ids=["d", "c", "b", "a"])
+    images, manifest = read(
+        tmp_path / "a.npz", images=pixels(), labels=[3, 1, 2, 0], ids=["d", "c", "b", "a"]
+    )
     np.testing.assert_array_equal(images.pixels, pixels())
     assert images.labels.tolist() == [3, 1, 2, 0]
     assert manifest["names"] == ["d", "c", "b", "a"]
@@ -49,11 +51,19 @@ def test_labels_and_ids_may_be_absent_and_grey_may_lack_its_axis(tmp_path):
             ArtifactError,
             "labels must be integers.*data.source.label_array",
         ),
-        ({"x": pixels(), "y": pixels(), "z": [1]}, config.ConfigError, r"data.source.array: .* 2 arrays .* x, y; name one"),
+        (
+            {"x": pixels(), "y": pixels(), "z": [1]},
+            config.ConfigError,
+            r"data.source.array: .* 2 arrays .* x, y; name one",
+        ),
         ({"images": pixels(channels=4)}, ArtifactError, "must be uint8 of shape"),
         ({"images": pixels(), "labels": [1]}, ArtifactError, "labels has shape"),
         ({"images": pixels(), "labels": [0.5] * 4}, ArtifactError, "labels must be integers"),
-        ({"images": pixels(), "ids": np.array([{}] * 4, object)}, ArtifactError, "plain arrays: .* could run code"),
+        (
+            {"images": pixels(), "ids": np.array([{}] * 4, object)},
+            ArtifactError,
+            "plain arrays: .* could run code",
+        ),
     ],
 )
 def test_wrong_files_are_explained(tmp_path, arrays, kind, words):
@@ -86,20 +96,34 @@ def test_arr_1_is_no_label_of_other_arrays(tmp_path):
 
 
 def test_the_only_array_with_the_form_of_images_is_read_and_others_are_named(tmp_path):
-    images, manifest = read(tmp_path / "a.npz", noise=np.zeros((4, 6, 6, 3)), samples=pixels(), prompt=list("abcd"))
+    images, manifest = read(
+        tmp_path / "a.npz", noise=np.zeros((4, 6, 6, 3)), samples=pixels(), prompt=list("abcd")
+    )
     np.testing.assert_array_equal(images.pixels, pixels())
-    assert manifest["choices"]["array"] == {"taken": "samples", "given": False, "others": ["noise", "prompt"]}
+    assert manifest["choices"]["array"] == {
+        "taken": "samples",
+        "given": False,
+        "others": ["noise", "prompt"],
+    }
 
 
 def test_arrays_are_chosen_by_name(tmp_path):
     train, test = pixels(5), pixels(3)
-    np.savez(tmp_path / "a.npz", x_train=train, y_train=[1, 2, 3, 4, 5], x_test=test, y_test=[7, 8, 9])
+    np.savez(
+        tmp_path / "a.npz", x_train=train, y_train=[1, 2, 3, 4, 5], x_test=test, y_test=[7, 8, 9]
+    )
     images, manifest = opened(tmp_path / "a.npz", array="x_test", label_array="y_test")
     np.testing.assert_array_equal(images.pixels, test)
     assert images.labels.tolist() == [7, 8, 9]
-    assert manifest["choices"]["array"] == {"taken": "x_test", "given": True, "others": ["x_train", "y_train"]}
+    assert manifest["choices"]["array"] == {
+        "taken": "x_test",
+        "given": True,
+        "others": ["x_train", "y_train"],
+    }
     for key in ("array", "label_array"):
-        with pytest.raises(config.ConfigError, match=f"data.source.{key} = none: .* no such array; it has: x_train"):
+        with pytest.raises(
+            config.ConfigError, match=f"data.source.{key} = none: .* no such array; it has: x_train"
+        ):
             opened(tmp_path / "a.npz", **{"array": "x_test", key: "none"})
 
 
@@ -146,12 +170,20 @@ def test_a_shorter_shape_in_the_header_is_not_believed(tmp_path):
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n", r"a\.npz is a git-lfs pointer"),
+        (
+            "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n",
+            r"a\.npz is a git-lfs pointer",
+        ),
         ("/annex/objects/SHA256E-s9--aa.npz\n", r"a\.npz is a git-annex pointer"),
-        ("<html>", r"a\.npz cannot be read as an \.npz file of plain arrays: File is not a zip file"),
+        (
+            "<html>",
+            r"a\.npz cannot be read as an \.npz file of plain arrays: File is not a zip file",
+        ),
     ],
 )
-def test_what_stands_in_place_of_a_file_is_named_without_advice_to_load_it_unsafely(tmp_path, text, words):
+def test_what_stands_in_place_of_a_file_is_named_without_advice_to_load_it_unsafely(
+    tmp_path, text, words
+):
     (tmp_path / "a.npz").write_text(text)
     with pytest.raises(ArtifactError, match=words) as error:
         opened(tmp_path / "a.npz")

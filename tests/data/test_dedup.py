@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from afterimage import artifacts
-from afterimage.artifacts import Images, load_images
 from afterimage.cli import main
 from afterimage.config import ConfigError, Dedup, Embedding
 from afterimage.data import dedup
 from afterimage.data.split import split
+from afterimage.images import Images, load_images
 
 SIDE = 16
 
@@ -26,7 +26,10 @@ SIDE = 16
 def smooth(count: int, seed: int = 0, channels: int = 1) -> np.ndarray:
     """Random images with the coarse structure that photographs have, uint8 (N, SIDE, SIDE, C)."""
     small = np.random.default_rng(seed).integers(0, 256, (count * channels, 4, 4), dtype=np.uint8)
-    large = [np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BICUBIC)) for one in small]
+    large = [
+        np.asarray(Image.fromarray(one).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+        for one in small
+    ]
     return np.stack(large).reshape(count, channels, SIDE, SIDE).transpose(0, 2, 3, 1).copy()
 
 
@@ -53,12 +56,21 @@ def test_equal_bytes_are_found_and_nothing_else():
 @hypothesis_settings(max_examples=40, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 8), st.integers(0, 99))
 def test_hash_pairs_are_those_of_the_definition(count, max_bits, seed):
-    hashes = np.random.default_rng(seed).integers(0, 4, (count, 8), dtype=np.uint8)  # few bits set: near pairs exist
+    hashes = np.random.default_rng(seed).integers(
+        0, 4, (count, 8), dtype=np.uint8
+    )  # few bits set: near pairs exist
     bits = np.unpackbits(hashes, axis=1).astype(int)
-    distance = {(a, b): int(np.abs(bits[a] - bits[b]).sum()) for a, b in itertools.combinations(range(count), 2)}
+    distance = {
+        (a, b): int(np.abs(bits[a] - bits[b]).sum())
+        for a, b in itertools.combinations(range(count), 2)
+    }
     found = dedup.hash_pairs(hashes, max_bits)
-    assert as_set(found) == {pair for pair, bits_apart in distance.items() if bits_apart <= max_bits}
-    assert [distance[pair] for pair in zip(found.a.tolist(), found.b.tolist(), strict=True)] == found.score.tolist()
+    assert as_set(found) == {
+        pair for pair, bits_apart in distance.items() if bits_apart <= max_bits
+    }
+    assert [
+        distance[pair] for pair in zip(found.a.tolist(), found.b.tolist(), strict=True)
+    ] == found.score.tolist()
 
 
 @pytest.mark.parametrize("block", [7, 1024])
@@ -74,12 +86,16 @@ def test_cosine_pairs_are_those_of_the_definition(block, monkeypatch):
 
 
 def test_equal_images_meet_similarity_one():
-    vectors = dedup.features(smooth(30)[np.repeat(np.arange(30), 2)], smooth(2), Embedding(features="pixels"), 0)
+    vectors = dedup.features(
+        smooth(30)[np.repeat(np.arange(30), 2)], smooth(2), Embedding(features="pixels"), 0
+    )
     assert as_set(dedup.cosine_pairs(vectors, 1.0)) == {(2 * row, 2 * row + 1) for row in range(30)}
 
 
 def test_an_average_image_is_near_to_nothing():
-    pixels = np.array([[100], [200], [150]], np.uint8).reshape(3, 1, 1, 1) * np.ones((1, 4, 4, 1), np.uint8)
+    pixels = np.array([[100], [200], [150]], np.uint8).reshape(3, 1, 1, 1) * np.ones(
+        (1, 4, 4, 1), np.uint8
+    )
     vectors = dedup.features(pixels, pixels, Embedding(features="pixels"), 0)
     assert np.abs(vectors[2]).max() == 0
     assert as_set(dedup.cosine_pairs(vectors, 0.5)) == set()
@@ -93,7 +109,8 @@ def test_a_threshold_that_all_meet_is_an_error(monkeypatch):
 
 def test_components_must_fit_the_reference():
     with pytest.raises(
-        ConfigError, match=r"dedup\.embedding\.components = 32: 5 reference images of 256 values have at most 5"
+        ConfigError,
+        match=r"dedup\.embedding\.components = 32: 5 reference images of 256 values have at most 5",
     ):
         dedup.features(smooth(4), smooth(5), Embedding(features="pca", components=32), 0)
 
@@ -181,7 +198,12 @@ def test_losing_a_planted_image_altogether_counts():
     group = dedup.groups(3, [found])
     row = dedup.score(found, group, np.array([True, False, False]), sources, np.zeros(3, bool))
     assert (row["pair_precision"], row["pair_recall"], row["group_recall"]) == (0, 0, 1)
-    assert (row["removed"], row["surplus_copies_removed"], row["unplanted_removed"], row["sources_lost"]) == (2, 1, 0, 1)
+    assert (
+        row["removed"],
+        row["surplus_copies_removed"],
+        row["unplanted_removed"],
+        row["sources_lost"],
+    ) == (2, 1, 0, 1)
 
 
 def test_shares_without_denominator_are_empty():
@@ -210,9 +232,15 @@ EXACT = 5 * 3
 def stored(request, tmp_path):
     """A stored split of smooth images, with and without colour."""
     pixels = smooth(140, channels=request.param)
-    settings = {"split": {"train": 70, "holdout": 20, "reference": None, "official": False}, "plant": PLANT, "flips": False}
+    settings = {
+        "split": {"train": 70, "holdout": 20, "reference": None, "official": False},
+        "plant": PLANT,
+        "flips": False,
+    }
     parts, index, *_ = split(Images.of(pixels), settings, 1)
-    with artifacts.step({"step": "data/split", "settings": settings}, tmp_path / "split", {}, ()) as step:
+    with artifacts.step(
+        {"step": "data/split", "settings": settings}, tmp_path / "split", {}, ()
+    ) as step:
         for name, part in parts.items():
             part.save(step.folder / f"{name}.npz")
         index.to_parquet(step.folder / "index.parquet")
@@ -221,25 +249,60 @@ def stored(request, tmp_path):
 
 def run(stored, resolved, settings: dict, *more: str) -> int:
     path = resolved("data/dedup", Dedup.model_validate(settings).model_dump(mode="json"))
-    files = [f"--{name}={stored / file}" for name, file in (("train", "train.npz"), ("index", "index.parquet"))]
+    files = [
+        f"--{name}={stored / file}"
+        for name, file in (("train", "train.npz"), ("index", "index.parquet"))
+    ]
     reference = f"--reference={stored / 'reference.npz'}"
-    return main(["data", "dedup", *files, reference, "--config", path, "--out", str(stored.parent / "dedup"), *more])
+    return main(
+        [
+            "data",
+            "dedup",
+            *files,
+            reference,
+            "--config",
+            path,
+            "--out",
+            str(stored.parent / "dedup"),
+            *more,
+        ]
+    )
 
 
 @pytest.mark.parametrize("features", ["pixels", "pca"])
 def test_a_clean_case_is_solved_whole(stored, resolved, features):
-    settings = {"methods": ["exact", "embedding"], "embedding": {"features": features, "components": 16, "similarity": 0.99}}
+    settings = {
+        "methods": ["exact", "embedding"],
+        "embedding": {"features": features, "components": 16, "similarity": 0.99},
+    }
     assert run(stored, resolved, settings) == 0
     out = stored.parent / "dedup"
     table = pd.read_csv(out / "table.csv", index_col="method")
     assert table.index.tolist() == ["exact", "phash", "embedding", "combined"]
     assert (table["true_pairs"] == TRUE).all()
-    assert table.loc["exact", ["pairs_found", "true_pairs_found", "removed"]].tolist() == [EXACT, EXACT, 10]
+    assert table.loc["exact", ["pairs_found", "true_pairs_found", "removed"]].tolist() == [
+        EXACT,
+        EXACT,
+        10,
+    ]
     assert table.loc["exact", "perturbed_pair_recall"] == 0
     for method in ("embedding", "combined"):
         row = table.loc[method]
-        assert (row[["pair_precision", "pair_recall", "group_precision", "group_recall", "surplus_recall"]] == 1).all()
-        assert row[["removed", "surplus_copies_removed", "unplanted_removed", "sources_lost"]].tolist() == [19, 19, 0, 0]
+        assert (
+            row[
+                [
+                    "pair_precision",
+                    "pair_recall",
+                    "group_precision",
+                    "group_recall",
+                    "surplus_recall",
+                ]
+            ]
+            == 1
+        ).all()
+        assert row[
+            ["removed", "surplus_copies_removed", "unplanted_removed", "sources_lost"]
+        ].tolist() == [19, 19, 0, 0]
     assert table.loc["phash", "pair_recall"] >= EXACT / TRUE
 
     train, left = load_images(stored / "train.npz"), load_images(out / "train.npz")
@@ -251,11 +314,16 @@ def test_a_clean_case_is_solved_whole(stored, resolved, features):
     assert (groups.groupby("group")["kept"].sum() == 1).all()
     assert len(groups[["group", "source"]].drop_duplicates()) == len(left)
     assert groups.loc[groups["kept"], "id"].tolist() == left.ids.tolist()
-    assert (groups[groups["kept"]].set_index("group")["id"] == groups.groupby("group")["id"].min()).all()
+    assert (
+        groups[groups["kept"]].set_index("group")["id"] == groups.groupby("group")["id"].min()
+    ).all()
     pairs = pd.read_parquet(out / "pairs.parquet")
     assert pairs["method"].value_counts()["embedding"] == TRUE
     assert (pairs["a"] < pairs["b"]).all()
-    numbers = {row["name"]: row["value"] for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())}
+    numbers = {
+        row["name"]: row["value"]
+        for row in map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    }
     assert numbers["exact/pairs_found"] == EXACT
     assert numbers["combined/pair_recall"] == 1
 
@@ -270,7 +338,11 @@ def test_only_the_named_methods_decide_but_all_are_scored(stored, resolved):
 
 
 def test_medoid_keeps_one_of_each_group(stored, resolved):
-    settings = {"methods": ["embedding"], "keep": "medoid", "embedding": {"features": "pixels", "similarity": 0.99}}
+    settings = {
+        "methods": ["embedding"],
+        "keep": "medoid",
+        "embedding": {"features": "pixels", "similarity": 0.99},
+    }
     assert run(stored, resolved, settings) == 0
     left = load_images(stored.parent / "dedup" / "train.npz")
     assert len(left) == len(np.unique(left.sources)) == 51
@@ -283,9 +355,18 @@ def test_undefined_shares_are_empty_cells(stored, resolved):
     single = train.take(np.sort(alone))
     with artifacts.step({"step": "x", "settings": {}}, stored.parent / "single", {}, ()) as step:
         single.save(step.folder / "train.npz")
-        index[(index["part"] == "train") & index["id"].isin(single.ids)].to_parquet(step.folder / "index.parquet")
+        index[(index["part"] == "train") & index["id"].isin(single.ids)].to_parquet(
+            step.folder / "index.parquet"
+        )
         load_images(stored / "reference.npz").save(step.folder / "reference.npz")
-    assert run(stored.parent / "single", resolved, {"methods": ["exact"], "embedding": {"features": "pixels"}}) == 0
+    assert (
+        run(
+            stored.parent / "single",
+            resolved,
+            {"methods": ["exact"], "embedding": {"features": "pixels"}},
+        )
+        == 0
+    )
     lines = (stored.parent / "dedup" / "table.csv").read_text().splitlines()
     assert lines[1] == "exact,0,0,0,,,,0,,,0,0,0,,0,0"
     assert "nan" not in (stored.parent / "dedup" / "metrics.jsonl").read_text().lower()
@@ -299,10 +380,28 @@ def test_the_classifier_must_be_given(stored, resolved, capsys):
 def test_the_studys_classifier_can_judge(stored, resolved):
     from afterimage.config import Classifier
 
-    path = resolved("data/classifier", Classifier(channels=[4], features=8, epochs=1).model_dump(mode="json"))
+    path = resolved(
+        "data/classifier", Classifier(channels=[4], features=8, epochs=1).model_dump(mode="json")
+    )
     folder = stored.parent / "classifier"
-    assert main(["data", "classifier", f"--reference={stored / 'reference.npz'}", "--config", path, "--out", str(folder)]) == 0
-    settings = {"methods": ["embedding"], "embedding": {"features": "classifier", "similarity": 0.9999}}
+    assert (
+        main(
+            [
+                "data",
+                "classifier",
+                f"--reference={stored / 'reference.npz'}",
+                "--config",
+                path,
+                "--out",
+                str(folder),
+            ]
+        )
+        == 0
+    )
+    settings = {
+        "methods": ["embedding"],
+        "embedding": {"features": "classifier", "similarity": 0.9999},
+    }
     assert run(stored, resolved, settings, f"--classifier={folder}") == 0
     table = pd.read_csv(stored.parent / "dedup" / "table.csv", index_col="method")
     assert table.loc["embedding", "true_pairs_found"] >= EXACT  # equal images have equal features

@@ -23,11 +23,15 @@ def ranged(handler, send=None):
     start = int(wanted.removeprefix("bytes=").removesuffix("-"))
     if start >= len(BODY):
         return handler.reply(416, Content_Range=f"bytes */{len(BODY)}")
-    return handler.reply(206, BODY[start:], send, Content_Range=f"bytes {start}-{len(BODY) - 1}/{len(BODY)}")
+    return handler.reply(
+        206, BODY[start:], send, Content_Range=f"bytes {start}-{len(BODY) - 1}/{len(BODY)}"
+    )
 
 
 def test_a_broken_download_goes_on_where_it_stopped(server, tmp_path):
-    server.answer = lambda handler: ranged(handler, send=300_000 if len(server.requests) == 1 else None)
+    server.answer = lambda handler: ranged(
+        handler, send=300_000 if len(server.requests) == 1 else None
+    )
     path = download.fetch(f"{server.url}/a.bin", SUM, tmp_path, pause=0)
     assert path.read_bytes() == BODY
     kept = 300_000 // 65_536 * 65_536
@@ -67,7 +71,9 @@ def test_a_part_longer_than_the_file_is_thrown_away(server, tmp_path):
 
 
 def test_a_busy_server_is_asked_again(server, tmp_path):
-    server.answer = lambda handler: handler.send_error(503) if len(server.requests) < 3 else ranged(handler)
+    server.answer = lambda handler: (
+        handler.send_error(503) if len(server.requests) < 3 else ranged(handler)
+    )
     assert download.fetch(f"{server.url}/a.bin", SUM, tmp_path, pause=0).read_bytes() == BODY
     assert len(server.requests) == 3
 
@@ -121,6 +127,8 @@ def test_two_that_want_the_same_file_fetch_it_once(server, tmp_path):
 
     server.answer = slowly
     with ThreadPoolExecutor(2) as threads:
-        paths = list(threads.map(lambda _: download.fetch(f"{server.url}/a.bin", SUM, tmp_path), range(2)))
+        paths = list(
+            threads.map(lambda _: download.fetch(f"{server.url}/a.bin", SUM, tmp_path), range(2))
+        )
     assert [path.read_bytes() == BODY for path in paths] == [True, True]
     assert len(server.requests) == 1

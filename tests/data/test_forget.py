@@ -5,9 +5,10 @@ import pandas as pd
 import pytest
 
 from afterimage import artifacts
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, ForgetSet
 from afterimage.data import forget
+from afterimage.images import Images
 
 
 @pytest.fixture
@@ -22,9 +23,20 @@ def extraction(tmp_path):
     """Return a function that writes what the attack leaves, by column: the sources it extracted."""
 
     def write(anchor: str = "training", **extracted):
-        resolved = {"step": "attack/extraction", "arm": "base", "replicate": 0, "seed": 1, "settings": {"anchor": anchor}}
+        resolved = {
+            "step": "attack/extraction",
+            "arm": "base",
+            "replicate": 0,
+            "seed": 1,
+            "settings": {"anchor": anchor},
+        }
         table = pd.DataFrame({"source": [10, 20, 30, 40, 50, 60], "id": [1, 2, 4, 6, 0, 8]})
-        for column in ("training_fixed", "training_calibrated", "candidate_fixed", "candidate_calibrated"):
+        for column in (
+            "training_fixed",
+            "training_calibrated",
+            "candidate_fixed",
+            "candidate_calibrated",
+        ):
             table[f"extracted_{column}"] = table["source"].isin(extracted.get(column, []))
         with artifacts.step(resolved, tmp_path / "attack", {}, ("afterimage.seeds",)) as step:
             table.to_parquet(step.folder / "images.parquet", index=False)
@@ -34,7 +46,9 @@ def extraction(tmp_path):
 
 
 def chosen(train: Images, extraction=None, **settings) -> list[int]:
-    return np.flatnonzero(forget.rows(train, "wanted", ForgetSet(**settings).model_dump(mode="json"), extraction)).tolist()
+    return np.flatnonzero(
+        forget.rows(train, "wanted", ForgetSet(**settings).model_dump(mode="json"), extraction)
+    ).tolist()
 
 
 def test_a_label_names_its_class(train):
@@ -42,7 +56,9 @@ def test_a_label_names_its_class(train):
     assert chosen(train, label=3) == [4, 9]
 
 
-@pytest.mark.parametrize(("ids", "rows"), [([3], [1, 3, 5]), ([6], [6]), ([7, 5], [1, 2, 3, 5, 7]), ([2, 7], [2, 7])])
+@pytest.mark.parametrize(
+    ("ids", "rows"), [([3], [1, 3, 5]), ([6], [6]), ([7, 5], [1, 2, 3, 5, 7]), ([2, 7], [2, 7])]
+)
 def test_ids_name_their_sources_with_all_copies(ids, rows, train):
     assert chosen(train, ids=ids) == rows
 
@@ -51,12 +67,21 @@ def test_ids_are_names_and_not_positions(train):
     """As after deduplication, which leaves gaps."""
     kept = train.take(np.array([0, 2, 3, 9]))
     assert chosen(kept, ids=[9]) == [3]
-    with pytest.raises(ConfigError, match=r"forget.wanted.ids: 1 is no row of the training part \(0 to 9\)"):
+    with pytest.raises(
+        ConfigError, match=r"forget.wanted.ids: 1 is no row of the training part \(0 to 9\)"
+    ):
         chosen(kept, ids=[9, 1])
 
 
-def test_extracted_images_are_those_of_the_headline_anchor_and_the_asked_threshold(train, extraction):
-    found = {"training_fixed": [20], "training_calibrated": [10, 40], "candidate_fixed": [30], "candidate_calibrated": [60]}
+def test_extracted_images_are_those_of_the_headline_anchor_and_the_asked_threshold(
+    train, extraction
+):
+    found = {
+        "training_fixed": [20],
+        "training_calibrated": [10, 40],
+        "candidate_fixed": [30],
+        "candidate_calibrated": [60],
+    }
     store = extraction(**found)
     assert chosen(train, store, extracted_from="base") == [1, 3, 5, 6]
     assert chosen(train, store, extracted_from="base", alpha="fixed") == [2, 7]
@@ -74,18 +99,30 @@ def test_a_changed_table_is_refused(train, extraction):
 
 
 def test_an_empty_set_is_refused_with_its_reason(train, extraction):
-    with pytest.raises(ArtifactError, match=r"forget.wanted is empty: label 7 is that of none of the 10 training images"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"forget.wanted is empty: label 7 is that of none of the 10 training images",
+    ):
         chosen(train, label=7)
     with pytest.raises(
-        ArtifactError, match=r"empty: the attack on 'base' \(alpha fixed\) found none of the 10 training images"
+        ArtifactError,
+        match=r"empty: the attack on 'base' \(alpha fixed\) found none of the 10 training images",
     ):
         chosen(train, extraction(training_calibrated=[10]), extracted_from="base", alpha="fixed")
-    with pytest.raises(ArtifactError, match=r"empty: the attack on 'base' \(alpha calibrated\) found none of the 4"):
-        chosen(train.take(np.array([1, 3, 5, 6])), extraction(training_calibrated=[20]), extracted_from="base")
+    with pytest.raises(
+        ArtifactError, match=r"empty: the attack on 'base' \(alpha calibrated\) found none of the 4"
+    ):
+        chosen(
+            train.take(np.array([1, 3, 5, 6])),
+            extraction(training_calibrated=[20]),
+            extracted_from="base",
+        )
 
 
 def test_a_set_of_everything_is_refused(train, extraction):
     with pytest.raises(ArtifactError, match=r"forget\.wanted is the whole training set"):
-        chosen(train, extraction(training_calibrated=[10, 20, 30, 40, 50, 60]), extracted_from="base")
+        chosen(
+            train, extraction(training_calibrated=[10, 20, 30, 40, 50, 60]), extracted_from="base"
+        )
     with pytest.raises(ArtifactError, match="whole training set"):
         chosen(train.take(np.array([1, 3, 5])), ids=[1])

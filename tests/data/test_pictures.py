@@ -20,7 +20,9 @@ PAGES = np.random.default_rng(0).integers(0, 256, (5, 8, 6, 3), dtype=np.uint8)
 
 def encoded(pixels, kind="PNG", **options) -> bytes:
     stream = io.BytesIO()
-    first, *others = (Image.fromarray(image) for image in (pixels if isinstance(pixels, list) else [pixels]))
+    first, *others = (
+        Image.fromarray(image) for image in (pixels if isinstance(pixels, list) else [pixels])
+    )
     more = {"save_all": True, "append_images": others} if others else {}
     first.save(stream, kind, **more, **options)
     return stream.getvalue()
@@ -37,13 +39,48 @@ WIDE = ((7 * X * X + 13 * Y * X + 29 * Y) % 256).astype(np.uint8)
 
 # torchvision 0.28.0 on Pillow images: Resize(4, interpolation, antialias=True), then CenterCrop(4); or Resize((4, 4))
 TORCHVISION = {
-    ("wide", "bilinear"): [[105, 131, 141, 154], [117, 121, 140, 154], [119, 110, 121, 131], [130, 143, 135, 113]],
-    ("wide", "bicubic"): [[103, 136, 141, 154], [121, 115, 141, 159], [117, 108, 120, 129], [132, 145, 134, 111]],
-    ("wide", "lanczos"): [[100, 141, 140, 155], [126, 107, 143, 163], [115, 109, 118, 125], [130, 147, 134, 114]],
-    ("wide", "box"): [[102, 136, 139, 144], [129, 131, 135, 158], [100, 127, 132, 129], [151, 136, 129, 106]],
-    ("wide", "none"): [[65, 124, 144, 156], [123, 118, 146, 141], [130, 112, 122, 136], [129, 139, 129, 124]],
-    ("tall", "bilinear"): [[104, 117, 119, 130], [132, 122, 109, 143], [141, 141, 120, 135], [154, 154, 131, 112]],
-    ("tall", "none"): [[65, 123, 130, 129], [124, 119, 112, 139], [144, 146, 122, 128], [156, 141, 135, 124]],
+    ("wide", "bilinear"): [
+        [105, 131, 141, 154],
+        [117, 121, 140, 154],
+        [119, 110, 121, 131],
+        [130, 143, 135, 113],
+    ],
+    ("wide", "bicubic"): [
+        [103, 136, 141, 154],
+        [121, 115, 141, 159],
+        [117, 108, 120, 129],
+        [132, 145, 134, 111],
+    ],
+    ("wide", "lanczos"): [
+        [100, 141, 140, 155],
+        [126, 107, 143, 163],
+        [115, 109, 118, 125],
+        [130, 147, 134, 114],
+    ],
+    ("wide", "box"): [
+        [102, 136, 139, 144],
+        [129, 131, 135, 158],
+        [100, 127, 132, 129],
+        [151, 136, 129, 106],
+    ],
+    ("wide", "none"): [
+        [65, 124, 144, 156],
+        [123, 118, 146, 141],
+        [130, 112, 122, 136],
+        [129, 139, 129, 124],
+    ],
+    ("tall", "bilinear"): [
+        [104, 117, 119, 130],
+        [132, 122, 109, 143],
+        [141, 141, 120, 135],
+        [154, 154, 131, 112],
+    ],
+    ("tall", "none"): [
+        [65, 123, 130, 129],
+        [124, 119, 112, 139],
+        [144, 146, 122, 128],
+        [156, 141, 135, 124],
+    ],
 }
 
 
@@ -65,7 +102,11 @@ def test_enlarging_equals_torchvisions():
     ("name", "side", "expected"),
     [
         ("train.zip", 16, "a4f44eccf99802cd56239d100619bc50ee709eb23c92c19107f40a2086780cf7"),
-        ("../emoji/test.parquet", 20, "540282b14cdc21e4ef99301c007b6f0d3e451926ab30a87f93cdf3cc7d931314"),
+        (
+            "../emoji/test.parquet",
+            20,
+            "540282b14cdc21e4ef99301c007b6f0d3e451926ab30a87f93cdf3cc7d931314",
+        ),
     ],
 )
 def test_real_files_get_the_pixels_that_torchvision_gives_them(real_client, name, side, expected):
@@ -76,17 +117,27 @@ def test_real_files_get_the_pixels_that_torchvision_gives_them(real_client, name
         source = config.Parquet(kind="parquet", path=path)
     images, manifest = sources.read(source, resize=side)
     assert hashlib.sha256(images.pixels.tobytes()).hexdigest() == expected
-    assert manifest["resize"] == {"side": side, "filter": "bilinear", "crop": "centre", "images": len(images)}
+    assert manifest["resize"] == {
+        "side": side,
+        "filter": "bilinear",
+        "crop": "centre",
+        "images": len(images),
+    }
 
 
-@pytest.mark.parametrize(("height", "width", "side"), [(32, 32, 16), (31, 50, 13), (64, 23, 16), (20, 20, 33), (17, 40, 8)])
+@pytest.mark.parametrize(
+    ("height", "width", "side"),
+    [(32, 32, 16), (31, 50, 13), (64, 23, 16), (20, 20, 33), (17, 40, 8)],
+)
 def test_the_default_is_an_antialiased_bilinear_resize_to_a_rounding_step(height, width, side):
     pixels = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     (picture,) = pictures.decode(encoded(pixels), Transform(side=side))
     short, long = sorted((height, width))
     size = [side if length == short else int(side * long / short) for length in (height, width)]
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None].double()
-    resized = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)[0].permute(1, 2, 0)
+    resized = torch.nn.functional.interpolate(planes, size=size, mode="bilinear", antialias=True)[
+        0
+    ].permute(1, 2, 0)
     top, left = (round((length - side) / 2) for length in size)
     wanted = resized[top : top + side, left : left + side].numpy()
     # Pillow rounds twice, after the rows and after the columns: half a step each, and what the weights' own rounding adds
@@ -101,7 +152,9 @@ def test_images_that_have_the_size_stay_as_they_are():
 
 def test_colour_comes_before_size():
     (grey,) = pictures.decode(encoded(PAGES[0]), Transform(colour="grey", side=4))
-    (again,) = pictures.decode(encoded(np.asarray(Image.fromarray(PAGES[0]).convert("L"))), Transform(side=4))
+    (again,) = pictures.decode(
+        encoded(np.asarray(Image.fromarray(PAGES[0]).convert("L"))), Transform(side=4)
+    )
     np.testing.assert_array_equal(grey.pixels, again.pixels)
 
 
@@ -164,7 +217,9 @@ def test_a_preview_inside_a_jpeg_and_a_reduced_page_are_left_out_by_name(tmp_pat
 
 def test_pages_of_other_sizes_are_named(tmp_path):
     (tmp_path / "a.tif").write_bytes(encoded([*PAGES[:4], PAGES[4, :5]], "TIFF"))
-    with pytest.raises(ArtifactError, match=r"1 differ from most: a\.tif\[4\] \(shape 5x6x3, most have 8x6x3\)"):
+    with pytest.raises(
+        ArtifactError, match=r"1 differ from most: a\.tif\[4\] \(shape 5x6x3, most have 8x6x3\)"
+    ):
         read(tmp_path)
 
 
@@ -174,8 +229,22 @@ def test_pages_of_other_sizes_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("ending", "kind"),
     [
-        *((".jfif", "JPEG"), (".JPE", "JPEG"), (".avif", "AVIF"), (".WebP", "WEBP"), (".PPM", "PPM"), (".TIF", "TIFF")),
-        *((".jp2", "JPEG2000"), (".apng", "PNG"), (".bmp", "BMP"), (".tga", "TGA"), (".pnm", "PPM"), (".qoi", "QOI")),
+        *(
+            (".jfif", "JPEG"),
+            (".JPE", "JPEG"),
+            (".avif", "AVIF"),
+            (".WebP", "WEBP"),
+            (".PPM", "PPM"),
+            (".TIF", "TIFF"),
+        ),
+        *(
+            (".jp2", "JPEG2000"),
+            (".apng", "PNG"),
+            (".bmp", "BMP"),
+            (".tga", "TGA"),
+            (".pnm", "PPM"),
+            (".qoi", "QOI"),
+        ),
     ],
 )
 def test_endings_of_one_format_are_alike(tmp_path, ending, kind):
@@ -197,7 +266,9 @@ def test_postscript_behind_an_images_name_is_not_run(tmp_path):
 
 
 def test_a_pointer_in_place_of_an_image_is_named(tmp_path):
-    (tmp_path / "a.png").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n")
+    (tmp_path / "a.png").write_text(
+        "version https://git-lfs.github.com/spec/v1\noid sha256:aa\nsize 9\n"
+    )
     with pytest.raises(ArtifactError, match=r"a\.png \(a git-lfs pointer"):
         read(tmp_path)
 
@@ -206,12 +277,21 @@ def test_a_pointer_in_place_of_an_image_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        *(("PNG", {}), ("GIF", {}), ("TIFF", {"compression": "tiff_lzw"}), ("TIFF", {}), ("WEBP", {}), ("AVIF", {})),
+        *(
+            ("PNG", {}),
+            ("GIF", {}),
+            ("TIFF", {"compression": "tiff_lzw"}),
+            ("TIFF", {}),
+            ("WEBP", {}),
+            ("AVIF", {}),
+        ),
         *(("MPO", {}), ("JPEG2000", {}), ("BMP", {})),
     ],
 )
 def test_damage_is_always_of_a_kind_that_is_expected(kind, options):
-    raw = encoded([PAGES[0], PAGES[1]], kind) if kind == "MPO" else encoded(PAGES[0], kind, **options)
+    raw = (
+        encoded([PAGES[0], PAGES[1]], kind) if kind == "MPO" else encoded(PAGES[0], kind, **options)
+    )
     rng = np.random.default_rng(0)
     stopped = 0
     for _ in range(150):

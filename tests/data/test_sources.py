@@ -20,11 +20,12 @@ from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
 from afterimage import config
-from afterimage.artifacts import ArtifactError, load_images
+from afterimage.artifacts import ArtifactError
 from afterimage.cli import main
 from afterimage.data import sources
 from afterimage.data.fetch import fetch
 from afterimage.data.records import STUDY, Reading
+from afterimage.images import load_images
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
@@ -71,18 +72,25 @@ def test_digits_use_the_full_range():
 def test_parquet_pixels_come_back(tmp_path):
     write_parquet(tmp_path / "train.parquet", COLOUR[:4], [3, 1, 2, 1], index=[9, 8, 7, 6])
     write_parquet(tmp_path / "test.parquet", COLOUR[4:], [5, 5])
-    images, manifest = sources.read(parquet(tmp_path / "train.parquet", test_path=str(tmp_path / "te*.parquet")))
+    images, manifest = sources.read(
+        parquet(tmp_path / "train.parquet", test_path=str(tmp_path / "te*.parquet"))
+    )
     assert np.array_equal(images.pixels, COLOUR)
     assert images.labels.tolist() == [3, 1, 2, 1, 5, 5]
     assert images.ids.tolist() == images.sources.tolist() == [0, 1, 2, 3, 4, 5]
     assert images.official_test.tolist() == [False] * 4 + [True] * 2
-    expected = {name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest() for name in ("train.parquet", "test.parquet")}
+    expected = {
+        name: hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        for name in ("train.parquet", "test.parquet")
+    }
     assert manifest["raw_files"] == expected
 
 
 def test_several_files_are_read_in_sorted_order_and_variables_expanded(tmp_path, monkeypatch):
     for number in (1, 0, 2):
-        write_parquet(tmp_path / f"part-{number}.parquet", GREY[2 * number : 2 * number + 2], [number, number])
+        write_parquet(
+            tmp_path / f"part-{number}.parquet", GREY[2 * number : 2 * number + 2], [number, number]
+        )
     monkeypatch.setenv("HERE", str(tmp_path))
     images, _ = sources.read(parquet("$HERE/part-*.parquet"))
     assert np.array_equal(images.pixels[..., 0], GREY)
@@ -100,7 +108,9 @@ def test_a_plain_binary_column_and_missing_labels(tmp_path):
 
 
 def test_chosen_columns_are_used(tmp_path):
-    path = write_parquet(tmp_path / "a.parquet", GREY, [0] * 6, fine=[1, 2, 3, 4, 5, None], thumb=[png(GREY[5])] * 6)
+    path = write_parquet(
+        tmp_path / "a.parquet", GREY, [0] * 6, fine=[1, 2, 3, 4, 5, None], thumb=[png(GREY[5])] * 6
+    )
     images, _ = sources.read(parquet(path, image_column="thumb", label_column="fine"))
     assert (images.pixels[..., 0] == GREY[5]).all()
     assert images.labels.tolist() == [1, 2, 3, 4, 5, -1]
@@ -109,10 +119,16 @@ def test_chosen_columns_are_used(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"image_column": "image"}, r"image_column = image.*columns are img \(struct<.*, label \(int64\), name \(string\)"),
+        (
+            {"image_column": "image"},
+            r"image_column = image.*columns are img \(struct<.*, label \(int64\), name \(string\)",
+        ),
         ({"image_column": "label"}, "image_column = label"),
         ({"label_column": "klass"}, r"label_column = klass.*columns are img"),
-        ({"label_column": "real"}, r"label_column = real: .* has double there, but labels must be integers or text.*or false"),
+        (
+            {"label_column": "real"},
+            r"label_column = real: .* has double there, but labels must be integers or text.*or false",
+        ),
     ],
 )
 def test_a_missing_column_lists_those_that_there_are(tmp_path, options, message):
@@ -123,7 +139,9 @@ def test_a_missing_column_lists_those_that_there_are(tmp_path, options, message)
 
 def test_a_file_without_images_is_an_error(tmp_path):
     pq.write_table(pa.table({"label": [1]}), tmp_path / "a.parquet")
-    with pytest.raises(config.ConfigError, match=r"no column with images.*columns are label \(int64\)"):
+    with pytest.raises(
+        config.ConfigError, match=r"no column with images.*columns are label \(int64\)"
+    ):
         sources.read(parquet(tmp_path / "a.parquet"))
 
 
@@ -133,7 +151,9 @@ def test_checksums_are_kept_to(tmp_path):
     assert len(sources.read(parquet(path, sha256={"a.parquet": good}))[0]) == 6
     with pytest.raises(ArtifactError, match=f"sha256 {good}, but data.source.sha256 expects 00"):
         sources.read(parquet(path, sha256={"a.parquet": "00"}))
-    with pytest.raises(config.ConfigError, match=r"sha256 names b\.parquet, but the files are a\.parquet"):
+    with pytest.raises(
+        config.ConfigError, match=r"sha256 names b\.parquet, but the files are a\.parquet"
+    ):
         sources.read(parquet(path, sha256={"b.parquet": good}))
 
 
@@ -144,15 +164,26 @@ def test_damaged_parquet_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ArtifactError, match=r"a\.parquet is not a readable parquet file"):
         sources.read(parquet(tmp_path / "a.parquet"))
-    table = {"img": [{"bytes": png(GREY[0]), "path": "x"}, {"bytes": None, "path": "y.png"}, {"bytes": b"no", "path": ""}]}
+    table = {
+        "img": [
+            {"bytes": png(GREY[0]), "path": "x"},
+            {"bytes": None, "path": "y.png"},
+            {"bytes": b"no", "path": ""},
+        ]
+    }
     pq.write_table(pa.table(table), tmp_path / "a.parquet")
-    with pytest.raises(ArtifactError, match=r"2 of 3 images.*a\.parquet:1 \(no bytes, only the path 'y\.png'\); a\.parquet:2"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"2 of 3 images.*a\.parquet:1 \(no bytes, only the path 'y\.png'\); a\.parquet:2",
+    ):
         sources.read(parquet(tmp_path / "a.parquet"))
 
 
 def test_different_sizes_need_a_resize(tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [*GREY, GREY[0, :4], COLOUR[0]])
-    with pytest.raises(ArtifactError, match=r"3 different shapes: 5x5x1 \(6 images\).*set data\.resize.*2 differ"):
+    with pytest.raises(
+        ArtifactError, match=r"3 different shapes: 5x5x1 \(6 images\).*set data\.resize.*2 differ"
+    ):
         sources.read(parquet(path))
     images, _ = sources.read(parquet(path), colour="rgb", resize=4)
     assert images.pixels.shape == (8, 4, 4, 3)
@@ -169,7 +200,18 @@ def test_real_cifar10(real_data):
 def test_real_mnist(real_data):
     images, _ = sources.read(parquet(real_data / "mnist" / "test.parquet"))
     assert images.pixels.shape == (10_000, 28, 28, 1)
-    assert np.bincount(images.labels).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+    assert np.bincount(images.labels).tolist() == [
+        980,
+        1135,
+        1032,
+        1010,
+        982,
+        892,
+        958,
+        1028,
+        974,
+        1009,
+    ]
     assert images.labels[:5].tolist() == [7, 2, 1, 0, 4]
     assert images.pixels.mean() / 255 == pytest.approx(0.1325, abs=0.0005)
 
@@ -183,38 +225,57 @@ def two_columns(path: Path, first, second) -> Path:
 def test_of_several_columns_with_images_none_is_taken_by_its_place(tmp_path):
     path = two_columns(tmp_path / "a.parquet", map(png, GREY[::-1]), map(png, GREY))
     with pytest.raises(
-        config.ConfigError, match=r"data\.source\.image_column: .*2 columns .*: conditioning_image, image; name one"
+        config.ConfigError,
+        match=r"data\.source\.image_column: .*2 columns .*: conditioning_image, image; name one",
     ):
         sources.read(parquet(path))
     images, manifest = sources.read(parquet(path, image_column="image"))
     assert np.array_equal(images.pixels[..., 0], GREY)
-    assert manifest["choices"]["image_column"] == {"taken": "image", "given": True, "others": ["conditioning_image"]}
+    assert manifest["choices"]["image_column"] == {
+        "taken": "image",
+        "given": True,
+        "others": ["conditioning_image"],
+    }
 
 
 def test_bytes_that_are_no_images_are_no_choice(tmp_path):
     path = two_columns(tmp_path / "a.parquet", [b"ID3 sound"] * 6, map(png, GREY))
     images, manifest = sources.read(parquet(path))
     assert np.array_equal(images.pixels[..., 0], GREY)
-    assert manifest["choices"]["image_column"] == {"taken": "image", "given": False, "others": ["conditioning_image"]}
+    assert manifest["choices"]["image_column"] == {
+        "taken": "image",
+        "given": False,
+        "others": ["conditioning_image"],
+    }
 
 
 def test_text_labels_are_numbered_by_their_sorted_names(tmp_path):
     write_parquet(tmp_path / "1.parquet", GREY[:3], ["dog", "cat", None])
-    write_parquet(tmp_path / "2.parquet", GREY[3:], pa.array(["ant", "dog", "cat"]).dictionary_encode())
+    write_parquet(
+        tmp_path / "2.parquet", GREY[3:], pa.array(["ant", "dog", "cat"]).dictionary_encode()
+    )
     images, manifest = sources.read(parquet(tmp_path / "*.parquet"))
     assert images.labels.tolist() == [2, 1, -1, 0, 2, 1]
     assert manifest["class_names"] == ["ant", "cat", "dog"]
     write_parquet(tmp_path / "3.parquet", GREY[:1], [7])
-    with pytest.raises(config.ConfigError, match=r"labels are text in .*, integers in .*3\.parquet"):
+    with pytest.raises(
+        config.ConfigError, match=r"labels are text in .*, integers in .*3\.parquet"
+    ):
         sources.read(parquet(tmp_path / "*.parquet"))
 
 
 @pytest.mark.parametrize("labels", [[0.5] * 6, [[1, 2]] * 6, [{"a": 1}] * 6])
 def test_labels_are_asked_for_only_where_they_are_wanted(tmp_path, labels):
     path = write_parquet(tmp_path / "a.parquet", GREY, labels)
-    with pytest.raises(config.ConfigError, match=r"data\.source\.label_column = label: .* must be integers or text.*or false"):
+    with pytest.raises(
+        config.ConfigError,
+        match=r"data\.source\.label_column = label: .* must be integers or text.*or false",
+    ):
         sources.read(parquet(path))
-    for images, _ in (sources.read(parquet(path), labels=False), sources.read(parquet(path, label_column=False))):
+    for images, _ in (
+        sources.read(parquet(path), labels=False),
+        sources.read(parquet(path, label_column=False)),
+    ):
         assert set(images.labels) == {-1}
 
 
@@ -226,13 +287,17 @@ def test_a_folder_of_parquet_files_is_read_whole(tmp_path):
     (tmp_path / "set" / "README.md").write_text("x")
     images, manifest = sources.read(parquet(tmp_path / "set"))
     assert np.array_equal(images.pixels[..., 0], GREY)
-    assert manifest["ignored"] == [{"name": "README.md", "reason": "not parquet files by their ending"}]
+    assert manifest["ignored"] == [
+        {"name": "README.md", "reason": "not parquet files by their ending"}
+    ]
 
 
 def test_a_folder_with_training_and_test_files_is_not_read_as_one(tmp_path):
     write_parquet(tmp_path / "train-00000-of-00001.parquet", GREY[:3])
     write_parquet(tmp_path / "test-00000-of-00001.parquet", GREY[3:])
-    with pytest.raises(config.ConfigError, match=r"several parts \(test, train\); name those of one"):
+    with pytest.raises(
+        config.ConfigError, match=r"several parts \(test, train\); name those of one"
+    ):
         sources.read(parquet(tmp_path))
     assert len(sources.read(parquet(tmp_path / "train-*"))[0]) == 3
 
@@ -248,7 +313,9 @@ def test_an_image_with_frames_in_a_row_stays_one_row(tmp_path):
     assert [entry["name"] for entry in manifest["ignored"]] == ["a.parquet:0[1]", "a.parquet:0[2]"]
 
 
-@pytest.mark.parametrize("text", ["version https://git-lfs.github.com/spec/v1\n", "/annex/objects/SHA256E-s9--aa\n"])
+@pytest.mark.parametrize(
+    "text", ["version https://git-lfs.github.com/spec/v1\n", "/annex/objects/SHA256E-s9--aa\n"]
+)
 def test_a_pointer_in_place_of_parquet_or_zip_is_named(tmp_path, text):
     for name in ("a.parquet", "a.zip"):
         (tmp_path / name).write_text(text)
@@ -258,7 +325,9 @@ def test_a_pointer_in_place_of_parquet_or_zip_is_named(tmp_path, text):
         sources.read(folder(tmp_path / "a.zip"))
 
 
-def test_no_changed_byte_of_a_parquet_file_with_checksums_gives_other_images_or_a_traceback(tmp_path):
+def test_no_changed_byte_of_a_parquet_file_with_checksums_gives_other_images_or_a_traceback(
+    tmp_path,
+):
     cells = [{"bytes": png(image), "path": None} for image in GREY]
     pq.write_table(pa.table({"img": cells}), tmp_path / "a.parquet", write_page_checksum=True)
     whole = (tmp_path / "a.parquet").read_bytes()
@@ -298,8 +367,15 @@ def stored(request, tmp_path):
 
 
 def test_class_folders_give_labels_in_sorted_order(stored):
-    files = {"zebra/b.png": png(GREY[3]), "zebra/a.PNG": png(GREY[2]), "ant/2/x.png": png(GREY[1]), "ant/1.png": png(GREY[0])}
-    images, manifest = sources.read(folder(stored(files | {"notes.txt": b"hello", "ant/.hidden.png": b""})))
+    files = {
+        "zebra/b.png": png(GREY[3]),
+        "zebra/a.PNG": png(GREY[2]),
+        "ant/2/x.png": png(GREY[1]),
+        "ant/1.png": png(GREY[0]),
+    }
+    images, manifest = sources.read(
+        folder(stored(files | {"notes.txt": b"hello", "ant/.hidden.png": b""}))
+    )
     assert np.array_equal(images.pixels[..., 0], GREY[:4])
     assert images.labels.tolist() == [0, 0, 1, 1]
     assert manifest["class_names"] == ["ant", "zebra"]
@@ -311,7 +387,9 @@ def test_class_folders_give_labels_in_sorted_order(stored):
 
 
 def test_a_flat_folder_has_no_labels(stored):
-    images, manifest = sources.read(folder(stored({f"{name}.png": png(GREY[name]) for name in range(3)})))
+    images, manifest = sources.read(
+        folder(stored({f"{name}.png": png(GREY[name]) for name in range(3)}))
+    )
     assert images.labels.tolist() == [-1, -1, -1]
     assert manifest["class_names"] is None
 
@@ -326,7 +404,8 @@ def test_bad_files_stop_the_reading_or_are_left_out_by_name(stored):
     }
     path = stored(files | bad)
     with pytest.raises(
-        ArtifactError, match=r"3 of 8 images cannot be read: 1b\.png \(not an image.*2b\.png.*4\.png \(pixel mode I;16"
+        ArtifactError,
+        match=r"3 of 8 images cannot be read: 1b\.png \(not an image.*2b\.png.*4\.png \(pixel mode I;16",
     ):
         sources.read(folder(path))
     images, manifest = sources.read(folder(path, on_bad_file="skip"))
@@ -339,18 +418,28 @@ def test_bad_files_stop_the_reading_or_are_left_out_by_name(stored):
 
 
 def test_wrong_sizes_stop_the_reading(stored):
-    with pytest.raises(ArtifactError, match=r"1 differ from most: b\.png \(shape 4x5x1, most have 5x5x1\)"):
-        sources.read(folder(stored({"a.png": png(GREY[0]), "b.png": png(GREY[1, :4]), "c.png": png(GREY[2])})))
+    with pytest.raises(
+        ArtifactError, match=r"1 differ from most: b\.png \(shape 4x5x1, most have 5x5x1\)"
+    ):
+        sources.read(
+            folder(
+                stored({"a.png": png(GREY[0]), "b.png": png(GREY[1, :4]), "c.png": png(GREY[2])})
+            )
+        )
 
 
 def test_parts_of_a_data_set_are_not_taken_for_classes(stored):
     path = stored({"train/cat/a.png": png(GREY[0]), "Test/cat/b.png": png(GREY[1])})
-    with pytest.raises(config.ConfigError, match="its folders Test, train are parts of a data set, not classes"):
+    with pytest.raises(
+        config.ConfigError, match="its folders Test, train are parts of a data set, not classes"
+    ):
         sources.read(folder(path))
 
 
 def test_a_class_may_be_called_train(stored):
-    images, manifest = sources.read(folder(stored({"train/a.png": png(GREY[0]), "tram/b.png": png(GREY[1])})))
+    images, manifest = sources.read(
+        folder(stored({"train/a.png": png(GREY[0]), "tram/b.png": png(GREY[1])}))
+    )
     assert images.labels.tolist() == [0, 1]
     assert manifest["class_names"] == ["train", "tram"]
 
@@ -359,7 +448,11 @@ def test_a_folder_that_cannot_be_meant(stored, tmp_path):
     with pytest.raises(config.ConfigError, match="no such folder"):
         sources.read(folder(tmp_path / "nowhere"))
     with pytest.raises(config.ConfigError, match="1 images lie beside class folders and 2 inside"):
-        sources.read(folder(stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})))
+        sources.read(
+            folder(
+                stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})
+            )
+        )
     (tmp_path / "text.zip").write_bytes(b"text")
     with pytest.raises(ArtifactError, match="neither a folder, an image nor a sound zip"):
         sources.read(folder(tmp_path / "text.zip"))
@@ -419,7 +512,10 @@ def test_folders_that_link_to_each_other_end(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "other").symlink_to(tmp_path / other)
         (tmp_path / name / "1.png").write_bytes(png(GREY[0]))
-    assert sources.read(folder(tmp_path / "x"), labels=False)[1]["names"] == ["1.png", "other/1.png"]
+    assert sources.read(folder(tmp_path / "x"), labels=False)[1]["names"] == [
+        "1.png",
+        "other/1.png",
+    ]
 
 
 def test_one_image_file_is_a_source(tmp_path):
@@ -460,7 +556,8 @@ def test_a_folder_without_images_says_what_is_there(tmp_path):
         (tmp_path / name).write_bytes(b"")
     (tmp_path / "e.png").symlink_to(tmp_path / "nothing")
     with pytest.raises(
-        config.ConfigError, match=r"data\.source\.path = .* \(\.heic: 2, hidden: 1, links to nothing: 1, without an ending: 1"
+        config.ConfigError,
+        match=r"data\.source\.path = .* \(\.heic: 2, hidden: 1, links to nothing: 1, without an ending: 1",
     ):
         sources.read(folder(tmp_path))
 
@@ -472,12 +569,19 @@ def test_a_zip_that_lost_members_or_has_one_twice_is_refused(tmp_path):
     whole = (tmp_path / "a.zip").read_bytes()
     second = whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"PK\x01\x02"))
     damaged = bytearray(whole)
-    damaged[second + 32] = len(whole) - whole.rindex(b"PK\x01\x02") - 22  # a comment as long as the entry that follows it
+    damaged[second + 32] = (
+        len(whole) - whole.rindex(b"PK\x01\x02") - 22
+    )  # a comment as long as the entry that follows it
     (tmp_path / "b.zip").write_bytes(damaged)
     assert len(zipfile.ZipFile(tmp_path / "b.zip").infolist()) == 2
-    with pytest.raises(ArtifactError, match=r"b\.zip is neither .*its end says 3 members, but its list has 2"):
+    with pytest.raises(
+        ArtifactError, match=r"b\.zip is neither .*its end says 3 members, but its list has 2"
+    ):
         sources.read(folder(tmp_path / "b.zip"))
-    with zipfile.ZipFile(tmp_path / "a.zip", "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
+    with (
+        zipfile.ZipFile(tmp_path / "a.zip", "a") as archive,
+        pytest.warns(UserWarning, match="Duplicate name"),
+    ):
         archive.writestr("1.png", png(GREY[4]))
     with pytest.raises(ArtifactError, match=r"a\.zip holds 1 names more than once, e\.g\. 1\.png"):
         sources.read(folder(tmp_path / "a.zip"))
@@ -489,7 +593,9 @@ def test_a_member_of_a_zip_whose_name_was_damaged_is_not_taken_for_another_file(
         archive.writestr("b.png", png(GREY[1]))
     whole = (tmp_path / "a.zip").read_bytes()
     (tmp_path / "a.zip").write_bytes(b"b.txt".join(whole.rsplit(b"b.png", 1)))
-    with pytest.raises(ArtifactError, match=r"File name in directory 'b\.txt' and header b'b\.png' differ"):
+    with pytest.raises(
+        ArtifactError, match=r"File name in directory 'b\.txt' and header b'b\.png' differ"
+    ):
         sources.read(folder(tmp_path / "a.zip"))
 
 
@@ -498,7 +604,9 @@ def test_a_member_of_a_zip_whose_name_was_damaged_is_not_taken_for_another_file(
 
 def test_a_box_averages_areas_of_the_centre_square(tmp_path):
     wide = np.zeros((8, 16), np.uint8)
-    wide[:, 4:12] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile([[0, 4], [4, 8]], (4, 4))
+    wide[:, 4:12] = np.kron(np.arange(16).reshape(4, 4) * 16, np.ones((2, 2))) + np.tile(
+        [[0, 4], [4, 8]], (4, 4)
+    )
     wide[:, :4] = wide[:, 12:] = 255  # what the square leaves out
     (tmp_path / "a.png").write_bytes(png(wide))
     images, _ = sources.read(folder(tmp_path), resize=4, resize_filter="box")
@@ -515,7 +623,10 @@ def test_colours(tmp_path):
     assert np.array_equal(rgb.pixels, np.repeat(GREY[..., None], 3, axis=3))
 
 
-@pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("RGB", 3)])
+@pytest.mark.parametrize(
+    ("mode", "channels"),
+    [("1", 1), ("L", 1), ("LA", 1), ("P", 3), ("RGBA", 3), ("CMYK", 3), ("RGB", 3)],
+)
 def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
     name = "a.tif" if mode == "CMYK" else "a.png"
     Image.fromarray(COLOUR[0]).convert(mode).save(tmp_path / name)
@@ -524,7 +635,11 @@ def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
 
 # ---- what messages call the settings -------------------------------------------------------------------------------------
 
-FLAGS = dict.fromkeys(STUDY, "--train") | {"image_column": "--image-column", "resize": "--resize", "colour": "--colour"}
+FLAGS = dict.fromkeys(STUDY, "--train") | {
+    "image_column": "--image-column",
+    "resize": "--resize",
+    "colour": "--colour",
+}
 FLAGS |= {"label_column": "--label-column", "array": "--array", "label_array": "--label-column"}
 
 
@@ -534,15 +649,33 @@ FLAGS |= {"label_column": "--label-column", "array": "--array", "label_array": "
         ({"kind": "image_folder", "path": "none"}, "data.source.path = none", "--train = none"),
         ({"kind": "parquet", "path": "none"}, "data.source.path = none", "--train = none"),
         ({"kind": "npz", "path": "none"}, "data.source.path = none", "--train = none"),
-        ({"kind": "parquet", "path": "a.parquet", "image_column": "x"}, "data.source.image_column = x", "--image-column = x"),
-        ({"kind": "parquet", "path": "a.parquet", "label_column": "x"}, "data.source.label_column = x", "--label-column = x"),
+        (
+            {"kind": "parquet", "path": "a.parquet", "image_column": "x"},
+            "data.source.image_column = x",
+            "--image-column = x",
+        ),
+        (
+            {"kind": "parquet", "path": "a.parquet", "label_column": "x"},
+            "data.source.label_column = x",
+            "--label-column = x",
+        ),
         ({"kind": "npz", "path": "a.npz", "array": "x"}, "data.source.array = x", "--array = x"),
-        ({"kind": "npz", "path": "a.npz", "label_array": "x"}, "data.source.label_array = x", "--label-column = x"),
-        ({"kind": "image_folder", "path": "sizes"}, "set data.resize for one size, data.colour", "set --resize for one size"),
+        (
+            {"kind": "npz", "path": "a.npz", "label_array": "x"},
+            "data.source.label_array = x",
+            "--label-column = x",
+        ),
+        (
+            {"kind": "image_folder", "path": "sizes"},
+            "set data.resize for one size, data.colour",
+            "set --resize for one size",
+        ),
         ({"kind": "image_folder", "path": "a.zip"}, "data.source: ", "--train: "),
     ],
 )
-def test_messages_name_keys_in_a_study_and_flags_in_a_command(tmp_path, monkeypatch, source, key, flag):
+def test_messages_name_keys_in_a_study_and_flags_in_a_command(
+    tmp_path, monkeypatch, source, key, flag
+):
     monkeypatch.chdir(tmp_path)
     write_parquet(tmp_path / "a.parquet", GREY)
     np.savez(tmp_path / "a.npz", images=GREY)
@@ -587,7 +720,11 @@ def test_fetch_writes_a_store_that_checks_itself(tmp_path, resolved):
     assert set(images.labels) == {3, 5}
     assert np.array_equal(images.labels, load_digits().target[images.ids])
     assert (np.diff(images.ids) > 0).all()
-    assert sum(manifest["counts"]["class"].values()) == sum(manifest["counts"]["official_train"].values()) == 50
+    assert (
+        sum(manifest["counts"]["class"].values())
+        == sum(manifest["counts"]["official_train"].values())
+        == 50
+    )
     assert manifest["counts"]["official_test"] == {}
     assert manifest["pixels_sha256"] == hashlib.sha256(images.pixels.tobytes()).hexdigest()
 
@@ -600,7 +737,9 @@ def test_the_choice_depends_on_the_seed_only():
 def test_the_transform_of_the_study_is_made(tmp_path):
     (tmp_path / "a.png").write_bytes(png(np.kron(GREY[0], np.ones((2, 3))).astype(np.uint8)))
     source = {"kind": "image_folder", "path": str(tmp_path)}
-    images, manifest = fetch(settings(source, resize=4, resize_filter="box", crop="none", colour="rgb"), 0)
+    images, manifest = fetch(
+        settings(source, resize=4, resize_filter="box", crop="none", colour="rgb"), 0
+    )
     assert images.pixels.shape == (1, 4, 4, 3)
     assert manifest["resize"] == {"side": 4, "filter": "box", "crop": "none", "images": 1}
 
@@ -615,7 +754,10 @@ def test_names_follow_the_chosen_rows(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"classes": [3, 12, 11]}, r"data\.classes = \[3, 12, 11\]: no image has label 11, 12; labels .* 0, 1, 2"),
+        (
+            {"classes": [3, 12, 11]},
+            r"data\.classes = \[3, 12, 11\]: no image has label 11, 12; labels .* 0, 1, 2",
+        ),
         ({"classes": [3], "images": 500}, r"data\.images = 500: the source has only 183 images"),
     ],
 )
@@ -642,15 +784,24 @@ class Hub:
 
     def answer(self, handler) -> None:
         path = handler.path.split("?")[0]
-        if path in ("/api/datasets/some/set/revision/v1", f"/api/datasets/some/set/revision/{COMMIT}"):
-            listing = {"id": "some/set", "sha": COMMIT, "siblings": [{"rfilename": name} for name in self.files]}
+        if path in (
+            "/api/datasets/some/set/revision/v1",
+            f"/api/datasets/some/set/revision/{COMMIT}",
+        ):
+            listing = {
+                "id": "some/set",
+                "sha": COMMIT,
+                "siblings": [{"rfilename": name} for name in self.files],
+            }
             return handler.reply(200, json.dumps(listing).encode(), Content_Type="application/json")
         prefix = f"/datasets/some/set/resolve/{COMMIT}/"
         name = path.removeprefix(prefix)
         if path.startswith(prefix) and name in self.files:
             body = self.files[name]
             tag = f'"{hashlib.sha256(body).hexdigest()}"'
-            return handler.reply(200, body, ETag=tag, X_Repo_Commit=COMMIT, Content_Type="application/octet-stream")
+            return handler.reply(
+                200, body, ETag=tag, X_Repo_Commit=COMMIT, Content_Type="application/octet-stream"
+            )
         missing = "RepoNotFound" if "some/set" not in path else "RevisionNotFound"
         return handler.reply(404, X_Error_Code=missing)
 
@@ -658,9 +809,25 @@ class Hub:
         """Run the command in a process of its own, since huggingface_hub reads its environment once."""
         source = {"kind": "huggingface", "dataset": "some/set", "revision": "v1"} | options
         path = resolved("data/fetch", settings(source))
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
-        environment |= {"HF_ENDPOINT": self.server.url, "HF_HOME": str(tmp_path / "hf"), "NO_PROXY": "127.0.0.1"}
-        command = [sys.executable, "-m", "afterimage.cli", "data", "fetch", "--config", path, "--out", str(tmp_path / "fetch")]
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("HF_")
+        }
+        environment |= {
+            "HF_ENDPOINT": self.server.url,
+            "HF_HOME": str(tmp_path / "hf"),
+            "NO_PROXY": "127.0.0.1",
+        }
+        command = [
+            sys.executable,
+            "-m",
+            "afterimage.cli",
+            "data",
+            "fetch",
+            "--config",
+            path,
+            "--out",
+            str(tmp_path / "fetch"),
+        ]
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 
 
@@ -699,7 +866,10 @@ def test_a_hub_data_set_is_read_at_its_commit(hub, tmp_path, resolved):
 def test_hub_errors_name_what_there_is(hub, tmp_path, resolved):
     done = hub.fetch(tmp_path, resolved, split="validation")
     assert done.returncode == 2
-    assert "no parquet file of split 'validation'; it has: plain_text/test-00000-of-00001.parquet" in done.stderr
+    assert (
+        "no parquet file of split 'validation'; it has: plain_text/test-00000-of-00001.parquet"
+        in done.stderr
+    )
     done = hub.fetch(tmp_path, resolved, revision="v9")
     assert done.returncode == 2
     assert "some/set at revision v9" in done.stderr
@@ -714,7 +884,11 @@ def hub_source(**options) -> config.HuggingFace:
     [
         (["data/train-0.parquet", "data/test-0.parquet"], {}, ["data/train-0.parquet"]),
         (["train.parquet", "train_extra.parquet"], {}, ["train.parquet"]),
-        (["full/train/0000.parquet", "full/train/0001.parquet"], {}, ["full/train/0000.parquet", "full/train/0001.parquet"]),
+        (
+            ["full/train/0000.parquet", "full/train/0001.parquet"],
+            {},
+            ["full/train/0000.parquet", "full/train/0001.parquet"],
+        ),
         (["a/train-0.parquet", "b/train-0.parquet"], {"config": "b"}, ["b/train-0.parquet"]),
     ],
 )
@@ -727,7 +901,9 @@ def test_hub_layouts(stored, options, expected):
 def test_a_hub_configuration_must_be_named_where_there_are_several():
     from afterimage.data.parquet import _files_of
 
-    with pytest.raises(config.ConfigError, match="several configurations with a split 'train': a, b; name one"):
+    with pytest.raises(
+        config.ConfigError, match="several configurations with a split 'train': a, b; name one"
+    ):
         _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source(), Reading())
     with pytest.raises(config.ConfigError, match="in configuration 'c'; it has: a/train-0"):
         _files_of("train", ["a/train-0.parquet"], hub_source(config="c"), Reading())

@@ -13,17 +13,19 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 
-from afterimage.artifacts import Images, load_images
 from afterimage.cli import main
 from afterimage.config import ConfigError
 from afterimage.data import planting
 from afterimage.data.split import split
+from afterimage.images import Images, load_images
 from afterimage.metrics import near_duplicates
 
 SIDE = 4
 
 
-def images(count: int, classes: int = 3, seed: int = 0, test: int = 0, first_id: int = 1000) -> Images:
+def images(
+    count: int, classes: int = 3, seed: int = 0, test: int = 0, first_id: int = 1000
+) -> Images:
     """Random images, the last ``test`` of them in the official test part; ids are not positions."""
     rng = np.random.default_rng(seed)
     return Images.of(
@@ -47,11 +49,19 @@ def study(train, holdout, reference=None, official=False, plant=(), flips=False)
 def studies(draw):
     """A small study, a data set that is large enough for it, and a seed."""
     perturbation = st.none() | st.builds(
-        lambda noise, brightness: {"noise": noise, "brightness": brightness}, st.floats(0.02, 0.2), st.floats(0, 0.2)
+        lambda noise, brightness: {"noise": noise, "brightness": brightness},
+        st.floats(0.02, 0.2),
+        st.floats(0, 0.2),
     )
-    plant = draw(st.lists(st.tuples(st.integers(2, 5), st.integers(1, 4), perturbation), max_size=3))
+    plant = draw(
+        st.lists(st.tuples(st.integers(2, 5), st.integers(1, 4), perturbation), max_size=3)
+    )
     rows, planted = sum(c * n for c, n, _ in plant), sum(n for _, n, _ in plant)
-    others, holdout, reference = draw(st.integers(2, 10)), draw(st.integers(2, 10)), draw(st.none() | st.integers(2, 10))
+    others, holdout, reference = (
+        draw(st.integers(2, 10)),
+        draw(st.integers(2, 10)),
+        draw(st.none() | st.integers(2, 10)),
+    )
     official = draw(st.booleans())
     spare = draw(st.integers(0, 5))
     outside = holdout + (reference or 2) + spare
@@ -61,7 +71,11 @@ def studies(draw):
         seed=draw(st.integers(0, 99)),
         test=outside if official else 0,
     )
-    return source, study(rows + others, holdout, reference, official, plant), draw(st.integers(0, 2**40))
+    return (
+        source,
+        study(rows + others, holdout, reference, official, plant),
+        draw(st.integers(0, 2**40)),
+    )
 
 
 @hypothesis_settings(max_examples=60, deadline=None)
@@ -99,7 +113,9 @@ def test_every_row_is_its_source_and_controls_are_never_trained_on(drawn):
         assert not trained & {image.tobytes() for image in part.pixels}
     train = parts["train"]
     assert train.ids.tolist() == list(range(len(train)))
-    assert np.array_equal(train.labels, source.labels[[row_of[number] for number in train.sources.tolist()]])
+    assert np.array_equal(
+        train.labels, source.labels[[row_of[number] for number in train.sources.tolist()]]
+    )
     for part in ("train", "holdout", "reference", "twin"):
         here = index[index["part"] == part]
         stored = parts["twins" if part == "twin" else part]
@@ -123,8 +139,12 @@ def test_multiplicities_are_exact(drawn):
     for _, rows in train.groupby("source"):
         assert sorted(rows["copy"]) == list(range(len(rows)))
     twins = index[index["part"] == "twin"]
-    assert twins["id"].tolist() == [number for group in manifest["planted"] for number in group["twins"]]
-    assert twins["twin_of"].tolist() == [number for group in manifest["planted"] for number in group["sources"]]
+    assert twins["id"].tolist() == [
+        number for group in manifest["planted"] for number in group["twins"]
+    ]
+    assert twins["twin_of"].tolist() == [
+        number for group in manifest["planted"] for number in group["sources"]
+    ]
     assert twins["copies"].tolist() == [promised[number] for number in twins["twin_of"]]
     others = index[index["part"].isin(["holdout", "reference"])]
     assert (others[["copies", "copy"]] == 0).all(axis=None)
@@ -139,7 +159,11 @@ def test_exact_copies_are_equal_and_perturbed_ones_are_near(drawn):
     train = index[index["part"] == "train"].set_index("id")
     original = source.pixels[np.searchsorted(source.ids, parts["train"].sources)].astype(int)
     differs = (parts["train"].pixels != original).any(axis=(1, 2, 3))
-    change = {number: group["perturbation"] for group in manifest["planted"] for number in group["sources"]}
+    change = {
+        number: group["perturbation"]
+        for group in manifest["planted"]
+        for number in group["sources"]
+    }
     for row, (number, copy) in enumerate(zip(train["source"], train["copy"], strict=True)):
         wanted = change.get(number)
         assert differs[row] == train["perturbed"][row] == (wanted is not None and copy > 0)
@@ -182,7 +206,10 @@ def test_the_official_parts_are_kept_apart(drawn):
 
 def test_perturbations_do_not_change_who_is_planted():
     source = images(200)
-    sets = [split(source, study(60, 40, 30, plant=[(4, 5, change)]), 1) for change in (None, {"noise": 0.1, "brightness": 0.0})]
+    sets = [
+        split(source, study(60, 40, 30, plant=[(4, 5, change)]), 1)
+        for change in (None, {"noise": 0.1, "brightness": 0.0})
+    ]
     assert np.array_equal(sets[0][0]["train"].sources, sets[1][0]["train"].sources)
     assert np.array_equal(sets[0][0]["twins"].ids, sets[1][0]["twins"].ids)
 
@@ -191,9 +218,13 @@ def test_noise_has_the_asked_size():
     grey = np.full((64, 64, 1), 128, np.uint8)
     rng = np.random.default_rng(0)
     noisy = planting.perturb(grey, 0.02, 0.0, rng, "key").astype(float) - 128
-    assert noisy.std() / 255 == pytest.approx(0.02, rel=0.05)  # 4,096 draws: the error of the deviation is about 1.1%
+    assert noisy.std() / 255 == pytest.approx(
+        0.02, rel=0.05
+    )  # 4,096 draws: the error of the deviation is about 1.1%
     assert abs(noisy.mean()) / 255 < 0.001
-    shifts = [planting.perturb(grey, 0.0, 0.1, rng, "key").astype(float).ravel() - 128 for _ in range(400)]
+    shifts = [
+        planting.perturb(grey, 0.0, 0.1, rng, "key").astype(float).ravel() - 128 for _ in range(400)
+    ]
     assert all(np.ptp(shift) == 0 for shift in shifts)
     assert np.abs(shifts).max() <= 26
     assert min(shift[0] for shift in shifts) < -20
@@ -203,14 +234,17 @@ def test_noise_has_the_asked_size():
 def test_values_are_clipped_not_wrapped():
     rng = np.random.default_rng(0)
     for value in (0, 255):
-        changed = planting.perturb(np.full((20, 20, 1), value, np.uint8), 0.05, 0.0, rng, "key").astype(int)
+        changed = planting.perturb(
+            np.full((20, 20, 1), value, np.uint8), 0.05, 0.0, rng, "key"
+        ).astype(int)
         assert np.abs(changed - value).max() < 100
 
 
 def test_a_perturbation_without_effect_is_an_error():
     settings = study(20, 10, 10, plant=[(2, 2, {"noise": 0.0, "brightness": 0.0})])
     with pytest.raises(
-        ConfigError, match=r"data\.plant\.0\.perturbation: noise = 0\.0 and brightness = 0\.0 leave an image unchanged"
+        ConfigError,
+        match=r"data\.plant\.0\.perturbation: noise = 0\.0 and brightness = 0\.0 leave an image unchanged",
     ):
         split(images(60), settings, 0)
 
@@ -236,7 +270,10 @@ def test_the_coin_makes_planted_and_twin_exchangeable():
         firsts[planting.pairs(np.zeros(6, int), np.arange(6), 2, rng)[:, 0]] += 1
     # Each row is planted with probability 1/3: 667 times, standard deviation 21.
     assert np.abs(firsts - 2000 / 3).max() < 5 * 21
-    swaps = [bool(np.diff(planting.pairs(np.zeros(2, int), np.arange(2), 1, rng))[0, 0] > 0) for _ in range(400)]
+    swaps = [
+        bool(np.diff(planting.pairs(np.zeros(2, int), np.arange(2), 1, rng))[0, 0] > 0)
+        for _ in range(400)
+    ]
     assert 150 < sum(swaps) < 250  # 200, standard deviation 10
 
 
@@ -247,11 +284,15 @@ def test_byte_identical_controls_are_dropped_and_counted():
     seen = {"identical_to_training": 0, "identical_to_holdout": 0}
     for seed in range(20):
         parts, _, _, manifest = split(doubled, study(24, 10, None, plant=[(3, 4, None)]), seed)
-        contents = {name: {int(image[0, 0, 0]) for image in part.pixels} for name, part in parts.items()}
+        contents = {
+            name: {int(image[0, 0, 0]) for image in part.pixels} for name, part in parts.items()
+        }
         for control in ("holdout", "reference", "twins"):
             assert not contents["train"] & contents[control]
         assert not contents["holdout"] & contents["reference"]
-        planted = {source for group in manifest["planted"] for source in group["sources"] + group["twins"]}
+        planted = {
+            source for group in manifest["planted"] for source in group["sources"] + group["twins"]
+        }
         assert planted <= set(range(20, 40))  # those without a double
         used = len(np.unique(np.concatenate([part.sources for part in parts.values()])))
         assert used + sum(manifest["dropped"].values()) == 60
@@ -262,8 +303,12 @@ def test_byte_identical_controls_are_dropped_and_counted():
 def test_digits_are_split_as_they_were_before_near_duplicates_were_looked_for():
     """None of theirs is left out, so that every image stands where it stood; the hashes are of that time."""
     digits = load_digits()
-    source = Images.of(np.rint(digits.images / 16 * 255).astype(np.uint8)[..., None], labels=digits.target)
-    settings = study(1000, 400, None, plant=[(8, 16, None), (4, 8, {"noise": 0.02, "brightness": 0.0})])
+    source = Images.of(
+        np.rint(digits.images / 16 * 255).astype(np.uint8)[..., None], labels=digits.target
+    )
+    settings = study(
+        1000, 400, None, plant=[(8, 16, None), (4, 8, {"noise": 0.02, "brightness": 0.0})]
+    )
     _, _, left_out, manifest = split(source, settings, 0)
     assert left_out.empty
     assert {name: digest[:10] for name, digest in manifest["pixels_sha256"].items()} == {
@@ -286,7 +331,9 @@ def crowd(source, rows, originals, rng):
     """The source with its rows replaced by near-duplicates of originals."""
     pixels = source.pixels.copy()
     pixels[rows] = almost(pixels[originals], rng)
-    return Images.of(pixels, ids=source.ids, labels=source.labels, official_test=source.official_test)
+    return Images.of(
+        pixels, ids=source.ids, labels=source.labels, official_test=source.official_test
+    )
 
 
 @st.composite
@@ -315,10 +362,19 @@ def test_no_control_is_a_near_duplicate_of_a_training_image(drawn, flips):
     originals = parts["train"].take(~index.loc[index["part"] == "train", "perturbed"].to_numpy())
     for name in ("holdout", "reference", "twins"):
         for against in (parts["train"], originals):
-            assert (near_duplicates.find(parts[name].pixels, against.pixels, flips).rows == -1).all()
-    assert (near_duplicates.find(parts["reference"].pixels, parts["holdout"].pixels, flips).rows == -1).all()
+            assert (
+                near_duplicates.find(parts[name].pixels, against.pixels, flips).rows == -1
+            ).all()
+    assert (
+        near_duplicates.find(parts["reference"].pixels, parts["holdout"].pixels, flips).rows == -1
+    ).all()
 
-    used = np.concatenate([np.unique(parts["train"].sources), *(parts[name].ids for name in ("holdout", "reference", "twins"))])
+    used = np.concatenate(
+        [
+            np.unique(parts["train"].sources),
+            *(parts[name].ids for name in ("holdout", "reference", "twins")),
+        ]
+    )
     assert len(np.unique(used)) == len(used)
     assert not set(left_out["id"]) & set(used.tolist())
     assert left_out["id"].is_unique
@@ -328,13 +384,18 @@ def test_no_control_is_a_near_duplicate_of_a_training_image(drawn, flips):
         place = part.ids.tolist().index(row["nearest"])
         assert part.sources[place] == row["source"]
         gap = (part.pixels[place] / 255 - source.pixels[row_of[row["id"]]] / 255).ravel()
-        mirrored = (part.pixels[place] / 255 - source.pixels[row_of[row["id"]], :, ::-1] / 255).ravel()
+        mirrored = (
+            part.pixels[place] / 255 - source.pixels[row_of[row["id"]], :, ::-1] / 255
+        ).ravel()
         sides = [gap, mirrored] if flips else [gap]
         assert min(np.sqrt((side**2).mean()) for side in sides) == pytest.approx(row["distance"])
         assert row["exact"] == (row["distance"] == 0)
         assert row["relative"] <= near_duplicates.NEAR
     assert sum(manifest["dropped"].values()) == len(left_out)
-    assert manifest["dropped"]["near_training"] == ((left_out["like"] == "train") & ~left_out["exact"]).sum()
+    assert (
+        manifest["dropped"]["near_training"]
+        == ((left_out["like"] == "train") & ~left_out["exact"]).sum()
+    )
 
 
 @hypothesis_settings(max_examples=80, deadline=None)
@@ -355,11 +416,15 @@ def test_only_those_left_out_change_their_part(drawn):
         assert len(before[name]) == len(after[name])
         replaced += len(lost)
     places = before["twins"].ids == after["twins"].ids
-    assert set(before["twins"].ids[~places].tolist()) == set(left_out.loc[left_out["drawn"] == "twin", "id"])
+    assert set(before["twins"].ids[~places].tolist()) == set(
+        left_out.loc[left_out["drawn"] == "twin", "id"]
+    )
     stayed = set(before["reference"].ids.tolist()) - gone
     moved = stayed - set(after["reference"].ids.tolist())
     assert len(moved) <= replaced  # into holdout or twins, where no image without a part was left
-    assert set(left_out.loc[left_out["drawn"] == "reference", "id"]) == gone & set(before["reference"].ids.tolist())
+    assert set(left_out.loc[left_out["drawn"] == "reference", "id"]) == gone & set(
+        before["reference"].ids.tolist()
+    )
 
 
 @pytest.mark.parametrize("official", [False, True])
@@ -372,14 +437,28 @@ def test_known_near_duplicates_are_left_out_and_named(official):
     models = before["train"].sources[:3]
     source = crowd(plain, [row_of[v] for v in victims], [row_of[m] for m in models], rng)
     parts, _, left_out, manifest = split(source, settings, 1)
-    assert left_out.set_index("id")["drawn"].to_dict() == dict(zip(victims, ("holdout", "reference", "twin"), strict=True))
+    assert left_out.set_index("id")["drawn"].to_dict() == dict(
+        zip(victims, ("holdout", "reference", "twin"), strict=True)
+    )
     assert left_out.set_index("id")["source"].to_dict() == dict(zip(victims, models, strict=True))
     assert not left_out["exact"].any()
-    assert manifest["dropped"] == {"identical_to_training": 0, "near_training": 3, "identical_to_holdout": 0, "near_holdout": 0}
+    assert manifest["dropped"] == {
+        "identical_to_training": 0,
+        "near_training": 3,
+        "identical_to_holdout": 0,
+        "near_holdout": 0,
+    }
     for name, victim in zip(("holdout", "reference"), victims, strict=False):
-        assert set(before[name].ids) - {victim} <= set(parts[name].ids)  # there are images that no part was drawn for
+        assert set(before[name].ids) - {victim} <= set(
+            parts[name].ids
+        )  # there are images that no part was drawn for
     assert manifest["planted"][0]["twins"] == parts["twins"].ids.tolist()
-    assert {name: len(part) for name, part in parts.items()} == {"train": 60, "holdout": 40, "reference": 30, "twins": 5}
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 60,
+        "holdout": 40,
+        "reference": 30,
+        "twins": 5,
+    }
 
 
 def test_the_new_twin_is_of_the_planted_images_class_even_if_the_reference_gives_it():
@@ -405,7 +484,13 @@ def test_a_reference_image_like_a_held_out_one_is_left_out():
     source = crowd(plain, [row_of[victim]], [row_of[model]], np.random.default_rng(0))
     parts, _, left_out, _ = split(source, settings, 1)
     row = left_out.iloc[0]
-    assert (len(left_out), row["id"], row["drawn"], row["like"], row["nearest"]) == (1, victim, "reference", "holdout", model)
+    assert (len(left_out), row["id"], row["drawn"], row["like"], row["nearest"]) == (
+        1,
+        victim,
+        "reference",
+        "holdout",
+        model,
+    )
     assert set(parts["reference"].ids) == set(before["reference"].ids) - {victim}
     assert np.array_equal(parts["holdout"].ids, before["holdout"].ids)
 
@@ -429,7 +514,10 @@ def test_mirror_images_count_where_the_model_is_trained_with_them():
 
 def test_many_perturbed_copies_hide_no_near_duplicate():
     """60 copies near each other make each other's mean distance as small as a near-duplicate's own."""
-    plain, settings = images(200), study(90, 40, 30, plant=[(60, 1, {"noise": 0.03, "brightness": 0.0})])
+    plain, settings = (
+        images(200),
+        study(90, 40, 30, plant=[(60, 1, {"noise": 0.03, "brightness": 0.0})]),
+    )
     before, *_ = split(plain, settings, 1)
     sources, times = np.unique(before["train"].sources, return_counts=True)
     planted, victim = sources[times > 1][0], before["holdout"].ids[0]
@@ -453,20 +541,48 @@ def test_too_few_images_that_are_no_near_duplicates_are_named():
         match=r"data\.split\.reference: 25 images are asked for, but only \d+ are left after \d+ .* and \d+ of held-out images",
     ):
         split(many, study(5, 25, 25), 0)
-    with pytest.raises(ConfigError, match=r"data\.plant: \d twins are near-duplicates of training images, but only 0 images"):
-        split(crowd(images(60, test=40), range(10), range(10, 20), rng), study(20, 10, 10, True, plant=[(2, 4, None)]), 0)
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.plant: \d twins are near-duplicates of training images, but only 0 images",
+    ):
+        split(
+            crowd(images(60, test=40), range(10), range(10, 20), rng),
+            study(20, 10, 10, True, plant=[(2, 4, None)]),
+            0,
+        )
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        (study(80, 10, 20), r"data\.split\.reference: 20 images are asked for, but only 10 are left$"),
-        (study(80, 30, None), r"data\.split\.holdout: 30 images are asked for, but only 20 are left$"),
-        (study(105, 2, plant=[(2, 10, None)]), r"data\.split\.train: 105 different images and twins .* only 100"),
-        (study(101, 10), r"data\.split\.train: 101 different images and twins are asked for, but only 100 are left"),
-        (study(61, 10, 10, official=True), r"data\.split\.train: 61 .* only 60 are left in the official training part"),
-        (study(50, 41, 2, official=True), r"data\.split\.holdout: 41 .* only 40 are left in the official test part"),
-        (study(10, 5, 5, plant=[(4, 3, None)]), r"data\.plant asks for 12 training images, data\.split\.train = 10"),
+        (
+            study(80, 10, 20),
+            r"data\.split\.reference: 20 images are asked for, but only 10 are left$",
+        ),
+        (
+            study(80, 30, None),
+            r"data\.split\.holdout: 30 images are asked for, but only 20 are left$",
+        ),
+        (
+            study(105, 2, plant=[(2, 10, None)]),
+            r"data\.split\.train: 105 different images and twins .* only 100",
+        ),
+        (
+            study(101, 10),
+            r"data\.split\.train: 101 different images and twins are asked for, but only 100 are left",
+        ),
+        (
+            study(61, 10, 10, official=True),
+            r"data\.split\.train: 61 .* only 60 are left in the official training part",
+        ),
+        (
+            study(50, 41, 2, official=True),
+            r"data\.split\.holdout: 41 .* only 40 are left in the official test part",
+        ),
+        (
+            study(10, 5, 5, plant=[(4, 3, None)]),
+            r"data\.plant asks for 12 training images, data\.split\.train = 10",
+        ),
     ],
 )
 def test_too_few_images_are_named(settings, message):
@@ -476,28 +592,88 @@ def test_too_few_images_are_named(settings, message):
 
 def test_too_few_images_without_a_double_are_named():
     doubled = Images.of(np.repeat(images(30).pixels, 2, axis=0))
-    with pytest.raises(ConfigError, match=r"data\.plant asks for 3 images with a twin each, 6 in all, but only 0"):
+    with pytest.raises(
+        ConfigError, match=r"data\.plant asks for 3 images with a twin each, 6 in all, but only 0"
+    ):
         split(doubled, study(20, 5, 5, plant=[(2, 3, None)]), 0)
 
 
 def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
-    fetch = {"source": {"kind": "sklearn-digits"}, "classes": None, "images": 300, "colour": "keep", "resize": None}
+    fetch = {
+        "source": {"kind": "sklearn-digits"},
+        "classes": None,
+        "images": 300,
+        "colour": "keep",
+        "resize": None,
+    }
     fetch |= {"resize_filter": "bilinear", "crop": "centre"}
-    assert main(["data", "fetch", "--config", resolved("data/fetch", fetch), "--out", str(tmp_path / "fetch")]) == 0
-    path = resolved("data/split", study(100, 50, 40, plant=[(5, 6, None), (3, 2, {"noise": 0.02, "brightness": 0.0})]))
-    arguments = ["data", "split", "--images", str(tmp_path / "fetch" / "images.npz"), "--config", path]
+    assert (
+        main(
+            [
+                "data",
+                "fetch",
+                "--config",
+                resolved("data/fetch", fetch),
+                "--out",
+                str(tmp_path / "fetch"),
+            ]
+        )
+        == 0
+    )
+    path = resolved(
+        "data/split",
+        study(100, 50, 40, plant=[(5, 6, None), (3, 2, {"noise": 0.02, "brightness": 0.0})]),
+    )
+    arguments = [
+        "data",
+        "split",
+        "--images",
+        str(tmp_path / "fetch" / "images.npz"),
+        "--config",
+        path,
+    ]
     assert main([*arguments, "--out", str(tmp_path / "split")]) == 0
-    parts = {name: load_images(tmp_path / "split" / f"{name}.npz") for name in ("train", "holdout", "reference", "twins")}
-    assert {name: len(part) for name, part in parts.items()} == {"train": 100, "holdout": 50, "reference": 40, "twins": 8}
+    parts = {
+        name: load_images(tmp_path / "split" / f"{name}.npz")
+        for name in ("train", "holdout", "reference", "twins")
+    }
+    assert {name: len(part) for name, part in parts.items()} == {
+        "train": 100,
+        "holdout": 50,
+        "reference": 40,
+        "twins": 8,
+    }
     manifest = json.loads((tmp_path / "split" / "manifest.json").read_text())
     assert manifest["licence"].startswith("BSD-3-Clause")
     for name, part in parts.items():
         assert manifest["pixels_sha256"][name] == hashlib.sha256(part.pixels.tobytes()).hexdigest()
-        assert sum(manifest["counts"][name]["class"].values()) == manifest["counts"][name]["images"] == len(part)
+        assert (
+            sum(manifest["counts"][name]["class"].values())
+            == manifest["counts"][name]["images"]
+            == len(part)
+        )
     left_out = pd.read_parquet(tmp_path / "split" / "left_out.parquet")
-    assert list(left_out.columns) == ["id", "drawn", "like", "nearest", "source", "exact", "distance", "relative"]
+    assert list(left_out.columns) == [
+        "id",
+        "drawn",
+        "like",
+        "nearest",
+        "source",
+        "exact",
+        "distance",
+        "relative",
+    ]
     index = pd.read_parquet(tmp_path / "split" / "index.parquet")
-    assert list(index.columns) == ["part", "id", "source", "label", "copies", "copy", "perturbed", "twin_of"]
+    assert list(index.columns) == [
+        "part",
+        "id",
+        "source",
+        "label",
+        "copies",
+        "copy",
+        "perturbed",
+        "twin_of",
+    ]
     assert index["perturbed"].sum() == 4
     run = json.loads((tmp_path / "split" / "run.json").read_text())
     assert set(run["inputs"]) == {"images", "manifest"}

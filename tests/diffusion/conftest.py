@@ -19,8 +19,12 @@ def model_store(tmp_path):
         resolved = {"step": "train", "arm": "plain", "replicate": 0, "seed": 1, "settings": {}}
         scheduler = build_scheduler(Diffusion())
         with artifacts.step(resolved, tmp_path / "model", {}, ("afterimage.seeds",)) as step:
-            save_pipeline(build_unet(TINY, (8, 8, 1), classes, seed=seed), scheduler, step.folder / "pipeline")
-            save_pipeline(build_unet(TINY, (8, 8, 1), classes, seed=seed + 1), scheduler, step.folder / "raw")
+            save_pipeline(
+                build_unet(TINY, (8, 8, 1), classes, seed=seed), scheduler, step.folder / "pipeline"
+            )
+            save_pipeline(
+                build_unet(TINY, (8, 8, 1), classes, seed=seed + 1), scheduler, step.folder / "raw"
+            )
         return tmp_path / "model"
 
     return make
@@ -34,6 +38,15 @@ def command(tmp_path, params):
         params["sample"] = {"images": 12, "steps": 2, "batch_size": 5} | sample
         file = tmp_path / f"{out}.json"
         file.write_text(json.dumps(config.resolve(config.parse(params), "sample", arm, 0)))
-        return ["sample", "draw", "--model", str(model), "--config", str(file), "--out", str(tmp_path / out)]
+        return [
+            "sample",
+            "draw",
+            "--model",
+            str(model),
+            "--config",
+            str(file),
+            "--out",
+            str(tmp_path / out),
+        ]
 
     return make

@@ -13,7 +13,9 @@ def drawn(command, tmp_path, capsys):
 
     def draw(model, blocks=BLOCKS, **more):
         for block in blocks:
-            assert cli.main([*command(model, f"block-{block}", **more), "--block", block]) == 0, capsys.readouterr().err
+            assert cli.main([*command(model, f"block-{block}", **more), "--block", block]) == 0, (
+                capsys.readouterr().err
+            )
         return [tmp_path / f"block-{block}" for block in blocks]
 
     return draw
@@ -30,7 +32,9 @@ def together(command, tmp_path, capsys):
     return put
 
 
-@pytest.mark.parametrize("sample", [{}, {"sampler": "ddpm"}, {"eta": 0.5, "guidance": 2.0, "classes": 5}], ids=str)
+@pytest.mark.parametrize(
+    "sample", [{}, {"sampler": "ddpm"}, {"eta": 0.5, "guidance": 2.0, "classes": 5}], ids=str
+)
 def test_blocks_are_the_bytes_of_one_job(sample, model_store, command, drawn, together, tmp_path):
     settings = dict(sample)
     model = model_store(settings.pop("classes", None))
@@ -38,7 +42,10 @@ def test_blocks_are_the_bytes_of_one_job(sample, model_store, command, drawn, to
     folders = drawn(model, **settings)
     assert set(artifacts.check_store(folders[0])["outputs"]) == {"images.npz"}
     assert together(model, reversed(folders), **settings) == (0, "")
-    whole, merged = artifacts.check_store(tmp_path / "whole"), artifacts.check_store(tmp_path / "out")
+    whole, merged = (
+        artifacts.check_store(tmp_path / "whole"),
+        artifacts.check_store(tmp_path / "out"),
+    )
     assert merged["outputs"] == whole["outputs"]
     assert set(whole["outputs"]) == {"images.npz", "grid.png"}
     for key in ("inputs", "config", "config_sha256", "code_sha256"):
@@ -116,12 +123,15 @@ def test_every_image_must_be_there_once(blocks, said, model_store, drawn, togeth
 @pytest.mark.parametrize("block", ["3:10", "0:7", "5:11", "10:15"])
 def test_a_block_of_other_batches_is_refused(block, model_store, command, capsys):
     assert cli.main([*command(model_store()), "--block", block]) == 2
-    assert f"--block {block} must begin and end at a multiple of sample.batch_size = 5, or end at sample.images = 12" in (
-        capsys.readouterr().err
+    assert (
+        f"--block {block} must begin and end at a multiple of sample.batch_size = 5, or end at sample.images = 12"
+        in (capsys.readouterr().err)
     )
 
 
-@pytest.mark.parametrize("flags", [["--block", "5"], ["--block", "5:5"], ["--block", "0:5", "--blocks", "a"]])
+@pytest.mark.parametrize(
+    "flags", [["--block", "5"], ["--block", "5:5"], ["--block", "0:5", "--blocks", "a"]]
+)
 def test_what_is_no_block_is_refused(flags, command, tmp_path):
     with pytest.raises(SystemExit) as left:
         cli.main([*command(tmp_path), *flags])
@@ -132,6 +142,7 @@ def test_blocks_of_a_study_are_whole_batches(params):
     params["sample"]["batch_size"] = 64
     params["cluster"] = {"generations_per_job": 100}
     with pytest.raises(
-        config.ConfigError, match=r"cluster\.generations_per_job = 100 is no multiple of sample\.batch_size = 64"
+        config.ConfigError,
+        match=r"cluster\.generations_per_job = 100 is no multiple of sample\.batch_size = 64",
     ):
         config.parse(params)

@@ -40,7 +40,9 @@ def test_a_middle_block_that_attention_does_not_fit_is_refused():
 
 def test_no_attention_means_none_anywhere():
     model = Model(channels=[8, 16], attention=[False, False], norm_groups=4)
-    assert not any("attentions" in name for name, _ in build_unet(model, (8, 8, 1)).named_parameters())
+    assert not any(
+        "attentions" in name for name, _ in build_unet(model, (8, 8, 1)).named_parameters()
+    )
 
 
 def test_initial_weights_follow_the_seed_and_leave_the_global_state():
@@ -55,22 +57,35 @@ def test_initial_weights_follow_the_seed_and_leave_the_global_state():
 
 def test_betas_are_the_published_ones():
     linear = build_scheduler(Diffusion(schedule="linear")).betas
-    torch.testing.assert_close(linear[[0, 500, 999]], torch.tensor([1e-4, 1e-4 + (0.02 - 1e-4) * 500 / 999, 0.02]))
+    torch.testing.assert_close(
+        linear[[0, 500, 999]], torch.tensor([1e-4, 1e-4 + (0.02 - 1e-4) * 500 / 999, 0.02])
+    )
     t = np.arange(1001) / 1000
     f = np.cos((t + 0.008) / 1.008 * np.pi / 2) ** 2
     cosine = np.minimum(1 - f[1:] / f[:-1], 0.999)
-    np.testing.assert_allclose(build_scheduler(Diffusion(schedule="cosine")).betas.numpy(), cosine, rtol=1e-4)
+    np.testing.assert_allclose(
+        build_scheduler(Diffusion(schedule="cosine")).betas.numpy(), cosine, rtol=1e-4
+    )
 
 
 def test_diffusers_opens_and_samples_what_is_stored(tmp_path):
     net = build_unet(TINY, (8, 12, 3), seed=4)
-    save_pipeline(net, build_scheduler(Diffusion(prediction="v_prediction", schedule="cosine")), tmp_path / "p")
+    save_pipeline(
+        net,
+        build_scheduler(Diffusion(prediction="v_prediction", schedule="cosine")),
+        tmp_path / "p",
+    )
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "p")
     pipeline.set_progress_bar_config(disable=True)
     assert torch.equal(pipeline.unet.conv_in.weight, net.conv_in.weight)
     assert pipeline.scheduler.config.prediction_type == "v_prediction"
     assert pipeline.scheduler.config.beta_schedule == "squaredcos_cap_v2"
-    images = pipeline(batch_size=2, num_inference_steps=3, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    images = pipeline(
+        batch_size=2,
+        num_inference_steps=3,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+    ).images
     assert images.shape == (2, 8, 12, 3)
     assert images.std() > 0
     suffixes = {path.suffix for path in (tmp_path / "p").rglob("*") if path.is_file()}
@@ -83,7 +98,9 @@ def test_diffusers_opens_a_conditional_net_but_cannot_sample_it(tmp_path):
     assert classes_of(net) == 10
     assert classes_of(build_unet(TINY, (8, 8, 1))) is None
     save_pipeline(net, build_scheduler(Diffusion()), tmp_path / "p")
-    assert json.loads((tmp_path / "p" / "unet" / "config.json").read_text())["num_class_embeds"] == 11
+    assert (
+        json.loads((tmp_path / "p" / "unet" / "config.json").read_text())["num_class_embeds"] == 11
+    )
     pipeline = DDPMPipeline.from_pretrained(tmp_path / "p")
     pipeline.set_progress_bar_config(disable=True)
     with pytest.raises(ValueError, match="class_labels should be provided"):

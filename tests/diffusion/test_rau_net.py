@@ -28,17 +28,23 @@ def noise(*shape: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(0))
 
 
-def build(variant: str = "trained_random", groups=(1, 2), model: Model = TINY, seed: int = 1, **settings) -> UNet2DModel:
+def build(
+    variant: str = "trained_random", groups=(1, 2), model: Model = TINY, seed: int = 1, **settings
+) -> UNet2DModel:
     blocks = TransferBlocks(groups=list(groups), variant=variant, **settings)
     return build_unet(model, (8, 8, 1), seed=seed, blocks=blocks)
 
 
 def block_weights(net: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value for name, value in net.state_dict().items() if name.startswith("transfers.")}
+    return {
+        name: value for name, value in net.state_dict().items() if name.startswith("transfers.")
+    }
 
 
 def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+    return one.keys() == other.keys() and all(
+        torch.equal(value, other[name]) for name, value in one.items()
+    )
 
 
 # ---- registration -------------------------------------------------------------------------------------------------------
@@ -67,15 +73,23 @@ def test_frozen_blocks_are_stored_but_get_no_gradient(variant):
     net = build(variant)
     assert len(block_weights(net)) == 6
     net(noise(2, 1, 8, 8), 3).sample.square().mean().backward()
-    assert all(not weight.requires_grad and weight.grad is None for weight in net.transfers.parameters())
-    assert all(weight.grad is not None for name, weight in net.named_parameters() if not name.startswith("transfers."))
+    assert all(
+        not weight.requires_grad and weight.grad is None for weight in net.transfers.parameters()
+    )
+    assert all(
+        weight.grad is not None
+        for name, weight in net.named_parameters()
+        if not name.startswith("transfers.")
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_all_other_weights_are_those_of_the_net_without_blocks(variant):
     plain = build_unet(TINY, (8, 8, 1), seed=1).state_dict()
     net = build(variant, groups=[2]).state_dict()
-    assert equal(plain, {name: value for name, value in net.items() if not name.startswith("transfers.")})
+    assert equal(
+        plain, {name: value for name, value in net.items() if not name.startswith("transfers.")}
+    )
 
 
 def test_a_copy_has_blocks_of_its_own():
@@ -116,7 +130,9 @@ def test_number_of_weights_is_that_of_the_formula(groups, layers, k):
     model = Model(channels=widths, attention=[False] * 3, layers_per_block=layers, norm_groups=4)
     with torch.device("meta"):
         net = build("k_conv_silu", groups, model, convolutions=k)
-    skips = [(0, widths[0])] + [(g, c) for g, c in enumerate(widths, 1) for _ in range(layers + (g < 3))]
+    skips = [(0, widths[0])] + [
+        (g, c) for g, c in enumerate(widths, 1) for _ in range(layers + (g < 3))
+    ]
     expected = sum(k * (9 * c * c + c) for g, c in skips if g in groups)
     assert sum(value.numel() for value in block_weights(net).values()) == expected
 
@@ -149,12 +165,18 @@ def of_levels(kind: str, groups) -> RAUNet:
 def watch(net: UNet2DModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """Return the skip tensors that the encoder makes, in its order, and the inputs of the decoder's residual blocks, in theirs."""
     made, taken, removed = [], [], []
-    removed.append(net.conv_in.register_forward_hook(lambda module, inputs, output: made.append(output)))
+    removed.append(
+        net.conv_in.register_forward_hook(lambda module, inputs, output: made.append(output))
+    )
     for level in net.down_blocks:
-        removed.append(level.register_forward_hook(lambda module, inputs, output: made.extend(output[1])))
+        removed.append(
+            level.register_forward_hook(lambda module, inputs, output: made.extend(output[1]))
+        )
     for level in net.up_blocks:
         for resnet in level.resnets:
-            removed.append(resnet.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0])))
+            removed.append(
+                resnet.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
+            )
     with torch.no_grad():
         net(noise(1, 3, 16, 16), 7)
     for hook in removed:
@@ -189,14 +211,17 @@ def test_a_block_changes_the_input_of_one_residual_block_of_the_decoder(kind):
 # ---- what the variants do ---------------------------------------------------------------------------------------------------
 
 
-@given(groups=st.sets(st.integers(0, 2), min_size=1), t=st.integers(0, 999), seed=st.integers(0, 99))
+@given(
+    groups=st.sets(st.integers(0, 2), min_size=1), t=st.integers(0, 999), seed=st.integers(0, 99)
+)
 @settings(max_examples=15, deadline=None)
 def test_trained_identity_starts_as_the_net_without_blocks(groups, t, seed):
     """RAU-Net known answer 3, to the last bit."""
     plain = build_unet(TINY, (8, 8, 1), seed=seed)
     with torch.no_grad():
         assert torch.equal(
-            build("trained_identity", groups, seed=seed)(noise(2, 1, 8, 8), t).sample, plain(noise(2, 1, 8, 8), t).sample
+            build("trained_identity", groups, seed=seed)(noise(2, 1, 8, 8), t).sample,
+            plain(noise(2, 1, 8, 8), t).sample,
         )
 
 
@@ -240,7 +265,9 @@ def test_maxpool_keeps_the_largest_of_each_window(side):
     for top in range(0, side, 2):
         for left in range(0, side, 2):
             window = (..., slice(top, top + 2), slice(left, left + 2))
-            expected[window] = torch.where(skip[window] == skip[window].amax((-2, -1), keepdim=True), skip[window], 0)
+            expected[window] = torch.where(
+                skip[window] == skip[window].amax((-2, -1), keepdim=True), skip[window], 0
+            )
     block = build("maxpool").transfers["3"]
     assert torch.equal(block(skip, skip), expected)
     assert (expected != 0).sum() == 2 * 3 * ((side + 1) // 2) ** 2
@@ -271,19 +298,30 @@ def test_drop_puts_the_decoders_own_state_in_place_of_the_skip():
             resnet.register_forward_pre_hook(lambda module, inputs: taken.append(inputs[0]))
     net(noise(1, 1, 8, 8), 7)
     halves = [joined.chunk(2, dim=1) for joined in taken]
-    assert [torch.equal(hidden, skip) for hidden, skip in halves] == [False, False, True, True, True, False]
+    assert [torch.equal(hidden, skip) for hidden, skip in halves] == [
+        False,
+        False,
+        True,
+        True,
+        True,
+        False,
+    ]
     assert not list(net.transfers.parameters())
 
 
 def test_drop_is_refused_where_the_channels_differ():
-    with pytest.raises(ConfigError, match=r"drop.*group 1: the decoder's state has 16 channels where skip 1.*has 8"):
+    with pytest.raises(
+        ConfigError, match=r"drop.*group 1: the decoder's state has 16 channels where skip 1.*has 8"
+    ):
         build("drop", groups=[1])
 
 
 def test_what_there_is_not_is_refused():
     with pytest.raises(ConfigError, match=r"groups = \[2, 3\]: the network has groups 0 to 2"):
         build(groups=[2, 3])
-    with pytest.raises(ConfigError, match=r"variant = 'conv': allowed are trained_random, .*, drop"):
+    with pytest.raises(
+        ConfigError, match=r"variant = 'conv': allowed are trained_random, .*, drop"
+    ):
         RAUNet(transfer_groups=[1], transfer_variant="conv")
 
 
@@ -313,32 +351,58 @@ def one_thread():
 def test_a_stored_network_is_the_same_again(variant, tmp_path):
     net = build(variant, groups=[2], convolutions=3)
     folder = stored(net, tmp_path / "p")
-    assert json.loads((tmp_path / "p" / "model_index.json").read_text())["unet"] == ["afterimage", "RAUNet"]
+    assert json.loads((tmp_path / "p" / "model_index.json").read_text())["unet"] == [
+        "afterimage",
+        "RAUNet",
+    ]
     again = DDPMPipeline.from_pretrained(folder).unet
     assert type(again) is RAUNet
     assert config_of(again) == config_of(net)
-    assert [w.requires_grad for w in again.parameters()] == [w.requires_grad for w in net.parameters()]
-    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True))
+    assert [w.requires_grad for w in again.parameters()] == [
+        w.requires_grad for w in net.parameters()
+    ]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(again.state_dict().values(), net.state_dict().values(), strict=True)
+    )
     x = noise(2, 1, 8, 8)
-    assert torch.equal(again(x, 5).sample, net.eval()(x, 5).sample)  # as pipelines are opened: without dropout's copies
+    assert torch.equal(
+        again(x, 5).sample, net.eval()(x, 5).sample
+    )  # as pipelines are opened: without dropout's copies
 
 
 def test_every_setting_of_the_network_survives(tmp_path):
     net = build_unet(
-        Model(channels=[8, 16], attention=[True, False], layers_per_block=2, norm_groups=2, dropout=0.25),
+        Model(
+            channels=[8, 16],
+            attention=[True, False],
+            layers_per_block=2,
+            norm_groups=2,
+            dropout=0.25,
+        ),
         (8, 12, 3),
         classes=5,
         blocks=TransferBlocks(groups=[0]),
     )
     again = DDPMPipeline.from_pretrained(stored(net, tmp_path / "p")).unet
     assert config_of(again) == config_of(net)
-    assert config_of(again).items() >= {"num_class_embeds": 6, "dropout": 0.25, "layers_per_block": 2}.items()
+    assert (
+        config_of(again).items()
+        >= {"num_class_embeds": 6, "dropout": 0.25, "layers_per_block": 2}.items()
+    )
 
 
 def test_importing_the_package_is_light():
     """Yet it is all that diffusers needs to open what it stored; see the routers' test in a new process."""
-    code = "import sys, afterimage; print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+    code = (
+        "import sys, afterimage; print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
+    )
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
+        == "[]\n"
+    )
     import afterimage
 
     assert afterimage.RAUNet is RAUNet
@@ -354,11 +418,15 @@ def test_redrawn_blocks_follow_from_the_seed_of_the_loading(tmp_path):
     assert torch.equal(torch.random.get_rng_state(), state)
     assert equal(one.state_dict(), same.state_dict())
     for a, b in ((one, net), (one, other)):
-        assert not any(torch.equal(value, block_weights(b)[name]) for name, value in block_weights(a).items())
+        assert not any(
+            torch.equal(value, block_weights(b)[name]) for name, value in block_weights(a).items()
+        )
         assert torch.equal(a.conv_in.weight, b.conv_in.weight)
 
 
-@pytest.mark.parametrize("variant", [variant for variant in VARIANTS if variant != "frozen_redrawn"])
+@pytest.mark.parametrize(
+    "variant", [variant for variant in VARIANTS if variant != "frozen_redrawn"]
+)
 def test_other_blocks_are_never_redrawn(variant):
     net = build(variant, groups=[2])
     before = copy.deepcopy(net.state_dict())
@@ -375,7 +443,10 @@ def test_a_base_without_blocks_fills_all_but_the_blocks(tmp_path):
     stored(base, tmp_path / "p")
     load_weights(net, tmp_path / "p")
     assert equal(block_weights(net), own)
-    assert equal(base.state_dict(), {k: v for k, v in net.state_dict().items() if not k.startswith("transfers.")})
+    assert equal(
+        base.state_dict(),
+        {k: v for k, v in net.state_dict().items() if not k.startswith("transfers.")},
+    )
 
 
 def test_a_base_with_the_same_blocks_fills_them_too(tmp_path):
@@ -397,9 +468,21 @@ def test_no_loading_brings_redrawn_blocks_back(tmp_path):
 @pytest.mark.parametrize(
     ("base", "net", "words"),
     [
-        (lambda: build(), lambda: build_unet(TINY, (8, 8, 1)), r"transfer_groups was \[1, 2\], is now '\(absent\)'"),
-        (lambda: build(groups=[1]), lambda: build(groups=[2]), r"transfer_groups was \[1\], is now \[2\]"),
-        (lambda: build("drop", [2]), lambda: build("maxpool", [2]), "transfer_variant was 'drop', is now 'maxpool'"),
+        (
+            lambda: build(),
+            lambda: build_unet(TINY, (8, 8, 1)),
+            r"transfer_groups was \[1, 2\], is now '\(absent\)'",
+        ),
+        (
+            lambda: build(groups=[1]),
+            lambda: build(groups=[2]),
+            r"transfer_groups was \[1\], is now \[2\]",
+        ),
+        (
+            lambda: build("drop", [2]),
+            lambda: build("maxpool", [2]),
+            "transfer_variant was 'drop', is now 'maxpool'",
+        ),
         (lambda: build_unet(EVEN, (8, 8, 1)), lambda: build(), "layers_per_block was 2, is now 1"),
     ],
 )

@@ -13,7 +13,13 @@ from torch import nn
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import Diffusion, Model, Sample, TransferBlocks
-from afterimage.diffusion.model import build_scheduler, build_unet, classes_of, load_weights, save_pipeline
+from afterimage.diffusion.model import (
+    build_scheduler,
+    build_unet,
+    classes_of,
+    load_weights,
+    save_pipeline,
+)
 from afterimage.diffusion.rau_net import RAUNet
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.sample import denoise, generate, load_denoiser
@@ -38,8 +44,12 @@ def router() -> TimestepRouter:
     return TimestepRouter(net(1), net(2, groups=[2]), 500).eval()
 
 
-@pytest.mark.parametrize(("t", "part"), [(0, "front"), (499, "front"), (500, "tail"), (999, "tail")])
-@pytest.mark.parametrize("form", [int, torch.tensor, lambda t: torch.tensor([t]), lambda t: torch.tensor([t] * 3)])
+@pytest.mark.parametrize(
+    ("t", "part"), [(0, "front"), (499, "front"), (500, "tail"), (999, "tail")]
+)
+@pytest.mark.parametrize(
+    "form", [int, torch.tensor, lambda t: torch.tensor([t]), lambda t: torch.tensor([t] * 3)]
+)
 def test_every_form_of_a_timestep_goes_to_its_network(router, t, part, form):
     """Router known answer 6: the front network where t < tau, the tail network where t >= tau; numbers, 0-d and 1-d tensors."""
     x = noise(3, 1, 8, 8)
@@ -58,11 +68,16 @@ def test_at_the_ends_one_network_does_all(tau, part):
             assert torch.equal(router(x, t).sample, getattr(router, part)(x, t).sample)
 
 
-@given(times=st.lists(st.integers(0, T - 1), min_size=1, max_size=5), classes=st.sampled_from([None, 3]))
+@given(
+    times=st.lists(st.integers(0, T - 1), min_size=1, max_size=5),
+    classes=st.sampled_from([None, 3]),
+)
 @settings(max_examples=20, deadline=None)
 def test_a_mixed_batch_is_the_samples_one_by_one(times, classes):
     """Router known answer 6, up to the rounding of another batch size."""
-    router = TimestepRouter(net(1, classes=classes), net(2, groups=[0], classes=classes), 500).eval()
+    router = TimestepRouter(
+        net(1, classes=classes), net(2, groups=[0], classes=classes), 500
+    ).eval()
     x = noise(len(times), 1, 8, 8)
     labels = None if classes is None else torch.arange(len(times)) % (classes + 1)
     with torch.no_grad():
@@ -97,7 +112,15 @@ def test_guidance_asks_one_network_for_both_branches():
     router.front, router.tail = front, tail
     scheduler = dict(build_scheduler(Diffusion()).config)
     settings = Sample(images=2, steps=4, guidance=2.0)
-    denoise(router, scheduler, noise(2, 1, 8, 8), [torch_rng(i) for i in range(2)], settings, torch.tensor([0, 2]), 3)
+    denoise(
+        router,
+        scheduler,
+        noise(2, 1, 8, 8),
+        [torch_rng(i) for i in range(2)],
+        settings,
+        torch.tensor([0, 2]),
+        3,
+    )
     assert tail.calls == [(750, 4), (500, 4)]
     assert front.calls == [(250, 4), (0, 4)]
 
@@ -108,14 +131,21 @@ def test_two_equal_networks_sample_as_one():
     settings = Sample(images=3, steps=6)
     expected = generate(single, scheduler, range(3), settings, seed=1)
     for tau in (0, 333, T):
-        assert np.array_equal(generate(TimestepRouter(net(1), net(1), tau), scheduler, range(3), settings, seed=1), expected)
+        assert np.array_equal(
+            generate(TimestepRouter(net(1), net(1), tau), scheduler, range(3), settings, seed=1),
+            expected,
+        )
     other = generate(TimestepRouter(net(1), net(2), 333), scheduler, range(3), settings, seed=1)
     assert not np.array_equal(other, expected)
 
 
 def test_it_offers_what_samplers_ask_of_a_network():
     router = TimestepRouter(net(1, classes=4), net(2, groups=[1], classes=4), 500)
-    assert (router.config["sample_size"], router.config.in_channels, classes_of(router)) == (8, 1, 4)
+    assert (router.config["sample_size"], router.config.in_channels, classes_of(router)) == (
+        8,
+        1,
+        4,
+    )
     assert router.config["switch_timestep"] == 500
     assert router.device == torch.device("cpu")
 
@@ -123,9 +153,16 @@ def test_it_offers_what_samplers_ask_of_a_network():
 @pytest.mark.parametrize("kind", [DDPMPipeline, DDIMPipeline])
 def test_pipelines_of_diffusers_sample_with_it(router, kind):
     scheduler = build_scheduler(Diffusion())
-    pipeline = kind(router, scheduler if kind is DDPMPipeline else DDIMScheduler.from_config(scheduler.config))
+    pipeline = kind(
+        router, scheduler if kind is DDPMPipeline else DDIMScheduler.from_config(scheduler.config)
+    )
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(batch_size=2, num_inference_steps=4, output_type="np", generator=torch.Generator().manual_seed(0)).images
+    drawn = pipeline(
+        batch_size=2,
+        num_inference_steps=4,
+        output_type="np",
+        generator=torch.Generator().manual_seed(0),
+    ).images
     x = torch.randn((2, 1, 8, 8), generator=(generator := torch.Generator().manual_seed(0)))
     pipeline.scheduler.set_timesteps(4)
     for t in pipeline.scheduler.timesteps:
@@ -152,14 +189,25 @@ for folder in sys.argv[1:]:
 def test_stored_networks_are_the_same_in_a_new_process(router, tmp_path):
     """RAU-Net known answer 1: bit for bit, opened by diffusers after ``import afterimage`` alone."""
     np.save(tmp_path / "x.npy", noise(4, 1, 8, 8).numpy())
-    nets = {"router": router, "rau_net": net(3, groups=[0, 1, 2]), "frozen": net(3, groups=[1], variant="frozen_fixed")}
+    nets = {
+        "router": router,
+        "rau_net": net(3, groups=[0, 1, 2]),
+        "frozen": net(3, groups=[1], variant="frozen_fixed"),
+    }
     for name, one in nets.items():
         save_pipeline(one, build_scheduler(Diffusion()), tmp_path / name)
-    subprocess.run([sys.executable, "-c", IN_A_NEW_PROCESS, *nets], cwd=tmp_path, check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", IN_A_NEW_PROCESS, *nets],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     for name, one in nets.items():
-        assert np.array_equal(np.load(tmp_path / f"{name}.npy"), one(noise(4, 1, 8, 8), 700).sample.detach().numpy()), name
+        assert np.array_equal(
+            np.load(tmp_path / f"{name}.npy"), one(noise(4, 1, 8, 8), 700).sample.detach().numpy()
+        ), name
     torch.set_num_threads(before)
 
 
@@ -175,22 +223,36 @@ def test_a_stored_router_samples_as_it_did(router, tmp_path):
         assert not isinstance(opened.front, RAUNet)
         settings = Sample(images=4, steps=4)
         assert np.array_equal(
-            generate(opened, scheduler, range(4), settings, seed=2), generate(router, scheduler, range(4), settings, seed=2)
+            generate(opened, scheduler, range(4), settings, seed=2),
+            generate(router, scheduler, range(4), settings, seed=2),
         )
 
 
 def test_redrawn_blocks_of_a_router_are_redrawn_too(tmp_path):
     save_pipeline(
-        TimestepRouter(net(1), net(1, groups=[2], variant="frozen_redrawn"), 500), build_scheduler(Diffusion()), tmp_path / "p"
+        TimestepRouter(net(1), net(1, groups=[2], variant="frozen_redrawn"), 500),
+        build_scheduler(Diffusion()),
+        tmp_path / "p",
     )
     one, other = (load_denoiser(tmp_path / "p", seed)[0] for seed in (1, 2))
-    differing = {name for name, value in one.state_dict().items() if not torch.equal(value, other.state_dict()[name])}
-    assert differing == {"tail.transfers.3.convolutions.0.weight", "tail.transfers.3.convolutions.0.bias"}
+    differing = {
+        name
+        for name, value in one.state_dict().items()
+        if not torch.equal(value, other.state_dict()[name])
+    }
+    assert differing == {
+        "tail.transfers.3.convolutions.0.weight",
+        "tail.transfers.3.convolutions.0.bias",
+    }
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
     theirs = other.state_dict()
-    return all(torch.equal(value, theirs[name]) for name, value in one.state_dict().items() if name in theirs)
+    return all(
+        torch.equal(value, theirs[name])
+        for name, value in one.state_dict().items()
+        if name in theirs
+    )
 
 
 def test_both_networks_are_filled_from_one_or_each_from_its_own(router, tmp_path):

@@ -12,9 +12,10 @@ from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Diffusion, Model, Sample
 from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.sample import denoise, generate, grid, load_denoiser, to_uint8
+from afterimage.images import load_images
 from afterimage.seeds import torch_rng
-from afterimage.training.task import Pixels
 
 TINY = Model(channels=[8, 16], attention=[False, True], layers_per_block=1, norm_groups=4)
 
@@ -61,14 +62,23 @@ def test_ddim_on_a_gaussian_is_the_product_of_its_steps(steps):
     square = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
     times = np.arange(steps)[::-1] * (1000 // steps)
     now, then = square[times], np.append(square[times[1:]], 1.0)
-    factor = np.prod((np.sqrt(then * now) * s**2 + np.sqrt((1 - then) * (1 - now))) / (now * s**2 + 1 - now))
+    factor = np.prod(
+        (np.sqrt(then * now) * s**2 + np.sqrt((1 - then) * (1 - now))) / (now * s**2 + 1 - now)
+    )
     torch.testing.assert_close(images, start * factor, rtol=1e-4, atol=1e-6)
 
 
 def test_ancestral_sampling_gives_the_variance_of_the_data():
     s = 0.2
     scheduler = build_scheduler(Diffusion())
-    _, images = draw(Gaussian(scheduler, torch.zeros(()), s), scheduler, count=200, shape=(1, 8, 8), sampler="ddpm", steps=1000)
+    _, images = draw(
+        Gaussian(scheduler, torch.zeros(()), s),
+        scheduler,
+        count=200,
+        shape=(1, 8, 8),
+        sampler="ddpm",
+        steps=1000,
+    )
     assert images.std().item() == pytest.approx(s, rel=0.03)
     assert images.mean().item() == pytest.approx(0, abs=4 * s / 12_800**0.5)
 
@@ -86,15 +96,26 @@ class Labelled(nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("w", "expected", "forwards"), [(1.0, [0.0, 0.3], 2), (0.0, [0.8, 0.8], 2), (0.5, [0.4, 0.55], 4), (1.2, [-0.16, 0.2], 4)]
+    ("w", "expected", "forwards"),
+    [(1.0, [0.0, 0.3], 2), (0.0, [0.8, 0.8], 2), (0.5, [0.4, 0.55], 4), (1.2, [-0.16, 0.2], 4)],
 )
-def test_guidance_goes_from_the_null_prediction_to_the_conditional_one_and_beyond(w, expected, forwards):
+def test_guidance_goes_from_the_null_prediction_to_the_conditional_one_and_beyond(
+    w, expected, forwards
+):
     """null + w (conditional - null), with labels 0 and 3 that predict 0.0 and 0.3, and null label 8."""
     scheduler = build_scheduler(Diffusion(prediction="sample"))
     net = Labelled()
     start = torch.zeros(2, 1, 2, 2)
     settings = Sample(images=2, steps=1, guidance=w)
-    images = denoise(net, dict(scheduler.config), start, [torch_rng(i) for i in range(2)], settings, torch.tensor([0, 3]), 8)
+    images = denoise(
+        net,
+        dict(scheduler.config),
+        start,
+        [torch_rng(i) for i in range(2)],
+        settings,
+        torch.tensor([0, 3]),
+        8,
+    )
     torch.testing.assert_close(images[:, 0, 0, 0], torch.tensor(expected))
     assert net.seen == [forwards]
 
@@ -109,7 +130,9 @@ def test_guidance_changes_nothing_where_the_label_does_not(w, trained):
         settings = Sample(images=2, steps=5, guidance=guidance)
         labels = torch.tensor([0, 3])
         blind = lambda x, t, class_labels, return_dict: net(x, t, return_dict=return_dict)  # noqa: E731
-        return denoise(blind, scheduler, start, [torch_rng(i) for i in range(2)], settings, labels, 8)
+        return denoise(
+            blind, scheduler, start, [torch_rng(i) for i in range(2)], settings, labels, 8
+        )
 
     torch.testing.assert_close(drawn(w), drawn(1.0), rtol=0, atol=1e-4)
 
@@ -147,7 +170,9 @@ def test_batch_size_changes_no_more_than_rounding(trained, sampler):
             start = torch.cat([torch.randn((1, 1, 8, 8), generator=g) for g in generators])
             parts.append(denoise(net, scheduler, start, generators, settings))
         floats[size] = torch.cat(parts)
-    np.testing.assert_array_equal(generate(net, scheduler, range(64), settings, seed=9), to_uint8(floats[64]))
+    np.testing.assert_array_equal(
+        generate(net, scheduler, range(64), settings, seed=9), to_uint8(floats[64])
+    )
     assert floats[64].std() > 0.3
     for size in (1, 7):
         assert (floats[size] - floats[64]).abs().max() < 1e-4
@@ -160,7 +185,9 @@ def test_an_image_depends_on_seed_replicate_and_id_only(trained):
     net, scheduler = trained
     settings = Sample(images=4, steps=5, batch_size=4)
     four = generate(net, scheduler, [0, 1, 2, 3], settings, seed=9)
-    np.testing.assert_array_equal(generate(net, scheduler, [3, 1, 0, 2], settings, seed=9), four[[3, 1, 0, 2]])
+    np.testing.assert_array_equal(
+        generate(net, scheduler, [3, 1, 0, 2], settings, seed=9), four[[3, 1, 0, 2]]
+    )
     np.testing.assert_array_equal(generate(net, scheduler, [0, 1, 2, 3], settings, seed=9), four)
     for other in ({"seed": 10}, {"seed": 9, "replicate": 1}):
         assert (generate(net, scheduler, [0, 1, 2, 3], settings, **other) != four).any()
@@ -204,7 +231,8 @@ def test_any_pipeline_of_pixels_opens_and_others_are_refused(tmp_path, trained):
     opened, read = load_denoiser(tmp_path / "ddim")
     settings = Sample(images=2, steps=3)
     np.testing.assert_array_equal(
-        generate(opened, read, [0, 1], settings, seed=1), generate(net, scheduler, [0, 1], settings, seed=1)
+        generate(opened, read, [0, 1], settings, seed=1),
+        generate(net, scheduler, [0, 1], settings, seed=1),
     )
     with pytest.raises(ArtifactError, match="cannot be opened as a diffusers pipeline"):
         load_denoiser(tmp_path)
@@ -214,25 +242,27 @@ def test_store_of_generations(model_store, command, tmp_path):
     assert cli.main(command(model_store())) == 0
     run = artifacts.check_store(tmp_path / "out")
     assert set(run["outputs"]) == {"images.npz", "grid.png"}
-    images = artifacts.load_images(tmp_path / "out" / "images.npz")
+    images = load_images(tmp_path / "out" / "images.npz")
     assert images.pixels.shape == (12, 8, 8, 1)
     assert images.ids.tolist() == list(range(12))
     assert set(images.labels) == {-1}
     assert run["facts"]["batch_size"] == 5
 
 
-def test_arms_start_from_the_same_noise_and_weights_are_those_asked_for(model_store, command, tmp_path):
+def test_arms_start_from_the_same_noise_and_weights_are_those_asked_for(
+    model_store, command, tmp_path
+):
     model = model_store()
     for out, more in (("a", {}), ("b", {"arm": "dedup"}), ("raw", {"weights": "raw"})):
         assert cli.main(command(model, out, **more)) == 0
-    a, b, raw = (artifacts.load_images(tmp_path / out / "images.npz").pixels for out in ("a", "b", "raw"))
+    a, b, raw = (load_images(tmp_path / out / "images.npz").pixels for out in ("a", "b", "raw"))
     np.testing.assert_array_equal(a, b)
     assert (a != raw).any()
 
 
 def test_labels_of_a_conditional_net_are_balanced(model_store, command, tmp_path):
     assert cli.main(command(model_store(classes=5), guidance=2.0)) == 0
-    images = artifacts.load_images(tmp_path / "out" / "images.npz")
+    images = load_images(tmp_path / "out" / "images.npz")
     assert images.labels.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 0, 1]
 
 

@@ -7,8 +7,9 @@ import torch
 from sklearn.datasets import load_digits
 
 from afterimage import artifacts
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.config import Classifier, ConfigError
+from afterimage.images import Images
 from afterimage.metrics import classifier
 
 SMALL = Classifier(channels=[16, 32], features=24, epochs=12, batch_size=32)
@@ -18,17 +19,32 @@ SMALL = Classifier(channels=[16, 32], features=24, epochs=12, batch_size=32)
 def digits():
     data = load_digits()
     rows = np.random.default_rng(0).permutation(len(data.target))
-    return Images.of(np.rint(data.images[rows] / 16 * 255).astype(np.uint8)[..., None], labels=data.target[rows])
+    return Images.of(
+        np.rint(data.images[rows] / 16 * 255).astype(np.uint8)[..., None], labels=data.target[rows]
+    )
 
 
 def _store(folder, images, settings=SMALL, seed=3):
     folder.mkdir(parents=True, exist_ok=True)
     images.save(folder / "reference.npz")
-    artifacts.write_json(folder / "run.json", {"outputs": {"reference.npz": artifacts.sha256(folder / "reference.npz")}})
-    config = {"step": classifier.STEP, "arm": None, "replicate": None, "seed": seed, "settings": settings.model_dump()}
+    artifacts.write_json(
+        folder / "run.json",
+        {"outputs": {"reference.npz": artifacts.sha256(folder / "reference.npz")}},
+    )
+    config = {
+        "step": classifier.STEP,
+        "arm": None,
+        "replicate": None,
+        "seed": seed,
+        "settings": settings.model_dump(),
+    }
     artifacts.write_json(folder / "config.json", config)
     out = folder / "classifier"
-    classifier.run(argparse.Namespace(reference=folder / "reference.npz", config=folder / "config.json", out=out))
+    classifier.run(
+        argparse.Namespace(
+            reference=folder / "reference.npz", config=folder / "config.json", out=out
+        )
+    )
     return out
 
 
@@ -57,7 +73,9 @@ def test_features_do_not_depend_on_the_batch(store, digits):
     whole = classifier.embed(store, digits.pixels[:50])
     assert whole.shape == (50, 24)
     assert whole.dtype == np.float32
-    np.testing.assert_allclose(classifier.embed(store, digits.pixels[:50], batch=7), whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        classifier.embed(store, digits.pixels[:50], batch=7), whole, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_the_same_seed_gives_the_same_network_and_leaves_the_global_stream_alone(digits):
@@ -78,7 +96,9 @@ def test_the_same_seed_gives_the_same_network_and_leaves_the_global_stream_alone
 @pytest.mark.parametrize("labels", [-1, 7])
 def test_without_classes_it_learns_rotations(digits, labels):
     images = Images.of(digits.pixels[:400], labels=np.full(400, labels))
-    _, description, history = classifier.fit(images, Classifier(channels=[16, 32], epochs=12), seed=1)
+    _, description, history = classifier.fit(
+        images, Classifier(channels=[16, 32], epochs=12), seed=1
+    )
     assert description.task == "rotations"
     assert history[-1]["validation_accuracy"] > 0.6  # chance is 0.25
 

@@ -12,7 +12,9 @@ RNG = np.random.default_rng(1)
 @pytest.mark.parametrize("shape", [(1, 1, 1), (8, 8, 1), (32, 32, 3), (5, 7, 3)])
 def test_black_to_white_is_one(shape):
     assert distances.between(np.zeros((2, *shape)), np.ones((2, *shape))).tolist() == [1, 1]
-    assert distances.between(np.zeros((2, *shape), np.uint8), np.full((2, *shape), 255, np.uint8)).tolist() == [1, 1]
+    assert distances.between(
+        np.zeros((2, *shape), np.uint8), np.full((2, *shape), 255, np.uint8)
+    ).tolist() == [1, 1]
 
 
 def test_upsampling_leaves_it_unchanged():
@@ -46,7 +48,9 @@ def test_metric_axioms(seed, tiles, integer):
 def test_equal_errors_in_all_tiles_make_both_equal():
     a = RNG.random((3, 8, 8, 1)) * 0.5
     b = a + np.tile(RNG.random((3, 2, 2, 1)) * 0.5, (1, 4, 4, 1))
-    np.testing.assert_allclose(distances.between(a, b, tiles=4), distances.between(a, b), rtol=1e-12)
+    np.testing.assert_allclose(
+        distances.between(a, b, tiles=4), distances.between(a, b), rtol=1e-12
+    )
 
 
 def test_near_copies_keep_their_distance():
@@ -57,7 +61,9 @@ def test_near_copies_keep_their_distance():
 def test_uint8_sums_are_exact_integers():
     a, b = RNG.integers(0, 256, (2, 6, 32, 32, 3), dtype=np.uint8)
     got = distances.squared(distances.cut(a), distances.cut(b))
-    assert got.tolist() == [int(((x.astype(int) - y) ** 2).sum()) for x, y in zip(a, b, strict=True)]
+    assert got.tolist() == [
+        int(((x.astype(int) - y) ** 2).sum()) for x, y in zip(a, b, strict=True)
+    ]
 
 
 def test_errors_name_what_is_wrong():

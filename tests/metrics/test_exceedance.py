@@ -14,10 +14,14 @@ def binomial_limit(trials, rate):
     return binom.ppf(0.999, trials, rate)
 
 
-@pytest.mark.parametrize(("generations", "held_out"), [(192, 100), (1000, 400), (100, 2000), (500, 30), (7, 5)])
+@pytest.mark.parametrize(
+    ("generations", "held_out"), [(192, 100), (1000, 400), (100, 2000), (500, 30), (7, 5)]
+)
 def test_without_copies_at_most_5_of_100_audits_show_any(generations, held_out):
     rng = np.random.default_rng(generations)
-    shown = sum(exceedance(rng.random(generations), rng.random(held_out)).copies > 0 for _ in range(2000))
+    shown = sum(
+        exceedance(rng.random(generations), rng.random(held_out)).copies > 0 for _ in range(2000)
+    )
     assert shown <= binomial_limit(2000, 0.05)
 
 
@@ -101,7 +105,9 @@ def test_known_answers():
     assert copies.threshold == held_out[0]
     assert copies.copies == 50 - band(200, 400).upper[0]
     assert copies.held_out_below == 0
-    scores = np.concatenate([np.full(50, 0.1), held_out[:40]])  # one at each threshold, which is not below it
+    scores = np.concatenate(
+        [np.full(50, 0.1), held_out[:40]]
+    )  # one at each threshold, which is not below it
     ties = exceedance(scores, held_out)
     assert ties.nearer.tolist() == (scores < ties.threshold).tolist()
     assert ties.threshold in scores

@@ -43,8 +43,12 @@ def test_the_share_bootstrap_is_that_over_units():
 
 def test_exact_intervals_cover_as_often_as_they_say():
     counts = rng().binomial(12, 0.2, 2000)
-    made = {count: intervals.share(int(count), 12, 10, 0.95, rng()) for count in set(counts.tolist())}
-    covered = np.mean([made[int(count)].exact_low <= 0.2 <= made[int(count)].exact_high for count in counts])
+    made = {
+        count: intervals.share(int(count), 12, 10, 0.95, rng()) for count in set(counts.tolist())
+    }
+    covered = np.mean(
+        [made[int(count)].exact_low <= 0.2 <= made[int(count)].exact_high for count in counts]
+    )
     assert covered >= 0.95
 
 
@@ -55,7 +59,9 @@ def test_the_normal_interval_ignores_a_shift():
 
 
 def test_the_basic_interval_takes_a_shift_out():
-    values = np.linspace(9, 15, 1001)  # resamples of a statistic of value 10 that resampling raises by 2
+    values = np.linspace(
+        9, 15, 1001
+    )  # resamples of a statistic of value 10 that resampling raises by 2
     low, high = intervals.basic(10, values, 0.5)
     assert (low, high) == pytest.approx((20 - 13.5, 20 - 10.5))
 

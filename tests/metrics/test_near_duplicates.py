@@ -38,15 +38,21 @@ def by_hand(images, gallery, flips):
     sides = [gallery, gallery[:, :, ::-1]] if flips else [gallery]
 
     def away(image):
-        return np.min([distances.between(np.broadcast_to(image, side.shape), side) for side in sides], axis=0)
+        return np.min(
+            [distances.between(np.broadcast_to(image, side.shape), side) for side in sides], axis=0
+        )
 
     rows, exact, relative = [], [], []
     for image in images:
         gaps = away(image)
         row = int(gaps.argmin())
         others = away(gallery[row])
-        first = [r for r in range(len(gallery)) if not (away(gallery[r])[:r] == 0).any()]  # the first of equal ones
-        mean = np.sort([others[r] for r in first if others[r] > 0])[: near_duplicates.NEIGHBOURS].mean()
+        first = [
+            r for r in range(len(gallery)) if not (away(gallery[r])[:r] == 0).any()
+        ]  # the first of equal ones
+        mean = np.sort([others[r] for r in first if others[r] > 0])[
+            : near_duplicates.NEIGHBOURS
+        ].mean()
         ratio = gaps[row] / mean
         rows.append(row if ratio <= near_duplicates.NEAR else -1)
         exact.append(gaps[row] == 0)
@@ -62,7 +68,9 @@ def test_it_is_the_definition_written_out(seed, flips):
     gallery = gallery[rng.integers(8, size=12)]
     gallery[rng.integers(12)] = gallery[0, :, ::-1]
     gallery = np.concatenate([gallery, rng.integers(0, 256, (2, 3, 3, 1), dtype=np.uint8)])
-    images = np.concatenate([noisy(gallery[rng.integers(14, size=4)], most, seed) for most in (0, 20, 60)])
+    images = np.concatenate(
+        [noisy(gallery[rng.integers(14, size=4)], most, seed) for most in (0, 20, 60)]
+    )
     images[::2] = images[::2, :, ::-1]
     answer = near_duplicates.find(images, gallery, flips)
     rows, exact, relative = by_hand(images, gallery, flips)
@@ -93,7 +101,10 @@ def test_copies_and_light_changes_are_found_and_other_digits_are_not(digits):
 def test_few_in_a_thousand_independent_images_look_like_a_small_gallery(digits, size):
     left_out = [
         near_duplicates.find(np.delete(digits, rows, axis=0), digits[rows], flips=False).rows >= 0
-        for rows in (np.random.default_rng(seed).choice(len(digits), size, replace=False) for seed in range(8))
+        for rows in (
+            np.random.default_rng(seed).choice(len(digits), size, replace=False)
+            for seed in range(8)
+        )
     ]
     assert np.concatenate(left_out).mean() < 0.001
 
@@ -110,7 +121,9 @@ def test_mirror_images_count_with_flips_only(digits):
 def test_copies_in_the_gallery_change_nothing_but_the_row(digits):
     images = np.concatenate([noisy(digits[:20], 4), digits[300:320]])
     plain = near_duplicates.find(images, digits[:100], flips=True)
-    copies = np.concatenate([digits[:100], np.repeat(digits[:10], 60, axis=0), digits[:100, :, ::-1]])
+    copies = np.concatenate(
+        [digits[:100], np.repeat(digits[:10], 60, axis=0), digits[:100, :, ::-1]]
+    )
     crowded = near_duplicates.find(images, copies, flips=True)
     for name, each in vars(plain).items():
         np.testing.assert_array_equal(each, getattr(crowded, name))
@@ -123,7 +136,9 @@ def test_galleries_of_one_and_two_images(digits):
     assert alone.relative.tolist() == [0, np.inf, np.inf]
     pair = near_duplicates.find(noisy(digits[:3], 4), digits[:2], flips=False)
     assert pair.rows.tolist() == [0, 1, -1]
-    mirrored = near_duplicates.find(digits[:2], np.stack([digits[0], digits[0, :, ::-1]]), flips=True)
+    mirrored = near_duplicates.find(
+        digits[:2], np.stack([digits[0], digits[0, :, ::-1]]), flips=True
+    )
     assert mirrored.rows.tolist() == [0, -1]
 
 

@@ -14,7 +14,10 @@ def brute(queries, gallery, k, tiles=1, exclude=None, flips=False):
     whole = distances.cut(gallery, tiles)
     for i, query in enumerate(queries):
         views = [query, query[:, ::-1]] if flips else [query]
-        squares = [distances.squared(np.repeat(distances.cut(v[None], tiles), len(whole), axis=0), whole) for v in views]
+        squares = [
+            distances.squared(np.repeat(distances.cut(v[None], tiles), len(whole), axis=0), whole)
+            for v in views
+        ]
         smaller = np.min(squares, axis=0)
         if exclude is not None:
             smaller[exclude[i]] = np.inf
@@ -25,7 +28,9 @@ def brute(queries, gallery, k, tiles=1, exclude=None, flips=False):
 
 
 def images(seed, count, shape=(8, 8, 1), integer=True, levels=256):
-    values = np.random.default_rng(seed).integers(0, levels, (count, *shape)) * (255 // (levels - 1))
+    values = np.random.default_rng(seed).integers(0, levels, (count, *shape)) * (
+        255 // (levels - 1)
+    )
     return values.astype(np.uint8) if integer else values / 255
 
 
@@ -59,7 +64,9 @@ def test_block_size_changes_nothing(integer, tiles):
     queries[:20] = gallery[40:60]
     gallery[200:205] = gallery[40]
     search = Gallery(gallery, tiles)
-    results = [search.nearest(queries, 9, flips=True, block=block) for block in (1, 7, 64, 70, 1000)]
+    results = [
+        search.nearest(queries, 9, flips=True, block=block) for block in (1, 7, 64, 70, 1000)
+    ]
     for other in results[1:]:
         np.testing.assert_array_equal(results[0].rows, other.rows)
         np.testing.assert_array_equal(results[0].distances, other.distances)
@@ -94,13 +101,26 @@ def test_near_copies_of_bright_images_are_told_apart():
     np.testing.assert_allclose(found.distances[0], [1e-6, 2e-6, 3e-6], rtol=1e-6)
 
 
-@given(seed=st.integers(0, 2**32), integer=st.booleans(), tiles=st.sampled_from([1, 2]), rank=st.integers(0, 59))
+@given(
+    seed=st.integers(0, 2**32),
+    integer=st.booleans(),
+    tiles=st.sampled_from([1, 2]),
+    rank=st.integers(0, 59),
+)
 @settings(max_examples=40, deadline=None)
 def test_count_within_equals_brute_force_at_the_boundary(seed, integer, tiles, rank):
-    gallery, queries = images(seed, 60, integer=integer, levels=4), images(seed + 1, 5, integer=integer, levels=4)
-    every = np.array([distances.between(np.broadcast_to(q, gallery.shape), gallery, tiles) for q in queries])
+    gallery, queries = (
+        images(seed, 60, integer=integer, levels=4),
+        images(seed + 1, 5, integer=integer, levels=4),
+    )
+    every = np.array(
+        [distances.between(np.broadcast_to(q, gallery.shape), gallery, tiles) for q in queries]
+    )
     radius = np.sort(every[0])[rank]  # exactly at one pair's distance
-    assert Gallery(gallery, tiles).count_within(queries, radius).tolist() == (every <= radius).sum(axis=1).tolist()
+    assert (
+        Gallery(gallery, tiles).count_within(queries, radius).tolist()
+        == (every <= radius).sum(axis=1).tolist()
+    )
 
 
 def test_real_images_are_certified_and_exact(real_data):
@@ -109,8 +129,12 @@ def test_real_images_are_certified_and_exact(real_data):
     import pandas as pd
     from PIL import Image
 
-    table = pd.read_parquet(real_data / "cifar10-jpeg75" / "test.parquet", columns=["img"])["img"].iloc[:2100]
-    real = np.stack([np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB")) for picture in table])
+    table = pd.read_parquet(real_data / "cifar10-jpeg75" / "test.parquet", columns=["img"])[
+        "img"
+    ].iloc[:2100]
+    real = np.stack(
+        [np.asarray(Image.open(io.BytesIO(picture["bytes"])).convert("RGB")) for picture in table]
+    )
     gallery, queries = real[:2000], real[2000:].copy()
     queries[:30] = gallery[:30]
     queries[:30, 5, 5, 0] ^= 1  # near-copies: one value changed by one

@@ -40,18 +40,27 @@ def textbook(a, b):
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
     cross = np.sqrt(np.linalg.eigvalsh(root @ second @ root).clip(0)).sum()
-    return ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * cross
+    return (
+        ((a.mean(axis=0) - b.mean(axis=0)) ** 2).sum()
+        + np.trace(first)
+        + np.trace(second)
+        - 2 * cross
+    )
 
 
 def test_frechet_of_diagonal_gaussians():
     a, b = features([0, 1], np.diag([4.0, 9])), features([3, 5], np.diag([1.0, 25]), count=40)
     assert Frechet(a).to(b) == pytest.approx(9 + 16 + (2 - 1) ** 2 + (3 - 5) ** 2)
-    assert Frechet(np.array([[-1.0], [1]])).to(np.array([[1.0], [4]])) == pytest.approx(2.5**2 + (2**0.5 - 4.5**0.5) ** 2)
+    assert Frechet(np.array([[-1.0], [1]])).to(np.array([[1.0], [4]])) == pytest.approx(
+        2.5**2 + (2**0.5 - 4.5**0.5) ** 2
+    )
 
 
 def test_frechet_equals_the_form_with_a_general_matrix_root():
     (m1, s1), (m2, s2) = random_moments(6, seed=1), random_moments(6, seed=2)
-    expected = ((m1 - m2) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * np.trace(sqrtm(s1 @ s2)).real
+    expected = (
+        ((m1 - m2) ** 2).sum() + np.trace(s1) + np.trace(s2) - 2 * np.trace(sqrtm(s1 @ s2)).real
+    )
     a, b = features(m1, s1), features(m2, s2, count=30)
     assert Frechet(a).to(b) == pytest.approx(expected, rel=1e-10)
     assert Frechet(b).to(a) == pytest.approx(expected, rel=1e-10)
@@ -59,9 +68,14 @@ def test_frechet_equals_the_form_with_a_general_matrix_root():
 
 @hypothesis_settings(max_examples=60, deadline=None)
 @given(st.integers(2, 30), st.integers(2, 30), st.integers(1, 30), st.integers(0, 99))
-def test_frechet_is_the_textbooks_with_fewer_images_than_dimensions_and_with_more(first, second, dimensions, seed):
+def test_frechet_is_the_textbooks_with_fewer_images_than_dimensions_and_with_more(
+    first, second, dimensions, seed
+):
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((first, dimensions)), 2 * rng.standard_normal((second, dimensions)) + rng.standard_normal()
+    a, b = (
+        rng.standard_normal((first, dimensions)),
+        2 * rng.standard_normal((second, dimensions)) + rng.standard_normal(),
+    )
     assert Frechet(a).to(b) == pytest.approx(textbook(a, b), rel=1e-6, abs=1e-6)
 
 
@@ -69,7 +83,10 @@ def test_frechet_is_the_textbooks_with_fewer_images_than_dimensions_and_with_mor
 @given(st.integers(2, 30), st.integers(2, 30), st.integers(1, 30), st.integers(0, 99))
 def test_frechet_of_rows_is_that_of_the_rows_written_out(first, second, dimensions, seed):
     rng = np.random.default_rng(seed)
-    a, b = rng.standard_normal((first, dimensions)), 2 * rng.standard_normal((second, dimensions)) + rng.standard_normal()
+    a, b = (
+        rng.standard_normal((first, dimensions)),
+        2 * rng.standard_normal((second, dimensions)) + rng.standard_normal(),
+    )
     rows = rng.integers(second, size=rng.integers(2, 40))
     assert Frechet(a).of_rows(b)(rows) == pytest.approx(textbook(a, b[rows]), rel=1e-6, abs=1e-6)
 
@@ -91,7 +108,9 @@ def test_frechet_of_covariances_without_full_rank():
 def test_frechet_of_many_samples_comes_near_the_truth():
     (m1, s1), (m2, s2) = random_moments(4, seed=1), random_moments(4, seed=2)
     drawn = [RNG.multivariate_normal(*moments, 200_000) for moments in ((m1, s1), (m2, s2))]
-    assert Frechet(drawn[0]).to(drawn[1]) == pytest.approx(Frechet(features(m1, s1)).to(features(m2, s2)), rel=0.02)
+    assert Frechet(drawn[0]).to(drawn[1]) == pytest.approx(
+        Frechet(features(m1, s1)).to(features(m2, s2)), rel=0.02
+    )
 
 
 def test_frechet_does_not_change_under_rotation_and_shift():
@@ -130,12 +149,20 @@ def test_mmd2_by_hand():
 def test_mmd2_against_all_pairs():
     x, y = RNG.standard_normal((7, 3)), RNG.standard_normal((9, 3))
     kernel = lambda a, b: (a @ b / 3 + 1) ** 3  # noqa: E731
-    own = [np.mean([kernel(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j]) for s in (x, y)]
-    assert quality.mmd2(x, y) == pytest.approx(sum(own) - 2 * polynomial_kernel(x, y, degree=3).mean(), rel=1e-12)
+    own = [
+        np.mean([kernel(a, b) for i, a in enumerate(s) for j, b in enumerate(s) if i != j])
+        for s in (x, y)
+    ]
+    assert quality.mmd2(x, y) == pytest.approx(
+        sum(own) - 2 * polynomial_kernel(x, y, degree=3).mean(), rel=1e-12
+    )
 
 
 def test_kid_of_one_distribution_is_zero_on_average():
-    values = [quality.mmd2(*np.random.default_rng(seed).standard_normal((2, 30, 4))) for seed in range(400)]
+    values = [
+        quality.mmd2(*np.random.default_rng(seed).standard_normal((2, 30, 4)))
+        for seed in range(400)
+    ]
     assert abs(np.mean(values)) < 3 * np.std(values) / 20
     assert min(values) < 0
 
@@ -150,7 +177,9 @@ def test_kid_is_seeded_and_grows_with_the_shift():
 
 def test_kid_of_all_images_is_the_mmd2():
     x, y = RNG.standard_normal((2, 40, 4))
-    assert quality.kid(x, y, 3, 1000, np.random.default_rng(0)) == pytest.approx((quality.mmd2(x, y), 0), abs=1e-9)
+    assert quality.kid(x, y, 3, 1000, np.random.default_rng(0)) == pytest.approx(
+        (quality.mmd2(x, y), 0), abs=1e-9
+    )
 
 
 def test_resampled_mmd2_moves_as_fresh_samples_do():
@@ -159,7 +188,12 @@ def test_resampled_mmd2_moves_as_fresh_samples_do():
     for seed in range(300):
         fresh.append(quality.mmd2(np.random.default_rng(seed).standard_normal((80, 3)) + 0.5, y))
     spreads = [
-        quality.resampled_mmd2(np.random.default_rng(seed).standard_normal((80, 3)) + 0.5, y, 300, np.random.default_rng(0))
+        quality.resampled_mmd2(
+            np.random.default_rng(seed).standard_normal((80, 3)) + 0.5,
+            y,
+            300,
+            np.random.default_rng(0),
+        )
         for seed in range(20)
     ]
     assert np.mean([s.std() for s in spreads]) == pytest.approx(np.std(fresh), rel=0.25)
@@ -214,7 +248,10 @@ def test_a_single_generation_repeated_is_precise_and_covers_little():
 
 
 def test_too_few_images_for_k():
-    with pytest.raises(ConfigError, match=r"quality.neighbours = 5 needs more than 5 images on each side, not 5 and 9"):
+    with pytest.raises(
+        ConfigError,
+        match=r"quality.neighbours = 5 needs more than 5 images on each side, not 5 and 9",
+    ):
         quality.overlap(np.zeros((5, 2)), np.zeros((9, 2)), 5)
 
 
@@ -230,7 +267,9 @@ def test_missing_parts_are_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="needs a trained classifier"):
         spaces.find(config.Quality(), None)
     weights = tmp_path / "weights.pth"
-    inception = config.Quality(features="inception", inception_weights=str(weights), inception_sha256="0" * 64)
+    inception = config.Quality(
+        features="inception", inception_weights=str(weights), inception_sha256="0" * 64
+    )
     with pytest.raises(ConfigError, match="no such file"):
         spaces.find(inception, None)
     weights.write_bytes(b"something else")

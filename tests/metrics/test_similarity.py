@@ -9,7 +9,9 @@ from hypothesis.extra.numpy import arrays
 from afterimage.config import ConfigError
 from afterimage.metrics.similarity import replication, top1
 
-VECTORS = arrays(np.float64, (7, 3), elements=st.floats(-2, 2).filter(lambda x: x == 0 or abs(x) > 1e-3))
+VECTORS = arrays(
+    np.float64, (7, 3), elements=st.floats(-2, 2).filter(lambda x: x == 0 or abs(x) > 1e-3)
+)
 
 
 def test_generations_that_are_training_images_score_one():
@@ -41,9 +43,13 @@ def test_images_of_one_source_are_not_compared():
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     np.testing.assert_allclose(top1(features, features), 1)
     sources = np.arange(4)
-    np.testing.assert_allclose(top1(features, features, sources, sources), [1, 1, 0.5, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        top1(features, features, sources, sources), [1, 1, 0.5, 0], atol=1e-12
+    )
     copies = np.array([0, 0, 1, 2])
-    np.testing.assert_allclose(top1(features, features, copies, copies), [0.5, 0.5, 0.5, 0], atol=1e-12)
+    np.testing.assert_allclose(
+        top1(features, features, copies, copies), [0.5, 0.5, 0.5, 0], atol=1e-12
+    )
     with pytest.raises(ConfigError, match="other images"):
         top1(features[:2], features[:2], copies[:2], copies[:2])
 

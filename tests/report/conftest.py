@@ -14,9 +14,10 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from afterimage import artifacts, cli, config, layout, provenance
-from afterimage.artifacts import Images
+from afterimage import artifacts, cli, config, provenance
 from afterimage.attacks import verdict
+from afterimage.images import Images
+from afterimage.plan import jobs
 
 GENERATIONS, PLANTED, SINGLES, HELD_OUT = 400, 32, 60, 200
 
@@ -53,38 +54,65 @@ def make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
 
 def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
     root = folder / study.study
-    layout.write_configs(study, folder)
+    jobs.write_configs(study, folder)
     rng = np.random.default_rng(0)
     images = Images.of(rng.integers(0, 256, (PLANTED + SINGLES, 8, 8, 1), np.uint8))
-    attacks = {"attack/extraction": _extraction, "attack/quality": _quality, "attack/membership": _membership}
-    for job in layout.jobs(study):
+    attacks = {
+        "attack/extraction": _extraction,
+        "attack/quality": _quality,
+        "attack/membership": _membership,
+    }
+    for job in jobs.jobs(study):
         if job.phase == "report":
             continue
         resolved = config.resolve(study, job.step, job.arm, job.replicate)
-        with artifacts.step(resolved, root / job.folder, {}, layout.entries(study, job)) as step:
+        with artifacts.step(resolved, root / job.folder, {}, jobs.entries(study, job)) as step:
             if job.step == "data/split":
                 images.save(step.folder / "train.npz")
             elif job.step == "data/dedup":
-                pd.DataFrame({"method": ["exact"], "recall": [1.0]}).to_csv(step.folder / "table.csv", index=False)
+                pd.DataFrame({"method": ["exact"], "recall": [1.0]}).to_csv(
+                    step.folder / "table.csv", index=False
+                )
             elif job.step == "train":
                 for update in range(0, 30, 10):
                     step.metric("loss", 1 / (update + 1), update)
-                updates = {"updates": 1500, "updates_per_model": 1500, "images_seen": 96000, "kept_samples": 96000}
-                step.note(**updates, training_images=500, training_seconds=rng.uniform(20, 60), parameters=123_456)
+                updates = {
+                    "updates": 1500,
+                    "updates_per_model": 1500,
+                    "images_seen": 96000,
+                    "kept_samples": 96000,
+                }
+                step.note(
+                    **updates,
+                    training_images=500,
+                    training_seconds=rng.uniform(20, 60),
+                    parameters=123_456,
+                )
             elif job.step == "sample":
-                Images.of(rng.integers(0, 256, (GENERATIONS, 8, 8, 1), np.uint8)).save(step.folder / "images.npz")
+                Images.of(rng.integers(0, 256, (GENERATIONS, 8, 8, 1), np.uint8)).save(
+                    step.folder / "images.npz"
+                )
             elif job.step in attacks:
                 attacks[job.step](step.folder, truth[job.arm], rng)
                 if job.step == "attack/extraction":
                     step.note(**_answer(truth[job.arm]))
             elif job.step == "attack/forgetting":
                 _forgetting(step.folder, list(resolved["settings"]["sets"]), truth[job.arm], rng)
-    command = ["report", "tables", "--results", str(root), "--config", str(root / "config/report/tables.json")]
+    command = [
+        "report",
+        "tables",
+        "--results",
+        str(root),
+        "--config",
+        str(root / "config/report/tables.json"),
+    ]
     assert cli.main([*command, "--out", str(root / "report/tables")]) == 0
     return root
 
 
-def _share(metric: str, count: int, of: int, anchor: str = "none", alpha: str = "none", subset: str = "all") -> pd.DataFrame:
+def _share(
+    metric: str, count: int, of: int, anchor: str = "none", alpha: str = "none", subset: str = "all"
+) -> pd.DataFrame:
     exact = stats.binomtest(count, of).proportion_ci()
     row = {
         "metric": metric,
@@ -103,7 +131,12 @@ def _answer(truth: Truth) -> dict[str, object]:
     copies = rng.random(GENERATIONS) < truth.flagged
     scores = np.where(copies, 0.0, rng.random(GENERATIONS))
     answer, _ = verdict.decide(
-        scores, rng.random(HELD_OUT), np.arange(GENERATIONS) % 7, np.zeros(GENERATIONS, bool), 0, SINGLES
+        scores,
+        rng.random(HELD_OUT),
+        np.arange(GENERATIONS) % 7,
+        np.zeros(GENERATIONS, bool),
+        0,
+        SINGLES,
     )
     return {
         "verdict": answer.record,
@@ -126,30 +159,73 @@ def _extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
         flags[f"flagged_training_{alpha}"], found[f"extracted_training_{alpha}"] = flagged, out
         rows += [
             _share("flagged_generations", int(flagged.sum()), GENERATIONS, "training", alpha),
-            _share("flagged_holdout", rng.binomial(HELD_OUT, 0.01 if more == 1 else 0.1), HELD_OUT, "training", alpha),
+            _share(
+                "flagged_holdout",
+                rng.binomial(HELD_OUT, 0.01 if more == 1 else 0.1),
+                HELD_OUT,
+                "training",
+                alpha,
+            ),
             _share("extracted_images", int(out.sum()), len(out), "training", alpha),
         ]
         if planted:
-            rows.append(_share("twins_flagged", rng.binomial(planted, 0.02), planted, "training", alpha))
+            rows.append(
+                _share("twins_flagged", rng.binomial(planted, 0.02), planted, "training", alpha)
+            )
         for c in truth.copies:
             some = out[copies == c]
-            rows.append(_share("extracted_by_copies", int(some.sum()), len(some), "training", alpha, f"copies={c}"))
+            rows.append(
+                _share(
+                    "extracted_by_copies",
+                    int(some.sum()),
+                    len(some),
+                    "training",
+                    alpha,
+                    f"copies={c}",
+                )
+            )
             if c > 1:
                 twins = rng.binomial(len(some), 0.02)
-                rows.append(_share("twins_flagged_by_copies", twins, len(some), "training", alpha, f"copies={c}"))
+                rows.append(
+                    _share(
+                        "twins_flagged_by_copies",
+                        twins,
+                        len(some),
+                        "training",
+                        alpha,
+                        f"copies={c}",
+                    )
+                )
     for of, rate in (("", truth.flagged), ("_holdout", 0.01)):
         rows.append(_share(f"mq{of}@0.5", rng.binomial(GENERATIONS, rate), GENERATIONS))
     precision, recall = 0.5 + 0.5 * truth.planted, np.linspace(0, 1, 20 if planted else 0)
     if planted:
-        ranking = {"metric": "average_precision", "anchor": "training", "alpha": "none", "subset": "all", "of": planted}
-        rows.append(pd.DataFrame([ranking | {"value": precision, "low": precision - 0.1, "high": min(1, precision + 0.1)}]))
+        ranking = {
+            "metric": "average_precision",
+            "anchor": "training",
+            "alpha": "none",
+            "subset": "all",
+            "of": planted,
+        }
+        rows.append(
+            pd.DataFrame(
+                [
+                    ranking
+                    | {"value": precision, "low": precision - 0.1, "high": min(1, precision + 0.1)}
+                ]
+            )
+        )
     pd.concat(rows).to_csv(folder / "results.csv", index=False)
-    curve = pd.DataFrame({"recall": recall, "precision": 1 - recall * (1 - precision), "ratio": recall})
+    curve = pd.DataFrame(
+        {"recall": recall, "precision": 1 - recall * (1 - precision), "ratio": recall}
+    )
     curve.to_csv(folder / "precision_recall.csv", index=False)
     for name, near in (("pairs", truth.flagged), ("holdout_pairs", 0.01)):
         n = GENERATIONS if name == "pairs" else HELD_OUT
         ratio = np.where(rng.random(n) < near, rng.uniform(0.1, 1, n), rng.uniform(1, 2, n))
-        pairs = pd.DataFrame({"sample": np.arange(n), "nearest": rng.integers(0, len(copies), n), "l2": 0.2 * ratio})
+        pairs = pd.DataFrame(
+            {"sample": np.arange(n), "nearest": rng.integers(0, len(copies), n), "l2": 0.2 * ratio}
+        )
         pairs["nearest_source"], pairs["ratio_training"] = pairs["nearest"], ratio
         (pairs.assign(**flags) if name == "pairs" else pairs).to_parquet(folder / f"{name}.parquet")
     images = pd.DataFrame({"source": np.arange(len(copies)), "copies": copies, **found})
@@ -158,18 +234,51 @@ def _extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
 
 def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
     rows, cover = [], truth.coverage + 0.01 * rng.standard_normal()
-    for of, frechet in (("generations", truth.frechet * np.exp(0.07 * rng.standard_normal())), ("holdout", 1.0)):
-        for metric, value in (("FD[classifier]", frechet), ("KID[classifier]", frechet / 100), ("coverage[classifier]", cover)):
-            rows.append({"metric": metric, "of": of, "value": value, "low": 0.9 * value, "high": 1.1 * value})
+    for of, frechet in (
+        ("generations", truth.frechet * np.exp(0.07 * rng.standard_normal())),
+        ("holdout", 1.0),
+    ):
+        for metric, value in (
+            ("FD[classifier]", frechet),
+            ("KID[classifier]", frechet / 100),
+            ("coverage[classifier]", cover),
+        ):
+            rows.append(
+                {
+                    "metric": metric,
+                    "of": of,
+                    "value": value,
+                    "low": 0.9 * value,
+                    "high": 1.1 * value,
+                }
+            )
         rows.append({"metric": "KID_sd[classifier]", "of": of, "value": 0.1})
-        for metric, value in (("R[pixels]", 0.9), ("similarity[pixels]", 0.7), ("similar[pixels]", 0.9)):
-            rows.append({"metric": metric, "of": of, "value": value, "low": 0.9 * value, "high": 1.05 * value})
+        for metric, value in (
+            ("R[pixels]", 0.9),
+            ("similarity[pixels]", 0.7),
+            ("similar[pixels]", 0.9),
+        ):
+            rows.append(
+                {
+                    "metric": metric,
+                    "of": of,
+                    "value": value,
+                    "low": 0.9 * value,
+                    "high": 1.05 * value,
+                }
+            )
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
 
 
 def _membership(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
     auc = truth.membership + 0.01 * rng.standard_normal()
-    row = {"metric": "roc_auc", "anchor": "none", "alpha": "none", "subset": "all", "of": PLANTED + SINGLES}
+    row = {
+        "metric": "roc_auc",
+        "anchor": "none",
+        "alpha": "none",
+        "subset": "all",
+        "of": PLANTED + SINGLES,
+    }
     rows = [
         pd.DataFrame([row | {"value": auc, "low": auc - 0.03, "high": auc + 0.03}]),
         _share("tpr@0.01", 10, PLANTED + SINGLES),
@@ -180,11 +289,19 @@ def _membership(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
 def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Generator) -> None:
     rows = []
     for name in sets:
-        mean = {"metric": "probability", "anchor": "none", "alpha": "none", "subset": "forget", "of": 40}
+        mean = {
+            "metric": "probability",
+            "anchor": "none",
+            "alpha": "none",
+            "subset": "forget",
+            "of": 40,
+        }
         value = truth.forgotten + 0.01 * rng.standard_normal()
         some = [pd.DataFrame([mean | {"value": value, "low": value - 0.02, "high": value + 0.02}])]
         some += [
-            _share("extracted_images", rng.binomial(20, truth.forgotten), 20, "training", a, "forget")
+            _share(
+                "extracted_images", rng.binomial(20, truth.forgotten), 20, "training", a, "forget"
+            )
             for a in ("fixed", "calibrated")
         ]
         rows += [table.assign(set=name) for table in some]
@@ -198,7 +315,10 @@ def show(root, tmp_path, monkeypatch):
     def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
         shown = []
         monkeypatch.setattr("IPython.display.display", shown.append)
-        parameters = config.resolve(made, "report/page")["settings"] | {"results": str(results), "figures": str(tmp_path)}
+        parameters = config.resolve(made, "report/page")["settings"] | {
+            "results": str(results),
+            "figures": str(tmp_path),
+        }
         space: dict = {}
         with mpl.rc_context({"backend": "agg"}):
             for cell in jupytext.read(root / "notebooks" / f"{name}.py").cells:
@@ -209,7 +329,9 @@ def show(root, tmp_path, monkeypatch):
                     space |= parameters
                     space.pop("__builtins__", None)
         assert not plt.get_fignums()
-        text = "\n".join(str(getattr(one, "data", one)) for one in shown if not hasattr(one, "embed"))
+        text = "\n".join(
+            str(getattr(one, "data", one)) for one in shown if not hasattr(one, "embed")
+        )
         return text, {path.stem for path in tmp_path.glob("*.png")}
 
     return run

@@ -31,7 +31,9 @@ from afterimage.report.comparison import (
 )
 
 NAN = math.nan
-INTERVALS = st.tuples(*[st.floats(-100, 100)] * 3).map(lambda ends: Interval(*np.array(sorted(ends))[[1, 0, 2]]))
+INTERVALS = st.tuples(*[st.floats(-100, 100)] * 3).map(
+    lambda ends: Interval(*np.array(sorted(ends))[[1, 0, 2]])
+)
 
 
 def points(*rows: tuple) -> pd.DataFrame:
@@ -62,7 +64,9 @@ def share(arm: str, metric: str, count: int, of: int, replicate: int = 0) -> tup
 )
 def test_difference_of_shares_has_newcombes_published_limits(one, other, low, high):
     """Newcombe 1998, table II, method 10."""
-    found = comparison.square_and_add(comparison.wilson(*one, 0.95), comparison.wilson(*other, 0.95))
+    found = comparison.square_and_add(
+        comparison.wilson(*one, 0.95), comparison.wilson(*other, 0.95)
+    )
     assert found.value == pytest.approx(one[0] / one[1] - other[0] / other[1])
     assert (round(found.low, 4), round(found.high, 4)) == (low, high)
 
@@ -86,7 +90,9 @@ def test_difference_of_two_intervals_turns_its_sign_with_their_order(one, other)
 
 @given(st.floats(-10, 10), st.floats(0, 5), st.floats(-10, 10), st.floats(0, 5))
 def test_symmetric_intervals_add_as_normal_errors_do(a, half_a, b, half_b):
-    found = comparison.square_and_add(Interval(a, a - half_a, a + half_a), Interval(b, b - half_b, b + half_b))
+    found = comparison.square_and_add(
+        Interval(a, a - half_a, a + half_a), Interval(b, b - half_b, b + half_b)
+    )
     half = math.sqrt(half_a**2 + half_b**2)
     np.testing.assert_allclose(found, (a - b, a - b - half, a - b + half), atol=1e-9)
 
@@ -94,12 +100,17 @@ def test_symmetric_intervals_add_as_normal_errors_do(a, half_a, b, half_b):
 def test_students_interval_of_three_values():
     """t(0.975; 2) = 4.302653, standard deviation 1."""
     half = 4.302653 / math.sqrt(3)
-    np.testing.assert_allclose(comparison.student(np.array([1.0, 2.0, 3.0]), 0.95), (2, 2 - half, 2 + half), rtol=1e-6)
+    np.testing.assert_allclose(
+        comparison.student(np.array([1.0, 2.0, 3.0]), 0.95), (2, 2 - half, 2 + half), rtol=1e-6
+    )
 
 
 def test_several_replicates_are_paired():
     """The replicates differ by 10, the arms by 1 to 3: only the pairs show it. A replicate without its pair does not count."""
-    own = points(*(("arm", k, "FD[x]", 10 * k - shift) for k, shift in enumerate((1, 2, 3))), ("arm", 7, "FD[x]", 1e6))
+    own = points(
+        *(("arm", k, "FD[x]", 10 * k - shift) for k, shift in enumerate((1, 2, 3))),
+        ("arm", 7, "FD[x]", 1e6),
+    )
     control = points(*(("control", k, "FD[x]", 10 * k) for k in (2, 0, 1)))
     found, method = comparison.difference(own, control, 0.95)
     half = 4.302653 / math.sqrt(3)
@@ -108,14 +119,22 @@ def test_several_replicates_are_paired():
 
 
 def test_one_replicate_takes_the_intervals_within_it():
-    counted, method = comparison.difference(points(share("a", "m", 56, 70)), points(share("b", "m", 48, 80)), 0.95)
+    counted, method = comparison.difference(
+        points(share("a", "m", 56, 70)), points(share("b", "m", 48, 80)), 0.95
+    )
     assert (round(counted.low, 4), round(counted.high, 4), method) == (0.0524, 0.3339, "score")
-    resampled = comparison.difference(points(("a", 0, "m", 5.0, 2.0, 8.0)), points(("b", 0, "m", 1.0, -3.0, 5.0)), 0.95)
+    resampled = comparison.difference(
+        points(("a", 0, "m", 5.0, 2.0, 8.0)), points(("b", 0, "m", 1.0, -3.0, 5.0)), 0.95
+    )
     assert resampled == (Interval(4, -1, 9), "square-and-add")
-    alone, method = comparison.difference(points(("a", 0, "m", 5.0)), points(("b", 0, "m", 1.0)), 0.95)
+    alone, method = comparison.difference(
+        points(("a", 0, "m", 5.0)), points(("b", 0, "m", 1.0)), 0.95
+    )
     assert (alone.value, method) == (4, "")
     assert math.isnan(alone.low)
-    assert math.isnan(comparison.difference(points(("a", 0, "m", NAN)), points(("b", 0, "m", 1.0)), 0.95)[0].value)
+    assert math.isnan(
+        comparison.difference(points(("a", 0, "m", NAN)), points(("b", 0, "m", 1.0)), 0.95)[0].value
+    )
 
 
 def test_equal_replicates_have_no_spread():
@@ -126,9 +145,13 @@ def test_equal_replicates_have_no_spread():
     change, method = comparison.difference(own, control, 0.95)
     assert change.value == pytest.approx(0.1)
     assert comparison.judge(change, "higher", method) == UNMEASURED
-    none = points(*(("a", k, "m", 0.0, 0.0, high, 0, 512) for k, high in enumerate((0.006, 0.007, 0.005))))
+    none = points(
+        *(("a", k, "m", 0.0, 0.0, high, 0, 512) for k, high in enumerate((0.006, 0.007, 0.005)))
+    )
     assert comparison.over_replicates(none, 0.95) == (Interval(0, 0, 0.007), "within the replicate")
-    budget, _ = comparison.over_replicates(points(*(("a", k, "updates", 1500.0) for k in range(5))), 0.95)
+    budget, _ = comparison.over_replicates(
+        points(*(("a", k, "updates", 1500.0) for k in range(5))), 0.95
+    )
     assert budget.value == 1500
     assert math.isnan(budget.low)
 
@@ -161,7 +184,9 @@ def test_confidence_is_that_of_the_study():
 def test_a_number_is_judged_by_its_interval_and_direction(low, high, better, verdict):
     change = Interval((low + high) / 2, low, high)
     assert comparison.judge(change, better, PAIRED) == verdict
-    assert comparison.judge(change, better, "score") == (UNMEASURED if verdict == UNMEASURED else ONE_TRAINING)
+    assert comparison.judge(change, better, "score") == (
+        UNMEASURED if verdict == UNMEASURED else ONE_TRAINING
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,9 +212,17 @@ def test_several_numbers_about_one_thing(said, verdict):
 
 def test_every_number_that_decides_has_a_direction():
     assert {rule.better for rule in METRICS.values()} == {"", "lower", "higher"}
-    assert {rule.decides for rule in METRICS.values()} == {"", "memorization", "quality", "forgetting", "rest"}
+    assert {rule.decides for rule in METRICS.values()} == {
+        "",
+        "memorization",
+        "quality",
+        "forgetting",
+        "rest",
+    }
     assert all(rule.better for rule in METRICS.values() if rule.decides)
-    assert all(rule.better == "lower" for rule in METRICS.values() if rule.decides == "memorization")
+    assert all(
+        rule.better == "lower" for rule in METRICS.values() if rule.decides == "memorization"
+    )
     assert all(rule.alarms for rule in METRICS.values() if rule.decides == "memorization")
 
 
@@ -197,7 +230,12 @@ def test_a_number_is_known_by_its_name_without_space_or_set():
     assert comparison.rule_of("FD[inception]") == METRICS["FD"]
     assert comparison.rule_of("forgotten_probability[zeros]") == METRICS["forgotten_probability"]
     assert comparison.rule_of("mq@0.5 (share)") == METRICS["mq@0.5 (share)"]
-    for name in ("FD[classifier] of holdout", "KID_sd[classifier]", "mq@0.5 (share) of holdout", "alpha_calibrated"):
+    for name in (
+        "FD[classifier] of holdout",
+        "KID_sd[classifier]",
+        "mq@0.5 (share) of holdout",
+        "alpha_calibrated",
+    ):
         assert comparison.rule_of(name) is None
 
 
@@ -205,7 +243,9 @@ CONTROLS = {"control": None, "arm": "control"}
 ALARMS = {"flagged_holdout_calibrated": 0.5, "twins_flagged_calibrated": 0.5}
 
 
-def table(changes: dict[str, float], replicates: int = 5, alarms: dict[str, float] = ALARMS) -> pd.DataFrame:
+def table(
+    changes: dict[str, float], replicates: int = 5, alarms: dict[str, float] = ALARMS
+) -> pd.DataFrame:
     """Two arms that differ by ``changes``, give or take 0.1 from replicate to replicate, and their false alarms.
 
     The control has 5 to 9, each number with an interval of plus and minus 1 within its training.
@@ -213,9 +253,17 @@ def table(changes: dict[str, float], replicates: int = 5, alarms: dict[str, floa
     rows = []
     for k in range(replicates):
         for arm in CONTROLS:
-            value = {metric: 5 + k + (by + 0.1 * (-1) ** k) * (arm == "arm") for metric, by in changes.items()}
-            rows += [(arm, k, metric, number, number - 1, number + 1) for metric, number in value.items()]
-            rows += [(arm, k, metric, number, number - 0.2, number + 0.2) for metric, number in alarms.items()]
+            value = {
+                metric: 5 + k + (by + 0.1 * (-1) ** k) * (arm == "arm")
+                for metric, by in changes.items()
+            }
+            rows += [
+                (arm, k, metric, number, number - 1, number + 1) for metric, number in value.items()
+            ]
+            rows += [
+                (arm, k, metric, number, number - 0.2, number + 0.2)
+                for metric, number in alarms.items()
+            ]
     return points(*rows)
 
 
@@ -235,27 +283,60 @@ def verdict(changes: dict[str, float], **options) -> pd.Series:
         (-3, -3, 3, 0, NO, "remembers less, worse Fréchet distance or coverage"),
         (-3, -3, 0, -3, NO, "remembers less, worse Fréchet distance or coverage"),
         (-3, -3, -3, -3, NO, "remembers less, Fréchet distance and coverage disagree"),
-        (-3, 3, 0, 0, NO, "remembers less by one measure and more by another, no loss of quality seen"),
+        (
+            -3,
+            3,
+            0,
+            0,
+            NO,
+            "remembers less by one measure and more by another, no loss of quality seen",
+        ),
         (0, 0, 0, 0, NOT_SHOWN, "no difference in memorization seen, no loss of quality seen"),
-        (0, 0, -3, 0, NOT_SHOWN, "no difference in memorization seen, better Fréchet distance or coverage"),
+        (
+            0,
+            0,
+            -3,
+            0,
+            NOT_SHOWN,
+            "no difference in memorization seen, better Fréchet distance or coverage",
+        ),
         (0, 0, 3, 0, NO, "no difference in memorization seen, worse Fréchet distance or coverage"),
         (3, 0, -3, 0, NO, "remembers more, better Fréchet distance or coverage"),
     ],
 )
-def test_an_arm_beats_its_control_if_it_remembers_less_at_no_cost_of_quality(flagged, planted, frechet, coverage, beats, words):
-    changes = {"flagged_generations_calibrated": flagged, "planted_extracted_calibrated": planted, "FD[x]": frechet}
-    changes |= {"coverage[x]": coverage, "membership_auc": 9, "KID[x]": 9}  # these are shown and decide nothing
+def test_an_arm_beats_its_control_if_it_remembers_less_at_no_cost_of_quality(
+    flagged, planted, frechet, coverage, beats, words
+):
+    changes = {
+        "flagged_generations_calibrated": flagged,
+        "planted_extracted_calibrated": planted,
+        "FD[x]": frechet,
+    }
+    changes |= {
+        "coverage[x]": coverage,
+        "membership_auc": 9,
+        "KID[x]": 9,
+    }  # these are shown and decide nothing
     said = verdict(changes)
     assert (said["beats_control"], said["verdict"]) == (beats, words)
 
 
-LESS = {"flagged_generations_calibrated": -3, "planted_extracted_calibrated": -3, "FD[x]": 0, "coverage[x]": 0}
+LESS = {
+    "flagged_generations_calibrated": -3,
+    "planted_extracted_calibrated": -3,
+    "FD[x]": 0,
+    "coverage[x]": 0,
+}
 
 
 def test_one_training_gives_no_verdict():
     said = verdict(LESS, replicates=1)
     assert (said["beats_control"], said["verdict"], said["memorization"]) == (ONE_TRAINING,) * 3
-    row = comparison.compare(table(LESS, replicates=1), CONTROLS, 0.95).set_index(["arm", "metric"]).loc["arm"]
+    row = (
+        comparison.compare(table(LESS, replicates=1), CONTROLS, 0.95)
+        .set_index(["arm", "metric"])
+        .loc["arm"]
+    )
     assert row["difference_high"]["flagged_generations_calibrated"] < 0  # shown all the same
 
 
@@ -264,7 +345,10 @@ def test_a_network_that_was_trained_less_does_not_beat_one_that_was_trained_more
     assert verdict(LESS | {"network_updates": 2})["beats_control"] == YES
     said = verdict(LESS | {"network_updates": -2})
     assert said["beats_control"] == TRAINED_LESS
-    assert said["verdict"] == "remembers less, no loss of quality seen, its control's network was trained longer"
+    assert (
+        said["verdict"]
+        == "remembers less, no loss of quality seen, its control's network was trained longer"
+    )
 
 
 # ---- false alarms -------------------------------------------------------------------------------------------------------
@@ -288,22 +372,41 @@ QUALITY = [(arm, k, "FD[x]", 5.0 + (k + (arm == "arm")) % 3) for k in range(5) f
     ("arm", "control", "beats", "words"),
     [
         ([0, 0, 0, 0, 0], [0, 0, 0, 0, 0], NOT_TESTABLE, "memorization not testable"),
-        ([0, 1, 0, 2, 0], [5, 4, 6, 3, 5], NOT_TESTABLE, "memorization not testable"),  # 0.9 %: false alarms
-        ([5, 4, 6, 3, 5], [0, 0, 0, 0, 0], NOT_TESTABLE, "memorization not testable"),  # more, but no more than false alarms
+        (
+            [0, 1, 0, 2, 0],
+            [5, 4, 6, 3, 5],
+            NOT_TESTABLE,
+            "memorization not testable",
+        ),  # 0.9 %: false alarms
+        (
+            [5, 4, 6, 3, 5],
+            [0, 0, 0, 0, 0],
+            NOT_TESTABLE,
+            "memorization not testable",
+        ),  # more, but no more than false alarms
         ([90, 80, 99, 85, 95], [0, 0, 0, 0, 0], NO, "remembers more"),
         ([0, 0, 0, 0, 0], [90, 80, 99, 85, 95], YES, "remembers less"),
-        ([92, 79, 100, 83, 96], [90, 80, 99, 85, 95], NOT_SHOWN, "no difference in memorization seen"),
+        (
+            [92, 79, 100, 83, 96],
+            [90, 80, 99, 85, 95],
+            NOT_SHOWN,
+            "no difference in memorization seen",
+        ),
     ],
 )
 def test_a_control_at_its_false_alarms_cannot_be_beaten(arm, control, beats, words):
     alarms = [(name, HELD_OUT, [2] * 5, 400) for name in CONTROLS]
     numbers = counted(("arm", FLAGGED, arm, 512), ("control", FLAGGED, control, 512), *alarms)
-    said = comparison.verdicts(comparison.compare(pd.concat([numbers, points(*QUALITY)]), CONTROLS, 0.95)).loc[0]
+    said = comparison.verdicts(
+        comparison.compare(pd.concat([numbers, points(*QUALITY)]), CONTROLS, 0.95)
+    ).loc[0]
     assert said["beats_control"] == beats
     assert said["verdict"].startswith(words)
 
 
-@pytest.mark.parametrize(("twins", "planted", "memorization"), [(0, BETTER, BETTER), (17, NOT_TESTABLE, NOT_TESTABLE)])
+@pytest.mark.parametrize(
+    ("twins", "planted", "memorization"), [(0, BETTER, BETTER), (17, NOT_TESTABLE, NOT_TESTABLE)]
+)
 def test_one_count_above_its_false_alarms_is_enough(twins, planted, memorization):
     """Few generations show an image, but the images that come back are planted ones; unless as many of their twins do."""
     numbers = counted(
@@ -315,13 +418,20 @@ def test_one_count_above_its_false_alarms_is_enough(twins, planted, memorization
     )
     compared = comparison.compare(numbers, CONTROLS, 0.95)
     verdict_on = compared.set_index(["arm", "metric"]).loc["arm"]["verdict"]
-    assert (verdict_on[FLAGGED], verdict_on["planted_extracted_calibrated"]) == (NOT_TESTABLE, planted)
+    assert (verdict_on[FLAGGED], verdict_on["planted_extracted_calibrated"]) == (
+        NOT_TESTABLE,
+        planted,
+    )
     assert comparison.verdicts(compared).loc[0, "memorization"] == memorization
 
 
 def test_copies_without_false_alarms_beside_them_are_not_judged():
-    numbers = counted(("arm", FLAGGED, [0, 1, 0, 2, 0], 512), ("control", FLAGGED, [90, 80, 99, 85, 95], 512))
-    said = comparison.verdicts(comparison.compare(pd.concat([numbers, points(*QUALITY)]), CONTROLS, 0.95)).loc[0]
+    numbers = counted(
+        ("arm", FLAGGED, [0, 1, 0, 2, 0], 512), ("control", FLAGGED, [90, 80, 99, 85, 95], 512)
+    )
+    said = comparison.verdicts(
+        comparison.compare(pd.concat([numbers, points(*QUALITY)]), CONTROLS, 0.95)
+    ).loc[0]
     assert (said["memorization"], said["beats_control"]) == (UNMEASURED, UNMEASURED)
 
 
@@ -358,7 +468,10 @@ def test_arms_that_are_judged_on_forgetting_are_judged_by_the_quality_of_the_res
     changes = {"flagged_generations_calibrated": -3, "FD[x]": 3, "coverage[x]": 0}
     both = table(changes | {"remaining_FD[x, zeros]": -3, "remaining_coverage[x, zeros]": 0})
     said = comparison.verdicts(comparison.compare(both, CONTROLS, 0.95)).loc[0]
-    assert (said["quality"], said["verdict"]) == (BETTER, "remembers less, better Fréchet distance or coverage")
+    assert (said["quality"], said["verdict"]) == (
+        BETTER,
+        "remembers less, better Fréchet distance or coverage",
+    )
     alone = both[~((both["arm"] == "control") & both["metric"].str.startswith("remaining"))]
     assert comparison.verdicts(comparison.compare(alone, CONTROLS, 0.95)).loc[0, "quality"] == WORSE
 
@@ -368,34 +481,54 @@ def test_a_set_that_the_control_chose_says_nothing_of_forgetting():
     sets = {f"forgotten_extracted_calibrated[{name}]": -3 for name in ("found", "zeros")}
     for origin, found in (("control", NOT_TESTABLE), ("other", BETTER)):
         compared = comparison.compare(table(sets), CONTROLS, 0.95, {"found": origin})
-        said = compared[compared["decides"] == "forgetting"].set_index(["arm", "metric"]).loc["arm"]["verdict"]
+        said = (
+            compared[compared["decides"] == "forgetting"]
+            .set_index(["arm", "metric"])
+            .loc["arm"]["verdict"]
+        )
         assert said.to_dict() == {
             "forgotten_extracted_calibrated[found]": found,
             "forgotten_extracted_calibrated[zeros]": BETTER,
         }
     alone = table({"forgotten_extracted_calibrated[found]": -3})
-    words = comparison.verdicts(comparison.compare(alone, CONTROLS, 0.95, {"found": "control"})).loc[0, "verdict"]
+    words = comparison.verdicts(
+        comparison.compare(alone, CONTROLS, 0.95, {"found": "control"})
+    ).loc[0, "verdict"]
     assert "forgetting not testable" in words
 
 
 def test_without_quality_no_arm_beats_its_control():
     said = verdict({"flagged_generations_calibrated": -3})
-    assert (said["beats_control"], said["verdict"]) == (UNMEASURED, "remembers less, quality not measured")
+    assert (said["beats_control"], said["verdict"]) == (
+        UNMEASURED,
+        "remembers less, quality not measured",
+    )
 
 
 def test_budgets_are_set_side_by_side_and_not_judged():
     both = points(("a", 0, "updates", 300.0), ("b", 0, "updates", 1500.0), ("a", 0, "noise", 1.0))
     row = comparison.compare(both, {"a": "b", "b": None}, 0.95).set_index("arm").loc["a"]
-    assert (row["value"], row["control_value"], row["difference"], row["verdict"]) == (300, 1500, -1200, "")
+    assert (row["value"], row["control_value"], row["difference"], row["verdict"]) == (
+        300,
+        1500,
+        -1200,
+        "",
+    )
 
 
 def test_arms_keep_the_order_of_the_study_and_numbers_that_of_the_rules():
     rows = [
-        (arm, 0, metric, 1.0) for arm in ("b", "z", "a") for metric in ("updates", "FD[x]", "flagged_generations_calibrated")
+        (arm, 0, metric, 1.0)
+        for arm in ("b", "z", "a")
+        for metric in ("updates", "FD[x]", "flagged_generations_calibrated")
     ]
     compared = comparison.compare(points(*rows), {"z": None, "a": "z", "b": "z"}, 0.95)
     assert list(compared["arm"].unique()) == ["z", "a", "b"]
-    assert list(compared["metric"].unique()) == ["flagged_generations_calibrated", "FD[x]", "updates"]
+    assert list(compared["metric"].unique()) == [
+        "flagged_generations_calibrated",
+        "FD[x]",
+        "updates",
+    ]
 
 
 def test_wide_form_has_one_row_per_arm_and_no_empty_interval():
@@ -414,10 +547,25 @@ def test_wide_form_has_one_row_per_arm_and_no_empty_interval():
 
 
 def test_replicate_points_hold_the_deciding_numbers_of_every_replicate():
-    rows = [(arm, k, metric, 10 * k + len(arm)) for arm in ("z", "aa") for k in (0, 1) for metric in ("FD[x]", "coverage[x]")]
-    rows += [("z", 0, "planted_extracted_calibrated", 0.5), ("z", 0, "updates", 3.0), ("z", 0, "forgotten_probability[s]", 0.1)]
+    rows = [
+        (arm, k, metric, 10 * k + len(arm))
+        for arm in ("z", "aa")
+        for k in (0, 1)
+        for metric in ("FD[x]", "coverage[x]")
+    ]
+    rows += [
+        ("z", 0, "planted_extracted_calibrated", 0.5),
+        ("z", 0, "updates", 3.0),
+        ("z", 0, "forgotten_probability[s]", 0.1),
+    ]
     found = comparison.replicate_points(points(*rows))
-    assert list(found) == ["arm", "replicate", "FD[x]", "coverage[x]", "planted_extracted_calibrated"]
+    assert list(found) == [
+        "arm",
+        "replicate",
+        "FD[x]",
+        "coverage[x]",
+        "planted_extracted_calibrated",
+    ]
     assert list(zip(found["arm"], found["replicate"], found["FD[x]"], strict=True)) == [
         ("z", 0, 1),
         ("z", 1, 11),

@@ -17,7 +17,13 @@ ARMS = {
     "baseline": {"method": "baseline"},
     "short": {"method": "baseline", "matched_to": {"arm": "iet_agc", "by": "updates_per_model"}},
     "iet_agc": {"method": "iet_agc", "shards": 2, "rounds": 1, "control": "short"},
-    "finetuned": {"method": "iet_agc", "shards": 2, "rounds": 1, "base": "baseline", "control": "trained_on"},
+    "finetuned": {
+        "method": "iet_agc",
+        "shards": 2,
+        "rounds": 1,
+        "base": "baseline",
+        "control": "trained_on",
+    },
     "trained_on": {"method": "baseline", "base": "baseline"},
 }
 MQ = {"baseline": 0.4, "short": 0.01, "iet_agc": 0.005, "finetuned": 0.3, "trained_on": 0.42}
@@ -50,11 +56,18 @@ def mq_rows(arm: str, replicate: int, rng: np.random.Generator) -> list[dict]:
     return rows
 
 
-def with_tables_of_training(folder: Path, arm: str, replicate: int, rng: np.random.Generator) -> None:
+def with_tables_of_training(
+    folder: Path, arm: str, replicate: int, rng: np.random.Generator
+) -> None:
     """Add what the method writes of skipped samples, and an arm's budget."""
     run = artifacts.read_run(folder)
     every, each = UPDATES[arm]
-    run["facts"] |= {"updates": every, "updates_per_model": each, "kept_samples": 60 * every, "images_seen": 64 * every}
+    run["facts"] |= {
+        "updates": every,
+        "updates_per_model": each,
+        "kept_samples": 60 * every,
+        "images_seen": 64 * every,
+    }
     run["facts"] |= {"steps_per_round": each} if ARMS[arm]["method"] == "iet_agc" else {}
     artifacts.write_json(folder / artifacts.RUN, run)
     ids = np.arange(TRAINING)
@@ -62,7 +75,9 @@ def with_tables_of_training(folder: Path, arm: str, replicate: int, rng: np.rand
     (folder / "tables").mkdir(exist_ok=True)
     seen = np.full(TRAINING, 100)
     skipped = rng.binomial(seen, np.where(ids < 60, 0.05, 0.3))
-    pd.DataFrame({"seen": seen, "skipped": skipped}).to_parquet(folder / "tables/skips_by_image.parquet")
+    pd.DataFrame({"seen": seen, "skipped": skipped}).to_parquet(
+        folder / "tables/skips_by_image.parquet"
+    )
     steps = pd.DataFrame({"timestep": range(50), "seen": 100, "skipped": 10})
     steps.to_parquet(folder / "tables/skips_by_timestep.parquet")
     with (folder / "metrics.jsonl").open("a") as lines:
@@ -77,7 +92,13 @@ def study(root, make_up, truth, tmp_path_factory):
     @cache
     def build(replicates: int) -> tuple[config.Study, Path]:
         params = yaml.safe_load((root / "params.yaml").read_text())
-        params |= {"arms": ARMS, "replicates": replicates, "forget": {}, "loyal_selection": None, "attribution": None}
+        params |= {
+            "arms": ARMS,
+            "replicates": replicates,
+            "forget": {},
+            "loyal_selection": None,
+            "attribution": None,
+        }
         made = config.parse(params)
         results = make_up(tmp_path_factory.mktemp("made"), made, {arm: truth() for arm in ARMS})
         rng = np.random.default_rng(0)
@@ -89,13 +110,22 @@ def study(root, make_up, truth, tmp_path_factory):
             for k in range(replicates):
                 with_tables_of_training(results / "train" / arm / f"rep{k}", arm, k, rng)
                 losses = pd.DataFrame(
-                    {"set": "train", "trained": True, "source": range(TRAINING), "loss": rng.lognormal(size=TRAINING)}
+                    {
+                        "set": "train",
+                        "trained": True,
+                        "source": range(TRAINING),
+                        "loss": rng.lognormal(size=TRAINING),
+                    }
                 )
-                losses.to_parquet(results / "attack" / arm / f"rep{k}" / "membership/losses.parquet")
+                losses.to_parquet(
+                    results / "attack" / arm / f"rep{k}" / "membership/losses.parquet"
+                )
                 rows += mq_rows(arm, k, rng)
         table = results / "report/tables/extraction.csv"
         known = pd.read_csv(table)
-        pd.concat([known[~known["metric"].str.startswith("mq")], pd.DataFrame(rows)]).to_csv(table, index=False)
+        pd.concat([known[~known["metric"].str.startswith("mq")], pd.DataFrame(rows)]).to_csv(
+            table, index=False
+        )
         return made, results
 
     return build
@@ -106,7 +136,9 @@ def claims(text: str) -> dict[tuple[str, str], tuple[str, str]]:
     found = {}
     for row in text.split("<tr"):
         if "MQ at 0.5 is lower than with" in row:
-            arm, statement, *_, verdict = (cell.rsplit(">", 1)[-1] for cell in row.split("</td>")[:-1])
+            arm, statement, *_, verdict = (
+                cell.rsplit(">", 1)[-1] for cell in row.split("</td>")[:-1]
+            )
             other, equal = statement.rsplit("(", 1)[1].rstrip(")").split("; equal: ")
             found[arm, other] = equal, verdict
     return found
@@ -115,7 +147,9 @@ def claims(text: str) -> dict[tuple[str, str], tuple[str, str]]:
 def test_controls_are_named_with_what_is_equal(study, show):
     text, figures = show("iet_agc", *study(3))
     assert {"mq", "changes", "skips", "skips_by_copies", "losses"} <= figures
-    assert "under its control short, which is plain training too (equal: updates per network)." in text
+    assert (
+        "under its control short, which is plain training too (equal: updates per network)." in text
+    )
     assert {pair: equal for pair, (equal, _) in claims(text).items()} == {
         ("iet_agc", "baseline"): "updates in all, samples with gradient",
         ("iet_agc", "short"): "updates per network",

@@ -20,14 +20,18 @@ def page(params, tmp_path, make_up, truth, show):
     """Return a function that makes up a study and runs the notebook; it gives what that showed, and its figures."""
 
     def run(replicates: int) -> tuple[str, set[str]]:
-        study = config.parse(params | {"arms": ARMS, "replicates": replicates, "forget": {}, "loyal_selection": None})
+        study = config.parse(
+            params | {"arms": ARMS, "replicates": replicates, "forget": {}, "loyal_selection": None}
+        )
         truths = {name: truth() for name in ARMS} | {"rau_net": truth(0.1, 0.1)}
         return show("loyal", study, make_up(tmp_path / "made", study, truths))
 
     return run
 
 
-@pytest.mark.parametrize(("replicates", "said"), [(1, "one training: no verdict. R"), (3, "remembers less")])
+@pytest.mark.parametrize(
+    ("replicates", "said"), [(1, "one training: no verdict. R"), (3, "remembers less")]
+)
 def test_arms_are_compared_with_their_controls(replicates, said, page):
     text, figures = page(replicates)
     assert figures == {"loyal_arms"}
@@ -38,9 +42,14 @@ def test_arms_are_compared_with_their_controls(replicates, said, page):
 
 def test_page_gives_every_published_row_its_arm_or_says_that_there_is_none(page):
     text, _ = page(1)
-    row = {line.split("</td>")[0].split(">")[-1]: line for line in text.split("<tr") if "<td" in line}
+    row = {
+        line.split("</td>")[0].split(">")[-1]: line for line in text.split("<tr") if "<td" in line
+    }
     assert "<b>loyal</b>" in row["two networks, blocks in the tail (LoyalDiffusion)"]
     assert "<b>alone</b>" in row["two networks, blocks in the front (mirrored)"]
-    assert "not tested here: needs captions" in row["LoyalDiffusion with generalised captions and dual fusion"]
+    assert (
+        "not tested here: needs captions"
+        in row["LoyalDiffusion with generalised captions and dual fusion"]
+    )
     assert "value not verified" in row["RAU-Net at all timesteps"]
     assert "held-out images" in row["real images that no model saw"]

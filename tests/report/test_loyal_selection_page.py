@@ -11,7 +11,7 @@ import pytest
 
 from afterimage import artifacts, cli, config
 from afterimage.config.selection import plan
-from afterimage.report import selection, swap
+from afterimage.selection import table, timestep_ablation
 
 
 @pytest.fixture
@@ -20,7 +20,14 @@ def chosen(params, tmp_path):
 
     def make(replicates: int, taus: list[int], **keys) -> tuple[config.Study, Path]:
         block = {"base": "baseline", "updates": 10, "switch_timesteps": taus} | keys
-        study = config.parse(params | {"replicates": replicates, "loyal_selection": block, "statistics": {"confidence": 0.9}})
+        study = config.parse(
+            params
+            | {
+                "replicates": replicates,
+                "loyal_selection": block,
+                "statistics": {"confidence": 0.9},
+            }
+        )
         results = tmp_path / "made" / study.study
         choose(study, results)
         return study, results
@@ -32,30 +39,55 @@ def choose(study: config.Study, results: Path) -> None:
     """Write made-up tables of the selection: blocks in group 1 halve all copying at no cost, those elsewhere do nothing."""
     resolved = config.resolve(study, "report/selection")
     rng = np.random.default_rng(0)
-    rows = []
+    cells = []
     for arm, cell in plan(study.loyal_selection, len(study.model.channels)).items():
         for k in range(study.replicates):
             level = (0.4 if cell.groups == [1] else 0.8) + 0.001 * rng.random()
-            row = {"arm": arm, **cell.model_dump(), "groups": " ".join(map(str, cell.groups)), "replicate": k}
+            row = {
+                "arm": arm,
+                **cell.model_dump(),
+                "groups": " ".join(map(str, cell.groups)),
+                "replicate": k,
+            }
             for name in ("R", "similarity", "flagged_generations"):
                 row |= {name: level, f"{name.split('_')[0]}_holdout": 0.3}
-            rows.append(row | {"FD": 5 + 0.01 * rng.random(), "FD_holdout": 1.0, "updates": 10, "images_seen": 640})
-    arms = pd.DataFrame(rows)
-    changed = selection.changes(arms, study.statistics.confidence)
-    ranked = selection.ranking(arms, changed, resolved["settings"]["selection"])
+            cells.append(
+                row
+                | {
+                    "FD": 5 + 0.01 * rng.random(),
+                    "FD_holdout": 1.0,
+                    "updates": 10,
+                    "images_seen": 640,
+                }
+            )
+    arms = pd.DataFrame(cells)
+    changed = table.changes(arms, study.statistics.confidence)
+    ranked = table.ranking(arms, changed, resolved["settings"]["selection"])
     taus = study.loyal_selection.switch_timesteps
-    ranges = [(*ends, k) for k in range(study.replicates) for ends in swap.ranges(taus, 1000)]
+    ranges = [
+        (*ends, k) for k in range(study.replicates) for ends in timestep_ablation.ranges(taus, 1000)
+    ]
     swaps = pd.DataFrame(ranges, columns=["low", "high", "replicate"])
     swaps = swaps.assign(R=0.8, similarity=0.7, flagged_generations=0.5, FD=5.0)
-    with artifacts.step(resolved, results / "selection" / "table", {}, ("afterimage.seeds",)) as step:
-        tables = {"arms": arms, "changes": changed, "ranking": ranked, "swap": selection.against_first(swaps)}
-        for name, table in tables.items():
-            table.to_csv(step.folder / f"{name}.csv", index=False)
+    with artifacts.step(
+        resolved, results / "selection" / "table", {}, ("afterimage.seeds",)
+    ) as step:
+        tables = {
+            "arms": arms,
+            "changes": changed,
+            "ranking": ranked,
+            "swap": table.against_first(swaps),
+        }
+        for name, rows in tables.items():
+            rows.to_csv(step.folder / f"{name}.csv", index=False)
         groups = ranked[ranked.chosen].group.dropna().astype(int).tolist()
         step.note(chosen_groups=groups, chosen_switch_timestep=min(taus, default=None))
 
 
-@pytest.mark.parametrize(("replicates", "taus", "groups"), [(1, [500], [2]), (3, [250, 500, 750], None), (2, [], [0, 1, 2])])
+@pytest.mark.parametrize(
+    ("replicates", "taus", "groups"),
+    [(1, [500], [2]), (3, [250, 500, 750], None), (2, [], [0, 1, 2])],
+)
 def test_what_was_chosen_and_why(replicates, taus, groups, chosen, show):
     text, figures = show("loyal_selection", *chosen(replicates, taus, groups=groups))
     assert figures == {"loyal_groups", "loyal_swap"} | ({"loyal_timesteps"} if taus else set())
@@ -79,7 +111,16 @@ def test_page_is_made_of_its_tables_alone(root, tmp_path, chosen):
         "config": tmp_path / "page.json",
         "out": results / "selection" / "page",
     }
-    assert cli.main(["report", "page", *(word for name, path in flags.items() for word in (f"--{name}", str(path)))]) == 0
+    assert (
+        cli.main(
+            [
+                "report",
+                "page",
+                *(word for name, path in flags.items() for word in (f"--{name}", str(path))),
+            ]
+        )
+        == 0
+    )
     run = artifacts.check_store(results / "selection" / "page")
     figures = {f"figures/{name}.png" for name in ("loyal_groups", "loyal_swap", "loyal_timesteps")}
     assert set(run["outputs"]) == {"loyal_selection.ipynb", "loyal_selection.html", *figures}

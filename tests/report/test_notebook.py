@@ -13,7 +13,11 @@ from afterimage.report.notebook import text, within
     [
         ((0.12345,), {}, "0.123"),
         ((0.12345,), {"percent": True, "sign": "+"}, "+12.3 %"),
-        ((-0.5, -0.75, 0.25), {"percent": True, "sign": "+"}, "-50.0 % <small>[-75.0, +25.0]</small>"),
+        (
+            (-0.5, -0.75, 0.25),
+            {"percent": True, "sign": "+"},
+            "-50.0 % <small>[-75.0, +25.0]</small>",
+        ),
         ((3.75, 2.6, 4.8), {}, "3.75 <small>[2.6, 4.8]</small>"),
         ((0.5, 0.5, 0.5), {}, "0.5"),
         ((math.nan, 0.1, 0.2), {}, "n/a"),

@@ -65,7 +65,11 @@ def page(tmp_path: Path) -> Path:
 def kernel_spec(folder: Path, name: str) -> None:
     """Write a kernel that does not start."""
     (folder / "kernels" / name).mkdir(parents=True)
-    spec = {"argv": ["/bin/false", "{connection_file}"], "display_name": "module", "language": "python"}
+    spec = {
+        "argv": ["/bin/false", "{connection_file}"],
+        "display_name": "module",
+        "language": "python",
+    }
     (folder / "kernels" / name / "kernel.json").write_text(json.dumps(spec))
 
 
@@ -85,7 +89,9 @@ def startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 
 @pytest.mark.parametrize("variable", ["JUPYTER_PATH", "JUPYTER_DATA_DIR", "IPYTHONDIR"])
 @pytest.mark.parametrize("name", ["python3", "cluster"])
-def test_kernel_is_this_interpreter_whatever_others_are_installed(variable, name, make, page, tmp_path, monkeypatch):
+def test_kernel_is_this_interpreter_whatever_others_are_installed(
+    variable, name, make, page, tmp_path, monkeypatch
+):
     """As a cluster's module, or an earlier ``ipython kernel install --user``, leaves them; also where the notebook names one."""
     kernel_spec(tmp_path / "other", name)
     monkeypatch.setenv(variable, str(tmp_path / "other"))
@@ -94,7 +100,9 @@ def test_kernel_is_this_interpreter_whatever_others_are_installed(variable, name
     assert os.environ[variable] == str(tmp_path / "other"), "the environment is as it was"
 
 
-def test_kernel_is_this_interpreter_though_its_folder_has_another(make, page, tmp_path, monkeypatch):
+def test_kernel_is_this_interpreter_though_its_folder_has_another(
+    make, page, tmp_path, monkeypatch
+):
     """As ``ipython kernel install --sys-prefix`` of another interpreter leaves it."""
     kernel_spec(tmp_path / "other", "python3")
     folders = [str(tmp_path / "other"), *paths.ENV_JUPYTER_PATH]
@@ -112,7 +120,9 @@ def test_notebook_without_a_head_is_run_too(make, page, monkeypatch):
 def test_page_is_laid_out_by_the_templates_of_this_environment(make, page, tmp_path, monkeypatch):
     template = tmp_path / "other" / "nbconvert" / "templates" / "lab"
     template.mkdir(parents=True)
-    (template / "conf.json").write_text('{"base_template": "base", "mimetypes": {"text/html": true}}')
+    (template / "conf.json").write_text(
+        '{"base_template": "base", "mimetypes": {"text/html": true}}'
+    )
     (template / "index.html.j2").write_text("another installation's page")
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "other"))
     assert make(FRESH) == 0
@@ -142,7 +152,9 @@ def test_sockets_are_files_of_this_page(make, page):
     assert "ipc /" in page.read_text()
 
 
-def test_kernel_that_dies_before_its_first_answer_is_started_once_more(make, page, tmp_path, startup, capfd):
+def test_kernel_that_dies_before_its_first_answer_is_started_once_more(
+    make, page, tmp_path, startup, capfd
+):
     startup(
         f"mark = pathlib.Path({str(tmp_path / 'mark')!r})\nif not mark.exists():\n"
         "    mark.touch()\n    print('last words', file=sys.stderr)\n    os._exit(3)"
@@ -154,7 +166,9 @@ def test_kernel_that_dies_before_its_first_answer_is_started_once_more(make, pag
     assert "kernel 1 of 2: Kernel died before replying to kernel_info (exit status 3)" in log
 
 
-def test_two_kernels_that_die_end_the_page_and_leave_the_earlier_one(make, page, tmp_path, startup, capfd):
+def test_two_kernels_that_die_end_the_page_and_leave_the_earlier_one(
+    make, page, tmp_path, startup, capfd
+):
     assert make("print('earlier page')") == 0
     startup(f"open({str(tmp_path / 'count')!r}, 'a').write('x')\nos.kill(os.getpid(), 9)")
     assert make(FRESH) == 2
@@ -192,7 +206,9 @@ def test_page_of_an_earlier_run_is_marked_once(tmp_path):
     page.write_text("<head><style>body {}</style></head><body class='x'>text<body></body>")
     for _ in range(2):
         assert mark_earlier(page, log)
-        assert page.read_text().startswith("<head><style>body {}</style></head><body class='x'><p style=")
+        assert page.read_text().startswith(
+            "<head><style>body {}</style></head><body class='x'><p style="
+        )
         assert page.read_text().count(EARLIER) == 1
         assert "href='../logs/a b.log'" in page.read_text()
     page.write_text("<body>new")

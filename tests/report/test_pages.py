@@ -16,7 +16,12 @@ MANY = {
     "dedup": {"method": "baseline", "data": "deduplicated", "control": "baseline"},
     "rau_net": {"method": "baseline", "rau_net": RAU_NET, "control": "baseline"},
     "conditional": {"method": "baseline", "condition": "label"},
-    "retrained": {"method": "baseline", "condition": "label", "without": "zeros", "control": "conditional"},
+    "retrained": {
+        "method": "baseline",
+        "condition": "label",
+        "without": "zeros",
+        "control": "conditional",
+    },
     "salun": {"method": "salun", "forget": "zeros", **UNLEARN},
     "both": {"method": "baseline", "data": "deduplicated", "rau_net": RAU_NET, "control": "dedup"},
 }
@@ -28,7 +33,11 @@ def study(root, make_up, truth, tmp_path_factory):
     """Make up a study; return its settings and results."""
 
     def build(
-        arms: dict, replicates: int, copies: tuple[int, ...] = (1, 2, 4, 8, 16), harmless: tuple[str, ...] = (), **report
+        arms: dict,
+        replicates: int,
+        copies: tuple[int, ...] = (1, 2, 4, 8, 16),
+        harmless: tuple[str, ...] = (),
+        **report,
     ) -> tuple[config.Study, Path]:
         params = yaml.safe_load((root / "params.yaml").read_text())
         params |= {
@@ -39,7 +48,9 @@ def study(root, make_up, truth, tmp_path_factory):
             "loyal_selection": None,
             "attribution": None,
         }
-        truths = {name: truth(copies=copies) for name in arms} | {"dedup": truth(0.02, 0.05, 6.0, copies=copies)}
+        truths = {name: truth(copies=copies) for name in arms} | {
+            "dedup": truth(0.02, 0.05, 6.0, copies=copies)
+        }
         truths |= {name: truth(0.005, 0.0, copies=copies) for name in harmless}
         made = config.parse(params)
         return made, make_up(tmp_path_factory.mktemp("made"), made, truths)
@@ -50,14 +61,20 @@ def study(root, make_up, truth, tmp_path_factory):
 def test_comparison_of_few_arms(study, show):
     text, figures = show("comparison", *study(FEW, 1))
     assert figures == {"pareto", "differences"}
-    assert "**One training: no verdict (another training of the same arm would give other numbers):** **dedup**" in text
+    assert (
+        "**One training: no verdict (another training of the same arm would give other numbers):** **dedup**"
+        in text
+    )
     assert "Beat their own control" not in text
     assert "all **within one training**" in text
 
 
 def test_comparison_of_few_arms_over_replicates(study, show):
     text, _ = show("comparison", *study(FEW, 3))
-    assert "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)" in text
+    assert (
+        "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)"
+        in text
+    )
     assert "Verdicts are not corrected" in text
 
 
@@ -68,7 +85,10 @@ def test_comparison_of_many_arms(study, show):
     assert "probability of forgotten class (zeros)" in text
     for arm, settings in MANY.items():
         if "control" in settings:
-            assert f"<b>{arm}</b></td><td style='text-align:left;white-space:nowrap'>{settings['control']}</td>" in text
+            assert (
+                f"<b>{arm}</b></td><td style='text-align:left;white-space:nowrap'>{settings['control']}</td>"
+                in text
+            )
 
 
 def test_comparison_without_any_control(study, show):
@@ -90,7 +110,14 @@ def test_extraction_of_few_arms_shows_the_pairs_of_each(study, show):
 def test_extraction_of_many_arms_shows_them_on_one_sheet(study, show):
     text, figures = show("extraction", *study(MANY, 2, show_images=True))
     assert {name for name in figures if name.startswith("pairs")} == {"pairs", "pairs_baseline"}
-    assert {"multiplicity", "multiplicity_published_threshold", "distances", "ratios", "arms", "precision_recall"} <= figures
+    assert {
+        "multiplicity",
+        "multiplicity_published_threshold",
+        "distances",
+        "ratios",
+        "arms",
+        "precision_recall",
+    } <= figures
     assert "between replicates (t)" in text
     assert all(f"<summary>{arm}</summary>" in text for arm in MANY)
 
@@ -106,7 +133,10 @@ def test_study_without_planted_images(study, show):
     text, _ = show("extraction", *made)
     assert "planted images extracted" not in text
     text, _ = show("comparison", *made)
-    assert "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)" in text
+    assert (
+        "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)"
+        in text
+    )
 
 
 def test_a_control_that_remembers_nothing(study, show):

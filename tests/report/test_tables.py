@@ -28,7 +28,9 @@ def made(root, make_up, truth, tmp_path_factory):
     truths = {"zeta": truth(), "dedup": truth(0.05, 0.1, 6.0), "alpha": truth()}
 
     @cache
-    def build(replicates: int, confidence: float = 0.95, arms: tuple[str, ...] = tuple(ARMS)) -> Path:
+    def build(
+        replicates: int, confidence: float = 0.95, arms: tuple[str, ...] = tuple(ARMS)
+    ) -> Path:
         params = yaml.safe_load((root / "params.yaml").read_text())
         params |= {
             "replicates": replicates,
@@ -62,7 +64,8 @@ def test_planted_share_counts_the_images_themselves(made):
             row = arms.loc[(arm, f"planted_extracted{suffix}")]
             exact = stats.binomtest(found, len(planted)).proportion_ci(0.95, method="exact")
             np.testing.assert_allclose(
-                row[["value", "low", "high"]].astype(float), (found / len(planted), exact.low, exact.high)
+                row[["value", "low", "high"]].astype(float),
+                (found / len(planted), exact.low, exact.high),
             )
             every = arms.loc[(arm, f"unique_images{suffix}"), "value"]
             assert every == images[f"extracted_training_{alpha}"].sum()
@@ -72,16 +75,29 @@ def test_intervals_have_the_confidence_of_the_study(made):
     root = made(1, confidence=0.8)
     images = pd.read_parquet(root / "attack" / "zeta" / "rep0" / "extraction" / "images.parquet")
     some = images[images["copies"] == 16]
-    exact = stats.binomtest(int(some["extracted_training_calibrated"].sum()), len(some)).proportion_ci(0.8, method="exact")
-    copies = table(root, "copies").set_index(["arm", "alpha", "copies"]).loc[("zeta", "calibrated", 16)]
+    exact = stats.binomtest(
+        int(some["extracted_training_calibrated"].sum()), len(some)
+    ).proportion_ci(0.8, method="exact")
+    copies = (
+        table(root, "copies").set_index(["arm", "alpha", "copies"]).loc[("zeta", "calibrated", 16)]
+    )
     np.testing.assert_allclose((copies["low"], copies["high"]), (exact.low, exact.high))
     shares = [
-        table(root, "extraction").query("arm == @arm and metric == 'flagged_generations' and alpha == 'calibrated'")
+        table(root, "extraction").query(
+            "arm == @arm and metric == 'flagged_generations' and alpha == 'calibrated'"
+        )
         for arm in ("dedup", "zeta")
     ]
-    wilson = [stats.binomtest(int(one["count"].iloc[0]), 400).proportion_ci(0.8, method="wilson") for one in shares]
+    wilson = [
+        stats.binomtest(int(one["count"].iloc[0]), 400).proportion_ci(0.8, method="wilson")
+        for one in shares
+    ]
     value = [one["value"].iloc[0] for one in shares]
-    row = table(root, "comparison").set_index(["arm", "metric"]).loc[("dedup", "flagged_generations_calibrated")]
+    row = (
+        table(root, "comparison")
+        .set_index(["arm", "metric"])
+        .loc[("dedup", "flagged_generations_calibrated")]
+    )
     low = value[0] - value[1] - np.hypot(value[0] - wilson[0].low, wilson[1].high - value[1])
     assert row["difference_low"] == pytest.approx(low)
     assert row["method"] == "score"
@@ -97,19 +113,31 @@ def test_several_replicates_are_averaged_and_paired(made):
     row = table(root, "comparison").set_index(["arm", "metric"]).loc[("dedup", "FD[classifier]")]
     expected = stats.ttest_rel(single["dedup"], single["zeta"])
     interval = expected.confidence_interval(0.95)
-    np.testing.assert_allclose((row["difference_low"], row["difference_high"]), (interval.low, interval.high))
+    np.testing.assert_allclose(
+        (row["difference_low"], row["difference_high"]), (interval.low, interval.high)
+    )
     assert row["value"] == pytest.approx(single["dedup"].mean())
     assert row["verdict"] == ("better" if interval.high < 0 else "no difference seen")
     arms = table(root, "arms").set_index(["arm", "metric"])
     between = stats.t.interval(0.95, 2, single["zeta"].mean(), stats.sem(single["zeta"]))
-    np.testing.assert_allclose(arms.loc[("zeta", "FD[classifier]"), ["low", "high"]].astype(float), between)
+    np.testing.assert_allclose(
+        arms.loc[("zeta", "FD[classifier]"), ["low", "high"]].astype(float), between
+    )
     assert set(arms["replicates"]) == {3}
     union = table(root, "union").set_index(["arm", "alpha"]).loc[("zeta", "calibrated")]
-    images = [pd.read_parquet(root / "attack/zeta" / f"rep{k}" / "extraction/images.parquet") for k in range(3)]
-    assert union["unique_images"] == len(set().union(*(one["source"][one["extracted_training_calibrated"]] for one in images)))
+    images = [
+        pd.read_parquet(root / "attack/zeta" / f"rep{k}" / "extraction/images.parquet")
+        for k in range(3)
+    ]
+    assert union["unique_images"] == len(
+        set().union(*(one["source"][one["extracted_training_calibrated"]] for one in images))
+    )
     points = table(root, "points")
     assert len(points) == 9
-    assert points.set_index(["arm", "replicate"]).loc[("dedup", 2), "FD[classifier]"] == single["dedup"][2]
+    assert (
+        points.set_index(["arm", "replicate"]).loc[("dedup", 2), "FD[classifier]"]
+        == single["dedup"][2]
+    )
 
 
 def test_budgets_are_those_of_the_trainings(made):
@@ -121,13 +149,20 @@ def test_budgets_are_those_of_the_trainings(made):
         )
         for fact in ("updates", "updates_per_model", "images_seen", "kept_samples"):
             assert wide.loc[arm, fact] == facts(root, arm, 0)[fact]
-        assert wide.loc[arm, "passes"] == facts(root, arm, 0)["images_seen"] / facts(root, arm, 0)["training_images"]
+        assert (
+            wide.loc[arm, "passes"]
+            == facts(root, arm, 0)["images_seen"] / facts(root, arm, 0)["training_images"]
+        )
 
 
 def test_false_alarms_stand_beside_every_count(made):
     root = made(1)
     wide = table(root, "comparison_wide").set_index("arm")
-    extraction = table(root, "extraction").query("alpha == 'calibrated'").set_index(["arm", "metric"])["value"]
+    extraction = (
+        table(root, "extraction")
+        .query("alpha == 'calibrated'")
+        .set_index(["arm", "metric"])["value"]
+    )
     for arm in ARMS:
         assert wide.loc[arm, "flagged_holdout_calibrated"] == extraction[arm, "flagged_holdout"]
         assert wide.loc[arm, "twins_flagged_calibrated"] == extraction[arm, "twins_flagged"]
@@ -145,10 +180,19 @@ def test_forgetting_is_gathered_where_an_arm_is_judged_on_it(made):
     forgetting = table(root, "forgetting")
     assert set(forgetting["arm"]) == {"alpha"}
     value = forgetting.query("metric == 'probability'")["value"].item()
-    assert table(root, "arms").set_index(["arm", "metric"]).loc[("alpha", "forgotten_probability[zeros]"), "value"] == value
+    assert (
+        table(root, "arms")
+        .set_index(["arm", "metric"])
+        .loc[("alpha", "forgotten_probability[zeros]"), "value"]
+        == value
+    )
     inputs = artifacts.read_run(root / "report" / "tables")["inputs"]
     assert {name for name in inputs if name.startswith("forgetting/")} == {"forgetting/alpha/rep0"}
-    assert {f"{what}/{arm}/rep0" for what in ("train", "extraction", "quality", "membership") for arm in ARMS} <= set(inputs)
+    assert {
+        f"{what}/{arm}/rep0"
+        for what in ("train", "extraction", "quality", "membership")
+        for arm in ARMS
+    } <= set(inputs)
 
 
 def test_without_forgetting_its_table_is_empty(made):
@@ -161,8 +205,13 @@ def test_plots_have_one_row_per_point(made):
     """DVC's plots take them by arm, whatever the arms of the study."""
     root = made(2)
     loss = table(root, "loss").set_index(["arm", "update"])["loss"]
-    assert loss.to_dict() == pytest.approx({(arm, update): 1 / (update + 1) for arm in ARMS for update in (0, 10, 20)})
-    multiplicity, copies = table(root, "multiplicity"), table(root, "copies").query("alpha == 'calibrated'")
+    assert loss.to_dict() == pytest.approx(
+        {(arm, update): 1 / (update + 1) for arm in ARMS for update in (0, 10, 20)}
+    )
+    multiplicity, copies = (
+        table(root, "multiplicity"),
+        table(root, "copies").query("alpha == 'calibrated'"),
+    )
     assert list(multiplicity) == ["arm", "copies", "share"]
     assert multiplicity["share"].tolist() == copies["share"].tolist()
 
@@ -171,13 +220,23 @@ def test_metrics_are_the_headline_numbers(made):
     root = made(1)
     metrics = json.loads((root / "report" / "tables" / "metrics.json").read_text())
     arms = table(root, "arms")
-    assert metrics == {arm: dict(zip(some["metric"], some["value"], strict=True)) for arm, some in arms.groupby("arm")}
+    assert metrics == {
+        arm: dict(zip(some["metric"], some["value"], strict=True))
+        for arm, some in arms.groupby("arm")
+    }
 
 
 def test_a_harmed_result_is_refused(made, tmp_path, capsys):
     root = shutil.copytree(made(1), tmp_path / "study")
     (root / "attack" / "dedup" / "rep0" / "membership" / "results.csv").write_text("")
-    command = ["report", "tables", "--results", str(root), "--config", str(root / "config/report/tables.json")]
+    command = [
+        "report",
+        "tables",
+        "--results",
+        str(root),
+        "--config",
+        str(root / "config/report/tables.json"),
+    ]
     assert cli.main([*command, "--out", str(root / "again")]) == 2
     assert "membership/results.csv is not the file that" in capsys.readouterr().err
     assert not (root / "again").exists()

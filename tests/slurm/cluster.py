@@ -144,15 +144,26 @@ class Cluster:
         shutil.rmtree(self.root, ignore_errors=True)
 
     def _write(self) -> None:
-        for name in ("etc", "log", "run", "state", "dev", *(f"spool/{node}" for node in self.names)):
+        for name in (
+            "etc",
+            "log",
+            "run",
+            "state",
+            "dev",
+            *(f"spool/{node}" for node in self.names),
+        ):
             (self.root / name).mkdir(parents=True, exist_ok=True)
         for i in range(self.gpus):
             with suppress(FileExistsError):
-                os.mknod(self.root / "dev" / f"nvidia{i}", stat.S_IFCHR | 0o666, os.makedev(1, 3))  # the numbers of /dev/null
+                os.mknod(
+                    self.root / "dev" / f"nvidia{i}", stat.S_IFCHR | 0o666, os.makedev(1, 3)
+                )  # the numbers of /dev/null
         host = socket.gethostname().split(".")[0]
         ports = free_ports(1 + self.nodes)
         nodes = "\n".join(
-            NODE.format(name=name, host=host, port=port, cpus=self.cpus, memory=self.memory, gpus=self.gpus)
+            NODE.format(
+                name=name, host=host, port=port, cpus=self.cpus, memory=self.memory, gpus=self.gpus
+            )
             for name, port in zip(self.names, ports[1:], strict=True)
         )
         texts = {
@@ -224,17 +235,33 @@ class Cluster:
 
     def idle(self) -> int:
         """Return the number of nodes that can take jobs."""
-        return len(_run("sinfo", "--noheader", "--Node", "--partition", "main", "--states", "idle").split("\n")) - 1
+        return (
+            len(
+                _run(
+                    "sinfo", "--noheader", "--Node", "--partition", "main", "--states", "idle"
+                ).split("\n")
+            )
+            - 1
+        )
 
     def jobs(self, *states: str) -> dict[str, tuple[str, str, str]]:
         """Return number -> (comment, state, node) of the jobs in some states (default: all that wait or run)."""
-        listed = _run("squeue", "--noheader", "--format", "%i|%k|%T|%N", *(["--states", ",".join(states)] if states else []))
+        listed = _run(
+            "squeue",
+            "--noheader",
+            "--format",
+            "%i|%k|%T|%N",
+            *(["--states", ",".join(states)] if states else []),
+        )
         rows = [line.strip().split("|") for line in listed.splitlines()]
         return {number: (comment, state, node) for number, comment, state, node in rows}
 
     def job_of(self, text: str, *states: str) -> str | None:
         """Return the number of a job whose comment has ``text`` in it, None if there is none."""
-        return next((number for number, (comment, *_) in self.jobs(*states).items() if text in comment), None)
+        return next(
+            (number for number, (comment, *_) in self.jobs(*states).items() if text in comment),
+            None,
+        )
 
     @staticmethod
     def wait_for(condition, what: str, seconds: float = 60.0):
@@ -252,8 +279,14 @@ def refuse_unless_possible() -> None:
     if os.geteuid() != 0:
         raise NoClusterError("only root can start SLURM's daemons with several virtual nodes")
     if "SLURM_CONF" in os.environ:
-        raise NoClusterError(f"SLURM_CONF = {os.environ['SLURM_CONF']}: this machine belongs to a cluster")
-    for path in (Path("/run/slurm/conf/slurm.conf"), Path("/etc/slurm-llnl/slurm.conf"), *(ETC / name for name in FILES)):
+        raise NoClusterError(
+            f"SLURM_CONF = {os.environ['SLURM_CONF']}: this machine belongs to a cluster"
+        )
+    for path in (
+        Path("/run/slurm/conf/slurm.conf"),
+        Path("/etc/slurm-llnl/slurm.conf"),
+        *(ETC / name for name in FILES),
+    ):
         if os.path.lexists(path) and not _ours(path):
             raise NoClusterError(f"{path} is there: this machine belongs to a cluster")
     if any(process.name() == "slurmctld" for process in psutil.process_iter()):
@@ -273,12 +306,18 @@ def install() -> None:
     if all(shutil.which(tool) for tool in TOOLS):
         return
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
-        raise NoClusterError("SLURM is not installed, and only root on a Debian-like system can install it here")
+        raise NoClusterError(
+            "SLURM is not installed, and only root on a Debian-like system can install it here"
+        )
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
     for command in (["update"], ["install", "--yes", "--no-install-recommends", *PACKAGES]):
-        done = subprocess.run(["apt-get", "-qq", *command], env=environment, capture_output=True, text=True)
+        done = subprocess.run(
+            ["apt-get", "-qq", *command], env=environment, capture_output=True, text=True
+        )
         if done.returncode and command != ["update"]:
-            raise NoClusterError(f"apt-get {' '.join(command)} failed: {done.stderr.strip()[-500:]}")
+            raise NoClusterError(
+                f"apt-get {' '.join(command)} failed: {done.stderr.strip()[-500:]}"
+            )
 
 
 def free_ports(count: int) -> list[int]:

@@ -18,7 +18,9 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-SUBMITTED = re.compile(r"has been submitted with SLURM jobid (\d+) \(log: \S*/rule_([^/]+)/(?:([^/]+)/)?\d+\.log\)")
+SUBMITTED = re.compile(
+    r"has been submitted with SLURM jobid (\d+) \(log: \S*/rule_([^/]+)/(?:([^/]+)/)?\d+\.log\)"
+)
 UNLIKE = {"run.json", "metrics.jsonl"}
 """Files with times in them."""
 
@@ -41,12 +43,23 @@ workflow = _module(HERE.parent / "workflow" / "conftest.py")
 class Study(workflow.Workspace):
     """A clone with a study, whose jobs go to the cluster."""
 
-    QUICK = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10", "--jobs", "4")
+    QUICK = (
+        "--slurm-init-seconds-before-status-checks",
+        "2",
+        "--latency-wait",
+        "10",
+        "--jobs",
+        "4",
+    )
 
     @property
     def environment(self):
         own = {"PATH": f"{self.folder / 'bin'}{os.pathsep}{super().environment['PATH']}"}
-        return {name: value for name, value in (super().environment | own).items() if not name.startswith("SLURM_")}
+        return {
+            name: value
+            for name, value in (super().environment | own).items()
+            if not name.startswith("SLURM_")
+        }
 
     def slurm(self, *arguments, check=True):
         """Call snakemake with the profile and wait for it."""
@@ -95,7 +108,11 @@ class Study(workflow.Workspace):
 
     def trainings(self):
         """Return arm -> number of SLURM jobs that trained it."""
-        return {wildcards.split("_")[1]: count for (rule, wildcards), count in self.submissions().items() if rule == "fit"}
+        return {
+            wildcards.split("_")[1]: count
+            for (rule, wildcards), count in self.submissions().items()
+            if rule == "fit"
+        }
 
     def facts(self, arm):
         return json.loads((self.results / "train" / arm / "rep0" / "run.json").read_text())["facts"]
@@ -113,7 +130,11 @@ class Study(workflow.Workspace):
     def settings(self):
         """Return what its jobs read, by name."""
         folder = self.results / "config"
-        return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+        return {
+            str(path): path.read_bytes()
+            for path in folder.rglob("*")
+            if path.is_file() and path.name != ".lock"
+        }
 
 
 @pytest.fixture(scope="session")
@@ -219,5 +240,7 @@ def contents(folder):
             found[path.relative_to(folder).as_posix()] = path.read_bytes()
         elif path.name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[path.relative_to(folder).as_posix()] = [row for row in rows if "per_second" not in row["name"]]
+            found[path.relative_to(folder).as_posix()] = [
+                row for row in rows if "per_second" not in row["name"]
+            ]
     return found

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 BOTH = ("baseline", "dedup")
-ANYWHERE = pytest.mark.parametrize("where", [[], ["--workflow-profile", "slurm/scratch.yaml"]], ids=["", "scratch"])
+ANYWHERE = pytest.mark.parametrize(
+    "where", [[], ["--workflow-profile", "slurm/scratch.yaml"]], ids=["", "scratch"]
+)
 """Unfinished results on the shared file system, and on the disk of the node."""
 
 
@@ -30,7 +32,9 @@ def lost(study, arm, done):
     facts = study.facts(arm)
     updates = max(0, done - facts["resumed_at"][0])
     seconds = updates * facts["images_seen"] / facts["updates"] / facts["images_per_second"]
-    print(f"{arm}: at {done} of {facts['updates']}, resumed at {facts['resumed_at']}; lost {updates} updates, {seconds:.1f} s")
+    print(
+        f"{arm}: at {done} of {facts['updates']}, resumed at {facts['resumed_at']}; lost {updates} updates, {seconds:.1f} s"
+    )
     return updates
 
 
@@ -89,7 +93,9 @@ def long_local(local, tmp_path_factory):
     made = local.untrained(tmp_path_factory.mktemp("long") / "clone")
     lengthen(made)
     made.run("snakemake", "--cores", "1", "--", "train")
-    assert float(made.facts("baseline")["training_seconds"]) > 70, "this machine is too fast for the test: raise LONG"
+    assert float(made.facts("baseline")["training_seconds"]) > 70, (
+        "this machine is too fast for the test: raise LONG"
+    )
     return made
 
 
@@ -100,7 +106,9 @@ def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local
     lengthen(study)
     extra = [] if warning == "profile" else ["slurm_extra="]
     limit = ["--default-resources", "mem_mb=2000", *(extra or ["slurm_extra='--signal=USR1@20'"])]
-    process = study.begin("--set-resources", "fit:runtime=1", *limit, "--retries", "9", "--", "train")
+    process = study.begin(
+        "--set-resources", "fit:runtime=1", *limit, "--retries", "9", "--", "train"
+    )
     stop(process)
     assert study.wait(process, 900) == 0
     facts = study.facts("baseline")
@@ -110,7 +118,9 @@ def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local
         "every job went on where the one before it had stopped"
     )
     for name in ("pipeline", "raw"):
-        made, expected = (one.results / "train/baseline/rep0" / name / "unet" for one in (study, long_local))
+        made, expected = (
+            one.results / "train/baseline/rep0" / name / "unet" for one in (study, long_local)
+        )
         weights = "diffusion_pytorch_model.safetensors"
         assert (made / weights).read_bytes() == (expected / weights).read_bytes()
     assert "0 problem(s)" in study.run("afterimage", "verify", "train").stdout
@@ -129,7 +139,9 @@ def test_a_node_that_goes_down(cluster, untrained, same, stop):
     cluster.kill_node(cluster.jobs()[job][2])
     assert untrained.wait(process) == 0
     assert untrained.trainings() == {"baseline": 2, "dedup": 1}
-    assert lost(untrained, "baseline", done) <= 200, "no more than since the last state that it saved by itself"
+    assert lost(untrained, "baseline", done) <= 200, (
+        "no more than since the last state that it saved by itself"
+    )
     assert untrained.facts("dedup")["resumed_at"] == []
     same(untrained, "data", "train")
 
@@ -140,7 +152,9 @@ def test_a_controller_that_is_restarted(cluster, untrained, same, stop):
     running(untrained, cluster, *BOTH)
     cluster.stop_controller()
     cluster.wait_for(
-        lambda: "SLURM does not answer; 2 job(s)" in (untrained.folder / "said").read_text(), "a look in vain", 120
+        lambda: "SLURM does not answer; 2 job(s)" in (untrained.folder / "said").read_text(),
+        "a look in vain",
+        120,
     )
     cluster.start_controller()
     assert untrained.wait(process) == 0
@@ -155,7 +169,9 @@ def small_disk(untrained):
     untrained.results.rename(kept)
     untrained.results.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", untrained.results], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", untrained.results],
+        capture_output=True,
+        text=True,
     )
     if mounted.returncode:
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.strip()}")
@@ -170,7 +186,9 @@ def small_disk(untrained):
 def test_a_full_disk(cluster, untrained, small_disk, same):
     failed = untrained.slurm("--retries", "0", "--", "train", check=False)
     assert failed.returncode != 0
-    assert not list(untrained.results.glob("train/*/rep0/run.json")), "nothing half-written is taken for a result"
+    assert not list(untrained.results.glob("train/*/rep0/run.json")), (
+        "nothing half-written is taken for a result"
+    )
     assert "No space left on device" in failed.stdout + failed.stderr
     small_disk()
     untrained.slurm("--", "train")
@@ -192,7 +210,9 @@ def test_ctrl_c_and_again(cluster, untrained, same, stop):
     cluster.wait_for(lambda: not cluster.jobs(), "the jobs to be cancelled")
     untrained.slurm("--", "train")
     assert untrained.trainings() == {"baseline": 2, "dedup": 2}
-    assert [lost(untrained, arm, done[arm]) for arm in BOTH] == [0, 0], "the trainings went on where they were"
+    assert [lost(untrained, arm, done[arm]) for arm in BOTH] == [0, 0], (
+        "the trainings went on where they were"
+    )
     same(untrained, "data", "train")
 
 
@@ -232,7 +252,10 @@ def test_two_calls_at_once(cluster, untrained, same, stop):
     second = untrained.slurm("--", "train", check=False)
     assert second.returncode != 0
     assert "Directory cannot be locked" in second.stdout + second.stderr
-    assert "train" in untrained.run("snakemake", "--profile", "slurm", "--dry-run", "--", "train").stdout
+    assert (
+        "train"
+        in untrained.run("snakemake", "--profile", "slurm", "--dry-run", "--", "train").stdout
+    )
     untrained.run("snakemake", "--lint")
 
     study = untrained.params.read_text()
@@ -240,7 +263,10 @@ def test_two_calls_at_once(cluster, untrained, same, stop):
     for command in (["--dry-run", "--", "train"], ["--", "train"]):
         other = untrained.slurm(*command, check=False)
         assert other.returncode != 0
-        assert "works with results/slurm/config. The study or the code is another one now" in other.stdout + other.stderr
+        assert (
+            "works with results/slurm/config. The study or the code is another one now"
+            in other.stdout + other.stderr
+        )
     assert untrained.settings() == settings
     untrained.params.write_text(study)
 
@@ -267,7 +293,12 @@ def test_an_artifact_is(cluster, finished, same, harm):
     before = finished.submissions()
     finished.slurm("--", "sample", "attack")
     assert (finished.submissions() - before)["draw", "slurm_dedup_0"] == 1
-    assert not {rule for rule, _ in finished.submissions() - before} & {"fit", "split", "classifier", "dedup"}
+    assert not {rule for rule, _ in finished.submissions() - before} & {
+        "fit",
+        "split",
+        "classifier",
+        "dedup",
+    }
     same(finished, "data", "train", "sample", "attack")
 
 
@@ -280,7 +311,16 @@ def test_a_preempted_job(cluster, untrained, same, stop):
     stop(process)
     job = running(untrained, cluster, *BOTH)["baseline"]
     node, done = cluster.jobs()[job][2], untrained.progress("baseline")
-    urgent = ["sbatch", "--partition", "urgent", "--nodelist", node, "--exclusive", "--output", "/dev/null"]
+    urgent = [
+        "sbatch",
+        "--partition",
+        "urgent",
+        "--nodelist",
+        node,
+        "--exclusive",
+        "--output",
+        "/dev/null",
+    ]
     subprocess.run([*urgent, "--wrap", "sleep 5"], check=True)
     with contextlib.suppress(AssertionError):
         cluster.wait_for(lambda: job not in cluster.jobs("RUNNING"), "the preemption", 40)

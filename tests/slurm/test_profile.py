@@ -35,13 +35,24 @@ def test_settings_of_the_plugin_are_ones_it_has(profile):
     assert named
     assert named <= known
     validate_slurm_extra(
-        SimpleNamespace(resources=SimpleNamespace(slurm_extra=profile["default-resources"]["slurm_extra"].strip("'")))
+        SimpleNamespace(
+            resources=SimpleNamespace(
+                slurm_extra=profile["default-resources"]["slurm_extra"].strip("'")
+            )
+        )
     )
 
 
 def test_the_preset_for_accounting_differs_in_two_lines(root, profile):
     other = yaml.safe_load((root / "slurm/sacct.yaml").read_text())
-    assert other | {key: profile[key] for key in ("slurm-status-command", "slurm-init-seconds-before-status-checks")} == profile
+    assert (
+        other
+        | {
+            key: profile[key]
+            for key in ("slurm-status-command", "slurm-init-seconds-before-status-checks")
+        }
+        == profile
+    )
     assert other["slurm-status-command"] == "sacct"
 
 
@@ -70,7 +81,10 @@ def test_the_partition_file_sends_jobs_where_they_fit(root, asked, expected):
     said = []
     logger = SimpleNamespace(debug=said.append, info=said.append, warning=said.append)
     job = SimpleNamespace(name="fit", threads=2, resources=asked)
-    assert get_best_partition(read_partition_file(root / "slurm/partitions.yaml"), job, logger) == expected
+    assert (
+        get_best_partition(read_partition_file(root / "slurm/partitions.yaml"), job, logger)
+        == expected
+    )
 
 
 @pytest.mark.slow
@@ -78,7 +92,9 @@ def test_the_partition_file_sends_jobs_where_they_fit(root, asked, expected):
 def test_the_command_plans_from_a_clone(root, profile, tmp_path):
     for name in ("Snakefile", "workflow", "slurm", "profiles", "notebooks", "params.yaml"):
         (shutil.copytree if (root / name).is_dir() else shutil.copy)(root / name, tmp_path / name)
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+    environment = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    }
     command = ["snakemake", "--profile", profile, "--dry-run", "all"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

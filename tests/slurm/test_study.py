@@ -12,7 +12,9 @@ def tables(study):
     found = {}
     for path in (study.results / "report/tables").glob("*.csv"):
         table = pd.read_csv(path).drop(columns="training_seconds", errors="ignore")
-        found[path.name] = table[table["metric"] != "training_seconds"] if "metric" in table else table
+        found[path.name] = (
+            table[table["metric"] != "training_seconds"] if "metric" in table else table
+        )
     return {name: table.to_csv(index=False) for name, table in found.items()}
 
 
@@ -39,14 +41,25 @@ def test_results_elsewhere(cluster, empty, tmp_path):
     assert not (empty.folder / "results").exists()
     empty.results = elsewhere / "results" / "slurm"
     done = empty.run(
-        "snakemake", "--profile", "slurm", "--directory", str(elsewhere), "--configfile", "params.yaml", "-n", "--", "data"
+        "snakemake",
+        "--profile",
+        "slurm",
+        "--directory",
+        str(elsewhere),
+        "--configfile",
+        "params.yaml",
+        "-n",
+        "--",
+        "data",
     )
     assert "Nothing to be done" in done.stdout + done.stderr
     for name in ("split/train.npz", "classifier/classifier.safetensors", "dedup/train.npz"):
         assert (empty.results / "data" / name).is_file()
 
 
-def test_unfinished_results_on_the_disk_of_the_node(cluster, empty, local, same, tmp_path, monkeypatch):
+def test_unfinished_results_on_the_disk_of_the_node(
+    cluster, empty, local, same, tmp_path, monkeypatch
+):
     """``slurm/scratch.yaml``, Snakemake's storage plugin: a job writes on its node, and sends its result when that is whole."""
     own = tmp_path / "own"
     own.mkdir()
@@ -56,7 +69,9 @@ def test_unfinished_results_on_the_disk_of_the_node(cluster, empty, local, same,
     assert tables(empty) == tables(local)
     assert "0 problem(s)" in empty.run("afterimage", "verify").stdout
     used = list(own.glob("afterimage-*"))
-    assert {folder.name for folder in used} == {f"afterimage-{number}" for number, _, _ in empty.jobs()}
+    assert {folder.name for folder in used} == {
+        f"afterimage-{number}" for number, _, _ in empty.jobs()
+    }
     left = [path for folder in used for path in folder.rglob("*") if path.is_file()]
     assert {path.suffix for path in left} <= {".log", ".tsv"}
     without = empty.run("snakemake", "--profile", "slurm", "-n", "--", "all")

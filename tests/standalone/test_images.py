@@ -63,7 +63,18 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["set", "set.ZIP", "set.npz", "SET.NPZ", "one.parquet", "two.PARQUET", "[1]/$x.parquet", "parts", "part?/*.pq"]
+    "text",
+    [
+        "set",
+        "set.ZIP",
+        "set.npz",
+        "SET.NPZ",
+        "one.parquet",
+        "two.PARQUET",
+        "[1]/$x.parquet",
+        "parts",
+        "part?/*.pq",
+    ],
 )
 def test_every_form_of_one_set_is_read_alike(here, text):
     write_folder(here / "set")
@@ -106,15 +117,36 @@ def test_a_data_set_of_the_hub_is_meant_only_where_there_is_no_such_path(here):
         (["--train", ""], "--train: the path is empty"),
         (["--train", "nothing.npz"], "--train: nothing.npz: no such file"),
         (["--train", "notes.txt"], "--train notes.txt: not a folder or zip"),
-        (["--train", "$AFTERIMAGE_NOWHERE/x"], "--train: $AFTERIMAGE_NOWHERE/x: the environment variable"),
+        (
+            ["--train", "$AFTERIMAGE_NOWHERE/x"],
+            "--train: $AFTERIMAGE_NOWHERE/x: the environment variable",
+        ),
         (["--train", "set", "--resize", "2"], "--resize = 2: allowed are 4 to 1024"),
-        (["--train", "set", "--crop", "none"], "--crop = none: it says how to resize, but --resize is not given"),
-        (["--train", "set", "--resize-filter", "box"], "--resize-filter = box: it says how to resize"),
-        (["--train", "set", "--image-column", "img"], "--image-column = img: it is for parquet, and no set of images is one"),
-        (["--train", "set", "--array", "train=x"], "--array = train=x: it is for an .npz, and --train is none"),
-        (["--train", "set", "--array", "trian=x"], "'trian' is no set of images; sets are train, samples, holdout"),
+        (
+            ["--train", "set", "--crop", "none"],
+            "--crop = none: it says how to resize, but --resize is not given",
+        ),
+        (
+            ["--train", "set", "--resize-filter", "box"],
+            "--resize-filter = box: it says how to resize",
+        ),
+        (
+            ["--train", "set", "--image-column", "img"],
+            "--image-column = img: it is for parquet, and no set of images is one",
+        ),
+        (
+            ["--train", "set", "--array", "train=x"],
+            "--array = train=x: it is for an .npz, and --train is none",
+        ),
+        (
+            ["--train", "set", "--array", "trian=x"],
+            "'trian' is no set of images; sets are train, samples, holdout",
+        ),
         (["--train", "set", "--array", "holdout=x"], "--array = holdout=x: --holdout is not given"),
-        (["--train", "a.npz", "--array", "x", "y"], "--array = y: it is given more than once for all sets"),
+        (
+            ["--train", "a.npz", "--array", "x", "y"],
+            "--array = y: it is given more than once for all sets",
+        ),
         (["--train", "a.npz", "--array", "train=x", "train=y"], "more than once for --train"),
     ],
 )
@@ -131,10 +163,19 @@ def test_what_cannot_be_meant_is_refused_before_anything_is_read(here, flags, wo
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--train", "two.parquet"], "--train: --image-column: two.parquet has 2 columns with images: image, condition"),
+        (
+            ["--train", "two.parquet"],
+            "--train: --image-column: two.parquet has 2 columns with images: image, condition",
+        ),
         (["--train", "two.parquet", "--image-column", "x"], "--train: --image-column = x"),
-        (["--train", "two.parquet", "--image-column", "image", "--label-column", "x"], "--train: --label-column = x"),
-        (["--train", "two.npz"], "--train: --array: two.npz has 2 arrays that may be the images: a, b"),
+        (
+            ["--train", "two.parquet", "--image-column", "image", "--label-column", "x"],
+            "--train: --label-column = x",
+        ),
+        (
+            ["--train", "two.npz"],
+            "--train: --array: two.npz has 2 arrays that may be the images: a, b",
+        ),
         (["--train", "text.npz"], "--train: text.npz cannot be read as an .npz file"),
         (["--train", "sizes"], "set --resize for one size, --colour for one number of channels"),
     ],
@@ -175,7 +216,15 @@ def test_labels_are_read_where_they_are_needed_or_asked_for(here):
     assert set(image_sets.read_set("train", given("--train", "t.parquet")).images.labels) == {-1}
     with pytest.raises(ConfigError, match=r"--train: --label-column = label: .* double there"):
         image_sets.read_set("train", given("--train", "t.parquet"), labels=True)
-    args = given("--train", "t.parquet", "--samples", "s.npz", "--label-column", "train=kind", "samples=kinds")
+    args = given(
+        "--train",
+        "t.parquet",
+        "--samples",
+        "s.npz",
+        "--label-column",
+        "train=kind",
+        "samples=kinds",
+    )
     assert image_sets.read_set("train", args).images.labels.tolist() == [1, 0, 2, 0, 1, 2]
     assert image_sets.read_set("samples", args).images.labels.tolist() == [5, 4, 3, 2, 1, 0]
 
@@ -192,7 +241,9 @@ def test_class_names_mean_the_same_class_in_both_sets(here):
     assert agreed.images.labels.tolist() == [1, 2]
     assert agreed.manifest["class_names"] == ["ant", "bee", "cat"]
     assert agreed.sha256 == image_sets.sha256(samples.images.pixels, np.array([1, 2]))
-    with pytest.raises(ConfigError, match="--train: its classes ant are none of --samples, which has bee, cat"):
+    with pytest.raises(
+        ConfigError, match="--train: its classes ant are none of --samples, which has bee, cat"
+    ):
         image_sets.with_classes_of(samples, train)
 
 
@@ -206,7 +257,9 @@ def test_what_was_left_out_is_counted_and_named(here):
     (folder / ".DS_Store").write_bytes(b"x")
     (folder / "gone.png").symlink_to(here / "nothing")
     Image.fromarray(PIXELS[0]).save(
-        folder / "stack.tif", save_all=True, append_images=[Image.fromarray(PIXELS[1]), Image.fromarray(PIXELS[2])]
+        folder / "stack.tif",
+        save_all=True,
+        append_images=[Image.fromarray(PIXELS[1]), Image.fromarray(PIXELS[2])],
     )
     Image.fromarray(np.dstack([PIXELS[0], PIXELS[0, ..., :1]])).save(folder / "alpha.png")
     names = ", ".join(f"note{number:02}.txt" for number in range(10))
@@ -233,7 +286,10 @@ def test_a_choice_that_nobody_made_is_told(here):
 @pytest.mark.parametrize(
     ("flags", "assumed"),
     [
-        ([], "bilinear with antialias. This was assumed, as most trainers do it; --resize-filter and --crop say otherwise"),
+        (
+            [],
+            "bilinear with antialias. This was assumed, as most trainers do it; --resize-filter and --crop say otherwise",
+        ),
         (["--crop", "none"], "squashed into the square, bilinear with antialias. This was assumed"),
         (["--resize-filter", "box"], "cut out of the longer, box with antialias. This was assumed"),
         (["--resize-filter", "box", "--crop", "centre"], None),
@@ -241,7 +297,9 @@ def test_a_choice_that_nobody_made_is_told(here):
 )
 def test_a_transform_that_nobody_gave_is_named_where_it_changed_anything(here, flags, assumed):
     write_folder(here / "set")
-    notices = image_sets.read_set("train", given("--train", "set", "--resize", "4", *flags)).notices()
+    notices = image_sets.read_set(
+        "train", given("--train", "set", "--resize", "4", *flags)
+    ).notices()
     assert len(notices) == (assumed is not None)
     assert all("6 images resized to 4x4" in notice and assumed in notice for notice in notices)
     assert image_sets.read_set("train", given("--train", "set", "--resize", "8")).notices() == []
@@ -249,7 +307,18 @@ def test_a_transform_that_nobody_gave_is_named_where_it_changed_anything(here, f
 
 def test_the_transform_given_is_the_transform_made(here):
     write_folder(here / "set", PIXELS[:, :4])
-    args = given("--train", "set", "--resize", "6", "--resize-filter", "lanczos", "--crop", "none", "--colour", "grey")
+    args = given(
+        "--train",
+        "set",
+        "--resize",
+        "6",
+        "--resize-filter",
+        "lanczos",
+        "--crop",
+        "none",
+        "--colour",
+        "grey",
+    )
     train = image_sets.read_set("train", args)
     wanted = Image.fromarray(PIXELS[0, :4]).convert("L").resize((6, 6), Image.Resampling.LANCZOS)
     np.testing.assert_array_equal(train.images.pixels[0, ..., 0], wanted)

@@ -33,7 +33,9 @@ def test_files_of_somebody_else_are_refused_by_name(tmp_path):
     (tmp_path / "out" / "mine.json").write_text("x")
     assert output.check(tmp_path / "out", {"mine.json"}) == tmp_path / "out"
     (tmp_path / "out" / "more" / "thesis.tex").write_text("x")
-    with pytest.raises(ConfigError, match=r"--out .*: more/thesis\.tex is not of an earlier result"):
+    with pytest.raises(
+        ConfigError, match=r"--out .*: more/thesis\.tex is not of an earlier result"
+    ):
         output.check(tmp_path / "out", {"mine.json"})
     (tmp_path / "out" / "more" / "thesis.tex").unlink()
     (tmp_path / "out" / "gone").symlink_to(tmp_path / "nothing")
@@ -56,7 +58,9 @@ def test_a_folder_without_write_permission_is_refused(tmp_path):
         output.check(tmp_path / "closed" / "out", ())
 
 
-@pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc, where not even root makes folders")
+@pytest.mark.skipif(
+    not os.path.isdir("/proc/self"), reason="needs /proc, where not even root makes folders"
+)
 def test_a_place_where_nothing_can_be_made_is_refused():
     with pytest.raises(ConfigError, match="it cannot be written"):
         output.check(output.Path("/proc/afterimage"), ())

@@ -17,16 +17,26 @@ from accelerate.state import AcceleratorState
 from pydantic import TypeAdapter
 from sklearn.datasets import load_digits
 
-from afterimage import artifacts, config, methods, seeds
+from afterimage import artifacts, config, seeds
 from afterimage.config import AnyArm, Diffusion, Model, Train
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.noising import Pixels
+from afterimage.images import Images
 from afterimage.methods import baseline
+from afterimage.provenance import digest
 from afterimage.training.checkpoint import Store
+from afterimage.training.job import TrainingRun
 from afterimage.training.learner import Learner
-from afterimage.training.task import Pixels
 
 MODEL = {"channels": [8, 16], "attention": [False, True], "layers_per_block": 1, "norm_groups": 4}
-TRAIN = {"updates": 7, "batch_size": 4, "learning_rate": 1e-3, "ema": 0.8, "checkpoint_every": 3, "log_every": 2}
+TRAIN = {
+    "updates": 7,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "ema": 0.8,
+    "checkpoint_every": 3,
+    "log_every": 2,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +53,9 @@ def one_thread() -> Iterator[None]:
 def digits() -> tuple[np.ndarray, np.ndarray]:
     """All digits: uint8 pixels, (1797, 8, 8, 1), and int64 labels."""
     found = load_digits()
-    return np.round(found.images * 255 / 16).astype(np.uint8)[..., None], found.target.astype(np.int64)
+    return np.round(found.images * 255 / 16).astype(np.uint8)[..., None], found.target.astype(
+        np.int64
+    )
 
 
 @pytest.fixture
@@ -60,19 +72,28 @@ def make_job(digits):
         arm: dict | None = None,
         forgotten: np.ndarray | None = None,
         **train,
-    ) -> methods.Job:
+    ) -> TrainingRun:
         settings = Train.model_validate(TRAIN | train)
-        own = TypeAdapter(AnyArm).validate_python({"method": "baseline", "condition": condition} | (arm or {}))
+        own = TypeAdapter(AnyArm).validate_python(
+            {"method": "baseline", "condition": condition} | (arm or {})
+        )
         model = Model.model_validate(MODEL | {"dropout": dropout})
         pixels, labels = digits[0][:images], digits[1][:images]
         classes = 10 if condition == "label" else None
         scheduler = build_scheduler(Diffusion())
-        identity = {"train": settings.model_dump(), "arm": own.model_dump(), "flips": flips, "dropout": dropout}
+        identity = {
+            "train": settings.model_dump(),
+            "arm": own.model_dump(),
+            "flips": flips,
+            "dropout": dropout,
+        }
 
         def build(blocks, stream):
-            return build_unet(model, (8, 8, 1), classes, seed=seeds.derive(1, stream), blocks=blocks)
+            return build_unet(
+                model, (8, 8, 1), classes, seed=seeds.derive(1, stream), blocks=blocks
+            )
 
-        return methods.Job(
+        return TrainingRun(
             seed=5,
             path=("train", "test", 0),
             arm=own,
@@ -81,11 +102,20 @@ def make_job(digits):
             net=build_unet(model, (8, 8, 1), classes, seed=1, blocks=own.rau_net),
             build=build,
             scheduler=scheduler,
-            task=Pixels(pixels, scheduler, labels if classes else None, classes or 0, settings.label_dropout, flips),
+            task=Pixels(
+                pixels,
+                scheduler,
+                labels if classes else None,
+                classes or 0,
+                settings.label_dropout,
+                flips,
+            ),
             labels=labels,
             forgotten=np.zeros(images, bool) if forgotten is None else forgotten,
             base=base,
-            accelerator=Accelerator(mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision]),
+            accelerator=Accelerator(
+                mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision]
+            ),
             store=Store(state, identity),
         )
 
@@ -107,10 +137,10 @@ def unlearner(make_job, digits, tmp_path_factory):
         dropout: float = 0.0,
         forgotten: np.ndarray | None = None,
         **train,
-    ) -> methods.Job:
+    ) -> TrainingRun:
         shared = {"condition": condition, "images": images, "dropout": dropout}
         blocks = {"rau_net": arm.get("rau_net")}
-        base = tmp_path_factory.getbasetemp() / f"base-{config.digest(shared | blocks)}"
+        base = tmp_path_factory.getbasetemp() / f"base-{digest(shared | blocks)}"
         if not base.exists():
             job = make_job(base.with_suffix(".state"), arm=blocks, batch_size=8, **shared)
             save_pipeline(baseline.train(job).average, job.scheduler, base)
@@ -135,20 +165,42 @@ def study(params, digits, tmp_path):
         **train,
     ) -> list[str]:
         own = {"method": "baseline"} | (arm or {})
-        params.update(model=MODEL, train=TRAIN | train, arms={"plain": own}, forget=forget or {}, loyal_selection=None)
+        params.update(
+            model=MODEL,
+            train=TRAIN | train,
+            arms={"plain": own},
+            forget=forget or {},
+            loyal_selection=None,
+        )
         for other in (own.get("base"), own.get("matched_to", {}).get("arm")):
             if other is not None:
-                params["arms"][other] = {"method": "baseline", "condition": own.get("condition", "none")}
+                params["arms"][other] = {
+                    "method": "baseline",
+                    "condition": own.get("condition", "none"),
+                }
         if not (folder / "split").exists():
-            resolved = {"step": "data/split", "arm": None, "replicate": None, "seed": 1, "settings": {}}
+            resolved = {
+                "step": "data/split",
+                "arm": None,
+                "replicate": None,
+                "seed": 1,
+                "settings": {},
+            }
             with artifacts.step(resolved, folder / "split", {}, ("afterimage.seeds",)) as step:
                 sources = np.arange(images) // 2
-                artifacts.Images.of(digits[0][sources], labels=digits[1][sources], sources=sources).save(
+                Images.of(digits[0][sources], labels=digits[1][sources], sources=sources).save(
                     step.folder / "train.npz"
                 )
         file = folder / f"{out}.json"
         file.write_text(json.dumps(config.resolve(config.parse(params), "train", "plain", 0)))
-        command = ["train", "run", "--train", str(folder / "split" / "train.npz"), "--config", str(file)]
+        command = [
+            "train",
+            "run",
+            "--train",
+            str(folder / "split" / "train.npz"),
+            "--config",
+            str(file),
+        ]
         return [*command, "--state", str(folder / "state"), "--out", str(folder / out)]
 
     return make
@@ -229,7 +281,9 @@ def golden():
     With ``AFTERIMAGE_WRITE_GOLDEN`` set the numbers are put on record first.
     """
 
-    def check(name: str, found: dict[str, list[float]], rel: float = 1e-5) -> dict[str, list[float]]:
+    def check(
+        name: str, found: dict[str, list[float]], rel: float = 1e-5
+    ) -> dict[str, list[float]]:
         path = Path(__file__).parent.parent / "golden" / f"{name}.json"
         if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):
             path.write_text(json.dumps(found, indent=2) + "\n")
@@ -265,7 +319,7 @@ import os, pkgutil, shutil, signal, sys
 from pathlib import Path
 import torch
 from afterimage import cli
-from afterimage.training import ranks
+from afterimage.training import distributed
 
 torch.set_num_threads(1)
 owner, _, name = sys.argv[1].rpartition(".")
@@ -273,7 +327,7 @@ owner, kept, command = pkgutil.resolve_name(owner), Path(sys.argv[2]), sys.argv[
 original = getattr(owner, name)
 
 def signalled(self, s):
-    if s == 3 and ranks.index() == 1:
+    if s == 3 and distributed.index() == 1:
         os.kill(os.getpid(), signal.SIGUSR1)
     return original(self, s)
 
@@ -284,9 +338,9 @@ except SystemExit as left:
     assert left.code == 75, left.code
 else:
     raise AssertionError("was not stopped")
-if ranks.first():
+if distributed.first():
     shutil.copytree(command[command.index("--state") + 1], kept)
-ranks.wait()
+distributed.wait()
 setattr(owner, name, original)
 sys.exit(cli.main(command))
 """
@@ -304,7 +358,12 @@ def in_two_processes(tmp_path):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        shared = os.environ | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
+        shared = os.environ | {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port,
+            "WORLD_SIZE": "2",
+            "OMP_NUM_THREADS": "1",
+        }
         script = tmp_path / "process.py"
         script.write_text(STOPPED_ONCE)
         started = [

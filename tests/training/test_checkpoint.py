@@ -33,11 +33,16 @@ def test_nothing_saved_is_none(store):
 def test_the_last_two_are_kept_and_nothing_else(store):
     for update in (90, 100, 1000, 99_999):
         store.save(update, TENSORS, {})
-    assert sorted(path.name for path in store.folder.iterdir()) == ["update-00001000", "update-00099999"]
+    assert sorted(path.name for path in store.folder.iterdir()) == [
+        "update-00001000",
+        "update-00099999",
+    ]
     assert store.load().update == 99_999
 
 
-@pytest.mark.parametrize("damage", ["truncated", "changed", "no record", "half a record", "no tensors"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "changed", "no record", "half a record", "no tensors"]
+)
 def test_a_damaged_state_falls_back_to_the_one_before(store, damage, caplog):
     store.save(1, TENSORS, {})
     newest = store.save(2, TENSORS, {})
@@ -70,7 +75,10 @@ def test_other_settings_have_another_folder_and_cannot_take_this_one(store, tmp_
     other = Store(tmp_path / "state", {"config": {"seed": 2}})
     assert other.load() is None
     shutil.copytree(store.folder / "update-00000001", other.folder / "update-00000001")
-    with pytest.raises(ArtifactError, match=r"update-00000001 was made under another config: config\.seed was 1, is now 2"):
+    with pytest.raises(
+        ArtifactError,
+        match=r"update-00000001 was made under another config: config\.seed was 1, is now 2",
+    ):
         other.load()
 
 

@@ -10,7 +10,15 @@ import torch
 from afterimage import config
 from afterimage.config import ConfigError
 from afterimage.methods import dp_sgd
-from afterimage.methods.dp_sgd import ORDERS, Losses, PrivateLearner, epsilon_of, noise_for, poisson, sample_gradients
+from afterimage.methods.dp_sgd import (
+    ORDERS,
+    Losses,
+    PrivateLearner,
+    epsilon_of,
+    noise_for,
+    poisson,
+    sample_gradients,
+)
 from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.loop import DivergedError
 
@@ -24,7 +32,11 @@ def private(make_job, tmp_path):
     def make(rows, noise: float = 0.0, clip: float = 1.0, **settings):
         job = make_job(tmp_path, condition="label", arm=ARM, **settings)
         learner = PrivateLearner(job, noise, clip)
-        return job, learner, job.task.batch(np.array(rows, np.int64), torch.Generator().manual_seed(3))
+        return (
+            job,
+            learner,
+            job.task.batch(np.array(rows, np.int64), torch.Generator().manual_seed(3)),
+        )
 
     return make
 
@@ -85,7 +97,12 @@ def test_samples_do_not_mix_even_through_a_layer_that_would(make_job, tmp_path):
 def test_dropout_is_drawn_per_sample_from_the_seed(make_job, tmp_path):
     job = make_job(tmp_path, arm=ARM, dropout=0.5)
     batch = job.task.batch(np.array([1, 1]), torch.Generator().manual_seed(0))
-    batch = replace(batch, noisy=batch.noisy[[0, 0]], timesteps=batch.timesteps[[0, 0]], target=batch.target[[0, 0]])
+    batch = replace(
+        batch,
+        noisy=batch.noisy[[0, 0]],
+        timesteps=batch.timesteps[[0, 0]],
+        target=batch.target[[0, 0]],
+    )
     losses = Losses(job.net, job.task)
     values = []
     for seed in (1, 1, 2):
@@ -112,7 +129,10 @@ class Slope(torch.nn.Module):
 @pytest.mark.parametrize(
     ("clip", "expected"),
     [
-        (1.0, (0.6 + 0.3, 0.8 - 0.4)),  # (3, 4) of norm 5 becomes (0.6, 0.8); (0.3, -0.4) of norm 0.5 stays
+        (
+            1.0,
+            (0.6 + 0.3, 0.8 - 0.4),
+        ),  # (3, 4) of norm 5 becomes (0.6, 0.8); (0.3, -0.4) of norm 0.5 stays
         (0.25, (0.25 * (0.6 + 0.6), 0.25 * (0.8 - 0.8))),
         (100.0, (3.3, 3.6)),
     ],
@@ -128,15 +148,21 @@ def test_clipping_by_hand(clip, expected, make_job, tmp_path):
     assert found.tolist() == pytest.approx([value / 4 for value in expected], rel=1e-4, abs=1e-6)
 
 
-def test_without_noise_and_clipping_it_is_the_plain_gradient_times_the_share_of_the_expected_batch(private):
+def test_without_noise_and_clipping_it_is_the_plain_gradient_times_the_share_of_the_expected_batch(
+    private,
+):
     """Five rows came where four were expected."""
     job, learner, batch = private([0, 3, 5, 7, 8], clip=1e6)
     found = gradient_of(learner, batch)
     plain = Learner(job.net, job.train, job.accelerator)
-    loss = plain.gradient(batch, lambda net, part: (losses := job.task.losses(net, part), torch.ones_like(losses)))
+    loss = plain.gradient(
+        batch, lambda net, part: (losses := job.task.losses(net, part), torch.ones_like(losses))
+    )
     expected = torch.cat([weight.grad.flatten() for weight in job.net.parameters()])
     torch.testing.assert_close(found, expected * 5 / 4, rtol=1e-3, atol=1e-6)
-    assert learner.private_gradient(batch, torch.Generator()) == pytest.approx(loss * 5 / 4, rel=1e-5)
+    assert learner.private_gradient(batch, torch.Generator()) == pytest.approx(
+        loss * 5 / 4, rel=1e-5
+    )
 
 
 def test_no_image_moves_the_gradient_by_more_than_its_share(private):
@@ -144,7 +170,9 @@ def test_no_image_moves_the_gradient_by_more_than_its_share(private):
     _, learner, batch = private([0, 3, 5, 7, 8], clip=0.2)
     with_it, without = gradient_of(learner, batch), gradient_of(learner, batch[1:])
     assert (with_it - without).norm() <= 0.2 / 4 * (1 + 1e-5)
-    assert (with_it - without).norm() > 0.19 / 4, "its own gradient is longer than C, so it is used up"
+    assert (with_it - without).norm() > 0.19 / 4, (
+        "its own gradient is longer than C, so it is used up"
+    )
 
 
 def test_clipping_is_on_the_norm_over_all_weights_and_keeps_directions(private):
@@ -171,7 +199,9 @@ def test_accumulation_is_the_whole_batch(rows, private):
     """Of any size: the pieces need not be equal."""
     _, whole, batch = private(rows, noise=1.0, clip=0.3)
     _, parts, _ = private(rows, noise=1.0, clip=0.3, accumulation=2)
-    torch.testing.assert_close(gradient_of(whole, batch), gradient_of(parts, batch), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        gradient_of(whole, batch), gradient_of(parts, batch), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_half_precision_changes_the_gradient_by_rounding_only(private):
@@ -199,7 +229,9 @@ def test_epsilon_without_sampling_is_that_of_the_gaussian_mechanism(sigma, updat
     """RDP of order a is T a / (2 sigma^2); conversion by Balle et al. 2020, theorem 21, at the best order."""
     orders = np.array(ORDERS)
     rdp = updates * orders / (2 * sigma**2)
-    expected = (rdp - (np.log(delta) + np.log(orders)) / (orders - 1) + np.log((orders - 1) / orders)).min()
+    expected = (
+        rdp - (np.log(delta) + np.log(orders)) / (orders - 1) + np.log((orders - 1) / orders)
+    ).min()
     assert epsilon_of(sigma, 1.0, updates, delta) == pytest.approx(expected, rel=1e-6)
 
 
@@ -222,7 +254,10 @@ def test_noise_for_an_epsilon_keeps_to_it_and_wastes_little(epsilon):
 
 
 def test_an_epsilon_that_no_noise_reaches_is_refused():
-    with pytest.raises(ConfigError, match=r"epsilon = 0\.003: with delta = 1e-05 the accountant can show no less than 0\.0035"):
+    with pytest.raises(
+        ConfigError,
+        match=r"epsilon = 0\.003: with delta = 1e-05 the accountant can show no less than 0\.0035",
+    ):
         noise_for(0.003, 0.16, 500, 1e-5)
 
 
@@ -282,12 +317,22 @@ def test_run_for_an_epsilon_spends_it(make_job, tmp_path):
 
 
 def test_without_noise_there_is_no_epsilon(make_job, tmp_path):
-    assert dp_sgd.train(make_job(tmp_path, arm=ARM | {"noise_multiplier": 0.0}, updates=1)).facts["epsilon"] is None
+    assert (
+        dp_sgd.train(make_job(tmp_path, arm=ARM | {"noise_multiplier": 0.0}, updates=1)).facts[
+            "epsilon"
+        ]
+        is None
+    )
 
 
 @pytest.mark.parametrize("variant", ["trained_random", "frozen_fixed", "maxpool"])
 def test_transfer_blocks_train_privately_too_and_frozen_ones_stay(variant, make_job, tmp_path):
-    job = make_job(tmp_path, condition="label", arm=ARM | {"rau_net": {"groups": [1], "variant": variant}}, updates=2)
+    job = make_job(
+        tmp_path,
+        condition="label",
+        arm=ARM | {"rau_net": {"groups": [1], "variant": variant}},
+        updates=2,
+    )
     before = {name: value.clone() for name, value in job.net.state_dict().items()}
     batch = job.task.batch(np.arange(3), torch.Generator().manual_seed(0))
     found, _ = sample_gradients(Losses(job.net, job.task), batch)
@@ -297,18 +342,23 @@ def test_transfer_blocks_train_privately_too_and_frozen_ones_stay(variant, make_
         torch.testing.assert_close(a.sum(0), b, rtol=1e-3, atol=1e-5)
     dp_sgd.train(job)
     for name, value in job.net.state_dict().items():
-        assert torch.equal(value, before[name]) is (variant == "frozen_fixed" and name.startswith("transfers.")), name
+        assert torch.equal(value, before[name]) is (
+            variant == "frozen_fixed" and name.startswith("transfers.")
+        ), name
 
 
 def test_a_batch_larger_than_the_training_set_is_refused(make_job, tmp_path):
-    with pytest.raises(ConfigError, match=r"train\.batch_size = 16 is more than this arm's 13 training images"):
+    with pytest.raises(
+        ConfigError, match=r"train\.batch_size = 16 is more than this arm's 13 training images"
+    ):
         dp_sgd.train(make_job(tmp_path, arm=ARM, batch_size=16))
 
 
 def test_a_base_is_refused(params):
     params["arms"] = {"plain": {"method": "baseline"}, "private": ARM | {"base": "plain"}}
     with pytest.raises(
-        ConfigError, match=r"arms\.private: method dp_sgd counts the privacy of its own updates only: base = 'plain'"
+        ConfigError,
+        match=r"arms\.private: method dp_sgd counts the privacy of its own updates only: base = 'plain'",
     ):
         config.parse(params)
 
@@ -316,20 +366,35 @@ def test_a_base_is_refused(params):
 def test_divergence_names_the_update(make_job, tmp_path):
     job = make_job(tmp_path, arm=ARM)
     original, calls = job.task.losses, []
-    job.task.losses = lambda net, batch: calls.append(1) or original(net, batch) * (math.nan if len(calls) == 5 else 1)
-    with pytest.raises(DivergedError, match=r"at update 5 the loss is nan; the last good state is .*update-00000003"):
+    job.task.losses = lambda net, batch: (
+        calls.append(1) or original(net, batch) * (math.nan if len(calls) == 5 else 1)
+    )
+    with pytest.raises(
+        DivergedError,
+        match=r"at update 5 the loss is nan; the last good state is .*update-00000003",
+    ):
         dp_sgd.train(job)
 
 
-@pytest.mark.parametrize("settings", [{"dropout": 0.2}, {"batch_size": 1, "accumulation": 1}], ids=["dropout", "empty batches"])
-def test_stopped_after_any_update_it_ends_with_the_same_bits(settings, make_job, tmp_path, same_bits_after_stops):
+@pytest.mark.parametrize(
+    "settings",
+    [{"dropout": 0.2}, {"batch_size": 1, "accumulation": 1}],
+    ids=["dropout", "empty batches"],
+)
+def test_stopped_after_any_update_it_ends_with_the_same_bits(
+    settings, make_job, tmp_path, same_bits_after_stops
+):
     def job(folder: str):
-        return make_job(tmp_path / folder, condition="label", arm=ARM, **({"updates": 5} | settings))
+        return make_job(
+            tmp_path / folder, condition="label", arm=ARM, **({"updates": 5} | settings)
+        )
 
     same_bits_after_stops(dp_sgd.train, job, range(4))
 
 
 def test_first_losses_are_those_on_record(make_job, tmp_path, series, golden):
-    job = make_job(tmp_path, images=64, updates=20, batch_size=16, log_every=1, condition="label", arm=ARM)
+    job = make_job(
+        tmp_path, images=64, updates=20, batch_size=16, log_every=1, condition="label", arm=ARM
+    )
     dp_sgd.train(job)
     golden("dp_sgd", {name: series(job.store.curves)[name] for name in ("loss", "batch")})

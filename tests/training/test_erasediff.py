@@ -27,7 +27,9 @@ GOLDEN = Path(__file__).parent.parent / "golden" / "erasediff.json"
 
 
 def settings(barrier: str, eta: float = 0.1, **more) -> EraseDiff:
-    return EraseDiff(method="erasediff", base="base", forget="zeros", barrier=barrier, eta=eta, **more)
+    return EraseDiff(
+        method="erasediff", base="base", forget="zeros", barrier=barrier, eta=eta, **more
+    )
 
 
 def solve(r, q, barrier: str, eta: float = 0.1, gap: float = 0.0):
@@ -73,7 +75,10 @@ def test_where_there_is_nothing_to_forget_the_rest_decides(barrier):
     assert delta == pytest.approx((1, -2))
 
 
-@pytest.mark.parametrize(("barrier", "weight"), [("gradnorm", 0.1), ("gap", 0.1 * 3 / 8), ("cosine", 0.1), ("fixed", 0.1)])
+@pytest.mark.parametrize(
+    ("barrier", "weight"),
+    [("gradnorm", 0.1), ("gap", 0.1 * 3 / 8), ("cosine", 0.1), ("fixed", 0.1)],
+)
 def test_where_the_rest_is_at_its_optimum_the_barrier_decides(barrier, weight):
     """With r = 0 a fixed weight of 1 is pure forgetting (invariant 6)."""
     found, delta, _ = solve((0, 0), (2, -2), barrier, gap=3.0)
@@ -83,7 +88,9 @@ def test_where_the_rest_is_at_its_optimum_the_barrier_decides(barrier, weight):
     assert pure.weight * np.array((2, -2)) == pytest.approx((2, -2))
 
 
-vectors = st.integers(1, 6).flatmap(lambda d: st.tuples(*[arrays(float, d, elements=st.floats(-3, 3, width=16))] * 2))
+vectors = st.integers(1, 6).flatmap(
+    lambda d: st.tuples(*[arrays(float, d, elements=st.floats(-3, 3, width=16))] * 2)
+)
 
 
 @given(vectors, st.sampled_from(["gradnorm", "gap"]), st.floats(0, 2), st.floats(-1, 2))
@@ -128,7 +135,9 @@ def test_released_weight_sees_angles_only(pair, s, t, eta):
     """Invariant 2: lambda of the cosine rule is the same for s r and t q."""
     r, q = pair
     assume(q @ q > 1e-2)
-    assert solve(s * r, t * q, "cosine", eta)[0] == pytest.approx(solve(r, q, "cosine", eta)[0], abs=1e-9)
+    assert solve(s * r, t * q, "cosine", eta)[0] == pytest.approx(
+        solve(r, q, "cosine", eta)[0], abs=1e-9
+    )
 
 
 def descend(eta: float, steps: int) -> tuple[np.ndarray, list[float]]:
@@ -161,7 +170,9 @@ def test_quadratic_toy_hovers_about_that_optimum_with_a_strong_barrier(eta):
 
 def targets_of(unlearner, folder, target: str, rau_net: dict | None = None, **options):
     """Return a job, its targets from the base's network, and its sides."""
-    job = unlearner(folder, {"method": "erasediff", "target": target, "rau_net": rau_net}, **options)
+    job = unlearner(
+        folder, {"method": "erasediff", "target": target, "rau_net": rau_net}, **options
+    )
     load_weights(job.net, job.base)
     return job, Targets(job, job.net), Sides(job)
 
@@ -169,7 +180,13 @@ def targets_of(unlearner, folder, target: str, rau_net: dict | None = None, **op
 def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_path):
     """Invariant 7: without a gradient, without any dropout, for a label drawn per sample that is never the right one."""
     job, targets, sides = targets_of(
-        unlearner, tmp_path / "state", "relabel", dropout=0.5, label_dropout=0.5, batch_size=64, forgotten=np.arange(40) < 20
+        unlearner,
+        tmp_path / "state",
+        "relabel",
+        dropout=0.5,
+        label_dropout=0.5,
+        batch_size=64,
+        forgotten=np.arange(40) < 20,
     )
     batch = targets.batch(sides, 3)
     assert not batch.target.requires_grad
@@ -179,7 +196,12 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
         assert torch.equal(getattr(batch, name), getattr(plain_batch, name))
     job.net.eval()
     with torch.no_grad():
-        each = torch.stack([job.task.predict(job.net, replace(batch, labels=torch.full((64,), c))) for c in range(10)])
+        each = torch.stack(
+            [
+                job.task.predict(job.net, replace(batch, labels=torch.full((64,), c)))
+                for c in range(10)
+            ]
+        )
     distance = (each - batch.target).abs().amax(dim=(2, 3, 4))
     used = distance.argmin(0)
     assert distance.amin(0).max() < 1e-5
@@ -195,9 +217,13 @@ def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, mo
     of 0, and products of matrices with other strides may round otherwise.
     """
     job, targets, sides = targets_of(unlearner, tmp_path / "state", "relabel")
-    wrong = Learner(job.net, job.train, job.accelerator).gradient(targets.batch(sides, 0), plain(job.task))
+    wrong = Learner(job.net, job.train, job.accelerator).gradient(
+        targets.batch(sides, 0), plain(job.task)
+    )
     assert wrong > 1e-6
-    monkeypatch.setattr(erasediff, "wrong_labels", lambda labels, classes, generator, one_draw: labels)
+    monkeypatch.setattr(
+        erasediff, "wrong_labels", lambda labels, classes, generator, one_draw: labels
+    )
     learner = Learner(job.net, job.train, job.accelerator)
     assert learner.gradient(targets.batch(sides, 0), plain(job.task)) < 1e-10
     assert max(gradient.abs().max() for gradient in gradients(job.net)) < 1e-5
@@ -207,9 +233,16 @@ def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, mo
 def test_released_relabelling_draws_one_wrong_label_for_a_class(own, unlearner, digits, tmp_path):
     """Invariant 7, for every class: the released code's labels 1 to 9 would be wrong for all classes but the first."""
     _, targets, sides = targets_of(
-        unlearner, tmp_path / "state", "released_relabel", forgotten=digits[1][:40] == own, label_dropout=0.0
+        unlearner,
+        tmp_path / "state",
+        "released_relabel",
+        forgotten=digits[1][:40] == own,
+        label_dropout=0.0,
     )
-    drawn = [targets.labels(sides.batch("forget", i), torch.Generator().manual_seed(i)).tolist() for i in range(100)]
+    drawn = [
+        targets.labels(sides.batch("forget", i), torch.Generator().manual_seed(i)).tolist()
+        for i in range(100)
+    ]
     assert all(len(set(labels)) == 1 for labels in drawn)
     assert {labels[0] for labels in drawn} == set(range(10)) - {own}
 
@@ -217,13 +250,20 @@ def test_released_relabelling_draws_one_wrong_label_for_a_class(own, unlearner, 
 def test_released_relabelling_drops_labels_and_units_on_both_sides(unlearner, tmp_path):
     """Each of prediction and target loses its label at the asked rate, independently; the network's dropout is on."""
     _, targets, sides = targets_of(
-        unlearner, tmp_path / "state", "released_relabel", dropout=0.5, label_dropout=0.4, batch_size=500
+        unlearner,
+        tmp_path / "state",
+        "released_relabel",
+        dropout=0.5,
+        label_dropout=0.4,
+        batch_size=500,
     )
     batch = targets.batch(sides, 0)
     wrong = targets.labels(batch, torch.Generator().manual_seed(0))
     here, there = batch.labels == 10, wrong == 10
     for dropped, share in ((here, 0.4), (there, 0.4), (here & there, 0.16)):
-        assert dropped.float().mean() == pytest.approx(share, abs=4 * (share * (1 - share) / 500) ** 0.5)
+        assert dropped.float().mean() == pytest.approx(
+            share, abs=4 * (share * (1 - share) / 500) ** 0.5
+        )
     again = targets.predict(replace(batch, labels=wrong))
     assert not torch.equal(targets.predict(replace(batch, labels=wrong)), again)
     assert torch.equal(targets.batch(sides, 0).target, batch.target)
@@ -231,7 +271,9 @@ def test_released_relabelling_drops_labels_and_units_on_both_sides(unlearner, tm
 
 def test_relabelling_needs_two_labels(unlearner, tmp_path):
     job = unlearner(tmp_path / "state", {"method": "erasediff"}, condition="none")
-    with pytest.raises(ConfigError, match=r"target = 'relabel' needs at least 2 labels; the network knows 0"):
+    with pytest.raises(
+        ConfigError, match=r"target = 'relabel' needs at least 2 labels; the network knows 0"
+    ):
         Targets(job, job.net)
 
 
@@ -239,7 +281,9 @@ def test_relabelling_needs_two_labels(unlearner, tmp_path):
 @pytest.mark.parametrize("target", ["uniform", "released_uniform"])
 def test_uniform_target_and_what_corrupts_the_images(target, condition, unlearner, tmp_path):
     """Invariant 8: mean 1/2 and variance 1/12; the images are corrupted by Gaussian noise, or by the same tensor as released."""
-    job, targets, sides = targets_of(unlearner, tmp_path / "state", target, condition=condition, batch_size=200)
+    job, targets, sides = targets_of(
+        unlearner, tmp_path / "state", target, condition=condition, batch_size=200
+    )
     batch = targets.batch(sides, 1)
     count = batch.target.numel()
     assert batch.target.min() >= 0
@@ -257,20 +301,29 @@ def test_uniform_target_and_what_corrupts_the_images(target, condition, unlearne
 
 @pytest.mark.parametrize("target", ["uniform", "released_uniform"])
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
-def test_uniform_noise_is_refused_for_networks_that_do_not_predict_noise(target, prediction, params):
+def test_uniform_noise_is_refused_for_networks_that_do_not_predict_noise(
+    target, prediction, params
+):
     params["diffusion"]["prediction"] = prediction
     params.update(forget={"zeros": {"label": 0}}, loyal_selection=None)
     params["arms"] = {
         "first": {"method": "baseline"},
         "erased": {"method": "erasediff", "base": "first", "forget": "zeros", "target": target},
     }
-    with pytest.raises(ConfigError, match=f"arms.erased: target = '{target}' .* diffusion.prediction = '{prediction}'"):
+    with pytest.raises(
+        ConfigError,
+        match=f"arms.erased: target = '{target}' .* diffusion.prediction = '{prediction}'",
+    ):
         config.parse(params)
 
 
 @pytest.mark.parametrize("network", ["current", "initial"])
-def test_relabelled_targets_come_from_the_network_that_the_arm_names(network, unlearner, tmp_path, monkeypatch):
-    job = unlearner(tmp_path / "state", {"method": "erasediff", "target_network": network}, updates=3)
+def test_relabelled_targets_come_from_the_network_that_the_arm_names(
+    network, unlearner, tmp_path, monkeypatch
+):
+    job = unlearner(
+        tmp_path / "state", {"method": "erasediff", "target_network": network}, updates=3
+    )
     seen, original = [], job.task.predict
 
     def predict(net, batch):
@@ -283,7 +336,9 @@ def test_relabelled_targets_come_from_the_network_that_the_arm_names(network, un
     assert len(seen) == 3
     base = unlearner(tmp_path / "other", {"method": "erasediff"}).net
     load_weights(base, job.base)
-    assert [torch.equal(weight, base.conv_in.weight) for weight in seen] == [True] + 2 * [network == "initial"]
+    assert [torch.equal(weight, base.conv_in.weight) for weight in seen] == [True] + 2 * [
+        network == "initial"
+    ]
 
 
 # ---- the inner steps -----------------------------------------------------------------------------------------------------
@@ -297,11 +352,18 @@ def same(one, other) -> bool:
     return all(torch.equal(a, b) for a, b in zip(states(one), states(other), strict=True))
 
 
-def test_inner_steps_change_nothing_but_the_gap_under_the_barrier_of_the_theorem(unlearner, tmp_path, curves):
+def test_inner_steps_change_nothing_but_the_gap_under_the_barrier_of_the_theorem(
+    unlearner, tmp_path, curves
+):
     """Invariant 3: the same bits for every K, run or skipped; by default they are skipped."""
     results, found = [], []
     for k, log_gap in ((0, True), (1, True), (5, True), (5, False)):
-        arm = {"method": "erasediff", "inner_updates": k, "inner_learning_rate": 1e-2, "log_gap": log_gap}
+        arm = {
+            "method": "erasediff",
+            "inner_updates": k,
+            "inner_learning_rate": 1e-2,
+            "log_gap": log_gap,
+        }
         job = unlearner(tmp_path / f"{k}-{log_gap}", arm, dropout=0.2, updates=4, log_every=1)
         results.append(erasediff.train(job))
         assert results[-1].facts["inner_updates"] == 4 * k * log_gap
@@ -316,9 +378,18 @@ def test_inner_steps_matter_where_the_barrier_is_the_gap(unlearner, tmp_path):
     """Invariant 3, the other half."""
     results = []
     for k in (0, 1, 5):
-        arm = {"method": "erasediff", "barrier": "gap", "eta": 1.0, "inner_updates": k, "inner_learning_rate": 2e-3}
+        arm = {
+            "method": "erasediff",
+            "barrier": "gap",
+            "eta": 1.0,
+            "inner_updates": k,
+            "inner_learning_rate": 2e-3,
+        }
         results.append(erasediff.train(unlearner(tmp_path / str(k), arm, updates=4)))
-    assert not any(same(*pair) for pair in ((results[0], results[1]), (results[1], results[2]), (results[0], results[2])))
+    assert not any(
+        same(*pair)
+        for pair in ((results[0], results[1]), (results[1], results[2]), (results[0], results[2]))
+    )
 
 
 class OneBatch:
@@ -336,7 +407,9 @@ def test_gap_is_what_the_inner_steps_gain(unlearner, tmp_path):
     gained, moved = [], []
     for k in (1, 4, 8):
         job, targets, sides = targets_of(unlearner, tmp_path / str(k), "relabel", batch_size=8)
-        job = replace(job, arm=job.arm.model_copy(update={"inner_updates": k, "inner_learning_rate": 1e-4}))
+        job = replace(
+            job, arm=job.arm.model_copy(update={"inner_updates": k, "inner_learning_rate": 1e-4})
+        )
         learner = Learner(job.net, job.train, job.accelerator)
         batch = targets.batch(sides, 0)
         minimum = Inner(job, OneBatch(batch)).descend(learner.net, 0)
@@ -344,14 +417,18 @@ def test_gap_is_what_the_inner_steps_gain(unlearner, tmp_path):
         pairs = zip(minimum.net.parameters(), learner.net.parameters(), strict=True)
         moved.append(max((a - b).abs().max().item() for a, b in pairs))
     assert 0 < gained[0] < gained[1] < gained[2]
-    assert moved[0] == pytest.approx(1e-4, rel=1e-2)  # Adam's first step has the size of its learning rate
+    assert moved[0] == pytest.approx(
+        1e-4, rel=1e-2
+    )  # Adam's first step has the size of its learning rate
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_gap_without_inner_steps_is_zero(accumulation, unlearner, series, tmp_path):
     """Invariant 4: exactly, for the value is taken on the same batch, noise and dropout as the loss."""
     arm = {"method": "erasediff", "barrier": "gap", "inner_updates": 0}
-    job = unlearner(tmp_path / "state", arm, dropout=0.4, updates=3, log_every=1, accumulation=accumulation)
+    job = unlearner(
+        tmp_path / "state", arm, dropout=0.4, updates=3, log_every=1, accumulation=accumulation
+    )
     erasediff.train(job)
     assert series(job.store.curves)["gap"] == [0.0, 0.0, 0.0]
 
@@ -359,7 +436,9 @@ def test_gap_without_inner_steps_is_zero(accumulation, unlearner, series, tmp_pa
 def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_path):
     """Invariant 5: weights, gradients, moments and average are bit-identical after; the inner steps have streams of their own."""
     job, targets, sides = targets_of(unlearner, tmp_path / "state", "relabel", dropout=0.3)
-    job = replace(job, arm=job.arm.model_copy(update={"inner_updates": 3, "inner_learning_rate": 1e-2}))
+    job = replace(
+        job, arm=job.arm.model_copy(update={"inner_updates": 3, "inner_learning_rate": 1e-2})
+    )
     learner = Learner(job.net, job.train, job.accelerator)
     for s in range(2):
         seed_dropout(sides, s, "forget")
@@ -372,7 +451,9 @@ def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_p
     inner.descend(learner.net, 8)
     again = list(inner.descend(learner.net, 7).net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(first[:1], learner.net.parameters(), strict=False))
+    assert not any(
+        torch.equal(a, b) for a, b in zip(first[:1], learner.net.parameters(), strict=False)
+    )
     after = learner.tensors()
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
@@ -398,27 +479,43 @@ def test_fixed_weight_gives_the_gradient_of_the_weighted_sum(target, unlearner, 
 
 def test_without_the_rest_it_is_pure_forgetting(unlearner, tmp_path, monkeypatch):
     """Invariant 6: L_r off and lambda 1."""
-    job = unlearner(tmp_path / "state", {"method": "erasediff", "barrier": "fixed", "weight": 1.0}, updates=3)
+    job = unlearner(
+        tmp_path / "state", {"method": "erasediff", "barrier": "fixed", "weight": 1.0}, updates=3
+    )
     original, forgotten = job.task.losses, torch.from_numpy(job.forgotten)
-    monkeypatch.setattr(job.task, "losses", lambda net, batch: original(net, batch) * forgotten[batch.rows])
+    monkeypatch.setattr(
+        job.task, "losses", lambda net, batch: original(net, batch) * forgotten[batch.rows]
+    )
     found = erasediff.train(job)
 
     other, targets, sides = targets_of(unlearner, tmp_path / "other", "relabel")
     learner = Learner(other.net, other.train, other.accelerator)
     for s in range(3):
         learner.update(s, targets.batch(sides, s), plain(other.task))
-    assert all(torch.equal(a, b) for a, b in zip(found.raw.parameters(), learner.net.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(found.raw.parameters(), learner.net.parameters(), strict=True)
+    )
 
 
 def run_curves(unlearner, series, folder, barrier: str, **arm) -> dict[str, np.ndarray]:
-    job = unlearner(folder, {"method": "erasediff", "barrier": barrier} | arm, updates=5, log_every=1)
+    job = unlearner(
+        folder, {"method": "erasediff", "barrier": barrier} | arm, updates=5, log_every=1
+    )
     erasediff.train(job)
     return {name: np.array(values) for name, values in series(job.store.curves).items()}
 
 
 def test_curves_follow_the_rule_of_the_theorem(unlearner, series, tmp_path):
     found = run_curves(unlearner, series, tmp_path / "state", "gradnorm", eta=0.8)
-    assert found.keys() >= {"loss", "forget_loss", "cosine", "descent_made", "grad_norm", "learning_rate"}
+    assert found.keys() >= {
+        "loss",
+        "forget_loss",
+        "cosine",
+        "descent_made",
+        "grad_norm",
+        "learning_rate",
+    }
     assert "gap" not in found
     assert (found["descent_asked"] >= found["barrier"] * (1 - 1e-5)).all()
     active = found["lambda"] > 0
@@ -428,7 +525,15 @@ def test_curves_follow_the_rule_of_the_theorem(unlearner, series, tmp_path):
 
 
 def test_curves_follow_the_rule_of_the_gap(unlearner, series, tmp_path):
-    found = run_curves(unlearner, series, tmp_path / "state", "gap", eta=0.3, inner_updates=2, inner_learning_rate=1e-3)
+    found = run_curves(
+        unlearner,
+        series,
+        tmp_path / "state",
+        "gap",
+        eta=0.3,
+        inner_updates=2,
+        inner_learning_rate=1e-3,
+    )
     assert found["barrier"] == pytest.approx(0.3 * np.maximum(found["gap"], 0))
     assert (found["gap"] > 0).any()
     assert (found["descent_asked"] >= found["barrier"] - 1e-6).all()
@@ -450,7 +555,9 @@ def test_recorded_products_are_those_of_the_gradient_and_the_step(unlearner, ser
     other.task.losses(other.net, targets.batch(sides, 0)).mean().backward()
     erasediff.train(job)
     asked = made = 0.0
-    for q, before, after in zip(other.net.parameters(), old.parameters(), job.net.parameters(), strict=True):
+    for q, before, after in zip(
+        other.net.parameters(), old.parameters(), job.net.parameters(), strict=True
+    ):
         asked += (q.grad * after.grad).sum().item()
         made += (q.grad * (before - after)).sum().item()
     found = series(job.store.curves)
@@ -484,43 +591,67 @@ def test_frozen_blocks_are_neither_moved_nor_counted(unlearner, series, tmp_path
     ],
     ids=str,
 )
-def test_cost_is_two_backward_passes_and_the_inner_steps(arm, passes, unlearner, series, tmp_path, monkeypatch):
+def test_cost_is_two_backward_passes_and_the_inner_steps(
+    arm, passes, unlearner, series, tmp_path, monkeypatch
+):
     job = unlearner(tmp_path / "state", {"method": "erasediff"} | arm, log_every=1)
     backward, forward = [], []
     original, predict = job.accelerator.backward, job.task.predict
-    monkeypatch.setattr(job.accelerator, "backward", lambda loss: (backward.append(1), original(loss)))
+    monkeypatch.setattr(
+        job.accelerator, "backward", lambda loss: (backward.append(1), original(loss))
+    )
     monkeypatch.setattr(job.task, "predict", lambda *given: (forward.append(1), predict(*given))[1])
     result = erasediff.train(job)
     facts, spent = result.facts, result.spent
     assert len(backward) == facts["backward_passes"] == 7 * passes
     assert len(forward) == facts["backward_passes"] + facts["forward_only_passes"]
     assert facts["inner_updates"] == 7 * (passes - 2)
-    assert facts["pushed_updates"] == sum(weight > 0 for weight in series(job.store.curves)["lambda"])
+    assert facts["pushed_updates"] == sum(
+        weight > 0 for weight in series(job.store.curves)["lambda"]
+    )
     assert (spent.updates, spent.updates_per_model, spent.images_seen) == (7, 7, 4 * 7 * passes)
     assert spent.kept_samples == 4 * (7 + facts["pushed_updates"])
 
 
-def test_a_forgetting_gradient_that_is_no_number_leaves_the_weights_alone(unlearner, tmp_path, monkeypatch):
+def test_a_forgetting_gradient_that_is_no_number_leaves_the_weights_alone(
+    unlearner, tmp_path, monkeypatch
+):
     """A rule that adapts would take it for lambda = 0."""
     job = unlearner(tmp_path / "state", {"method": "erasediff"})
     original, forgotten = job.task.losses, torch.from_numpy(job.forgotten)
 
     def losses(net, batch):
-        root_at_zero = (net.conv_in.weight - net.conv_in.weight).sum().sqrt() if forgotten[batch.rows].all() else 0
+        root_at_zero = (
+            (net.conv_in.weight - net.conv_in.weight).sum().sqrt()
+            if forgotten[batch.rows].all()
+            else 0
+        )
         return original(net, batch) + root_at_zero
 
     monkeypatch.setattr(job.task, "losses", losses)
-    with pytest.raises(DivergedError, match="at update 1 the norm of the forgetting gradient is nan"):
+    with pytest.raises(
+        DivergedError, match="at update 1 the norm of the forgetting gradient is nan"
+    ):
         erasediff.train(job)
     base = unlearner(tmp_path / "other", {"method": "erasediff"}).net
     load_weights(base, job.base)
-    assert all(torch.equal(a, b) for a, b in zip(base.parameters(), job.net.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(base.parameters(), job.net.parameters(), strict=True)
+    )
 
 
-GAP = {"method": "erasediff", "barrier": "gap", "eta": 0.5, "inner_updates": 2, "inner_learning_rate": 1e-3}
+GAP = {
+    "method": "erasediff",
+    "barrier": "gap",
+    "eta": 0.5,
+    "inner_updates": 2,
+    "inner_learning_rate": 1e-3,
+}
 
 
-def test_stopped_in_the_inner_steps_or_after_them_it_ends_with_the_same_bits(unlearner, tmp_path, curves, stop_in_step):
+def test_stopped_in_the_inner_steps_or_after_them_it_ends_with_the_same_bits(
+    unlearner, tmp_path, curves, stop_in_step
+):
     """Two inner steps and one outer make an update: it is finished, saved, and gone on from."""
     arm = GAP | {"target": "released_relabel", "target_network": "initial"}
 
@@ -555,7 +686,15 @@ VARIANTS = {
 def test_first_losses_are_those_on_record(unlearner, series, tmp_path):
     found = {}
     for variant, arm in VARIANTS.items():
-        job = unlearner(tmp_path / variant, arm, updates=20, batch_size=8, log_every=1, learning_rate=1e-4, dropout=0.1)
+        job = unlearner(
+            tmp_path / variant,
+            arm,
+            updates=20,
+            batch_size=8,
+            log_every=1,
+            learning_rate=1e-4,
+            dropout=0.1,
+        )
         erasediff.train(job)
         found[variant] = {name: series(job.store.curves)[name] for name in ("loss", "forget_loss")}
     if os.environ.get("AFTERIMAGE_WRITE_GOLDEN"):

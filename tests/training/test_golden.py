@@ -8,6 +8,8 @@ from afterimage.methods import baseline
 
 
 def test_first_losses_are_those_on_record(make_job, tmp_path, series, golden):
-    job = make_job(tmp_path, images=64, updates=10, batch_size=16, log_every=1, condition="label", flips=True)
+    job = make_job(
+        tmp_path, images=64, updates=10, batch_size=16, log_every=1, condition="label", flips=True
+    )
     baseline.train(job)
     golden("baseline", {"losses": series(job.store.curves)["loss"]})

@@ -18,7 +18,10 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 
 def start(command: list[str]) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "afterimage.cli", *command], env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "afterimage.cli", *command],
+        env=ENVIRONMENT,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 

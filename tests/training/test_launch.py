@@ -14,7 +14,14 @@ from afterimage.training.launch import launch
 
 
 def start(source: str, count: int = 2) -> int:
-    return launch([sys.executable, "-c", f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{source}"], count)
+    return launch(
+        [
+            sys.executable,
+            "-c",
+            f"import os, signal, sys, time\nrank = int(os.environ['RANK'])\n{source}",
+        ],
+        count,
+    )
 
 
 def test_each_knows_its_place_and_all_meet_at_one(tmp_path):
@@ -22,14 +29,17 @@ def test_each_knows_its_place_and_all_meet_at_one(tmp_path):
     source = f"import json; json.dump([os.environ[key] for key in {keys}], open(f'{tmp_path}/{{rank}}', 'w'))"
     assert start(source, 3) == 0
     told = [json.loads((tmp_path / str(rank)).read_text()) for rank in range(3)]
-    assert [(rank, local) for rank, local, *_ in told] == [(str(rank), str(rank)) for rank in range(3)]
+    assert [(rank, local) for rank, local, *_ in told] == [
+        (str(rank), str(rank)) for rank in range(3)
+    ]
     (shared,) = {tuple(rest) for _, _, *rest in told}
     assert shared[:2] == ("3", "127.0.0.1")
     assert shared[3] == "1"  # the tests' own thread, which cannot be parted
 
 
 @pytest.mark.parametrize(
-    ("statuses", "expected"), [([0, 0], 0), ([0, 75], 75), ([75, 75], 75), ([2, 0], 2), ([75, 2], 2), ([0, 1], 1)]
+    ("statuses", "expected"),
+    [([0, 0], 0), ([0, 75], 75), ([75, 75], 75), ([2, 0], 2), ([75, 2], 2), ([0, 1], 1)],
 )
 def test_the_worst_status_counts_and_a_stop_is_no_failure(statuses, expected):
     assert start(f"sys.exit({statuses}[rank])") == expected
@@ -56,10 +66,10 @@ signal.signal({int(number)}, lambda *_: sys.exit(75))
 open(f"{tmp_path}/{{os.environ['RANK']}}", "w").close()
 time.sleep(60)
 """
-    parent = (
-        f"import sys; from afterimage.training.launch import launch; sys.exit(launch([sys.executable, '-c', {child!r}], 2))"
+    parent = f"import sys; from afterimage.training.launch import launch; sys.exit(launch([sys.executable, '-c', {child!r}], 2))"
+    process = subprocess.Popen(
+        [sys.executable, "-c", parent], env=os.environ | {"OMP_NUM_THREADS": "1"}
     )
-    process = subprocess.Popen([sys.executable, "-c", parent], env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while len(list(tmp_path.iterdir())) < 2 and time.monotonic() < deadline:
         time.sleep(0.05)

@@ -19,7 +19,9 @@ def settings(**train) -> Train:
 
 def test_learning_rate_rises_linearly_from_zero():
     warm = settings(warmup=4, learning_rate=0.2)
-    assert [learning_rate(warm, s) for s in range(6)] == pytest.approx([0, 0.05, 0.1, 0.15, 0.2, 0.2])
+    assert [learning_rate(warm, s) for s in range(6)] == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2, 0.2]
+    )
     assert learning_rate(settings(learning_rate=0.2), 0) == 0.2
 
 
@@ -61,7 +63,9 @@ def test_average_follows_its_recursion_from_the_initial_weights(decay, make_job,
     batch = batch_of(make_job(tmp_path, batch_size=8))
     expected, average = [], 1.0
     for s in range(5):
-        learner.update(s, batch, lambda net, part: (net.weight.expand(len(part)) ** 2, torch.ones(len(part))))
+        learner.update(
+            s, batch, lambda net, part: (net.weight.expand(len(part)) ** 2, torch.ones(len(part)))
+        )
         average = decay * average + (1 - decay) * learner.net.weight.item()
         expected.append(average)
         assert learner.average.module.weight.item() == pytest.approx(average, rel=1e-6)
@@ -131,14 +135,24 @@ def test_a_loss_that_is_no_number_leaves_the_weights_alone(value, tmp_path, make
     learner = Learner(One(), settings(), Accelerator())
     batch = batch_of(make_job(tmp_path, batch_size=8))
     with pytest.raises(NonFiniteError, match="the loss is"):
-        learner.update(0, batch, lambda net, part: (net.weight.expand(len(part)) * value, torch.ones(len(part))))
+        learner.update(
+            0,
+            batch,
+            lambda net, part: (net.weight.expand(len(part)) * value, torch.ones(len(part))),
+        )
     assert learner.net.weight.item() == 1.0
 
 
 def test_a_gradient_that_is_no_number_leaves_the_weights_alone(tmp_path, make_job):
     learner = Learner(One(), settings(), Accelerator())
     batch = batch_of(make_job(tmp_path, batch_size=8))
-    root_at_zero = lambda net, part: ((net.weight - 1).abs().sqrt().expand(len(part)), torch.ones(len(part)))  # noqa: E731
+
+    def root_at_zero(net, part):
+        return (
+            (net.weight - 1).abs().sqrt().expand(len(part)),
+            torch.ones(len(part)),
+        )
+
     with pytest.raises(NonFiniteError, match="gradient norm is nan"):
         learner.update(0, batch, root_at_zero)
     assert learner.net.weight.item() == 1.0
@@ -153,5 +167,11 @@ def test_state_comes_back_whole(tmp_path, make_job):
     twin = Learner(other.net, other.train, other.accelerator)
     twin.load({name: tensor.clone() for name, tensor in learner.tensors().items()})
     assert twin.tensors().keys() == learner.tensors().keys()
-    assert all(torch.equal(twin.tensors()[name], tensor) for name, tensor in learner.tensors().items())
-    assert np.isclose(*(one.update(3, batch_of(job), plain(job.task))["loss"] for one in (learner, twin)), rtol=0, atol=0)
+    assert all(
+        torch.equal(twin.tensors()[name], tensor) for name, tensor in learner.tensors().items()
+    )
+    assert np.isclose(
+        *(one.update(3, batch_of(job), plain(job.task))["loss"] for one in (learner, twin)),
+        rtol=0,
+        atol=0,
+    )

@@ -59,14 +59,19 @@ def test_the_whole_range_is_what_is_drawn_without_one(tmp_path, make_job):
     assert torch.equal(one.noisy, other.noisy)
 
 
-@pytest.mark.parametrize(("tau", "ranges"), [(300, {"front": (0, 300), "tail": (300, 1000)}), (1000, {"front": (0, 1000)})])
+@pytest.mark.parametrize(
+    ("tau", "ranges"),
+    [(300, {"front": (0, 300), "tail": (300, 1000)}), (1000, {"front": (0, 1000)})],
+)
 def test_each_network_is_shown_its_own_timesteps_only(tau, ranges, tmp_path, make_job, monkeypatch):
     job = make_job(tmp_path, arm=LOYAL | {"switch_timestep": tau}, updates=20, batch_size=16)
     seen: dict[str, list[int]] = {}
     original = job.task.losses
 
     def losses(net, batch):
-        seen.setdefault("tail" if isinstance(net, RAUNet) else "front", []).extend(batch.timesteps.tolist())
+        seen.setdefault("tail" if isinstance(net, RAUNet) else "front", []).extend(
+            batch.timesteps.tolist()
+        )
         return original(net, batch)
 
     monkeypatch.setattr(job.task, "losses", losses)
@@ -92,25 +97,34 @@ def test_matched_total_spends_the_budget_in_proportion_to_the_timesteps(updates,
     assert abs(shares["front"] - updates * tau / 1000) <= 0.5
 
 
-@pytest.mark.parametrize(("tau", "expected"), [(0, (0, 7)), (1, (7, 7)), (500, (7, 7)), (1000, (7, 0))])
+@pytest.mark.parametrize(
+    ("tau", "expected"), [(0, (0, 7)), (1, (7, 7)), (500, (7, 7)), (1000, (7, 0))]
+)
 def test_literal_gives_the_whole_budget_to_each_network_with_timesteps(tau, expected):
     """Loyal known answer 11."""
-    assert tuple(loyal.budgets(7, settings(switch_timestep=tau, budget="literal"), 1000).values()) == expected
+    assert (
+        tuple(loyal.budgets(7, settings(switch_timestep=tau, budget="literal"), 1000).values())
+        == expected
+    )
 
 
 def test_a_budget_that_leaves_a_network_untrained_is_refused():
     with pytest.raises(
-        ConfigError, match=r"7 updates, shared at switch_timestep = 20 of 1000, leaves none for the front network"
+        ConfigError,
+        match=r"7 updates, shared at switch_timestep = 20 of 1000, leaves none for the front network",
     ):
         loyal.budgets(7, settings(switch_timestep=20), 1000)
 
 
 @pytest.mark.parametrize(
-    ("tau", "budget", "front", "tail"), [(500, "matched_total", 4, 4), (250, "matched_total", 2, 6), (250, "literal", 8, 8)]
+    ("tau", "budget", "front", "tail"),
+    [(500, "matched_total", 4, 4), (250, "matched_total", 2, 6), (250, "literal", 8, 8)],
 )
 def test_what_was_spent_is_recorded(tau, budget, front, tail, tmp_path, make_job):
     """Loyal known answer 11: updates and images seen, in all and by network."""
-    result = loyal.train(make_job(tmp_path, arm=LOYAL | {"switch_timestep": tau, "budget": budget}, updates=8))
+    result = loyal.train(
+        make_job(tmp_path, arm=LOYAL | {"switch_timestep": tau, "budget": budget}, updates=8)
+    )
     seen = 4 * (front + tail)
     assert asdict(result.spent) == {
         "updates": front + tail,
@@ -147,7 +161,11 @@ def test_the_networks_that_were_asked_for_get_blocks(arm, front, tail, tmp_path,
 def test_both_networks_start_alike_and_blocks_apart(tmp_path, make_job, monkeypatch):
     starts = []
     monkeypatch.setattr(
-        Learner, "update", lambda self, s, batch, objective: starts.append((self.net, weights(self.net))) or {"loss": 0.0}
+        Learner,
+        "update",
+        lambda self, s, batch, objective: (
+            starts.append((self.net, weights(self.net))) or {"loss": 0.0}
+        ),
     )
     loyal.train(make_job(tmp_path, arm=LOYAL, updates=2))
     (front, one), (tail, other) = starts
@@ -163,7 +181,9 @@ def test_a_network_without_timesteps_stays_as_it_was(tau, idle, busy, tmp_path, 
     blocks = job.arm.rau_net if idle == "tail" else None
     assert equal(getattr(result.raw, idle), job.build(blocks, "init"))
     assert equal(getattr(result.average, idle), job.build(blocks, "init"))
-    assert not equal(getattr(result.raw, busy), job.build(None if idle == "tail" else job.arm.rau_net, "init"))
+    assert not equal(
+        getattr(result.raw, busy), job.build(None if idle == "tail" else job.arm.rau_net, "init")
+    )
 
 
 def test_a_whole_range_network_is_the_baseline_with_another_order(tmp_path, make_job):
@@ -171,7 +191,9 @@ def test_a_whole_range_network_is_the_baseline_with_another_order(tmp_path, make
     job = make_job(tmp_path / "loyal", arm=LOYAL | {"switch_timestep": 1000, "rau_net": None})
     result = loyal.train(job)
     plain = make_job(tmp_path / "plain")
-    plain = type(plain)(**{**vars(plain), "path": (*plain.path, "front"), "net": plain.build(None, "init")})
+    plain = type(plain)(
+        **{**vars(plain), "path": (*plain.path, "front"), "net": plain.build(None, "init")}
+    )
     assert equal(result.raw.front, baseline.train(plain).raw)
 
 
@@ -191,7 +213,9 @@ def test_both_networks_start_from_a_single_base(tmp_path, make_job, monkeypatch)
     assert equal(result.raw.front, base)
     tail, start = result.raw.tail.state_dict(), job.build(job.arm.rau_net, "init").state_dict()
     for name, value in tail.items():
-        assert torch.equal(value, start[name] if name.startswith("transfers.") else base.state_dict()[name])
+        assert torch.equal(
+            value, start[name] if name.startswith("transfers.") else base.state_dict()[name]
+        )
 
 
 def test_each_network_starts_from_its_own_where_the_base_has_two(tmp_path, make_job, monkeypatch):
@@ -199,7 +223,9 @@ def test_each_network_starts_from_its_own_where_the_base_has_two(tmp_path, make_
     save_pipeline(loyal.train(first).average, first.scheduler, tmp_path / "pipeline")
     base, _ = load_denoiser(tmp_path / "pipeline")
     no_updates(monkeypatch)
-    result = loyal.train(make_job(tmp_path / "again", arm=LOYAL | {"base": "loyal"}, base=tmp_path / "pipeline"))
+    result = loyal.train(
+        make_job(tmp_path / "again", arm=LOYAL | {"base": "loyal"}, base=tmp_path / "pipeline")
+    )
     assert equal(result.raw, base)
 
 
@@ -238,7 +264,9 @@ VARIANTS = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_stopped_in_either_network_it_ends_with_the_same_bits(variant, tmp_path, make_job, stop_after, curves):
+def test_stopped_in_either_network_it_ends_with_the_same_bits(
+    variant, tmp_path, make_job, stop_after, curves
+):
     """Also right between the two, and after the first update of the second."""
     options = {"updates": 8} | VARIANTS[variant]
     job = make_job(tmp_path / "whole", **options)
@@ -258,7 +286,9 @@ def test_stopped_in_either_network_it_ends_with_the_same_bits(variant, tmp_path,
 
 
 @pytest.mark.parametrize("variant", ["trained_random", "frozen_redrawn", "maxpool"])
-def test_plain_training_with_blocks_goes_on_with_the_same_bits(variant, tmp_path, make_job, stop_at):
+def test_plain_training_with_blocks_goes_on_with_the_same_bits(
+    variant, tmp_path, make_job, stop_at
+):
     arm = {"rau_net": {"groups": [2], "variant": variant}}
     whole = baseline.train(make_job(tmp_path / "whole", arm=arm))
     stop_at(3)
@@ -277,7 +307,9 @@ def test_the_optimiser_and_the_average_hold_every_trained_block(tmp_path, make_j
     job = make_job(tmp_path, arm={"rau_net": BLOCKS}, ema=0.5)
     start = weights(job.net)
     learner = Learner(job.net, job.train, job.accelerator)
-    optimised = {id(weight) for group in learner.optimizer.param_groups for weight in group["params"]}
+    optimised = {
+        id(weight) for group in learner.optimizer.param_groups for weight in group["params"]
+    }
     blocks = dict(job.net.transfers.named_parameters(prefix="transfers"))
     assert len(blocks) == 2
     assert optimised >= {id(weight) for weight in blocks.values()}
@@ -291,7 +323,12 @@ def test_the_optimiser_and_the_average_hold_every_trained_block(tmp_path, make_j
 
 @pytest.mark.parametrize("variant", ["frozen_fixed", "frozen_redrawn"])
 def test_frozen_blocks_neither_move_nor_drift_in_the_average(variant, tmp_path, make_job):
-    job = make_job(tmp_path, arm={"rau_net": {"groups": [1, 2], "variant": variant}}, weight_decay=0.1, accumulation=2)
+    job = make_job(
+        tmp_path,
+        arm={"rau_net": {"groups": [1, 2], "variant": variant}},
+        weight_decay=0.1,
+        accumulation=2,
+    )
     start = weights(job.net)
     result = baseline.train(job)
     for name, value in start.items():
@@ -304,10 +341,22 @@ def test_frozen_blocks_neither_move_nor_drift_in_the_average(variant, tmp_path, 
 
 @pytest.mark.parametrize(
     ("name", "method", "arm"),
-    [("rau_net", baseline, {"rau_net": {"groups": [1, 2]}}), ("loyal", loyal, LOYAL | {"condition": "label"})],
+    [
+        ("rau_net", baseline, {"rau_net": {"groups": [1, 2]}}),
+        ("loyal", loyal, LOYAL | {"condition": "label"}),
+    ],
 )
 def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job, series, golden):
-    job = make_job(tmp_path, images=64, updates=20, batch_size=16, log_every=1, condition="label", flips=True, arm=arm)
+    job = make_job(
+        tmp_path,
+        images=64,
+        updates=20,
+        batch_size=16,
+        log_every=1,
+        condition="label",
+        flips=True,
+        arm=arm,
+    )
     method.train(job)
     found = series(job.store.curves)["loss"]
     assert len(found) == 20
@@ -321,7 +370,10 @@ def test_a_finished_run_is_a_pipeline_of_two_networks(study, tmp_path):
     command = study({"method": "loyal", "switch_timestep": 600, "rau_net": BLOCKS}, updates=5)
     assert cli.main(command) == 0
     run = artifacts.check_store(tmp_path / "out")
-    assert run["facts"].items() >= {"updates": 5, "updates_front": 3, "updates_tail": 2, "images_seen": 20}.items()
+    assert (
+        run["facts"].items()
+        >= {"updates": 5, "updates_front": 3, "updates_tail": 2, "images_seen": 20}.items()
+    )
     for folder in ("pipeline", "raw"):
         router, _ = load_denoiser(tmp_path / "out" / folder)
         assert isinstance(router, TimestepRouter)

@@ -44,5 +44,7 @@ def test_updates_can_be_asked_for_in_any_order():
 def test_seed_arm_and_replicate_each_change_the_order_and_the_noise(other):
     a, b = Order(1, PATH, 100, 50), Order(*other, 100, 50)
     assert not np.array_equal(a.rows(0), b.rows(0))
-    assert not torch.equal(torch.rand(4, generator=a.generator(0)), torch.rand(4, generator=b.generator(0)))
+    assert not torch.equal(
+        torch.rand(4, generator=a.generator(0)), torch.rand(4, generator=b.generator(0))
+    )
     assert a.dropout_seed(0) != b.dropout_seed(0)

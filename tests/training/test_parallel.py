@@ -8,24 +8,39 @@ import torch
 from safetensors.torch import load_file
 
 from afterimage import artifacts, cli
-from afterimage.training import ranks
+from afterimage.training import distributed
 from afterimage.training.learner import Learner, plain
 
 
 def weights(folder, which):
     found = folder.glob(f"{which}/**/*.safetensors")
-    return {f"{path.parent.name}.{name}": value for path in found for name, value in load_file(path).items()}
+    return {
+        f"{path.parent.name}.{name}": value
+        for path in found
+        for name, value in load_file(path).items()
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "arm", [{"method": "baseline"}, {"method": "loyal", "switch_timestep": 500, "rau_net": {"groups": [1, 2]}}]
+    "arm",
+    [
+        {"method": "baseline"},
+        {"method": "loyal", "switch_timestep": 500, "rau_net": {"groups": [1, 2]}},
+    ],
 )
-def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(arm, tmp_path, study, curves, in_two_processes):
+def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(
+    arm, tmp_path, study, curves, in_two_processes
+):
     """A signal to the second process stops both after the same update; the state is finished by two, and again by one."""
     arm = arm | {"condition": "label"}
-    one, two, taken = (study(arm, out=out, updates=7, log_every=1, accumulation=2) for out in ("one", "two", "taken"))
-    first, second = in_two_processes("afterimage.training.order:Order.rows", [str(tmp_path / "kept"), *two])
+    one, two, taken = (
+        study(arm, out=out, updates=7, log_every=1, accumulation=2)
+        for out in ("one", "two", "taken")
+    )
+    first, second = in_two_processes(
+        "afterimage.training.order:Order.rows", [str(tmp_path / "kept"), *two]
+    )
     assert "stopped by a signal to another process after update 4" in first
     assert "update" not in second
     assert cli.main(one) == 0
@@ -37,7 +52,9 @@ def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(arm
     assert [run["images_seen"] for run in runs] == [28, 28, 28]
     for out in ("two", "taken"):
         for mine, theirs in zip(
-            curves(tmp_path / "one" / "metrics.jsonl"), curves(tmp_path / out / "metrics.jsonl"), strict=True
+            curves(tmp_path / "one" / "metrics.jsonl"),
+            curves(tmp_path / out / "metrics.jsonl"),
+            strict=True,
         ):
             assert (mine["step"], mine["name"]) == (theirs["step"], theirs["name"])
             assert theirs["value"] == pytest.approx(mine["value"], rel=1e-3)
@@ -65,23 +82,32 @@ def test_the_parts_of_a_batch_add_up_to_it(processes, tmp_path, make_job, monkey
     expected = [p.grad.clone() for p in whole.net.parameters()]
     sums: list[list[torch.Tensor]] = []
     parts: list[torch.Tensor] = []
-    monkeypatch.setattr(ranks, "count", lambda: processes)
-    monkeypatch.setattr(ranks, "add", lambda grads: sums.append([grad.clone() for grad in grads]))
-    monkeypatch.setattr(ranks, "total", lambda values: parts.append(values) or torch.tensor([0.0, 8.0]))
+    monkeypatch.setattr(distributed, "count", lambda: processes)
+    monkeypatch.setattr(
+        distributed, "add", lambda grads: sums.append([grad.clone() for grad in grads])
+    )
+    monkeypatch.setattr(
+        distributed, "total", lambda values: parts.append(values) or torch.tensor([0.0, 8.0])
+    )
     shared = Learner(job.net, job.train, job.accelerator, shared=True)
     for index in range(processes):
-        monkeypatch.setattr(ranks, "index", lambda index=index: index)
+        monkeypatch.setattr(distributed, "index", lambda index=index: index)
         shared.gradient(batch, objective)
     total = torch.stack(parts).sum(0)
     assert total[0] / total[1] * 8 == pytest.approx(loss * 8, rel=1e-5)
     for at, gradient in enumerate(expected):
-        torch.testing.assert_close(sum(each[at] for each in sums) * 8 / total[1], gradient, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(
+            sum(each[at] for each in sums) * 8 / total[1], gradient, rtol=1e-4, atol=1e-6
+        )
 
 
 def test_a_batch_that_processes_cannot_share_is_refused(study, monkeypatch, capsys):
-    monkeypatch.setattr(ranks, "count", lambda: 3)
+    monkeypatch.setattr(distributed, "count", lambda: 3)
     assert cli.main(study()) != 0
-    assert "train.batch_size = 4 is no multiple of 3 processes x accumulation = 1" in capsys.readouterr().err
+    assert (
+        "train.batch_size = 4 is no multiple of 3 processes x accumulation = 1"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_single_process_shares_with_nobody(tmp_path, make_job):

@@ -12,17 +12,27 @@ VARIANTS = {
     "plain": {},
     "accumulation and warm-up": {"accumulation": 2, "warmup": 4, "weight_decay": 0.1},
     "bf16": {"precision": "bf16"},
-    "conditional, flips, dropout": {"condition": "label", "flips": True, "dropout": 0.2, "label_dropout": 0.3},
+    "conditional, flips, dropout": {
+        "condition": "label",
+        "flips": True,
+        "dropout": 0.2,
+        "label_dropout": 0.3,
+    },
 }
 
 
 def assert_equal(a, b) -> None:
     for one, other in ((a.raw, b.raw), (a.average, b.average)):
-        assert all(torch.equal(x, y) for x, y in zip(one.state_dict().values(), other.state_dict().values(), strict=True))
+        assert all(
+            torch.equal(x, y)
+            for x, y in zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+        )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_stopped_after_any_update_it_ends_with_the_same_bits(variant, tmp_path, make_job, stop_at, curves):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(
+    variant, tmp_path, make_job, stop_at, curves
+):
     job = make_job(tmp_path / "whole", **VARIANTS[variant])
     whole = baseline.train(job)
     assert whole.progress.update == 7
@@ -87,11 +97,20 @@ def test_state_keeps_the_curves_that_were_not_yet_written(tmp_path, make_job, cu
     fine, coarse = make_job(tmp_path / "fine", log_every=1), make_job(tmp_path / "coarse")
     baseline.train(fine)
     baseline.train(coarse)
-    losses = {row["step"]: row["value"] for row in curves(fine.store.curves) if row["name"] == "loss"}
-    points = {row["step"]: row["value"] for row in curves(coarse.store.curves) if row["name"] == "loss"}
+    losses = {
+        row["step"]: row["value"] for row in curves(fine.store.curves) if row["name"] == "loss"
+    }
+    points = {
+        row["step"]: row["value"] for row in curves(coarse.store.curves) if row["name"] == "loss"
+    }
     assert list(losses) == [1, 2, 3, 4, 5, 6, 7]
     assert points == pytest.approx(
-        {2: (losses[1] + losses[2]) / 2, 4: (losses[3] + losses[4]) / 2, 6: (losses[5] + losses[6]) / 2, 7: losses[7]}
+        {
+            2: (losses[1] + losses[2]) / 2,
+            4: (losses[3] + losses[4]) / 2,
+            6: (losses[5] + losses[6]) / 2,
+            7: losses[7],
+        }
     )
 
 
@@ -105,7 +124,10 @@ def test_divergence_names_the_update_and_the_last_good_state(tmp_path, make_job,
         return original(net, batch) * (float("nan") if len(calls) == 6 else 1)
 
     monkeypatch.setattr(job.task, "losses", losses)
-    with pytest.raises(DivergedError, match=r"at update 6 the loss is nan; the last good state is .*update-00000003"):
+    with pytest.raises(
+        DivergedError,
+        match=r"at update 6 the loss is nan; the last good state is .*update-00000003",
+    ):
         baseline.train(job)
 
 

@@ -29,19 +29,27 @@ def test_largest_values_whatever_their_sign_over_all_tensors():
     assert vector.tolist() == [True, True]
 
 
-@pytest.mark.parametrize(("share", "chosen"), [(1.0, [1, 1, 1, 1]), (0.5, [0, 1, 1, 0]), (0.01, [0, 1, 0, 0])])
+@pytest.mark.parametrize(
+    ("share", "chosen"), [(1.0, [1, 1, 1, 1]), (0.5, [0, 1, 1, 0]), (0.01, [0, 1, 0, 0])]
+)
 def test_number_of_chosen_is_exact_and_the_first_of_equals_are_taken(share, chosen):
-    assert largest([torch.tensor([0.0, -2.0, 2.0, 0.0])], share)[0].tolist() == [bool(one) for one in chosen]
+    assert largest([torch.tensor([0.0, -2.0, 2.0, 0.0])], share)[0].tolist() == [
+        bool(one) for one in chosen
+    ]
 
 
-@given(arrays(np.float32, st.integers(1, 50), elements=st.floats(-9, 9, width=16)), st.floats(0.02, 1))
+@given(
+    arrays(np.float32, st.integers(1, 50), elements=st.floats(-9, 9, width=16)), st.floats(0.02, 1)
+)
 def test_no_value_left_out_is_larger_than_one_chosen(values, share):
     mask = largest([torch.from_numpy(values)], share)[0].numpy()
     assert mask.sum() == max(1, round(share * len(values)))
     assert mask.all() or np.abs(values[mask]).min() >= np.abs(values[~mask]).max()
 
 
-def test_saliency_is_the_gradient_of_the_ordinary_loss_on_the_forgotten_images_alone(unlearner, tmp_path):
+def test_saliency_is_the_gradient_of_the_ordinary_loss_on_the_forgotten_images_alone(
+    unlearner, tmp_path
+):
     """With their own labels: no label is dropped."""
     job = unlearner(tmp_path, ARM, dropout=0.5, label_dropout=0.9)
     load_weights(job.net, job.base)
@@ -63,8 +71,12 @@ def test_saliency_is_the_gradient_of_the_ordinary_loss_on_the_forgotten_images_a
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
-def test_weights_outside_the_mask_keep_every_bit_even_under_weight_decay(share, unlearner, tmp_path):
-    job = unlearner(tmp_path / "state", ARM | {"saliency": share}, weight_decay=0.5, condition="label")
+def test_weights_outside_the_mask_keep_every_bit_even_under_weight_decay(
+    share, unlearner, tmp_path
+):
+    job = unlearner(
+        tmp_path / "state", ARM | {"saliency": share}, weight_decay=0.5, condition="label"
+    )
     base = unlearner(tmp_path / "other", ARM).net
     load_weights(base, job.base)
     result = salun.train(job)
@@ -100,7 +112,9 @@ def test_gradient_is_that_of_the_objective_where_the_mask_is_one_and_zero_elsewh
     salun.train(job)
     masked = 0
     for a, b in zip(net.parameters(), job.net.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, torch.where(b.grad == 0, 0.0, a.grad), rtol=1e-3, atol=1e-6)
+        torch.testing.assert_close(
+            b.grad, torch.where(b.grad == 0, 0.0, a.grad), rtol=1e-3, atol=1e-6
+        )
         masked += int((b.grad != 0).sum())
     assert 0.39 < masked / sum(weight.numel() for weight in net.parameters()) <= 0.401
     found = series(job.store.curves)
@@ -125,7 +139,9 @@ def test_target_comes_without_dropout(unlearner, series, tmp_path, monkeypatch):
     monkeypatch.setattr(
         job.task,
         "predict",
-        lambda net, batch: predictions.append((net.training, torch.is_grad_enabled())) or original(net, batch),
+        lambda net, batch: (
+            predictions.append((net.training, torch.is_grad_enabled())) or original(net, batch)
+        ),
     )
     salun.train(job)
     assert predictions[-3:] == [(False, False), (True, True), (True, True)]
@@ -143,11 +159,15 @@ def test_what_it_costs(unlearner, tmp_path):
 
 def test_one_label_is_refused(unlearner, tmp_path):
     job = unlearner(tmp_path, ARM, condition="none")
-    with pytest.raises(ConfigError, match="method salun needs at least 2 labels; the network knows 0"):
+    with pytest.raises(
+        ConfigError, match="method salun needs at least 2 labels; the network knows 0"
+    ):
         salun.train(job)
 
 
-def test_stopped_after_any_update_it_ends_with_the_same_bits(unlearner, tmp_path, same_bits_after_stops):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(
+    unlearner, tmp_path, same_bits_after_stops
+):
     def job(folder: str):
         return unlearner(tmp_path / folder, ARM, dropout=0.2, updates=5, weight_decay=0.1)
 

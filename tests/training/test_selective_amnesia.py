@@ -15,7 +15,12 @@ from afterimage.methods import selective_amnesia
 from afterimage.methods.selective_amnesia import drawn, elastic, fisher, likelihoods, surrogate
 from afterimage.methods.unlearning import Sides
 
-ARM = {"method": "selective_amnesia", "fisher_samples": 4, "fisher_timesteps": 6, "replay_images": 30}
+ARM = {
+    "method": "selective_amnesia",
+    "fisher_samples": 4,
+    "fisher_timesteps": 6,
+    "replay_images": 30,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +66,14 @@ def test_likelihood_sums_over_values_and_stands_for_all_timesteps(unlearner, tmp
     found = [sum(summands) for summands in likelihoods(job)]
     assert len(found) == 4
     assert [len(batch) for batch in seen] == [4, 2] * 4
-    assert torch.cat([batch.timesteps for batch in seen[:2]]).tolist() == [83, 250, 416, 583, 750, 916]
+    assert torch.cat([batch.timesteps for batch in seen[:2]]).tolist() == [
+        83,
+        250,
+        416,
+        583,
+        750,
+        916,
+    ]
     for i, total in enumerate(found):
         parts = seen[2 * i : 2 * i + 2]
         assert len({int(row) for batch in parts for row in batch.rows}) == 1
@@ -72,7 +84,9 @@ def test_likelihood_sums_over_values_and_stands_for_all_timesteps(unlearner, tmp
 
 
 def test_all_timesteps_are_taken_once_each(unlearner, tmp_path):
-    job = at_base(unlearner, tmp_path, ARM | {"fisher_timesteps": None, "fisher_samples": 1}, batch_size=500)
+    job = at_base(
+        unlearner, tmp_path, ARM | {"fisher_timesteps": None, "fisher_samples": 1}, batch_size=500
+    )
     seen = []
     job.task.losses = lambda net, batch: seen.append(batch.timesteps) or torch.zeros(len(batch))
     for summands in likelihoods(job):
@@ -95,8 +109,12 @@ def test_penalty_and_its_gradient_are_those_of_autograd():
     generator = torch.Generator().manual_seed(1)
     shapes = [(3, 2), (4,)]
     weights = [torch.randn(shape, generator=generator, requires_grad=True) for shape in shapes]
-    start, information = ([torch.rand(shape, generator=generator) for shape in shapes] for _ in range(2))
-    expected = sum((0.7 * f * (w - a) ** 2).sum() for w, a, f in zip(weights, start, information, strict=True))
+    start, information = (
+        [torch.rand(shape, generator=generator) for shape in shapes] for _ in range(2)
+    )
+    expected = sum(
+        (0.7 * f * (w - a) ** 2).sum() for w, a, f in zip(weights, start, information, strict=True)
+    )
     gradients = torch.autograd.grad(expected, weights)
     penalty, pull = elastic(weights, start, information, 0.7)
     assert penalty == pytest.approx(expected.item(), rel=1e-6)
@@ -116,7 +134,9 @@ def test_penalty_is_zero_at_the_base():
 
 def test_surrogate_is_uniform_noise_under_the_forgotten_label(unlearner, tmp_path):
     job = unlearner(tmp_path, ARM, batch_size=256, label_dropout=0.5)
-    clean = replace(job, scheduler=build_scheduler(Diffusion(prediction="sample")))  # its target is the image
+    clean = replace(
+        job, scheduler=build_scheduler(Diffusion(prediction="sample"))
+    )  # its target is the image
     batch = surrogate(clean, 3, 0)
     assert batch.target.shape == (256, 1, 8, 8)
     assert set(batch.labels.tolist()) == {3}
@@ -130,14 +150,21 @@ def test_surrogate_is_uniform_noise_under_the_forgotten_label(unlearner, tmp_pat
     assert batch.target.equal(surrogate(clean, 3, 0).target)
 
 
-def test_replay_is_what_the_base_draws_of_all_labels_but_not_what_is_sampled_later(unlearner, tmp_path):
+def test_replay_is_what_the_base_draws_of_all_labels_but_not_what_is_sampled_later(
+    unlearner, tmp_path
+):
     job = at_base(unlearner, tmp_path)
     source = drawn(job, 0)
     assert source.labels.tolist() == list(range(10)) * 3
     assert source.forgotten.tolist() == ([True] + [False] * 9) * 3
     ids, settings = np.arange(30), Sample(images=30, steps=3)
-    for seed, same in ((selective_amnesia.seeds.derive(job.seed, *job.path, "replay"), True), (job.seed, False)):
-        expected = generate(job.net, dict(job.scheduler.config), ids, settings, seed, labels=source.labels)
+    for seed, same in (
+        (selective_amnesia.seeds.derive(job.seed, *job.path, "replay"), True),
+        (job.seed, False),
+    ):
+        expected = generate(
+            job.net, dict(job.scheduler.config), ids, settings, seed, labels=source.labels
+        )
         assert np.array_equal(source.task.images.permute(0, 2, 3, 1).numpy(), expected) is same
 
 
@@ -163,7 +190,9 @@ def test_gradient_is_that_of_the_objective(replay, unlearner, series, tmp_path):
     (forget_loss + loss + penalty).backward()
     selective_amnesia.train(job)
     for a, b in zip(net.parameters(), job.net.parameters(), strict=True):
-        torch.testing.assert_close(b.grad, a.grad, rtol=1e-3, atol=1e-5 * float(a.grad.abs().max()) + 1e-7)
+        torch.testing.assert_close(
+            b.grad, a.grad, rtol=1e-3, atol=1e-5 * float(a.grad.abs().max()) + 1e-7
+        )
     found = series(job.store.curves)
     assert found["penalty"][0] == 0
     assert [found[name][1] for name in ("loss", "forget_loss", "penalty")] == pytest.approx(
@@ -179,7 +208,9 @@ def test_the_more_penalty_the_less_the_weights_move_where_the_base_needs_them(un
     for ewc in (0.0, 1e-3, 10.0):
         job = unlearner(tmp_path / str(ewc), ARM | {"ewc": ewc}, updates=10)
         selective_amnesia.train(job)
-        moved.append(elastic(list(job.net.parameters()), list(base.net.parameters()), information, 1.0)[0])
+        moved.append(
+            elastic(list(job.net.parameters()), list(base.net.parameters()), information, 1.0)[0]
+        )
     assert moved[0] > moved[1] > moved[2]
 
 
@@ -207,7 +238,9 @@ def test_what_it_costs(unlearner, tmp_path):
 
 
 @pytest.mark.parametrize("replay", ["generated", "training"])
-def test_stopped_after_any_update_it_ends_with_the_same_bits(replay, unlearner, tmp_path, same_bits_after_stops):
+def test_stopped_after_any_update_it_ends_with_the_same_bits(
+    replay, unlearner, tmp_path, same_bits_after_stops
+):
     def job(folder: str):
         return unlearner(tmp_path / folder, ARM | {"replay": replay}, dropout=0.2, updates=4)
 
@@ -215,9 +248,15 @@ def test_stopped_after_any_update_it_ends_with_the_same_bits(replay, unlearner, 
 
 
 def test_first_losses_are_those_on_record(unlearner, series, tmp_path, golden):
-    job = unlearner(tmp_path, ARM | {"ewc": 1e-3}, updates=20, batch_size=8, log_every=1, learning_rate=1e-4)
+    job = unlearner(
+        tmp_path, ARM | {"ewc": 1e-3}, updates=20, batch_size=8, log_every=1, learning_rate=1e-4
+    )
     selective_amnesia.train(job)
-    golden("selective_amnesia", {name: series(job.store.curves)[name] for name in ("loss", "forget_loss", "penalty")}, rel=1e-4)
+    golden(
+        "selective_amnesia",
+        {name: series(job.store.curves)[name] for name in ("loss", "forget_loss", "penalty")},
+        rel=1e-4,
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +267,11 @@ def test_first_losses_are_those_on_record(unlearner, series, tmp_path, golden):
             {"ids": [1]},
             r"method selective_amnesia forgets a class: forget\.some must be given by label",
         ),
-        ({}, {"label": 0}, "method selective_amnesia needs labels, but base = 'plain' was trained without"),
+        (
+            {},
+            {"label": 0},
+            "method selective_amnesia needs labels, but base = 'plain' was trained without",
+        ),
     ],
 )
 def test_what_is_no_class_of_a_conditional_network_is_refused(base, forget, message, params):

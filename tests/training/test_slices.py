@@ -30,7 +30,9 @@ def status(command: list[str], *more: str) -> int:
 
 
 def updates_saved(folder) -> list[int]:
-    return sorted(int(path.name.removeprefix("update-")) for path in folder.glob("state/*/update-*"))
+    return sorted(
+        int(path.name.removeprefix("update-")) for path in folder.glob("state/*/update-*")
+    )
 
 
 @pytest.fixture
@@ -148,9 +150,18 @@ def test_networks_kept_under_way_are_kept_by_every_part(tmp_path, make_job):
     for name, ends in (("whole", [(1, 1)]), ("parts", [(1, 3), (2, 3), (3, 3)])):
         for share in ends:
             job = replace(make_job(tmp_path / name), states=4, share=share)
-            with nullcontext() if share in ((1, 1), (3, 3)) else pytest.raises(SystemExit, match=r"^0$"):
+            with (
+                nullcontext()
+                if share in ((1, 1), (3, 3))
+                else pytest.raises(SystemExit, match=r"^0$")
+            ):
                 baseline.train(job)
-        kept.append({path.relative_to(job.kept): path.read_bytes() for path in job.kept.rglob("*.safetensors")})
+        kept.append(
+            {
+                path.relative_to(job.kept): path.read_bytes()
+                for path in job.kept.rglob("*.safetensors")
+            }
+        )
     assert len(kept[0]) == 6
     assert kept[0] == kept[1]
 
@@ -176,7 +187,10 @@ def test_processes_are_started_stopped_and_go_on_in_parts(study, tmp_path, capfd
     both = [sys.executable, "-m", "afterimage.cli", *command, "--part", "1/2", "--processes", "2"]
     process = subprocess.Popen(both, env=os.environ | {"OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
-    while not any(path.stat().st_size for path in state.glob("*/metrics.jsonl")) and time.monotonic() < deadline:
+    while (
+        not any(path.stat().st_size for path in state.glob("*/metrics.jsonl"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == 75

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from afterimage.config import ConfigError
+from afterimage.diffusion.noising import Pixels
 from afterimage.methods import baseline
 from afterimage.training import stacked
 from afterimage.training.learner import Learner, NonFiniteError, plain
 from afterimage.training.stacked import Stack, StackLearner, in_turn
-from afterimage.training.task import Pixels
 
 
 class Exact(Pixels):
@@ -32,14 +32,29 @@ class Exact(Pixels):
 def bundle(make_job, digits, tmp_path):
     """Return a function that makes three jobs of different images, order and initial weights, with one store or one each."""
 
-    def make(name: str, together: bool, task=Pixels, condition: str = "none", arm: dict | None = None, **train):
+    def make(
+        name: str,
+        together: bool,
+        task=Pixels,
+        condition: str = "none",
+        arm: dict | None = None,
+        **train,
+    ):
         jobs = []
         for j in range(3):
-            job = make_job(tmp_path / name / ("" if together else str(j)), condition, arm=arm, **train)
+            job = make_job(
+                tmp_path / name / ("" if together else str(j)), condition, arm=arm, **train
+            )
             rows = np.arange(4 * j, 4 * j + 11)
             labels = digits[1][rows] if condition == "label" else None
-            images = task(digits[0][rows], job.scheduler, labels, 10, job.train.label_dropout, flips=True)
-            jobs.append(replace(job, path=("stack", j), net=job.build(job.arm.rau_net, f"init {j}"), task=images))
+            images = task(
+                digits[0][rows], job.scheduler, labels, 10, job.train.label_dropout, flips=True
+            )
+            jobs.append(
+                replace(
+                    job, path=("stack", j), net=job.build(job.arm.rau_net, f"init {j}"), task=images
+                )
+            )
         return jobs
 
     return make
@@ -51,7 +66,12 @@ def weights(net) -> list[torch.Tensor]:
 
 VARIANTS = {
     "clipped, warm-up, weight decay": {"clip": 0.05, "warmup": 4, "weight_decay": 0.1},
-    "labels, accumulation, no clipping": {"condition": "label", "label_dropout": 0.3, "accumulation": 2, "clip": None},
+    "labels, accumulation, no clipping": {
+        "condition": "label",
+        "label_dropout": 0.3,
+        "accumulation": 2,
+        "clip": None,
+    },
     "transfer blocks": {"arm": {"rau_net": {"groups": [1], "variant": "frozen_fixed"}}},
 }
 
@@ -60,7 +80,9 @@ VARIANTS = {
 def test_a_stack_of_three_is_three_single_trainings(variant, bundle, monkeypatch):
     """Ten updates in float64, where the order of summation does not show."""
     options = {"task": Exact, "updates": 10, "checkpoint_every": 10} | VARIANTS[variant]
-    monkeypatch.setattr(baseline, "Learner", lambda net, *rest, **named: Learner(net.double(), *rest, **named))
+    monkeypatch.setattr(
+        baseline, "Learner", lambda net, *rest, **named: Learner(net.double(), *rest, **named)
+    )
     alone = [baseline.train(job) for job in bundle("alone", False, **options)]
     jobs = bundle("together", True, **options)
     start = [weights(job.net.double()) for job in jobs]
@@ -80,7 +102,9 @@ def test_a_stack_of_three_is_three_single_trainings(variant, bundle, monkeypatch
 def test_every_network_is_clipped_by_its_own_norm(bundle):
     """One network with a hundred times the gradient does not slow the others down."""
     jobs = bundle("clipped", True, clip=0.01)
-    batches = [job.task.batch(np.arange(4), torch.Generator().manual_seed(j)) for j, job in enumerate(jobs)]
+    batches = [
+        job.task.batch(np.arange(4), torch.Generator().manual_seed(j)) for j, job in enumerate(jobs)
+    ]
     batches[1] = replace(batches[1], target=100 * batches[1].target)
     learner = StackLearner([job.net for job in jobs], jobs[0].train, jobs[0].accelerator)
     learner.gradient(in_turn(batches), plain(jobs[0].task))
@@ -90,18 +114,25 @@ def test_every_network_is_clipped_by_its_own_norm(bundle):
 
 def test_loss_and_norm_are_means_over_the_networks(bundle):
     jobs = bundle("means", True)
-    batches = [job.task.batch(np.arange(4), torch.Generator().manual_seed(j)) for j, job in enumerate(jobs)]
+    batches = [
+        job.task.batch(np.arange(4), torch.Generator().manual_seed(j)) for j, job in enumerate(jobs)
+    ]
     learner = StackLearner([job.net for job in jobs], jobs[0].train, jobs[0].accelerator)
     singles = [Learner(copy.deepcopy(job.net), job.train, job.accelerator) for job in jobs]
     found = learner.update(0, in_turn(batches), plain(jobs[0].task))
-    alone = [one.update(0, batch, plain(jobs[0].task)) for one, batch in zip(singles, batches, strict=True)]
+    alone = [
+        one.update(0, batch, plain(jobs[0].task))
+        for one, batch in zip(singles, batches, strict=True)
+    ]
     expected = {name: np.mean([values[name] for values in alone]) for name in alone[0]}
     assert found == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_network_that_diverges_stops_all_before_their_weights_move(bundle):
     jobs = bundle("diverged", True)
-    batches = [job.task.batch(np.arange(4), torch.Generator().manual_seed(j)) for j, job in enumerate(jobs)]
+    batches = [
+        job.task.batch(np.arange(4), torch.Generator().manual_seed(j)) for j, job in enumerate(jobs)
+    ]
     batches[2] = replace(batches[2], target=batches[2].target * torch.nan)
     learner = StackLearner([job.net for job in jobs], jobs[0].train, jobs[0].accelerator)
     before = weights(learner.net)

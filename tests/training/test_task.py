@@ -8,7 +8,7 @@ from torch import nn
 from afterimage.artifacts import ArtifactError
 from afterimage.config import Diffusion
 from afterimage.diffusion.model import build_scheduler
-from afterimage.training.task import Pixels
+from afterimage.diffusion.noising import Pixels
 
 PREDICTIONS = ["epsilon", "v_prediction", "sample"]
 
@@ -22,7 +22,9 @@ def pixels(n: int = 6, size: int = 4) -> np.ndarray:
 
 
 def make(prediction: str = "epsilon", schedule: str = "linear", **options) -> Pixels:
-    return Pixels(pixels(), build_scheduler(Diffusion(prediction=prediction, schedule=schedule)), **options)
+    return Pixels(
+        pixels(), build_scheduler(Diffusion(prediction=prediction, schedule=schedule)), **options
+    )
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
@@ -82,7 +84,9 @@ def test_perfect_denoiser_has_no_loss_and_a_shifted_one_has_the_square_of_the_sh
 def test_the_net_that_predicts_nothing_has_loss_one_in_epsilon():
     task = make()
     batch = task.batch(np.arange(6).repeat(200), generator())
-    assert task.losses(lambda x, t, return_dict: (torch.zeros_like(x),), batch).mean() == pytest.approx(1, abs=0.02)
+    assert task.losses(
+        lambda x, t, return_dict: (torch.zeros_like(x),), batch
+    ).mean() == pytest.approx(1, abs=0.02)
 
 
 def test_timesteps_cover_the_whole_range():

@@ -11,7 +11,9 @@ from safetensors.torch import load_file
 
 from afterimage import artifacts, cli, provenance
 from afterimage.config import Match, Train
-from afterimage.training.run import budget, members
+from afterimage.data.members import members
+from afterimage.images import Images, load_images
+from afterimage.training.job import budget
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
@@ -25,11 +27,21 @@ def test_store_is_whole_and_says_what_was_done(study, tmp_path, capsys, curves):
     facts = run["facts"]
     assert (facts["updates"], facts["images_seen"], facts["training_images"]) == (7, 28, 13)
     assert facts["resumed_at"] == []
-    assert facts["parameters"] == sum(t.numel() for t in load_file(tmp_path / "out" / "raw" / WEIGHTS).values())
-    assert {row["name"] for row in curves(tmp_path / "out" / "metrics.jsonl")} == {"loss", "grad_norm", "learning_rate"}
+    assert facts["parameters"] == sum(
+        t.numel() for t in load_file(tmp_path / "out" / "raw" / WEIGHTS).values()
+    )
+    assert {row["name"] for row in curves(tmp_path / "out" / "metrics.jsonl")} == {
+        "loss",
+        "grad_norm",
+        "learning_rate",
+    }
     assert list((tmp_path / "state").iterdir()) == []
     assert "update 7 of 7: loss" in capsys.readouterr().err
-    assert not list(tmp_path.rglob("*.pt")) + list(tmp_path.rglob("*.bin")) + list(tmp_path.rglob("*.pkl"))
+    assert (
+        not list(tmp_path.rglob("*.pt"))
+        + list(tmp_path.rglob("*.bin"))
+        + list(tmp_path.rglob("*.pkl"))
+    )
 
 
 def test_same_command_same_bytes(study, tmp_path):
@@ -83,19 +95,28 @@ def replicates(study, tmp_path):
 
 
 def test_replicates_start_from_different_weights(replicates):
-    one, other = (load_file(out / "raw" / WEIGHTS) for out in replicates(updates=1, learning_rate=1e-12))
+    one, other = (
+        load_file(out / "raw" / WEIGHTS) for out in replicates(updates=1, learning_rate=1e-12)
+    )
     assert not torch.allclose(one["conv_in.weight"], other["conv_in.weight"], atol=1e-3)
 
 
-def test_replicates_have_different_order_and_noise_from_one_start(replicates, study, tmp_path, series):
+def test_replicates_have_different_order_and_noise_from_one_start(
+    replicates, study, tmp_path, series
+):
     cli.main(study(out="base"))
-    folders = replicates({"base": "first"}, "--base", str(tmp_path / "base"), learning_rate=1e-12, log_every=1)
+    folders = replicates(
+        {"base": "first"}, "--base", str(tmp_path / "base"), learning_rate=1e-12, log_every=1
+    )
     one, other = (series(out / "metrics.jsonl")["loss"] for out in folders)
     assert len(set(one + other)) == 14
 
 
 def test_replicates_are_trained_on_different_parts(replicates):
-    one, other = (pd.read_parquet(out / "members.parquet")["trained"] for out in replicates({"fraction": 0.5}, updates=1))
+    one, other = (
+        pd.read_parquet(out / "members.parquet")["trained"]
+        for out in replicates({"fraction": 0.5}, updates=1)
+    )
     assert (one != other).any()
 
 
@@ -105,11 +126,13 @@ def test_fraction_takes_whole_sources(study, tmp_path):
     assert list(table.columns) == ["id", "source", "trained", "forgotten"]
     assert table.groupby("source")["trained"].nunique().eq(1).all()
     assert table.groupby("source")["trained"].first().sum() == round(0.5 * 7)
-    assert artifacts.read_run(tmp_path / "out")["facts"]["training_images"] == table["trained"].sum()
+    assert (
+        artifacts.read_run(tmp_path / "out")["facts"]["training_images"] == table["trained"].sum()
+    )
 
 
 def test_members_are_drawn_evenly_and_by_the_generator_alone():
-    images = artifacts.Images.of(np.zeros((40, 4, 4, 1), np.uint8), sources=np.arange(40) % 20)
+    images = Images.of(np.zeros((40, 4, 4, 1), np.uint8), sources=np.arange(40) % 20)
     draws = np.array([members(images, 0.5, np.random.default_rng(seed)) for seed in range(400)])
     assert (draws.sum(1) == 20).all()
     assert np.array_equal(draws[:, :20], draws[:, 20:])
@@ -122,7 +145,10 @@ def test_base_is_where_training_starts(study, tmp_path):
     cli.main(study(out="base"))
     command = study({"base": "first"}, updates=1, learning_rate=1e-12, ema=0.0)
     assert cli.main([*command, "--base", str(tmp_path / "base")]) == 0
-    start, end = load_file(tmp_path / "base" / "pipeline" / WEIGHTS), load_file(tmp_path / "out" / "raw" / WEIGHTS)
+    start, end = (
+        load_file(tmp_path / "base" / "pipeline" / WEIGHTS),
+        load_file(tmp_path / "out" / "raw" / WEIGHTS),
+    )
     for name in start:
         torch.testing.assert_close(start[name], end[name], rtol=0, atol=1e-10)
 
@@ -155,7 +181,7 @@ def test_base_and_its_folder_go_together(study, tmp_path, capsys):
 def test_label_conditional_net_has_a_null_label(study, tmp_path):
     cli.main(study({"condition": "label"}))
     config = json.loads((tmp_path / "out" / "pipeline" / "unet" / "config.json").read_text())
-    labels = artifacts.load_images(tmp_path / "split" / "train.npz").labels
+    labels = load_images(tmp_path / "split" / "train.npz").labels
     assert config["num_class_embeds"] == labels.max() + 2
 
 
@@ -167,9 +193,14 @@ def test_other_training_images_do_not_continue_the_old_run(study, tmp_path, stop
         cli.main(command)
     assert not (tmp_path / "out").exists()
     with artifacts.step(
-        artifacts.read_run(tmp_path / "split")["config"], tmp_path / "split2", {}, ("afterimage.seeds",)
+        artifacts.read_run(tmp_path / "split")["config"],
+        tmp_path / "split2",
+        {},
+        ("afterimage.seeds",),
     ) as step:
-        artifacts.load_images(tmp_path / "split" / "train.npz").take(np.arange(12)).save(step.folder / "train.npz")
+        load_images(tmp_path / "split" / "train.npz").take(np.arange(12)).save(
+            step.folder / "train.npz"
+        )
     artifacts.replace_folder(tmp_path / "split2", tmp_path / "split")
     assert cli.main(command) == 0
     assert artifacts.read_run(tmp_path / "out")["facts"]["resumed_at"] == []
@@ -196,7 +227,12 @@ def test_the_same_run_goes_on_and_leaves_no_state(study, tmp_path, stop_at):
     assert list((tmp_path / "state").iterdir()) == []
 
 
-MATCHES = [("updates", 400, 400), ("updates_per_model", 100, 100), ("kept_samples", 1001, 126), ("kept_samples", 1, 1)]
+MATCHES = [
+    ("updates", 400, 400),
+    ("updates_per_model", 100, 100),
+    ("kept_samples", 1001, 126),
+    ("kept_samples", 1, 1),
+]
 
 
 @pytest.mark.parametrize(("by", "spent", "expected"), MATCHES)
@@ -233,7 +269,8 @@ def test_a_class_that_is_left_out_still_has_its_place_in_the_network(study, tmp_
     cli.main(study({"condition": "label"}, out="all"))
     cli.main(study({"condition": "label", "without": "last"}, forget={"last": {"label": 6}}))
     shapes = [
-        {name: tensor.shape for name, tensor in load_file(tmp_path / out / "raw" / WEIGHTS).items()} for out in ("all", "out")
+        {name: tensor.shape for name, tensor in load_file(tmp_path / out / "raw" / WEIGHTS).items()}
+        for out in ("all", "out")
     ]
     assert shapes[0] == shapes[1]
 

@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.diffusion.model import load_weights, save_pipeline
+from afterimage.diffusion.noising import Pixels
 from afterimage.methods import baseline, erasediff, find, gradient_ascent
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
 from afterimage.training.learner import Learner, NonFiniteError, plain
-from afterimage.training.task import Pixels
 
 ASCENT = {"method": "gradient_ascent"}
 ERASE = {"method": "erasediff"}
@@ -49,7 +49,9 @@ def test_keeping_the_labels_changes_nothing_else(sides):
     assert torch.equal(kept.labels, sides.task.labels[kept.rows])
 
 
-@pytest.mark.parametrize(("forgotten", "side"), [(np.zeros(40, bool), "forget"), (np.ones(40, bool), "remain")])
+@pytest.mark.parametrize(
+    ("forgotten", "side"), [(np.zeros(40, bool), "forget"), (np.ones(40, bool), "remain")]
+)
 def test_a_side_without_images_is_refused(forgotten, side, unlearner, tmp_path):
     with pytest.raises(ArtifactError, match=f"40 training images hold none to {side}"):
         Sides(unlearner(tmp_path / "state", ASCENT, forgotten=forgotten))
@@ -109,23 +111,34 @@ def test_gradients_are_copies_of_those_that_there_are(unlearner, tmp_path):
 
 @pytest.mark.parametrize(
     ("module", "arm"),
-    [(erasediff, ERASE | {"barrier": "fixed", "weight": 0.0}), (gradient_ascent, ASCENT | {"remain": 1.0})],
+    [
+        (erasediff, ERASE | {"barrier": "fixed", "weight": 0.0}),
+        (gradient_ascent, ASCENT | {"remain": 1.0}),
+    ],
     ids=["erasediff", "gradient_ascent"],
 )
-def test_without_a_push_it_is_fine_tuning_on_the_rest_step_for_step(module, arm, unlearner, make_job, digits, tmp_path, curves):
+def test_without_a_push_it_is_fine_tuning_on_the_rest_step_for_step(
+    module, arm, unlearner, make_job, digits, tmp_path, curves
+):
     """EraseDiff invariant 6: lambda = 0."""
     job = unlearner(tmp_path / "a", arm, dropout=0.2, log_every=1)
     found = module.train(job)
 
-    plain_job = make_job(tmp_path / "b", "label", images=40, dropout=0.2, base=job.base, log_every=1)
+    plain_job = make_job(
+        tmp_path / "b", "label", images=40, dropout=0.2, base=job.base, log_every=1
+    )
     rest = digits[1][:40] != 0
-    task = Pixels(digits[0][:40][rest], job.scheduler, digits[1][:40][rest], 10, job.train.label_dropout)
+    task = Pixels(
+        digits[0][:40][rest], job.scheduler, digits[1][:40][rest], 10, job.train.label_dropout
+    )
     tuned = baseline.train(dataclasses.replace(plain_job, task=task, path=(*job.path, "remain")))
     for mine, other in ((found.raw, tuned.raw), (found.average, tuned.average)):
-        assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True))
-    assert [r for r in curves(job.store.curves) if r["name"] in ("loss", "grad_norm", "learning_rate")] == curves(
-        plain_job.store.curves
-    )
+        assert all(
+            torch.equal(a, b) for a, b in zip(mine.parameters(), other.parameters(), strict=True)
+        )
+    assert [
+        r for r in curves(job.store.curves) if r["name"] in ("loss", "grad_norm", "learning_rate")
+    ] == curves(plain_job.store.curves)
 
 
 @pytest.mark.parametrize("module", [erasediff, gradient_ascent])
@@ -144,21 +157,39 @@ def test_weights_and_their_average_start_at_the_base(module, unlearner, tmp_path
 
 def extraction_store(folder, sources):
     """Write what the extraction attack leaves: these sources extracted, with the calibrated threshold only."""
-    resolved = {"step": "attack/extraction", "arm": "first", "replicate": 0, "seed": 1, "settings": {"anchor": "training"}}
+    resolved = {
+        "step": "attack/extraction",
+        "arm": "first",
+        "replicate": 0,
+        "seed": 1,
+        "settings": {"anchor": "training"},
+    }
     table = pd.DataFrame({"source": np.arange(7)})
     table["extracted_training_calibrated"] = table["source"].isin(sources)
-    table["extracted_training_fixed"] = table["extracted_candidate_calibrated"] = table["extracted_candidate_fixed"] = False
+    table["extracted_training_fixed"] = table["extracted_candidate_calibrated"] = table[
+        "extracted_candidate_fixed"
+    ] = False
     with artifacts.step(resolved, folder, {}, ("afterimage.seeds",)) as step:
         table.to_parquet(step.folder / "images.parquet", index=False)
 
 
-@pytest.mark.parametrize("forget", [{"label": 0}, {"ids": [1]}, {"extracted_from": "first"}], ids=lambda one: next(iter(one)))
+@pytest.mark.parametrize(
+    "forget",
+    [{"label": 0}, {"ids": [1]}, {"extracted_from": "first"}],
+    ids=lambda one: next(iter(one)),
+)
 @pytest.mark.parametrize(
     ("condition", "arm"),
-    [("none", ASCENT), ("none", ERASE | {"target": "uniform"}), ("label", ERASE | {"barrier": "gap"})],
+    [
+        ("none", ASCENT),
+        ("none", ERASE | {"target": "uniform"}),
+        ("label", ERASE | {"barrier": "gap"}),
+    ],
     ids=["gradient_ascent", "erasediff-uniform", "erasediff-relabel"],
 )
-def test_from_the_command_line_each_kind_of_set_is_forgotten(condition, arm, forget, study, tmp_path):
+def test_from_the_command_line_each_kind_of_set_is_forgotten(
+    condition, arm, forget, study, tmp_path
+):
     """Thirteen rows, of which 2 i and 2 i + 1 show digit i: each kind names digit 0, i.e. rows 0 and 1."""
     assert cli.main(study({"condition": condition}, out="base", updates=1)) == 0
     own = {"base": "first", "forget": "wanted", "condition": condition} | arm
@@ -184,18 +215,31 @@ def test_from_the_command_line_each_kind_of_set_is_forgotten(condition, arm, for
     "arm",
     [
         {"method": "salun", "saliency_samples": 8},
-        {"method": "selective_amnesia", "fisher_samples": 4, "fisher_timesteps": 6, "replay_images": 30},
+        {
+            "method": "selective_amnesia",
+            "fisher_samples": 4,
+            "fisher_timesteps": 6,
+            "replay_images": 30,
+        },
     ],
     ids=lambda arm: arm["method"],
 )
 def test_frozen_blocks_of_the_base_stay_frozen(arm, make_job, digits, tmp_path):
     blocks = {"rau_net": {"groups": [1], "variant": "frozen_fixed"}}
-    base = make_job(tmp_path / "base-state", condition="label", images=40, arm={"method": "baseline"} | blocks)
+    base = make_job(
+        tmp_path / "base-state", condition="label", images=40, arm={"method": "baseline"} | blocks
+    )
     save_pipeline(base.net, base.scheduler, tmp_path / "base")
     arm = arm | blocks | {"base": "base", "forget": "zeros"}
     forgotten = digits[1][:40] == 0
     job = make_job(
-        tmp_path / "state", condition="label", images=40, arm=arm, base=tmp_path / "base", forgotten=forgotten, updates=2
+        tmp_path / "state",
+        condition="label",
+        images=40,
+        arm=arm,
+        base=tmp_path / "base",
+        forgotten=forgotten,
+        updates=2,
     )
     find(arm["method"]).train(job)
     before = base.net.state_dict()

@@ -42,14 +42,24 @@ class Workspace:
 
     def start(self, *command: str) -> subprocess.Popen:
         return subprocess.Popen(
-            command, cwd=self.folder, env=self.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            command,
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     def run(self, *command: str, check: bool = True) -> subprocess.CompletedProcess:
-        done = subprocess.run(command, cwd=self.folder, capture_output=True, text=True, env=self.environment)
+        done = subprocess.run(
+            command, cwd=self.folder, capture_output=True, text=True, env=self.environment
+        )
         if check and done.returncode:
-            logs = "\n".join(f"== {log}\n{log.read_text()[-2000:]}" for log in self.results.glob("logs/**/*.log"))
-            raise AssertionError(f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}")
+            logs = "\n".join(
+                f"== {log}\n{log.read_text()[-2000:]}" for log in self.results.glob("logs/**/*.log")
+            )
+            raise AssertionError(
+                f"{' '.join(command)} failed:\n{done.stdout[-3000:]}\n{done.stderr[-5000:]}\n{logs}"
+            )
         return done
 
     def snakemake(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess:
@@ -62,7 +72,11 @@ class Workspace:
             assert "Nothing to be done" in out, out
             return {}
         table = out.split("Job stats:")[1].split("\n\n")[0].splitlines()[3:]
-        return {line.split()[0]: int(line.split()[1]) for line in table if line.split()[0] not in ("total", *PHASES)}
+        return {
+            line.split()[0]: int(line.split()[1])
+            for line in table
+            if line.split()[0] not in ("total", *PHASES)
+        }
 
 
 PHASES = ("default", "all", "data", "train", "sample", "attack", "attribution", "report", "track")

@@ -9,7 +9,9 @@ from contextlib import closing
 import pandas as pd
 import pytest
 
-from afterimage import artifacts, config, layout
+from afterimage import artifacts, config
+from afterimage.images import load_images
+from afterimage.plan import jobs
 
 pytestmark = pytest.mark.slow
 
@@ -22,8 +24,8 @@ def test_the_study_has_every_method_and_every_page(every_arm):
     study = config.load(every_arm.params)
     assert {arm.method for arm in study.arms.values()} == set(config.METHODS)
     notebooks = {path.stem for path in (every_arm.folder / "notebooks").glob("*.py")}
-    assert {*layout.pages(study), "loyal_selection"} == notebooks
-    for page in layout.pages(study):
+    assert {*jobs.pages(study), "loyal_selection"} == notebooks
+    for page in jobs.pages(study):
         assert (every_arm.results / "report" / "pages" / page / f"{page}.html").stat().st_size > 0
 
 
@@ -40,7 +42,9 @@ def test_the_workflow_knows_every_file_of_a_result(every_arm):
     assert len(runs) > 100
     files = {run.parent / name for run in runs for name in json.loads(run.read_text())["outputs"]}
     files = {file.relative_to(every_arm.folder) for file in files | set(runs)}
-    assert [file for file in sorted(files) if named.isdisjoint(map(str, [file, *file.parents]))] == []
+    assert [
+        file for file in sorted(files) if named.isdisjoint(map(str, [file, *file.parents]))
+    ] == []
 
 
 def test_every_arm_is_in_every_table(every_arm):
@@ -48,15 +52,19 @@ def test_every_arm_is_in_every_table(every_arm):
     tables = every_arm.results / "report" / "tables"
     wide = pd.read_csv(tables / "comparison_wide.csv").set_index("arm")
     assert list(wide.index) == list(study.arms)
-    assert {arm: None if pd.isna(control) else control for arm, control in wide["control"].items()} == {
-        name: arm.control for name, arm in study.arms.items()
-    }
-    assert wide["verdict"].notna().tolist() == [arm.control is not None for arm in study.arms.values()]
+    assert {
+        arm: None if pd.isna(control) else control for arm, control in wide["control"].items()
+    } == {name: arm.control for name, arm in study.arms.items()}
+    assert wide["verdict"].notna().tolist() == [
+        arm.control is not None for arm in study.arms.values()
+    ]
     for table in ("arms", "extraction", "quality", "membership", "points", "loss", "multiplicity"):
         assert set(pd.read_csv(tables / f"{table}.csv")["arm"]) == set(study.arms), table
     judged = {name for name in study.arms if study.forget_sets_of(name)}
     assert set(pd.read_csv(tables / "forgetting.csv")["arm"]) == judged
-    assert set(json.loads((every_arm.results / "track" / "track.json").read_text())["arms"]) == set(study.arms)
+    assert set(json.loads((every_arm.results / "track" / "track.json").read_text())["arms"]) == set(
+        study.arms
+    )
 
 
 def test_matched_arms_take_their_budget_from_the_other(every_arm):
@@ -74,7 +82,7 @@ def test_what_extraction_found_is_what_is_forgotten(every_arm):
 
 
 def test_retrained_never_saw_what_others_forget(every_arm):
-    split = artifacts.load_images(every_arm.results / "data/split/train.npz")
+    split = load_images(every_arm.results / "data/split/train.npz")
     zeros = set(split.ids[split.labels == 0])
     for arm in ("retrained", "finetune"):
         members = pd.read_parquet(every_arm.results / "train" / arm / "rep0/members.parquet")
@@ -86,9 +94,20 @@ def test_attribution_has_every_attributor_query_and_judge(every_arm):
     asked = study.attribution
     assert asked is not None
     lds = pd.read_csv(phase / "scores/main/lds.csv")
-    sets = [name for name in ("holdout", "generated", "extracted") if len(artifacts.load_images(phase / f"queries/{name}.npz"))]
-    expected = {(name, part, target) for name in asked.attributors for part in sets for target in ("loss", "shift")}
-    assert {*lds[["attributor", "queries", "target"]].itertuples(index=False, name=None)} == expected
+    sets = [
+        name
+        for name in ("holdout", "generated", "extracted")
+        if len(load_images(phase / f"queries/{name}.npz"))
+    ]
+    expected = {
+        (name, part, target)
+        for name in asked.attributors
+        for part in sets
+        for target in ("loss", "shift")
+    }
+    assert {
+        *lds[["attributor", "queries", "target"]].itertuples(index=False, name=None)
+    } == expected
     cheaper = pd.read_csv(phase / "acceleration/acceleration.csv")
     assert set(cheaper["variant"]) == {"main", "coarse", "two_stage"}
     own = cheaper[cheaper["variant"] == asked.reference]
@@ -99,7 +118,11 @@ def test_attribution_has_every_attributor_query_and_judge(every_arm):
         assert influence["auc"].between(0, 1).all()
     with closing(sqlite3.connect(every_arm.folder / "mlflow.db")) as database:
         shown = {name for (name,) in database.execute("select distinct key from latest_metrics")}
-    assert {name for name in asked.attributors if any(f"lds/generated/{name}" in metric for metric in shown)} >= {
+    assert {
+        name
+        for name in asked.attributors
+        if any(f"lds/generated/{name}" in metric for metric in shown)
+    } >= {
         "das",
         "dtrak",
     }

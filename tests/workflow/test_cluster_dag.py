@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from afterimage import artifacts, config
-from afterimage.cluster import cost
+from afterimage.plan.cost import estimate
 
 pytestmark = pytest.mark.slow
 
@@ -14,8 +14,10 @@ def cut(workspace, parts: int = 3, generations: int | None = 16, **more) -> None
     """Cut every training into ``parts``, and sampling into jobs of 16 of its 40 images, in batches of 8."""
     workspace.edit("sample", "batch_size", value=8)
     study = config.load(workspace.params)
-    minutes = study.cluster.headroom * cost.training_minutes(study, "baseline") / (parts - 0.5)
-    workspace.edit("cluster", value={"max_minutes_per_job": minutes, "generations_per_job": generations} | more)
+    minutes = study.cluster.headroom * estimate.training_minutes(study, "baseline") / (parts - 0.5)
+    workspace.edit(
+        "cluster", value={"max_minutes_per_job": minutes, "generations_per_job": generations} | more
+    )
 
 
 def planned(workspace) -> dict[str, int]:
@@ -24,7 +26,11 @@ def planned(workspace) -> dict[str, int]:
 
 def shell_commands(workspace, *arguments: str) -> list[str]:
     out = workspace.snakemake("--dry-run", "--printshellcmds", *arguments, "--", "sample").stdout
-    commands = [" ".join(line.split()[2:]) for line in out.splitlines() if line.startswith("Shell command: afterimage ")]
+    commands = [
+        " ".join(line.split()[2:])
+        for line in out.splitlines()
+        if line.startswith("Shell command: afterimage ")
+    ]
     assert commands
     return commands
 
@@ -50,7 +56,11 @@ def copy(done, tmp_path):
 def test_a_study_that_says_nothing_is_not_cut(empty):
     assert planned(empty) == {"fetch": 1, "split": 1, "dedup": 1, "fit": 2, "draw": 2}
     commands = shell_commands(empty)
-    assert not [command for command in commands if "--part" in command or "--processes" in command or "--block" in command]
+    assert not [
+        command
+        for command in commands
+        if "--part" in command or "--processes" in command or "--block" in command
+    ]
 
 
 def test_a_cut_study_has_parts_and_blocks(empty):
@@ -67,8 +77,16 @@ def test_a_cut_study_has_parts_and_blocks(empty):
 
 def test_parts_come_one_after_the_other(empty):
     cut(empty)
-    assert empty.planned(target="results/tiny/state/baseline/rep0/1of3") == {"fetch": 1, "split": 1, "slice": 1}
-    assert empty.planned(target="results/tiny/state/baseline/rep0/2of3") == {"fetch": 1, "split": 1, "slice": 2}
+    assert empty.planned(target="results/tiny/state/baseline/rep0/1of3") == {
+        "fetch": 1,
+        "split": 1,
+        "slice": 1,
+    }
+    assert empty.planned(target="results/tiny/state/baseline/rep0/2of3") == {
+        "fetch": 1,
+        "split": 1,
+        "slice": 2,
+    }
 
 
 def test_a_limit_longer_than_the_training_cuts_nothing(empty):
@@ -80,22 +98,35 @@ def test_processes_are_started_where_the_method_can_share(empty):
     empty.edit("arms", "private", value={"method": "dp_sgd", "noise_multiplier": 1.0})
     empty.edit("arms", "shards", value={"method": "iet_agc", "shards": 2, "rounds": 3})
     empty.edit("cluster", value={"gpus_per_training": 4})
-    trainings = [command for command in shell_commands(empty) if command.startswith("afterimage train run")]
+    trainings = [
+        command for command in shell_commands(empty) if command.startswith("afterimage train run")
+    ]
     assert len(trainings) == 4
-    for arm, flag in {"baseline": "--processes 4", "dedup": "--processes 4", "shards": "--processes 2"}.items():
-        assert [flag in command for command in trainings if f"train/{arm}/" in command] == [True], arm
-    assert ["--processes" in command for command in trainings if "train/private/" in command] == [False]
+    for arm, flag in {
+        "baseline": "--processes 4",
+        "dedup": "--processes 4",
+        "shards": "--processes 2",
+    }.items():
+        assert [flag in command for command in trainings if f"train/{arm}/" in command] == [True], (
+            arm
+        )
+    assert ["--processes" in command for command in trainings if "train/private/" in command] == [
+        False
+    ]
 
 
 def test_a_cut_study_gives_the_same_files_and_leaves_nothing_behind(done, finished):
     """Trainings against the uncut study's; what is drawn against the same settings in one job, in a test of its own."""
     for arm in ("baseline", "dedup"):
-        mine, its = (artifacts.check_store(where.results / "train" / arm / "rep0") for where in (done, finished))
+        mine, its = (
+            artifacts.check_store(where.results / "train" / arm / "rep0")
+            for where in (done, finished)
+        )
         assert mine["facts"]["parts"] == ["1of3", "2of3"]
         assert mine["config"] == its["config"]
-        assert {name: mine["outputs"][name] for name in mine["outputs"] if name != "metrics.jsonl"} == {
-            name: its["outputs"][name] for name in its["outputs"] if name != "metrics.jsonl"
-        }
+        assert {
+            name: mine["outputs"][name] for name in mine["outputs"] if name != "metrics.jsonl"
+        } == {name: its["outputs"][name] for name in its["outputs"] if name != "metrics.jsonl"}
     assert not list(done.results.glob("state/*/*/*"))
     assert not list(done.results.glob("blocks/*/*/*"))
     assert done.run("afterimage", "verify", "sample").returncode == 0
@@ -159,7 +190,9 @@ def test_dvc_and_adopt_know_nothing_of_parts(copy):
 SCRATCH = ("--workflow-profile", "slurm/scratch.yaml")
 
 
-@pytest.mark.skipif(shutil.which("rsync") is None, reason="Snakemake's storage plugin for file systems needs rsync")
+@pytest.mark.skipif(
+    shutil.which("rsync") is None, reason="Snakemake's storage plugin for file systems needs rsync"
+)
 def test_results_by_way_of_another_disk_are_the_same(empty, done, tmp_path):
     """Parts of trainings and blocks of generations included; another call without that disk finds nothing left to do."""
     cut(empty)
@@ -168,7 +201,9 @@ def test_results_by_way_of_another_disk_are_the_same(empty, done, tmp_path):
     stores = [run.parent.relative_to(done.results) for run in done.results.rglob(artifacts.RUN)]
     assert {store.parts[0] for store in stores} == {"data", "train", "sample"}
     for store in stores:
-        mine, its = (artifacts.check_store(where.results / store)["outputs"] for where in (empty, done))
+        mine, its = (
+            artifacts.check_store(where.results / store)["outputs"] for where in (empty, done)
+        )
         assert mine.keys() == its.keys(), store
         assert {name for name in its if mine[name] != its[name]} <= {"metrics.jsonl"}, store
     assert {path.suffix for path in disk.rglob("*") if path.is_file()} <= {".log", ".tsv"}
@@ -178,6 +213,11 @@ def test_results_by_way_of_another_disk_are_the_same(empty, done, tmp_path):
 
 
 def test_a_disk_that_is_not_there_is_named(empty):
-    said = empty.snakemake(*SCRATCH, "--local-storage-prefix", "$NOWHERE/disk", "--dry-run", "--", "data", check=False)
+    said = empty.snakemake(
+        *SCRATCH, "--local-storage-prefix", "$NOWHERE/disk", "--dry-run", "--", "data", check=False
+    )
     assert said.returncode != 0
-    assert "the prefix for unfinished results is $NOWHERE/disk, with a variable that is not set on" in said.stderr + said.stdout
+    assert (
+        "the prefix for unfinished results is $NOWHERE/disk, with a variable that is not set on"
+        in said.stderr + said.stdout
+    )

@@ -10,7 +10,8 @@ import pandas as pd
 import psutil
 import pytest
 
-from afterimage import config, layout
+from afterimage import config
+from afterimage.plan import jobs
 
 pytestmark = pytest.mark.slow
 
@@ -20,7 +21,7 @@ REPORTED = {"tables": 1, "page": 2, "mlflow": 1}
 
 def test_every_folder_of_the_study_is_there(finished):
     study = config.load(finished.params)
-    for job in layout.jobs(study):
+    for job in jobs.jobs(study):
         assert (finished.results / job.folder / "run.json").is_file(), job.folder
 
 
@@ -109,7 +110,9 @@ def test_killed_job_goes_on_where_it_was(empty):
     empty.edit("arms", value={"baseline": {"method": "baseline"}})
     running = empty.start("snakemake", "--cores", "2", "--", "all")
     saved = wait_for(lambda: list(empty.results.glob("state/baseline/rep0/*/update-*")))
-    training = [p for p in psutil.Process(running.pid).children(recursive=True) if "train" in p.cmdline()]
+    training = [
+        p for p in psutil.Process(running.pid).children(recursive=True) if "train" in p.cmdline()
+    ]
     assert training, "the training ended before it could be killed"
     for process in training:
         process.kill()
@@ -136,13 +139,23 @@ def test_every_kind_of_arm_runs(empty):
     arms = {
         "plain": {"method": "baseline"},
         "half": {"method": "baseline", "fraction": 0.5},
-        "conditional": {"method": "baseline", "condition": "label", "train": {"precision": "bf16", "accumulation": 2}},
+        "conditional": {
+            "method": "baseline",
+            "condition": "label",
+            "train": {"precision": "bf16", "accumulation": 2},
+        },
         "continued": {"method": "baseline", "base": "plain", "train": {"epochs": 1}},
     }
     empty.edit("arms", value=arms)
     empty.edit("data", "flips", value=True)
-    empty.edit("sample", value={"images": 40, "steps": 4, "sampler": "ddpm", "guidance": 2.0, "weights": "raw"})
-    empty.edit("extraction", value={"distance": "tiled", "tiles": 2, "anchor": "candidate", "gallery": "distinct"})
+    empty.edit(
+        "sample",
+        value={"images": 40, "steps": 4, "sampler": "ddpm", "guidance": 2.0, "weights": "raw"},
+    )
+    empty.edit(
+        "extraction",
+        value={"distance": "tiled", "tiles": 2, "anchor": "candidate", "gallery": "distinct"},
+    )
     empty.edit("quality", "features", value="pixels")
     empty.snakemake("--", "all")
     assert empty.run("afterimage", "verify").returncode == 0
@@ -188,19 +201,31 @@ def test_pages_need_no_network(finished):
     for name in ("extraction", "comparison"):
         page = (finished.results / f"report/pages/{name}/{name}.html").read_text()
         assert not re.search(r"""(?:src|href)=["']https?://""", page)
-        figures = {path.stem for path in (finished.results / f"report/pages/{name}/figures").glob("*.png")}
-        assert page.count('src="data:image/png;base64') == len(figures)  # the page's own style has pictures too
-        assert {"extraction": {"pairs_baseline", "pairs_dedup"}, "comparison": {"pareto", "differences"}}[name] <= figures
+        figures = {
+            path.stem for path in (finished.results / f"report/pages/{name}/figures").glob("*.png")
+        }
+        assert page.count('src="data:image/png;base64') == len(
+            figures
+        )  # the page's own style has pictures too
+        assert {
+            "extraction": {"pairs_baseline", "pairs_dedup"},
+            "comparison": {"pareto", "differences"},
+        }[name] <= figures
 
 
 def test_images_are_withheld_unless_the_study_allows_them(workspace):
     workspace.edit("report", "show_images", value=False)
     workspace.snakemake("--", "all")
-    figures = {path.stem for path in (workspace.results / "report/pages/extraction/figures").iterdir() if path.suffix == ".png"}
+    figures = {
+        path.stem
+        for path in (workspace.results / "report/pages/extraction/figures").iterdir()
+        if path.suffix == ".png"
+    }
     assert not any(name.startswith("pairs") for name in figures)
     assert "multiplicity" in figures
     assert (
-        "does not allow its images to be shown" in (workspace.results / "report/pages/extraction/extraction.html").read_text()
+        "does not allow its images to be shown"
+        in (workspace.results / "report/pages/extraction/extraction.html").read_text()
     )
 
 
@@ -221,21 +246,34 @@ def test_tables_agree_with_the_attacks_they_gather(finished):
         assert dict(zip(some.copies, some.of, strict=True)) == Counter(sources.copies)
     metrics = json.loads((tables / "metrics.json").read_text())
     for arm in ("baseline", "dedup"):
-        pairs = pd.read_parquet(finished.results / "attack" / arm / "rep0" / "extraction" / "pairs.parquet")
-        assert metrics[arm]["flagged_generations"] == pytest.approx((pairs.ratio_training <= 1).mean())
-        assert metrics[arm]["unique_images"] == pairs[pairs.ratio_training <= 1].nearest_source.nunique()
+        pairs = pd.read_parquet(
+            finished.results / "attack" / arm / "rep0" / "extraction" / "pairs.parquet"
+        )
+        assert metrics[arm]["flagged_generations"] == pytest.approx(
+            (pairs.ratio_training <= 1).mean()
+        )
+        assert (
+            metrics[arm]["unique_images"]
+            == pairs[pairs.ratio_training <= 1].nearest_source.nunique()
+        )
 
 
 def test_dvc_stages_are_the_phases(root):
     import yaml
 
     stages = yaml.safe_load((root / "dvc.yaml").read_text())["stages"]
-    assert tuple(stages) == layout.PHASES
+    assert tuple(stages) == jobs.PHASES
     rule_files = "\n".join(path.read_text() for path in (root / "workflow/rules").glob("*.smk"))
     for phase, stage in stages.items():
         assert f"rule {phase}:" in rule_files
-        folder = ["mkdir -p results/${study}/attribution"] if phase == "attribution" else []  # a study may leave this phase out
-        assert stage["cmd"] == [*folder, f"snakemake --cores all -- {phase}", f"afterimage verify {phase}"]
+        folder = (
+            ["mkdir -p results/${study}/attribution"] if phase == "attribution" else []
+        )  # a study may leave this phase out
+        assert stage["cmd"] == [
+            *folder,
+            f"snakemake --cores all -- {phase}",
+            f"afterimage verify {phase}",
+        ]
         outs = [next(iter(out)) for out in stage["outs"]]
         assert all(out.startswith(f"results/${{study}}/{phase}") for out in outs)
         assert all(next(iter(out.values()))["persist"] for out in stage["outs"])
@@ -244,8 +282,14 @@ def test_dvc_stages_are_the_phases(root):
 def test_dvc_params_cover_every_key_of_a_study(root):
     import yaml
 
-    claimed = {key for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values() for key in stage["params"]}
-    assert claimed == set(config.Study.model_fields) - {"cluster"}, "no result depends on how the work is cut"
+    claimed = {
+        key
+        for stage in yaml.safe_load((root / "dvc.yaml").read_text())["stages"].values()
+        for key in stage["params"]
+    }
+    assert claimed == set(config.Study.model_fields) - {"cluster"}, (
+        "no result depends on how the work is cut"
+    )
     assert claimed <= set(yaml.safe_load((root / "params.yaml").read_text())), (
         "DVC refuses a claimed key that params.yaml lacks"
     )

@@ -14,7 +14,17 @@ def sealed(workspace):
     """A clone under git and DVC whose finished results DVC has sealed."""
     workspace.run("git", "init", "--quiet")
     workspace.run("git", "add", ".")
-    workspace.run("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "commit", "--quiet", "-m", "study")
+    workspace.run(
+        "git",
+        "-c",
+        "user.name=t",
+        "-c",
+        "user.email=t@example.org",
+        "commit",
+        "--quiet",
+        "-m",
+        "study",
+    )
     workspace.done = workspace.run("dvc", "repro")
     return workspace
 
@@ -28,23 +38,43 @@ def modified(workspace):
 
 
 def finished_at(workspace):
-    return {path: json.loads(path.read_text())["finished"] for path in workspace.results.rglob("run.json")}
+    return {
+        path: json.loads(path.read_text())["finished"]
+        for path in workspace.results.rglob("run.json")
+    }
 
 
 def updates_of(workspace, arm="dedup"):
-    return json.loads((workspace.results / "train" / arm / "rep0" / "run.json").read_text())["facts"]["updates"]
+    return json.loads((workspace.results / "train" / arm / "rep0" / "run.json").read_text())[
+        "facts"
+    ]["updates"]
 
 
 def report_is_of_the_present_results(workspace):
     """The report's headline is that of the arms as they are now."""
-    arms = pd.read_csv(workspace.results / "report" / "tables" / "arms.csv").set_index(["arm", "metric"]).value
+    arms = (
+        pd.read_csv(workspace.results / "report" / "tables" / "arms.csv")
+        .set_index(["arm", "metric"])
+        .value
+    )
     return all(arms[arm, "updates"] == updates_of(workspace, arm) for arm in ("baseline", "dedup"))
 
 
 def test_sealing_after_snakemake_computes_nothing(workspace, sealed, finished):
-    assert set(lock(sealed)["stages"]) == {"data", "train", "sample", "attack", "attribution", "report"}
+    assert set(lock(sealed)["stages"]) == {
+        "data",
+        "train",
+        "sample",
+        "attack",
+        "attribution",
+        "report",
+    }
     assert list(finished_at(sealed).values()) == list(finished_at(finished).values())
-    assert sealed.done.stdout.count("Nothing to be done") + sealed.done.stderr.count("Nothing to be done") == 5
+    assert (
+        sealed.done.stdout.count("Nothing to be done")
+        + sealed.done.stderr.count("Nothing to be done")
+        == 5
+    )
     again = sealed.run("dvc", "repro")
     assert "Data and pipelines are up to date" in again.stdout + again.stderr
     shown = json.loads(sealed.run("dvc", "metrics", "show", "--json").stdout)
@@ -91,14 +121,20 @@ def test_parameter_changed_after_adopt(sealed):
     assert updates_of(sealed) == 4
     assert updates_of(sealed, "baseline") == 6
     assert report_is_of_the_present_results(sealed)
-    assert lock(sealed)["stages"]["train"]["params"]["params.yaml"]["arms"]["dedup"]["train"] == {"updates": 4}
+    assert lock(sealed)["stages"]["train"]["params"]["params.yaml"]["arms"]["dedup"]["train"] == {
+        "updates": 4
+    }
 
 
 @pytest.mark.parametrize("link", ["hardlink", "symlink"])
 def test_linked_cache_cannot_seal_a_stale_report(sealed, link):
     """A user who sets another link type than ours."""
     sealed.run("dvc", "config", "cache.type", link)
-    sealed.run("rm", "-r", *(str(sealed.results / phase) for phase in ("data", "train", "sample", "attack")))
+    sealed.run(
+        "rm",
+        "-r",
+        *(str(sealed.results / phase) for phase in ("data", "train", "sample", "attack")),
+    )
     sealed.run("dvc", "checkout", "--relink")
     sealed.edit("arms", "dedup", "train", value={"updates": 4})
     done = sealed.run("dvc", "repro", check=False)

@@ -20,12 +20,18 @@ def test_earlier_page_survives_failed_runs_and_says_so(workspace):
         assert "comparison.html is of an earlier run" not in done.stdout + done.stderr
         text = page.read_text()
         assert text.count(EARLIER) == 1
-        start, end = text.index("<p style", text.index("<body")), text.index("</p>", text.index(EARLIER)) + len("</p>")
+        start, end = (
+            text.index("<p style", text.index("<body")),
+            text.index("</p>", text.index(EARLIER)) + len("</p>"),
+        )
         assert text[:start] + text[end:] == before
         assert "ValueError: broken" in (store / "../../../logs/report/extraction.log").read_text()
         assert not (store / "run.json").exists(), "no store that could be taken for a whole one"
         assert workspace.planned() == {"page": 1, "mlflow": 1}
-    assert "report/pages/extraction: has no run.json" in workspace.run("afterimage", "verify", check=False).stdout
+    assert (
+        "report/pages/extraction: has no run.json"
+        in workspace.run("afterimage", "verify", check=False).stdout
+    )
     notebook.write_text(source)
     workspace.snakemake("--", "all")
     assert EARLIER not in page.read_text()

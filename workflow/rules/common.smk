@@ -14,10 +14,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.io import AnnotatedString, get_flag_value
 from snakemake.logging import logger
 
-from afterimage import busy, layout, watch
+from afterimage.engines import settings_lock
+from afterimage.plan import jobs
+from afterimage.engines import patches
 from afterimage import config as studies
 from afterimage.artifacts import ArtifactError
-from afterimage.cluster import cost
+from afterimage.plan.cost import estimate
 from afterimage.report.page import mark_earlier
 
 try:
@@ -34,7 +36,7 @@ except studies.ConfigError as error:
 ARMS = list(STUDY.arms)
 REPLICATES = list(range(STUDY.replicates))
 JUDGED = [arm for arm in ARMS if STUDY.forget_sets_of(arm)]
-PAGES = layout.pages(STUDY)
+PAGES = jobs.pages(STUDY)
 # Beside the workflow, wherever results lie (--directory).
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
@@ -57,7 +59,7 @@ if SCRATCH:
 # long as this process; `--unlock` is for those who cannot get it.
 if workflow.is_main_process and "--unlock" not in sys.argv:
     try:
-        HOLD = busy.write_configs(
+        HOLD = settings_lock.write_configs(
             STUDY, Path("results"), Path(".snakemake"), scratch=SCRATCH
         )
     except ArtifactError as error:
@@ -388,7 +390,7 @@ def share_of_job(step, wildcards):
     own = dict(wildcards.items())
     part = known.format(**own) if {"k", "first"} & own.keys() else None
     parts = parts_of_jobs()[f"{step}/{wildcards.arm}/rep{wildcards.rep}"]
-    return cost.share_of(STUDY, step, part, parts)
+    return estimate.share_of(STUDY, step, part, parts)
 
 
 def needs(step):
@@ -398,8 +400,8 @@ def needs(step):
         name = wildcards.get("arm") or wildcards.get("job") or ""
         share = share_of_job(step, wildcards)
         limit = STUDY.cluster.max_minutes_per_job if step == "train" else None
-        estimate = cost.step_cost(STUDY, step, name, share=share)
-        return estimate.asks(STUDY.cluster.headroom, attempt, limit)[what]
+        cost = estimate.step_cost(STUDY, step, name, share=share)
+        return cost.asks(STUDY.cluster.headroom, attempt, limit)[what]
 
     def function(what):
         return lambda wildcards, attempt: asked(what, wildcards, attempt)

@@ -36,11 +36,13 @@ import numpy as np
 import pandas as pd
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.attacks import adaptive, calibration, detail, mq, twins, verdict
-from afterimage.attacks.results import Reading, Results
-from afterimage.attacks.target import Scores, Target, different
+from afterimage.attacks.table import Reading, Results
+from afterimage.attacks.target import Scores, Target
 from afterimage.attacks.twins import Planted, Ranking
+from afterimage.data.members import trained_rows
+from afterimage.images import Images, contents, different, load_images
 from afterimage.metrics import near_duplicates
 
 STEP = "attack/extraction"
@@ -141,9 +143,12 @@ def extract(
         facts["low_detail_holdout"] = int(held_low.sum())
     if holdout is not None and len(holdout):
         crossed = {
-            anchor: calibration.cross_fit(held.relative[anchor], settings.calibrated_rate, seed) for anchor in adaptive.ANCHORS
+            anchor: calibration.cross_fit(held.relative[anchor], settings.calibrated_rate, seed)
+            for anchor in adaptive.ANCHORS
         }
-        readings += [Reading(anchor, CALIBRATED, crossed[anchor].alpha) for anchor in adaptive.ANCHORS]
+        readings += [
+            Reading(anchor, CALIBRATED, crossed[anchor].alpha) for anchor in adaptive.ANCHORS
+        ]
         facts["calibration_impossible"] = [r.anchor for r in readings if r.value == 0]
         holdout_pairs = _pairs(holdout, train, held, readings, settings.alpha)
         for reading in readings:
@@ -158,7 +163,7 @@ def extract(
     answer, flagged = verdict.decide(
         np.where(low_detail, np.inf, scores.relative[settings.anchor]),
         held_scores,
-        np.unique(artifacts.contents(train.pixels[scores.row]), return_inverse=True)[1],
+        np.unique(contents(train.pixels[scores.row]), return_inverse=True)[1],
         low_detail,
         scores.zero_means[settings.anchor],
         len(first_rows),
@@ -183,14 +188,21 @@ def extract(
         table.share("extracted_images", found, reading)
         table.share("extracted_contents", np.isin(first_rows, scores.row[flags]), reading)
         for number in np.unique(images["copies"]):
-            table.share("extracted_by_copies", found[images["copies"] == number], reading, f"copies={number}")
+            table.share(
+                "extracted_by_copies",
+                found[images["copies"] == number],
+                reading,
+                f"copies={number}",
+            )
     for tau in settings.mq_thresholds:
         table.share(f"mq@{tau:g}", mq.below(scores.mq, tau))
     facts["sources"] = len(images)
     del target  # its search copy of the images, before the swapped one is made
     twin_images, curve = None, None
     if planted is not None:
-        twin_images, curve = _twins_control(samples, train, settings, flips, planted, readings, images, table)
+        twin_images, curve = _twins_control(
+            samples, train, settings, flips, planted, readings, images, table
+        )
     results = table.frame()
     return Extraction(
         pairs=pairs,
@@ -202,7 +214,8 @@ def extract(
         left_out=left_out,
         readings=readings,
         verdict=answer,
-        headline=_headline(results, settings.anchor) | {"extraction/copies_at_least": float(answer.copies)},
+        headline=_headline(results, settings.anchor)
+        | {"extraction/copies_at_least": float(answer.copies)},
         facts=facts,
     )
 
@@ -225,11 +238,15 @@ def _left_out(holdout: Images, train: Images, flips: bool) -> pd.DataFrame:
     kind[duplicates.exact] = "exact"
     nearest = train.ids[duplicates.rows].astype(object)
     nearest[duplicates.rows < 0] = None
-    table = pd.DataFrame({"sample": holdout.ids, "nearest": nearest, "l2": duplicates.distances, "kind": kind})
+    table = pd.DataFrame(
+        {"sample": holdout.ids, "nearest": nearest, "l2": duplicates.distances, "kind": kind}
+    )
     return table[kind != ""].reset_index(drop=True)
 
 
-def _pairs(images: Images, train: Images, scores: Scores, readings: list[Reading], alpha: float) -> pd.DataFrame:
+def _pairs(
+    images: Images, train: Images, scores: Scores, readings: list[Reading], alpha: float
+) -> pd.DataFrame:
     """Return one row per image with its nearest training image; ratios are those of the fixed ``alpha``."""
     columns = {
         "sample": images.ids,
@@ -237,25 +254,42 @@ def _pairs(images: Images, train: Images, scores: Scores, readings: list[Reading
         "nearest_source": train.sources[scores.row],
         "l2": scores.distance,
     }
-    columns |= {f"ratio_{anchor}": adaptive.ratio(scores.relative[anchor], alpha) for anchor in adaptive.ANCHORS}
+    columns |= {
+        f"ratio_{anchor}": adaptive.ratio(scores.relative[anchor], alpha)
+        for anchor in adaptive.ANCHORS
+    }
     columns["mq_ratio"] = scores.mq
     for reading in readings:
-        columns[f"flagged_{reading.name}"] = adaptive.flagged(scores.relative[reading.anchor], reading.value)
+        columns[f"flagged_{reading.name}"] = adaptive.flagged(
+            scores.relative[reading.anchor], reading.value
+        )
     return pd.DataFrame(columns)
 
 
-def _images(pairs: pd.DataFrame, train: Images, rows: np.ndarray, readings: list[Reading]) -> pd.DataFrame:
+def _images(
+    pairs: pd.DataFrame, train: Images, rows: np.ndarray, readings: list[Reading]
+) -> pd.DataFrame:
     """Return one row per source in the gallery with what the generations show of it."""
-    gallery = pd.DataFrame({"source": train.sources[rows], "id": train.ids[rows], "label": train.labels[rows]})
+    gallery = pd.DataFrame(
+        {"source": train.sources[rows], "id": train.ids[rows], "label": train.labels[rows]}
+    )
     images = gallery.drop_duplicates("source").reset_index(drop=True)
     nearest = pairs.sort_values("l2", kind="stable").drop_duplicates("nearest_source")
-    nearest = nearest[["nearest_source", "sample", "l2"]].set_axis(["source", "best_sample", "best_l2"], axis=1)
+    nearest = nearest[["nearest_source", "sample", "l2"]].set_axis(
+        ["source", "best_sample", "best_l2"], axis=1
+    )
     if pd.api.types.is_integer_dtype(nearest["best_sample"]):
-        nearest["best_sample"] = nearest["best_sample"].astype("Int64")  # an image that is nearest to no generation has none
+        nearest["best_sample"] = nearest["best_sample"].astype(
+            "Int64"
+        )  # an image that is nearest to no generation has none
     images = images.merge(nearest, on="source", how="left")
-    flagged = pairs["flagged_verdict"] if "flagged_verdict" in pairs else pd.Series(False, pairs.index)
+    flagged = (
+        pairs["flagged_verdict"] if "flagged_verdict" in pairs else pd.Series(False, pairs.index)
+    )
     for column, some in (("nearest_generations", pairs), ("flagged_generations", pairs[flagged])):
-        images[column] = images["source"].map(some["nearest_source"].value_counts()).fillna(0).astype(np.int64)
+        images[column] = (
+            images["source"].map(some["nearest_source"].value_counts()).fillna(0).astype(np.int64)
+        )
     for anchor in adaptive.ANCHORS:
         smallest = pairs.groupby("nearest_source")[f"ratio_{anchor}"].min()
         images[f"best_ratio_{anchor}"] = smallest.reindex(images["source"]).to_numpy()
@@ -277,19 +311,30 @@ def _twins_control(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Attack the same generations with the planted images swapped for their twins; return the twins' table and the curve."""
     swapped = twins.swap(train, planted)
-    truth = pd.DataFrame({"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies})
+    truth = pd.DataFrame(
+        {"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies}
+    )
     if truth.empty:
         columns = dict.fromkeys([*truth, *images.columns.drop(["id", "k_eidetic"])])
-        return truth.reindex(columns=list(columns)), pd.DataFrame(columns=["recall", "precision", "ratio"])
+        return truth.reindex(columns=list(columns)), pd.DataFrame(
+            columns=["recall", "precision", "ratio"]
+        )
     target = Target(swapped.pixels, settings, flips)
     pairs = _pairs(samples, swapped, target.score(samples.pixels), readings, settings.alpha)
-    shown = _images(pairs, swapped, target.rows, readings).drop(columns="id")  # which is that of the planted row
+    shown = _images(pairs, swapped, target.rows, readings).drop(
+        columns="id"
+    )  # which is that of the planted row
     found = truth.merge(shown, on="source", how="left", validate="1:1")
     for reading in readings:
         flags = found[f"extracted_{reading.name}"].to_numpy(bool)
         table.share("twins_flagged", flags, reading)
         for number in np.unique(found["copies"]):
-            table.share("twins_flagged_by_copies", flags[found["copies"] == number], reading, f"copies={number}")
+            table.share(
+                "twins_flagged_by_copies",
+                flags[found["copies"] == number],
+                reading,
+                f"copies={number}",
+            )
     column = f"best_ratio_{settings.anchor}"
     own = images.set_index("source")[column].reindex(planted.sources)
     ranking = Ranking(own.fillna(np.inf).to_numpy(), found[column].fillna(np.inf).to_numpy())
@@ -314,38 +359,41 @@ _HEADLINE = {
 
 
 def _headline(results: pd.DataFrame, anchor: str) -> dict[str, float]:
-    rows = results[(results["subset"] == "all") & results["anchor"].isin([anchor, "none"])].set_index(["metric", "alpha"])
-    headline = {name: rows[column].get((metric, alpha)) for name, (metric, alpha, column) in _HEADLINE.items()}
+    rows = results[
+        (results["subset"] == "all") & results["anchor"].isin([anchor, "none"])
+    ].set_index(["metric", "alpha"])
+    headline = {
+        name: rows[column].get((metric, alpha))
+        for name, (metric, alpha, column) in _HEADLINE.items()
+    }
     for metric in results["metric"]:
         if metric.startswith("mq"):
             headline[metric] = rows["count"][metric, "none"]
     return {name: float(value) for name, value in headline.items() if value is not None}
 
 
-def trained_rows(train: Images, members: pd.DataFrame) -> Images:
-    """Return the images that an arm trained on: the rows whose id its table of members marks as trained.
-
-    Raises:
-        ArtifactError: if the members are not rows of ``train``, or none was trained on.
-    """
-    ids = members.loc[members["trained"], "id"].to_numpy()
-    unknown = ids[~np.isin(ids, train.ids)]
-    if len(unknown):
-        raise ArtifactError(f"members names training image {unknown[0]}, which the training set does not have")
-    if not len(ids):
-        raise ArtifactError("members marks no training image as trained")
-    return train.take(np.isin(train.ids, ids))
-
-
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
     parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
-    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
-    parser.add_argument("--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="training part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--members",
+        type=Path,
+        required=True,
+        help="which of its rows the arm trained on (.parquet)",
+    )
+    parser.add_argument(
+        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
+    )
     parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -360,14 +408,14 @@ def run(args: argparse.Namespace) -> None:
         for path in (args.members, args.index):
             artifacts.check_file(path)
         found = extract(
-            artifacts.load_images(args.samples),
-            trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members)),
+            load_images(args.samples),
+            trained_rows(load_images(args.train), pd.read_parquet(args.members)),
             config.Extraction(**own),
             statistics,
             resolved["seed"],
             flips=flips,
-            holdout=artifacts.load_images(args.holdout),
-            planted=twins.read(pd.read_parquet(args.index), artifacts.load_images(args.twins)),
+            holdout=load_images(args.holdout),
+            planted=twins.read(pd.read_parquet(args.index), load_images(args.twins)),
         )
         for name in ("pairs", "holdout_pairs", "images", "twins"):
             getattr(found, name).to_parquet(step.folder / f"{name}.parquet", index=False)

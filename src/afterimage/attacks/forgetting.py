@@ -40,15 +40,18 @@ from diffusers.utils.logging import disable_progress_bar
 from scipy.special import entr
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.attacks import losses, membership, quality
-from afterimage.attacks.extraction import Extraction, extract, trained_rows
+from afterimage.attacks.extraction import Extraction, extract
 from afterimage.attacks.relearning import relearn
-from afterimage.attacks.results import Results
+from afterimage.attacks.table import Results
 from afterimage.config import ConfigError
 from afterimage.data import forget
+from afterimage.data.members import trained_rows
 from afterimage.diffusion.model import classes_of
+from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
+from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, spaces
 from afterimage.training.determinism import same_bits
 
@@ -72,7 +75,9 @@ def label_classifier(network: Path) -> Classify | None:
     return classify
 
 
-def by_class(table: Results, probabilities: np.ndarray, asked: np.ndarray, label: int, kind: str = "") -> None:
+def by_class(
+    table: Results, probabilities: np.ndarray, asked: np.ndarray, label: int, kind: str = ""
+) -> None:
     """Add what a classifier says of generations, or of real images.
 
     Args:
@@ -137,17 +142,35 @@ class Judge:
         reference: Images,
     ) -> None:
         own = resolved["settings"]
-        self.settings = config.Forgetting(**{key: own[key] for key in config.Forgetting.model_fields})
-        self.sample, self.membership = config.Sample(**own["sample"]), config.Membership(**own["membership"])
-        self.extraction, self.quality = config.Extraction(**own["extraction"]), config.Quality(**own["quality"])
+        self.settings = config.Forgetting(
+            **{key: own[key] for key in config.Forgetting.model_fields}
+        )
+        self.sample, self.membership = (
+            config.Sample(**own["sample"]),
+            config.Membership(**own["membership"]),
+        )
+        self.extraction, self.quality = (
+            config.Extraction(**own["extraction"]),
+            config.Quality(**own["quality"]),
+        )
         self.statistics, self.flips = config.Statistics(**own["statistics"]), own["flips"]
         self.seed, self.replicate = resolved["seed"], resolved["replicate"]
         self.pipeline, self.samples, self.train, self.trained = pipeline, samples, train, trained
         self.holdout, self.reference = holdout, reference
         self.classify, self.space = label_classifier(network), spaces.find(self.quality, network)
-        self.found = extract(samples, train, self.extraction, self.statistics, self.seed, flips=self.flips, holdout=holdout)
+        self.found = extract(
+            samples,
+            train,
+            self.extraction,
+            self.statistics,
+            self.seed,
+            flips=self.flips,
+            holdout=holdout,
+        )
 
-    def judge(self, name: str, chosen: np.ndarray, label: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    def judge(
+        self, name: str, chosen: np.ndarray, label: int | None
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return the numbers and the relearning curve of one set.
 
         Args:
@@ -164,34 +187,51 @@ class Judge:
         if label is not None:
             for part, images in (("holdout", self.holdout), ("reference", self.reference)):
                 if label not in images.labels:
-                    raise ArtifactError(f"forget.{name}.label = {label}: no image of the {part} part has it")
+                    raise ArtifactError(
+                        f"forget.{name}.label = {label}: no image of the {part} part has it"
+                    )
             others = others.take(others.labels == label)
             if self.samples.labels.max() >= 0:
                 self._asked_for(table, name, label)
             elif self.classify is not None:
                 by_class(table, self.classify(self.samples.pixels), self.samples.labels, label)
-                by_class(table, self.classify(self.holdout.pixels), np.full(len(self.holdout), -1), label, "_holdout")
-        by_extraction(table, self.found, np.unique(self.train.sources[chosen]), self.extraction.anchor)
+                by_class(
+                    table,
+                    self.classify(self.holdout.pixels),
+                    np.full(len(self.holdout), -1),
+                    label,
+                    "_holdout",
+                )
+        by_extraction(
+            table, self.found, np.unique(self.train.sources[chosen]), self.extraction.anchor
+        )
 
         net, scheduler_config = load_trained(self.pipeline, self.seed, self.replicate)
         net.to(PartialState().device)
-        at = losses.levels(self.membership.timesteps, scheduler_config["num_train_timesteps"])
+        at = levels(self.membership.timesteps, scheduler_config["num_train_timesteps"])
         rows = membership.one_per_source(self.train, self.trained)
         forgotten = self.train.take(rows[chosen[rows]])
 
         def loss_of(images: Images, part: str) -> np.ndarray:
             draws = self.membership.draws
-            return losses.measure(net, scheduler_config, images, part, at, draws, self.seed, flips=self.flips).mean(axis=1)
+            return losses.measure(
+                net, scheduler_config, images, part, at, draws, self.seed, flips=self.flips
+            ).mean(axis=1)
 
         own, rates = loss_of(forgotten, "train"), self.membership.false_positive_rates
         membership.separate(table, own, loss_of(others, "holdout"), rates, "forget")
 
         def look() -> dict[str, float]:
-            return {"probability": self._probability(net, scheduler_config, label), "loss": loss_of(forgotten, "train").mean()}
+            return {
+                "probability": self._probability(net, scheduler_config, label),
+                "loss": loss_of(forgotten, "train").mean(),
+            }
 
         path = ("forgetting", name, self.replicate)
         shown = self.train.take(chosen)
-        curve = relearn(net, scheduler_config, shown, self.settings, look, self.seed, path, flips=self.flips)
+        curve = relearn(
+            net, scheduler_config, shown, self.settings, look, self.seed, path, flips=self.flips
+        )
         if curve["probability"].notna().all():
             back = back_at(curve, self.settings.relearn_probability)
             table.number("relearn_updates", back, self.settings.relearn_images, subset="forget")
@@ -201,25 +241,36 @@ class Judge:
         """Add what the classifier says of the generations of an arm with labels, and how good those of the other labels are."""
         asked = self.samples.labels
         if label not in asked:
-            raise ConfigError(f"forget.{name}.label = {label}: none of the {len(asked)} generations (sample.images) has it")
+            raise ConfigError(
+                f"forget.{name}.label = {label}: none of the {len(asked)} generations (sample.images) has it"
+            )
         if self.classify is not None:
             by_class(table, self.classify(self.samples.pixels), asked, label)
-            by_class(table, self.classify(self.holdout.pixels), self.holdout.labels, label, "_holdout")
+            by_class(
+                table, self.classify(self.holdout.pixels), self.holdout.labels, label, "_holdout"
+            )
         rest, reference, holdout = (
-            images.take(images.labels != label) for images in (self.samples, self.reference, self.holdout)
+            images.take(images.labels != label)
+            for images in (self.samples, self.reference, self.holdout)
         )
-        measured = quality.measure(rest, reference, self.quality, self.statistics, self.seed, self.space, holdout=holdout)
+        measured = quality.measure(
+            rest, reference, self.quality, self.statistics, self.seed, self.space, holdout=holdout
+        )
         for metric, of, value, low, high in measured.itertuples(index=False):
             kind, images = {"generations": ("", rest), "holdout": ("_holdout", holdout)}[of]
             table.number(f"{metric}{kind}", value, len(images), (low, high), "remain")
 
-    def _probability(self, net: UNet2DModel, scheduler_config: dict[str, Any], label: int | None) -> float:
+    def _probability(
+        self, net: UNet2DModel, scheduler_config: dict[str, Any], label: int | None
+    ) -> float:
         """Return the mean probability of the class over new generations; NaN where there is no class or no classifier for it."""
         if label is None or self.classify is None:
             return math.nan
         ids = np.arange(self.settings.relearn_images)
         labels = None if classes_of(net) is None else np.full(len(ids), label)
-        pixels = generate(net, scheduler_config, ids, self.sample, self.seed, self.replicate, labels)
+        pixels = generate(
+            net, scheduler_config, ids, self.sample, self.seed, self.replicate, labels
+        )
         return float(self.classify(pixels)[:, label].mean())
 
 
@@ -229,20 +280,37 @@ def headline(numbers: pd.DataFrame) -> dict[str, float]:
     for row in numbers[numbers["subset"].isin(["forget", "all", "remain"])].to_dict("records"):
         value = row["count"] if row["metric"] == "extracted_images" else row["value"]
         if not row["metric"].endswith("_holdout") and pd.notna(value):
-            suffix = ("_calibrated" if row["alpha"] == "calibrated" else "") + ("_remain" if row["subset"] == "remain" else "")
+            suffix = ("_calibrated" if row["alpha"] == "calibrated" else "") + (
+                "_remain" if row["subset"] == "remain" else ""
+            )
             found[row["metric"] + suffix] = float(value)
     return found
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
-    parser.add_argument("--model", type=Path, required=True, help="result of `afterimage train run`")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="result of `afterimage train run`"
+    )
     parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
-    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
-    parser.add_argument("--reference", type=Path, required=True, help="reference part of the split (.npz)")
-    parser.add_argument("--classifier", type=Path, required=True, help="folder of the feature network")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="training part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--members",
+        type=Path,
+        required=True,
+        help="which of its rows the arm trained on (.parquet)",
+    )
+    parser.add_argument(
+        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--reference", type=Path, required=True, help="reference part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--classifier", type=Path, required=True, help="folder of the feature network"
+    )
     parser.add_argument(
         "--extraction",
         action="append",
@@ -250,7 +318,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET=DIR",
         help="extraction attack whose finds are this set, once for every set of extracted images",
     )
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -263,7 +333,9 @@ def extractions(given: list[str], sets: dict[str, dict[str, Any]]) -> dict[str, 
     stores = {name: Path(folder) for name, _, folder in (one.partition("=") for one in given)}
     wanted = [name for name, one in sets.items() if one["extracted_from"] is not None]
     if sorted(stores) != sorted(wanted):
-        raise ConfigError(f"--extraction SET=DIR must be given for: {', '.join(wanted) or 'no set'}; given: {given or 'none'}")
+        raise ConfigError(
+            f"--extraction SET=DIR must be given for: {', '.join(wanted) or 'no set'}; given: {given or 'none'}"
+        )
     return stores
 
 
@@ -273,15 +345,22 @@ def run(args: argparse.Namespace) -> None:
     sets = resolved["settings"]["sets"]
     stores = extractions(args.extraction, sets)
     pipeline = trained_pipeline(args.model, resolved["settings"]["sample"]["weights"])
-    inputs = {name: getattr(args, name) for name in ("samples", "train", "members", "holdout", "reference", "classifier")}
-    inputs |= {"model": pipeline} | {f"extraction/{name}": folder / "images.parquet" for name, folder in stores.items()}
+    inputs = {
+        name: getattr(args, name)
+        for name in ("samples", "train", "members", "holdout", "reference", "classifier")
+    }
+    inputs |= {"model": pipeline} | {
+        f"extraction/{name}": folder / "images.parquet" for name, folder in stores.items()
+    }
     same_bits()
     disable_progress_bar()
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         artifacts.check_file(args.members)
-        train = artifacts.load_images(args.train)
+        train = load_images(args.train)
         trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
-        images = {name: artifacts.load_images(getattr(args, name)) for name in ("samples", "holdout", "reference")}
+        images = {
+            name: load_images(getattr(args, name)) for name in ("samples", "holdout", "reference")
+        }
         arm = Judge(resolved, pipeline, args.classifier, train=train, trained=trained, **images)
         results: list[pd.DataFrame] = []
         curves: list[pd.DataFrame] = []
@@ -294,7 +373,10 @@ def run(args: argparse.Namespace) -> None:
             for metric, value in headline(numbers).items():
                 step.metric(f"{name}/{metric}", value)
             sources = train.sources[chosen]
-            facts[name] = {"sources": len(np.unique(sources)), "trained": len(np.unique(sources[trained[chosen]]))}
+            facts[name] = {
+                "sources": len(np.unique(sources)),
+                "trained": len(np.unique(sources[trained[chosen]])),
+            }
         for file, tables in (("results.csv", results), ("relearning.csv", curves)):
             table = pd.concat(tables, ignore_index=True)
             table[["set", *table.columns.drop("set")]].to_csv(step.folder / file, index=False)

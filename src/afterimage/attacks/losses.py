@@ -15,21 +15,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage import seeds
-from afterimage.artifacts import ArtifactError, Images
-from afterimage.config import ConfigError
+from afterimage.artifacts import ArtifactError
 from afterimage.diffusion.model import classes_of
-from afterimage.training.task import Pixels
-
-
-def levels(count: int, timesteps: int) -> list[int]:
-    """Return ``count`` timesteps in [0, ``timesteps``): the middles of as many equal parts.
-
-    Raises:
-        ConfigError: if there are not so many.
-    """
-    if count > timesteps:
-        raise ConfigError(f"membership.timesteps = {count} is more than the model's {timesteps} timesteps")
-    return [(2 * part + 1) * timesteps // (2 * count) for part in range(count)]
+from afterimage.diffusion.noising import Pixels
+from afterimage.images import Images
 
 
 @torch.inference_mode()
@@ -74,12 +63,17 @@ def measure(
             for draw in range(draws):
                 noise = torch.stack(
                     [
-                        torch.randn(task.images.shape[1:], generator=seeds.torch_rng(seed, "membership", part, name, t, draw))
+                        torch.randn(
+                            task.images.shape[1:],
+                            generator=seeds.torch_rng(seed, "membership", part, name, t, draw),
+                        )
                         for name in images.ids[part_of].tolist()
                     ]
                 )
                 for mirror in (False, True)[: 1 + flips]:
-                    batch = task.noised(rows, timesteps, noise, torch.full(rows.shape, mirror), task.labels_of(rows))
+                    batch = task.noised(
+                        rows, timesteps, noise, torch.full(rows.shape, mirror), task.labels_of(rows)
+                    )
                     losses[part_of, column] += task.losses(net, batch.to(device)).cpu().numpy()
     losses /= draws * (1 + flips)
     if not np.isfinite(losses).all():

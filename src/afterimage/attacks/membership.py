@@ -26,11 +26,12 @@ from accelerate import PartialState
 from scipy.stats import rankdata
 
 from afterimage import artifacts, config
-from afterimage.artifacts import Images
 from afterimage.attacks import losses, twins
-from afterimage.attacks.extraction import trained_rows
-from afterimage.attacks.results import Results
+from afterimage.attacks.table import Results
+from afterimage.data.members import trained_rows
+from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import load_trained, trained_pipeline
+from afterimage.images import Images, load_images
 
 STEP = "attack/membership"
 
@@ -52,7 +53,12 @@ def found(members: np.ndarray, others: np.ndarray, rate: float) -> np.ndarray:
 
 
 def separate(
-    table: Results, members: np.ndarray, others: np.ndarray, rates: list[float], subset: str = "all", kind: str = ""
+    table: Results,
+    members: np.ndarray,
+    others: np.ndarray,
+    rates: list[float],
+    subset: str = "all",
+    kind: str = "",
 ) -> None:
     """Add how well losses tell members, (M,), from others, (N,): ``roc_auc<kind>`` and ``tpr<kind>@<rate>``."""
     table.contrast(f"roc_auc{kind}", roc_auc, members, others, subset)
@@ -67,17 +73,28 @@ def one_per_source(images: Images, trained: np.ndarray) -> np.ndarray:
     return np.sort(order[first])
 
 
-def attack(scores: pd.DataFrame, rates: list[float], statistics: config.Statistics, seed: int) -> pd.DataFrame:
+def attack(
+    scores: pd.DataFrame, rates: list[float], statistics: config.Statistics, seed: int
+) -> pd.DataFrame:
     """Return the table of numbers for the rows of ``losses.parquet``."""
     table = Results(statistics, seed, "membership")
     members = scores[(scores["set"] == "train") & scores["trained"]]
     others = scores[scores["set"] == "holdout"]
     separate(table, members["loss"].to_numpy(), others["loss"].to_numpy(), rates)
     for copies, some in members.groupby("copies"):
-        separate(table, some["loss"].to_numpy(), others["loss"].to_numpy(), rates, f"copies={copies}", "_by_copies")
+        separate(
+            table,
+            some["loss"].to_numpy(),
+            others["loss"].to_numpy(),
+            rates,
+            f"copies={copies}",
+            "_by_copies",
+        )
     for column in scores.columns[scores.columns.str.startswith("loss_")]:
         level = f"t={column.removeprefix('loss_')}"
-        separate(table, members[column].to_numpy(), others[column].to_numpy(), rates, level, "_by_level")
+        separate(
+            table, members[column].to_numpy(), others[column].to_numpy(), rates, level, "_by_level"
+        )
     mates = scores.loc[scores["set"] == "twin", "loss"].to_numpy()
     if len(mates):
         separate(table, mates, others["loss"].to_numpy(), rates, kind="_twins")
@@ -86,13 +103,28 @@ def attack(scores: pd.DataFrame, rates: list[float], statistics: config.Statisti
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
-    parser.add_argument("--model", type=Path, required=True, help="result of `afterimage train run`")
-    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
-    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
-    parser.add_argument("--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)")
+    parser.add_argument(
+        "--model", type=Path, required=True, help="result of `afterimage train run`"
+    )
+    parser.add_argument(
+        "--train", type=Path, required=True, help="training part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--members",
+        type=Path,
+        required=True,
+        help="which of its rows the arm trained on (.parquet)",
+    )
+    parser.add_argument(
+        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
+    )
     parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -103,30 +135,51 @@ def run(args: argparse.Namespace) -> None:
     pipeline = trained_pipeline(args.model, own.pop("weights"))
     flips, statistics = own.pop("flips"), config.Statistics(**own.pop("statistics"))
     settings = config.Membership(**own)
-    inputs = {name: getattr(args, name) for name in ("train", "members", "holdout", "twins", "index")} | {"model": pipeline}
+    inputs = {
+        name: getattr(args, name) for name in ("train", "members", "holdout", "twins", "index")
+    } | {"model": pipeline}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         for path in (args.members, args.index):
             artifacts.check_file(path)
-        train, holdout = artifacts.load_images(args.train), artifacts.load_images(args.holdout)
+        train, holdout = load_images(args.train), load_images(args.holdout)
         trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
-        planted = twins.read(pd.read_parquet(args.index), artifacts.load_images(args.twins))
+        planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         rows = one_per_source(train, trained)
         copies = pd.Series(planted.copies, planted.sources)
         parts = {
-            "train": (train.take(rows), copies.reindex(train.sources[rows]).fillna(1).to_numpy(), trained[rows]),
+            "train": (
+                train.take(rows),
+                copies.reindex(train.sources[rows]).fillna(1).to_numpy(),
+                trained[rows],
+            ),
             "holdout": (holdout, 0, False),
             "twin": (planted.twins, planted.copies, False),
         }
         net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
         net.to(PartialState().device)
-        at = losses.levels(settings.timesteps, scheduler_config["num_train_timesteps"])
+        at = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
         tables = []
         for part, (images, times, known) in parts.items():
             if not len(images):
                 continue
-            each = losses.measure(net, scheduler_config, images, part, at, settings.draws, resolved["seed"], flips=flips)
+            each = losses.measure(
+                net,
+                scheduler_config,
+                images,
+                part,
+                at,
+                settings.draws,
+                resolved["seed"],
+                flips=flips,
+            )
             table = pd.DataFrame(
-                {"set": part, "id": images.ids, "source": images.sources, "copies": times, "label": images.labels}
+                {
+                    "set": part,
+                    "id": images.ids,
+                    "source": images.sources,
+                    "copies": times,
+                    "label": images.labels,
+                }
             )
             table = table.assign(trained=known, loss=each.mean(axis=1)).astype({"copies": "int64"})
             tables.append(table.join(pd.DataFrame(each, columns=[f"loss_{t}" for t in at])))
@@ -137,4 +190,9 @@ def run(args: argparse.Namespace) -> None:
         overall = results[results["subset"] == "all"]
         for metric, value in zip(overall["metric"], overall["value"], strict=True):
             step.metric(metric, value)
-        step.note(members=int(trained[rows].sum()), non_members=len(holdout), twins=len(planted.twins), timesteps=at)
+        step.note(
+            members=int(trained[rows].sum()),
+            non_members=len(holdout),
+            twins=len(planted.twins),
+            timesteps=at,
+        )

@@ -28,10 +28,11 @@ import numpy as np
 import pandas as pd
 
 from afterimage import artifacts, config, seeds
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.attacks import calibration
-from afterimage.attacks.extraction import trained_rows
 from afterimage.config import ConfigError
+from afterimage.data.members import trained_rows
+from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, intervals, quality, similarity, spaces
 from afterimage.metrics.spaces import Space
 
@@ -74,7 +75,11 @@ def measure(
 
 
 def against_holdout(
-    samples: Images, holdout: Images, settings: config.Quality, statistics: config.Statistics, seed: int
+    samples: Images,
+    holdout: Images,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
     """Measure generations where the held-out images are all the unseen images that there are: one half is the reference.
 
@@ -97,7 +102,9 @@ def against_holdout(
         ConfigError: if the weights that the space needs are missing.
     """
     _check_shapes({"generations": samples}, holdout)
-    calibrates = calibration.halves(len(holdout), seed) if len(holdout) > 1 else np.zeros(len(holdout), bool)
+    calibrates = (
+        calibration.halves(len(holdout), seed) if len(holdout) > 1 else np.zeros(len(holdout), bool)
+    )
     reference, control = holdout.take(calibrates), holdout.take(~calibrates)
     smallest = _smallest(settings)
     sizes = f"{len(samples)} generations and {len(reference)} + {len(control)} held-out images (reference + control)"
@@ -118,18 +125,24 @@ def against_holdout(
         try:
             network, _, _ = classifier.fit(reference, config.Classifier(), seed)
         except ConfigError:  # the sizes fit, so it is the loss
-            return nothing, dict.fromkeys(smallest, "needs a classifier, whose training on the reference images diverged")
+            return nothing, dict.fromkeys(
+                smallest, "needs a classifier, whose training on the reference images diverged"
+            )
         space: Space = lambda images: classifier.embed_with(network, images).astype(np.float64)  # noqa: E731
     else:
         space = spaces.find(settings, None)
     features = {"generations": space(samples.pixels), "holdout": space(control.pixels)}
-    return _table(features, space(reference.pixels), settings, statistics, seed, balls=not reasons), reasons
+    return _table(
+        features, space(reference.pixels), settings, statistics, seed, balls=not reasons
+    ), reasons
 
 
 def _check_shapes(compared: dict[str, Images], reference: Images) -> None:
     for name, images in compared.items():
         if images.pixels.shape[1:] != reference.pixels.shape[1:]:
-            shapes = f"{images.pixels.shape[1:]}, but the reference images {reference.pixels.shape[1:]}"
+            shapes = (
+                f"{images.pixels.shape[1:]}, but the reference images {reference.pixels.shape[1:]}"
+            )
             raise ArtifactError(f"the {name} have shape {shapes}")
 
 
@@ -158,7 +171,15 @@ def _table(
         if balls:
             numbers |= _balls(compared, real, settings, statistics, seed, name)
         for metric, (value, low, high) in numbers.items():
-            rows.append({"metric": f"{metric}[{settings.features}]", "of": name, "value": value, "low": low, "high": high})
+            rows.append(
+                {
+                    "metric": f"{metric}[{settings.features}]",
+                    "of": name,
+                    "value": value,
+                    "low": low,
+                    "high": high,
+                }
+            )
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -183,8 +204,12 @@ def _moments(
     resamples, confidence = statistics.bootstrap, statistics.confidence
     distance = frechet.of_rows(features)
     fd = distance(np.arange(len(features)))
-    low, high = intervals.normal(fd, intervals.resampled(distance, len(features), resamples, rng("fd")), confidence)
-    kid, spread = quality.kid(features, real, settings.kid_subsets, settings.kid_subset_size, rng("kid"))
+    low, high = intervals.normal(
+        fd, intervals.resampled(distance, len(features), resamples, rng("fd")), confidence
+    )
+    kid, spread = quality.kid(
+        features, real, settings.kid_subsets, settings.kid_subset_size, rng("kid")
+    )
     moved = quality.resampled_mmd2(features, real, resamples, rng("kid interval"))
     return {
         "FID" if settings.features == "inception" else "FD": (fd, max(0.0, low), high),
@@ -194,14 +219,24 @@ def _moments(
 
 
 def _balls(
-    features: np.ndarray, real: np.ndarray, settings: config.Quality, statistics: config.Statistics, seed: int, name: str
+    features: np.ndarray,
+    real: np.ndarray,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
+    name: str,
 ) -> Numbers:
     """Return precision, density, recall and coverage of one set of features."""
     numbers: Numbers = {}
     for metric, each in vars(quality.overlap(features, real, settings.neighbours)).items():
         rng = seeds.numpy_rng(seed, "quality", metric, name)
-        resampled = intervals.resampled(partial(_of_rows, np.mean, each), len(each), statistics.bootstrap, rng)
-        numbers[metric] = (float(each.mean()), *intervals.percentile(resampled, statistics.confidence))
+        resampled = intervals.resampled(
+            partial(_of_rows, np.mean, each), len(each), statistics.bootstrap, rng
+        )
+        numbers[metric] = (
+            float(each.mean()),
+            *intervals.percentile(resampled, statistics.confidence),
+        )
     return numbers
 
 
@@ -246,9 +281,15 @@ def replication(
         )
         for metric, statistic, each in measures:
             rng = seeds.numpy_rng(seed, "quality", metric, name)
-            resampled = intervals.resampled(partial(_of_rows, statistic, each), len(each), statistics.bootstrap, rng)
+            resampled = intervals.resampled(
+                partial(_of_rows, statistic, each), len(each), statistics.bootstrap, rng
+            )
             low, high = intervals.percentile(resampled, statistics.confidence)
-            row = {"metric": f"{metric}[{settings.similarity}]", "of": name, "value": float(statistic(each))}
+            row = {
+                "metric": f"{metric}[{settings.similarity}]",
+                "of": name,
+                "value": float(statistic(each)),
+            }
             rows.append(row | {"low": low, "high": high})
     return pd.DataFrame(rows)
 
@@ -266,35 +307,71 @@ def _of_rows(statistic: Callable[[np.ndarray], Any], each: np.ndarray, rows: np.
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
     parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument("--train", type=Path, required=True, help="training part of the split (.npz)")
-    parser.add_argument("--members", type=Path, required=True, help="which of its rows the arm trained on (.parquet)")
-    parser.add_argument("--reference", type=Path, required=True, help="reference part of the split (.npz)")
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out part of the split (.npz)")
-    parser.add_argument("--classifier", type=Path, required=True, help="folder of the feature network")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument(
+        "--train", type=Path, required=True, help="training part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--members",
+        type=Path,
+        required=True,
+        help="which of its rows the arm trained on (.parquet)",
+    )
+    parser.add_argument(
+        "--reference", type=Path, required=True, help="reference part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--classifier", type=Path, required=True, help="folder of the feature network"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure one arm's generations and store the table."""
     resolved = artifacts.read_config(args.config, STEP)
-    inputs = {name: getattr(args, name) for name in ("samples", "train", "members", "reference", "holdout", "classifier")}
+    inputs = {
+        name: getattr(args, name)
+        for name in ("samples", "train", "members", "reference", "holdout", "classifier")
+    }
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         own = dict(step.settings)
         statistics = config.Statistics(**own.pop("statistics"))
         settings = config.Quality(**own)
-        reference = artifacts.load_images(args.reference)
-        samples, holdout = artifacts.load_images(args.samples), artifacts.load_images(args.holdout)
+        reference = load_images(args.reference)
+        samples, holdout = load_images(args.samples), load_images(args.holdout)
         artifacts.check_file(args.members)
-        train = trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members))
-        space, near = (spaces.find(settings, args.classifier, name) for name in (settings.features, settings.similarity))
+        train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
+        space, near = (
+            spaces.find(settings, args.classifier, name)
+            for name in (settings.features, settings.similarity)
+        )
         table = pd.concat(
             [
-                measure(samples, reference, settings, statistics, resolved["seed"], space, holdout=holdout),
-                replication(samples, train, reference, settings, statistics, resolved["seed"], near, holdout),
+                measure(
+                    samples,
+                    reference,
+                    settings,
+                    statistics,
+                    resolved["seed"],
+                    space,
+                    holdout=holdout,
+                ),
+                replication(
+                    samples, train, reference, settings, statistics, resolved["seed"], near, holdout
+                ),
             ]
         )
         table.to_csv(step.folder / "results.csv", index=False)
         for metric, of, value in zip(table["metric"], table["of"], table["value"], strict=True):
             step.metric(metric if of == "generations" else f"{metric} of {of}", value)
-        step.note(generations=len(samples), reference=len(reference), holdout=len(holdout), features=settings.features)
+        step.note(
+            generations=len(samples),
+            reference=len(reference),
+            holdout=len(holdout),
+            features=settings.features,
+        )

@@ -15,12 +15,12 @@ from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from afterimage.artifacts import Images
 from afterimage.config import Forgetting, Train
 from afterimage.diffusion.model import classes_of
+from afterimage.diffusion.noising import Pixels
+from afterimage.images import Images
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
-from afterimage.training.task import Pixels
 
 
 def relearn(
@@ -57,7 +57,14 @@ def relearn(
         ema=0,
     )
     labels = None if classes is None else images.labels
-    task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0, train.label_dropout, flips)
+    task = Pixels(
+        images.pixels,
+        DDPMScheduler.from_config(scheduler_config),
+        labels,
+        classes or 0,
+        train.label_dropout,
+        flips,
+    )
     order = Order(seed, path, len(task), train.batch_size)
     learner = Learner(net, train, Accelerator(mixed_precision="no"))
 

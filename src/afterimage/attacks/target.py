@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afterimage import artifacts, config
+from afterimage import config
 from afterimage.attacks import adaptive, mq
 from afterimage.config import ConfigError
+from afterimage.images import different
 from afterimage.metrics.neighbours import Gallery
 from afterimage.progress import batches
 
@@ -43,7 +44,8 @@ class Scores:
     def take(self, rows: np.ndarray) -> Scores:
         """Return the scores of the chosen images (positions or a mask)."""
         relative, zero_mean = (
-            {anchor: values[rows] for anchor, values in each.items()} for each in (self.relative, self.zero_mean)
+            {anchor: values[rows] for anchor, values in each.items()}
+            for each in (self.relative, self.zero_mean)
         )
         return Scores(self.row[rows], self.distance[rows], relative, self.mq[rows], zero_mean)
 
@@ -91,7 +93,12 @@ class Target:
         """
         check_range(images, "compared")
         count, block = len(images), self.settings.block
-        nearest, distance, mean, mq_ratio = np.empty(count, np.int64), np.empty(count), np.empty(count), np.empty(count)
+        nearest, distance, mean, mq_ratio = (
+            np.empty(count, np.int64),
+            np.empty(count),
+            np.empty(count),
+            np.empty(count),
+        )
         shared = self._plain is self._gallery and not self.flips
         k = max(self.neighbours, self.mq_neighbours) if shared else max(1, self.neighbours)
         for start in batches(count, block, "compared", "images"):
@@ -99,20 +106,28 @@ class Target:
             found = self._gallery.nearest(images[part], k, flips=self.flips, block=block)
             nearest[part], distance[part] = found.rows[:, 0], found.distances[:, 0]
             mean[part] = found.distances[:, : self.neighbours].sum(axis=1) / max(1, self.neighbours)
-            plain = found if shared else self._plain.nearest(images[part], self.mq_neighbours, block=block)
+            plain = (
+                found
+                if shared
+                else self._plain.nearest(images[part], self.mq_neighbours, block=block)
+            )
             mq_ratio[part] = mq.ratios(plain.distances[:, : self.mq_neighbours])
         means = {"training": self._means_of(nearest), "candidate": mean}
         return Scores(
             row=self.rows[nearest],
             distance=distance,
-            relative={anchor: adaptive.relative(distance, means[anchor]) for anchor in adaptive.ANCHORS},
+            relative={
+                anchor: adaptive.relative(distance, means[anchor]) for anchor in adaptive.ANCHORS
+            },
             mq=mq_ratio,
             zero_mean={anchor: means[anchor] == 0 for anchor in adaptive.ANCHORS},
         )
 
     def rows_within(self, images: np.ndarray, radius: float) -> np.ndarray:
         """Count the training rows, exact copies each, within ``radius`` of each image in normalised l2, int64 (Q,)."""
-        return self._plain.count_within(images, radius, weights=self._times, block=self.settings.block)
+        return self._plain.count_within(
+            images, radius, weights=self._times, block=self.settings.block
+        )
 
     def _means_of(self, nearest: np.ndarray) -> np.ndarray:
         """Return the mean distance of gallery images to their n nearest others (with ``include_self``: themselves counted in)."""
@@ -122,19 +137,16 @@ class Target:
             for start in range(0, len(new), self.settings.block):
                 some = new[start : start + self.settings.block]
                 found = self._gallery.nearest(
-                    self._gallery.images[some], others, exclude=some, flips=self.flips, block=self.settings.block
+                    self._gallery.images[some],
+                    others,
+                    exclude=some,
+                    flips=self.flips,
+                    block=self.settings.block,
                 )
                 self._means[some] = found.distances.sum(axis=1) / self.neighbours
         else:
             self._means[new] = 0.0
         return self._means[nearest]
-
-
-def different(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest row of each different image, ascending, and how many rows it has, both int64. Different: in any byte."""
-    _, first, times = np.unique(artifacts.contents(images), return_index=True, return_counts=True)
-    order = np.argsort(first)
-    return first[order], times[order]
 
 
 def check_range(images: np.ndarray, name: str) -> None:

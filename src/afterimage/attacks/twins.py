@@ -15,7 +15,8 @@ import pandas as pd
 from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
+from afterimage.images import Images
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,9 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
     """
     rows = index[index["part"] == "twin"].set_index("id")
     if set(rows.index) != set(twins.ids.tolist()):
-        raise ArtifactError("the index and the twins' images do not name the same twins: they come from different splits")
+        raise ArtifactError(
+            "the index and the twins' images do not name the same twins: they come from different splits"
+        )
     rows = rows.loc[twins.ids]
     return Planted(rows["twin_of"].to_numpy(), rows["copies"].to_numpy(np.int64), twins)
 

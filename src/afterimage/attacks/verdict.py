@@ -103,7 +103,9 @@ def decide(
         return Verdict(CANNOT_TELL, reason, count, 0 if held_out is None else len(held_out)), nobody
 
     if different < 2:
-        return cannot_tell("the attack compares distances between different training images, and there is only one.")
+        return cannot_tell(
+            "the attack compares distances between different training images, and there is only one."
+        )
     if held_out is None:
         return cannot_tell(
             "no held-out images were given. Real images that the model never saw can be near to training images too; without them "

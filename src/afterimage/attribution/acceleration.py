@@ -23,10 +23,11 @@ from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
 from afterimage import artifacts, config, seeds
-from afterimage.attacks.extraction import trained_rows
-from afterimage.attribution import lds, subsets
+from afterimage.attribution.judges import lds, subsets
 from afterimage.attribution.scores import FIRST, measured
 from afterimage.config.attribution import MAIN
+from afterimage.data.members import trained_rows
+from afterimage.images import load_images
 
 STEP = "attribution/acceleration"
 TWO_STAGE = "two_stage"
@@ -35,11 +36,40 @@ TWO_STAGE = "two_stage"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument("--members", type=Path, required=True, metavar="PARQUET", help="which of them the arm trained on")
-    parser.add_argument("--scores", type=Path, nargs="+", required=True, metavar="DIR", help="scores of main and every variant")
-    parser.add_argument("--features", type=Path, nargs="+", required=True, metavar="DIR", help="features that they come from")
-    parser.add_argument("--retrain", type=Path, nargs="+", required=True, metavar="DIR", help="losses under retrained networks")
-    parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this step")
+    parser.add_argument(
+        "--members",
+        type=Path,
+        required=True,
+        metavar="PARQUET",
+        help="which of them the arm trained on",
+    )
+    parser.add_argument(
+        "--scores",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="scores of main and every variant",
+    )
+    parser.add_argument(
+        "--features",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="features that they come from",
+    )
+    parser.add_argument(
+        "--retrain",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="losses under retrained networks",
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="JSON", help="resolved config of this step"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
@@ -52,10 +82,14 @@ def agreement(one: np.ndarray, other: np.ndarray) -> float:
 def first_found(one: np.ndarray, other: np.ndarray, count: int = FIRST) -> float:
     """Return the share of the ``count`` highest scores of ``other``, (Q, N), that are among those of ``one``; mean over queries."""
     tops = [np.argsort(-scores, axis=1, kind="stable")[:, :count] for scores in (one, other)]
-    return float(np.mean([np.isin(theirs, mine).mean() for mine, theirs in zip(*tops, strict=True)]))
+    return float(
+        np.mean([np.isin(theirs, mine).mean() for mine, theirs in zip(*tops, strict=True)])
+    )
 
 
-def two_stages(cheap: np.ndarray, careful: np.ndarray, share: float) -> tuple[np.ndarray, np.ndarray]:
+def two_stages(
+    cheap: np.ndarray, careful: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the scores and the ranking of the best images by ``cheap``, looked at again by ``careful``.
 
     Args:
@@ -68,8 +102,12 @@ def two_stages(cheap: np.ndarray, careful: np.ndarray, share: float) -> tuple[np
     """
     count = max(1, round(share * cheap.shape[1]))
     seen = rankdata(-cheap, axis=1, method="ordinal") <= count
-    among = np.where(seen, rankdata(careful, axis=1), 0)  # behind them, the others in the order of the first stage
-    return np.where(seen, careful, 0), np.where(seen, cheap.shape[1] + among, rankdata(cheap, axis=1))
+    among = np.where(
+        seen, rankdata(careful, axis=1), 0
+    )  # behind them, the others in the order of the first stage
+    return np.where(seen, careful, 0), np.where(
+        seen, cheap.shape[1] + among, rankdata(cheap, axis=1)
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -78,13 +116,19 @@ def run(args: argparse.Namespace) -> None:
     own, seed = resolved["settings"], resolved["seed"]
     statistics = config.Statistics(**own["statistics"])
     inputs = {"train": args.train, "members": args.members}
-    inputs |= {"/".join(store.parts[-4:]): store / artifacts.RUN for store in [*args.scores, *args.features, *args.retrain]}
+    inputs |= {
+        "/".join(store.parts[-4:]): store / artifacts.RUN
+        for store in [*args.scores, *args.features, *args.retrain]
+    }
     with artifacts.step(resolved, args.out, inputs, (__name__,)) as step:
         artifacts.check_file(args.members)
-        train = trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members))
+        train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
         masks = subsets.masks(train.labels, own["share"], own["subsets"], seed)
         reported = lds.halves(own["subsets"])[1]
-        truth = {name: values.mean(axis=0) for name, values in measured(args.retrain, own["subsets"], own["seeds"]).items()}
+        truth = {
+            name: values.mean(axis=0)
+            for name, values in measured(args.retrain, own["subsets"], own["seeds"]).items()
+        }
         seconds: dict[str, float] = {}
         for store in args.features:
             variant = store.parts[-3]
@@ -96,21 +140,35 @@ def run(args: argparse.Namespace) -> None:
                 artifacts.check_file(store / name)
             scores[store.name] = load_file(store / "scores.safetensors")
             tables.append(pd.read_csv(store / "lds.csv").assign(variant=store.name))
-        table = pd.concat(tables).query("target == 'loss'")[["variant", "attributor", "queries", "lds", "low", "high"]]
+        table = pd.concat(tables).query("target == 'loss'")[
+            ["variant", "attributor", "queries", "lds", "low", "high"]
+        ]
         reference = scores[own["reference"]]
         rows = []
         for row in table.to_dict("records"):
             key = f"{row['attributor']}/{row['queries']}"
             if key in reference:
                 mine = scores[row["variant"]][key]
-                rows.append(row | {"agreement": agreement(mine, reference[key]), "first": first_found(mine, reference[key])})
+                rows.append(
+                    row
+                    | {
+                        "agreement": agreement(mine, reference[key]),
+                        "first": first_found(mine, reference[key]),
+                    }
+                )
         if own["reference"] != MAIN:
             for key in [key for key in reference if key in scores[MAIN]]:
                 attributor, part = key.split("/")
                 staged, ranks = two_stages(scores[MAIN][key], reference[key], own["shortlist"])
                 predicted = lds.predictions(staged, masks[reported])
                 rng = seeds.numpy_rng(seed, "attribution", "lds", TWO_STAGE, part)
-                score = lds.lds(predicted, truth[f"{part}/loss"][reported], statistics.bootstrap, statistics.confidence, rng)
+                score = lds.lds(
+                    predicted,
+                    truth[f"{part}/loss"][reported],
+                    statistics.bootstrap,
+                    statistics.confidence,
+                    rng,
+                )
                 rows.append(
                     {
                         "variant": TWO_STAGE,
@@ -126,4 +184,6 @@ def run(args: argparse.Namespace) -> None:
         made = pd.DataFrame(rows)
         made.insert(1, "seconds", made["variant"].map(seconds))
         made.to_csv(step.folder / "acceleration.csv", index=False)
-        step.note(reference=own["reference"], shortlist=max(1, round(own["shortlist"] * len(train))))
+        step.note(
+            reference=own["reference"], shortlist=max(1, round(own["shortlist"] * len(train)))
+        )

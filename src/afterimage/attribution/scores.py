@@ -30,13 +30,15 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from afterimage import artifacts, config, seeds
-from afterimage.artifacts import ArtifactError, Images
-from afterimage.attacks.extraction import trained_rows
-from afterimage.attribution import attributors, duplicates, features, lds, subsets
-from afterimage.attribution.evidence import Evidence, Side
+from afterimage.artifacts import ArtifactError
+from afterimage.attribution import attributors, features
+from afterimage.attribution.attributors.inputs import Evidence, Side
+from afterimage.attribution.consistency import check_alike
+from afterimage.attribution.judges import copies, lds, subsets
+from afterimage.attribution.judges.retraining_effect import TARGETS
 from afterimage.attribution.queries import EXTRACTED, SETS
-from afterimage.attribution.stores import check_alike
-from afterimage.attribution.truth import TARGETS
+from afterimage.data.members import trained_rows
+from afterimage.images import Images, load_images
 from afterimage.metrics import classifier
 
 STEP = "attribution/scores"
@@ -47,17 +49,54 @@ FIRST = 16
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument("--members", type=Path, required=True, metavar="PARQUET", help="which of them the arm trained on")
-    parser.add_argument("--queries", type=Path, required=True, metavar="DIR", help="result of `afterimage attribution queries`")
     parser.add_argument(
-        "--features", type=Path, nargs="+", required=True, metavar="DIR", help="features, training blocks in order"
+        "--members",
+        type=Path,
+        required=True,
+        metavar="PARQUET",
+        help="which of them the arm trained on",
     )
     parser.add_argument(
-        "--states", type=Path, nargs="*", default=[], metavar="DIR", help="the same of earlier states, in order"
+        "--queries",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="result of `afterimage attribution queries`",
     )
-    parser.add_argument("--retrain", type=Path, nargs="+", required=True, metavar="DIR", help="losses under retrained networks")
-    parser.add_argument("--classifier", type=Path, required=True, metavar="DIR", help="network for the feature similarity")
-    parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
+    parser.add_argument(
+        "--features",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="features, training blocks in order",
+    )
+    parser.add_argument(
+        "--states",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="DIR",
+        help="the same of earlier states, in order",
+    )
+    parser.add_argument(
+        "--retrain",
+        type=Path,
+        nargs="+",
+        required=True,
+        metavar="DIR",
+        help="losses under retrained networks",
+    )
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="network for the feature similarity",
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
@@ -75,7 +114,9 @@ def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarr
             parts.append(dict(arrays))
     together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     order = np.lexsort((together["subset"], together["seed"]))
-    named = list(zip(together["seed"][order].tolist(), together["subset"][order].tolist(), strict=True))
+    named = list(
+        zip(together["seed"][order].tolist(), together["subset"][order].tolist(), strict=True)
+    )
     if named != [(seed, subset) for seed in range(repeats) for subset in range(count)]:
         raise ArtifactError(
             f"the retrained networks in {stores[0].parent} are not {count} subsets x {repeats} seeds, each once"
@@ -84,7 +125,9 @@ def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarr
     return {name: together[name][order].reshape(repeats, count, -1) for name in names}
 
 
-def side(images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], embedding: np.ndarray) -> Side:
+def side(
+    images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], embedding: np.ndarray
+) -> Side:
     """Return one side of the evidence: the features of some sets, one after the other; 0 where a set lacks one (a journey)."""
     sizes = {part: len(stored[f"{part}/residual"]) for part in sets}
     names = dict.fromkeys(key.partition("/")[2] for key in stored if key.partition("/")[0] in sets)
@@ -92,7 +135,10 @@ def side(images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], e
     def of(name: str) -> np.ndarray:
         like = next(stored[f"{part}/{name}"] for part in sets if f"{part}/{name}" in stored)
         return np.concatenate(
-            [stored.get(f"{part}/{name}", np.zeros((size, *like.shape[1:]), like.dtype)) for part, size in sizes.items()]
+            [
+                stored.get(f"{part}/{name}", np.zeros((size, *like.shape[1:]), like.dtype))
+                for part, size in sizes.items()
+            ]
         )
 
     gradients = {name: of(name) for name in names if name not in ("rows", "residual")}
@@ -105,25 +151,36 @@ def run(args: argparse.Namespace) -> None:
     own, seed = resolved["settings"], resolved["seed"]
     stores = [*args.features, *args.states, *args.retrain]
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
-    inputs = {"train": args.train, "members": args.members, **paths, "classifier": args.classifier / classifier.WEIGHTS}
+    inputs = {
+        "train": args.train,
+        "members": args.members,
+        **paths,
+        "classifier": args.classifier / classifier.WEIGHTS,
+    }
     inputs |= {"/".join(store.parts[-4:]): store / artifacts.RUN for store in stores}
     entries = (__name__, *(config.ATTRIBUTORS[name] for name in own["attributors"]))
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         artifacts.check_file(args.members)
-        train = trained_rows(artifacts.load_images(args.train), pd.read_parquet(args.members))
-        asked = {name: artifacts.load_images(path) for name, path in paths.items()}
+        train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
+        asked = {name: load_images(path) for name, path in paths.items()}
         everything = Images.of(np.concatenate([images.pixels for images in asked.values()]))
         truth = measured(args.retrain, own["subsets"], own["seeds"])
         masks = subsets.masks(train.labels, own["share"], own["subsets"], seed)
         first, second = lds.halves(own["subsets"])
         losses = np.concatenate([truth[f"{name}/loss"].mean(axis=0) for name in SETS], axis=1)
         final = features.read(args.features)
-        earlier = [features.read(list(group)) for _, group in groupby(args.states, key=lambda store: store.parent)]
+        earlier = [
+            features.read(list(group))
+            for _, group in groupby(args.states, key=lambda store: store.parent)
+        ]
         evidence = Evidence(
             train=side(train, final, ("train",), classifier.embed(args.classifier, train.pixels)),
-            queries=side(everything, final, SETS, classifier.embed(args.classifier, everything.pixels)),
+            queries=side(
+                everything, final, SETS, classifier.embed(args.classifier, everything.pixels)
+            ),
             checkpoints=tuple(
-                (state["train/loss"], np.concatenate([state[f"{name}/loss"] for name in SETS])) for state in [*earlier, final]
+                (state["train/loss"], np.concatenate([state[f"{name}/loss"] for name in SETS]))
+                for state in [*earlier, final]
             ),
             masks=masks[first],
             losses=losses[first],
@@ -132,14 +189,16 @@ def run(args: argparse.Namespace) -> None:
         ends = np.cumsum([len(images) for images in asked.values()])
         starts = ends - [len(images) for images in asked.values()]
         statistics = config.Statistics(**own["statistics"])
-        rows, regularisers, copies, firsts = [], [], [], []
+        rows, regularisers, recalls, firsts = [], [], [], []
         kept: dict[str, np.ndarray] = {}
         for name in own["attributors"]:
             started = time.monotonic()
             module = attributors.find(name)
             scores = module.scores(evidence)
             grid = own["regularisers"] if module.REGULARISED else [1.0]
-            predicted = np.stack([lds.predictions(finite(scores(at), name, at), masks) for at in grid])
+            predicted = np.stack(
+                [lds.predictions(finite(scores(at), name, at), masks) for at in grid]
+            )
             seconds = time.monotonic() - started
             for part, start, end in zip(SETS, starts, ends, strict=True):
                 if start == end:
@@ -149,42 +208,63 @@ def run(args: argparse.Namespace) -> None:
                 for target in TARGETS:
                     measure = truth[f"{part}/{target}"].mean(axis=0)
                     rng = seeds.numpy_rng(seed, "attribution", "lds", part)
-                    choices[target] = lds.choose(mine, measure, grid, statistics.bootstrap, statistics.confidence, rng)
+                    choices[target] = lds.choose(
+                        mine, measure, grid, statistics.bootstrap, statistics.confidence, rng
+                    )
                     about = {"attributor": name, "queries": part, "target": target}
                     rows.append({**about, **flat(choices[target]), "seconds": seconds})
                     for half, label in ((first, "first"), (second, "second")):
                         each = pd.DataFrame(lds.spearman(mine[:, half], measure[half])).mean(
                             axis=1
                         )  # of the queries that have one
-                        regularisers.append(pd.DataFrame({**about, "half": label, "regulariser": grid, "lds": each}))
+                        regularisers.append(
+                            pd.DataFrame({**about, "half": label, "regulariser": grid, "lds": each})
+                        )
                 chosen = scores(choices["loss"].regulariser)[start:end]
-                kept[f"{name}/{part}"] = np.ascontiguousarray(chosen, np.float32)  # safetensors writes bytes as they lie
+                kept[f"{name}/{part}"] = np.ascontiguousarray(
+                    chosen, np.float32
+                )  # safetensors writes bytes as they lie
                 firsts.append(leaders(chosen, train.ids).assign(attributor=name, queries=part))
                 if part == EXTRACTED:
-                    found = duplicates.recall(chosen, train.sources, asked[part].sources)
-                    copies.append(found.assign(attributor=name))
+                    found = copies.recall(chosen, train.sources, asked[part].sources)
+                    recalls.append(found.assign(attributor=name))
         table = pd.DataFrame(rows)
         if own["seeds"] > 1:
             best = [
-                {"queries": part, "target": target, **ceiling(truth[f"{part}/{target}"][:, second], part, statistics, seed)}
-                for part, target in dict.fromkeys(zip(table["queries"], table["target"], strict=True))
+                {
+                    "queries": part,
+                    "target": target,
+                    **ceiling(truth[f"{part}/{target}"][:, second], part, statistics, seed),
+                }
+                for part, target in dict.fromkeys(
+                    zip(table["queries"], table["target"], strict=True)
+                )
             ]
             table = table.merge(pd.DataFrame(best), how="left", on=["queries", "target"])
             table["of_ceiling"] = table["lds"] / table["ceiling"].where(table["ceiling"] > 0)
         table.to_csv(step.folder / "lds.csv", index=False)
         pd.concat(regularisers).to_csv(step.folder / "regularisers.csv", index=False)
-        recalled = pd.concat(copies) if copies else pd.DataFrame(columns=[*duplicates.COLUMNS, "attributor"])
+        recalled = (
+            pd.concat(recalls) if recalls else pd.DataFrame(columns=[*copies.COLUMNS, "attributor"])
+        )
         recalled.to_csv(step.folder / "copies.csv", index=False)
         pd.concat(firsts).to_parquet(step.folder / "first.parquet", index=False)
         save_file(kept, step.folder / "scores.safetensors")
         times = np.array([(train.sources == source).sum() for source in train.sources])
         of_leverage = []
         if evidence.train.rows.shape[1] and times.max() > 1 and times.min() == 1:
-            of_images = [evidence.curvature.leverage(at).reshape(len(train), -1).sum(axis=1) for at in own["regularisers"]]
-            aucs = [duplicates.leverage_auc(leverage, times) for leverage in of_images]
+            of_images = [
+                evidence.curvature.leverage(at).reshape(len(train), -1).sum(axis=1)
+                for at in own["regularisers"]
+            ]
+            aucs = [copies.leverage_auc(leverage, times) for leverage in of_images]
             of_leverage = list(zip(own["regularisers"], aucs, strict=True))
-        pd.DataFrame(of_leverage, columns=["regulariser", "auc"]).to_csv(step.folder / "leverage.csv", index=False)
-        for part, name, target, value in table[["queries", "attributor", "target", "lds"]].itertuples(index=False, name=None):
+        pd.DataFrame(of_leverage, columns=["regulariser", "auc"]).to_csv(
+            step.folder / "leverage.csv", index=False
+        )
+        for part, name, target, value in table[
+            ["queries", "attributor", "target", "lds"]
+        ].itertuples(index=False, name=None):
             step.metric(f"{'lds' if target == 'loss' else 'lds_shift'}/{part}/{name}", value)
         for name, mean in recalled.groupby("attributor", sort=False)["recall"].mean().items():
             step.metric(f"copies_first/{name}", mean)
@@ -202,7 +282,9 @@ def finite(scores: np.ndarray, name: str, regulariser: float) -> np.ndarray:
         ArtifactError: naming the attributor, if one is no number.
     """
     if not np.isfinite(scores).all():
-        raise ArtifactError(f"attributor {name} gives scores that are no numbers (regulariser {regulariser:g})")
+        raise ArtifactError(
+            f"attributor {name} gives scores that are no numbers (regulariser {regulariser:g})"
+        )
     return scores
 
 
@@ -220,7 +302,9 @@ def flat(choice: lds.Choice) -> dict[str, float]:
     }
 
 
-def ceiling(losses: np.ndarray, part: str, statistics: config.Statistics, seed: int) -> dict[str, float]:
+def ceiling(
+    losses: np.ndarray, part: str, statistics: config.Statistics, seed: int
+) -> dict[str, float]:
     """Return the columns of ``lds.csv`` about what can be predicted of a set's losses, (S, M, Q)."""
     rng = seeds.numpy_rng(seed, "attribution", "ceiling", part)
     best = lds.ceiling(losses, statistics.bootstrap, statistics.confidence, rng)

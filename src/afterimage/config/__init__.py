@@ -50,12 +50,21 @@ from afterimage.config.data import (
     Source,
     Split,
 )
-from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
+from afterimage.config.measures import (
+    Extraction,
+    Forgetting,
+    Membership,
+    Quality,
+    Report,
+    Sample,
+    Statistics,
+)
 from afterimage.config.selection import LoyalSelection
-from afterimage.config.steps import STEPS, digest, resolve
+from afterimage.config.steps import STEPS, resolve
 from afterimage.config.study import Study, load, parse, schema
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
+from afterimage.provenance import digest
 
 __all__ = [
     "ATTRIBUTORS",

@@ -30,7 +30,9 @@ class ForgetSet(Block):
         kinds = {"label": self.label, "ids": self.ids, "extracted_from": self.extracted_from}
         given = [name for name, value in kinds.items() if value is not None]
         if len(given) != 1:
-            raise ValueError(f"give exactly one of label, ids and extracted_from, not {' and '.join(given) or 'none'}")
+            raise ValueError(
+                f"give exactly one of label, ids and extracted_from, not {' and '.join(given) or 'none'}"
+            )
         return self
 
 
@@ -147,7 +149,9 @@ class IetAgc(Arm):
         if self.agc_threshold == 0:
             for key in ("redistribute_above", "augment_below"):
                 if getattr(self, key) is not None:
-                    raise ValueError(f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold = 0 skips none")
+                    raise ValueError(
+                        f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold = 0 skips none"
+                    )
         if self.redistribute_above is not None and self.shards == 1:
             raise ValueError(
                 f"redistribute_above = {self.redistribute_above} needs shards to move images between, but shards = 1"
@@ -259,7 +263,7 @@ class DpSgd(Arm):
 
 METHODS = {
     "baseline": "afterimage.methods.baseline",
-    "iet_agc": "afterimage.methods.iet_agc",
+    "iet_agc": "afterimage.methods.iet_agc.train",
     "loyal": "afterimage.methods.loyal",
     "erasediff": "afterimage.methods.erasediff",
     "gradient_ascent": "afterimage.methods.gradient_ascent",

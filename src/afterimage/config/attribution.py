@@ -48,7 +48,16 @@ FINAL = "final"
 FROM_ROWS = ("das", "das_scalar", "ggn_influence")
 """Attributors that need the rows of ``Features.rows``."""
 
-ONLY_MAIN = ("journey_trak", "tracin", "gas", "pixel_cosine", "pixel_l2", "feature_cosine", "empirical_influence", "shuffled")
+ONLY_MAIN = (
+    "journey_trak",
+    "tracin",
+    "gas",
+    "pixel_cosine",
+    "pixel_l2",
+    "feature_cosine",
+    "empirical_influence",
+    "shuffled",
+)
 """Attributors that variants leave out: they take other states of training or sampling, or no gradients of the last network."""
 
 
@@ -116,7 +125,13 @@ class Remedied(Block):
     """Arms that forget something, or never saw it."""
     queries: Annotated[int, Field(ge=1)] = 128
     """The first generations of ``before``."""
-    attributors: Annotated[list[Name], Field(min_length=1)] = ["das", "das_revised", "dtrak", "trak", "gradient_cosine"]
+    attributors: Annotated[list[Name], Field(min_length=1)] = [
+        "das",
+        "das_revised",
+        "dtrak",
+        "trak",
+        "gradient_cosine",
+    ]
     """Whose scores are compared, with the regulariser chosen for the explained arm's generations."""
 
 
@@ -143,7 +158,9 @@ class Attribution(Block):
     """Gradient features."""
     attributors: list[Name] = list(ATTRIBUTORS)
     """Which scores are computed."""
-    regularisers: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [10.0**power for power in range(-6, 7)]
+    regularisers: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
+        10.0**power for power in range(-6, 7)
+    ]
     """lambda, in multiples of the mean eigenvalue of the features' Gram matrix. The best on one half of the subsets is reported on the other."""
     variants: dict[Name, dict[str, Any]] = {}
     """Name -> keys of ``features`` that differ: cheaper features, each scored like the others, for cost against quality."""
@@ -164,18 +181,30 @@ class Attribution(Block):
     def _names_are_known(self) -> Attribution:
         for name in self.attributors:
             if name not in ATTRIBUTORS:
-                raise ValueError(f"attributors: {name!r} is not one; allowed are {', '.join(ATTRIBUTORS)}")
+                raise ValueError(
+                    f"attributors: {name!r} is not one; allowed are {', '.join(ATTRIBUTORS)}"
+                )
         if not self.features.rows and set(FROM_ROWS) & set(self.attributors):
             wanting = ", ".join(name for name in self.attributors if name in FROM_ROWS)
-            raise ValueError(f"features.rows = False, but attributors has {wanting}, which need them")
-        needed = {"counterfactual": ["pixel_l2", *self.counterfactual.attributors] if self.counterfactual else []}
+            raise ValueError(
+                f"features.rows = False, but attributors has {wanting}, which need them"
+            )
+        needed = {
+            "counterfactual": ["pixel_l2", *self.counterfactual.attributors]
+            if self.counterfactual
+            else []
+        }
         needed["remedied"] = self.remedied.attributors if self.remedied else []
         for key, names in needed.items():
             for name in names:
                 if name not in self.attributors:
-                    raise ValueError(f"{key} needs the scores of {name!r}; attributors lists {', '.join(self.attributors)}")
+                    raise ValueError(
+                        f"{key} needs the scores of {name!r}; attributors lists {', '.join(self.attributors)}"
+                    )
             for name in set(names) & set(ONLY_MAIN) if key == "remedied" else ():
-                raise ValueError(f"remedied.attributors: {name!r} is not made of the gradients of one network")
+                raise ValueError(
+                    f"remedied.attributors: {name!r} is not made of the gradients of one network"
+                )
         if self.counterfactual is not None and self.counterfactual.queries > self.queries.generated:
             raise ValueError(
                 f"counterfactual.queries = {self.counterfactual.queries} is more than queries.generated = {self.queries.generated}"
@@ -186,11 +215,17 @@ class Attribution(Block):
             except ValidationError as error:
                 problem = error.errors()[0]
                 key = ".".join(map(str, problem["loc"]))
-                raise ValueError(f"variants.{name}.{key} = {problem['input']!r}: {problem['msg']}") from error
+                raise ValueError(
+                    f"variants.{name}.{key} = {problem['input']!r}: {problem['msg']}"
+                ) from error
             if name == MAIN:
-                raise ValueError("variants.main: this name stands for the features themselves; give the variant another")
+                raise ValueError(
+                    "variants.main: this name stands for the features themselves; give the variant another"
+                )
         if self.reference != MAIN and self.reference not in self.variants:
-            raise ValueError(f"reference = {self.reference!r} is not {', '.join([MAIN, *self.variants])}")
+            raise ValueError(
+                f"reference = {self.reference!r} is not {', '.join([MAIN, *self.variants])}"
+            )
         return self
 
     def features_of(self, variant: str) -> Features:
@@ -200,7 +235,11 @@ class Attribution(Block):
     def attributors_of(self, variant: str) -> list[str]:
         """Return the attributors that the features of a variant serve."""
         without = () if self.features_of(variant).rows else FROM_ROWS
-        return [name for name in self.attributors if name not in without and (variant == MAIN or name not in ONLY_MAIN)]
+        return [
+            name
+            for name in self.attributors
+            if name not in without and (variant == MAIN or name not in ONLY_MAIN)
+        ]
 
     def scored_by(self, step: str, job: str) -> list[str]:
         """Return the attributors of one job of ``attribution/scores`` (a variant) or ``attribution/remedied`` (an arm)."""
@@ -220,14 +259,18 @@ class Attribution(Block):
         features += [f"{variant}/{FINAL}/{block}" for variant in self.variants for block in blocks]
         jobs = {
             "attribution/features": features,
-            "attribution/retrain": [str(at) for at in range(-(-self.subsets * self.seeds // self.networks_per_job))],
+            "attribution/retrain": [
+                str(at) for at in range(-(-self.subsets * self.seeds // self.networks_per_job))
+            ],
             "attribution/scores": [MAIN, *self.variants],
         }
 
         if self.counterfactual is not None:
             choices = ("random", "pixel_l2", *self.counterfactual.attributors)
             removals = [
-                f"{choice}/{query}" for choice in dict.fromkeys(choices) for query in range(self.counterfactual.queries)
+                f"{choice}/{query}"
+                for choice in dict.fromkeys(choices)
+                for query in range(self.counterfactual.queries)
             ]
             jobs["attribution/counterfactual"] = ["again", *removals]
         if self.remedied is not None:

@@ -45,6 +45,8 @@ def shared_by(method: str) -> str | None:
     """
     text = PACKAGE.joinpath(*METHODS[method].split(".")[1:]).with_suffix(".py").read_text()
     for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Assign) and any(getattr(target, "id", None) == "PARALLEL" for target in statement.targets):
+        if isinstance(statement, ast.Assign) and any(
+            getattr(target, "id", None) == "PARALLEL" for target in statement.targets
+        ):
             return ast.literal_eval(statement.value)
     return None

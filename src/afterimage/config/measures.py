@@ -90,9 +90,13 @@ class Quality(Block):
 
     @model_validator(mode="after")
     def _weights_are_pinned(self) -> Quality:
-        named = next((key for key in ("features", "similarity") if getattr(self, key) == "inception"), None)
+        named = next(
+            (key for key in ("features", "similarity") if getattr(self, key) == "inception"), None
+        )
         if named and not (self.inception_weights and self.inception_sha256):
-            raise ValueError(f"{named} = inception needs inception_weights (a path) and inception_sha256")
+            raise ValueError(
+                f"{named} = inception needs inception_weights (a path) and inception_sha256"
+            )
         return self
 
 
@@ -103,7 +107,9 @@ class Membership(Block):
     """Noise levels at which the loss of an image is taken, spread evenly over all."""
     draws: Annotated[int, Field(ge=1)] = 4
     """Noises per image and level; the same for every arm."""
-    false_positive_rates: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)] = [0.01, 0.05]
+    false_positive_rates: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)
+    ] = [0.01, 0.05]
     """Rates of false alarms at which the share of members found is reported."""
 
 

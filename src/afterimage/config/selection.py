@@ -54,14 +54,23 @@ CONTROL, WHOLE = "select_none", "select_whole"
 
 def plan(selection: LoyalSelection, levels: int) -> dict[str, Cell]:
     """Return name -> what it is of all derived arms, for a network with ``levels`` levels."""
-    groups = [group for group in (levels - 1, levels) if group] if selection.groups is None else selection.groups
+    groups = (
+        [group for group in (levels - 1, levels) if group]
+        if selection.groups is None
+        else selection.groups
+    )
     cells = {CONTROL: Cell(arrangement="none")}
-    cells |= {f"select_g{group}": Cell(arrangement="groups", groups=[group]) for group in range(levels + 1)}
+    cells |= {
+        f"select_g{group}": Cell(arrangement="groups", groups=[group])
+        for group in range(levels + 1)
+    }
     cells[WHOLE] = Cell(arrangement="whole", groups=groups)
     for tau in selection.switch_timesteps:
         cells[f"select_t{tau}_split"] = Cell(arrangement="split", switch_timestep=tau)
         cells[f"select_t{tau}_tail"] = Cell(arrangement="tail", switch_timestep=tau, groups=groups)
-        cells[f"select_t{tau}_front"] = Cell(arrangement="front", switch_timestep=tau, groups=groups)
+        cells[f"select_t{tau}_front"] = Cell(
+            arrangement="front", switch_timestep=tau, groups=groups
+        )
     return cells
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from typing import Any
 
 from afterimage.config.attribution import FINAL
@@ -37,7 +35,11 @@ STEPS = {
 
 
 def resolve(
-    study: Study, step: str, arm: str | None = None, replicate: int | None = None, job: str | None = None
+    study: Study,
+    step: str,
+    arm: str | None = None,
+    replicate: int | None = None,
+    job: str | None = None,
 ) -> dict[str, Any]:
     """Return the settings that one job depends on, defaults filled in, as plain JSON values."""
     full = study.model_dump(mode="json")
@@ -91,7 +93,11 @@ def resolve(
         assert study.attribution is not None
         assert job is not None
         variant, network, block = job.split("/")
-        journey = block == "queries" and network == FINAL and "journey_trak" in study.attribution.attributors_of(variant)
+        journey = (
+            block == "queries"
+            and network == FINAL
+            and "journey_trak" in study.attribution.attributors_of(variant)
+        )
         settings = {
             "features": study.attribution.features_of(variant).model_dump(mode="json"),
             "network": network,
@@ -117,10 +123,15 @@ def resolve(
         assert job is not None
         chosen = full["attribution"]
         settings = {key: chosen[key] for key in ("regularisers", "subsets", "seeds", "share")}
-        settings |= {"attributors": study.attribution.attributors_of(job), "statistics": full["statistics"]}
+        settings |= {
+            "attributors": study.attribution.attributors_of(job),
+            "statistics": full["statistics"],
+        }
     elif step == "attribution/acceleration":
         chosen = full["attribution"]
-        settings = {key: chosen[key] for key in ("subsets", "seeds", "share", "reference", "shortlist")}
+        settings = {
+            key: chosen[key] for key in ("subsets", "seeds", "share", "reference", "shortlist")
+        }
         settings |= {"variants": list(chosen["variants"]), "statistics": full["statistics"]}
     elif step == "attribution/remedied":
         chosen = full["attribution"]
@@ -160,7 +171,10 @@ def resolve(
         } | full["report"]
     elif step == "report/swap":
         assert study.loyal_selection is not None
-        settings = {"switch_timesteps": study.loyal_selection.switch_timesteps, "flips": data["flips"]}
+        settings = {
+            "switch_timesteps": study.loyal_selection.switch_timesteps,
+            "flips": data["flips"],
+        }
         settings |= {key: full[key] for key in ("sample", "quality", "extraction", "statistics")}
     elif step == "report/selection":
         assert study.loyal_selection is not None
@@ -186,8 +200,3 @@ def _arm(study: Study, name: str) -> dict[str, Any]:
         "rau_net": None if blocks is None else blocks.model_dump(mode="json"),
         "train": study.train_of(name).model_dump(mode="json"),
     }
-
-
-def digest(config: dict[str, Any]) -> str:
-    """Return the sha256 of a resolved config, whatever the order of its keys."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

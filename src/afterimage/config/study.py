@@ -28,7 +28,15 @@ from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import Block, ConfigError, Name
 from afterimage.config.cluster import Cluster, shared_by
 from afterimage.config.data import Classifier, Data, Dedup
-from afterimage.config.measures import Extraction, Forgetting, Membership, Quality, Report, Sample, Statistics
+from afterimage.config.measures import (
+    Extraction,
+    Forgetting,
+    Membership,
+    Quality,
+    Report,
+    Sample,
+    Statistics,
+)
 from afterimage.config.selection import LoyalSelection, plan, settings_of
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
@@ -85,7 +93,9 @@ class Study(Block):
         for name, arm in self.arms.items():
             for key, other in _arms_named(arm).items():
                 if other not in self.arms:
-                    raise ValueError(f"arms.{name}.{key} = {other!r} is not an arm; {_allowed('arms', other, self.arms)}")
+                    raise ValueError(
+                        f"arms.{name}.{key} = {other!r} is not an arm; {_allowed('arms', other, self.arms)}"
+                    )
             for key, wanted in _sets_named(arm).items():
                 if wanted not in self.forget:
                     raise ValueError(
@@ -104,7 +114,9 @@ class Study(Block):
     def _no_circle(self, path: list[str]) -> None:
         for other in self.needs(path[-1]):
             if other in path:
-                raise ValueError(f"arms.{path[0]} goes round in a circle: {' -> '.join([*path, other])}")
+                raise ValueError(
+                    f"arms.{path[0]} goes round in a circle: {' -> '.join([*path, other])}"
+                )
             self._no_circle([*path, other])
 
     @model_validator(mode="after")
@@ -138,7 +150,9 @@ class Study(Block):
             )
         for name, arm in self.arms.items():
             train, processes = self.train_of(name), self.processes_of(name)
-            if shared_by(arm.method) == "batch" and train.batch_size % (processes * train.accumulation):
+            if shared_by(arm.method) == "batch" and train.batch_size % (
+                processes * train.accumulation
+            ):
                 raise ValueError(
                     f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = {train.batch_size}, which is no "
                     f"multiple of {processes} processes x accumulation = {train.accumulation}"
@@ -151,19 +165,31 @@ class Study(Block):
         if chosen is None:
             return self
         if chosen.arm not in self.arms:
-            raise ValueError(f"attribution.arm = {chosen.arm!r} is not an arm; {_allowed('arms', chosen.arm, self.arms)}")
+            raise ValueError(
+                f"attribution.arm = {chosen.arm!r} is not an arm; {_allowed('arms', chosen.arm, self.arms)}"
+            )
         arm = self.arms[chosen.arm]
-        if not isinstance(arm, Baseline) or arm.base is not None or arm.matched_to is not None or arm.fraction < 1:
+        if (
+            not isinstance(arm, Baseline)
+            or arm.base is not None
+            or arm.matched_to is not None
+            or arm.fraction < 1
+        ):
             raise ValueError(
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), from the start, on all its images, "
                 "with a budget of its own"
             )
-        levels = {"ground_truth.timesteps": chosen.ground_truth.timesteps, "features.timesteps": chosen.features.timesteps}
+        levels = {
+            "ground_truth.timesteps": chosen.ground_truth.timesteps,
+            "features.timesteps": chosen.features.timesteps,
+        }
         for variant in chosen.variants:
             levels[f"variants.{variant}.timesteps"] = chosen.features_of(variant).timesteps
         for key, count in levels.items():
             if count > self.diffusion.timesteps:
-                raise ValueError(f"attribution.{key} = {count} is more than diffusion.timesteps = {self.diffusion.timesteps}")
+                raise ValueError(
+                    f"attribution.{key} = {count} is more than diffusion.timesteps = {self.diffusion.timesteps}"
+                )
         if chosen.stacked and self.model.dropout:
             raise ValueError(
                 f"attribution.stacked: networks trained at once cannot have dropout (model.dropout = {self.model.dropout})"
@@ -188,9 +214,13 @@ class Study(Block):
     def _remedied_fits(self, chosen: Remedied) -> None:
         for key, name in [("before", chosen.before), *(("after", name) for name in chosen.after)]:
             if name not in self.arms:
-                raise ValueError(f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}")
+                raise ValueError(
+                    f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}"
+                )
             if isinstance(self.arms[name], Loyal):
-                raise ValueError(f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method loyal)")
+                raise ValueError(
+                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method loyal)"
+                )
             if key == "after" and not self.own_forget_sets(name):
                 raise ValueError(f"attribution.remedied.after = {name!r}: this arm forgets nothing")
             if self.arms[name].data != self.arms[chosen.before].data:
@@ -224,7 +254,9 @@ class Study(Block):
                 )
         taken = sorted(self.arms.keys() & plan(chosen, len(self.model.channels)).keys())
         if taken:
-            raise ValueError(f"arms.{taken[0]}: loyal_selection makes an arm of this name; give yours another")
+            raise ValueError(
+                f"arms.{taken[0]}: loyal_selection makes an arm of this name; give yours another"
+            )
         try:
             self.with_selection()
         except ValidationError as error:
@@ -241,7 +273,9 @@ class Study(Block):
             for name, cell in plan(chosen, len(self.model.channels)).items()
         }
         whole = self.model_dump()
-        return Study.model_validate(whole | {"loyal_selection": None, "arms": whole["arms"] | derived})
+        return Study.model_validate(
+            whole | {"loyal_selection": None, "arms": whole["arms"] | derived}
+        )
 
     def needs(self, arm: str) -> list[str]:
         """Return the arms whose results the training of ``arm`` needs."""
@@ -299,7 +333,11 @@ class Study(Block):
 
 def _arms_named(arm: Arm) -> dict[str, str]:
     """Return key -> the other arms that an arm names."""
-    named = {"base": arm.base, "control": arm.control, "matched_to.arm": arm.matched_to.arm if arm.matched_to else None}
+    named = {
+        "base": arm.base,
+        "control": arm.control,
+        "matched_to.arm": arm.matched_to.arm if arm.matched_to else None,
+    }
     return {key: name for key, name in named.items() if name is not None}
 
 
@@ -338,7 +376,11 @@ def refusal(study: Study, name: str) -> str | None:
             return f"{_needs_labels(arm)} needs labels, but base = {arm.base!r} was trained without (condition: label)"
         if isinstance(arm, SelectiveAmnesia) and study.forget[arm.forget].label is None:
             return f"method selective_amnesia forgets a class: forget.{arm.forget} must be given by label"
-        if isinstance(arm, EraseDiff) and "uniform" in arm.target and study.diffusion.prediction != "epsilon":
+        if (
+            isinstance(arm, EraseDiff)
+            and "uniform" in arm.target
+            and study.diffusion.prediction != "epsilon"
+        ):
             return f"target = {arm.target!r} stands in place of the noise, but diffusion.prediction = {study.diffusion.prediction!r}"
     blocks = study.rau_net_of(name)
     if blocks is not None:
@@ -376,7 +418,9 @@ def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
             if isinstance(candidate, type) and issubclass(candidate, BaseModel):
                 if part in candidate.model_fields:
                     following += _models_in(candidate.model_fields[part].annotation)
-                elif any(part in get_args(field.annotation) for field in candidate.model_fields.values()):
+                elif any(
+                    part in get_args(field.annotation) for field in candidate.model_fields.values()
+                ):
                     following.append(candidate)  # a discriminator tag names the class itself
                 elif isinstance(part, int) or not candidates[1:]:
                     following.append(candidate)
@@ -394,16 +438,26 @@ def _explain(error: ValidationError, prefix: str = "", model: type[BaseModel] = 
     lines = []
     for problem in error.errors():
         location = problem["loc"]
-        shown = [part for at, part in enumerate(location) if not (at == 2 and location[0] == "arms" and part in METHODS)]
+        shown = [
+            part
+            for at, part in enumerate(location)
+            if not (at == 2 and location[0] == "arms" and part in METHODS)
+        ]
         key = ".".join(str(part) for part in ([prefix] if prefix else []) + shown)
         if problem["type"] == "extra_forbidden":
             allowed = _fields_at(model, location[:-1])
-            lines.append(f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: {', '.join(allowed)})")
+            lines.append(
+                f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: {', '.join(allowed)})"
+            )
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; it must be given")
         elif problem["type"].startswith("union_tag_"):
             tag = problem["ctx"]["discriminator"].strip("'")
-            given = problem["input"].get(tag) if isinstance(problem["input"], dict) else problem["input"]
+            given = (
+                problem["input"].get(tag)
+                if isinstance(problem["input"], dict)
+                else problem["input"]
+            )
             lines.append(f"{key}.{tag} = {given!r}: {problem['msg']}")
         elif problem["type"] == "value_error":
             lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")

@@ -45,7 +45,9 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     except ConfigError:
         raise
     except _UNSOUND as error:
-        raise ConfigError(f"{path} is not YAML: a value is not of the type that it is written as: {error}") from error
+        raise ConfigError(
+            f"{path} is not YAML: a value is not of the type that it is written as: {error}"
+        ) from error
     if not isinstance(params, dict):
         held = "nothing" if params is None else f"a {type(params).__name__}"
         raise ConfigError(f"{path} must hold a mapping of keys, but it holds {held}")

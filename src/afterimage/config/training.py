@@ -35,7 +35,9 @@ class Model(Block):
             )
         for width in self.channels:
             if width % self.norm_groups:
-                raise ValueError(f"channels: {width} is not a multiple of norm_groups = {self.norm_groups}")
+                raise ValueError(
+                    f"channels: {width} is not a multiple of norm_groups = {self.norm_groups}"
+                )
         for width, on in zip(self.channels, self.attention, strict=True):
             if on and width % self.attention_head_dim:
                 raise ValueError(
@@ -70,7 +72,9 @@ class Train(Block):
     """AdamW's step size after warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     """AdamW's decoupled weight decay."""
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.999]
+    betas: Annotated[
+        list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)
+    ] = [0.9, 0.999]
     """AdamW's decay of the means of gradients and of their squares."""
     warmup: Annotated[int, Field(ge=0)] | Share = 0
     """Updates over which the learning rate rises linearly from 0; below 1, as a share of the budget."""
@@ -97,7 +101,11 @@ class Train(Block):
     @model_validator(mode="after")
     def _budget(self) -> Train:
         if (self.updates is None) == (self.epochs is None):
-            raise ValueError(f"give exactly one of updates and epochs (updates = {self.updates}, epochs = {self.epochs})")
+            raise ValueError(
+                f"give exactly one of updates and epochs (updates = {self.updates}, epochs = {self.epochs})"
+            )
         if self.batch_size % self.accumulation:
-            raise ValueError(f"accumulation = {self.accumulation} does not divide batch_size = {self.batch_size}")
+            raise ValueError(
+                f"accumulation = {self.accumulation} does not divide batch_size = {self.batch_size}"
+            )
         return self

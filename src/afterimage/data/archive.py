@@ -63,7 +63,9 @@ def contents(source: configs.ArchiveUrl, reading: Reading) -> Contents:
     del reading
     layout = LAYOUTS[source.layout]
     path = fetch(source.url or layout.url, source.sha256 or layout.sha256)
-    return Contents(_records(path, layout, layout.label_keys[source.labels]), {path.name: sha256(path)})
+    return Contents(
+        _records(path, layout, layout.label_keys[source.labels]), {path.name: sha256(path)}
+    )
 
 
 def _records(path: Path, layout: Layout, label_key: str) -> Iterator[Record]:
@@ -72,12 +74,16 @@ def _records(path: Path, layout: Layout, label_key: str) -> Iterator[Record]:
             members = {member.name: member for member in tar if member.isfile()}
             for name, official_test in layout.batches:
                 if name not in members:
-                    raise ArtifactError(f"{path} has no file {name}; it has: {', '.join(sorted(members)) or 'none'}")
+                    raise ArtifactError(
+                        f"{path} has no file {name}; it has: {', '.join(sorted(members)) or 'none'}"
+                    )
                 stream = tar.extractfile(members[name])
                 assert stream is not None
                 pixels, labels = _batch(stream.read(), label_key, f"{path.name}/{name}")
                 for row, (image, label) in enumerate(zip(pixels, labels, strict=True)):
-                    yield Record(partial(np.asarray, image), int(label), f"{name}:{row}", official_test)
+                    yield Record(
+                        partial(np.asarray, image), int(label), f"{name}:{row}", official_test
+                    )
     except (tarfile.TarError, zlib.error, EOFError, OSError) as error:
         raise ArtifactError(f"{path} is not a readable tar file: {error}") from error
 
@@ -86,14 +92,22 @@ def _batch(data: bytes, label_key: str, name: str) -> tuple[np.ndarray, list[int
     """Return uint8 (N, 32, 32, 3) and N labels of one batch; its rows are three planes of 32 x 32, red first."""
     batch = load_arrays(data, name)
     if not isinstance(batch, dict) or not {b"data", label_key.encode()} <= batch.keys():
-        raise ArtifactError(f"{name} is not a CIFAR batch: it needs the keys 'data' and {label_key!r}")
+        raise ArtifactError(
+            f"{name} is not a CIFAR batch: it needs the keys 'data' and {label_key!r}"
+        )
     planes, labels = batch[b"data"], batch[label_key.encode()]
-    if not isinstance(planes, np.ndarray) or planes.dtype != np.uint8 or planes.shape != (len(labels), 3 * 32 * 32):
+    if (
+        not isinstance(planes, np.ndarray)
+        or planes.dtype != np.uint8
+        or planes.shape != (len(labels), 3 * 32 * 32)
+    ):
         raise ArtifactError(f"{name}: 'data' must be uint8 of shape ({len(labels)}, 3072)")
     return np.ascontiguousarray(planes.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)), labels
 
 
-_RECONSTRUCT: Any = np.zeros(0).__reduce__()[0]  # numpy's own, under whatever name this version keeps it
+_RECONSTRUCT: Any = np.zeros(0).__reduce__()[
+    0
+]  # numpy's own, under whatever name this version keeps it
 _ALLOWED = {
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
@@ -117,5 +131,13 @@ def load_arrays(data: bytes, name: str) -> Any:
     """
     try:
         return _ArraysOnly(io.BytesIO(data), encoding="bytes").load()
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        ValueError,
+        TypeError,
+        KeyError,
+        IndexError,
+        AttributeError,
+    ) as error:
         raise ArtifactError(f"{name} is refused: {error}") from error

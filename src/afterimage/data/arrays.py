@@ -34,11 +34,19 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
         with zips.opened(path) as archive:
             for info in archive.infolist():
                 zips.same_name(archive, info)
-            forms = {name.removesuffix(".npy"): _form(archive, name) for name in archive.namelist() if name.endswith(".npy")}
+            forms = {
+                name.removesuffix(".npy"): _form(archive, name)
+                for name in archive.namelist()
+                if name.endswith(".npy")
+            }
             name = _image_array(forms, source, reading, path)
             labelled = _label_array(forms, name, source, reading, path)
             wanted = {"images": name, "labels": labelled, "ids": "ids" if "ids" in forms else None}
-            arrays = {role: _array(archive, f"{array}.npy") for role, array in wanted.items() if array is not None}
+            arrays = {
+                role: _array(archive, f"{array}.npy")
+                for role, array in wanted.items()
+                if array is not None
+            }
     except configs.ConfigError:
         raise
     except _DAMAGE as error:
@@ -54,15 +62,22 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
             )
     labels = arrays.get("labels", np.full(len(images), -1))
     if not np.issubdtype(labels.dtype, np.integer):
-        raise ArtifactError(f"{path}: labels must be integers, not {labels.dtype} ({reading.names['label_array']})")
+        raise ArtifactError(
+            f"{path}: labels must be integers, not {labels.dtype} ({reading.names['label_array']})"
+        )
     ids = arrays.get("ids", np.arange(len(images)))
     records = [
-        Record(partial(np.asarray, image), int(label), str(id_)) for image, label, id_ in zip(images, labels, ids, strict=True)
+        Record(partial(np.asarray, image), int(label), str(id_))
+        for image, label, id_ in zip(images, labels, ids, strict=True)
     ]
-    choices = {"array": _choice(name, source.array, forms.keys() - set(wanted.values()) - {"labels"})}
+    choices = {
+        "array": _choice(name, source.array, forms.keys() - set(wanted.values()) - {"labels"})
+    }
     if labelled is not None:
         choices["label_array"] = _choice(labelled, source.label_array, [])
-    return Contents(records, {path.name: sha256(path)}, files_are_rows="ids" in arrays, choices=choices)
+    return Contents(
+        records, {path.name: sha256(path)}, files_are_rows="ids" in arrays, choices=choices
+    )
 
 
 def _choice(taken: str, given: str | None, others: Iterable[str]) -> dict[str, Any]:
@@ -75,15 +90,21 @@ Form = tuple[tuple[int, ...], np.dtype]
 """Shape and type of an array."""
 
 
-def _image_array(forms: dict[str, Form], source: configs.ArrayFile, reading: Reading, path: Path) -> str:
+def _image_array(
+    forms: dict[str, Form], source: configs.ArrayFile, reading: Reading, path: Path
+) -> str:
     flag = reading.names["array"]
     if source.array is not None:
         if source.array not in forms:
-            raise configs.ConfigError(f"{flag} = {source.array}: {path} has no such array; {_listed(forms)}")
+            raise configs.ConfigError(
+                f"{flag} = {source.array}: {path} has no such array; {_listed(forms)}"
+            )
         return source.array
     if "images" in forms:
         return "images"
-    fitting = [name for name, (shape, kind) in forms.items() if kind == np.uint8 and _is_images(shape)]
+    fitting = [
+        name for name, (shape, kind) in forms.items() if kind == np.uint8 and _is_images(shape)
+    ]
     fitting = fitting or [name for name, (shape, _) in forms.items() if len(shape) in (3, 4)]
     if len(fitting) == 1:
         return fitting[0]
@@ -96,19 +117,27 @@ def _image_array(forms: dict[str, Form], source: configs.ArrayFile, reading: Rea
     )
 
 
-def _label_array(forms: dict[str, Form], images: str, source: configs.ArrayFile, reading: Reading, path: Path) -> str | None:
+def _label_array(
+    forms: dict[str, Form], images: str, source: configs.ArrayFile, reading: Reading, path: Path
+) -> str | None:
     if not reading.labels:
         return None
     if source.label_array is not None:
         if source.label_array not in forms:
             name = reading.names["label_array"]
-            raise configs.ConfigError(f"{name} = {source.label_array}: {path} has no such array; {_listed(forms)}")
+            raise configs.ConfigError(
+                f"{name} = {source.label_array}: {path} has no such array; {_listed(forms)}"
+            )
         return source.label_array
     if "labels" in forms:
         return "labels"
     shape, kind = forms.get("arr_1", ((), np.dtype(float)))
     count = forms[images][0][:1]
-    return "arr_1" if images == "arr_0" and shape == count and np.issubdtype(kind, np.integer) else None
+    return (
+        "arr_1"
+        if images == "arr_0" and shape == count and np.issubdtype(kind, np.integer)
+        else None
+    )
 
 
 def _listed(forms: dict[str, Form]) -> str:
@@ -118,7 +147,9 @@ def _listed(forms: dict[str, Form]) -> str:
 
 def _is_images(shape: tuple[int, ...]) -> bool:
     """Say whether (N, H, W, 1 or 3) or (N, H, W); (H, W, 1 or 3) is one image."""
-    return (len(shape) == 4 and shape[-1] in (1, 3)) or (len(shape) == 3 and shape[-1] not in (1, 3))
+    return (len(shape) == 4 and shape[-1] in (1, 3)) or (
+        len(shape) == 3 and shape[-1] not in (1, 3)
+    )
 
 
 def _checked(images: np.ndarray, name: str, path: Path) -> np.ndarray:
@@ -146,7 +177,9 @@ def _form(archive: zipfile.ZipFile, member: str) -> Form:
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
     """Return an array. It is read to the end, since only there the archive compares its checksum."""
     if _form(archive, member)[1].hasobject:
-        raise ValueError(f"{member} holds pickled Python objects, which could run code and are never loaded")
+        raise ValueError(
+            f"{member} holds pickled Python objects, which could run code and are never loaded"
+        )
     with archive.open(member) as stream:
         array = np.lib.format.read_array(stream, allow_pickle=False)
         if stream.read():

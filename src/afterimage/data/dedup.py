@@ -25,6 +25,7 @@ from sklearn.decomposition import PCA
 
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
+from afterimage.images import contents, load_images
 
 _BLOCK = 1024  # images compared with all others at once
 _MOST_PAIRS = 20_000_000
@@ -43,8 +44,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=Path, required=True, help="train.npz of data split")
     parser.add_argument("--index", type=Path, required=True, help="index.parquet of data split")
     parser.add_argument("--reference", type=Path, required=True, help="reference.npz of data split")
-    parser.add_argument("--classifier", type=Path, help="folder of data classifier; needed with features: classifier")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of data/dedup (JSON)")
+    parser.add_argument(
+        "--classifier",
+        type=Path,
+        help="folder of data classifier; needed with features: classifier",
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of data/dedup (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -54,11 +61,13 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"train": args.train, "index": args.index, "reference": args.reference}
     if settings.embedding.features == "classifier":
         if args.classifier is None:
-            raise config.ConfigError("dedup.embedding.features = classifier needs --classifier, the folder of data classifier")
+            raise config.ConfigError(
+                "dedup.embedding.features = classifier needs --classifier, the folder of data classifier"
+            )
         inputs["classifier"] = args.classifier
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
-        train = artifacts.load_images(args.train)
-        reference = artifacts.load_images(args.reference)
+        train = load_images(args.train)
+        reference = load_images(args.reference)
         artifacts.check_file(args.index)
         index = pd.read_parquet(args.index)
         index = index[index["part"] == "train"].set_index("id")
@@ -68,7 +77,9 @@ def run(args: argparse.Namespace) -> None:
         ):
             raise ArtifactError(f"{args.index} does not describe the images of {args.train}")
 
-        vectors = features(train.pixels, reference.pixels, settings.embedding, resolved["seed"], args.classifier)
+        vectors = features(
+            train.pixels, reference.pixels, settings.embedding, resolved["seed"], args.classifier
+        )
         found = {
             "exact": exact_pairs(train.pixels),
             "phash": hash_pairs(perceptual_hashes(train.pixels), settings.phash.max_bits),
@@ -86,11 +97,18 @@ def run(args: argparse.Namespace) -> None:
         table["combined"] = score(union(chosen), group, kept, train.sources, perturbed)
 
         train.take(kept).save(step.folder / "train.npz")
-        pd.DataFrame({"id": train.ids, "source": train.sources, "group": group, "kept": kept}).to_parquet(
-            step.folder / "groups.parquet", index=False
-        )
+        pd.DataFrame(
+            {"id": train.ids, "source": train.sources, "group": group, "kept": kept}
+        ).to_parquet(step.folder / "groups.parquet", index=False)
         frames = [
-            pd.DataFrame({"method": method, "a": train.ids[pairs.a], "b": train.ids[pairs.b], "score": pairs.score})
+            pd.DataFrame(
+                {
+                    "method": method,
+                    "a": train.ids[pairs.a],
+                    "b": train.ids[pairs.b],
+                    "score": pairs.score,
+                }
+            )
             for method, pairs in found.items()
         ]
         pd.concat(frames, ignore_index=True).to_parquet(step.folder / "pairs.parquet", index=False)
@@ -113,7 +131,7 @@ def exact_pairs(pixels: np.ndarray) -> Pairs:
         pixels: uint8, (N, H, W, C).
     """
     rows: dict[bytes, list[int]] = {}
-    for row, content in enumerate(artifacts.contents(pixels)):
+    for row, content in enumerate(contents(pixels)):
         rows.setdefault(content.tobytes(), []).append(row)
     blocks = []
     for same in rows.values():
@@ -142,7 +160,9 @@ def hash_pairs(hashes: np.ndarray, max_bits: int) -> Pairs:
     """
     index = faiss.IndexBinaryFlat(8 * hashes.shape[1])
     index.add(np.ascontiguousarray(hashes))
-    return _search(index, hashes, max_bits + 1, "dedup.phash.max_bits")  # faiss gives distances below the radius
+    return _search(
+        index, hashes, max_bits + 1, "dedup.phash.max_bits"
+    )  # faiss gives distances below the radius
 
 
 def cosine_pairs(vectors: np.ndarray, similarity: float) -> Pairs:
@@ -189,7 +209,11 @@ def _gather(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: st
 
 
 def features(
-    pixels: np.ndarray, reference: np.ndarray, settings: config.Embedding, seed: int, classifier: Path | None = None
+    pixels: np.ndarray,
+    reference: np.ndarray,
+    settings: config.Embedding,
+    seed: int,
+    classifier: Path | None = None,
 ) -> np.ndarray:
     """Return the vectors whose cosine is judged, float32 (N, D), each of length 1 (0 where an image is exactly the mean).
 
@@ -220,7 +244,12 @@ def features(
                     f"values have at most {min(flat.shape)}"
                 )
             state = seeds.derive(seed, "dedup", "pca") % 2**32
-            vectors = PCA(settings.components, random_state=state).fit(flat).transform(vectors).astype(np.float32)
+            vectors = (
+                PCA(settings.components, random_state=state)
+                .fit(flat)
+                .transform(vectors)
+                .astype(np.float32)
+            )
         else:
             vectors -= vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
     length = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -256,7 +285,9 @@ def keep(group: np.ndarray, vectors: np.ndarray, which: str) -> np.ndarray:
     sums = np.zeros((group.max() + 1, vectors.shape[1]))
     np.add.at(sums, group, vectors)
     size = np.bincount(group)[group]
-    distance = np.round(1 - np.einsum("nd,nd->n", vectors, sums[group]) / size, 6)  # 6 digits: float32 ties are ties
+    distance = np.round(
+        1 - np.einsum("nd,nd->n", vectors, sums[group]) / size, 6
+    )  # 6 digits: float32 ties are ties
     order = np.lexsort((np.arange(len(group)), distance, group))
     kept[order[np.unique(group[order], return_index=True)[1]]] = True
     return kept

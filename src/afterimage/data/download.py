@@ -43,7 +43,9 @@ def fetch(url: str, checksum: str, cache: Path | None = None, pause: float = 1.0
     target = cache / url.rsplit("/", 1)[-1].split("?")[0]
     part = target.with_name(f"{target.name}.part")
     with target.with_name(f"{target.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # one download of a file at a time; the others then find it done
+        fcntl.flock(
+            lock, fcntl.LOCK_EX
+        )  # one download of a file at a time; the others then find it done
         if target.exists():
             if sha256(target) == checksum.lower():
                 return target
@@ -58,7 +60,11 @@ def fetch(url: str, checksum: str, cache: Path | None = None, pause: float = 1.0
                 if error.response.status_code not in _WORTH_RETRYING:
                     raise ArtifactError(f"{url} cannot be fetched: {error}") from error
                 last: requests.RequestException = error
-            except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError) as error:
+            except (
+                requests.ConnectionError,
+                requests.Timeout,
+                requests.exceptions.ChunkedEncodingError,
+            ) as error:
                 last = error
         else:
             raise ArtifactError(
@@ -68,7 +74,9 @@ def fetch(url: str, checksum: str, cache: Path | None = None, pause: float = 1.0
         found = sha256(part)
         if found != checksum.lower():
             aside = _set_aside(part)
-            raise ArtifactError(f"{url} has sha256 {found}, expected {checksum.lower()}; what came is kept as {aside}")
+            raise ArtifactError(
+                f"{url} has sha256 {found}, expected {checksum.lower()}; what came is kept as {aside}"
+            )
         part.replace(target)
         return target
 
@@ -82,11 +90,15 @@ def _receive(url: str, part: Path) -> None:
             # Either all is there already, which the checksum decides, or the part is of another file.
             if response.headers.get("Content-Range") != f"bytes */{have}":
                 part.unlink()
-                raise requests.ConnectionError(f"{url}: the server has less than the {have} bytes that were kept")
+                raise requests.ConnectionError(
+                    f"{url}: the server has less than the {have} bytes that were kept"
+                )
             return
         response.raise_for_status()
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        with part.open("ab" if response.status_code == requests.codes.partial_content and resumed else "wb") as stream:
+        with part.open(
+            "ab" if response.status_code == requests.codes.partial_content and resumed else "wb"
+        ) as stream:
             for chunk in response.iter_content(_CHUNK):
                 stream.write(chunk)
 

@@ -14,12 +14,14 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from afterimage import artifacts, config, seeds
-from afterimage.artifacts import Images
 from afterimage.data import sources
+from afterimage.images import Images
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of data/fetch (JSON)")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of data/fetch (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -47,7 +49,9 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
     wanted = settings["images"]
     if wanted is not None:
         if wanted > len(images):
-            raise config.ConfigError(f"data.images = {wanted}: the source has only {len(images)} images of the wanted classes")
+            raise config.ConfigError(
+                f"data.images = {wanted}: the source has only {len(images)} images of the wanted classes"
+            )
         rows = np.sort(seeds.numpy_rng(seed, "fetch").choice(len(images), wanted, replace=False))
         images = images.take(rows)
         if manifest["names"] is not None:

@@ -18,7 +18,18 @@ NO_IMAGE = "not images by their ending"
 HIDDEN = "hidden"
 DANGLING = "links to nothing"
 CIRCLE = "links to a folder that they lie in"
-PARTS = {"train", "training", "test", "testing", "val", "valid", "validation", "dev", "eval", "holdout"}
+PARTS = {
+    "train",
+    "training",
+    "test",
+    "testing",
+    "val",
+    "valid",
+    "validation",
+    "dev",
+    "eval",
+    "holdout",
+}
 """Names of folders that hold the parts of a data set, not its classes."""
 ODD = "neither files nor folders"
 
@@ -46,12 +57,16 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
         read_from = {path.name: path}
         loaders = {path.name: path.read_bytes} if is_image(path.name) else _zipped(path, ignored)
     else:
-        raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no such folder, zip or image file")
+        raise configs.ConfigError(
+            f"{reading.names['path']} = {source.path}: no such folder, zip or image file"
+        )
 
     names = sorted(name for name in loaders if is_image(name))
     ignored |= {name: NO_IMAGE for name in loaders if not is_image(name)}
     if not names:
-        raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no image file {_among(ignored)}")
+        raise configs.ConfigError(
+            f"{reading.names['path']} = {source.path}: no image file {_among(ignored)}"
+        )
     flat = [name for name in names if "/" not in name]
     tops = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(tops) > 1 and not flat and all(top.lower() in PARTS for top in tops):
@@ -86,7 +101,9 @@ def _among(ignored: dict[str, str]) -> str:
     """Say what is there in place of images."""
     kinds: Counter[str] = Counter()
     for name, reason in ignored.items():
-        kinds[PurePosixPath(name).suffix or "without an ending" if reason == NO_IMAGE else reason] += 1
+        kinds[
+            PurePosixPath(name).suffix or "without an ending" if reason == NO_IMAGE else reason
+        ] += 1
     there = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
     return f"among {len(ignored)} files ({there}); endings are {', '.join(sorted(SUFFIXES))}"
 
@@ -134,8 +151,14 @@ def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
             if not is_image(info.filename):
                 zips.same_name(archive, info)
     except zips.DAMAGE as error:
-        raise ArtifactError(f"{path} is neither a folder, an image nor a sound zip file: {error}") from error
-    members = {info: PurePosixPath(info.filename).as_posix() for info in archive.infolist() if not info.is_dir()}
+        raise ArtifactError(
+            f"{path} is neither a folder, an image nor a sound zip file: {error}"
+        ) from error
+    members = {
+        info: PurePosixPath(info.filename).as_posix()
+        for info in archive.infolist()
+        if not info.is_dir()
+    }
     twice = [name for name, count in Counter(members.values()).items() if count > 1]
     if twice:
         raise ArtifactError(f"{path} holds {len(twice)} names more than once, e.g. {twice[0]}")
@@ -143,7 +166,14 @@ def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
     hidden: set[str] = set()
     for info, name in members.items():
         parts = name.split("/")
-        depth = next((i for i, part in enumerate(parts, 1) if part.startswith((".", "__MACOSX")) and part != ".."), None)
+        depth = next(
+            (
+                i
+                for i, part in enumerate(parts, 1)
+                if part.startswith((".", "__MACOSX")) and part != ".."
+            ),
+            None,
+        )
         if depth is None:
             loaders[name] = partial(archive.read, info)
         else:

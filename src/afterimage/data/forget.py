@@ -9,11 +9,14 @@ import numpy as np
 import pandas as pd
 
 from afterimage import artifacts
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
+from afterimage.images import Images
 
 
-def rows(train: Images, name: str, settings: dict[str, Any], extraction: Path | None = None) -> np.ndarray:
+def rows(
+    train: Images, name: str, settings: dict[str, Any], extraction: Path | None = None
+) -> np.ndarray:
     """Return which training images belong to the set, bool, (N,).
 
     Args:
@@ -33,20 +36,28 @@ def rows(train: Images, name: str, settings: dict[str, Any], extraction: Path | 
         unknown = wanted[~np.isin(wanted, train.ids)]
         if len(unknown):
             ids = f"{train.ids.min()} to {train.ids.max()}"
-            raise ConfigError(f"forget.{name}.ids: {unknown[0]} is no row of the training part ({ids})")
+            raise ConfigError(
+                f"forget.{name}.ids: {unknown[0]} is no row of the training part ({ids})"
+            )
         chosen = np.isin(train.sources, train.sources[np.isin(train.ids, wanted)])
     else:
         assert extraction is not None, name
         artifacts.check_file(extraction / "images.parquet")
         found = pd.read_parquet(extraction / "images.parquet")
         anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
-        chosen = np.isin(train.sources, found.loc[found[f"extracted_{anchor}_{settings['alpha']}"], "source"])
+        chosen = np.isin(
+            train.sources, found.loc[found[f"extracted_{anchor}_{settings['alpha']}"], "source"]
+        )
     if not chosen.any():
         if settings["extracted_from"] is None:
             reason = f"label {settings['label']} is that of"
         else:
-            reason = f"the attack on {settings['extracted_from']!r} (alpha {settings['alpha']}) found"
-        raise ArtifactError(f"forget.{name} is empty: {reason} none of the {len(train)} training images")
+            reason = (
+                f"the attack on {settings['extracted_from']!r} (alpha {settings['alpha']}) found"
+            )
+        raise ArtifactError(
+            f"forget.{name} is empty: {reason} none of the {len(train)} training images"
+        )
     if chosen.all():
         raise ArtifactError(f"forget.{name} is the whole training set")
     return chosen

@@ -41,9 +41,16 @@ def local(source: configs.Parquet, reading: Reading) -> Contents:
     """
     ignored: dict[str, str] = {}
     train = _expand("path", source.path, reading, ignored)
-    test = _expand("test_path", source.test_path, reading, ignored) if source.test_path is not None else []
+    test = (
+        _expand("test_path", source.test_path, reading, ignored)
+        if source.test_path is not None
+        else []
+    )
     root = os.path.commonpath([path.resolve().parent for path in train + test])
-    named = [(path.resolve().relative_to(root).as_posix(), path, path in test) for path in dict.fromkeys(train + test)]
+    named = [
+        (path.resolve().relative_to(root).as_posix(), path, path in test)
+        for path in dict.fromkeys(train + test)
+    ]
     key = reading.names["sha256"]
     unknown = sorted(source.sha256.keys() - {path.name for _, path, _ in named})
     if unknown:
@@ -60,14 +67,18 @@ def local(source: configs.Parquet, reading: Reading) -> Contents:
     return _contents(named, source, reading, raw, ignored)
 
 
-def _expand(key: str, patterns: str | list[str], reading: Reading, ignored: dict[str, str]) -> list[Path]:
+def _expand(
+    key: str, patterns: str | list[str], reading: Reading, ignored: dict[str, str]
+) -> list[Path]:
     """Return the files that are meant. What exists is taken as it stands; only other text is a pattern."""
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         text = configs.expand(pattern)
         there = matching(text)
         if not there:
-            raise configs.ConfigError(f"{reading.names[key]} = {pattern}: no such file, and it matches no file")
+            raise configs.ConfigError(
+                f"{reading.names[key]} = {pattern}: no such file, and it matches no file"
+            )
         for path in there:
             found += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
     return found
@@ -79,10 +90,14 @@ def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]
     ignored |= {name: "not parquet files by their ending" for name in files if not is_parquet(name)}
     told = f"{reading.names[key]} = {folder}"
     if not names:
-        raise configs.ConfigError(f"{told}: no parquet file among {len(files)} files; endings are {', '.join(SUFFIXES)}")
+        raise configs.ConfigError(
+            f"{told}: no parquet file among {len(files)} files; endings are {', '.join(SUFFIXES)}"
+        )
     parts = {part for name in names for part in _PARTS if _is_part(part, name)}
     if len(parts) > 1:
-        raise configs.ConfigError(f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one")
+        raise configs.ConfigError(
+            f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one"
+        )
     return [files[name] for name in names]
 
 
@@ -93,7 +108,10 @@ def matching(text: str) -> list[Path]:
     rest = path.relative_to(exists)
     if exists == path:
         return [path]
-    return [Path(found) for found in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))]
+    return [
+        Path(found)
+        for found in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))
+    ]
 
 
 def is_parquet(name: str) -> bool:
@@ -104,7 +122,9 @@ def is_parquet(name: str) -> bool:
 def _is_part(part: str, name: str) -> bool:
     """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or ``folder/part/0000.parquet``."""
     *parents, file = name.split("/")
-    return bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
+    return (
+        bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
+    )
 
 
 def hub(source: configs.HuggingFace, reading: Reading) -> Contents:
@@ -118,16 +138,25 @@ def hub(source: configs.HuggingFace, reading: Reading) -> Contents:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HFValidationError, HTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import (
+        HFValidationError,
+        HTTPError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
 
     api = HfApi(library_name="afterimage")
     named: list[tuple[str, Path, bool]] = []
     try:
         info = api.dataset_info(source.dataset, revision=source.revision)
-        stored = sorted(file.rfilename for file in info.siblings or [] if file.rfilename.endswith(".parquet"))
+        stored = sorted(
+            file.rfilename for file in info.siblings or [] if file.rfilename.endswith(".parquet")
+        )
         for part in source.split.split("+"):
             for name in _files_of(part, stored, source, reading):
-                path = api.hf_hub_download(source.dataset, name, repo_type="dataset", revision=info.sha)
+                path = api.hf_hub_download(
+                    source.dataset, name, repo_type="dataset", revision=info.sha
+                )
                 named.append((name, Path(path), part in ("test", "validation")))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise configs.ConfigError(
@@ -139,13 +168,19 @@ def hub(source: configs.HuggingFace, reading: Reading) -> Contents:
     return _contents(named, source, reading, raw, facts={"commit": info.sha or source.revision})
 
 
-def _files_of(part: str, stored: list[str], source: configs.HuggingFace, reading: Reading) -> list[str]:
+def _files_of(
+    part: str, stored: list[str], source: configs.HuggingFace, reading: Reading
+) -> list[str]:
     """Return the files of one part."""
     found = {
-        name: "/".join(parent for parent in name.split("/")[:-1] if parent != part) for name in stored if _is_part(part, name)
+        name: "/".join(parent for parent in name.split("/")[:-1] if parent != part)
+        for name in stored
+        if _is_part(part, name)
     }
     if source.config is not None:
-        found = {name: folder for name, folder in found.items() if source.config in folder.split("/")}
+        found = {
+            name: folder for name, folder in found.items() if source.config in folder.split("/")
+        }
     if not found:
         raise configs.ConfigError(
             f"{reading.names['source']}: {source.dataset} has no parquet file of split {part!r}"
@@ -162,7 +197,16 @@ def _files_of(part: str, stored: list[str], source: configs.HuggingFace, reading
 
 # ---- rows ---------------------------------------------------------------------------------------------------------------
 
-_DAMAGE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+_DAMAGE = (
+    pa.ArrowException,
+    OSError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+)
 """What pyarrow raises on a damaged file: its own exceptions, and Python's where it turns bytes into names, types and values."""
 
 
@@ -196,7 +240,9 @@ def _contents(
             if label is not None:
                 text = _is_text(file.schema_arrow.field(label).type)
                 kinds[text] = path
-                texts |= set(file.read(columns=[label]).column(label).to_pylist()) if text else set()
+                texts |= (
+                    set(file.read(columns=[label]).column(label).to_pylist()) if text else set()
+                )
         files.append(_File(name, path, official_test, image, label))
         others |= set(left)
     if len(kinds) > 1:
@@ -208,16 +254,26 @@ def _contents(
     choices = {}
     for key, given, taken in (
         ("image_column", source.image_column, [file.image for file in files]),
-        ("label_column", source.label_column, [file.label for file in files if file.label is not None]),
+        (
+            "label_column",
+            source.label_column,
+            [file.label for file in files if file.label is not None],
+        ),
     ):
         if taken:
             beside = sorted(others) if key == "image_column" else []
-            choices[key] = {"taken": ", ".join(dict.fromkeys(taken)), "given": given is not None, "others": beside}
+            choices[key] = {
+                "taken": ", ".join(dict.fromkeys(taken)),
+                "given": given is not None,
+                "others": beside,
+            }
     return Contents(
         _records(files, classes),
         raw,
         class_names=classes or None,
-        ignored=[{"name": name, "reason": reason} for name, reason in sorted((ignored or {}).items())],
+        ignored=[
+            {"name": name, "reason": reason} for name, reason in sorted((ignored or {}).items())
+        ],
         choices=choices,
         facts=facts or {},
     )
@@ -240,19 +296,25 @@ def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
     for file in files:
         with _opened(file.path) as rows:
             row = 0
-            for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=[file.image] + ([file.label] if file.label else [])):
+            for batch in rows.iter_batches(
+                _ROWS_AT_ONCE, columns=[file.image] + ([file.label] if file.label else [])
+            ):
                 cells = batch.column(file.image).to_pylist()
                 labels = batch.column(file.label).to_pylist() if file.label else [None] * len(cells)
                 for cell, value in zip(cells, labels, strict=True):
                     label = -1 if value is None else codes.get(value, value)
-                    yield Record(partial(_bytes, cell), label, f"{file.name}:{row}", file.official_test)
+                    yield Record(
+                        partial(_bytes, cell), label, f"{file.name}:{row}", file.official_test
+                    )
                     row += 1
 
 
 def _bytes(cell: Any) -> bytes:
     if isinstance(cell, dict):
         if cell["bytes"] is None:
-            raise ValueError(f"no bytes, only the path {cell['path']!r}" if cell.get("path") else "no bytes")
+            raise ValueError(
+                f"no bytes, only the path {cell['path']!r}" if cell.get("path") else "no bytes"
+            )
         return cell["bytes"]
     if cell is None:
         raise ValueError("no bytes")
@@ -274,12 +336,16 @@ def _columns(schema: pa.Schema) -> str:
     return "columns are " + ", ".join(f"{column.name} ({column.type})" for column in schema)
 
 
-def _image_column(file: pq.ParquetFile, wanted: str | None, path: Path, reading: Reading) -> tuple[str, list[str]]:
+def _image_column(
+    file: pq.ParquetFile, wanted: str | None, path: Path, reading: Reading
+) -> tuple[str, list[str]]:
     """Return the column with the images, and the others that could hold some."""
     schema, key = file.schema_arrow, reading.names["image_column"]
     fitting = [column.name for column in schema if _holds_images(column.type)]
     if wanted is None and len(fitting) > 1:
-        fitting = [name for name in fitting if fitting.count(name) == 1 and _begins_with_image(file, name)] or fitting
+        fitting = [
+            name for name in fitting if fitting.count(name) == 1 and _begins_with_image(file, name)
+        ] or fitting
     if wanted is None and len(fitting) > 1:
         raise configs.ConfigError(
             f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one ({_columns(schema)})"
@@ -294,7 +360,9 @@ def _image_column(file: pq.ParquetFile, wanted: str | None, path: Path, reading:
         raise configs.ConfigError(
             f"{said} (struct with bytes, or binary; addresses and paths are not followed); {_columns(schema)}"
         )
-    return taken, [column.name for column in schema if column.name != taken and _holds_images(column.type)]
+    return taken, [
+        column.name for column in schema if column.name != taken and _holds_images(column.type)
+    ]
 
 
 def _begins_with_image(file: pq.ParquetFile, name: str) -> bool:
@@ -307,7 +375,9 @@ def _begins_with_image(file: pq.ParquetFile, name: str) -> bool:
     return False
 
 
-def _label_column(schema: pa.Schema, wanted: str | Literal[False] | None, path: Path, reading: Reading) -> str | None:
+def _label_column(
+    schema: pa.Schema, wanted: str | Literal[False] | None, path: Path, reading: Reading
+) -> str | None:
     name, key = wanted or "label", reading.names["label_column"]
     if not reading.labels or wanted is False or (wanted is None and name not in schema.names):
         return None
@@ -327,4 +397,6 @@ def _label_column(schema: pa.Schema, wanted: str | Literal[False] | None, path: 
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         return _is_text(kind.value_type)
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    return (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    )

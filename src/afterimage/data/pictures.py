@@ -28,11 +28,22 @@ FORMATS = (
 Image.init()
 _OPENED = tuple(kind for kind in FORMATS if kind in Image.OPEN)
 """Those that this Pillow can open; an MPO is opened as the JPEG that it begins with."""
-SUFFIXES = frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
+SUFFIXES = frozenset(
+    suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS
+)
 """Endings of image files, in lower case."""
 
 DAMAGE = (
-    *(OSError, ValueError, SyntaxError, EOFError, RuntimeError, struct.error, zlib.error, Image.DecompressionBombError),
+    *(
+        OSError,
+        ValueError,
+        SyntaxError,
+        EOFError,
+        RuntimeError,
+        struct.error,
+        zlib.error,
+        Image.DecompressionBombError,
+    ),
     *(TypeError, KeyError, IndexError, MemoryError, OverflowError, ZeroDivisionError),
 )
 """What Pillow raises on a damaged image: its own errors, and those of its readers, which take the file's numbers as they come."""
@@ -138,7 +149,9 @@ _SUBFILE = 254
 def _picture(frame: int | None, image: Image.Image, transform: Transform) -> Picture:
     if image.mode not in _GREY | _COLOUR:
         raise ValueError(f"pixel mode {image.mode} is not 8 bit")
-    transparent = image.has_transparency_data and bool((np.asarray(image.convert("RGBA"))[..., 3] < 255).any())
+    transparent = image.has_transparency_data and bool(
+        (np.asarray(image.convert("RGBA"))[..., 3] < 255).any()
+    )
     image = image.convert("L" if image.mode in _GREY else "RGB")
     if transform.colour != "keep":
         image = image.convert({"grey": "L", "rgb": "RGB"}[transform.colour])
@@ -146,7 +159,13 @@ def _picture(frame: int | None, image: Image.Image, transform: Transform) -> Pic
     if transform.side is not None:
         image = resize(image, transform.side, transform.filter, transform.crop)
     pixels = np.asarray(image)
-    return Picture(frame, pixels if pixels.ndim == 3 else pixels[..., None], "", transparent, image.size != size)
+    return Picture(
+        frame,
+        pixels if pixels.ndim == 3 else pixels[..., None],
+        "",
+        transparent,
+        image.size != size,
+    )
 
 
 def resize(image: Image.Image, side: int, filter: ResizeFilter, crop: Crop) -> Image.Image:

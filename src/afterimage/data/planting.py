@@ -14,7 +14,9 @@ from afterimage.config import ConfigError
 _REDRAWS = 100
 
 
-def pairs(labels: np.ndarray, candidates: np.ndarray, wanted: int, rng: np.random.Generator) -> np.ndarray:
+def pairs(
+    labels: np.ndarray, candidates: np.ndarray, wanted: int, rng: np.random.Generator
+) -> np.ndarray:
     """Draw disjoint pairs of rows, of the same class as far as there are enough, without an order inside a pair.
 
     Args:
@@ -45,7 +47,9 @@ def pairs(labels: np.ndarray, candidates: np.ndarray, wanted: int, rng: np.rando
     return np.stack([drawn[np.arange(wanted), coin], drawn[np.arange(wanted), 1 - coin]], axis=1)
 
 
-def perturb(image: np.ndarray, noise: float, brightness: float, rng: np.random.Generator, key: str) -> np.ndarray:
+def perturb(
+    image: np.ndarray, noise: float, brightness: float, rng: np.random.Generator, key: str
+) -> np.ndarray:
     """Return a lightly changed copy that differs from ``image``.
 
     Args:
@@ -58,7 +62,11 @@ def perturb(image: np.ndarray, noise: float, brightness: float, rng: np.random.G
         ConfigError: if the change is so small that the rounded copy keeps coming out equal to the image.
     """
     for _ in range(_REDRAWS):
-        changed = image / 255 + noise * rng.standard_normal(image.shape) + rng.uniform(-brightness, brightness)
+        changed = (
+            image / 255
+            + noise * rng.standard_normal(image.shape)
+            + rng.uniform(-brightness, brightness)
+        )
         copy = np.clip(np.round(255 * changed), 0, 255).astype(np.uint8)
         if not np.array_equal(copy, image):
             return copy

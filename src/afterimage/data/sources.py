@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from afterimage import config as configs
-from afterimage.artifacts import ArtifactError, Images, sha256
+from afterimage.artifacts import ArtifactError, sha256
 from afterimage.config.data import Crop, ResizeFilter
 from afterimage.data import archive, arrays, folder, parquet, pictures, zips
 from afterimage.data.pictures import Colour, Transform
 from afterimage.data.records import STUDY, Contents, Reading, Record
+from afterimage.images import Images
 
 FRAMES = "further frames of an image in a row"
 
@@ -32,7 +33,9 @@ def _digits(source: configs.SklearnDigits, reading: Reading) -> Contents:
     with as_file(files("sklearn.datasets.data") / "digits.csv.gz") as path:
         raw = {path.name: sha256(path)}
     rows = enumerate(zip(pixels, digits.target, strict=True))
-    records = [Record(partial(np.asarray, image), int(label), f"row {row}") for row, (image, label) in rows]
+    records = [
+        Record(partial(np.asarray, image), int(label), f"row {row}") for row, (image, label) in rows
+    ]
     return Contents(records, raw, class_names=[str(name) for name in digits.target_names])
 
 
@@ -88,7 +91,9 @@ def read(
         ArtifactError: if files are damaged, have a wrong checksum, or hold images of several shapes.
     """
     try:
-        return _read(source, classes, Transform(colour, resize, resize_filter, crop), Reading(labels, names))
+        return _read(
+            source, classes, Transform(colour, resize, resize_filter, crop), Reading(labels, names)
+        )
     except (configs.ConfigError, ArtifactError) as error:
         said = str(error)
         if said.startswith(names["source"]):
@@ -118,7 +123,9 @@ def _read(
             continue
         for picture in found:
             name = record.name if picture.frame is None else f"{record.name}[{picture.frame}]"
-            left_out = picture.left_out or (FRAMES if picture.frame and not contents.files_are_rows else "")
+            left_out = picture.left_out or (
+                FRAMES if picture.frame and not contents.files_are_rows else ""
+            )
             if left_out or picture.pixels is None:
                 ignored.append({"name": name, "reason": left_out})
                 continue
@@ -135,9 +142,14 @@ def _read(
             f"labels of this source are {', '.join(map(str, sorted(labels)))}"
         )
     if bad and not contents.skip_bad:
-        raise ArtifactError(f"{len(bad)} of {len(bad) + len(loaded)} images cannot be read: {_first(bad)}")
+        raise ArtifactError(
+            f"{len(bad)} of {len(bad) + len(loaded)} images cannot be read: {_first(bad)}"
+        )
     if not loaded:
-        raise ArtifactError(f"the source {source.kind!r} has no readable image" + (f": {_first(bad)}" if bad else ""))
+        raise ArtifactError(
+            f"the source {source.kind!r} has no readable image"
+            + (f": {_first(bad)}" if bad else "")
+        )
 
     shapes = Counter(pixels.shape for *_, pixels in loaded)
     shape = shapes.most_common(1)[0][0]
@@ -148,7 +160,9 @@ def _read(
             if pixels.shape != shape
         ]
         if not contents.skip_bad:
-            counts = ", ".join(f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10))
+            counts = ", ".join(
+                f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10)
+            )
             raise ArtifactError(
                 f"images have {len(shapes)} different shapes: {counts}; set {reading.names['resize']} for one size, "
                 f"{reading.names['colour']} for one number of channels. {len(odd)} differ from most: {_first(odd)}"
@@ -159,13 +173,19 @@ def _read(
     images = Images.of(
         np.stack([pixels for *_, pixels in loaded]),
         ids=np.array([id_ for id_, *_ in loaded], np.int64),
-        labels=np.array([record.label if reading.labels else -1 for _, _, record, _ in loaded], np.int64),
+        labels=np.array(
+            [record.label if reading.labels else -1 for _, _, record, _ in loaded], np.int64
+        ),
         official_test=np.array([record.official_test for _, _, record, _ in loaded], bool),
     )
     side = transform.side
     return images, {
         "source": source.model_dump(mode="json"),
-        "licence": getattr(source, "licence", "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)"),
+        "licence": getattr(
+            source,
+            "licence",
+            "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)",
+        ),
         "raw_files": contents.raw_files,
         "class_names": contents.class_names if reading.labels else None,
         "skipped": bad,
@@ -173,7 +193,8 @@ def _read(
         "frames": frames,
         "choices": contents.choices,
         "transparent": transparent,
-        "resize": side and {"side": side, "filter": transform.filter, "crop": transform.crop, "images": resized},
+        "resize": side
+        and {"side": side, "filter": transform.filter, "crop": transform.crop, "images": resized},
         "image_shape": list(shape),
         "facts": contents.facts,
         "names": [name for _, name, _, _ in loaded] if contents.files_are_rows else None,

@@ -20,15 +20,17 @@ import numpy as np
 import pandas as pd
 
 from afterimage import artifacts, config, seeds
-from afterimage.artifacts import Images
 from afterimage.data import planting
 from afterimage.data.fetch import count
+from afterimage.images import Images, contents, load_images
 from afterimage.metrics import near_duplicates
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--images", type=Path, required=True, help="images.npz of data fetch")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of data/split (JSON)")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of data/split (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
     described = args.images.with_name("manifest.json")
     inputs = {"images": args.images} | ({"manifest": described} if described.is_file() else {})
     with artifacts.step(settings, args.out, inputs, entries=(__name__,)) as step:
-        images = artifacts.load_images(args.images)
+        images = load_images(args.images)
         parts, index, left_out, manifest = split(images, step.settings, settings["seed"])
         if described.is_file():
             artifacts.check_file(described)
@@ -48,7 +50,9 @@ def run(args: argparse.Namespace) -> None:
         index.to_parquet(step.folder / "index.parquet", index=False)
         left_out.to_parquet(step.folder / "left_out.parquet", index=False)
         artifacts.write_json(step.folder / "manifest.json", manifest)
-        step.note(counts={name: len(part) for name, part in parts.items()}, dropped=manifest["dropped"])
+        step.note(
+            counts={name: len(part) for name, part in parts.items()}, dropped=manifest["dropped"]
+        )
 
 
 def split(
@@ -92,13 +96,25 @@ def split(
         raise config.ConfigError(
             f"data.plant asks for {sizes['train'] - others} training images, data.split.train = {sizes['train']}"
         )
-    content = artifacts.contents(images.pixels)
+    content = contents(images.pixels)
     everything = np.arange(len(images))
     pool = everything[~images.official_test] if sizes["official"] else everything
-    _enough("data.split.train", others + 2 * planted, "different images and twins", len(pool), sizes["official"], "training")
+    _enough(
+        "data.split.train",
+        others + 2 * planted,
+        "different images and twins",
+        len(pool),
+        sizes["official"],
+        "training",
+    )
 
     _, position, times = np.unique(content, return_inverse=True, return_counts=True)
-    chosen = planting.pairs(images.labels, pool[times[position[pool]] == 1], planted, seeds.numpy_rng(seed, "split", "pairs"))
+    chosen = planting.pairs(
+        images.labels,
+        pool[times[position[pool]] == 1],
+        planted,
+        seeds.numpy_rng(seed, "split", "pairs"),
+    )
     left = np.setdiff1d(pool, chosen)
     once = seeds.numpy_rng(seed, "split", "train").choice(left, others, replace=False)
     train, rows = _training_set(images, chosen[:, 0], once, plant, seed)
@@ -106,7 +122,14 @@ def split(
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(left, once)
     spare = np.setdiff1d(left, once)
     controls, left_out = _controls(
-        images, rest, chosen, spare[times[position[spare]] == 1], train, rows["perturbed"].to_numpy(), settings, seed
+        images,
+        rest,
+        chosen,
+        spare[times[position[spare]] == 1],
+        train,
+        rows["perturbed"].to_numpy(),
+        settings,
+        seed,
     )
     chosen[:, 1] = controls["twin"]
 
@@ -116,7 +139,9 @@ def split(
         "reference": images.take(controls["reference"]),
         "twins": images.take(controls["twin"]),
     }
-    copies = np.repeat([group["copies"] for group in plant], [group["images"] for group in plant]).astype(np.int64)
+    copies = np.repeat(
+        [group["copies"] for group in plant], [group["images"] for group in plant]
+    ).astype(np.int64)
     index = pd.concat(
         [
             rows,
@@ -128,9 +153,13 @@ def split(
     )
     ends = np.cumsum([0] + [group["images"] for group in plant])
     manifest = {
-        "counts": {name: {"images": len(part), "class": count(part.labels)} for name, part in parts.items()},
+        "counts": {
+            name: {"images": len(part), "class": count(part.labels)} for name, part in parts.items()
+        },
         "distinct_training_sources": planted + others,
-        "pixels_sha256": {name: hashlib.sha256(part.pixels.tobytes()).hexdigest() for name, part in parts.items()},
+        "pixels_sha256": {
+            name: hashlib.sha256(part.pixels.tobytes()).hexdigest() for name, part in parts.items()
+        },
         "planted": [
             group
             | {
@@ -176,47 +205,86 @@ def _controls(
     """
     sizes, flips = settings["split"], settings["flips"]
     wanted, official = sizes["reference"], sizes["official"]
-    content = artifacts.contents(images.pixels)
-    clean = rest[~np.isin(content[rest], artifacts.contents(train.pixels))]
+    content = contents(images.pixels)
+    clean = rest[~np.isin(content[rest], contents(train.pixels))]
     _enough("data.split.holdout", sizes["holdout"], "images", len(clean), official, "test")
-    of_holdout, of_reference = (seeds.numpy_rng(seed, "split", part) for part in ("holdout", "reference"))
+    of_holdout, of_reference = (
+        seeds.numpy_rng(seed, "split", part) for part in ("holdout", "reference")
+    )
     holdout = of_holdout.choice(clean, sizes["holdout"], replace=False)
     unseen = np.setdiff1d(clean, holdout)
     reference = unseen[~np.isin(content[unseen], content[holdout])]
-    _enough("data.split.reference", 2 if wanted is None else wanted, "images", len(reference), official, "test")
+    _enough(
+        "data.split.reference",
+        2 if wanted is None else wanted,
+        "images",
+        len(reference),
+        official,
+        "test",
+    )
     candidates = reference
     if wanted is not None:
         reference = of_reference.choice(candidates, wanted, replace=False)
     drawn = {"holdout": holdout, "reference": reference, "twin": chosen[:, 1]}
 
     trained = [np.arange(len(train))]
-    if perturbed.any():  # copies that are near each other shorten the distances that the others are judged by
+    if (
+        perturbed.any()
+    ):  # copies that are near each other shorten the distances that the others are judged by
         trained.append(np.flatnonzero(~perturbed))
-    like_train = _duplicates(images, np.unique(np.concatenate([rest, spare, chosen[:, 1]])), train, trained, flips)
+    like_train = _duplicates(
+        images, np.unique(np.concatenate([rest, spare, chosen[:, 1]])), train, trained, flips
+    )
     near = np.zeros(len(images), bool)
     near[like_train["row"]] = True
 
     free = candidates[~near[candidates]]
     for_no_part, for_reference = np.setdiff1d(free, reference), np.intersect1d(free, reference)
-    free = np.concatenate([of_holdout.permutation(for_no_part), of_holdout.permutation(for_reference)])
+    free = np.concatenate(
+        [of_holdout.permutation(for_no_part), of_holdout.permutation(for_reference)]
+    )
     kept = holdout[~near[holdout]]
     lost = f" after {near[rest].sum()} duplicates and near-duplicates of training images"
-    _enough("data.split.holdout", sizes["holdout"], "images", len(kept) + len(free), official, "test", lost)
+    _enough(
+        "data.split.holdout",
+        sizes["holdout"],
+        "images",
+        len(kept) + len(free),
+        official,
+        "test",
+        lost,
+    )
     holdout = np.sort(np.concatenate([kept, free[: sizes["holdout"] - len(kept)]]))
 
     twins = _twins(images, chosen, near, np.setdiff1d(spare, holdout), reference, seed)
 
     candidates = np.setdiff1d(clean[~near[clean]], np.concatenate([holdout, twins]))
-    like_holdout = _duplicates(images, candidates, images.take(holdout), [np.arange(len(holdout))], flips)
+    like_holdout = _duplicates(
+        images, candidates, images.take(holdout), [np.arange(len(holdout))], flips
+    )
     free = np.setdiff1d(candidates, like_holdout["row"])
     lost += f" and {len(like_holdout)} of held-out images"
-    _enough("data.split.reference", 2 if wanted is None else wanted, "images", len(free), official, "test", lost)
+    _enough(
+        "data.split.reference",
+        2 if wanted is None else wanted,
+        "images",
+        len(free),
+        official,
+        "test",
+        lost,
+    )
     kept = np.intersect1d(free, reference)
     others = of_reference.permutation(np.setdiff1d(free, kept))
-    reference = np.sort(np.concatenate([kept, others[: 0 if wanted is None else wanted - len(kept)]]))
+    reference = np.sort(
+        np.concatenate([kept, others[: 0 if wanted is None else wanted - len(kept)]])
+    )
 
-    used = np.isin(like_train["row"], np.concatenate([rest, chosen[:, 1]]))  # of the spare rows, only what has a part
-    left_out = pd.concat([like_train[used].assign(like="train"), like_holdout.assign(like="holdout")])
+    used = np.isin(
+        like_train["row"], np.concatenate([rest, chosen[:, 1]])
+    )  # of the spare rows, only what has a part
+    left_out = pd.concat(
+        [like_train[used].assign(like="train"), like_holdout.assign(like="holdout")]
+    )
     part = np.full(len(images), "none", dtype=object)
     for name, rows in drawn.items():
         part[rows] = name
@@ -228,7 +296,12 @@ def _controls(
 
 
 def _twins(
-    images: Images, chosen: np.ndarray, near: np.ndarray, spare: np.ndarray, reference: np.ndarray, seed: int
+    images: Images,
+    chosen: np.ndarray,
+    near: np.ndarray,
+    spare: np.ndarray,
+    reference: np.ndarray,
+    seed: int,
 ) -> np.ndarray:
     """Return the twins, (P,), each that is near to a training image replaced by a spare one: of the planted image's class before
     others, and of those that no part was drawn for before those of the reference."""
@@ -247,7 +320,9 @@ def _twins(
     return twins
 
 
-def _duplicates(images: Images, rows: np.ndarray, part: Images, galleries: list[np.ndarray], flips: bool) -> pd.DataFrame:
+def _duplicates(
+    images: Images, rows: np.ndarray, part: Images, galleries: list[np.ndarray], flips: bool
+) -> pd.DataFrame:
     """Return those of the rows that duplicate an image of the part, in any of the galleries, which are rows of the part."""
     tables = []
     for gallery in galleries:
@@ -260,7 +335,11 @@ def _duplicates(images: Images, rows: np.ndarray, part: Images, galleries: list[
             "source": part.sources[nearest],
             "exact": answer.exact[is_one],
         }
-        tables.append(pd.DataFrame(known | {"distance": answer.distances[is_one], "relative": answer.relative[is_one]}))
+        tables.append(
+            pd.DataFrame(
+                known | {"distance": answer.distances[is_one], "relative": answer.relative[is_one]}
+            )
+        )
         rows = rows[~is_one]
     return pd.concat(tables, ignore_index=True)
 
@@ -282,7 +361,9 @@ def _training_set(
                 original = images.pixels[row]
                 changed = copy > 0 and change is not None
                 key = f"data.plant.{number}.perturbation"
-                pixels.append(planting.perturb(original, **change, rng=rng, key=key) if changed else original)
+                pixels.append(
+                    planting.perturb(original, **change, rng=rng, key=key) if changed else original
+                )
     order = seeds.numpy_rng(seed, "split", "order").permutation(len(rows))
     original_row, copies, copy_number = np.array(rows, np.int64)[order].T
     train = Images.of(
@@ -298,10 +379,16 @@ def _training_set(
 def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
     """Return one part's rows of the index; columns that are not given hold what they hold for unplanted images."""
     known = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
-    return pd.DataFrame(known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns)
+    return pd.DataFrame(
+        known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns
+    )
 
 
-def _enough(key: str, wanted: int, what: str, there: int, official: bool, part: str, lost: str = "") -> None:
+def _enough(
+    key: str, wanted: int, what: str, there: int, official: bool, part: str, lost: str = ""
+) -> None:
     if wanted > there:
         where = f" in the official {part} part" if official else ""
-        raise config.ConfigError(f"{key}: {wanted} {what} are asked for, but only {there} are left{where}{lost}")
+        raise config.ConfigError(
+            f"{key}: {wanted} {what} are asked for, but only {there} are left{where}{lost}"
+        )

@@ -9,10 +9,22 @@ from contextlib import suppress
 from lzma import LZMAError
 from pathlib import Path
 
-DAMAGE = (zipfile.BadZipFile, OSError, ValueError, RuntimeError, EOFError, struct.error, zlib.error, LZMAError)
+DAMAGE = (
+    zipfile.BadZipFile,
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    LZMAError,
+)
 """What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
 
-_END, _COUNT = b"PK\x05\x06", slice(10, 12)  # the record at the end of a zip, and where in it the number of members stands
+_END, _COUNT = (
+    b"PK\x05\x06",
+    slice(10, 12),
+)  # the record at the end of a zip, and where in it the number of members stands
 _MANY = 0xFFFF  # stands for numbers that need more than two bytes
 _TAIL = 22 + 0xFFFF  # bytes of the longest such record
 
@@ -31,7 +43,9 @@ def opened(path: Path) -> zipfile.ZipFile:
     said = int.from_bytes(tail[tail.rfind(_END) :][_COUNT], "little")
     if said not in (_MANY, len(archive.infolist())):
         archive.close()
-        raise zipfile.BadZipFile(f"its end says {said} members, but its list has {len(archive.infolist())}")
+        raise zipfile.BadZipFile(
+            f"its end says {said} members, but its list has {len(archive.infolist())}"
+        )
     return archive
 
 
@@ -41,5 +55,7 @@ def same_name(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
     Raises:
         BadZipFile: if the name at the member differs.
     """
-    with suppress(RuntimeError):  # encrypted, or packed in a way that is not known: the name was compared before
+    with suppress(
+        RuntimeError
+    ):  # encrypted, or packed in a way that is not known: the name was compared before
         archive.open(info).close()

@@ -27,7 +27,11 @@ from afterimage.diffusion.router import NETS, NULL, TimestepRouter
 
 
 def build_unet(
-    model: Model, shape: tuple[int, int, int], classes: int | None = None, seed: int = 0, blocks: TransferBlocks | None = None
+    model: Model,
+    shape: tuple[int, int, int],
+    classes: int | None = None,
+    seed: int = 0,
+    blocks: TransferBlocks | None = None,
 ) -> UNet2DModel:
     """Return a freshly initialised U-Net for images of ``shape``.
 
@@ -64,14 +68,20 @@ def build_unet(
             in_channels=channels,
             out_channels=channels,
             block_out_channels=tuple(model.channels),
-            down_block_types=tuple("AttnDownBlock2D" if on else "DownBlock2D" for on in model.attention),
-            up_block_types=tuple("AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(model.attention)),
+            down_block_types=tuple(
+                "AttnDownBlock2D" if on else "DownBlock2D" for on in model.attention
+            ),
+            up_block_types=tuple(
+                "AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(model.attention)
+            ),
             add_attention=any(model.attention),
             layers_per_block=model.layers_per_block,
             attention_head_dim=model.attention_head_dim,
             norm_num_groups=model.norm_groups,
             dropout=model.dropout,
-            resnet_time_scale_shift={"add": "default", "scale_shift": "scale_shift"}[model.time_embedding],
+            resnet_time_scale_shift={"add": "default", "scale_shift": "scale_shift"}[
+                model.time_embedding
+            ],
             num_class_embeds=None if classes is None else classes + 1,
             **settings,
         )
@@ -126,10 +136,14 @@ def load_weights(unet: UNet2DModel, pipeline: Path) -> None:
     Raises:
         ArtifactError: naming the settings in which the two architectures differ.
     """
-    kind = (NETS | {"TimestepRouter": TimestepRouter})[UNet2DModel.load_config(pipeline, subfolder="unet")["_class_name"]]
+    kind = (NETS | {"TimestepRouter": TimestepRouter})[
+        UNet2DModel.load_config(pipeline, subfolder="unet")["_class_name"]
+    ]
     stored = kind.from_pretrained(pipeline, subfolder="unet", use_safetensors=True)
     if isinstance(unet, TimestepRouter):
-        front, tail = (stored.front, stored.tail) if isinstance(stored, TimestepRouter) else (stored, stored)
+        front, tail = (
+            (stored.front, stored.tail) if isinstance(stored, TimestepRouter) else (stored, stored)
+        )
         _fill(unet.front, front, pipeline)
         _fill(unet.tail, tail, pipeline)
     else:
@@ -150,5 +164,9 @@ def _fill(unet: UNet2DModel, stored: UNet2DModel, pipeline: Path) -> None:
         raise ArtifactError(f"{pipeline} holds another architecture: {difference(theirs, ours)}")
     weights = stored.state_dict()
     if adds_blocks or ours.get("transfer_variant") == "frozen_redrawn":
-        weights |= {name: value for name, value in unet.state_dict().items() if name.startswith("transfers.")}
+        weights |= {
+            name: value
+            for name, value in unet.state_dict().items()
+            if name.startswith("transfers.")
+        }
     unet.load_state_dict(weights)

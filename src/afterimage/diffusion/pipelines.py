@@ -68,15 +68,34 @@ SHARDS = f"{WEIGHTS}.index.json"
 POINTER = b"version https://git-lfs"
 """How a file begins that git-lfs has not fetched."""
 
-AVERAGING = {"decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"}
+AVERAGING = {
+    "decay",
+    "inv_gamma",
+    "min_decay",
+    "optimization_step",
+    "power",
+    "update_after_step",
+    "use_ema_warmup",
+}
 """Keys that diffusers' ``EMAModel`` leaves in the config of averaged weights."""
 
-BAD_CONFIG = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, RuntimeError, TypeError, ValueError)
+BAD_CONFIG = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 """What a constructor or a forward pass of diffusers raises where a config asks for what there is not (NotImplementedError is a
 RuntimeError, KeyError and IndexError are LookupErrors)."""
 
 WHAT_OPENS = "what can be opened is a UNet2DModel of pixels with a DDPMScheduler or DDIMScheduler"
-OWN_CODE = "draw with the pipeline's own code and give the images to `afterimage audit` as --samples"
+OWN_CODE = (
+    "draw with the pipeline's own code and give the images to `afterimage audit` as --samples"
+)
 
 
 @dataclass(frozen=True)
@@ -131,7 +150,11 @@ class Opened:
             ConfigError: naming ``--sampler``, if the pipeline's scheduler is a solver that is not drawn with, or if ancestral
                 sampling needs a variance that the network does not predict.
         """
-        own = "ddim" if self.pipeline_class == "DDIMPipeline" else OWN_SAMPLER.get(self.scheduler_class)  # it converts any
+        own = (
+            "ddim"
+            if self.pipeline_class == "DDIMPipeline"
+            else OWN_SAMPLER.get(self.scheduler_class)
+        )  # it converts any
         sampler = asked or own
         if sampler is None:
             raise ConfigError(
@@ -188,7 +211,11 @@ def open_pipeline(
         index = _read_json(folder / "model_index.json", name)
         _check_index(index, name)
         unet, label, notes = _of_pipeline(folder, weights, name)
-        net_class, scheduler_class, pipeline_class = index["unet"][1], index["scheduler"][1], str(index.get("_class_name"))
+        net_class, scheduler_class, pipeline_class = (
+            index["unet"][1],
+            index["scheduler"][1],
+            str(index.get("_class_name")),
+        )
         if pipeline_class not in ("DDPMPipeline", "DDIMPipeline"):
             notes.append(
                 f"its class is {pipeline_class}, of which only the unet and the scheduler are used, as DDPMPipeline does"
@@ -197,7 +224,14 @@ def open_pipeline(
     else:
         unet, label, notes = _of_checkpoint(folder, weights, name)
         net_class = scheduler_class = pipeline_class = None
-        place = next((at for at in (folder / "scheduler", folder.resolve().parent / "scheduler") if at.is_dir()), folder)
+        place = next(
+            (
+                at
+                for at in (folder / "scheduler", folder.resolve().parent / "scheduler")
+                if at.is_dir()
+            ),
+            folder,
+        )
         if place == folder:
             raise ArtifactError(
                 f"{name} has {unet.name}/, but no scheduler/ is in it or in the folder above; copy the "
@@ -209,7 +243,9 @@ def open_pipeline(
     redraw(net, seed)
     net.eval()
     _try(net, scheduler_config, name)
-    return Opened(net, scheduler_config, scheduler_class, label, sha256, pipeline_class, tuple(notes))
+    return Opened(
+        net, scheduler_config, scheduler_class, label, sha256, pipeline_class, tuple(notes)
+    )
 
 
 def predicts_variance(net: UNet2DModel) -> bool:
@@ -226,7 +262,9 @@ def _folder(name: str, weights: str | None) -> Path:
     if path.is_dir():
         return path
     if path.exists():
-        raise ArtifactError(f"{name} cannot be opened as a diffusers pipeline: it is a file; give the folder, or a Hub id")
+        raise ArtifactError(
+            f"{name} cannot be opened as a diffusers pipeline: it is a file; give the folder, or a Hub id"
+        )
     found = re.fullmatch(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?", name)
     if found is None or name.startswith("."):
         raise ArtifactError(
@@ -238,15 +276,28 @@ def _folder(name: str, weights: str | None) -> Path:
 
 def _fetched(repository: str, revision: str | None, weights: str | None, name: str) -> Path:
     from huggingface_hub import hf_hub_download, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
     unet = "unet_ema" if weights == "ema" else "unet"
-    patterns = ["model_index.json", "scheduler/*.json", f"{unet}/config.json", f"{unet}/{WEIGHTS}", f"{unet}/{SHARDS}"]
+    patterns = [
+        "model_index.json",
+        "scheduler/*.json",
+        f"{unet}/config.json",
+        f"{unet}/{WEIGHTS}",
+        f"{unet}/{SHARDS}",
+    ]
     try:
         index = Path(hf_hub_download(repository, "model_index.json", revision=revision))
         _check_index(_read_json(index, name), name)  # before any weights are fetched
         shards = f"{unet}/diffusion_pytorch_model-*-of-*.safetensors"
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[*patterns, shards]))
+        return Path(
+            snapshot_download(repository, revision=revision, allow_patterns=[*patterns, shards])
+        )
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ArtifactError(
             f"{name} cannot be opened as a diffusers pipeline: there is no such folder, and as a Hub id it is "
@@ -272,10 +323,16 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
         raise ArtifactError(f"{name}: {_short(path)} cannot be read: {error.strerror}") from error
     except ValueError as error:  # of json, and of the encoding
         if path.read_bytes().startswith(POINTER):
-            raise ArtifactError(f"{name}: {_short(path)} is a git-lfs pointer, not the file; run `git lfs pull`") from error
-        raise ArtifactError(f"{name}: {_short(path)} is damaged, it is no JSON: {_first_line(error)}") from error
+            raise ArtifactError(
+                f"{name}: {_short(path)} is a git-lfs pointer, not the file; run `git lfs pull`"
+            ) from error
+        raise ArtifactError(
+            f"{name}: {_short(path)} is damaged, it is no JSON: {_first_line(error)}"
+        ) from error
     if not isinstance(value, dict):
-        raise ArtifactError(f"{name}: {_short(path)} is damaged: a JSON object is needed, not {type(value).__name__}")
+        raise ArtifactError(
+            f"{name}: {_short(path)} is damaged: a JSON object is needed, not {type(value).__name__}"
+        )
     return value
 
 
@@ -299,7 +356,9 @@ def _check_index(index: dict[str, Any], name: str) -> None:
     parts = {
         key: value
         for key, value in index.items()
-        if not key.startswith("_") and isinstance(value, list) and any(part is not None for part in value)
+        if not key.startswith("_")
+        and isinstance(value, list)
+        and any(part is not None for part in value)
     }
     said = f"{name} is a {index.get('_class_name', 'pipeline without a class')} of {', '.join(sorted(parts)) or 'no parts'}"
     others = sorted(set(parts) - {"unet", "scheduler"})
@@ -311,7 +370,11 @@ def _check_index(index: dict[str, Any], name: str) -> None:
             kind = ", a pipeline of latents"
         raise ArtifactError(f"{said}{kind}; {WHAT_OPENS}; {OWN_CODE}")
     for part, libraries in (("unet", ("diffusers", "afterimage")), ("scheduler", ("diffusers",))):
-        if len(parts[part]) != 2 or parts[part][0] not in libraries or not isinstance(parts[part][1], str):
+        if (
+            len(parts[part]) != 2
+            or parts[part][0] not in libraries
+            or not isinstance(parts[part][1], str)
+        ):
             raise ArtifactError(
                 f"{name}: its {part} is {'.'.join(map(str, parts[part]))}, code of its own, which is never run; "
                 f"{WHAT_OPENS}; {OWN_CODE}"
@@ -326,7 +389,11 @@ def _of_pipeline(
     """Return the folder of the weights to open, which they are, and notes."""
     averaged = folder / "unet_ema"
     if weights is None:
-        also = "averaged weights lie there too (unet_ema/): --weights ema opens them" if averaged.is_dir() else ""
+        also = (
+            "averaged weights lie there too (unet_ema/): --weights ema opens them"
+            if averaged.is_dir()
+            else ""
+        )
         return folder / "unet", "pipeline", [also] if also else []
     if not averaged.is_dir():
         raise ArtifactError(
@@ -368,7 +435,11 @@ def _of_checkpoint(
         )
     notes = []
     if weights is None:
-        other = f"; --weights {'raw' if chosen == 'ema' else 'ema'} opens the others" if len(there) > 1 else ""
+        other = (
+            f"; --weights {'raw' if chosen == 'ema' else 'ema'} opens the others"
+            if len(there) > 1
+            else ""
+        )
         notes = [f"{chosen} weights ({there[chosen].name}/) were opened{other}"]
     return there[chosen], chosen, notes
 
@@ -392,7 +463,11 @@ def _scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[st
                 f"{name}: its scheduler is {each}, which is not known to be of the DDPM family; allowed are "
                 f"{', '.join((*OWN_SAMPLER, *SOLVERS))}; {OWN_CODE}"
             )
-    for key, plain in (("use_flow_sigmas", False), ("use_dynamic_shifting", False), ("timestep_type", "discrete")):
+    for key, plain in (
+        ("use_flow_sigmas", False),
+        ("use_dynamic_shifting", False),
+        ("timestep_type", "discrete"),
+    ):
         if stored.get(key, plain) != plain:
             raise ArtifactError(
                 f"{name}: its scheduler {kind} has {key} = {stored[key]}: that is not the forward process of a DDPM; {OWN_CODE}"
@@ -400,24 +475,42 @@ def _scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[st
     try:
         own = getattr(diffusers, kind).from_config(stored)
         keys = (inspect.signature(each).parameters for each in (DDPMScheduler, DDIMScheduler))
-        config = {key: own.config[key] for key in set().union(*keys) if own.config.get(key) is not None}
+        config = {
+            key: own.config[key] for key in set().union(*keys) if own.config.get(key) is not None
+        }
         betas = own.betas.reshape(-1)
     except BAD_CONFIG as error:
-        raise ArtifactError(f"{name}: {kind} cannot be made of its scheduler_config.json: {_first_line(error)}") from error
-    for key, allowed in (("prediction_type", PREDICTIONS), ("timestep_spacing", ("leading", "linspace", "trailing"))):
+        raise ArtifactError(
+            f"{name}: {kind} cannot be made of its scheduler_config.json: {_first_line(error)}"
+        ) from error
+    for key, allowed in (
+        ("prediction_type", PREDICTIONS),
+        ("timestep_spacing", ("leading", "linspace", "trailing")),
+    ):
         if key in config and config[key] not in allowed:
             raise ArtifactError(
                 f"{name}: its scheduler has {key} = {config[key]!r}; allowed are {', '.join(allowed)}; {OWN_CODE}"
             )
-    if not 0 < len(betas) == config["num_train_timesteps"] or not ((betas >= 0) & (betas <= 1)).all() or betas[0] == 1:
+    if (
+        not 0 < len(betas) == config["num_train_timesteps"]
+        or not ((betas >= 0) & (betas <= 1)).all()
+        or betas[0] == 1
+    ):
         ends = f" from {betas.min():.4g} to {betas.max():.4g}" if len(betas) else ""
         raise ArtifactError(
             f"{name}: the betas of its scheduler must be num_train_timesteps = {config['num_train_timesteps']} numbers "
             f"from 0 to 1, at least one and the first below 1, but are {len(betas)}{ends}"
         )
-    known = "trained_betas" in config or config.get("beta_schedule") in ("linear", "scaled_linear", "squaredcos_cap_v2")
+    known = "trained_betas" in config or config.get("beta_schedule") in (
+        "linear",
+        "scaled_linear",
+        "squaredcos_cap_v2",
+    )
     if not known or not torch.equal(DDIMScheduler.from_config(config).betas, betas):
-        config |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}  # they are rescaled already
+        config |= {
+            "trained_betas": betas.tolist(),
+            "rescale_betas_zero_snr": False,
+        }  # they are rescaled already
     return kind, config
 
 
@@ -432,7 +525,9 @@ def _network(folder: Path, named: str | None, name: str) -> tuple[UNet2DModel, s
     config = _read_json(folder / "config.json", name)
     kind = str(config.get("_class_name", named))
     if kind not in NETWORKS or (named is not None and kind != named):
-        raise ArtifactError(f"{name}: {_short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}")
+        raise ArtifactError(
+            f"{name}: {_short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}"
+        )
     if config.get("class_embed_type") is not None:
         raise ArtifactError(
             f"{name}: its network's class_embed_type is {config['class_embed_type']!r}; allowed are networks without "
@@ -444,15 +539,23 @@ def _network(folder: Path, named: str | None, name: str) -> tuple[UNet2DModel, s
             own = {key: value for key, value in config.items() if key not in AVERAGING}
             net = cast(UNet2DModel, NETWORKS[kind].from_config(own))
     except (*BAD_CONFIG, ConfigError) as error:
-        raise ArtifactError(f"{name}: no {kind} can be built from {folder.name}/config.json: {_first_line(error)}") from error
-    net._fix_state_dict_keys_on_load(state)  # names that attention had in earlier versions of diffusers
+        raise ArtifactError(
+            f"{name}: no {kind} can be built from {folder.name}/config.json: {_first_line(error)}"
+        ) from error
+    net._fix_state_dict_keys_on_load(
+        state
+    )  # names that attention had in earlier versions of diffusers
     wanted = net.state_dict()
     missing, foreign = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
     if missing or foreign:
         listed = "; ".join(
-            f"{what} {_listed(names)}" for what, names in (("missing are", missing), ("not known are", foreign)) if names
+            f"{what} {_listed(names)}"
+            for what, names in (("missing are", missing), ("not known are", foreign))
+            if names
         )
-        raise ArtifactError(f"{name}: the weights in {folder.name}/ are not those of the network in its config.json: {listed}")
+        raise ArtifactError(
+            f"{name}: the weights in {folder.name}/ are not those of the network in its config.json: {listed}"
+        )
     for key, tensor in state.items():
         if tensor.shape != wanted[key].shape:
             raise ArtifactError(
@@ -477,8 +580,12 @@ def _weights(folder: Path, name: str) -> tuple[OrderedDict[str, torch.Tensor], s
     files = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / SHARDS).exists():
         shards = _read_json(folder / SHARDS, name).get("weight_map")
-        if not isinstance(shards, dict) or not all(isinstance(file, str) and "/" not in file for file in shards.values()):
-            raise ArtifactError(f"{name}: {folder.name}/{SHARDS} is damaged: it has no weight_map of file names")
+        if not isinstance(shards, dict) or not all(
+            isinstance(file, str) and "/" not in file for file in shards.values()
+        ):
+            raise ArtifactError(
+                f"{name}: {folder.name}/{SHARDS} is damaged: it has no weight_map of file names"
+            )
         files = sorted(set(shards.values()))
     state: OrderedDict[str, torch.Tensor] = OrderedDict()
     for file in files:
@@ -488,7 +595,9 @@ def _weights(folder: Path, name: str) -> tuple[OrderedDict[str, torch.Tensor], s
             with (folder / file).open("rb") as stream:
                 start = stream.read(len(POINTER))
             if start == POINTER:
-                raise ArtifactError(f"{name}: {folder.name}/{file} is a git-lfs pointer, not the weights; run `git lfs pull`")
+                raise ArtifactError(
+                    f"{name}: {folder.name}/{file} is a git-lfs pointer, not the weights; run `git lfs pull`"
+                )
             with safe_open(folder / file, "pt") as stored:
                 state.update((key, stored.get_tensor(key)) for key in stored.keys())  # noqa: SIM118 -- not a dict
         except (SafetensorError, OSError, ValueError) as error:
@@ -504,11 +613,19 @@ def _weights(folder: Path, name: str) -> tuple[OrderedDict[str, torch.Tensor], s
 
 def _instead(folder: Path) -> str:
     """Say which weights are there that are not read, and what to do."""
-    there = sorted(path.name for path in folder.glob("*") if path.suffix in (".bin", ".safetensors", ".pt", ".ckpt"))
+    there = sorted(
+        path.name
+        for path in folder.glob("*")
+        if path.suffix in (".bin", ".safetensors", ".pt", ".ckpt")
+    )
     variants = [each for each in there if each.endswith(".safetensors")]
     if variants:
         variant = variants[0].split(".")[1] if variants[0].count(".") > 1 else None
-        how = f"open it once by from_pretrained(..., variant={variant!r}) and" if variant else "rename them, or"
+        how = (
+            f"open it once by from_pretrained(..., variant={variant!r}) and"
+            if variant
+            else "rename them, or"
+        )
         return f", but {_listed(variants)}; {how} save it by save_pretrained"
     if there:
         return (
@@ -523,7 +640,9 @@ def _check_network(net: UNet2DModel, size: tuple[int, int] | None, name: str) ->
     config = net.config
     channels, out = config["in_channels"], config["out_channels"]
     if channels not in (1, 3):
-        raise ArtifactError(f"{name}: its network takes {channels} channels; allowed are 1 (grey) and 3 (RGB)")
+        raise ArtifactError(
+            f"{name}: its network takes {channels} channels; allowed are 1 (grey) and 3 (RGB)"
+        )
     if out not in (channels, 2 * channels):
         raise ArtifactError(
             f"{name}: its network makes {out} channels of {channels}; allowed are as many, or twice as many "
@@ -535,9 +654,17 @@ def _check_network(net: UNet2DModel, size: tuple[int, int] | None, name: str) ->
         )
     stored = config["sample_size"]
     if stored is None and size is None:
-        raise ArtifactError(f"{name}: its network's config has no sample_size (null), and no images say which is meant")
+        raise ArtifactError(
+            f"{name}: its network's config has no sample_size (null), and no images say which is meant"
+        )
     stored = tuple(size) if stored is None and size is not None else stored
-    sides = (stored, stored) if isinstance(stored, int) else tuple(stored) if isinstance(stored, list | tuple) else (stored,)
+    sides = (
+        (stored, stored)
+        if isinstance(stored, int)
+        else tuple(stored)
+        if isinstance(stored, list | tuple)
+        else (stored,)
+    )
     if len(sides) != 2 or not all(type(side) is int and side > 0 for side in sides):
         raise ArtifactError(
             f"{name}: its network's sample_size is {stored!r}; allowed are a side, or height and width, in pixels"
@@ -551,7 +678,9 @@ def _try(net: UNet2DModel, scheduler_config: dict[str, Any], name: str) -> None:
     """Take one image of noise through the network at its own size, and through a step of the sampler."""
     size = net.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
-    x = torch.randn((1, net.config["in_channels"], height, width), generator=torch.Generator().manual_seed(0))
+    x = torch.randn(
+        (1, net.config["in_channels"], height, width), generator=torch.Generator().manual_seed(0)
+    )
     labels = {} if classes_of(net) is None else {"class_labels": torch.zeros(1, dtype=torch.int64)}
     last = scheduler_config["num_train_timesteps"] - 1
     try:
@@ -567,10 +696,14 @@ def _try(net: UNet2DModel, scheduler_config: dict[str, Any], name: str) -> None:
             f"{name}: its network makes images of {prediction.shape[2]} x {prediction.shape[3]} from {height} x {width}"
         )
     if not torch.isfinite(prediction).all():
-        raise ArtifactError(f"{name}: its network's prediction for noise at timestep {last} is not finite (NaN or infinite)")
+        raise ArtifactError(
+            f"{name}: its network's prediction for noise at timestep {last} is not finite (NaN or infinite)"
+        )
     try:
         scheduler = DDIMScheduler.from_config(scheduler_config)
         scheduler.set_timesteps(1)
         scheduler.step(prediction[:, : x.shape[1]], scheduler.timesteps[0], x)
     except BAD_CONFIG as error:
-        raise ArtifactError(f"{name}: its scheduler_config.json cannot be sampled with: {_first_line(error)}") from error
+        raise ArtifactError(
+            f"{name}: its scheduler_config.json cannot be sampled with: {_first_line(error)}"
+        ) from error

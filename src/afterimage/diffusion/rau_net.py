@@ -55,7 +55,9 @@ class RAUNet(UNet2DModel):
         **unet: Any,
     ) -> None:
         if transfer_variant not in VARIANTS:
-            raise ConfigError(f"rau_net.variant = {transfer_variant!r}: allowed are {', '.join(VARIANTS)}")
+            raise ConfigError(
+                f"rau_net.variant = {transfer_variant!r}: allowed are {', '.join(VARIANTS)}"
+            )
         super().__init__(**unet)
         self.register_to_config(
             transfer_groups=sorted(set(transfer_groups)),
@@ -65,10 +67,16 @@ class RAUNet(UNet2DModel):
         skips = self.skips()
         groups = {group for group, _ in skips}
         if not groups.issuperset(transfer_groups):
-            raise ConfigError(f"rau_net.groups = {list(transfer_groups)}: the network has groups 0 to {max(groups)}")
-        decoder = [resnet for level in self.up_blocks for resnet in cast(nn.ModuleList, level.resnets)]
+            raise ConfigError(
+                f"rau_net.groups = {list(transfer_groups)}: the network has groups 0 to {max(groups)}"
+            )
+        decoder = [
+            resnet for level in self.up_blocks for resnet in cast(nn.ModuleList, level.resnets)
+        ]
         self.transfers = nn.ModuleDict()
-        for (index, (group, channels)), resnet in zip(enumerate(skips), reversed(decoder), strict=True):
+        for (index, (group, channels)), resnet in zip(
+            enumerate(skips), reversed(decoder), strict=True
+        ):
             if group not in transfer_groups:
                 continue
             hidden = cast(int, resnet.in_channels) - channels
@@ -87,13 +95,17 @@ class RAUNet(UNet2DModel):
         widths, layers = self.config["block_out_channels"], self.config["layers_per_block"]
         found = [(0, widths[0])]
         for group, width in enumerate(widths, start=1):
-            found += [(group, width)] * (layers + (group < len(widths)))  # all levels but the last have a downsampler
+            found += [(group, width)] * (
+                layers + (group < len(widths))
+            )  # all levels but the last have a downsampler
         return found
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
         """Name the keywords of ``UNet2DModel`` too, which ``__init__`` passes on: diffusers restores only keys named here."""
-        return (UNet2DModel._get_init_keys(input_class) | UNet2DModel._get_init_keys(UNet2DModel)) - {"unet"}
+        return (
+            UNet2DModel._get_init_keys(input_class) | UNet2DModel._get_init_keys(UNet2DModel)
+        ) - {"unet"}
 
 
 class Transfer(nn.Module):
@@ -132,7 +144,9 @@ class Transfer(nn.Module):
                 skip = functional.silu(skip)
         return skip
 
-    def between(self, resnet: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    def between(
+        self, resnet: nn.Module, inputs: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, ...]:
         """Change the input of a residual block of the decoder: (state and skip tensor, joined along the channels; ...)."""
         joined, *rest = inputs
         hidden, skip = joined.split([joined.shape[1] - self.channels, self.channels], dim=1)

@@ -35,12 +35,19 @@ class TimestepRouter(UNet2DModel):
     __module__ = "afterimage"  # what stored pipelines name; ``afterimage.__getattr__`` finds it
 
     def __init__(
-        self, front_net: UNet2DModel | dict[str, Any], tail_net: UNet2DModel | dict[str, Any], switch_timestep: int
+        self,
+        front_net: UNet2DModel | dict[str, Any],
+        tail_net: UNet2DModel | dict[str, Any],
+        switch_timestep: int,
     ) -> None:
         super(UNet2DModel, self).__init__()  # its two networks are all that there is to build
         self.front, self.tail = _net(front_net), _net(tail_net)
         self.switch_timestep = switch_timestep
-        self.register_to_config(front_net=_config(self.front), tail_net=_config(self.tail), switch_timestep=switch_timestep)
+        self.register_to_config(
+            front_net=_config(self.front),
+            tail_net=_config(self.tail),
+            switch_timestep=switch_timestep,
+        )
 
     @property
     def config(self) -> FrozenDict:
@@ -70,7 +77,12 @@ class TimestepRouter(UNet2DModel):
             prediction = self.tail(sample, times, class_labels, return_dict=False)[0]
         else:
             parts = [
-                net(sample[rows], times[rows], None if class_labels is None else class_labels[rows], return_dict=False)[0]
+                net(
+                    sample[rows],
+                    times[rows],
+                    None if class_labels is None else class_labels[rows],
+                    return_dict=False,
+                )[0]
                 for net, rows in ((self.front, early), (self.tail, ~early))
             ]
             prediction = parts[0].new_empty((len(sample), *parts[0].shape[1:]))
@@ -85,5 +97,7 @@ def _net(given: UNet2DModel | dict[str, Any]) -> UNet2DModel:
 
 
 def _config(net: UNet2DModel) -> dict[str, Any]:
-    kept = {key: value for key, value in net.config.items() if key == NULL or not key.startswith("_")}
+    kept = {
+        key: value for key, value in net.config.items() if key == NULL or not key.startswith("_")
+    }
     return {"_class_name": type(net).__name__} | kept

@@ -32,22 +32,41 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from afterimage import artifacts, provenance, seeds
-from afterimage.artifacts import ArtifactError, Images
+from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.model import classes_of, mark_null, null_of
 from afterimage.diffusion.pipelines import open_pipeline
+from afterimage.images import Images, load_images
 from afterimage.progress import batches
 
 DEFAULT_STEPS = {"ddim": 50, "ddpm": 250}
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`")
-    parser.add_argument("--config", type=Path, required=True, metavar="JSON", help="resolved config of this job")
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
+    )
     parts = parser.add_mutually_exclusive_group()
-    parts.add_argument("--block", type=span, metavar="A:B", help="draw the images A to B-1 only; default: all")
-    parts.add_argument("--blocks", type=Path, nargs="+", metavar="DIR", help="results of --block that are to be put together")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of the result; replaced as a whole")
+    parts.add_argument(
+        "--block", type=span, metavar="A:B", help="draw the images A to B-1 only; default: all"
+    )
+    parts.add_argument(
+        "--blocks",
+        type=Path,
+        nargs="+",
+        metavar="DIR",
+        help="results of --block that are to be put together",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder of the result; replaced as a whole",
+    )
 
 
 def span(text: str) -> tuple[int, int]:
@@ -95,8 +114,12 @@ def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Pat
 
 def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel, dict[str, Any]]:
     """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same redrawn blocks."""
-    net, scheduler_config = load_denoiser(pipeline, seeds.derive(seed, "sample", replicate, "blocks"))
-    if net.config["num_class_embeds"] is not None and null_of(net) is None:  # trained before networks named their null label
+    net, scheduler_config = load_denoiser(
+        pipeline, seeds.derive(seed, "sample", replicate, "blocks")
+    )
+    if (
+        net.config["num_class_embeds"] is not None and null_of(net) is None
+    ):  # trained before networks named their null label
         mark_null(net)
     return net, scheduler_config
 
@@ -138,7 +161,9 @@ def denoise(
     """
     timesteps = scheduler_config["num_train_timesteps"]
     if settings.steps > timesteps:
-        raise ConfigError(f"sample.steps = {settings.steps} is more than the model's {timesteps} timesteps")
+        raise ConfigError(
+            f"sample.steps = {settings.steps} is more than the model's {timesteps} timesteps"
+        )
     scheduler: Any
     if settings.sampler == "ddim":
         scheduler = DDIMScheduler.from_config(scheduler_config)
@@ -155,7 +180,9 @@ def denoise(
     w, channels = settings.guidance, start.shape[1]
     if labels is not None and w != 1 and null is None:
         raise ConfigError(f"sample.guidance = {w}: the network has no null label; allowed is 1")
-    takes_variance = settings.sampler == "ddpm" and str(scheduler.config["variance_type"]).startswith("learned")
+    takes_variance = settings.sampler == "ddpm" and str(
+        scheduler.config["variance_type"]
+    ).startswith("learned")
 
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         if labels is None:
@@ -165,7 +192,9 @@ def denoise(
         nulls = torch.full_like(labels, null)
         if w == 0:
             return unet(x, t, class_labels=nulls, return_dict=False)[0]
-        both = unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, nulls]), return_dict=False)[0]
+        both = unet(
+            torch.cat([x, x]), t, class_labels=torch.cat([labels, nulls]), return_dict=False
+        )[0]
         conditional, unconditional = both.chunk(2)
         return unconditional + w * (conditional - unconditional)
 
@@ -181,7 +210,9 @@ def denoise(
             **extra,
         )[0]
         finite.append(torch.stack([prediction.isfinite().all(), x.isfinite().all()]))
-    bad = torch.stack(finite).logical_not().nonzero()  # looked at once, since a look waits for the device
+    bad = (
+        torch.stack(finite).logical_not().nonzero()
+    )  # looked at once, since a look waits for the device
     if len(bad):
         step, what = bad[0].tolist()
         raise ArtifactError(
@@ -229,8 +260,14 @@ def generate(
     for at in batches(len(ids), settings.batch_size, "drawn", "generations"):
         names = ids[at : at + settings.batch_size]
         generators = [seeds.torch_rng(seed, "sample", replicate, int(name)) for name in names]
-        start = randn_tensor((len(names), channels, height, width), generator=generators, device=unet.device)
-        wanted = None if labels is None else torch.as_tensor(labels[at : at + len(names)], device=unet.device)
+        start = randn_tensor(
+            (len(names), channels, height, width), generator=generators, device=unet.device
+        )
+        wanted = (
+            None
+            if labels is None
+            else torch.as_tensor(labels[at : at + len(names)], device=unet.device)
+        )
         images[at : at + len(names)] = to_uint8(
             denoise(unet, scheduler_config, start, generators, settings, wanted, null_of(unet))
         )
@@ -242,7 +279,9 @@ def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:
     scale = -(-pixels // images.shape[1])
     big = images.repeat(scale, axis=1).repeat(scale, axis=2)
     rows = -(-len(big) // columns)
-    canvas = np.full((rows, columns, big.shape[1] + 2, big.shape[2] + 2, big.shape[3]), 255, np.uint8)
+    canvas = np.full(
+        (rows, columns, big.shape[1] + 2, big.shape[2] + 2, big.shape[3]), 255, np.uint8
+    )
     for place, image in enumerate(big):
         canvas[place // columns, place % columns, 1:-1, 1:-1] = image
     flat = canvas.swapaxes(1, 2).reshape(rows * canvas.shape[2], columns * canvas.shape[3], -1)
@@ -256,14 +295,20 @@ def check_block(block: tuple[int, int], settings: Sample) -> None:
         ConfigError: naming what is allowed.
     """
     first, end = block
-    if end > settings.images or first % settings.batch_size or (end % settings.batch_size and end != settings.images):
+    if (
+        end > settings.images
+        or first % settings.batch_size
+        or (end % settings.batch_size and end != settings.images)
+    ):
         raise ConfigError(
             f"--block {first}:{end} must begin and end at a multiple of sample.batch_size = {settings.batch_size}, "
             f"or end at sample.images = {settings.images}"
         )
 
 
-def put_together(blocks: Sequence[Path], resolved: dict[str, Any], model_sha256: str) -> tuple[Images, dict[str, Any]]:
+def put_together(
+    blocks: Sequence[Path], resolved: dict[str, Any], model_sha256: str
+) -> tuple[Images, dict[str, Any]]:
     """Return the images of all blocks in the order of their ids, and what ``run.json`` says of the drawing.
 
     Args:
@@ -281,10 +326,14 @@ def put_together(blocks: Sequence[Path], resolved: dict[str, Any], model_sha256:
         run = artifacts.check_store(folder, resolved | {"block": block})
         model = run["inputs"]["model"]
         if model["sha256"] != model_sha256:
-            raise ArtifactError(f"{folder} was drawn from another network than the one that is now in {model['path']}")
+            raise ArtifactError(
+                f"{folder} was drawn from another network than the one that is now in {model['path']}"
+            )
         if run["code_sha256"] != provenance.fingerprint(__name__):
-            raise ArtifactError(f"{folder} was drawn by other code than that of {__name__} and what it imports now")
-        found[tuple(block)] = artifacts.load_images(folder / "images.npz", check=False), run["facts"]
+            raise ArtifactError(
+                f"{folder} was drawn by other code than that of {__name__} and what it imports now"
+            )
+        found[tuple(block)] = load_images(folder / "images.npz", check=False), run["facts"]
     spans = sorted(found)
     at = 0
     for first, end in [*spans, (resolved["settings"]["images"], 0)]:
@@ -295,17 +344,29 @@ def put_together(blocks: Sequence[Path], resolved: dict[str, Any], model_sha256:
         at = end
     images, facts = zip(*(found[block] for block in spans), strict=True)
     labels = np.concatenate([each.labels for each in images])
-    whole = Images.of(np.concatenate([each.pixels for each in images]), np.concatenate([each.ids for each in images]), labels)
+    whole = Images.of(
+        np.concatenate([each.pixels for each in images]),
+        np.concatenate([each.ids for each in images]),
+        labels,
+    )
     seconds = sum(each["sampling_seconds"] for each in facts)
-    return whole, facts[0] | drawn(len(whole), seconds) | {"parts": [f"{first}-{end}" for first, end in spans]}
+    return whole, facts[0] | drawn(len(whole), seconds) | {
+        "parts": [f"{first}-{end}" for first, end in spans]
+    }
 
 
 def drawn(images: int, seconds: float) -> dict[str, Any]:
     """Return what ``run.json`` says of the pace."""
-    return {"images": images, "sampling_seconds": round(seconds, 3), "images_per_second": round(images / seconds, 1)}
+    return {
+        "images": images,
+        "sampling_seconds": round(seconds, 3),
+        "images_per_second": round(images / seconds, 1),
+    }
 
 
-def draw(pipeline: Path, resolved: dict[str, Any], settings: Sample, block: tuple[int, int]) -> tuple[Images, dict[str, Any]]:
+def draw(
+    pipeline: Path, resolved: dict[str, Any], settings: Sample, block: tuple[int, int]
+) -> tuple[Images, dict[str, Any]]:
     """Return the images of a block, and what ``run.json`` says of the drawing."""
     disable_progress_bar()
     unet, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
@@ -314,8 +375,21 @@ def draw(pipeline: Path, resolved: dict[str, Any], settings: Sample, block: tupl
     ids = np.arange(*block)
     labels = None if classes is None else ids % classes
     started = time.monotonic()
-    pixels = generate(unet.to(device), scheduler_config, ids, settings, resolved["seed"], resolved["replicate"], labels)
-    facts = {"batch_size": settings.batch_size, "device": str(device), "threads": torch.get_num_threads(), "parts": []}
+    pixels = generate(
+        unet.to(device),
+        scheduler_config,
+        ids,
+        settings,
+        resolved["seed"],
+        resolved["replicate"],
+        labels,
+    )
+    facts = {
+        "batch_size": settings.batch_size,
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "parts": [],
+    }
     return Images.of(pixels, ids, labels), facts | drawn(len(ids), time.monotonic() - started)
 
 

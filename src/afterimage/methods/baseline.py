@@ -9,15 +9,15 @@ from __future__ import annotations
 import torch
 
 from afterimage.diffusion.model import load_weights
-from afterimage.methods import Job, Trained
-from afterimage.training import ranks
+from afterimage.training import distributed
+from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
 PARALLEL = "batch"
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Train ``job.net`` on every image alike."""
     if job.base is not None:
         load_weights(job.net, job.base)
@@ -26,8 +26,10 @@ def train(job: Job) -> Trained:
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
 
     def update(s: int) -> dict[str, float]:
-        torch.manual_seed(order.dropout_seed(s) + ranks.index())
-        values = learner.update(s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task))
+        torch.manual_seed(order.dropout_seed(s) + distributed.index())
+        values = learner.update(
+            s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task)
+        )
         job.keep(s + 1, learner)
         return values
 

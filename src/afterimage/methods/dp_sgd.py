@@ -36,10 +36,11 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage import seeds
 from afterimage.config import ConfigError, DpSgd
-from afterimage.methods import Job, Trained
+from afterimage.diffusion.noising import Batch
+from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.order import Order
-from afterimage.training.task import Batch, Task
+from afterimage.training.task import Task
 
 ORDERS = [1.01, 1.03, 1.06, *RDPAccountant.DEFAULT_ALPHAS, 80, 128, 256, 512, 1024]
 """Orders of Renyi divergence of which the best is taken: opacus' own, and some for much and little noise."""
@@ -60,9 +61,16 @@ def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
     """
     least = epsilon_of(MAX_SIGMA, rate, updates, delta)
     if epsilon <= least:
-        raise ConfigError(f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than {least:.3g}")
+        raise ConfigError(
+            f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than {least:.3g}"
+        )
     return get_noise_multiplier(
-        target_epsilon=epsilon, target_delta=delta, sample_rate=rate, steps=updates, accountant="rdp", alphas=ORDERS
+        target_epsilon=epsilon,
+        target_delta=delta,
+        sample_rate=rate,
+        steps=updates,
+        accountant="rdp",
+        alphas=ORDERS,
     )
 
 
@@ -88,7 +96,9 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
     Returns:
         The gradients, (B, ...) for each trained weight in the order of ``parameters()``, and the losses, (B,).
     """
-    weights = {name: weight.detach() for name, weight in losses.named_parameters() if weight.requires_grad}
+    weights = {
+        name: weight.detach() for name, weight in losses.named_parameters() if weight.requires_grad
+    }
     if not len(batch):
         return [weight.new_zeros((0, *weight.shape)) for weight in weights.values()], torch.zeros(0)
     tensors = {name: value for name, value in vars(batch).items() if value is not None}
@@ -97,8 +107,12 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
         alone = replace(batch, **{name: value[None] for name, value in sample.items()})
         return functional_call(losses, weights, (alone,)).squeeze(0)
 
-    with sdpa_kernel(SDPBackend.MATH):  # vmap takes the fused kernels of attention apart, image by image and with a warning
-        gradients, values = vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")(weights, tensors)
+    with sdpa_kernel(
+        SDPBackend.MATH
+    ):  # vmap takes the fused kernels of attention apart, image by image and with a warning
+        gradients, values = vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")(
+            weights, tensors
+        )
     return list(gradients.values()), values
 
 
@@ -111,7 +125,7 @@ class PrivateLearner(Learner):
         max_grad_norm: C.
     """
 
-    def __init__(self, job: Job, noise_multiplier: float, max_grad_norm: float) -> None:
+    def __init__(self, job: TrainingRun, noise_multiplier: float, max_grad_norm: float) -> None:
         super().__init__(job.net, job.train.model_copy(update={"clip": None}), job.accelerator)
         self.losses = Losses(self.net, job.task)
         self.private = DPOptimizer(
@@ -162,7 +176,7 @@ class Seen:
         self.images = int(tensors["images"])
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Train ``job.net`` from its initial weights.
 
     Raises:
@@ -172,7 +186,9 @@ def train(job: Job) -> Trained:
     assert isinstance(arm, DpSgd)
     images = len(job.task)
     if settings.batch_size > images:
-        raise ConfigError(f"train.batch_size = {settings.batch_size} is more than this arm's {images} training images")
+        raise ConfigError(
+            f"train.batch_size = {settings.batch_size} is more than this arm's {images} training images"
+        )
     rate = settings.batch_size / images
     delta = arm.delta or 1 / images
     sigma = arm.noise_multiplier
@@ -186,7 +202,9 @@ def train(job: Job) -> Trained:
 
     def update(s: int) -> dict[str, float]:
         rows = poisson(job.seed, job.path, s, images, rate)
-        noise = torch.Generator(job.accelerator.device).manual_seed(seeds.derive(job.seed, *job.path, "privacy", s))
+        noise = torch.Generator(job.accelerator.device).manual_seed(
+            seeds.derive(job.seed, *job.path, "privacy", s)
+        )
         torch.manual_seed(order.dropout_seed(s))
         loss = learner.private_gradient(job.task.batch(rows, order.generator(s)), noise)
         seen.images += len(rows)

@@ -26,10 +26,10 @@ import torch
 from afterimage import seeds
 from afterimage.config import ConfigError, EraseDiff
 from afterimage.diffusion.model import classes_of, load_weights
-from afterimage.methods import Job, Trained
+from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
+from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, NonFiniteError, plain
-from afterimage.training.task import Batch
 
 
 @dataclass(frozen=True)
@@ -88,14 +88,16 @@ class Targets:
         network: Whose predictions relabelled targets are.
     """
 
-    def __init__(self, job: Job, network: torch.nn.Module) -> None:
+    def __init__(self, job: TrainingRun, network: torch.nn.Module) -> None:
         assert isinstance(job.arm, EraseDiff)
         self.job, self.network, self.kind = job, network, job.arm.target
         self.released = self.kind.startswith("released")
         self.predicts = self.kind.endswith("relabel")
         self.classes = classes_of(job.net) or 0
         if self.predicts and self.classes < 2:
-            raise ConfigError(f"target = {self.kind!r} needs at least 2 labels; the network knows {self.classes}")
+            raise ConfigError(
+                f"target = {self.kind!r} needs at least 2 labels; the network knows {self.classes}"
+            )
 
     def batch(self, sides: Sides, i: int) -> Batch:
         """Return the ``i``-th forget batch of ``sides``: a pure function of the seed, ``i`` and the network."""
@@ -108,7 +110,9 @@ class Targets:
             return replace(batch, target=self.predict(replace(batch, labels=labels)))
         noise = torch.rand(batch.target.shape, generator=generator)
         if self.released:
-            share = (1 - self.job.scheduler.alphas_cumprod[batch.timesteps]).sqrt()[:, None, None, None]
+            share = (1 - self.job.scheduler.alphas_cumprod[batch.timesteps]).sqrt()[
+                :, None, None, None
+            ]
             return replace(batch, noisy=batch.noisy + share * (noise - batch.target), target=noise)
         return replace(batch, target=noise)
 
@@ -141,10 +145,18 @@ class Inner:
     with its rules for lambda, the moments left behind are all that its inner steps change.)
     """
 
-    def __init__(self, job: Job, targets: Targets) -> None:
+    def __init__(self, job: TrainingRun, targets: Targets) -> None:
         assert isinstance(job.arm, EraseDiff)
-        own = {"learning_rate": job.arm.inner_learning_rate, "warmup": 0, "weight_decay": 0.0, "clip": None, "ema": 0.0}
-        self.learner = Learner(copy.deepcopy(job.net), job.train.model_copy(update=own), job.accelerator)
+        own = {
+            "learning_rate": job.arm.inner_learning_rate,
+            "warmup": 0,
+            "weight_decay": 0.0,
+            "clip": None,
+            "ema": 0.0,
+        }
+        self.learner = Learner(
+            copy.deepcopy(job.net), job.train.model_copy(update=own), job.accelerator
+        )
         self.sides = Sides(replace(job, path=(*job.path, "inner")))
         self.task, self.targets, self.steps = job.task, targets, job.arm.inner_updates
 
@@ -172,7 +184,7 @@ class Pushes:
         self.count = tensors["count"]
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Make the base's network forget ``job.forgotten``.
 
     The curves have, per update: loss (L_r), forget_loss (L_f), lambda, cosine (of q and r), barrier (a, for rules that have one),
@@ -207,16 +219,24 @@ def train(job: Job) -> Trained:
         r = gradients(net)
         qr = dot(q, r)
         chosen = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
-        logs |= {"lambda": chosen.weight, "cosine": chosen.cosine, "descent_asked": qr + chosen.weight * qq}
+        logs |= {
+            "lambda": chosen.weight,
+            "cosine": chosen.cosine,
+            "descent_asked": qr + chosen.weight * qq,
+        }
         if chosen.barrier is not None:
             logs["barrier"] = chosen.barrier
 
         moving = [weight for weight in net.parameters() if weight.grad is not None]
         before = [weight.detach().clone() for weight in moving]
-        for weight, delta in zip(moving, torch._foreach_add(r, q, alpha=chosen.weight), strict=True):
+        for weight, delta in zip(
+            moving, torch._foreach_add(r, q, alpha=chosen.weight), strict=True
+        ):
             weight.grad = delta
         logs |= learner.step(s)
-        logs["descent_made"] = dot(q, [old - new.detach() for old, new in zip(before, moving, strict=True)])
+        logs["descent_made"] = dot(
+            q, [old - new.detach() for old, new in zip(before, moving, strict=True)]
+        )
         pushes.count += chosen.weight > 0
         return logs
 
@@ -233,6 +253,7 @@ def train(job: Job) -> Trained:
             "inner_updates": inner_updates,
             "pushed_updates": pushed,
             "backward_passes": backward,
-            "forward_only_passes": (updates + inner_updates if targets.predicts else 0) + (0 if inner is None else updates),
+            "forward_only_passes": (updates + inner_updates if targets.predicts else 0)
+            + (0 if inner is None else updates),
         },
     )

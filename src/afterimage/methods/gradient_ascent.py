@@ -10,12 +10,12 @@ import torch
 
 from afterimage.config import GradientAscent
 from afterimage.diffusion.model import load_weights
-from afterimage.methods import Job, Trained
 from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, seed_dropout
+from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Raise the base's loss on ``job.forgotten``.
 
     The curves have loss (L_remain) and forget_loss (L_forget). A side of weight zero gets no backward pass: its loss is only
@@ -25,7 +25,11 @@ def train(job: Job) -> Trained:
     assert isinstance(arm, GradientAscent)
     assert job.base is not None
     load_weights(job.net, job.base)
-    learner, sides, objective = Learner(job.net, settings, job.accelerator), Sides(job), plain(job.task)
+    learner, sides, objective = (
+        Learner(job.net, settings, job.accelerator),
+        Sides(job),
+        plain(job.task),
+    )
     shares: dict[Side, float] = {"forget": arm.remain - 1, "remain": arm.remain}
 
     def update(s: int) -> dict[str, float]:

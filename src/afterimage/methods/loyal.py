@@ -21,15 +21,15 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from afterimage.config import ConfigError, Loyal
 from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.router import TimestepRouter
-from afterimage.methods import Job, Spent, Trained
-from afterimage.training import ranks
+from afterimage.training import distributed
+from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
 PARALLEL = "batch"
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Train the front network, then the tail network, or go on training.
 
     Raises:
@@ -39,29 +39,45 @@ def train(job: Job) -> Trained:
     assert isinstance(arm, Loyal)
     tau, timesteps = arm.switch_timestep, job.scheduler.config["num_train_timesteps"]
     shares = budgets(job.updates, arm, timesteps)
-    front, tail = (job.build(arm.rau_net if arm.blocks_in in (name, "both") else None, "init") for name in ("front", "tail"))
+    front, tail = (
+        job.build(arm.rau_net if arm.blocks_in in (name, "both") else None, "init")
+        for name in ("front", "tail")
+    )
     raw = TimestepRouter(front, tail, tau)
     if job.base is not None:
         load_weights(raw, job.base)
-    learners = {name: Learner(net, settings, job.accelerator, shared=True) for name, net in (("front", front), ("tail", tail))}
-    orders = {name: Order(job.seed, (*job.path, name), len(job.task), settings.batch_size) for name in learners}
+    learners = {
+        name: Learner(net, settings, job.accelerator, shared=True)
+        for name, net in (("front", front), ("tail", tail))
+    }
+    orders = {
+        name: Order(job.seed, (*job.path, name), len(job.task), settings.batch_size)
+        for name in learners
+    }
     ranges = {"front": (0, tau), "tail": (tau, timesteps)}
 
     def update(s: int) -> dict[str, float]:
         name, own = ("front", s) if s < shares["front"] else ("tail", s - shares["front"])
         order = orders[name]
-        torch.manual_seed(order.dropout_seed(own) + ranks.index())
+        torch.manual_seed(order.dropout_seed(own) + distributed.index())
         batch = job.task.batch(order.rows(own), order.generator(own), timesteps=ranges[name])
         return learners[name].update(own, batch, plain(job.task))
 
     progress = job.run(update, learners, updates=sum(shares.values()))
     seen = progress.update * settings.batch_size
-    averages = {name: cast(UNet2DModel, learner.average.module) for name, learner in learners.items()}
+    averages = {
+        name: cast(UNet2DModel, learner.average.module) for name, learner in learners.items()
+    }
     return Trained(
         raw=raw,
         average=TimestepRouter(averages["front"], averages["tail"], tau),
         progress=progress,
-        spent=Spent(updates=progress.update, updates_per_model=max(shares.values()), images_seen=seen, kept_samples=seen),
+        spent=Spent(
+            updates=progress.update,
+            updates_per_model=max(shares.values()),
+            images_seen=seen,
+            kept_samples=seen,
+        ),
         facts={f"updates_{name}": share for name, share in shares.items()}
         | {f"images_seen_{name}": share * settings.batch_size for name, share in shares.items()},
     )

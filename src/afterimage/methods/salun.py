@@ -24,10 +24,10 @@ import torch
 from afterimage import seeds
 from afterimage.config import ConfigError, SalUn
 from afterimage.diffusion.model import classes_of, load_weights
-from afterimage.methods import Job, Trained
+from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout, wrong_labels
+from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
-from afterimage.training.task import Batch
 
 
 def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
@@ -43,11 +43,13 @@ def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
     return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
 
 
-def forgetting_gradient(job: Job, learner: Learner, batches: int) -> list[torch.Tensor]:
+def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> list[torch.Tensor]:
     """Return the gradient of the ordinary loss on as many batches of forgotten images, summed, without any dropout."""
     sides = Sides(replace(job, path=(*job.path, "saliency")))
     learner.net.eval()
-    total = [torch.zeros_like(weight) for weight in learner.net.parameters() if weight.requires_grad]
+    total = [
+        torch.zeros_like(weight) for weight in learner.net.parameters() if weight.requires_grad
+    ]
     for i in range(batches):
         learner.gradient(sides.batch("forget", i, keep_labels=True), plain(job.task))
         torch._foreach_add_(total, gradients(learner.net))
@@ -55,7 +57,7 @@ def forgetting_gradient(job: Job, learner: Learner, batches: int) -> list[torch.
     return total
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Make the base's network forget ``job.forgotten``.
 
     The curves have loss (on the rest) and forget_loss (against the predictions for wrong labels), beside grad_norm (of the
@@ -71,7 +73,11 @@ def train(job: Job) -> Trained:
     if classes < 2:
         raise ConfigError(f"method salun needs at least 2 labels; the network knows {classes}")
     load_weights(job.net, job.base)
-    learner, sides, objective = Learner(job.net, settings, job.accelerator), Sides(job), plain(job.task)
+    learner, sides, objective = (
+        Learner(job.net, settings, job.accelerator),
+        Sides(job),
+        plain(job.task),
+    )
     weights = [weight for weight in learner.net.parameters() if weight.requires_grad]
 
     started = time.monotonic()
@@ -95,11 +101,15 @@ def train(job: Job) -> Trained:
         if arm.relabel == "next":
             wrong = (batch.labels + 1) % classes
         else:
-            wrong = wrong_labels(batch.labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s))
+            wrong = wrong_labels(
+                batch.labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s)
+            )
         other = replace(batch, labels=wrong.to(job.accelerator.device))
         learner.net.eval()
         with torch.no_grad(), job.accelerator.autocast():
-            target = torch.cat([job.task.predict(learner.net, part) for part in other.split(settings.accumulation)])
+            target = torch.cat(
+                [job.task.predict(learner.net, part) for part in other.split(settings.accumulation)]
+            )
         learner.net.train()
         return replace(batch, target=target)
 

@@ -32,17 +32,19 @@ import torch
 from afterimage import seeds
 from afterimage.config import Sample, SelectiveAmnesia
 from afterimage.diffusion.model import classes_of, load_weights
+from afterimage.diffusion.noising import Batch, Pixels
 from afterimage.diffusion.sample import generate
-from afterimage.methods import Job, Trained
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
+from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
-from afterimage.training.task import Batch, Pixels
 
 STEPS = 50
 """DDIM steps of the replayed images (fewer where there are fewer timesteps), unguided. Released: 1,000 steps, guided."""
 
 
-def fisher(weights: list[torch.Tensor], images: Iterable[Iterable[torch.Tensor]]) -> list[torch.Tensor]:
+def fisher(
+    weights: list[torch.Tensor], images: Iterable[Iterable[torch.Tensor]]
+) -> list[torch.Tensor]:
     """Return the mean over images of the squared gradient of an image's negative log-likelihood, weight by weight.
 
     Args:
@@ -60,16 +62,21 @@ def fisher(weights: list[torch.Tensor], images: Iterable[Iterable[torch.Tensor]]
 
 
 def elastic(
-    weights: list[torch.Tensor], start: list[torch.Tensor], information: list[torch.Tensor], strength: float
+    weights: list[torch.Tensor],
+    start: list[torch.Tensor],
+    information: list[torch.Tensor],
+    strength: float,
 ) -> tuple[float, list[torch.Tensor]]:
     """Return the penalty strength x sum F (theta - theta*)^2, and its gradient weight by weight."""
     moved = [weight.detach() - anchor for weight, anchor in zip(weights, start, strict=True)]
     pull = [2 * strength * f * change for f, change in zip(information, moved, strict=True)]
-    penalty = torch.stack([(gradient * change).sum() / 2 for gradient, change in zip(pull, moved, strict=True)]).sum()
+    penalty = torch.stack(
+        [(gradient * change).sum() / 2 for gradient, change in zip(pull, moved, strict=True)]
+    ).sum()
     return penalty.item(), pull
 
 
-def likelihoods(job: Job) -> Iterator[Iterator[torch.Tensor]]:
+def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
     """Yield the ``images`` of ``fisher``: ``fisher_samples`` of the job's, under their own labels.
 
     With K of the T noise levels, the middle ones of K equal ranges, each stands for T / K. (On digits the trace of F is 1.14
@@ -89,16 +96,22 @@ def likelihoods(job: Job) -> Iterator[Iterator[torch.Tensor]]:
     def summands(row: int, generator: torch.Generator) -> Iterator[torch.Tensor]:
         rows = torch.full((levels,), row)
         noise = torch.randn((levels, *shape), generator=generator)
-        batch = task.noised(rows, timesteps, noise, torch.zeros(levels, dtype=torch.bool), task.labels_of(rows))
+        batch = task.noised(
+            rows, timesteps, noise, torch.zeros(levels, dtype=torch.bool), task.labels_of(rows)
+        )
         for at in range(0, levels, size):
-            yield scale * task.losses(job.net, batch[at : at + size].to(job.accelerator.device)).sum()
+            yield (
+                scale * task.losses(job.net, batch[at : at + size].to(job.accelerator.device)).sum()
+            )
 
-    rows = np.resize(seeds.numpy_rng(job.seed, *job.path, "fisher").permutation(len(task)), arm.fisher_samples)
+    rows = np.resize(
+        seeds.numpy_rng(job.seed, *job.path, "fisher").permutation(len(task)), arm.fisher_samples
+    )
     for i, row in enumerate(rows):
         yield summands(int(row), seeds.torch_rng(job.seed, *job.path, "fisher", i))
 
 
-def drawn(job: Job, label: int) -> Job:
+def drawn(job: TrainingRun, label: int) -> TrainingRun:
     """Return the job with images drawn from its network, all labels in turn, in place of the training images.
 
     Args:
@@ -111,22 +124,28 @@ def drawn(job: Job, label: int) -> Job:
     steps = min(STEPS, job.scheduler.config["num_train_timesteps"])
     settings = Sample(images=len(labels), steps=steps, batch_size=job.train.batch_size)
     seed = seeds.derive(job.seed, *job.path, "replay")
-    pixels = generate(job.net, dict(job.scheduler.config), np.arange(len(labels)), settings, seed, labels=labels)
+    pixels = generate(
+        job.net, dict(job.scheduler.config), np.arange(len(labels)), settings, seed, labels=labels
+    )
     task = Pixels(pixels, job.scheduler, labels, classes)
     return replace(job, task=task, labels=labels, forgotten=labels == label)
 
 
-def surrogate(job: Job, label: int, s: int) -> Batch:
+def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
     """Return the batch of update ``s`` that stands for the forgotten class ``label``: uniform noise images under its label."""
     task, count = job.task, job.train.batch_size
     assert isinstance(task, Pixels)
     channels, height, width = task.images.shape[1:]
     generator = seeds.torch_rng(job.seed, *job.path, "surrogate", s)
-    pixels = torch.randint(256, (count, height, width, channels), generator=generator, dtype=torch.uint8).numpy()
-    return Pixels(pixels, job.scheduler, np.full(count, label), task.classes).batch(np.arange(count), generator)
+    pixels = torch.randint(
+        256, (count, height, width, channels), generator=generator, dtype=torch.uint8
+    ).numpy()
+    return Pixels(pixels, job.scheduler, np.full(count, label), task.classes).batch(
+        np.arange(count), generator
+    )
 
 
-def train(job: Job) -> Trained:
+def train(job: TrainingRun) -> Trained:
     """Make the base's network forget the class of ``job.forgotten``.
 
     The curves have loss (on the rest), forget_loss (on the surrogate) and penalty, beside grad_norm (of their sum, before
@@ -137,7 +156,9 @@ def train(job: Job) -> Trained:
     assert job.base is not None
     load_weights(job.net, job.base)
     learner, objective = Learner(job.net, settings, job.accelerator), plain(job.task)
-    weights: list[torch.Tensor] = [weight for weight in job.net.parameters() if weight.requires_grad]
+    weights: list[torch.Tensor] = [
+        weight for weight in job.net.parameters() if weight.requires_grad
+    ]
     label = int(job.labels[Sides(job).rows["forget"][0]])
 
     started = time.monotonic()

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from afterimage.artifacts import ArtifactError
-from afterimage.methods import Job
+from afterimage.diffusion.noising import Batch
+from afterimage.training.job import TrainingRun
 from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.order import Order
-from afterimage.training.task import Batch, Task
+from afterimage.training.task import Task
 
 Side = Literal["forget", "remain"]
 
@@ -25,7 +26,7 @@ class Sides:
         ArtifactError: if a side has no image.
     """
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: TrainingRun) -> None:
         self.task = job.task
         self.rows: dict[Side, np.ndarray] = {
             "forget": np.flatnonzero(job.forgotten),
@@ -37,7 +38,8 @@ class Sides:
                     f"this arm's {len(job.task)} training images hold none to {side}; see its data and fraction"
                 )
         self.orders = {
-            side: Order(job.seed, (*job.path, side), len(rows), job.train.batch_size) for side, rows in self.rows.items()
+            side: Order(job.seed, (*job.path, side), len(rows), job.train.batch_size)
+            for side, rows in self.rows.items()
         }
 
     def batch(self, side: Side, s: int, *, keep_labels: bool = False) -> Batch:
@@ -77,7 +79,9 @@ def loss_of(learner: Learner, task: Task, batch: Batch) -> float:
     return loss
 
 
-def wrong_labels(labels: torch.Tensor, classes: int, generator: torch.Generator, *, one_draw: bool = False) -> torch.Tensor:
+def wrong_labels(
+    labels: torch.Tensor, classes: int, generator: torch.Generator, *, one_draw: bool = False
+) -> torch.Tensor:
     """Return a label other than its own for every sample, int64, (B,), uniform over the others.
 
     Args:

@@ -25,6 +25,7 @@ from torch import nn
 from afterimage import artifacts, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import Classifier, ConfigError
+from afterimage.images import Images, load_images
 
 STEP = "data/classifier"
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
@@ -71,12 +72,18 @@ class Network(nn.Module):
         width = description.input_channels
         for channels in description.channels:
             for _ in range(2):
-                norm = nn.GroupNorm(max(1, math.gcd(8, channels) // 2), channels)  # two channels or more to a group
+                norm = nn.GroupNorm(
+                    max(1, math.gcd(8, channels) // 2), channels
+                )  # two channels or more to a group
                 blocks += [nn.Conv2d(width, channels, 3, padding=1, bias=False), norm, nn.SiLU()]
                 width = channels
             blocks.append(nn.AvgPool2d(2, ceil_mode=True))
-        self.body = nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, description.features))
-        self.head = nn.Sequential(nn.SiLU(), nn.Linear(description.features, len(description.classes)))
+        self.body = nn.Sequential(
+            *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, description.features)
+        )
+        self.head = nn.Sequential(
+            nn.SiLU(), nn.Linear(description.features, len(description.classes))
+        )
         self.register_buffer("mean", torch.tensor(description.mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(description.std).view(1, -1, 1, 1))
 
@@ -106,10 +113,17 @@ def _task(labels: np.ndarray) -> tuple[str, list[int]]:
 
 
 def _turned(pixels: torch.Tensor, quarters: torch.Tensor) -> torch.Tensor:
-    return torch.stack([torch.rot90(image, int(turn), (-2, -1)) for image, turn in zip(pixels, quarters, strict=True)])
+    return torch.stack(
+        [
+            torch.rot90(image, int(turn), (-2, -1))
+            for image, turn in zip(pixels, quarters, strict=True)
+        ]
+    )
 
 
-def fit(images: artifacts.Images, settings: Classifier, seed: int) -> tuple[Network, Description, list[dict[str, float]]]:
+def fit(
+    images: Images, settings: Classifier, seed: int
+) -> tuple[Network, Description, list[dict[str, float]]]:
     """Train the network on nine tenths of ``images`` and judge it on the last tenth after each epoch.
 
     Args:
@@ -129,7 +143,9 @@ def fit(images: artifacts.Images, settings: Classifier, seed: int) -> tuple[Netw
         images = images.take(images.labels >= 0)
     pixels = _to_tensor(images.pixels)
     if min(pixels.shape[-2:]) < SMALLEST_SIDE:
-        raise ConfigError(f"the classifier needs images of side {SMALLEST_SIDE} or more, not {tuple(pixels.shape[-2:])}")
+        raise ConfigError(
+            f"the classifier needs images of side {SMALLEST_SIDE} or more, not {tuple(pixels.shape[-2:])}"
+        )
     if len(pixels) < 2:
         raise ConfigError(f"the classifier needs at least 2 reference images, not {len(pixels)}")
 
@@ -140,7 +156,9 @@ def fit(images: artifacts.Images, settings: Classifier, seed: int) -> tuple[Netw
         targets = torch.from_numpy(np.searchsorted(classes, images.labels))
     else:
         pixels = _centre_square(pixels)
-        targets = torch.randint(4, (len(pixels),), generator=rng)  # fixed turns for validation; training draws its own
+        targets = torch.randint(
+            4, (len(pixels),), generator=rng
+        )  # fixed turns for validation; training draws its own
     scaled = pixels[order[held:]].double().flatten(2) / 255
     description = Description(
         task=task,
@@ -157,7 +175,9 @@ def fit(images: artifacts.Images, settings: Classifier, seed: int) -> tuple[Netw
         network = Network(description).to(device)
 
     train, validation = order[held:], order[:held]
-    check = pixels[validation] if task == "labels" else _turned(pixels[validation], targets[validation])
+    check = (
+        pixels[validation] if task == "labels" else _turned(pixels[validation], targets[validation])
+    )
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate)
     per_epoch = math.ceil(len(train) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * per_epoch)
@@ -221,7 +241,11 @@ def load(folder: Path) -> tuple[Network, Description]:
 
 def _open_for(folder: Path, pixels: np.ndarray) -> tuple[Network, torch.Tensor]:
     network, description = load(folder)
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[-1] != description.input_channels:
+    if (
+        pixels.dtype != np.uint8
+        or pixels.ndim != 4
+        or pixels.shape[-1] != description.input_channels
+    ):
         raise ArtifactError(
             f"the classifier in {folder} takes uint8 images of shape (N, H, W, {description.input_channels}), "
             f"not {pixels.dtype} {pixels.shape}"
@@ -268,16 +292,22 @@ def save(folder: Path, network: Network, description: Description) -> None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
-    parser.add_argument("--reference", type=Path, required=True, help="reference part of the split (.npz)")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of this step (JSON)")
+    parser.add_argument(
+        "--reference", type=Path, required=True, help="reference part of the split (.npz)"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def run(args: argparse.Namespace) -> None:
     """Train and store the network."""
     config = artifacts.read_config(args.config, STEP)
-    with artifacts.step(config, args.out, inputs={"reference": args.reference}, entries=(__name__,)) as step:
-        images = artifacts.load_images(args.reference)
+    with artifacts.step(
+        config, args.out, inputs={"reference": args.reference}, entries=(__name__,)
+    ) as step:
+        images = load_images(args.reference)
         network, description, history = fit(images, Classifier(**step.settings), config["seed"])
         save(step.folder, network, description)
         for epoch, row in enumerate(history, start=1):

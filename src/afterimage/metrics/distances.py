@@ -28,7 +28,9 @@ def cut(images: np.ndarray, tiles: int = 1) -> np.ndarray:
     """
     count, height, width, channels = images.shape
     if tiles < 1 or height % tiles or width % tiles:
-        raise ConfigError(f"extraction.tiles = {tiles} must divide the image's sides, {height} and {width}")
+        raise ConfigError(
+            f"extraction.tiles = {tiles} must divide the image's sides, {height} and {width}"
+        )
     grid = images.reshape(count, tiles, height // tiles, tiles, width // tiles, channels)
     return grid.swapaxes(2, 3).reshape(count, tiles * tiles, -1)
 
@@ -81,9 +83,17 @@ def check_alike(a: np.ndarray, b: np.ndarray) -> None:
         ConfigError: unless both are (N, H, W, C) with the same H, W, C, and both uint8 or both floating.
     """
     for images in (a, b):
-        if images.ndim != 4 or not (images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)):
-            raise ConfigError(f"images must be uint8 or floating, (N, H, W, C), not {images.dtype} {images.shape}")
+        if images.ndim != 4 or not (
+            images.dtype == np.uint8 or np.issubdtype(images.dtype, np.floating)
+        ):
+            raise ConfigError(
+                f"images must be uint8 or floating, (N, H, W, C), not {images.dtype} {images.shape}"
+            )
     if a.shape[1:] != b.shape[1:]:
-        raise ConfigError(f"images of shape {a.shape[1:]} cannot be compared with images of shape {b.shape[1:]}")
+        raise ConfigError(
+            f"images of shape {a.shape[1:]} cannot be compared with images of shape {b.shape[1:]}"
+        )
     if (a.dtype == np.uint8) != (b.dtype == np.uint8):
-        raise ConfigError(f"images must be uint8 on both sides or floating on both sides, not {a.dtype} and {b.dtype}")
+        raise ConfigError(
+            f"images must be uint8 on both sides or floating on both sides, not {a.dtype} and {b.dtype}"
+        )

@@ -31,7 +31,9 @@ class Share:
     exact_high: float
 
 
-def share(count: int, of: int, resamples: int, confidence: float, rng: np.random.Generator) -> Share:
+def share(
+    count: int, of: int, resamples: int, confidence: float, rng: np.random.Generator
+) -> Share:
     """Return ``count / of`` with intervals.
 
     A resample of the units holds a binomial number of the counted ones, so it is drawn as that number.
@@ -69,7 +71,9 @@ def normal(value: float, values: np.ndarray, confidence: float) -> tuple[float, 
     return float(value - half), float(value + half)
 
 
-def resampled(statistic: Callable[[np.ndarray], float], units: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def resampled(
+    statistic: Callable[[np.ndarray], float], units: int, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
     """Return ``statistic`` of resamples of the units, float64 (R,).
 
     Args:

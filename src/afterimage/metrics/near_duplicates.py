@@ -20,7 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afterimage import artifacts
+from afterimage.images import different
 from afterimage.metrics.neighbours import Gallery
 
 NEAR = 0.15
@@ -57,8 +57,8 @@ def find(images: np.ndarray, gallery: np.ndarray, flips: bool) -> NearDuplicates
     Raises:
         ConfigError: for an empty gallery, or images of another kind or shape.
     """
-    different = _different(gallery, flips)
-    search = Gallery(gallery[different])
+    rows, _ = different(gallery, flips)
+    search = Gallery(gallery[rows])
     nearest = search.nearest(images, 1, flips=flips)
     found, distances = nearest.rows[:, 0], nearest.distances[:, 0]
 
@@ -66,15 +66,10 @@ def find(images: np.ndarray, gallery: np.ndarray, flips: bool) -> NearDuplicates
     others = min(NEIGHBOURS, len(search) - 1)
     if others:
         once, position = np.unique(found, return_inverse=True)
-        means = search.nearest(search.images[once], others, exclude=once, flips=flips).distances.mean(axis=1)
+        means = search.nearest(
+            search.images[once], others, exclude=once, flips=flips
+        ).distances.mean(axis=1)
         relative = distances / means[position]  # different images have a distance
-    return NearDuplicates(np.where(relative <= NEAR, different[found], -1), distances == 0, distances, relative)
-
-
-def _different(images: np.ndarray, flips: bool) -> np.ndarray:
-    """Return the lowest row of each different image, ascending, int64; with ``flips`` an image is its mirror image's equal."""
-    contents = artifacts.contents(images)
-    if flips:
-        _, numbers = np.unique(np.concatenate([contents, artifacts.contents(images[:, :, ::-1])]), return_inverse=True)
-        contents = numbers.reshape(2, -1).min(axis=0)
-    return np.sort(np.unique(contents, return_index=True)[1])
+    return NearDuplicates(
+        np.where(relative <= NEAR, rows[found], -1), distances == 0, distances, relative
+    )

@@ -67,7 +67,9 @@ class Gallery:
         if not self._integer and not np.isfinite(images).all():
             raise ConfigError("gallery images hold values that are not finite")
         mean = images.reshape(len(images), -1).mean(axis=0, dtype=np.float64)
-        self._centre = distances.cut((np.rint(mean) if self._integer else mean).reshape(1, *images.shape[1:]), tiles)[0]
+        self._centre = distances.cut(
+            (np.rint(mean) if self._integer else mean).reshape(1, *images.shape[1:]), tiles
+        )[0]
         self._vectors = np.empty(self._cut.shape, np.float32)
         for part in _slices(len(images), 1024):
             self._vectors[part] = self._centred(self._cut[part])
@@ -79,7 +81,13 @@ class Gallery:
         return len(self.images)
 
     def nearest(
-        self, queries: np.ndarray, k: int, *, exclude: np.ndarray | None = None, flips: bool = False, block: int = 1024
+        self,
+        queries: np.ndarray,
+        k: int,
+        *,
+        exclude: np.ndarray | None = None,
+        flips: bool = False,
+        block: int = 1024,
     ) -> Nearest:
         """Find the ``k`` nearest images of each query.
 
@@ -95,7 +103,9 @@ class Gallery:
         """
         there = len(self) - (exclude is not None)
         if not 1 <= k <= there:
-            raise ConfigError(f"{k} neighbours are asked for, but the gallery has {there} images to choose from")
+            raise ConfigError(
+                f"{k} neighbours are asked for, but the gallery has {there} images to choose from"
+            )
         self._check(queries)
         rows = np.empty((len(queries), k), np.int64)
         squares = np.empty((len(queries), k))
@@ -107,10 +117,17 @@ class Gallery:
                 found = _merge(found, self._search(queries[part, :, ::-1], k, own))
             rows[part], squares[part] = found[0], found[1]
             screened += found[2]
-        return Nearest(rows, distances.normalise(squares, self._cut.shape[2], self.images.dtype), screened)
+        return Nearest(
+            rows, distances.normalise(squares, self._cut.shape[2], self.images.dtype), screened
+        )
 
     def count_within(
-        self, queries: np.ndarray, radius: float, *, weights: np.ndarray | None = None, block: int = 1024
+        self,
+        queries: np.ndarray,
+        radius: float,
+        *,
+        weights: np.ndarray | None = None,
+        block: int = 1024,
     ) -> np.ndarray:
         """Count the gallery images at a distance of at most ``radius`` of each query, int64 (Q,).
 
@@ -129,7 +146,9 @@ class Gallery:
             low, widest = self._lower_bounds(cut)
             query, row = np.divmod(np.flatnonzero(low <= limit * (1 + 1e-12)), len(self))
             unsure = low[query, row] + 2 * widest[query] > limit * (1 - 1e-12)
-            exact = distances.normalise(self._exact(cut, query[unsure], row[unsure]), self._cut.shape[2], self.images.dtype)
+            exact = distances.normalise(
+                self._exact(cut, query[unsure], row[unsure]), self._cut.shape[2], self.images.dtype
+            )
             within = ~unsure
             within[unsure] = exact <= radius
             np.add.at(counts[part], query[within], weights[row[within]])
@@ -145,7 +164,9 @@ class Gallery:
     def _centred(self, cut: np.ndarray) -> np.ndarray:
         return np.subtract(cut, self._centre, dtype=np.float64).astype(np.float32)
 
-    def _search(self, queries: np.ndarray, k: int, exclude: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, int]:
+    def _search(
+        self, queries: np.ndarray, k: int, exclude: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray, int]:
         """Return rows, sums of squares (largest tile) and the number of screened queries, for one block."""
         cut = distances.cut(queries, self.tiles)
         if self.tiles > 1:
@@ -154,7 +175,9 @@ class Gallery:
         vectors = self._centred(cut).reshape(len(cut), -1)
         proposed, rows = faiss.knn(vectors, self._vectors.reshape(len(self), -1), wanted)
         rows = rows.astype(np.int64)
-        squares = self._exact(cut, np.repeat(np.arange(len(cut)), wanted), rows.ravel()).reshape(rows.shape)
+        squares = self._exact(cut, np.repeat(np.arange(len(cut)), wanted), rows.ravel()).reshape(
+            rows.shape
+        )
         if exclude is not None:
             squares[rows == exclude[:, None]] = np.inf
         rows, squares = _first(rows, squares, k)
@@ -163,10 +186,14 @@ class Gallery:
         reach = np.sqrt(_squared_norms(vectors[:, None])[:, 0]) + np.sqrt(self._norms.max())
         failed = np.flatnonzero(squares[:, -1] >= proposed[:, -1] - self._gamma * reach**2)
         if len(failed):
-            rows[failed], squares[failed] = self._screen(cut[failed], k, None if exclude is None else exclude[failed])
+            rows[failed], squares[failed] = self._screen(
+                cut[failed], k, None if exclude is None else exclude[failed]
+            )
         return rows, squares, len(failed)
 
-    def _screen(self, cut: np.ndarray, k: int, exclude: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    def _screen(
+        self, cut: np.ndarray, k: int, exclude: np.ndarray | None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Search all images: every one whose lower bound is not above the k-th distance found so far is compared exactly."""
         rows = np.empty((len(cut), k), np.int64)
         squares = np.empty((len(cut), k))
@@ -175,7 +202,9 @@ class Gallery:
             if exclude is not None:
                 low[np.arange(len(low)), exclude[part]] = np.inf
             first = np.argpartition(low, k - 1, axis=1)[:, :k]
-            exact = self._exact(cut[part], np.repeat(np.arange(len(low)), k), first.ravel()).reshape(first.shape)
+            exact = self._exact(
+                cut[part], np.repeat(np.arange(len(low)), k), first.ravel()
+            ).reshape(first.shape)
             for i, bound in enumerate(exact.max(axis=1)):
                 candidates = np.flatnonzero(low[i] <= bound)
                 values = self._exact(cut[part], np.full(len(candidates), i), candidates)
@@ -193,7 +222,9 @@ class Gallery:
         widest = np.zeros(len(cut))
         low = None
         for tile in range(cut.shape[1]):
-            error = self._gamma * (np.sqrt(norms[:, tile]) + np.sqrt(self._norms[:, tile].max())) ** 2
+            error = (
+                self._gamma * (np.sqrt(norms[:, tile]) + np.sqrt(self._norms[:, tile].max())) ** 2
+            )
             squares = vectors[:, tile] @ self._vectors[:, tile].T
             squares *= -2
             squares += self._norms[:, tile].astype(np.float32)
@@ -231,11 +262,16 @@ def _first(rows: np.ndarray, squares: np.ndarray, k: int) -> tuple[np.ndarray, n
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squares, order, axis=1)
 
 
-def _merge(a: tuple[np.ndarray, np.ndarray, int], b: tuple[np.ndarray, np.ndarray, int]) -> tuple[np.ndarray, np.ndarray, int]:
+def _merge(
+    a: tuple[np.ndarray, np.ndarray, int], b: tuple[np.ndarray, np.ndarray, int]
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Return the nearest of two searches of the same gallery; an image found by both counts once, at the smaller distance."""
     k = a[0].shape[1]
     rows, squares = np.concatenate([a[0], b[0]], axis=1), np.concatenate([a[1], b[1]], axis=1)
     order = np.lexsort((squares, rows))
-    rows, squares = np.take_along_axis(rows, order, axis=1), np.take_along_axis(squares, order, axis=1)
+    rows, squares = (
+        np.take_along_axis(rows, order, axis=1),
+        np.take_along_axis(squares, order, axis=1),
+    )
     squares[:, 1:][rows[:, 1:] == rows[:, :-1]] = np.inf
     return *_first(rows, squares, k), a[2] + b[2]

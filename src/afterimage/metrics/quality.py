@@ -33,7 +33,9 @@ class Frechet:
         """
         _check(reference)
         self._mean = reference.mean(axis=0)
-        triangle = np.asarray(np.linalg.qr((reference - self._mean) / np.sqrt(len(reference) - 1), mode="r"))
+        triangle = np.asarray(
+            np.linalg.qr((reference - self._mean) / np.sqrt(len(reference) - 1), mode="r")
+        )
         self._root = triangle.T  # A, (D, min(N, D))
         self._variance = (triangle**2).sum()  # Tr S1
 
@@ -78,7 +80,9 @@ class Frechet:
 
 def _check(features: np.ndarray) -> None:
     if len(features) < 2:
-        raise ConfigError(f"a Fréchet distance needs at least 2 images on each side, not {len(features)}")
+        raise ConfigError(
+            f"a Fréchet distance needs at least 2 images on each side, not {len(features)}"
+        )
     if not np.isfinite(features).all():
         raise ConfigError("features hold values that are not finite")
 
@@ -99,7 +103,9 @@ def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return polynomial_kernel(x, y, degree=3, gamma=1 / x.shape[1], coef0=1)
 
 
-def kid(x: np.ndarray, y: np.ndarray, subsets: int, size: int, rng: np.random.Generator) -> tuple[float, float]:
+def kid(
+    x: np.ndarray, y: np.ndarray, subsets: int, size: int, rng: np.random.Generator
+) -> tuple[float, float]:
     """Return mean and standard deviation of ``mmd2`` over random subsets.
 
     Args:
@@ -113,12 +119,15 @@ def kid(x: np.ndarray, y: np.ndarray, subsets: int, size: int, rng: np.random.Ge
     if size < 2:
         raise ConfigError(f"KID needs at least 2 images on each side, not {len(x)} and {len(y)}")
     values = [
-        mmd2(x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)]) for _ in range(subsets)
+        mmd2(x[rng.choice(len(x), size, replace=False)], y[rng.choice(len(y), size, replace=False)])
+        for _ in range(subsets)
     ]
     return float(np.mean(values)), float(np.std(values))
 
 
-def resampled_mmd2(x: np.ndarray, y: np.ndarray, resamples: int, rng: np.random.Generator) -> np.ndarray:
+def resampled_mmd2(
+    x: np.ndarray, y: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
     """Return how far ``mmd2`` of all features moves when ``x`` is resampled, float64 (resamples,).
 
     Pairs of one image with its own repetition are left out, as ``mmd2`` leaves out each image with itself; counted in, they
@@ -126,7 +135,9 @@ def resampled_mmd2(x: np.ndarray, y: np.ndarray, resamples: int, rng: np.random.
     """
     count = len(x)
     times = rng.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)
-    times = np.concatenate([np.ones((1, count)), times])  # the first line is no resample: all images once
+    times = np.concatenate(
+        [np.ones((1, count)), times]
+    )  # the first line is no resample: all images once
     pairs = np.zeros(len(times))
     cross = np.empty(count)
     for start in range(0, count, 1024):
@@ -136,7 +147,10 @@ def resampled_mmd2(x: np.ndarray, y: np.ndarray, resamples: int, rng: np.random.
         pairs += np.einsum("rn,rn->r", times @ kernel.T, times[:, part])
         cross[part] = _kernel(x[part], y).mean(axis=1)
     different = count**2 - (times**2).sum(axis=1)
-    values = np.divide(pairs, different, out=np.zeros_like(pairs), where=different > 0) - 2 * (times @ cross) / count
+    values = (
+        np.divide(pairs, different, out=np.zeros_like(pairs), where=different > 0)
+        - 2 * (times @ cross) / count
+    )
     return values[1:] - values[0]
 
 
@@ -186,5 +200,7 @@ def overlap(generations: np.ndarray, reference: np.ndarray, k: int) -> Overlap:
 
 def _reach(features: np.ndarray, k: int) -> np.ndarray:
     """Return the distance of each point to its ``k``-th nearest other point, float64 (N,)."""
-    chunks = pairwise_distances_chunked(features, reduce_func=lambda block, _: np.partition(block, k, axis=1)[:, k])
+    chunks = pairwise_distances_chunked(
+        features, reduce_func=lambda block, _: np.partition(block, k, axis=1)[:, k]
+    )
     return np.concatenate(list(chunks))

@@ -17,7 +17,10 @@ _BLOCK = 1024
 
 
 def top1(
-    features: np.ndarray, gallery: np.ndarray, sources: np.ndarray | None = None, gallery_sources: np.ndarray | None = None
+    features: np.ndarray,
+    gallery: np.ndarray,
+    sources: np.ndarray | None = None,
+    gallery_sources: np.ndarray | None = None,
 ) -> np.ndarray:
     """Return the largest cosine of each image with an image of the gallery, float64 (Q,); 0 for features of length 0.
 

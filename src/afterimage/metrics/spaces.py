@@ -39,7 +39,9 @@ def find(settings: config.Quality, network: Path | None, name: str | None = None
         assert settings.inception_weights is not None
         return inception(Path(config.expand(settings.inception_weights)), settings.inception_sha256)
     if network is None:
-        raise ConfigError("quality.features = classifier needs a trained classifier; allowed without one: pixels, inception")
+        raise ConfigError(
+            "quality.features = classifier needs a trained classifier; allowed without one: pixels, inception"
+        )
     return lambda images: classifier.embed(network, images).astype(np.float64)
 
 
@@ -58,7 +60,9 @@ def inception(weights: Path, sha256: str | None) -> Space:
     if not weights.is_file():
         raise ConfigError(f"quality.inception_weights = {weights}: there is no such file")
     if artifacts.sha256(weights) != sha256:
-        raise ArtifactError(f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = {sha256}")
+        raise ArtifactError(
+            f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = {sha256}"
+        )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
@@ -69,12 +73,19 @@ def inception(weights: Path, sha256: str | None) -> Space:
     import torch
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device).eval()
+    network = (
+        FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights)).to(device).eval()
+    )
 
     @torch.no_grad()
     def embed(images: np.ndarray) -> np.ndarray:
         colour = np.broadcast_to(images, (*images.shape[:3], 3)).transpose(0, 3, 1, 2)
-        parts = [torch.from_numpy(np.ascontiguousarray(colour[i : i + 64])) for i in range(0, len(colour), 64)]
-        return np.concatenate([network(part.to(device))[0].cpu().numpy() for part in parts]).astype(np.float64)
+        parts = [
+            torch.from_numpy(np.ascontiguousarray(colour[i : i + 64]))
+            for i in range(0, len(colour), 64)
+        ]
+        return np.concatenate([network(part.to(device))[0].cpu().numpy() for part in parts]).astype(
+            np.float64
+        )
 
     return embed

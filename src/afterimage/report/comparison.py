@@ -95,7 +95,13 @@ METRICS = {
 }
 """What is compared, in the order in which it is read. A name goes on with a feature space or a forget set in brackets."""
 
-BETTER, WORSE, MIXED, UNSEEN, UNMEASURED = "better", "worse", "mixed", "no difference seen", "not measured"
+BETTER, WORSE, MIXED, UNSEEN, UNMEASURED = (
+    "better",
+    "worse",
+    "mixed",
+    "no difference seen",
+    "not measured",
+)
 NOT_TESTABLE, ONE_TRAINING = "not testable", "one training: no verdict"
 YES, NO, NOT_SHOWN, TRAINED_LESS = "yes", "no", "not shown", "control trained longer"
 PAIRED = "paired t"
@@ -163,7 +169,11 @@ def student(values: np.ndarray, confidence: float) -> Interval:
     mean = float(values.mean())
     if np.allclose(values, values[0], rtol=1e-9, atol=0):
         return Interval(mean, math.nan, math.nan)
-    half = float(stats.t.ppf((1 + confidence) / 2, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    half = float(
+        stats.t.ppf((1 + confidence) / 2, len(values) - 1)
+        * values.std(ddof=1)
+        / np.sqrt(len(values))
+    )
     return Interval(mean, mean - half, mean + half)
 
 
@@ -173,7 +183,9 @@ def widest(points: pd.DataFrame) -> Interval:
     Args:
         points: Rows of ``tables.points``, of one arm and metric.
     """
-    return Interval(float(points["value"].mean()), float(points["low"].min()), float(points["high"].max()))
+    return Interval(
+        float(points["value"].mean()), float(points["low"].min()), float(points["high"].max())
+    )
 
 
 def over_replicates(points: pd.DataFrame, confidence: float) -> tuple[Interval, str]:
@@ -198,16 +210,28 @@ def difference(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> t
         own: Rows of ``tables.points`` of the arm, one per replicate.
         control: The same of the control.
     """
-    pairs = own.merge(control, on="replicate", suffixes=("", "_control")).dropna(subset=["value", "value_control"])
+    pairs = own.merge(control, on="replicate", suffixes=("", "_control")).dropna(
+        subset=["value", "value_control"]
+    )
     if len(pairs) > 1:
-        return student((pairs["value"] - pairs["value_control"]).to_numpy(float), confidence), PAIRED
+        return student(
+            (pairs["value"] - pairs["value_control"]).to_numpy(float), confidence
+        ), PAIRED
     if pairs.empty:
         return Interval(math.nan, math.nan, math.nan), ""
     row = pairs.iloc[0]
     if not (math.isnan(row["count"]) or math.isnan(row["count_control"])):
-        shares = [wilson(int(row[f"count{side}"]), int(row[f"of{side}"]), confidence) for side in ("", "_control")]
+        shares = [
+            wilson(int(row[f"count{side}"]), int(row[f"of{side}"]), confidence)
+            for side in ("", "_control")
+        ]
         return square_and_add(*shares), "score"
-    change = square_and_add(*(Interval(*(row[f"{name}{side}"] for name in Interval._fields)) for side in ("", "_control")))
+    change = square_and_add(
+        *(
+            Interval(*(row[f"{name}{side}"] for name in Interval._fields))
+            for side in ("", "_control")
+        )
+    )
     return change, "" if math.isnan(change.low) else "square-and-add"
 
 
@@ -254,7 +278,10 @@ def together(verdicts: Iterable[str]) -> str:
     said = set(verdicts) - {UNMEASURED}
     if {BETTER, WORSE} <= said:
         return MIXED
-    return next((one for one in (ONE_TRAINING, BETTER, WORSE, UNSEEN, NOT_TESTABLE) if one in said), UNMEASURED)
+    return next(
+        (one for one in (ONE_TRAINING, BETTER, WORSE, UNSEEN, NOT_TESTABLE) if one in said),
+        UNMEASURED,
+    )
 
 
 def compare(
@@ -291,9 +318,14 @@ def compare(
             return ""
         verdict = judge(change, rule.better, method)
         if rule.alarms:
-            return above_false_alarms(verdict, *(copying(one, metric, rule.alarms) for one in (arm, control)))
+            return above_false_alarms(
+                verdict, *(copying(one, metric, rule.alarms) for one in (arm, control))
+            )
         name, _, of = metric.partition("[")
-        chosen = name == "forgotten_extracted_calibrated" and chosen_from.get(of.removesuffix("]")) == control
+        chosen = (
+            name == "forgotten_extracted_calibrated"
+            and chosen_from.get(of.removesuffix("]")) == control
+        )
         return NOT_TESTABLE if chosen and verdict not in (UNMEASURED, ONE_TRAINING) else verdict
 
     rows = []
@@ -304,19 +336,32 @@ def compare(
             rule, own = rule_of(metric), cells[arm, metric]
             assert rule is not None
             value, _ = over_replicates(own, confidence)
-            row = {"arm": arm, "control": control, "metric": metric, "better": rule.better, "decides": rule.decides}
+            row = {
+                "arm": arm,
+                "control": control,
+                "metric": metric,
+                "better": rule.better,
+                "decides": rule.decides,
+            }
             row |= {"replicates": len(own), **value._asdict()}
             if control is not None and (control, metric) in cells:
                 other = cells[control, metric]
                 theirs, _ = over_replicates(other, confidence)
                 change, method = difference(own, other, confidence)
                 row |= {f"control_{name}": number for name, number in theirs._asdict().items()}
-                row |= dict(zip(("difference", "difference_low", "difference_high"), change, strict=True))
-                row |= {"method": method, "verdict": verdict_on(arm, control, metric, change, method)}
+                row |= dict(
+                    zip(("difference", "difference_low", "difference_high"), change, strict=True)
+                )
+                row |= {
+                    "method": method,
+                    "verdict": verdict_on(arm, control, metric, change, method),
+                }
             rows.append(row)
     ends = ("difference", "difference_low", "difference_high", "method", "verdict")
     columns = ["arm", "control", "metric", "better", "decides", "replicates", *Interval._fields]
-    return pd.DataFrame(rows, columns=[*columns, *(f"control_{name}" for name in Interval._fields), *ends])
+    return pd.DataFrame(
+        rows, columns=[*columns, *(f"control_{name}" for name in Interval._fields), *ends]
+    )
 
 
 def _beats(said: Mapping[str, str], trained_less: bool) -> str:
@@ -342,16 +387,25 @@ def verdicts(compared: pd.DataFrame) -> pd.DataFrame:
         compared: The table of ``compare``.
     """
     rows = []
-    for (arm, control), group in compared.dropna(subset=["control"]).groupby(["arm", "control"], sort=False):
-        judged = {about: together(group["verdict"][group["decides"] == about].dropna()) for about in (*_TEXTS, "rest")}
+    for (arm, control), group in compared.dropna(subset=["control"]).groupby(
+        ["arm", "control"], sort=False
+    ):
+        judged = {
+            about: together(group["verdict"][group["decides"] == about].dropna())
+            for about in (*_TEXTS, "rest")
+        }
         rest = judged.pop("rest")
         said = judged | ({} if rest == UNMEASURED else {"quality": rest})
         updates = group[group["metric"] == "network_updates"]
         beats = _beats(said, bool((updates["value"] < 0.99 * updates["control_value"]).any()))
-        words = [_TEXTS[about][verdict] for about, verdict in said.items() if verdict in _TEXTS[about]]
+        words = [
+            _TEXTS[about][verdict] for about, verdict in said.items() if verdict in _TEXTS[about]
+        ]
         words += ["its control's network was trained longer"] if beats == TRAINED_LESS else []
         text = ONE_TRAINING if beats == ONE_TRAINING else ", ".join(words)
-        rows.append({"arm": arm, "control": control, **said, "beats_control": beats, "verdict": text})
+        rows.append(
+            {"arm": arm, "control": control, **said, "beats_control": beats, "verdict": text}
+        )
     return pd.DataFrame(rows, columns=["arm", "control", *_TEXTS, "beats_control", "verdict"])
 
 
@@ -369,9 +423,15 @@ def wide(compared: pd.DataFrame) -> pd.DataFrame:
 def replicate_points(points: pd.DataFrame) -> pd.DataFrame:
     """Return one row per arm and replicate with the numbers that decide about memorization and about quality."""
     rules = {metric: rule_of(metric) for metric in dict.fromkeys(points["metric"])}
-    axes = [metric for metric, rule in rules.items() if rule and rule.decides in ("memorization", "quality")]
+    axes = [
+        metric
+        for metric, rule in rules.items()
+        if rule and rule.decides in ("memorization", "quality")
+    ]
     cells = points[["arm", "replicate"]].drop_duplicates()
-    table = points[points["metric"].isin(axes)].pivot(index=["arm", "replicate"], columns="metric", values="value")
+    table = points[points["metric"].isin(axes)].pivot(
+        index=["arm", "replicate"], columns="metric", values="value"
+    )
     return cells.merge(table[axes].reset_index(), on=["arm", "replicate"])
 
 
@@ -381,5 +441,7 @@ def front(points: np.ndarray) -> np.ndarray:
     Args:
         points: (N, D), lower is better in each coordinate.
     """
-    beaten = [((points <= point).all(axis=1) & (points < point).any(axis=1)).any() for point in points]
+    beaten = [
+        ((points <= point).all(axis=1) & (points < point).any(axis=1)).any() for point in points
+    ]
     return ~np.array(beaten, bool)

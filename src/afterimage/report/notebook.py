@@ -28,7 +28,14 @@ class Notebook:
     def __init__(self, results: str | Path, figures: str | Path, confidence: float) -> None:
         self.results, self.figures = Path(results), Path(figures)
         self.figures.mkdir(exist_ok=True)
-        plt.rcParams.update({"figure.dpi": 110, "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+        plt.rcParams.update(
+            {
+                "figure.dpi": 110,
+                "font.size": 9,
+                "axes.spines.top": False,
+                "axes.spines.right": False,
+            }
+        )
         self.level = f"{100 * confidence:g} %"
 
     def folder(self, phase: str, arm: str, *rest: str, replicate: int = 0) -> Path:
@@ -43,12 +50,18 @@ class Notebook:
         """Write a figure, the same bytes for the same figure, and show it."""
         import IPython.display
 
-        figure.savefig(self.figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(
+            self.figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None}
+        )
         plt.close(figure)
         IPython.display.display(IPython.display.Image(filename=self.figures / f"{name}.png"))
 
     def show(
-        self, frame: pd.DataFrame, shaded: Collection = (), shade: str = "#f0f0f0", cells: str = "white-space:nowrap"
+        self,
+        frame: pd.DataFrame,
+        shaded: Collection = (),
+        shade: str = "#f0f0f0",
+        cells: str = "white-space:nowrap",
     ) -> None:
         """Show a table whose cells are HTML, in a frame that scrolls.
 
@@ -71,7 +84,13 @@ class Notebook:
         IPython.display.display(IPython.display.HTML(f"<div style='overflow-x:auto'>{table}</div>"))
 
 
-def text(value: float, low: float = math.nan, high: float = math.nan, percent: bool = False, sign: str = "") -> str:
+def text(
+    value: float,
+    low: float = math.nan,
+    high: float = math.nan,
+    percent: bool = False,
+    sign: str = "",
+) -> str:
     """Return a number with its interval, if it has one, as HTML.
 
     Args:

@@ -37,17 +37,27 @@ START_SECONDS = 120
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--notebook", type=Path, required=True, help="notebook in jupytext's percent form")
+    parser.add_argument(
+        "--notebook", type=Path, required=True, help="notebook in jupytext's percent form"
+    )
     parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
-    parser.add_argument("--tables", type=Path, required=True, help="store of the tables that the notebook reads")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of step report/page")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the notebook, the page and its figures")
+    parser.add_argument(
+        "--tables", type=Path, required=True, help="store of the tables that the notebook reads"
+    )
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of step report/page"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder for the notebook, the page and its figures"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "report/page")
     inputs = {"notebook": args.notebook, "tables": args.tables / artifacts.RUN}
-    with artifacts.step(config, args.out, inputs=inputs, entries=(__name__, "afterimage.report.notebook")) as step:
+    with artifacts.step(
+        config, args.out, inputs=inputs, entries=(__name__, "afterimage.report.notebook")
+    ) as step:
         figures = step.folder / "figures"
         figures.mkdir()
         executed = step.folder / f"{args.notebook.stem}.ipynb"
@@ -66,10 +76,14 @@ def isolated_jupyter() -> Iterator[Path]:
     """
     before = os.environ.copy()
     place = tempfile.gettempdir()
-    with tempfile.TemporaryDirectory(dir=place if len(place) < SOCKET_PATH - len("/tmp12345678") else "/tmp") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=place if len(place) < SOCKET_PATH - len("/tmp12345678") else "/tmp"
+    ) as scratch:
         for name in ("JUPYTER_PATH", "JUPYTER_CONFIG_PATH", "PYTHONSTARTUP"):
             os.environ.pop(name, None)
-        folders = dict.fromkeys(("IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"), scratch)
+        folders = dict.fromkeys(
+            ("IPYTHONDIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "JUPYTER_CONFIG_DIR"), scratch
+        )
         os.environ.update(folders, JUPYTER_PREFER_ENV_PATH="1", MPLBACKEND="agg")
         try:
             yield Path(scratch)
@@ -94,18 +108,28 @@ def execute(notebook: Path, executed: Path, parameters: dict, scratch: Path) -> 
 
     source = scratch / executed.name
     content = jupytext.read(notebook)
-    content.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    content.metadata["kernelspec"] = {
+        "name": "python3",
+        "display_name": "Python 3",
+        "language": "python",
+    }
     jupytext.write(content, source)
     declared = papermill.inspect_notebook(source)
     unknown = sorted(parameters.keys() - declared.keys())
     if unknown:
-        raise artifacts.ArtifactError(f"{notebook} declares no parameter {', '.join(unknown)}; it has: {', '.join(declared)}")
+        raise artifacts.ArtifactError(
+            f"{notebook} declares no parameter {', '.join(unknown)}; it has: {', '.join(declared)}"
+        )
     target = scratch / f"executed-{executed.name}"
     with kernel(scratch) as manager:
         try:
-            papermill.execute_notebook(source, target, parameters=parameters, progress_bar=False, km=manager)
+            papermill.execute_notebook(
+                source, target, parameters=parameters, progress_bar=False, km=manager
+            )
         except DeadKernelError as error:
-            raise artifacts.ArtifactError(f"{notebook}: the kernel died while it ran a cell ({end_of(manager)})") from error
+            raise artifacts.ArtifactError(
+                f"{notebook}: the kernel died while it ran a cell ({end_of(manager)})"
+            ) from error
     shutil.move(target, executed)
 
 
@@ -126,7 +150,9 @@ def kernel(scratch: Path) -> Iterator[AsyncKernelManager]:
     for attempt in (1, 2):
         manager = AsyncKernelManager(
             kernel_name=NATIVE_KERNEL_NAME,
-            kernel_spec_manager=KernelSpecManager(kernel_dirs=[]),  # none but ipykernel's own, with sys.executable
+            kernel_spec_manager=KernelSpecManager(
+                kernel_dirs=[]
+            ),  # none but ipykernel's own, with sys.executable
             transport="ipc",
             connection_file=str(scratch / f"{attempt}.json"),
         )
@@ -181,7 +207,12 @@ def mark_earlier(page: Path, log: Path) -> bool:
         link = html.escape(os.path.relpath(log, page.parent))
         note = f"{EARLIER}, and may not show the present results: making it anew failed (<a href='{link}'>log</a>)."
         style = "position:sticky;top:0;z-index:9;padding:1em;background:#b00020;color:white;font-family:sans-serif"
-        marked = re.sub(r"<body\b[^>]*>", lambda found: f"{found[0]}<p style='{style}'>{note}</p>", text, count=1)
+        marked = re.sub(
+            r"<body\b[^>]*>",
+            lambda found: f"{found[0]}<p style='{style}'>{note}</p>",
+            text,
+            count=1,
+        )
         artifacts.write_atomically(page, marked.encode())
     return True
 
@@ -190,7 +221,9 @@ def to_html(executed: Path) -> str:
     """Return an executed notebook as one HTML page without code cells and without references to the network."""
     from nbconvert import HTMLExporter
 
-    exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
+    exporter = HTMLExporter(
+        exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True
+    )
     exporter.mathjax_url = ""
     exporter.require_js_url = ""
     text, _ = exporter.from_filename(str(executed))

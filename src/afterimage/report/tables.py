@@ -22,7 +22,7 @@ import pandas as pd
 from scipy import stats
 
 from afterimage import artifacts
-from afterimage.attacks.results import COLUMNS
+from afterimage.attacks.table import COLUMNS
 from afterimage.report import comparison
 
 STEP = "report/tables"
@@ -78,7 +78,9 @@ Folders = dict[tuple[str, int], Path]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", type=Path, required=True, help="folder of the study's results")
-    parser.add_argument("--config", type=Path, required=True, help="resolved config of step report/tables")
+    parser.add_argument(
+        "--config", type=Path, required=True, help="resolved config of step report/tables"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
 
 
@@ -89,7 +91,11 @@ def run(args: argparse.Namespace) -> None:
     confidence: float = settings["confidence"]
 
     def folders(phase: str, attack: str = "", arms: list[str] | None = None) -> Folders:
-        cells = [(arm, k) for arm in (controls if arms is None else arms) for k in range(settings["replicates"])]
+        cells = [
+            (arm, k)
+            for arm in (controls if arms is None else arms)
+            for k in range(settings["replicates"])
+        ]
         return {(arm, k): args.results / phase / arm / f"rep{k}" / attack for arm, k in cells}
 
     training = folders("train")
@@ -103,15 +109,26 @@ def run(args: argparse.Namespace) -> None:
     dedup = args.results / "data" / "dedup"
     inputs["dedup"] = dedup / artifacts.RUN
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
-        results = {name: _concatenate(by_cell, "results.csv") for name, by_cell in attacks.items() if by_cell}
-        results.setdefault("forgetting", pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS]))
+        results = {
+            name: _concatenate(by_cell, "results.csv")
+            for name, by_cell in attacks.items()
+            if by_cell
+        }
+        results.setdefault(
+            "forgetting", pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS])
+        )
         first = next(iter(attacks["extraction"].values()))
         anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
         runs = {cell: artifacts.read_run(folder) for cell, folder in training.items()}
-        facts = {cell: own["facts"] | {"network_updates": network_updates(runs, *cell)} for cell, own in runs.items()}
+        facts = {
+            cell: own["facts"] | {"network_updates": network_updates(runs, *cell)}
+            for cell, own in runs.items()
+        }
         numbers = points(results, facts, anchor, confidence)
         arms = headline(numbers, confidence)
-        compared = comparison.compare(numbers, controls, confidence, chosen_from(attacks["forgetting"]))
+        compared = comparison.compare(
+            numbers, controls, confidence, chosen_from(attacks["forgetting"])
+        )
         copies = against_copies(results["extraction"], anchor, confidence)
         tables = {
             "arms": arms,
@@ -137,9 +154,13 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _concatenate(folders: Folders, name: str) -> pd.DataFrame:
     """Return one file of every cell below each other, with columns ``arm`` and ``replicate`` in front."""
-    tables = [_read(folder / name).assign(arm=arm, replicate=k) for (arm, k), folder in folders.items()]
+    tables = [
+        _read(folder / name).assign(arm=arm, replicate=k) for (arm, k), folder in folders.items()
+    ]
     joined = pd.concat(tables, ignore_index=True)
-    return joined[["arm", "replicate", *[column for column in joined if column not in ("arm", "replicate")]]]
+    return joined[
+        ["arm", "replicate", *[column for column in joined if column not in ("arm", "replicate")]]
+    ]
 
 
 def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, replicate: int) -> int:
@@ -150,7 +171,9 @@ def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, repli
     """
     own = runs[arm, replicate]
     base = own["config"]["settings"]["arm"]["base"]
-    return own["facts"]["updates_per_model"] + (network_updates(runs, base, replicate) if base else 0)
+    return own["facts"]["updates_per_model"] + (
+        network_updates(runs, base, replicate) if base else 0
+    )
 
 
 def chosen_from(forgetting: Folders) -> dict[str, str]:
@@ -166,7 +189,10 @@ def chosen_from(forgetting: Folders) -> dict[str, str]:
 
 
 def points(
-    results: dict[str, pd.DataFrame], facts: dict[tuple[str, int], dict[str, Any]], anchor: str, confidence: float
+    results: dict[str, pd.DataFrame],
+    facts: dict[tuple[str, int], dict[str, Any]],
+    anchor: str,
+    confidence: float,
 ) -> pd.DataFrame:
     """Return the headline numbers of every replicate.
 
@@ -186,14 +212,29 @@ def points(
     for row in extraction[extraction["subset"] == "all"].to_dict("records"):
         suffix = "_calibrated" if row["alpha"] == "calibrated" else ""
         if row["metric"] in ("mq@0.5", "mq_holdout@0.5"):
-            rows.append(_point(row, "mq@0.5 (share)" + (" of holdout" if row["metric"].startswith("mq_holdout") else "")))
+            rows.append(
+                _point(
+                    row,
+                    "mq@0.5 (share)"
+                    + (" of holdout" if row["metric"].startswith("mq_holdout") else ""),
+                )
+            )
         elif row["metric"] == "extracted_images":
             one = _point(row, f"unique_images{suffix}")
-            counted = {"value": row["count"], "low": one["low"] * row["of"], "high": one["high"] * row["of"]}
+            counted = {
+                "value": row["count"],
+                "low": one["low"] * row["of"],
+                "high": one["high"] * row["of"],
+            }
             rows.append(one | counted | {"count": math.nan, "of": math.nan})
             if suffix:
                 rows.append(_point(row, "alpha_calibrated", row["alpha_value"]))
-        elif row["metric"] in ("flagged_generations", "flagged_holdout", "twins_flagged", "average_precision"):
+        elif row["metric"] in (
+            "flagged_generations",
+            "flagged_holdout",
+            "twins_flagged",
+            "average_precision",
+        ):
             rows.append(_point(row, row["metric"] + suffix))
     rows += _planted(extraction, confidence)
     membership = results["membership"]
@@ -204,14 +245,25 @@ def points(
             rows.append(_point(row, f"{name}[{row['set']}]"))
         measure, _, space = row["metric"].partition("[")
         if row["subset"] == "remain" and measure in REMAINING and space.endswith("]"):
-            rows.append(_point(row, f"remaining_{measure}[{space.removesuffix(']')}, {row['set']}]"))
+            rows.append(
+                _point(row, f"remaining_{measure}[{space.removesuffix(']')}, {row['set']}]")
+            )
     for row in results["quality"].to_dict("records"):
-        rows.append(_point(row, row["metric"] if row["of"] == "generations" else f"{row['metric']} of {row['of']}"))
+        rows.append(
+            _point(
+                row,
+                row["metric"] if row["of"] == "generations" else f"{row['metric']} of {row['of']}",
+            )
+        )
     for (arm, k), fact in facts.items():
         budget = {name: fact[name] for name in FACTS if fact.get(name) is not None}
         budget["passes"] = fact["images_seen"] / fact["training_images"]
-        rows += [_point({"arm": arm, "replicate": k}, name, value) for name, value in budget.items()]
-    return pd.DataFrame(rows, columns=["arm", "replicate", "metric", "value", "low", "high", "count", "of"])
+        rows += [
+            _point({"arm": arm, "replicate": k}, name, value) for name, value in budget.items()
+        ]
+    return pd.DataFrame(
+        rows, columns=["arm", "replicate", "metric", "value", "low", "high", "count", "of"]
+    )
 
 
 def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict[str, Any]:
@@ -226,7 +278,12 @@ def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict
         return point
     if math.isnan(row.get("exact_low", math.nan)):
         return point | {"low": row["low"], "high": row["high"]}
-    return point | {"low": row["exact_low"], "high": row["exact_high"], "count": row["count"], "of": row["of"]}
+    return point | {
+        "low": row["exact_low"],
+        "high": row["exact_high"],
+        "count": row["count"],
+        "of": row["of"],
+    }
 
 
 def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]]:
@@ -239,7 +296,9 @@ def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]
         exact = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
         row = {"arm": arm, "replicate": k, "value": count / of, "count": count, "of": of}
         row |= {"exact_low": exact.low, "exact_high": exact.high}
-        rows.append(_point(row, "planted_extracted" + ("_calibrated" if alpha == "calibrated" else "")))
+        rows.append(
+            _point(row, "planted_extracted" + ("_calibrated" if alpha == "calibrated" else ""))
+        )
     return rows
 
 
@@ -252,7 +311,9 @@ def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
         numbers: The table of ``points``.
         confidence: Of the intervals between replicates.
     """
-    metrics = dict.fromkeys([*(metric for metric in ORDER if metric in set(numbers["metric"])), *numbers["metric"]])
+    metrics = dict.fromkeys(
+        [*(metric for metric in ORDER if metric in set(numbers["metric"])), *numbers["metric"]]
+    )
     cells = dict(list(numbers.groupby(["arm", "metric"])))
     rows = []
     for metric in metrics:
@@ -260,7 +321,15 @@ def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
             if (arm, metric) in cells:
                 some = cells[arm, metric]
                 interval, kind = comparison.over_replicates(some, confidence)
-                rows.append({"arm": arm, "metric": metric, **interval._asdict(), "replicates": len(some), "interval": kind})
+                rows.append(
+                    {
+                        "arm": arm,
+                        "metric": metric,
+                        **interval._asdict(),
+                        "replicates": len(some),
+                        "interval": kind,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -295,13 +364,17 @@ def union_over_replicates(folders: Folders, anchor: str) -> pd.DataFrame:
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in folders):
         for alpha in ("fixed", "calibrated"):
-            own = [folder / "images.parquet" for (other, _), folder in folders.items() if other == arm]
+            own = [
+                folder / "images.parquet" for (other, _), folder in folders.items() if other == arm
+            ]
             found: set = set()
             for path in own:
                 artifacts.check_file(path)
                 images = pd.read_parquet(path)
                 found |= set(images.source[images[f"extracted_{anchor}_{alpha}"]])
-            rows.append({"arm": arm, "alpha": alpha, "replicates": len(own), "unique_images": len(found)})
+            rows.append(
+                {"arm": arm, "alpha": alpha, "replicates": len(own), "unique_images": len(found)}
+            )
     return pd.DataFrame(rows)
 
 

@@ -16,10 +16,10 @@ from typing import Any, get_args
 import numpy as np
 
 from afterimage import config
-from afterimage.artifacts import Images
 from afterimage.config import ConfigError
 from afterimage.config.data import LARGEST, SMALLEST, Crop, ResizeFilter
 from afterimage.data import folder, parquet, pictures, sources
+from afterimage.images import Images
 
 NAMED = 10
 """Most names in one notice."""
@@ -41,8 +41,18 @@ def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
     """
     parser.set_defaults(image_sets=tuple(sets))
     group = parser.add_argument_group("how images are read")
-    group.add_argument("--colour", choices=get_args(pictures.Colour), default="keep", help="make all images grey or colour")
-    group.add_argument("--resize", type=int, metavar="SIDE", help="make all images squares of so many pixels a side")
+    group.add_argument(
+        "--colour",
+        choices=get_args(pictures.Colour),
+        default="keep",
+        help="make all images grey or colour",
+    )
+    group.add_argument(
+        "--resize",
+        type=int,
+        metavar="SIDE",
+        help="make all images squares of so many pixels a side",
+    )
     group.add_argument(
         "--resize-filter",
         choices=get_args(ResizeFilter),
@@ -60,7 +70,14 @@ def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
         ("label_column", "parquet column, or array of an .npz, with the labels"),
         ("array", "array of an .npz with the images, where it is not called images"),
     ):
-        group.add_argument(_CHOICES[option][0], nargs="+", action="extend", default=[], metavar="[SET=]NAME", help=text + named)
+        group.add_argument(
+            _CHOICES[option][0],
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="[SET=]NAME",
+            help=text + named,
+        )
 
 
 @dataclass(frozen=True)
@@ -103,7 +120,9 @@ class ImageSet:
             taken, others = choice["taken"], choice["others"]
             if not choice["given"] and (others or taken not in _EXPECTED[option]):
                 beside = f", not {_listed(others)}" if others else ""
-                said.append(f"{flag}: the {_READ[option]} were read from {taken}{beside}; {_FLAGS[option]} chooses another")
+                said.append(
+                    f"{flag}: the {_READ[option]} were read from {taken}{beside}; {_FLAGS[option]} chooses another"
+                )
         if manifest["transparent"]:
             said.append(
                 f"{flag}: {_count(manifest['transparent'], 'image')} with transparency, which was dropped: the colours under it "
@@ -123,9 +142,21 @@ class ImageSet:
         return said
 
 
-_READ = {"image_column": "images", "label_column": "labels", "array": "images", "label_array": "labels"}
-_FLAGS = {option: flag for option, (flag, _) in _CHOICES.items()} | {"label_array": "--label-column"}
-_EXPECTED = {"image_column": {"image", "img"}, "label_column": {"label"}, "array": {"images"}, "label_array": {"labels"}}
+_READ = {
+    "image_column": "images",
+    "label_column": "labels",
+    "array": "images",
+    "label_array": "labels",
+}
+_FLAGS = {option: flag for option, (flag, _) in _CHOICES.items()} | {
+    "label_array": "--label-column"
+}
+_EXPECTED = {
+    "image_column": {"image", "img"},
+    "label_column": {"label"},
+    "array": {"images"},
+    "label_array": {"labels"},
+}
 """Setting -> names that need no word where there is nothing else."""
 
 
@@ -153,7 +184,9 @@ def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> Image
         names=_names(name),
     )
     assumed = {"--resize-filter": args.resize_filter, "--crop": args.crop}
-    manifest["assumed"] = [flag for flag, value in assumed.items() if value is None] if args.resize else []
+    manifest["assumed"] = (
+        [flag for flag, value in assumed.items() if value is None] if args.resize else []
+    )
     names = manifest["names"]
     return ImageSet(
         name,
@@ -220,7 +253,9 @@ def source_of(name: str, args: argparse.Namespace) -> config.Source:
         raise ConfigError(f"--resize = {args.resize}: allowed are {SMALLEST} to {LARGEST} pixels")
     for option, value in (("--resize-filter", args.resize_filter), ("--crop", args.crop)):
         if value is not None and args.resize is None:
-            raise ConfigError(f"{option} = {value}: it says how to resize, but --resize is not given")
+            raise ConfigError(
+                f"{option} = {value}: it says how to resize, but --resize is not given"
+            )
     for option in _CHOICES:
         _parsed(option, args)
     kind, settings = _kind_of(flag, text)
@@ -283,11 +318,15 @@ def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
         start, equals, name = text.partition("=")
         of = start if equals else None
         if of is not None and of not in args.image_sets:
-            raise ConfigError(f"{flag} = {text}: {of!r} is no set of images; sets are {', '.join(args.image_sets)}")
+            raise ConfigError(
+                f"{flag} = {text}: {of!r} is no set of images; sets are {', '.join(args.image_sets)}"
+            )
         if of is not None and getattr(args, of) is None:
             raise ConfigError(f"{flag} = {text}: --{of} is not given")
         if of in chosen:
-            raise ConfigError(f"{flag} = {text}: it is given more than once for {'--' + of if of else 'all sets'}")
+            raise ConfigError(
+                f"{flag} = {text}: it is given more than once for {'--' + of if of else 'all sets'}"
+            )
         chosen[of] = name if equals else text
     return chosen
 
@@ -298,18 +337,24 @@ def _chosen(option: str, name: str, kind: str, args: argparse.Namespace) -> str 
     chosen = _parsed(option, args)
     if name in chosen:
         if kind not in kinds:
-            raise ConfigError(f"{flag} = {name}={chosen[name]}: it is for {_for(kinds)}, and --{name} is none")
+            raise ConfigError(
+                f"{flag} = {name}={chosen[name]}: it is for {_for(kinds)}, and --{name} is none"
+            )
         return chosen[name]
     if None not in chosen or kind in kinds:
         return chosen.get(None)
     given = [other for other in args.image_sets if getattr(args, other) is not None]
     if not any(_kind_of(f"--{other}", getattr(args, other))[0] in kinds for other in given):
-        raise ConfigError(f"{flag} = {chosen[None]}: it is for {_for(kinds)}, and no set of images is one")
+        raise ConfigError(
+            f"{flag} = {chosen[None]}: it is for {_for(kinds)}, and no set of images is one"
+        )
     return None
 
 
 def _for(kinds: Sequence[str]) -> str:
-    return " or ".join({"parquet": "parquet", "npz": "an .npz"}[kind] for kind in kinds if kind != "huggingface")
+    return " or ".join(
+        {"parquet": "parquet", "npz": "an .npz"}[kind] for kind in kinds if kind != "huggingface"
+    )
 
 
 def _count(number: int, noun: str) -> str:

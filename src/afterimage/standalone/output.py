@@ -34,12 +34,16 @@ def check(out: Path, ours: Collection[str], replaced: bool = False, flag: str = 
                 f"{flag} {out}: {foreign[0]} is not of an earlier result; allowed are a new or empty folder, or such a result alone"
             )
         if replaced and place.is_mount():
-            raise ConfigError(f"{flag} {out}: it is a mount point, which cannot be replaced; name a folder in it")
+            raise ConfigError(
+                f"{flag} {out}: it is a mount point, which cannot be replaced; name a folder in it"
+            )
         for folder in (nearest, place.parent) if replaced and nearest == place else (nearest,):
             with tempfile.TemporaryDirectory(prefix=".afterimage-", dir=folder):
                 pass
     except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
-        raise ConfigError(f"{flag} {out}: it cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise ConfigError(
+            f"{flag} {out}: it cannot be written: {getattr(error, 'strerror', None) or error}"
+        ) from error
     return place
 
 
@@ -53,4 +57,8 @@ def earlier(out: Path, step: str) -> set[str]:
 
 
 def _files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    return {
+        path.relative_to(folder).as_posix()
+        for path in folder.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from afterimage.artifacts import Images
 from afterimage.attacks.extraction import Extraction
+from afterimage.images import Images
 
 PAIRS, COLUMNS = 32, 8
 """Most pairs in a picture, and pairs per row."""
@@ -28,7 +28,9 @@ Figure = tuple[str, str, str]
 """Title, explanation, and PNG (base64)."""
 
 
-def figures(extraction: Extraction, pairs: pd.DataFrame, samples: Images, train: Images, show: bool) -> list[Figure]:
+def figures(
+    extraction: Extraction, pairs: pd.DataFrame, samples: Images, train: Images, show: bool
+) -> list[Figure]:
     """Return the figures of an audit, with pictures of pairs only if ``show``.
 
     Args:
@@ -44,7 +46,12 @@ def figures(extraction: Extraction, pairs: pd.DataFrame, samples: Images, train:
         if len(blurred := pairs[low].sort_values("l2", kind="stable").head(PAIRS)):
             text = "Left the generation, right the training image nearest to it. They are not counted as copies."
             drawn.insert(0, _pairs("Blank or blurred generations", text, blurred, samples, train))
-        best = pairs[~low].sort_values("ratio_training", kind="stable").drop_duplicates("nearest").head(PAIRS)
+        best = (
+            pairs[~low]
+            .sort_values("ratio_training", kind="stable")
+            .drop_duplicates("nearest")
+            .head(PAIRS)
+        )
         text = (
             "Left the generation, right the training image nearest to it, with their distance and ratio; one pair per training "
             "image, smallest ratio first. Pairs that the verdict flags have a red title."
@@ -54,7 +61,12 @@ def figures(extraction: Extraction, pairs: pd.DataFrame, samples: Images, train:
     return drawn
 
 
-def render(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, drawn: list[Figure]) -> str:
+def render(
+    record: dict[str, Any],
+    rows: list[tuple[str, str, str]],
+    extracted: pd.DataFrame,
+    drawn: list[Figure],
+) -> str:
     """Return the page.
 
     Args:
@@ -65,7 +77,9 @@ def render(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: 
     """
     from jinja2 import Environment
 
-    template = Environment(autoescape=True).from_string((files("afterimage.standalone") / "audit.html").read_text())
+    template = Environment(autoescape=True).from_string(
+        (files("afterimage.standalone") / "audit.html").read_text()
+    )
     return template.render(
         verdict=record["verdict"],
         limits=[*record["limits"], *record["notices"]],
@@ -73,7 +87,10 @@ def render(record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: 
         extracted=extracted.head(50).round(3).to_numpy().tolist(),
         more=max(0, len(extracted) - 50),
         rows=rows,
-        notes=[*NOTES, *(f"{metric} {reason}." for metric, reason in record["quality_missing"].items())],
+        notes=[
+            *NOTES,
+            *(f"{metric} {reason}." for metric, reason in record["quality_missing"].items()),
+        ],
         figures=drawn,
         settings=[(name, value) for name, value in record["settings"].items() if value is not None],
     )
@@ -107,13 +124,18 @@ def _pairs(title: str, text: str, table: pd.DataFrame, samples: Images, train: I
         image = np.concatenate([generation, gap, nearest], axis=1)
         axis.imshow(image.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         colour = "firebrick" if pair["flagged_verdict"] else "black"
-        axis.set_title(f"{pair['l2']:.3f}  ratio {pair['ratio_training']:.2f}", fontsize=8, pad=2, color=colour)
+        axis.set_title(
+            f"{pair['l2']:.3f}  ratio {pair['ratio_training']:.2f}", fontsize=8, pad=2, color=colour
+        )
     return _finish(figure, title, text)
 
 
 def _distances(extraction: Extraction) -> Figure:
     figure, axes = _pyplot().subplots(1, 2, figsize=(10, 3))
-    labels = {"l2": "distance to the nearest training image", "ratio_training": "ratio at the fixed alpha"}
+    labels = {
+        "l2": "distance to the nearest training image",
+        "ratio_training": "ratio at the fixed alpha",
+    }
     for axis, (column, label) in zip(axes, labels.items(), strict=True):
         shown = {"generations": extraction.pairs[column]}
         if extraction.holdout_pairs is not None:

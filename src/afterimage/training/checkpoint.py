@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
-from afterimage.config import digest
+from afterimage.provenance import digest
 
 KEEP = 2
 log = logging.getLogger(__name__)
@@ -64,7 +64,10 @@ class Store:
         partial = self.folder / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / "state.safetensors")
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            partial / "state.safetensors",
+        )
         _sync(partial / "state.safetensors")
         record = {
             "update": update,
@@ -104,7 +107,9 @@ class Store:
                 raise ArtifactError(
                     f"{folder} was made under another config: {artifacts.difference(record['identity'], self.identity)}"
                 )
-            return Checkpoint(record["update"], load_file(folder / "state.safetensors"), record["facts"])
+            return Checkpoint(
+                record["update"], load_file(folder / "state.safetensors"), record["facts"]
+            )
         return None
 
     def remove(self) -> None:

@@ -44,7 +44,9 @@ def launch(command: list[str], count: int) -> int:
     before = {number: signal.signal(number, pass_on) for number in handled}
     try:
         for rank in range(count):
-            running.append(subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}))
+            running.append(
+                subprocess.Popen(command, env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
+            )
         return _wait(running)
     finally:
         for process in running:
@@ -58,7 +60,9 @@ def _wait(running: list[subprocess.Popen]) -> int:
     """Return the status of all when they have ended, or one has failed and the others had their time."""
     failed: list[int] = []
     since = 0.0
-    while None in (statuses := [process.poll() for process in running]) and (not failed or time.monotonic() < since + GRACE):
+    while None in (statuses := [process.poll() for process in running]) and (
+        not failed or time.monotonic() < since + GRACE
+    ):
         if not failed:
             failed, since = _failures(statuses), time.monotonic()
         time.sleep(0.1)

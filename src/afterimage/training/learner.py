@@ -15,8 +15,9 @@ from accelerate import Accelerator
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from afterimage.config import Train
-from afterimage.training import ranks
-from afterimage.training.task import Batch, Task
+from afterimage.diffusion.noising import Batch
+from afterimage.training import distributed
+from afterimage.training.task import Task
 
 Objective = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
 """(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x losses) / sum(weights)."""
@@ -49,7 +50,11 @@ def learning_rate(settings: Train, s: int, updates: int | None = None) -> float:
         assert updates is not None
         warmup = settings.warmup * updates if settings.warmup < 1 else settings.warmup
         if settings.decay == "cosine" and s >= warmup:
-            return settings.learning_rate * (1 + math.cos(math.pi * (s - warmup) / (updates - warmup))) / 2
+            return (
+                settings.learning_rate
+                * (1 + math.cos(math.pi * (s - warmup) / (updates - warmup)))
+                / 2
+            )
     return settings.learning_rate * (min(1.0, s / warmup) if warmup else 1.0)
 
 
@@ -74,10 +79,17 @@ class Learner:
         *,
         shared: bool = False,
     ) -> None:
-        self.settings, self.accelerator, self.updates, self.shared = settings, accelerator, updates, shared
+        self.settings, self.accelerator, self.updates, self.shared = (
+            settings,
+            accelerator,
+            updates,
+            shared,
+        )
         self.net = net.to(accelerator.device).train()
         self.average = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(settings.ema))
-        self.average.update_parameters(self.net)  # the first call copies: the average starts at the initial weights
+        self.average.update_parameters(
+            self.net
+        )  # the first call copies: the average starts at the initial weights
         self.optimizer = torch.optim.AdamW(
             self.net.parameters(),
             lr=settings.learning_rate,
@@ -107,7 +119,7 @@ class Learner:
         """
         self.optimizer.zero_grad()
         loss = weight = 0.0
-        own = batch.split(ranks.count())[ranks.index()] if self.shared else batch
+        own = batch.split(distributed.count())[distributed.index()] if self.shared else batch
         for part in own.to(self.accelerator.device).split(self.settings.accumulation):
             with self.accelerator.autocast():
                 losses, weights = objective(self.net, part)
@@ -116,10 +128,14 @@ class Learner:
             loss += total.item()
             weight += weights.sum().item()
         if self.shared:
-            loss, weight = ranks.total(torch.tensor([loss, weight], dtype=torch.float64)).tolist()
-            ranks.add([p.grad for p in self.net.parameters() if p.grad is not None])
+            loss, weight = distributed.total(
+                torch.tensor([loss, weight], dtype=torch.float64)
+            ).tolist()
+            distributed.add([p.grad for p in self.net.parameters() if p.grad is not None])
         if weight not in (0, len(batch)):
-            torch._foreach_mul_([p.grad for p in self.net.parameters() if p.grad is not None], len(batch) / weight)
+            torch._foreach_mul_(
+                [p.grad for p in self.net.parameters() if p.grad is not None], len(batch) / weight
+            )
         loss = loss / weight if weight else 0.0
         if not math.isfinite(loss):
             raise NonFiniteError(f"the loss is {loss}")
@@ -134,7 +150,9 @@ class Learner:
         rate = learning_rate(self.settings, s, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        norm = self.accelerator.clip_grad_norm_(self.net.parameters(), self.settings.clip or math.inf).item()
+        norm = self.accelerator.clip_grad_norm_(
+            self.net.parameters(), self.settings.clip or math.inf
+        ).item()
         if not math.isfinite(norm):
             raise NonFiniteError(f"the gradient norm is {norm}")
         self.optimizer.step()
@@ -161,4 +179,6 @@ class Learner:
         for name, value in parts["optimizer"].items():
             index, key = name.split(".", 1)
             moments.setdefault(int(index), {})[key] = value
-        self.optimizer.load_state_dict({"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )

@@ -30,7 +30,7 @@ import torch
 from tqdm import tqdm
 
 from afterimage.artifacts import ArtifactError
-from afterimage.training import ranks
+from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
 from afterimage.training.learner import NonFiniteError
 
@@ -104,8 +104,13 @@ def run(
     mark = line = time.monotonic()
     with (
         _stop_signals() as stop,
-        (store.curves if ranks.first() else Path(os.devnull)).open("a") as curves,
-        tqdm(total=updates, initial=progress.update, unit="update", disable=None if ranks.first() else True) as bar,
+        (store.curves if distributed.first() else Path(os.devnull)).open("a") as curves,
+        tqdm(
+            total=updates,
+            initial=progress.update,
+            unit="update",
+            disable=None if distributed.first() else True,
+        ) as bar,
     ):
         while progress.update < goal:
             s = progress.update
@@ -115,54 +120,82 @@ def run(
                 good = store.saved()
                 raise DivergedError(
                     f"training diverged: at update {s + 1} {error}; "
-                    + (f"the last good state is {good[0]}" if good else "no state was saved before it")
+                    + (
+                        f"the last good state is {good[0]}"
+                        if good
+                        else "no state was saved before it"
+                    )
                 ) from error
             progress.update += 1
             for name, value in values.items():
                 progress.pending.setdefault(name, []).append(value)
             bar.update()
-            stopping = ranks.anywhere(bool(stop))
+            stopping = distributed.anywhere(bool(stop))
             now = time.monotonic()
             if progress.update % log_every == 0 or progress.update == updates:
                 point = {name: fmean(values) for name, values in progress.pending.items()}
                 point["images_per_second"] = (progress.update - counted) * batch_size / (now - mark)
                 for name, value in sorted(point.items()):
-                    curves.write(json.dumps({"step": progress.update, "name": name, "value": value}) + "\n")
+                    curves.write(
+                        json.dumps({"step": progress.update, "name": name, "value": value}) + "\n"
+                    )
                 curves.flush()
-                bar.set_postfix_str(f"loss {point['loss']:.4f}, {point['images_per_second']:.0f} images/s")
-                if bar.disable and ranks.first() and (now - line > LINE_EVERY or progress.update == goal):
+                bar.set_postfix_str(
+                    f"loss {point['loss']:.4f}, {point['images_per_second']:.0f} images/s"
+                )
+                if (
+                    bar.disable
+                    and distributed.first()
+                    and (now - line > LINE_EVERY or progress.update == goal)
+                ):
                     text = ", ".join(f"{name} {value:.4g}" for name, value in point.items())
-                    print(f"update {progress.update} of {updates}: {text}", file=sys.stderr, flush=True)
+                    print(
+                        f"update {progress.update} of {updates}: {text}",
+                        file=sys.stderr,
+                        flush=True,
+                    )
                     line = now
                 progress.pending, counted, mark = {}, progress.update, now
             if progress.update % checkpoint_every == 0 or progress.update == goal or stopping:
                 progress.seconds = now - started
                 tensors = _gather(parts)
-                if ranks.first():
+                if distributed.first():
                     os.fsync(curves.fileno())
-                    saved = store.save(progress.update, tensors, {"curves": curves.tell(), **vars(progress)})
+                    saved = store.save(
+                        progress.update, tensors, {"curves": curves.tell(), **vars(progress)}
+                    )
                 if stopping and progress.update < goal:
-                    if ranks.first():
+                    if distributed.first():
                         reason = stop[0] if stop else "a signal to another process"
-                        print(f"stopped by {reason} after update {progress.update}; saved {saved}", file=sys.stderr)
+                        print(
+                            f"stopped by {reason} after update {progress.update}; saved {saved}",
+                            file=sys.stderr,
+                        )
                     raise SystemExit(REQUEUE)
     if share[0] < share[1]:
-        if ranks.first():
-            print(f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} updates", file=sys.stderr)
+        if distributed.first():
+            print(
+                f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} updates",
+                file=sys.stderr,
+            )
         raise SystemExit(0)
     return progress
 
 
 def _gather(parts: Mapping[str, Part]) -> dict[str, torch.Tensor]:
-    return {f"{part}/{name}": tensor for part, owner in parts.items() for name, tensor in owner.tensors().items()}
+    return {
+        f"{part}/{name}": tensor
+        for part, owner in parts.items()
+        for name, tensor in owner.tensors().items()
+    }
 
 
 def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
     """Bring the parts and the curves to the newest saved state, or empty the curves if there is none."""
-    if not ranks.first():
-        ranks.wait()  # until the first process has removed what is damaged
+    if not distributed.first():
+        distributed.wait()  # until the first process has removed what is damaged
     found = store.load()
-    if ranks.first():
+    if distributed.first():
         length = found.facts["curves"] if found else 0
         with store.curves.open("ab") as curves:
             if curves.tell() < length:
@@ -170,13 +203,19 @@ def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
                     f"{store.curves} is shorter than its saved state says; delete {store.folder} to start afresh"
                 )
             curves.truncate(length)
-        ranks.wait()
-    ranks.wait()  # until all have read what the first may remove when it is done
+        distributed.wait()
+    distributed.wait()  # until all have read what the first may remove when it is done
     if found is None:
         return Progress()
     for part, owner in parts.items():
         prefix = f"{part}/"
-        owner.load({name.removeprefix(prefix): value for name, value in found.tensors.items() if name.startswith(prefix)})
+        owner.load(
+            {
+                name.removeprefix(prefix): value
+                for name, value in found.tensors.items()
+                if name.startswith(prefix)
+            }
+        )
     facts: dict[str, Any] = {name: value for name, value in found.facts.items() if name != "curves"}
     progress = Progress(**facts)
     progress.resumed_at.append(progress.update)
@@ -193,7 +232,10 @@ def _stop_signals() -> Iterator[list[str]]:
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    before = {
+        number: signal.signal(number, note)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+    }
     try:
         yield received
     finally:

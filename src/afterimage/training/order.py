@@ -25,7 +25,9 @@ class Order:
         batch_size: Images per update, B.
     """
 
-    def __init__(self, seed: int, path: tuple[str | int, ...], images: int, batch_size: int) -> None:
+    def __init__(
+        self, seed: int, path: tuple[str | int, ...], images: int, batch_size: int
+    ) -> None:
         self.seed, self.path, self.images, self.batch_size = seed, path, images, batch_size
         self._permutation = lru_cache(maxsize=2)(self._draw)
 
@@ -34,8 +36,13 @@ class Order:
 
     def rows(self, s: int) -> np.ndarray:
         """Return the images of update ``s`` (from 0) as int64 positions, (B,)."""
-        epochs, places = np.divmod(np.arange(s * self.batch_size, (s + 1) * self.batch_size), self.images)
-        parts = [self._permutation(int(epoch))[places[epochs == epoch]] for epoch in range(epochs[0], epochs[-1] + 1)]
+        epochs, places = np.divmod(
+            np.arange(s * self.batch_size, (s + 1) * self.batch_size), self.images
+        )
+        parts = [
+            self._permutation(int(epoch))[places[epochs == epoch]]
+            for epoch in range(epochs[0], epochs[-1] + 1)
+        ]
         return np.concatenate(parts)
 
     def generator(self, s: int) -> torch.Generator:

@@ -20,10 +20,10 @@ from torch.func import functional_call, stack_module_state, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage.config import ConfigError, Train
-from afterimage.methods import Job, Spent, Trained
+from afterimage.diffusion.noising import Batch
+from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, Objective, plain
 from afterimage.training.order import Order
-from afterimage.training.task import Batch
 
 
 class Stack(torch.nn.Module):
@@ -43,21 +43,31 @@ class Stack(torch.nn.Module):
         weights, _ = stack_module_state(list(nets))
         self.count, self.names = len(nets), list(weights)
         self.weights = torch.nn.ParameterList(
-            torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad) for weight in weights.values()
+            torch.nn.Parameter(weight.detach(), requires_grad=weight.requires_grad)
+            for weight in weights.values()
         )
         architecture = copy.deepcopy(nets[0]).to("meta").eval()
         for part in architecture.modules():
             if isinstance(part, torch.nn.GroupNorm):  # on a CPU vmap takes no other layout
                 part.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-        self.architecture = (architecture,)  # a tuple hides it from torch: it has no weights of its own
+        self.architecture = (
+            architecture,
+        )  # a tuple hides it from torch: it has no weights of its own
 
     def forward(
-        self, noisy: torch.Tensor, timesteps: torch.Tensor, return_dict: bool = False, **condition: torch.Tensor
+        self,
+        noisy: torch.Tensor,
+        timesteps: torch.Tensor,
+        return_dict: bool = False,
+        **condition: torch.Tensor,
     ) -> tuple[torch.Tensor]:
         """Return the prediction for every row, as a ``UNet2DModel`` does."""
 
         def one(
-            weights: dict[str, torch.Tensor], noisy: torch.Tensor, timesteps: torch.Tensor, condition: dict[str, torch.Tensor]
+            weights: dict[str, torch.Tensor],
+            noisy: torch.Tensor,
+            timesteps: torch.Tensor,
+            condition: dict[str, torch.Tensor],
         ) -> torch.Tensor:
             named = condition | {"return_dict": False}
             return functional_call(self.architecture[0], weights, (noisy, timesteps), named)[0]
@@ -67,8 +77,12 @@ class Stack(torch.nn.Module):
 
         weights = dict(zip(self.names, self.weights, strict=True))
         named = {name: apart(value) for name, value in condition.items()}
-        with sdpa_kernel(SDPBackend.MATH):  # vmap works off the CPU's flash attention network by network
-            predicted = vmap(one, in_dims=(0, 1, 1, 1), out_dims=1)(weights, apart(noisy), apart(timesteps), named)
+        with sdpa_kernel(
+            SDPBackend.MATH
+        ):  # vmap works off the CPU's flash attention network by network
+            predicted = vmap(one, in_dims=(0, 1, 1, 1), out_dims=1)(
+                weights, apart(noisy), apart(timesteps), named
+            )
         return (predicted.flatten(0, 1),)
 
     @torch.no_grad()
@@ -91,9 +105,15 @@ class StackLearner(Learner):
     """
 
     def __init__(
-        self, nets: Sequence[torch.nn.Module], settings: Train, accelerator: Accelerator, updates: int | None = None
+        self,
+        nets: Sequence[torch.nn.Module],
+        settings: Train,
+        accelerator: Accelerator,
+        updates: int | None = None,
     ) -> None:
-        super().__init__(Stack(nets), settings.model_copy(update={"clip": None}), accelerator, updates)
+        super().__init__(
+            Stack(nets), settings.model_copy(update={"clip": None}), accelerator, updates
+        )
         self.count, self.clip = len(nets), settings.clip or math.inf
 
     def gradient(self, batch: Batch, objective: Objective) -> float:
@@ -104,7 +124,9 @@ class StackLearner(Learner):
         """
         loss = super().gradient(batch, objective)
         gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
-        torch._foreach_mul_(gradients, self.count)  # that was the gradient of the mean over networks
+        torch._foreach_mul_(
+            gradients, self.count
+        )  # that was the gradient of the mean over networks
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         shrink = (self.clip / (norms + 1e-6)).clamp(max=1)
         for gradient in gradients:
@@ -127,7 +149,7 @@ class StackLearner(Learner):
         return last.fill(j, raw), average.fill(j, copy.deepcopy(raw))
 
 
-def train(jobs: Sequence[Job]) -> list[Trained]:
+def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
     """Train the network of every job as ``methods.baseline`` does without a base, all at once.
 
     Args:
@@ -143,12 +165,20 @@ def train(jobs: Sequence[Job]) -> list[Trained]:
     orders = [Order(job.seed, job.path, len(job.task), settings.batch_size) for job in jobs]
 
     def update(s: int) -> dict[str, float]:
-        batches = [job.task.batch(order.rows(s), order.generator(s)) for job, order in zip(jobs, orders, strict=True)]
+        batches = [
+            job.task.batch(order.rows(s), order.generator(s))
+            for job, order in zip(jobs, orders, strict=True)
+        ]
         return learner.update(s, in_turn(batches), plain(first.task))
 
     progress = first.run(update, {"learner": learner}, batch_size=settings.batch_size * len(jobs))
     images = progress.update * settings.batch_size
-    spent = Spent(updates=progress.update, updates_per_model=progress.update, images_seen=images, kept_samples=images)
+    spent = Spent(
+        updates=progress.update,
+        updates_per_model=progress.update,
+        images_seen=images,
+        kept_samples=images,
+    )
     return [Trained(*learner.networks(j, job.net), progress, spent) for j, job in enumerate(jobs)]
 
 

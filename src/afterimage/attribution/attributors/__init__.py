@@ -12,7 +12,7 @@ from typing import Protocol, cast
 
 import numpy as np
 
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 from afterimage.config import ATTRIBUTORS
 
 

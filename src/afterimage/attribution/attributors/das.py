@@ -21,7 +21,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 
@@ -38,7 +38,9 @@ def scores(evidence: Evidence) -> Callable[[float], np.ndarray]:
         correction = np.empty_like(u)
         for i, own in enumerate(rows):
             weighted = own * weights
-            correction[i] = np.linalg.solve(np.eye(len(own)) - weighted @ own.T, weighted @ u[i]) @ own
+            correction[i] = (
+                np.linalg.solve(np.eye(len(own)) - weighted @ own.T, weighted @ u[i]) @ own
+            )
         moved = step(relative) + (z * weights) @ correction.T
         return np.square(moved).reshape(*evidence.queries.rows.shape[:2], -1).mean(axis=1)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from afterimage.attribution.attributors.das_revised import squared_kernel
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 

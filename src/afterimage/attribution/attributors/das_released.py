@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 _FEATURE = "mean/normalised"
@@ -22,4 +22,6 @@ _FEATURE = "mean/normalised"
 def scores(evidence: Evidence) -> Callable[[float], np.ndarray]:
     spectrum = evidence.spectrum(_FEATURE)
     kernel = spectrum.kernel(evidence.queries.feature(_FEATURE))
-    return lambda relative: kernel(relative) * evidence.train.residual / (1 - spectrum.leverage(relative))
+    return lambda relative: (
+        kernel(relative) * evidence.train.residual / (1 - spectrum.leverage(relative))
+    )

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from afterimage.attribution.attributors import das_released
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 

@@ -9,10 +9,12 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 
 
 def scores(evidence: Evidence) -> Callable[[float], np.ndarray]:
-    return evidence.curvature.bilinear(evidence.queries.feature("loss"), evidence.train.feature("loss"))
+    return evidence.curvature.bilinear(
+        evidence.queries.feature("loss"), evidence.train.feature("loss")
+    )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution.evidence import Evidence
-from afterimage.attribution.products import inner
+from afterimage.attribution.attributors.inner_products import inner
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = False
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = False
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import numpy as np
 
 from afterimage.attribution.attributors import trak
-from afterimage.attribution.evidence import Evidence
-from afterimage.attribution.products import over
+from afterimage.attribution.attributors.inner_products import over
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 

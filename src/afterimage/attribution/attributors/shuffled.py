@@ -8,12 +8,14 @@ import numpy as np
 
 from afterimage import seeds
 from afterimage.attribution.attributors import trak
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 
 
 def scores(evidence: Evidence) -> Callable[[float], np.ndarray]:
     true = trak.scores(evidence)
-    order = seeds.numpy_rng(evidence.seed, "attribution", "shuffled").permutation(len(evidence.train.images))
+    order = seeds.numpy_rng(evidence.seed, "attribution", "shuffled").permutation(
+        len(evidence.train.images)
+    )
     return lambda relative: true(relative)[:, order]

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution.evidence import Evidence
+from afterimage.attribution.attributors.inputs import Evidence
 
 REGULARISED = True
 

@@ -1,0 +1,1 @@
+"""Projected gradients of networks: layers, projections, readouts and noise."""

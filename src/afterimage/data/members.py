@@ -1,0 +1,36 @@
+"""Which rows of the training part an arm trains on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from afterimage.artifacts import ArtifactError
+from afterimage.images import Images
+
+
+def members(images: Images, fraction: float, rng: np.random.Generator) -> np.ndarray:
+    """Return which rows to train on, bool, (N,): a random share of the sources, each with all its copies.
+
+    With ``fraction`` 0.5 this is the half-data model of Carlini et al. 2023, section 5.
+    """
+    sources = np.unique(images.sources)
+    chosen = rng.permutation(sources)[: max(1, round(fraction * len(sources)))]
+    return np.isin(images.sources, chosen)
+
+
+def trained_rows(train: Images, members: pd.DataFrame) -> Images:
+    """Return the images that an arm trained on: the rows whose id its table of members marks as trained.
+
+    Raises:
+        ArtifactError: if the members are not rows of ``train``, or none was trained on.
+    """
+    ids = members.loc[members["trained"], "id"].to_numpy()
+    unknown = ids[~np.isin(ids, train.ids)]
+    if len(unknown):
+        raise ArtifactError(
+            f"members names training image {unknown[0]}, which the training set does not have"
+        )
+    if not len(ids):
+        raise ArtifactError("members marks no training image as trained")
+    return train.take(np.isin(train.ids, ids))

@@ -1,0 +1,193 @@
+"""The noising of images: the forward process of Ho et al. 2020, equation 4, and the loss of equation 14 per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
+
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+
+Change = Callable[[torch.Tensor], torch.Tensor]
+"""Clean images, float32, (B, C, H, W), in [-1, 1] -> the same changed."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch, noised and ready for the network. All tensors have the batch as their first dimension.
+
+    Attributes:
+        rows: int64, (B,): positions in the training set.
+        noisy: float32, (B, C, H, W): x_t.
+        timesteps: int64, (B,): t, from 0.
+        target: float32, (B, C, H, W): what the network is to predict.
+        labels: int64, (B,), the null label included; None without a condition.
+    """
+
+    rows: torch.Tensor
+    noisy: torch.Tensor
+    timesteps: torch.Tensor
+    target: torch.Tensor
+    labels: torch.Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def to(self, device: torch.device) -> Batch:
+        """Return the batch on ``device``."""
+        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, parts: int) -> list[Batch]:
+        """Cut the batch into ``parts`` equal micro-batches."""
+        size = len(self) // parts
+        return [self[at : at + size] for at in range(0, len(self), size)]
+
+    def __getitem__(self, rows: slice | torch.Tensor) -> Batch:
+        return self._map(lambda tensor: tensor[rows])
+
+    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        changed: dict[str, Any] = {
+            name: None if value is None else change(value) for name, value in values.items()
+        }
+        return Batch(**changed)
+
+
+class Pixels:
+    """Denoising of images in pixel space, with or without labels.
+
+    Args:
+        images: uint8, (N, H, W, C).
+        scheduler: The forward process; its ``prediction_type`` says what the target is.
+        labels: int64, (N,), in [0, classes), or None.
+        classes: Number of labels, which is also the null label; used with ``labels`` only.
+        label_dropout: Share of labels replaced by the null label.
+        flips: Mirror half of the images, drawn anew each time.
+
+    Raises:
+        ArtifactError: if an image has no label though labels are asked for.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        scheduler: DDPMScheduler,
+        labels: np.ndarray | None = None,
+        classes: int = 0,
+        label_dropout: float = 0.0,
+        flips: bool = False,
+    ) -> None:
+        if labels is not None and (labels.min() < 0 or labels.max() >= classes):
+            raise ArtifactError(
+                f"labels must lie in [0, {classes}), but go from {labels.min()} to {labels.max()}"
+            )
+        self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        self.labels = None if labels is None else torch.from_numpy(labels)
+        self.scheduler, self.classes, self.label_dropout, self.flips = (
+            scheduler,
+            classes,
+            label_dropout,
+            flips,
+        )
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(
+        self,
+        rows: np.ndarray,
+        generator: torch.Generator,
+        change: Change | None = None,
+        timesteps: tuple[int, int] | None = None,
+    ) -> Batch:
+        """Noise the images at ``rows``, after ``change`` if one is given; t comes from [0, T), or from [low, high).
+
+        Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones do not move the earlier.
+        """
+        index = torch.from_numpy(rows)
+        count = len(index)
+        low, high = timesteps or (0, self.scheduler.config["num_train_timesteps"])
+        drawn = torch.randint(low, high, (count,), generator=generator)
+        noise = torch.randn((count, *self.images.shape[1:]), generator=generator)
+        mirrored = (
+            torch.rand(count, generator=generator) < 0.5
+            if self.flips
+            else torch.zeros(count, dtype=torch.bool)
+        )
+        labels = self.labels_of(index)
+        if labels is not None:
+            dropped = torch.rand(count, generator=generator) < self.label_dropout
+            labels = torch.where(dropped, self.classes, labels)
+        return self.noised(index, drawn, noise, mirrored, labels, change)
+
+    def noised(
+        self,
+        rows: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        mirrored: torch.Tensor,
+        labels: torch.Tensor | None,
+        change: Change | None = None,
+    ) -> Batch:
+        """Return the images at ``rows`` with the given noise.
+
+        Args:
+            rows: int64, (B,).
+            timesteps: int64, (B,).
+            noise: float32, (B, C, H, W), standard normal.
+            mirrored: bool, (B,): which images to mirror.
+            labels: int64, (B,), or None.
+            change: Applied to the images before the noise.
+        """
+        clean = self.images[rows].float() / 127.5 - 1
+        clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
+        clean = clean if change is None else change(clean)
+        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
+        return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), labels)
+
+    def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """Return the labels of the images at ``rows``, before any dropout; int64, (B,), or None."""
+        return None if self.labels is None else self.labels[rows]
+
+    def _target(
+        self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
+    ) -> torch.Tensor:
+        match self.scheduler.config["prediction_type"]:
+            case "epsilon":
+                return noise
+            case "v_prediction":
+                return self.scheduler.get_velocity(clean, noise, timesteps)  # type: ignore[arg-type]
+            case "sample":
+                return clean
+            case other:
+                raise ConfigError(
+                    f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and sample"
+                )
+
+    def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the network's prediction for each sample, float32, (B, C, H, W): without the variance that it may make too."""
+        condition = {} if batch.labels is None else {"class_labels": batch.labels}
+        made = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
+        return made[:, : batch.noisy.shape[1]].float()
+
+    def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
+        """Return the squared error of each sample, mean over C, H and W; float32, (B,)."""
+        return (self.predict(net, batch) - batch.target).square().mean(dim=(1, 2, 3))
+
+
+def levels(count: int, timesteps: int) -> list[int]:
+    """Return ``count`` timesteps in [0, ``timesteps``): the middles of as many equal parts.
+
+    Raises:
+        ConfigError: if there are not so many.
+    """
+    if count > timesteps:
+        raise ConfigError(
+            f"membership.timesteps = {count} is more than the model's {timesteps} timesteps"
+        )
+    return [(2 * part + 1) * timesteps // (2 * count) for part in range(count)]

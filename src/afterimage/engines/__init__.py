@@ -1,0 +1,1 @@
+"""What Snakemake, SLURM, DVC and MLflow need of this project, and their faults worked around."""

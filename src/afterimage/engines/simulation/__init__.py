@@ -1,0 +1,1 @@
+"""How long a study takes on a cluster: its jobs, scheduled."""

@@ -1,0 +1,141 @@
+"""Sets of images in memory and in files, one row for each image."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from afterimage.artifacts import ArtifactError, check_file
+
+
+@dataclass(frozen=True)
+class Images:
+    """A set of images held in memory.
+
+    Attributes:
+        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 stands for [0, 1].
+        ids: int64 or text, (N,), unique: names the row.
+        labels: int64, (N,); -1 where there is none.
+        sources: like ``ids``, (N,): the original that the row shows. Planted copies of one image share it.
+        official_test: bool, (N,): the row comes from the source's official test part.
+    """
+
+    pixels: np.ndarray
+    ids: np.ndarray
+    labels: np.ndarray
+    sources: np.ndarray
+    official_test: np.ndarray
+
+    def __post_init__(self) -> None:
+        n = len(self.pixels)
+        if (
+            self.pixels.dtype != np.uint8
+            or self.pixels.ndim != 4
+            or self.pixels.shape[-1] not in (1, 3)
+        ):
+            raise ArtifactError(
+                f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} {self.pixels.shape}"
+            )
+        for name in ("ids", "labels", "sources", "official_test"):
+            if getattr(self, name).shape != (n,):
+                raise ArtifactError(
+                    f"{name} has shape {getattr(self, name).shape}, but there are {n} images"
+                )
+        if len(np.unique(self.ids)) != n:
+            raise ArtifactError("image ids are not unique")
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    @classmethod
+    def of(
+        cls,
+        pixels: np.ndarray,
+        ids: np.ndarray | None = None,
+        labels: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
+        official_test: np.ndarray | None = None,
+    ) -> Images:
+        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1 and each row is its own source by default."""
+        n = len(pixels)
+        ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids)
+        return cls(
+            pixels=pixels,
+            ids=ids,
+            labels=np.full(n, -1, np.int64) if labels is None else np.asarray(labels, np.int64),
+            sources=ids if sources is None else np.asarray(sources),
+            official_test=np.zeros(n, bool)
+            if official_test is None
+            else np.asarray(official_test, bool),
+        )
+
+    def take(self, rows: np.ndarray) -> Images:
+        """Return the chosen rows (positions or a mask)."""
+        return Images(
+            self.pixels[rows],
+            self.ids[rows],
+            self.labels[rows],
+            self.sources[rows],
+            self.official_test[rows],
+        )
+
+    def save(self, path: Path) -> None:
+        """Write one compressed ``.npz`` without pickled objects."""
+        with Path(path).open("wb") as stream:
+            np.savez_compressed(
+                stream,
+                images=self.pixels,
+                ids=self.ids,
+                labels=self.labels,
+                sources=self.sources,
+                official_test=self.official_test,
+            )
+
+
+def contents(pixels: np.ndarray) -> np.ndarray:
+    """Return a 16-byte digest of each image's bytes, (N,): equal where the images are byte-identical."""
+    return np.array(
+        [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16"
+    )
+
+
+def different(pixels: np.ndarray, flips: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Return the lowest row of each different image, ascending, and how many rows it has, both int64.
+
+    Args:
+        pixels: (N, H, W, C). Images that differ in any byte are different.
+        flips: An image equals its mirror image.
+    """
+    digests = contents(pixels)
+    if flips:
+        mirrored = contents(pixels[:, :, ::-1])
+        _, numbers = np.unique(np.concatenate([digests, mirrored]), return_inverse=True)
+        digests = numbers.reshape(2, -1).min(axis=0)
+    _, first, times = np.unique(digests, return_index=True, return_counts=True)
+    order = np.argsort(first)
+    return first[order], times[order]
+
+
+def load_images(path: Path, check: bool = True) -> Images:
+    """Open a stored image set, first checking the file against the ``run.json`` beside it.
+
+    Raises:
+        ArtifactError: if the file is missing, truncated, or not the one that ``run.json`` describes.
+    """
+    path = Path(path)
+    if check:
+        check_file(path)
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return Images(
+                arrays["images"],
+                arrays["ids"],
+                arrays["labels"],
+                arrays["sources"],
+                arrays["official_test"],
+            )
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise ArtifactError(f"{path} cannot be read as an image set: {error}") from error

@@ -1,0 +1,79 @@
+"""Splitting a training set into shards, each the data of one model (Liu et al., ECCV 2024, section 3.1).
+
+Shards are disjoint and complete: where K does not divide the images, some shards hold one more (the released code drops the
+remainder). An image is a row of the training set, so that planted copies of one image may lie in several shards.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+
+from afterimage.config import ConfigError
+
+Sharding = Literal["balanced", "balanced_in_order", "random", "contiguous"]
+
+
+def assign(
+    labels: np.ndarray, shards: int, sharding: Sharding, rng: np.random.Generator
+) -> np.ndarray:
+    """Return the shard of every image, int64, (N,), in [0, K).
+
+    Args:
+        labels: int64, (N,); images without a label (-1) count as one class.
+        shards: K.
+        sharding: How to share them out. ``balanced``: class-balanced at random; sizes, too, differ by one at most.
+            ``balanced_in_order``: blocks of each class, in the order of the training set. ``random``: whatever the class.
+            ``contiguous``: blocks of the training set.
+        rng: Used by ``balanced`` and ``random``.
+
+    Raises:
+        ConfigError: if a shard would get no image.
+    """
+    found = np.empty(len(labels), np.int64)
+    match sharding:
+        case "balanced":  # dealt like cards, one class after the other
+            shuffled = rng.permutation(len(labels))
+            dealt = shuffled[np.argsort(labels[shuffled], kind="stable")]
+            found[dealt] = np.arange(len(labels)) % shards
+        case "balanced_in_order":
+            for label in np.unique(labels):
+                rows = np.flatnonzero(labels == label)
+                found[rows] = _blocks(len(rows), shards)
+        case "random":
+            found[rng.permutation(len(labels))] = _blocks(len(labels), shards)
+        case "contiguous":
+            found = _blocks(len(labels), shards)
+    empty = shards - len(np.unique(found))
+    if empty:
+        raise ConfigError(
+            f"shards = {shards}: {empty} of them get none of the {len(labels)} training images ({sharding})"
+        )
+    return found
+
+
+def _blocks(images: int, shards: int) -> np.ndarray:
+    """Return the shard of each of ``images`` places in a row, cut into blocks whose sizes differ by one at most."""
+    return np.arange(images) * shards // images
+
+
+def redistribute(shard: np.ndarray, moving: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return the shards after the ``moving`` images changed places with each other.
+
+    Every shard gets as many images as it gives, so that sizes stay. No image comes back to its own shard, unless one shard gives
+    more than all others together: then some of its images must stay.
+
+    Args:
+        shard: int64, (N,): the shard of each image.
+        moving: bool, (N,): images that are to change shards.
+        rng: Decides who goes where.
+    """
+    shuffled = rng.permutation(np.flatnonzero(moving))
+    if len(shuffled) == 0:
+        return shard
+    grouped = shuffled[np.argsort(shard[shuffled], kind="stable")]
+    largest = np.bincount(shard[grouped]).max()
+    changed = shard.copy()
+    changed[grouped] = np.roll(shard[grouped], largest)
+    return changed

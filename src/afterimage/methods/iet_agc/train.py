@@ -1,0 +1,368 @@
+"""Iterative ensemble training with anti-gradient control, IET-AGC (Liu et al., ECCV 2024), and its two parts alone.
+
+IET (section 3.1): the training images are split into K shards. K models of one start train on a shard each; R times their weights
+are averaged, weighted by the shards' sizes, and every shard goes on from the average. AGC (section 3.2) leaves samples of
+abnormally low loss out of the batch (``methods.agc``). ``agc_threshold: 0`` is IET alone, ``shards: 1`` is AGC alone, both
+together are the baseline to the last bit. As in the released code the models' own moving averages are averaged too, and each
+shard keeps its optimiser's moments and its bank. With ``base`` all models and their averages start from the averaged weights of
+another arm (released: the models from its last weights).
+
+IET-AGC+ (Guan et al. 2025) adds that often-skipped images change shards and that samples just above the skipping limit are
+augmented. Its constants are not published; both are off by default. A sample is augmented within the same update: its loss is
+computed once more on the changed image, with the same noise, and that one is learned from. The bank takes the first.
+
+An update of the curves and of ``checkpoint_every`` is one local step of *every* shard, and warm-up counts local steps. So a state
+is the same whatever the number of processes: shard k trains in process k mod W, and everything is exchanged bit for bit. The
+process of shard k holds its network, average and moments: 4 (K / W + 1) copies of the weights at most.
+
+Tables: ``skips_by_timestep`` (timestep, seen, skipped) and ``skips_by_image`` (row, seen, skipped, shard), row being the image's
+place among the arm's training images, i.e. among the rows of ``members.parquet`` with ``trained``; shard is the last it was in.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
+
+import numpy as np
+import pandas as pd
+import torch
+
+from afterimage import seeds
+from afterimage.config import ConfigError, IetAgc
+from afterimage.diffusion.model import load_weights
+from afterimage.diffusion.noising import Batch
+from afterimage.methods.iet_agc.augment import vary
+from afterimage.methods.iet_agc.bank import Bank
+from afterimage.methods.iet_agc.shards import assign, redistribute
+from afterimage.training import distributed
+from afterimage.training.job import Spent, Trained, TrainingRun
+from afterimage.training.learner import Learner, NonFiniteError, learning_rate
+from afterimage.training.order import Order
+
+PARALLEL = "shards"
+"""Several processes can share one run."""
+
+
+def train(job: TrainingRun) -> Trained:
+    """Train all shards, or go on training.
+
+    Raises:
+        ConfigError: if there are more shards than images, or more processes than shards.
+    """
+    arm, settings = _arm(job), job.train
+    if distributed.count() > arm.shards:
+        raise ConfigError(
+            f"started with {distributed.count()} processes, but there are only shards = {arm.shards} to share"
+        )
+    if job.base is not None:
+        load_weights(job.net, job.base)
+    ensemble = Ensemble(job)
+    steps = steps_per_round(job.updates, arm)
+
+    def update(s: int) -> dict[str, float]:
+        values = ensemble.update(s)
+        if (s + 1) % steps == 0:
+            ensemble.average((s + 1) // steps)
+        return values
+
+    progress = job.run(
+        update,
+        {"ensemble": ensemble},
+        updates=arm.rounds * steps,
+        batch_size=arm.shards * settings.batch_size,
+    )
+    seen, skipped = (int(count) for count in ensemble.by_timestep.sum(1))
+    learner = next(iter(ensemble.own.values())).learner
+    return Trained(
+        raw=learner.net,
+        average=learner.average.module,
+        progress=progress,
+        spent=Spent(
+            updates=arm.shards * progress.update,
+            updates_per_model=progress.update,
+            images_seen=seen,
+            kept_samples=seen - skipped,
+        ),
+        facts={
+            "shard_sizes": ensemble.sizes,
+            "steps_per_round": steps,
+            "budget_updates": job.updates,
+        },
+        tables=ensemble.tables(),
+    )
+
+
+def _arm(job: TrainingRun) -> IetAgc:
+    assert isinstance(job.arm, IetAgc)
+    return job.arm
+
+
+def steps_per_round(updates: int, arm: IetAgc) -> int:
+    """Return how many local steps each shard takes in a round: the budget's equal share, rounded down, and one at least."""
+    return max(1, updates // (arm.rounds * (arm.shards if arm.budget == "total" else 1)))
+
+
+def weighted_mean(
+    states: Iterable[Mapping[str, torch.Tensor]], sizes: Sequence[int]
+) -> dict[str, torch.Tensor]:
+    """Return the mean of states, weighted by ``sizes``, on the CPU; integers are copied from the first.
+
+    Sums are float64 and in the order of the states, so that equal states have their own bits as mean.
+    """
+    whole = sum(sizes)
+    sums: dict[str, torch.Tensor] = {}
+    kinds: dict[str, torch.dtype] = {}
+    for state, size in zip(states, sizes, strict=True):
+        for name, tensor in state.items():
+            if not tensor.is_floating_point():
+                sums.setdefault(name, tensor.cpu().clone())
+            elif name in sums:
+                sums[name] += size * tensor.cpu().double()
+            else:
+                sums[name], kinds[name] = size * tensor.cpu().double(), tensor.dtype
+    return {
+        name: (value / whole).to(kinds[name]) if name in kinds else value
+        for name, value in sums.items()
+    }
+
+
+class Shard:
+    """One shard's model: its learner, its bank, and the samples seen and skipped since the last averaging.
+
+    Args:
+        job: The run.
+        k: Number of the shard.
+        rows: int64, (n,): the shard's images as positions in the task.
+    """
+
+    def __init__(self, job: TrainingRun, k: int, rows: np.ndarray) -> None:
+        arm = _arm(job)
+        self.job, self.arm, self.rows = job, arm, rows
+        self.learner = Learner(copy.deepcopy(job.net), job.train, job.accelerator)
+        timesteps = job.scheduler.config["num_train_timesteps"]
+        self.bank = Bank(
+            timesteps, arm.bank_decay, arm.agc_threshold, arm.skip_t_max, job.accelerator.device
+        )
+        # One shard draws as the baseline does; redistribution leaves sizes as they are, so that the order stands.
+        path = job.path if arm.shards == 1 else (*job.path, "shard", k)
+        self.order = Order(job.seed, path, len(rows), job.train.batch_size)
+        self.by_image = torch.zeros(2, len(job.task), dtype=torch.int64)
+        self.by_timestep = torch.zeros(2, timesteps, dtype=torch.int64)
+
+    def update(self, s: int) -> dict[str, float]:
+        """Do local step ``s``; return its loss, gradient norm and learning rate, and the shares of samples skipped and augmented.
+
+        Raises:
+            NonFiniteError: before the weights are touched.
+        """
+        torch.manual_seed(self.order.dropout_seed(s))
+        rows, device = self.rows[self.order.rows(s)], self.job.accelerator.device
+        batch = self.job.task.batch(rows, self.order.generator(s))
+        varied = self._varied(s, rows).to(device) if self.arm.augment_below else batch
+        losses: list[torch.Tensor] = []
+        kept: list[torch.Tensor] = []
+        augmented = 0
+
+        def objective(net: torch.nn.Module, part: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            nonlocal augmented
+            found = self.job.task.losses(net, part)
+            own = found.detach()
+            keep = self.bank.kept(part.timesteps, own)
+            if self.arm.augment_below is not None:
+                near = keep & (own < self.arm.augment_below * self.bank.limits(part.timesteps))
+                if near.any():
+                    done = sum(len(before) for before in losses)
+                    found = found.index_put(
+                        (near,), self.job.task.losses(net, varied[done : done + len(part)][near])
+                    )
+                    augmented += int(near.sum())
+            losses.append(own)
+            kept.append(keep)
+            return found, keep.to(found.dtype)
+
+        values = {"loss": self.learner.gradient(batch, objective)}
+        self.bank.update(batch.timesteps, torch.cat(losses))
+        skipped = ~torch.cat(kept).cpu()
+        for counts, at in ((self.by_image, batch.rows), (self.by_timestep, batch.timesteps)):
+            counts[0].index_add_(0, at, torch.ones_like(at))
+            counts[1].index_add_(0, at, skipped.long())
+        if skipped.all() and self.arm.on_all_skipped == "skip":
+            values |= {"grad_norm": 0.0, "learning_rate": learning_rate(self.job.train, s)}
+        else:
+            values |= self.learner.step(s)
+        return values | {
+            "skipped": int(skipped.sum()) / len(batch),
+            "augmented": augmented / len(batch),
+        }
+
+    def _varied(self, s: int, rows: np.ndarray) -> Batch:
+        """Return the batch of local step ``s`` with every image changed, but the same timesteps, noise and labels."""
+        generator = seeds.torch_rng(self.job.seed, *self.order.path, "augment", s)
+        return self.job.task.batch(
+            rows, self.order.generator(s), lambda images: vary(images, generator)
+        )
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the state; shapes are the same for every shard."""
+        return self.learner.tensors() | {
+            "bank": self.bank.level,
+            "by_image": self.by_image,
+            "by_timestep": self.by_timestep,
+        }
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take back what ``tensors`` returned."""
+        for name, own in (
+            ("bank", self.bank.level),
+            ("by_image", self.by_image),
+            ("by_timestep", self.by_timestep),
+        ):
+            own.copy_(tensors.pop(name))
+        self.learner.load(tensors)
+
+
+class Ensemble:
+    """All shards of a run; this process trains those of them that are its own.
+
+    Attributes:
+        own: Number -> shard, those of this process.
+        shard_of: int64, (N,): the shard of each image.
+        sizes: Images of each shard.
+        by_image: int64, (2, N): samples seen and skipped up to the last averaging.
+        by_timestep: int64, (2, T): the same.
+    """
+
+    def __init__(self, job: TrainingRun) -> None:
+        arm = _arm(job)
+        self.job, self.arm = job, arm
+        self.shard_of = assign(
+            job.labels, arm.shards, arm.sharding, seeds.numpy_rng(job.seed, *job.path, "shards")
+        )
+        self.sizes: list[int] = np.bincount(self.shard_of).tolist()
+        mine = range(distributed.index(), arm.shards, distributed.count())
+        self.own = {k: Shard(job, k, np.flatnonzero(self.shard_of == k)) for k in mine}
+        one = self.own[mine[0]]
+        self.by_image, self.by_timestep = (
+            torch.zeros_like(one.by_image),
+            torch.zeros_like(one.by_timestep),
+        )
+
+    def update(self, s: int) -> dict[str, float]:
+        """Do local step ``s`` of every shard; return the shards' mean numbers, the same in every process.
+
+        Raises:
+            NonFiniteError: in every process, if it happened in any.
+        """
+        names = ["loss", "grad_norm", "learning_rate"]
+        names += ["skipped"] if self.arm.agc_threshold else []
+        names += ["augmented"] if self.arm.augment_below else []
+        found = torch.zeros(self.arm.shards, len(names), dtype=torch.float64)
+        for k, shard in self.own.items():
+            try:
+                values = shard.update(s)
+            except NonFiniteError:
+                found[k] = math.nan
+            else:
+                found[k] = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        found = distributed.total(found)
+        bad = found.isnan().any(1).nonzero().flatten().tolist()
+        if bad:
+            raise NonFiniteError(
+                f"the loss or the gradient is not finite in shard {', '.join(map(str, bad))}"
+            )
+        return {name: fmean(column) for name, column in zip(names, found.T.tolist(), strict=True)}
+
+    def average(self, r: int) -> None:
+        """End round ``r`` (from 1): every shard goes on from the mean of all."""
+        averaged = ["net.", "average."]
+        averaged += ["optimizer."] if self.arm.optimizer_sync == "average" else []
+        averaged += ["bank"] if self.arm.bank_scope == "global" else []
+        mean = weighted_mean(
+            (self._state(k, tuple(averaged)) for k in range(self.arm.shards)), self.sizes
+        )
+        for shard in self.own.values():
+            for name, tensor in shard.tensors().items():
+                if name in mean:
+                    tensor.copy_(mean[name])
+                elif name.startswith("optimizer.") and self.arm.optimizer_sync == "reset":
+                    tensor.zero_()  # moments and step count: what a new AdamW starts from
+        by_image = distributed.total(
+            sum((shard.by_image for shard in self.own.values()), torch.zeros_like(self.by_image))
+        )
+        by_timestep = distributed.total(
+            sum(
+                (shard.by_timestep for shard in self.own.values()),
+                torch.zeros_like(self.by_timestep),
+            )
+        )
+        self.by_image += by_image
+        self.by_timestep += by_timestep
+        if self.arm.redistribute_above is not None and r < self.arm.rounds:
+            seen, skipped = by_image.numpy()
+            rng = seeds.numpy_rng(self.job.seed, *self.job.path, "redistribute", r)
+            self._place(
+                redistribute(self.shard_of, skipped > self.arm.redistribute_above * seen, rng)
+            )
+        for shard in self.own.values():
+            shard.by_image.zero_()
+            shard.by_timestep.zero_()
+
+    def _place(self, shard_of: np.ndarray) -> None:
+        self.shard_of = shard_of
+        for k, shard in self.own.items():
+            shard.rows = np.flatnonzero(shard_of == k)
+
+    def _state(self, k: int, prefixes: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
+        """Return the state of shard ``k``, whichever process has it; where it is another's, one's own says what to expect."""
+        shard = self.own.get(k) or next(iter(self.own.values()))
+        wanted = {
+            name: tensor for name, tensor in shard.tensors().items() if name.startswith(prefixes)
+        }
+        return distributed.sent_by(k % distributed.count(), wanted)
+
+    def tables(self) -> dict[str, pd.DataFrame]:
+        """Return what was seen and skipped, by timestep and by image."""
+        columns = ["seen", "skipped"]
+        by_timestep = (
+            pd.DataFrame(self.by_timestep.T.numpy(), columns=columns)
+            .rename_axis("timestep")
+            .reset_index()
+        )
+        by_image = (
+            pd.DataFrame(self.by_image.T.numpy(), columns=columns).rename_axis("row").reset_index()
+        )
+        return {
+            "skips_by_timestep": by_timestep,
+            "skips_by_image": by_image.assign(shard=self.shard_of),
+        }
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Return the state of all shards, in the first process; the others send theirs and return nothing."""
+        found = {
+            "shard_of": torch.from_numpy(self.shard_of),
+            "by_image": self.by_image,
+            "by_timestep": self.by_timestep,
+        }
+        for k in range(self.arm.shards):
+            state = self._state(k)
+            if distributed.first():
+                found |= {f"{k}.{name}": tensor.cpu() for name, tensor in state.items()}
+        return found if distributed.first() else {}
+
+    def load(self, tensors: dict[str, torch.Tensor]) -> None:
+        """Take back what ``tensors`` returned."""
+        self._place(tensors["shard_of"].numpy())
+        self.by_image.copy_(tensors["by_image"])
+        self.by_timestep.copy_(tensors["by_timestep"])
+        for k, shard in self.own.items():
+            prefix = f"{k}."
+            shard.load(
+                {
+                    name.removeprefix(prefix): value
+                    for name, value in tensors.items()
+                    if name.startswith(prefix)
+                }
+            )

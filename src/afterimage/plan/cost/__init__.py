@@ -1,0 +1,1 @@
+"""What jobs cost: time, memory and GPUs."""

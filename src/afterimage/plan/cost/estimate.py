@@ -1,0 +1,196 @@
+"""What every job of a study costs: wall time, memory, GPUs and threads, from counted work (``work``, ``memory``) and a few
+speeds.
+
+The speeds of ``cpu`` are measured, on one thread of a server processor (AMD EPYC with AVX-512, torch 2.13): with them the jobs
+of the default study are estimated within a factor of two of what they took (``tests/cluster/test_cost.py`` has the numbers).
+Those of GPUs are assumed: 30 % of the peak that their maker states. That n threads are n times as fast as one is assumed too.
+
+No result depends on an estimate: it is there to ask a cluster for enough, to cut long trainings into parts, and to see what a
+study costs before it runs.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from afterimage.config import Study
+from afterimage.plan.cost import memory, work
+
+if TYPE_CHECKING:  # what lays out a study may ask how long a training takes
+    from afterimage.plan.jobs import Job
+
+
+class Device(NamedTuple):
+    """How fast networks run.
+
+    Attributes:
+        gpu: Whether a job that runs networks asks for one.
+        fp32: Sustained FLOP/s; on GPUs with convolutions in TF32, which torch takes unless told otherwise.
+        bf16: The same with bf16 autocast.
+        launch: Seconds that a forward pass takes beside its FLOP.
+        touch: Seconds per weight and image that a random projection takes.
+        memory_mb: Of the device; 0 where networks use the host's.
+    """
+
+    gpu: bool
+    fp32: float
+    bf16: float
+    launch: float
+    touch: float
+    memory_mb: int
+
+
+SUSTAINED = 0.3
+"""Share of the stated peak that networks reach on a GPU: assumed."""
+
+DEVICES = {
+    # Measured, one thread: trainings and samplings of digits' networks, and countsketch to 4,096 numbers. bf16: assumed.
+    "cpu": Device(False, 60e9, 60e9, 3e-3, 7e-9, 0),
+    # Peaks as stated, without sparsity. Assumed: a pass is some 400 kernels of 5 us; a projected weight moves 40 bytes.
+    "a100": Device(True, SUSTAINED * 156e12, SUSTAINED * 312e12, 2e-3, 2.0e-11, 80_000),
+    "h100": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 1.2e-11, 80_000),
+    "h200": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 0.8e-11, 141_000),
+}
+"""Name in ``cluster.device`` -> device."""
+
+SHARING = 0.9
+"""Speed of W processes that share a training, beside W times that of one: assumed."""
+
+START, START_TORCH, START_GPU = 2.0, 5.5, 15.0
+"""Seconds until a step computes, without torch, with torch (both measured) and with a GPU's libraries (assumed)."""
+
+SLACK_MINUTES = 5
+"""What every job asks for beside its estimate: programs and data come over a network at first."""
+
+ENGINE_MB, SMALL_MB, TORCH_MB, GPU_MB = 260, 250, 550, 4000
+"""Memory of Snakemake in a job, of a step without torch, with torch (all measured), and with a GPU's libraries (assumed)."""
+
+ON_DEVICE = frozenset(
+    {
+        "data/classifier",
+        "train",
+        "sample",
+        "attack/membership",
+        "attack/forgetting",
+        "attribution/features",
+        "attribution/retrain",
+        "attribution/counterfactual",
+        "attribution/remedied",
+        "report/swap",
+    }
+)
+"""Steps that run networks for most of their time; quality and scores run one for a moment, on the processor."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one job costs.
+
+    Attributes:
+        minutes: Wall time, without headroom.
+        mem_mb: Memory of the host, without headroom.
+        gpu: GPUs.
+        threads: Threads of the host.
+        device_mb: Memory of each GPU; 0 without.
+    """
+
+    minutes: float
+    mem_mb: float
+    gpu: int
+    threads: int
+    device_mb: float = 0.0
+
+    def asks(self, headroom: float, attempt: int, limit: float | None = None) -> dict[str, int]:
+        """Return what to ask a cluster for: gpu, mem_mb and runtime (minutes), the last two times the number of the attempt.
+
+        Args:
+            headroom: How many times the estimate.
+            attempt: From 1.
+            limit: Longest runtime, for jobs that save their state when it is up.
+        """
+        runtime = attempt * math.ceil(SLACK_MINUTES + headroom * self.minutes)
+        return {
+            "gpu": self.gpu,
+            "mem_mb": attempt * math.ceil(headroom * self.mem_mb),
+            "runtime": runtime if limit is None else min(runtime, math.ceil(limit)),
+        }
+
+
+def seconds(done: work.Work, device: Device, threads: int) -> float:
+    """Return the time of some work: the networks' and the host's, one after the other."""
+    flop = done.fp32 / device.fp32 + done.bf16 / device.bf16
+    beside = done.launches * device.launch + done.touched * device.touch
+    return (flop + beside) / (1 if device.gpu else threads) + done.host / threads
+
+
+def share_of(study: Study, step: str, part: str | None, parts: Sequence[str]) -> float:
+    """Return which share of a job's work one of its parts does (``layout.parts``), or the job itself.
+
+    Args:
+        study: The study.
+        step: The job's step.
+        part: Name of the part; None is the job, which comes after its parts.
+        parts: Names of all parts.
+    """
+    if part is None:
+        return {"train": 1 / (1 + len(parts)), "sample": 0.0 if parts else 1.0}.get(step, 1.0)
+    if step == "train":
+        return 1 / int(part.partition("of")[2])
+    first, end = map(int, part.split("-"))
+    return (end - first) / study.sample.images
+
+
+def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) -> Cost:
+    """Return what one job costs on the device that the study names.
+
+    Args:
+        study: With the arms of its selection, if the job is one of theirs.
+        step: Key of ``config.STEPS``.
+        name: The job's arm, or what tells the step's jobs apart.
+        share: Of the work, for one of several jobs that do it in parts; each has a start of its own. What only puts
+            parts together runs no network.
+
+    Raises:
+        KeyError: for a step that nobody has counted.
+    """
+    device, threads = DEVICES[study.cluster.device], study.cluster.threads
+    networks = step in ON_DEVICE and share > 0
+    processes = study.processes_of(name) if step == "train" else 1
+    taken = share * seconds(work.WORK[step](study, name), device, threads)
+    if processes > 1:
+        taken /= SHARING * processes
+    held = memory.needed(study, step, name)
+    if networks and device.gpu:
+        start, libraries = START_GPU, GPU_MB
+    elif (
+        networks or held.networks or step in ("attack/quality", "attribution/scores", "report/page")
+    ):
+        start, libraries = START_TORCH, TORCH_MB
+    else:
+        start, libraries = START, SMALL_MB
+    on_host = held.arrays + (0 if device.gpu else processes * held.networks)
+    return Cost(
+        minutes=(start + taken) / 60,
+        mem_mb=ENGINE_MB + processes * libraries + on_host / 2**20,
+        gpu=processes if networks and device.gpu else 0,
+        threads=processes * threads,
+        device_mb=held.networks / 2**20 if networks and device.gpu else 0.0,
+    )
+
+
+def job_cost(study: Study, job: Job) -> Cost:
+    """Return what a job of ``layout.jobs`` or ``layout.selection_jobs`` costs; a training is taken as a whole.
+
+    Args:
+        study: With the arms of its selection, if the job is one of theirs.
+        job: The job.
+    """
+    return step_cost(study, job.step, job.arm or job.job or "")
+
+
+def training_minutes(study: Study, arm: str) -> float:
+    """Return the wall minutes of one training of an arm in one piece, without headroom."""
+    return step_cost(study, "train", arm).minutes

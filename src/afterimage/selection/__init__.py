@@ -1,0 +1,1 @@
+"""LoyalDiffusion's choice of skip groups and switch timesteps."""

@@ -1,0 +1,607 @@
+"""``afterimage audit``: does this model copy its training images? For somebody's own images or diffusers pipeline.
+
+No study is needed. What a study knows from its split has to be given here: the images that the model was trained on, and real images
+of the same kind that it never saw. Without the latter the attack still runs, but cannot tell copies from chance resemblance.
+
+Written to ``--out``: see ``HELP``, which ``afterimage audit --help`` prints.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from afterimage import __version__, artifacts, config
+from afterimage.attacks import calibration, quality
+from afterimage.attacks.extraction import Extraction, extract
+from afterimage.config import ConfigError
+from afterimage.images import Images, contents
+from afterimage.metrics import spaces
+from afterimage.standalone import flags, output, page
+from afterimage.standalone import images as image_sets
+from afterimage.standalone.images import ImageSet
+
+FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
+KEPT = "samples.npz"
+SETS = ("train", "samples", "holdout")
+
+HELP = """\
+words:
+  flagged     a generation: nearer to its nearest training image than a threshold (verdict, fixed, calibrated)
+  extracted   a training image: the nearest one of a flagged generation
+
+files:
+  audit.html        the answer as a page; pictures of pairs only with --show-images
+  audit.json        see below
+  extracted.csv     the extracted training images: file, copies, flagged_generations, nearest_generations, best_generation,
+                    best_l2, best_ratio
+  training.parquet  the same for every different training image; nearest_generations is 0 for those that were never nearest
+  pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2, ratio_training, ratio_candidate
+                    (both at the fixed alpha), low_detail, flagged_verdict
+  DIR/samples.npz   with --keep-samples DIR: the generations, for `afterimage attribute --queries` or another audit
+
+keys of audit.json:
+  verdict     outcome (copies shown, not shown, cannot tell), sentence, and what it rests on: generations, held_out, copies (at
+              least), flagged, false_alarms (at most), images, images_at_least, threshold, visible_rate; reason of cannot tell
+  limits      what limits the answer, in sentences
+  notices     what was left out of the images or chosen in reading them, in sentences
+  left_out    held-out images that were left out: sample, nearest, l2, kind (exact, near, repeated)
+  counts      generations, training, training_distinct, training_never_nearest, holdout, holdout_left_out
+  unique_images
+              by anchor (training, candidate) and alpha (fixed, and calibrated with --holdout): count, of, share, low, high,
+              exact_low, exact_high; different training images extracted
+  flagged_generations
+              the same for generations
+  flagged_holdout
+              the same for held-out images: the false alarms; calibrated is cross-fitted (null without --holdout)
+  mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
+  alpha       the thresholds used, by anchor
+  quality     by metric: value, low, high, and holdout (the same measure of real images; the floor), or null
+  quality_missing
+              by metric: why it could not be measured
+  facts       what the attack records of itself
+  inputs      sha256 of what was read, and of the weights; how each set was read
+  settings    everything that the numbers depend on; with seed and version
+  seconds     wall time
+"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's flags."""
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = HELP
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--samples",
+        metavar="SOURCE",
+        help="generations: a folder or zip of images, .npz, or parquet",
+    )
+    what.add_argument(
+        "--pipeline",
+        metavar="DIR|ID",
+        help="diffusers pipeline (unconditional, pixels) to draw them from",
+    )
+    parser.add_argument(
+        "--train",
+        metavar="SOURCE",
+        required=True,
+        help="training images: as --samples, or owner/name@revision",
+    )
+    parser.add_argument(
+        "--holdout", metavar="SOURCE", help="real images of the same kind that the model never saw"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("audit"),
+        metavar="DIR",
+        help="folder to write (default: %(default)s)",
+    )
+    drawing = parser.add_argument_group("drawing from --pipeline")
+    drawing.add_argument(
+        "--generate", type=int, default=1000, metavar="N", help="generations (default: %(default)s)"
+    )
+    drawing.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        help="of a trainer's checkpoint (default: ema where there are)",
+    )
+    drawing.add_argument("--sampler", choices=["ddpm", "ddim"], help="default: the pipeline's own")
+    drawing.add_argument(
+        "--steps", type=int, help="denoising steps (default: 50 for DDIM, 250 for DDPM)"
+    )
+    drawing.add_argument(
+        "--batch-size", type=int, default=64, help="generations at once (default: %(default)s)"
+    )
+    drawing.add_argument(
+        "--keep-samples", type=Path, metavar="DIR", help="folder to keep the generations in"
+    )
+    image_sets.arguments(parser, SETS)
+    parser.add_argument(
+        "--flips",
+        action="store_true",
+        help="the model was trained with mirrored images: compare these too",
+    )
+    attack = config.Extraction()
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=attack.alpha,
+        help="fixed alpha (default: %(default)s, the paper's)",
+    )
+    parser.add_argument(
+        "--neighbours",
+        type=int,
+        default=attack.neighbours,
+        metavar="N",
+        help="n of the ratio (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--gallery",
+        choices=["distinct", "all"],
+        default=attack.gallery,
+        help="neighbours among different training images, or with copies counted each, as published (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--distance", choices=["l2", "tiled"], default=attack.distance, help="default: %(default)s"
+    )
+    parser.add_argument(
+        "--tiles",
+        type=int,
+        default=attack.tiles,
+        help="tiles per side of --distance tiled (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--features",
+        choices=["classifier", "pixels", "inception"],
+        default="classifier",
+        help="space of quality",
+    )
+    parser.add_argument(
+        "--inception-weights",
+        metavar="FILE",
+        help="torch-fidelity's weights, with --features inception",
+    )
+    parser.add_argument("--inception-sha256", metavar="HASH", help="checksum that they must have")
+    parser.add_argument(
+        "--show-images",
+        action="store_true",
+        help="put the pairs on the page; mind who is in the pictures",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="of generations, halves and intervals (default: %(default)s)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, draw, attack, and write the answer."""
+    started = time.monotonic()
+    settings, quality_settings = _settings(args)
+    out = output.check(args.out, FILES)
+    if args.keep_samples is not None:
+        if args.samples is not None:
+            raise ConfigError(
+                "--keep-samples keeps what is drawn from --pipeline; it does not go with --samples"
+            )
+        output.check(args.keep_samples, (KEPT,), flag="--keep-samples")
+    for name in SETS:
+        if getattr(args, name) is not None:
+            image_sets.source_of(name, args)
+    sets = {
+        name: image_sets.read_set(name, args) for name in SETS if getattr(args, name) is not None
+    }
+    drawn: dict[str, Any] = {}
+    notices = [notice for each in sets.values() for notice in each.notices()]
+    if args.pipeline is not None:
+        _check_shapes(sets)
+        sets["samples"], drawn = _draw(args, sets["train"].images)
+        notices += drawn.pop("notes")
+    _check_shapes(sets)
+    samples, train = (
+        sets["samples"],
+        replace(sets["train"], images=_by_content(sets["train"].images)),
+    )
+    holdout = sets["holdout"].images if "holdout" in sets else None
+
+    statistics = config.Statistics()
+    extraction = extract(
+        samples.images,
+        train.images,
+        settings,
+        statistics,
+        args.seed,
+        flips=args.flips,
+        holdout=holdout,
+    )
+    qualities: pd.DataFrame | None = None
+    missing = {
+        "quality": "needs --holdout: measured against training images it would reward copying"
+    }
+    if holdout is not None:
+        qualities, missing = quality.against_holdout(
+            samples.images, holdout, quality_settings, statistics, args.seed
+        )
+
+    pairs = _named(extraction.pairs, samples, train)
+    training = _training(extraction, samples, train)
+    columns = [
+        "sample",
+        "nearest",
+        "l2",
+        "ratio_training",
+        "ratio_candidate",
+        "low_detail",
+        "flagged_verdict",
+    ]
+    given = {
+        flag: str(value)
+        for flag in ("pipeline", *SETS)
+        if (value := getattr(args, flag)) is not None
+    }
+    record = _record(extraction, qualities, sets, settings)
+    if extraction.left_out is not None:
+        named = _named(extraction.left_out, sets["holdout"], train)[list(extraction.left_out)]
+        record["left_out"] = json.loads(named.to_json(orient="records"))
+    record |= {
+        "notices": notices,
+        "limits": _limits(extraction, samples.images, record, settings.anchor),
+        "quality_missing": missing,
+        "inputs": {
+            name: {"sha256": each.sha256, "manifest": each.manifest} for name, each in sets.items()
+        },
+        "settings": given
+        | drawn
+        | {"flips": args.flips, "colour": args.colour, "resize": args.resize}
+        | {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"}
+        | settings.model_dump()
+        | {"features": args.features, "neighbours_used": extraction.facts["neighbours"]}
+        | {"seed": args.seed, "version": __version__},
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    extracted = training[training["flagged_generations"] > 0]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in (("pairs.parquet", pairs[columns]), ("training.parquet", training)):
+        stream = io.BytesIO()
+        table.to_parquet(stream, index=False)
+        artifacts.write_atomically(out / name, stream.getvalue())
+    artifacts.write_atomically(out / "extracted.csv", extracted.to_csv(index=False).encode())
+    artifacts.write_json(out / "audit.json", record)
+    figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
+    rows = _rows(record)
+    artifacts.write_atomically(
+        out / "audit.html", page.render(record, rows, extracted, figures).encode()
+    )
+    _print(record, rows, extracted, args.out)
+
+
+# ---- what is compared ---------------------------------------------------------------------------------------------------
+
+
+def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quality]:
+    """Return the settings of the attack and of the quality measures, whose weights are looked for."""
+    if args.features == "inception" and not (args.inception_weights and args.inception_sha256):
+        raise ConfigError(
+            "--features inception needs --inception-weights FILE and --inception-sha256 HASH"
+        )
+    names = ("alpha", "neighbours", "gallery", "distance", "tiles")
+    with flags.named("extraction"):
+        extraction = config.Extraction(**{name: getattr(args, name) for name in names})
+    with flags.named("quality"):
+        quality_settings = config.Quality(
+            features=args.features,
+            inception_weights=args.inception_weights,
+            inception_sha256=args.inception_sha256,
+        )
+        if args.features == "inception":
+            spaces.find(quality_settings, None)
+    with flags.named("sample"):
+        steps = 1 if args.steps is None else args.steps
+        config.Sample(images=args.generate, steps=steps, batch_size=args.batch_size)
+    return extraction, quality_settings
+
+
+def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, Any]]:
+    """Draw generations from ``--pipeline``; return them, and what the record says of the drawing."""
+    from accelerate import PartialState
+
+    from afterimage.diffusion import pipelines, sample
+
+    height, width, channels = train.pixels.shape[1:]
+    try:
+        opened = pipelines.open_pipeline(args.pipeline, args.weights, size=(height, width))
+    except artifacts.ArtifactError as error:
+        raise artifacts.ArtifactError(f"--pipeline: {error}") from error
+    if opened.shape != (height, width, channels):
+        theirs, ours = (
+            "x".join(map(str, shape)) for shape in (opened.shape, (height, width, channels))
+        )
+        raise ConfigError(
+            f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and --colour make them one"
+        )
+    sampler = opened.sampler(args.sampler)
+    steps = args.steps or sample.default_steps(sampler, opened.timesteps)
+    settings = config.Sample(
+        images=args.generate, sampler=sampler, steps=steps, batch_size=args.batch_size
+    )
+    ids = np.arange(args.generate)
+    labels = None if opened.classes is None else ids % opened.classes
+    device = PartialState().device
+    with flags.named("sample"):
+        pixels = sample.generate(
+            opened.net.to(device), opened.scheduler_config, ids, settings, args.seed, labels=labels
+        )
+    drawn = Images.of(pixels, ids, labels)
+    if args.keep_samples is not None:
+        stream = io.BytesIO()
+        np.savez_compressed(stream, images=drawn.pixels, ids=drawn.ids, labels=drawn.labels)
+        artifacts.write_atomically(args.keep_samples / KEPT, stream.getvalue())
+    facts = {
+        "sampler": sampler,
+        "steps": steps,
+        "generate": args.generate,
+        "batch_size": args.batch_size,
+    }
+    facts |= {"network": opened.facts(), "device": str(device)}
+    facts["notes"] = [f"--pipeline: {note}" for note in opened.notes]
+    return ImageSet("samples", drawn, ids, {}, image_sets.sha256(pixels)), facts
+
+
+def _check_shapes(sets: dict[str, ImageSet]) -> None:
+    shapes = {
+        f"--{name}": "x".join(map(str, each.images.pixels.shape[1:])) for name, each in sets.items()
+    }
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{flag} {shape}" for flag, shape in shapes.items())
+        raise ConfigError(
+            f"images have different shapes: {listed}; --resize and --colour make them one"
+        )
+
+
+def _by_content(train: Images) -> Images:
+    """Return the training images with byte-identical ones as copies of one source, the first of them."""
+    _, first, inverse = np.unique(contents(train.pixels), return_index=True, return_inverse=True)
+    return replace(train, sources=train.ids[first[inverse]])
+
+
+# ---- what is written ----------------------------------------------------------------------------------------------------
+
+
+def _named(table: pd.DataFrame, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
+    """Return a table of pairs with names in place of ids, and the rows of both images."""
+    table = table.copy()
+    for column, images in (("sample", samples), ("nearest", train)):
+        rows = pd.Index(images.images.ids).get_indexer(table[column])
+        names = images.names[rows].astype(object)
+        names[rows < 0] = None
+        table[f"{column}_row"], table[column] = (
+            rows,
+            names if (rows < 0).any() else images.names[rows],
+        )
+    return table
+
+
+def _training(extraction: Extraction, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
+    """Return one row per different training image, the most extracted first."""
+    table = extraction.images
+    rows = pd.Index(train.images.ids).get_indexer(table["id"])
+    best = pd.Index(samples.images.ids).get_indexer(table["best_sample"])
+    names = pd.Series(samples.names[best], dtype=object).where(best >= 0, None)
+    training = pd.DataFrame(
+        {
+            "file": train.names[rows],
+            "copies": table["copies"],
+            "flagged_generations": table["flagged_generations"],
+            "nearest_generations": table["nearest_generations"],
+            "best_generation": names.astype(str).where(best >= 0, None),
+            "best_l2": table["best_l2"],
+            "best_ratio": table["best_ratio_training"],
+        }
+    )
+    return training.sort_values(
+        ["flagged_generations", "best_ratio"], ascending=[False, True], kind="stable"
+    )
+
+
+def _limits(
+    extraction: Extraction, samples: Images, record: dict[str, Any], anchor: str
+) -> list[str]:
+    """Return what limits the answer, in sentences."""
+    facts, limits = extraction.facts, []
+    left_out = facts.get("holdout_left_out", {})
+    kinds = {
+        "exact": "exactly",
+        "near": "nearly",
+        "repeated": "the same as an earlier held-out image",
+    }
+    if left_out:
+        named = ", ".join(str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED])
+        counts = ", ".join(
+            f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out
+        )
+        limits.append(
+            f"--holdout: {sum(left_out.values())} images were left out, since they are training images too or stand there twice "
+            f"({counts}): {named}"
+        )
+    held_out = record["counts"]["holdout"] - record["counts"]["holdout_left_out"]
+    if record["counts"]["holdout"] and held_out < calibration.FEWEST:
+        limits.append(
+            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a calibrated alpha; none is reported."
+        )
+    elif impossible := facts.get("calibration_impossible"):
+        limits.append(
+            f"--holdout: no image has a ratio, so that no alpha is calibrated (anchor {', '.join(impossible)})."
+        )
+    elif held_out:
+        limits.append(
+            f"The calibrated alpha rests on {held_out} held-out images, which cannot show rates of false alarms below about "
+            f"{100 * facts['holdout_smallest_rate']:.2g} %."
+        )
+    for name, count in (("generations", len(samples)), ("holdout", held_out)):
+        called = {"generations": "generations", "holdout": "held-out images"}[name]
+        if low := facts.get(f"low_detail_{name}"):
+            limits.append(
+                f"{low} of {count} {called} are blank or blurred next to their nearest training image, and are not counted as copies."
+            )
+        if zero := facts.get(f"zero_means_{name}", {}).get(anchor):
+            limits.append(
+                f"{zero} of {count} {called} are nearest to a training image whose neighbours are all its copies: no ratio."
+            )
+    if facts["neighbours"] < 50:
+        limits.append(
+            f"The ratio's mean is over {facts['neighbours']} neighbours: there are {record['counts']['training_distinct']} different "
+            "training images, or fewer neighbours were asked for."
+        )
+    if identical := int((extraction.pairs["l2"] == 0).sum()):
+        limits.append(
+            f"{identical} of {len(samples)} generations are identical to a training image, byte for byte."
+        )
+    return limits
+
+
+def _record(
+    extraction: Extraction,
+    qualities: pd.DataFrame | None,
+    sets: dict[str, ImageSet],
+    settings: config.Extraction,
+) -> dict[str, Any]:
+    """Return the numbers of ``audit.json``, as ``HELP`` describes them."""
+    shares = {
+        (row["metric"], row["anchor"], row["alpha"]): row
+        for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
+    }
+    # An alpha of 0 stands for no calibrated alpha: it flags nothing, which would read as an all-clear.
+    readings = [reading for reading in extraction.readings if reading.value > 0]
+
+    def numbers(metric: str, anchor: str = "none", kind: str = "none") -> dict[str, float] | None:
+        row = shares.get((metric, anchor, kind))
+        if row is None:
+            return None
+        ends = {end: row[end] for end in ("low", "high", "exact_low", "exact_high")}
+        return {"count": int(row["count"]), "of": int(row["of"]), "share": row["value"]} | ends
+
+    def by_reading(metric: str) -> dict[str, dict[str, Any]] | None:
+        table: dict[str, dict[str, Any]] = {}
+        for reading in readings:
+            if (entry := numbers(metric, reading.anchor, reading.alpha)) is not None:
+                table.setdefault(reading.anchor, {})[reading.alpha] = entry
+        return table or None
+
+    alphas: dict[str, dict[str, float]] = {}
+    for reading in readings:
+        alphas.setdefault(reading.anchor, {})[reading.alpha] = reading.value
+    thresholds = [name.removeprefix("mq@") for name, *_ in shares if name.startswith("mq@")]
+    by_metric: dict[str, dict[str, float | None]] = {}
+    for row in [] if qualities is None else qualities.to_dict("records"):
+        if row["of"] == "generations":
+            ends = {end: None if math.isnan(row[end]) else row[end] for end in ("low", "high")}
+            by_metric.setdefault(row["metric"], {}).update(value=row["value"], **ends)
+        else:
+            by_metric.setdefault(row["metric"], {})["holdout"] = row["value"]
+    counts = {"generations": len(sets["samples"].images), "training": len(sets["train"].images)}
+    counts |= {
+        "training_distinct": len(extraction.images),
+        "training_never_nearest": int((extraction.images["nearest_generations"] == 0).sum()),
+        "holdout": len(sets["holdout"].images) if "holdout" in sets else 0,
+        "holdout_left_out": 0 if extraction.left_out is None else len(extraction.left_out),
+    }
+    return {
+        "verdict": extraction.verdict.record,
+        "left_out": [],
+        "counts": counts,
+        "unique_images": by_reading("extracted_contents"),
+        "flagged_generations": by_reading("flagged_generations"),
+        "flagged_holdout": by_reading("flagged_holdout"),
+        "mq": {
+            tau: {"generations": numbers(f"mq@{tau}"), "holdout": numbers(f"mq_holdout@{tau}")}
+            for tau in thresholds
+        },
+        "alpha": alphas,
+        "quality": by_metric or None,
+        "facts": extraction.facts,
+    }
+
+
+def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the numbers beside the verdict: name, value, interval."""
+    anchor = record["settings"]["anchor"]
+    rows: list[tuple[str, str, str]] = []
+
+    def add(name: str, numbers: dict[str, Any], counted: bool = False) -> None:
+        scale, unit = (numbers["of"], "") if counted else (100, " %")
+        low, high = numbers["exact_low"] * scale, numbers["exact_high"] * scale
+        value = (
+            f"{numbers['count']} of {numbers['of']}"
+            if counted
+            else f"{100 * numbers['share']:.2f} %"
+        )
+        rows.append(
+            (
+                name,
+                value,
+                f"{low:.0f} to {high:.0f}" if counted else f"{low:.2f} to {high:.2f}{unit}",
+            )
+        )
+
+    for kind, alpha in record["alpha"][anchor].items():
+        reading = f"alpha {alpha:.3g}, {kind}"
+        add(f"generations flagged ({reading})", record["flagged_generations"][anchor][kind])
+        if record["flagged_holdout"]:
+            add(f"held-out images flagged ({reading})", record["flagged_holdout"][anchor][kind])
+        add(
+            f"training images extracted ({reading})",
+            record["unique_images"][anchor][kind],
+            counted=True,
+        )
+    counts = record["counts"]
+    never = f"{counts['training_never_nearest']} of {counts['training_distinct']}"
+    rows.append(("different training images that no generation is nearest to", never, ""))
+    if "0.5" in record["mq"]:
+        add("MQ at 0.5 (IET-AGC), share of generations", record["mq"]["0.5"]["generations"])
+        if record["mq"]["0.5"]["holdout"]:
+            add("MQ at 0.5, share of held-out images", record["mq"]["0.5"]["holdout"])
+    for metric, numbers in (record["quality"] or {}).items():
+        interval = (
+            "" if numbers["low"] is None else f"{numbers['low']:.4g} to {numbers['high']:.4g}"
+        )
+        rows.append(
+            (
+                f"{metric} (held-out images: {numbers['holdout']:.4g})",
+                f"{numbers['value']:.4g}",
+                interval,
+            )
+        )
+    return rows
+
+
+def _print(
+    record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, out: Path
+) -> None:
+    """Print what limits the answer, the answer, and the first ten training images that came back."""
+    for line in [*record["notices"], *record["limits"]]:
+        print(line)
+    print(f"\n{record['verdict']['sentence']}\n")
+    if len(extracted):
+        shown = extracted.head(10).round(3)
+        print(
+            f"training images extracted, the first {len(shown)} of {len(extracted)} in extracted.csv:"
+        )
+        print(shown.to_string(index=False) + "\n")
+    table = [("measure", "value", "95 % interval"), *rows]
+    widths = [max(len(row[column]) for row in table) for column in range(3)]
+    for name, value, interval in table:
+        print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
+    for metric, reason in record["quality_missing"].items():
+        print(f"{metric} {reason}")
+    print(f"\n{', '.join(FILES)} written to {out}")

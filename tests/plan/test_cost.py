@@ -1,0 +1,257 @@
+"""What jobs cost: against finished runs, and by how it grows."""
+
+import pytest
+
+from afterimage import config
+from afterimage.plan.cost import estimate, work
+from afterimage.plan.jobs import jobs as jobs_of
+from afterimage.plan.jobs import selection_jobs
+from afterimage.training.job import budget
+
+# Wall seconds and peak memory (MB) of single jobs of the default study, as Snakemake's benchmark files have them: snakemake -c2
+# on a machine with two cores of an AMD EPYC (AVX-512), one thread per job, torch 2.13, November 2026.
+MEASURED = {
+    "data/classifier": (6.4, 347),
+    "data/dedup": (2.0, 248),
+    "train/baseline": (65.9, 532),
+    "train/iet_agc": (64.6, 569),
+    "train/agc": (64.4, 537),
+    "train/short": (19.9, 533),
+    "train/kept": (55.0, 532),
+    "train/rau_net": (72.9, 533),
+    "train/loyal": (71.8, 541),
+    "train/dp_sgd": (45.0, 837),
+    "train/conditional": (69.3, 532),
+    "train/finetune": (14.6, 533),
+    "train/gradient_ascent": (7.2, 536),
+    "train/salun": (26.8, 538),
+    "train/selective_amnesia": (26.8, 539),
+    "train/erasediff": (23.4, 534),
+    "sample/baseline": (12.7, 446),
+    "sample/conditional": (13.6, 448),
+    "attack/baseline/extraction": (3.9, 245),
+    "attack/baseline/quality": (4.9, 461),
+    "attack/baseline/membership": (10.7, 575),
+    "attack/erasediff/forgetting": (17.9, 580),
+}
+
+
+SELECTION = {"base": "baseline", "updates": 500, "switch_timesteps": [500]}
+
+
+@pytest.mark.parametrize("job", MEASURED)
+def test_jobs_of_digits_are_estimated_within_a_factor_of_two(digits, job):
+    seconds, megabytes = MEASURED[job]
+    phase, *rest = job.split("/")
+    step = phase if phase in ("train", "sample") else f"{phase}/{rest[-1]}"
+    found = estimate.step_cost(digits(), step, "" if phase == "data" else rest[0])
+    assert seconds / 2 < 60 * found.minutes < 2 * seconds
+    assert megabytes / 1.5 < found.mem_mb - estimate.ENGINE_MB < 2 * megabytes
+
+
+def test_projected_gradients_are_estimated_within_a_factor_of_two(digits):
+    """Measured beside the study: CPU seconds of 64 images with all readouts at equal timesteps and on one thread."""
+    study = digits()
+    measured = {
+        ("countsketch", 3, 4096): 1.52,
+        ("kronecker", 3, 4096): 0.48,
+        ("srht", 1, 4096): 1.39,
+        ("gaussian", 1, 1024): 2.42,
+    }
+    for (projection, timesteps, dimension), seconds in measured.items():
+        settings = config.Features(projection=projection, timesteps=timesteps, dimension=dimension)
+        found = estimate.seconds(
+            work.gradients(study, "baseline", 64, settings, readouts=5), estimate.DEVICES["cpu"], 1
+        )
+        assert seconds / 2 < found < 2 * seconds, projection
+
+
+def test_every_job_of_a_study_has_a_cost(digits):
+    study = digits(loyal_selection=SELECTION)
+    jobs, whole = jobs_of(study) + selection_jobs(study), study.with_selection()
+    assert {job.step for job in jobs} == set(config.STEPS)
+    for job in jobs:
+        found = estimate.job_cost(whole, job)
+        assert found.minutes > 0
+        assert found.mem_mb > estimate.ENGINE_MB
+        assert (found.gpu, found.threads, found.device_mb) == (0, 1, 0)
+
+
+def test_twice_the_updates_are_twice_the_work(digits):
+    once, twice = (
+        work.training(digits(train__updates=updates), "baseline") for updates in (1500, 3000)
+    )
+    assert twice == once + once
+    longer = [
+        estimate.training_minutes(digits(train__updates=updates), "baseline")
+        - estimate.START_TORCH / 60
+        for updates in (1500, 3000)
+    ]
+    assert longer[1] == pytest.approx(2 * longer[0])
+
+
+@pytest.mark.parametrize(
+    ("step", "change", "factor"),
+    [
+        ("sample", {"sample__steps": 100}, 2),
+        ("sample", {"sample__images": 4096}, 4),
+        ("attack/membership", {"membership__draws": 8, "statistics__bootstrap": 10}, 2),
+        ("attack/membership", {"data__flips": True, "statistics__bootstrap": 10}, 2),
+    ],
+)
+def test_work_grows_with_what_there_is_to_do(digits, step, change, factor):
+    usual = {key: value for key, value in change.items() if key == "statistics__bootstrap"}
+    one, more = (
+        work.WORK[step](digits(**settings), "baseline").fp32 for settings in (usual, change)
+    )
+    assert more == pytest.approx(factor * one)
+
+
+def test_guidance_doubles_the_passes_of_conditional_arms_alone(digits):
+    for arm, factor in (("conditional", 2), ("baseline", 1)):
+        one, guided = (work.drawing(digits(sample__guidance=w), arm, 64) for w in (1.0, 3.0))
+        assert guided.fp32 == factor * one.fp32
+
+
+def test_budgets_are_those_of_the_trainings(digits):
+    """Where a budget is the arm's own, the training's code says the same."""
+    study = digits()
+    for name, arm in study.arms.items():
+        if arm.matched_to is None:
+            assert work.budget(study, name) == budget(study.train_of(name), 400, None, None)
+    epochs = digits(train__updates=None, train__epochs=7)
+    assert (
+        work.budget(epochs, "baseline")
+        == budget(epochs.train_of("baseline"), 400, None, None)
+        == 44
+    )
+
+
+def test_what_arms_spend(digits):
+    """The numbers that the finished trainings have in their facts; ``kept`` at its largest, as if nothing had been skipped."""
+    study = digits()
+    assert work.spent(study, "iet_agc") == (1500, 375, 96000)
+    assert work.spent(study, "short") == (375, 375, 24000)
+    assert work.spent(study, "kept") == (1500, 1500, 96000)
+    assert work.spent(study, "loyal") == (1500, 750, 96000)
+    literal = digits(arms__loyal={"method": "loyal", "switch_timestep": 250, "budget": "literal"})
+    assert work.spent(literal, "loyal") == (3000, 1500, 192000)
+    per_model = digits(
+        arms__iet_agc={"method": "iet_agc", "shards": 4, "rounds": 5, "budget": "per_model"}
+    )
+    assert work.spent(per_model, "iet_agc") == (6000, 1500, 384000)
+
+
+def test_passes_of_unlearning_are_those_that_trainings_record(digits):
+    """backward_passes and forward_only_passes of the facts, in FLOP of one batch."""
+    study = digits()
+    batch = 64 * work.forward(study, "conditional")
+    setup = -(-512 // 64)  # salun's mask
+    assert work.training(study, "erasediff").fp32 == pytest.approx(batch * (3 * 400 + 200))
+    assert work.training(study, "salun").fp32 == pytest.approx(batch * (3 * (400 + setup) + 200))
+    assert work.training(study, "gradient_ascent").fp32 == pytest.approx(batch * (3 * 30 + 30))
+    gap = study.arms["erasediff"].model_dump() | {"barrier": "gap", "inner_updates": 3}
+    inner = digits(arms__erasediff=gap)
+    assert work.training(inner, "erasediff").fp32 == pytest.approx(
+        batch * (3 * (400 + 600) + (200 + 600) + 200)
+    )
+
+
+def test_blocks_cost_what_they_add_and_only_where_they_are(digits):
+    study = digits()
+    plain, blocks, half = (work.forward(study, arm) for arm in ("baseline", "rau_net", "loyal"))
+    assert plain < half < blocks
+    assert half == pytest.approx((plain + blocks) / 2)
+
+
+def test_a_gpu_is_asked_for_by_steps_that_run_networks_alone(digits):
+    study = digits(cluster={"device": "a100", "threads": 4}, loyal_selection=SELECTION)
+    whole = study.with_selection()
+    for job in jobs_of(study) + selection_jobs(study):
+        found = estimate.job_cost(whole, job)
+        assert found.gpu == (job.step in estimate.ON_DEVICE), job.folder
+        assert found.threads == 4
+        if found.gpu:
+            assert 0 < found.device_mb < estimate.DEVICES["a100"].memory_mb
+
+
+def test_processes_share_a_training_and_nothing_else(digits):
+    alone = digits(cluster={"device": "a100"}, train__updates=10**6)
+    four = digits(cluster={"device": "a100", "gpus_per_training": 4}, train__updates=10**6)
+    own, shared = (estimate.step_cost(study, "train", "baseline") for study in (alone, four))
+    start = estimate.START_GPU / 60
+    assert shared.gpu == shared.threads == 4
+    assert shared.minutes - start == pytest.approx((own.minutes - start) / 4 / estimate.SHARING)
+    assert estimate.step_cost(four, "train", "dp_sgd").gpu == 1
+    assert estimate.step_cost(four, "sample", "baseline") == estimate.step_cost(
+        alone, "sample", "baseline"
+    )
+
+
+def test_threads_and_parts_divide_the_work_but_not_the_start(digits):
+    start = estimate.START_TORCH / 60
+    one = estimate.step_cost(digits(), "train", "baseline").minutes - start
+    assert estimate.step_cost(
+        digits(cluster={"threads": 4}), "train", "baseline"
+    ).minutes - start == pytest.approx(one / 4)
+    assert estimate.step_cost(
+        digits(), "train", "baseline", share=0.1
+    ).minutes - start == pytest.approx(one / 10)
+
+
+def test_a_faster_device_is_never_slower(digits):
+    a100, h100 = (
+        digits(cluster={"device": device}, train__precision="bf16") for device in ("a100", "h100")
+    )
+    for job in jobs_of(a100):
+        assert estimate.job_cost(h100, job).minutes <= estimate.job_cost(a100, job).minutes
+
+
+def test_stacked_networks_start_fewer_kernels_for_the_same_flop(digits):
+    apart, stacked = (
+        work.WORK["attribution/retrain"](digits(attribution__stacked=on), "0")
+        for on in (False, True)
+    )
+    assert stacked.fp32 == apart.fp32
+    assert stacked.launches < apart.launches
+
+
+def test_a_last_bundle_or_block_costs_what_is_left(digits):
+    study = digits(attribution__subsets=9, attribution__seeds=1, attribution__images_per_job=300)
+    full, rest = (work.WORK["attribution/retrain"](study, job).fp32 for job in ("0", "2"))
+    assert full == pytest.approx(4 * rest)
+    full, rest = (
+        work.WORK["attribution/features"](study, f"main/final/train{at}").fp32 for at in (0, 1)
+    )
+    assert full == pytest.approx(3 * rest)
+
+
+def test_unknown_step_is_an_error(digits):
+    with pytest.raises(KeyError):
+        estimate.step_cost(digits(), "train/again", "baseline")
+
+
+def test_what_is_asked_grows_with_the_attempt():
+    found = estimate.Cost(minutes=30, mem_mb=1000.5, gpu=2, threads=8)
+    assert found.asks(2.0, 1) == {"gpu": 2, "mem_mb": 2001, "runtime": 65}
+    assert found.asks(2.0, 3) == {"gpu": 2, "mem_mb": 6003, "runtime": 195}
+    assert found.asks(1.0, 1)["runtime"] == 35
+
+
+def test_a_training_never_asks_for_more_time_than_its_jobs_may_take():
+    found = estimate.Cost(minutes=30, mem_mb=1000, gpu=1, threads=1)
+    assert [found.asks(2.0, attempt, limit=70.5)["runtime"] for attempt in (1, 2)] == [65, 71]
+
+
+def test_shares_of_parts_add_up(digits):
+    study = digits(cluster={"generations_per_job": 256})
+    trained = [f"{k}of5" for k in range(1, 5)]
+    assert sum(
+        estimate.share_of(study, "train", part, trained) for part in [*trained, None]
+    ) == pytest.approx(1)
+    drawn = [f"{first}-{first + 256}" for first in range(0, 1024, 256)]
+    assert [estimate.share_of(study, "sample", part, drawn) for part in [*drawn, None]] == [
+        0.25
+    ] * 4 + [0]
+    for step in ("train", "sample", "attack/quality"):
+        assert estimate.share_of(study, step, None, []) == 1
