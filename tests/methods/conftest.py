@@ -3,6 +3,7 @@
 from ..training.conftest import (
     curves,
     digits,
+    golden,
     make_job,
     one_thread,
     same_bits_after_stops,
@@ -15,6 +16,7 @@ from ..training.conftest import (
 __all__ = [
     "curves",
     "digits",
+    "golden",
     "make_job",
     "one_thread",
     "same_bits_after_stops",
