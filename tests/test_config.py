@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterimage import config
+from afterimage.plan.jobs import STEPS
+from afterimage.plan.resolved import resolve
 from afterimage.provenance import digest
 
 
@@ -120,8 +122,8 @@ def test_arm_overrides_the_budget(params):
     assert study.train_of("baseline").learning_rate == study.train.learning_rate
 
 
-ATTACKS = {step for step in config.STEPS if step.startswith("attack/")}
-REPORTS = {step for step in config.STEPS if step.startswith("report/")}
+ATTACKS = {step for step in STEPS if step.startswith("attack/")}
+REPORTS = {step for step in STEPS if step.startswith(("report/", "selection/"))}
 
 
 JOBS = {
@@ -130,20 +132,21 @@ JOBS = {
     "attribution/scores": "main",
     "attribution/counterfactual": "again",
     "attribution/remedied": "erasediff",
+    "report/page": "extraction",
 }
-TRACED = {"arm": "baseline", "remedied": {"before": "conditional", "after": ["erasediff"]}}
+TRACED = {"arm": "baseline", "counterfactual": {}, "remedied": {"before": "conditional", "after": ["erasediff"]}}
 
 
-def resolved(study, step, arm):
-    return config.resolve(study, step, arm, 0 if arm else None, JOBS.get(step))
+def resolved_of(study, step, arm):
+    return resolve(study, step, arm, 0 if arm else None, JOBS.get(step))
 
 
 def digests(params):
     study = config.parse(params | {"attribution": params["attribution"] or TRACED})
     jobs = {
-        (step, arm): resolved(study, step, arm)
-        for step, by in config.STEPS.items()
-        for arm in (study.arms if "arm" in by else [None])
+        (step, arm): resolved_of(study, step, arm)
+        for step, by in STEPS.items()
+        for arm in (study.arms if "arm" in by.address else [None])
     }
     return {job: digest(settings) for job, settings in jobs.items()}
 
@@ -169,15 +172,24 @@ def digests(params):
                 "attribution/features",
                 "attribution/counterfactual",
                 "attack/forgetting",
-                "report/swap",
+                "selection/timestep_ablation",
             },
         ),
-        (("extraction", "alpha"), 0.4, {"attack/extraction", "attack/forgetting", "report/swap"}),
-        (("quality", "neighbours"), 3, {"attack/quality", "attack/forgetting", "report/swap"}),
+        (
+            ("extraction", "alpha"),
+            0.4,
+            {"attack/extraction", "attack/forgetting", "selection/timestep_ablation"},
+        ),
+        (
+            ("quality", "neighbours"),
+            3,
+            {"attack/quality", "attack/forgetting", "selection/timestep_ablation"},
+        ),
         (
             ("statistics", "bootstrap"),
             100,
-            ATTACKS | {"attribution/scores", "attribution/acceleration", "report/swap"},
+            ATTACKS
+            | {"attribution/scores", "attribution/acceleration", "selection/timestep_ablation"},
         ),
         (
             ("statistics", "confidence"),
@@ -196,7 +208,7 @@ def digests(params):
                 "attack/forgetting",
                 "attribution/retrain",
                 "attribution/counterfactual",
-                "report/swap",
+                "selection/timestep_ablation",
             },
         ),
         (("attribution", "queries"), {"holdout": 4}, {"attribution/queries"}),
@@ -218,7 +230,7 @@ def digests(params):
         ),
         (("attribution", "shortlist"), 0.1, {"attribution/acceleration"}),
         (("attribution", "checkpoints"), 2, {"train"}),
-        (("replicates",), 2, {"report/tables", "report/page", "report/selection"}),
+        (("replicates",), 2, {"report/tables", "report/page", "selection/table"}),
     ],
 )
 def test_a_key_changes_only_the_jobs_that_depend_on_it(params, path, value, changed):
@@ -245,8 +257,8 @@ def test_digest_ignores_the_order_of_keys(order):
 
 def test_resolved_config_is_plain_json(params):
     study = config.parse(params | {"attribution": TRACED})
-    for step, by in config.STEPS.items():
-        settings = resolved(study, step, "baseline" if "arm" in by else None)
+    for step, by in STEPS.items():
+        settings = resolved_of(study, step, "baseline" if "arm" in by.address else None)
         assert json.loads(json.dumps(settings)) == settings
 
 
@@ -609,7 +621,7 @@ def test_a_circle_through_a_set_is_found(many):
 
 def test_what_an_arm_takes_from_its_base_is_resolved(many):
     many["arms"]["conditional"]["rau_net"] = {"groups": [1]}
-    settings = config.resolve(config.parse(many), "train", "erasediff", 0)["settings"]
+    settings = resolve(config.parse(many), "train", "erasediff", 0)["settings"]
     assert settings["arm"]["condition"] == "label"
     assert settings["arm"]["rau_net"]["groups"] == [1]
     assert settings["forget"]["zero"]["label"] == 0

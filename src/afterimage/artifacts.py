@@ -109,11 +109,12 @@ class Step:
         self.extra.update(facts)
 
 
-def read_config(path: Path, step: str) -> dict[str, Any]:
-    """Read a resolved config and check that it is one for ``step``."""
+def read_config(path: Path, *steps: str) -> dict[str, Any]:
+    """Read a resolved config and check that it is one for one of ``steps``."""
     config = json.loads(Path(path).read_text())
-    if config.get("step") != step:
-        raise ArtifactError(f"{path} is the config of step {config.get('step')!r}, not of {step!r}")
+    if config.get("step") not in steps:
+        needed = " or ".join(map(repr, steps))
+        raise ArtifactError(f"{path} is the config of step {config.get('step')!r}, not of {needed}")
     return config
 
 

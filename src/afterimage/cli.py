@@ -10,103 +10,30 @@ import argparse
 import sys
 from importlib import import_module
 
-COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
-    "config": {
-        "check": ("afterimage.config.check", "validate a study file"),
-        "schema": ("afterimage.config.json_schema", "print the JSON schema of a study"),
-    },
-    "data": {
-        "fetch": (
-            "afterimage.data.fetch",
-            "read the source into one checked array file; the only step that may use the network",
-        ),
-        "split": (
-            "afterimage.data.split",
-            "draw train, holdout and reference parts and plant duplicates",
-        ),
-        "classifier": (
-            "afterimage.metrics.classifier",
-            "train the feature network on the reference part",
-        ),
-        "dedup": (
-            "afterimage.data.dedup",
-            "find and remove near-duplicates, scored against the planted truth",
-        ),
-    },
-    "train": {"run": ("afterimage.methods.run", "train one replicate of one arm, or continue it")},
-    "sample": {"draw": ("afterimage.diffusion.sample", "draw generations from a trained pipeline")},
-    "attack": {
-        "extraction": (
-            "afterimage.attacks.extraction",
-            "which training images come back (Carlini et al. 2023)",
-        ),
-        "quality": ("afterimage.attacks.quality", "how good and varied the generations are"),
-        "membership": (
-            "afterimage.attacks.membership",
-            "which images were trained on, by their loss",
-        ),
-        "forgetting": (
-            "afterimage.attacks.forgetting",
-            "what is left of images that were to be forgotten",
-        ),
-    },
-    "attribution": {
-        "queries": (
-            "afterimage.attribution.queries",
-            "choose the images whose origin is asked for",
-        ),
-        "features": (
-            "afterimage.attribution.features",
-            "project the gradients of a network for one block of images",
-        ),
-        "retrain": (
-            "afterimage.attribution.judges.retrain",
-            "losses of the queries under networks retrained on random halves",
-        ),
-        "scores": (
-            "afterimage.attribution.scores",
-            "who made what, by every attributor, judged by retraining",
-        ),
-        "acceleration": (
-            "afterimage.attribution.acceleration",
-            "what cheaper features and two-stage ranking cost in quality",
-        ),
-        "remedied": (
-            "afterimage.attribution.judges.forgetting_influence",
-            "whether the influence of forgotten images falls",
-        ),
-        "counterfactual": (
-            "afterimage.attribution.judges.counterfactual",
-            "train without what made a generation, and generate it again",
-        ),
-    },
-    "report": {
-        "tables": ("afterimage.report.tables", "gather the results of all arms into tidy tables"),
-        "page": ("afterimage.report.page", "run one notebook and write its HTML page"),
-        "swap": (
-            "afterimage.selection.timestep_ablation",
-            "sample with the blocks at some timesteps only, without training anew",
-        ),
-        "selection": (
-            "afterimage.selection.table",
-            "rank skip groups and switch timesteps for LoyalDiffusion",
-        ),
-        "rulegraph": ("afterimage.engines.rulegraph", "draw the workflow's rule graph"),
-    },
-    "track": {
-        "import": (
-            "afterimage.engines.tracking",
-            "import finished results into MLflow; doing it twice changes nothing",
-        )
-    },
-    "cluster": {
-        "simulate": (
-            "afterimage.engines.simulation.simulate",
-            "how long a study would take on so many GPUs, and what it would wait for",
-        )
-    },
+from afterimage.plan.jobs import STEPS
+
+OTHERS: dict[tuple[str, str], tuple[str, str]] = {
+    ("config", "check"): ("afterimage.config.check", "validate a study file"),
+    ("config", "schema"): ("afterimage.config.json_schema", "print the JSON schema of a study"),
+    ("report", "rulegraph"): ("afterimage.engines.rulegraph", "draw the workflow's rule graph"),
+    ("track", "import"): (
+        "afterimage.engines.tracking",
+        "import finished results into MLflow; doing it twice changes nothing",
+    ),
+    ("cluster", "simulate"): (
+        "afterimage.engines.simulation.simulate",
+        "how long a study would take on so many GPUs, and what it would wait for",
+    ),
 }
+"""Phase and verb -> (module, one line of help) of verbs that are no steps of the workflow."""
+
+COMMANDS: dict[str, dict[str, tuple[str, str]]] = {}
 """Phase -> verb -> (module, one line of help)."""
+for (phase, verb), command in [
+    *((step.command, (step.module, step.help)) for step in STEPS.values()),
+    *OTHERS.items(),
+]:
+    COMMANDS.setdefault(phase, {})[verb] = command
 
 SINGLE: dict[str, tuple[str, str]] = {
     "verify": (

@@ -18,6 +18,7 @@ from scipy.special import softmax
 
 from afterimage import cli, config
 from afterimage.plan import jobs
+from afterimage.plan.resolved import write_configs
 
 
 def empirical_bayes(data, bandwidth=0.0):
@@ -97,7 +98,7 @@ class Study:
 
     def write(self) -> None:
         self.study = config.parse(self.params)
-        jobs.write_configs(self.study, self.root.parent)
+        write_configs(self.study, self.root.parent)
 
     def store(self, step: str, arm: str | None = None) -> Path:
         (job,) = [job for job in jobs.jobs(self.study) if (job.step, job.arm) == (step, arm)]

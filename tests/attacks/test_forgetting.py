@@ -20,6 +20,7 @@ from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier
+from afterimage.plan.resolved import resolve
 from afterimage.training.order import Order
 
 STATISTICS = config.Statistics(bootstrap=50)
@@ -368,7 +369,7 @@ def test_classes_that_nothing_can_be_compared_with(trained):
     parts = {name: load_images(split / f"{name}.npz") for name in ("train", "holdout", "reference")}
     arm = trained.store("train", "conditional") / "pipeline"
     samples = load_images(trained.store("sample", "conditional") / "images.npz")
-    resolved = config.resolve(trained.study, "attack/forgetting", "conditional", 0)
+    resolved = resolve(trained.study, "attack/forgetting", "conditional", 0)
     trained_on, chosen = np.ones(60, bool), parts["train"].labels == 0
     network = trained.store("data/classifier")
     few = samples.take(samples.labels != 0)

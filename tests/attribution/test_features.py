@@ -19,6 +19,7 @@ from afterimage.config import Diffusion, Features
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images
+from afterimage.plan.resolved import resolve
 
 MODEL = {"channels": [8], "attention": [False], "layers_per_block": 1, "norm_groups": 4}
 SMALL = {"timesteps": 2, "dimension": 16, "batch_size": 1}
@@ -42,7 +43,7 @@ def command(params, images, tmp_path):
         params.update(attribution=own | {"images_per_job": images_per_job})
         out = out or job.replace("/", "-")
         (tmp_path / f"{out}.json").write_text(
-            json.dumps(config.resolve(config.parse(params), "attribution/features", job=job))
+            json.dumps(resolve(config.parse(params), "attribution/features", job=job))
         )
         given = {
             "model": inputs,

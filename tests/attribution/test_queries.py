@@ -13,6 +13,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
 from afterimage.images import Images, load_images
+from afterimage.plan.resolved import resolve
 
 HOLDOUT = Images.of(
     np.arange(12, dtype=np.uint8).repeat(16).reshape(12, 4, 4, 1),
@@ -67,7 +68,7 @@ def command(params, tmp_path):
             seed=seed,
             attribution={"arm": "baseline", "queries": {"holdout": 5, "generated": 4} | asked},
         )
-        resolved = config.resolve(config.parse(params), "attribution/queries")
+        resolved = resolve(config.parse(params), "attribution/queries")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         inputs = {"step": "attack/extraction", "settings": {"anchor": anchor}}
         with artifacts.step(inputs, tmp_path / "inputs", {}, ("afterimage.seeds",)) as step:

@@ -24,6 +24,7 @@ from afterimage.attribution.queries import SETS
 from afterimage.images import Images
 from afterimage.metrics import classifier
 from afterimage.plan import jobs
+from afterimage.plan.resolved import modules, resolve
 
 SEED, N, SUBSETS, RESAMPLES = 5, 20, 10, 30
 SIZES = {"holdout": 4, "generated": 3, "extracted": 2}
@@ -138,7 +139,7 @@ def study(params, tmp_path):
         }
         params.update(seed=SEED, attribution=own | {"attributors": list(attributors)})
         params["statistics"]["bootstrap"] = RESAMPLES
-        resolved = config.resolve(config.parse(params), "attribution/scores", job="main")
+        resolved = resolve(config.parse(params), "attribution/scores", job="main")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
 
         every = np.full(N + 4, 99)
@@ -544,7 +545,7 @@ def test_the_recorded_code_is_what_the_workflow_asks_for(study, params):
     """Attributors are found by name: to change one must make the scores old."""
     found = scored(study())
     (job,) = (job for job in jobs.jobs(config.parse(params)) if job.step == scores.STEP)
-    entries = jobs.entries(config.parse(params), job)
+    entries = modules(config.parse(params), job)
     assert found.run["code_sha256"] == provenance.fingerprint(*entries)
     assert {config.ATTRIBUTORS[name] for name in ("gradient_dot", "trak")} <= set(
         provenance.modules_of(*entries)

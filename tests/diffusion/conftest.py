@@ -7,6 +7,7 @@ import pytest
 from afterimage import artifacts, config
 from afterimage.config import Diffusion, Model
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.plan.resolved import resolve
 
 TINY = Model(channels=[8, 16], attention=[False, True], layers_per_block=1, norm_groups=4)
 
@@ -37,7 +38,7 @@ def command(tmp_path, params):
     def make(model, out: str = "out", arm: str = "baseline", **sample) -> list[str]:
         params["sample"] = {"images": 12, "steps": 2, "batch_size": 5} | sample
         file = tmp_path / f"{out}.json"
-        file.write_text(json.dumps(config.resolve(config.parse(params), "sample", arm, 0)))
+        file.write_text(json.dumps(resolve(config.parse(params), "sample", arm, 0)))
         return [
             "sample",
             "draw",

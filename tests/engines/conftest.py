@@ -11,6 +11,8 @@ import yaml
 
 from afterimage import artifacts, config, provenance
 from afterimage.plan import jobs
+from afterimage.plan.resolved import modules, resolved
+from afterimage.plan.step import Job
 
 
 @pytest.fixture
@@ -45,14 +47,14 @@ def _build(study: config.Study, results: Path, only: str = "", offset: float = 0
     root = results / study.study
     for job in jobs.jobs(study):
         if job.folder.startswith(only):
-            wanted = config.resolve(study, job.step, job.arm, job.replicate)
+            wanted = resolved(study, job)
             with artifacts.step(
-                wanted, root / job.folder, _inputs(root, job), jobs.entries(study, job)
+                wanted, root / job.folder, _inputs(root, job), modules(study, job)
             ) as step:
                 _write(step, job, study, offset)
 
 
-def _inputs(root: Path, job: jobs.Job) -> dict[str, Path]:
+def _inputs(root: Path, job: Job) -> dict[str, Path]:
     cell = f"{job.arm}/rep{job.replicate}"
     split = root / "data" / "split"
     return {
@@ -71,7 +73,7 @@ def _inputs(root: Path, job: jobs.Job) -> dict[str, Path]:
     }[job.step]
 
 
-def _write(step: artifacts.Step, job: jobs.Job, study: config.Study, offset: float) -> None:
+def _write(step: artifacts.Step, job: Job, study: config.Study, offset: float) -> None:
     files = {
         "data/fetch": ["images.npz"],
         "data/split": ["train.npz", "index.parquet"],

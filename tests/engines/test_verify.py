@@ -15,6 +15,9 @@ from afterimage import artifacts, cli, config, provenance
 from afterimage.artifacts import ArtifactError
 from afterimage.engines import adopt, tracking, verify
 from afterimage.plan import jobs
+from afterimage.plan.jobs import selection_jobs
+from afterimage.plan.resolved import modules, resolved
+from afterimage.plan.step import Job
 
 Build = Callable[..., None]
 ROOT = Path("results/default")
@@ -157,11 +160,11 @@ def test_result_whose_input_was_made_again(build: Build, study: config.Study) ->
 
 
 def test_selection_is_checked_once_it_was_run(study: config.Study) -> None:
-    table, page = jobs.selection_jobs(study)[-2:]
+    table, page = selection_jobs(study)[-2:]
 
-    def make(job: jobs.Job, text: str, **inputs: Path) -> None:
-        resolved = config.resolve(study, job.step)
-        with artifacts.step(resolved, ROOT / job.folder, inputs, jobs.entries(study, job)) as step:
+    def make(job: Job, text: str, **inputs: Path) -> None:
+        wanted_config = resolved(study, job)
+        with artifacts.step(wanted_config, ROOT / job.folder, inputs, modules(study, job)) as step:
             (step.folder / "file.txt").write_text(text)
 
     make(table, "one")

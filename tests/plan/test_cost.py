@@ -4,8 +4,8 @@ import pytest
 
 from afterimage import config
 from afterimage.plan.cost import estimate, work
+from afterimage.plan.jobs import STEPS, selection_jobs
 from afterimage.plan.jobs import jobs as jobs_of
-from afterimage.plan.jobs import selection_jobs
 from afterimage.training.job import budget
 
 # Wall seconds and peak memory (MB) of single jobs of the default study, as Snakemake's benchmark files have them: snakemake -c2
@@ -68,10 +68,10 @@ def test_projected_gradients_are_estimated_within_a_factor_of_two(digits):
 
 def test_every_job_of_a_study_has_a_cost(digits):
     study = digits(loyal_selection=SELECTION)
-    jobs, whole = jobs_of(study) + selection_jobs(study), study.with_selection()
-    assert {job.step for job in jobs} == set(config.STEPS)
+    jobs = jobs_of(study) + selection_jobs(study)
+    assert {job.step for job in jobs} == set(STEPS)
     for job in jobs:
-        found = estimate.job_cost(whole, job)
+        found = estimate.job_cost(study, job)
         assert found.minutes > 0
         assert found.mem_mb > estimate.ENGINE_MB
         assert (found.gpu, found.threads, found.device_mb) == (0, 1, 0)
@@ -102,7 +102,7 @@ def test_twice_the_updates_are_twice_the_work(digits):
 def test_work_grows_with_what_there_is_to_do(digits, step, change, factor):
     usual = {key: value for key, value in change.items() if key == "statistics__bootstrap"}
     one, more = (
-        work.WORK[step](digits(**settings), "baseline").fp32 for settings in (usual, change)
+        STEPS[step].work(digits(**settings), "baseline").fp32 for settings in (usual, change)
     )
     assert more == pytest.approx(factor * one)
 
@@ -166,10 +166,9 @@ def test_blocks_cost_what_they_add_and_only_where_they_are(digits):
 
 def test_a_gpu_is_asked_for_by_steps_that_run_networks_alone(digits):
     study = digits(cluster={"device": "a100", "threads": 4}, loyal_selection=SELECTION)
-    whole = study.with_selection()
     for job in jobs_of(study) + selection_jobs(study):
-        found = estimate.job_cost(whole, job)
-        assert found.gpu == (job.step in estimate.ON_DEVICE), job.folder
+        found = estimate.job_cost(study, job)
+        assert found.gpu == STEPS[job.step].networks, job.folder
         assert found.threads == 4
         if found.gpu:
             assert 0 < found.device_mb < estimate.DEVICES["a100"].memory_mb
@@ -209,7 +208,7 @@ def test_a_faster_device_is_never_slower(digits):
 
 def test_stacked_networks_start_fewer_kernels_for_the_same_flop(digits):
     apart, stacked = (
-        work.WORK["attribution/retrain"](digits(attribution__stacked=on), "0")
+        STEPS["attribution/retrain"].work(digits(attribution__stacked=on), "0")
         for on in (False, True)
     )
     assert stacked.fp32 == apart.fp32
@@ -218,10 +217,10 @@ def test_stacked_networks_start_fewer_kernels_for_the_same_flop(digits):
 
 def test_a_last_bundle_or_block_costs_what_is_left(digits):
     study = digits(attribution__subsets=9, attribution__seeds=1, attribution__images_per_job=300)
-    full, rest = (work.WORK["attribution/retrain"](study, job).fp32 for job in ("0", "2"))
+    full, rest = (STEPS["attribution/retrain"].work(study, job).fp32 for job in ("0", "2"))
     assert full == pytest.approx(4 * rest)
     full, rest = (
-        work.WORK["attribution/features"](study, f"main/final/train{at}").fp32 for at in (0, 1)
+        STEPS["attribution/features"].work(study, f"main/final/train{at}").fp32 for at in (0, 1)
     )
     assert full == pytest.approx(3 * rest)
 

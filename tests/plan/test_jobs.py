@@ -4,6 +4,7 @@ import pytest
 
 from afterimage import config
 from afterimage.plan import jobs
+from afterimage.plan.resolved import resolved, write_configs
 
 
 @pytest.fixture
@@ -19,13 +20,13 @@ def test_the_written_study_is_the_study_in_its_order(params, tmp_path):
         "m": {"method": "baseline"},
     }
     study = config.parse(params)
-    jobs.write_configs(study, tmp_path)
+    write_configs(study, tmp_path)
     again = config.load(tmp_path / study.study / "config" / "study.json")
     assert again == study
     assert list(again.arms) == ["z", "a", "m"]
-    assert [
-        config.resolve(again, job.step, job.arm, job.replicate) for job in jobs.jobs(again)
-    ] == [config.resolve(study, job.step, job.arm, job.replicate) for job in jobs.jobs(study)]
+    assert [resolved(again, job) for job in jobs.jobs(again)] == [
+        resolved(study, job) for job in jobs.jobs(study)
+    ]
 
 
 def test_only_what_changed_is_touched(params, tmp_path):
@@ -34,10 +35,10 @@ def test_only_what_changed_is_touched(params, tmp_path):
         "baseline": {"method": "baseline"},
         "without": {"method": "baseline", "without": "zeros"},
     }
-    jobs.write_configs(config.parse(params), tmp_path)
+    write_configs(config.parse(params), tmp_path)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     params["sample"]["steps"] = 7
-    jobs.write_configs(config.parse(params), tmp_path)
+    write_configs(config.parse(params), tmp_path)
     touched = {
         path.relative_to(tmp_path / "default/config").as_posix()
         for path, then in before.items()
@@ -75,7 +76,5 @@ def test_pages_are_those_that_the_arms_ask_for(params):
     assert [job.folder for job in jobs.jobs(whole) if job.step == "report/page"] == [
         f"report/pages/{page}" for page in jobs.pages(whole)
     ]
-    tables = next(
-        config.resolve(whole, job.step) for job in jobs.jobs(whole) if job.step == "report/tables"
-    )
+    tables = next(resolved(whole, job) for job in jobs.jobs(whole) if job.step == "report/tables")
     assert tables["settings"]["forgetting"] == ["retrained"]

@@ -7,6 +7,8 @@ import pytest
 from afterimage import artifacts, config
 from afterimage.plan import jobs
 from afterimage.plan.cost import estimate
+from afterimage.plan.parts import parts
+from afterimage.plan.resolved import changed_configs, modules, resolve, resolved, write_configs
 
 CUT = {"max_minutes_per_job": 60, "generations_per_job": 64, "headroom": 1.5}
 
@@ -41,7 +43,7 @@ def job_of(study, folder):
 def test_a_training_has_as_many_parts_as_its_limit_asks_for(limit, headroom, expected, params):
     params["cluster"] = {"max_minutes_per_job": limit, "headroom": headroom}
     study = config.parse(params)
-    assert jobs.parts(study, job_of(study, "train/plain/rep0")) == expected
+    assert parts(study, job_of(study, "train/plain/rep0")) == expected
 
 
 @pytest.mark.parametrize(
@@ -51,8 +53,8 @@ def test_a_training_has_as_many_parts_as_its_limit_asks_for(limit, headroom, exp
 def test_a_sampling_has_blocks_of_the_size_asked_for(each, expected, params):
     params["cluster"] = {"generations_per_job": each}
     study = config.parse(params)
-    assert jobs.parts(study, job_of(study, "sample/plain/rep0")) == expected
-    assert jobs.parts(study, job_of(study, "attack/plain/rep0/extraction")) == []
+    assert parts(study, job_of(study, "sample/plain/rep0")) == expected
+    assert parts(study, job_of(study, "attack/plain/rep0/extraction")) == []
 
 
 def test_how_the_work_is_cut_is_no_setting_of_any_job(params):
@@ -62,7 +64,7 @@ def test_how_the_work_is_cut_is_no_setting_of_any_job(params):
     )
     for job in jobs.jobs(study):
         address = (job.step, job.arm, job.replicate, job.job)
-        assert config.resolve(study, *address) == config.resolve(other, *address)
+        assert resolve(study, *address) == resolve(other, *address)
 
 
 @pytest.fixture
@@ -72,10 +74,8 @@ def planned(params, tmp_path):
     def plan(cluster: dict, **changed) -> tuple[dict[str, list[str]], set[str]]:
         study = config.parse(params | changed | {"cluster": cluster})
         root = tmp_path / "default" / "config"
-        written = {
-            path.relative_to(root).as_posix() for path in jobs.changed_configs(study, tmp_path)
-        }
-        jobs.write_configs(study, tmp_path)
+        written = {path.relative_to(root).as_posix() for path in changed_configs(study, tmp_path)}
+        write_configs(study, tmp_path)
         return json.loads((root / "parts.json").read_text()), written
 
     return plan
@@ -88,9 +88,9 @@ def finish(params, tmp_path):
     def make(folder: str, *sources: str, parts: tuple[str, ...] = (), text: str = "") -> None:
         study, root = config.parse(params), tmp_path / "default"
         job = job_of(study, folder)
-        resolved = config.resolve(study, job.step, job.arm, job.replicate)
+        wanted_config = resolved(study, job)
         inputs = {name: root / name / "file" for name in sources}
-        with artifacts.step(resolved, root / folder, inputs, jobs.entries(study, job)) as step:
+        with artifacts.step(wanted_config, root / folder, inputs, modules(study, job)) as step:
             (step.folder / "file").write_text(text)
             step.note(parts=list(parts))
 

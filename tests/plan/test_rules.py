@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from afterimage import config
+from afterimage.plan.jobs import STEPS
 
 RULE = re.compile(r"^rule (\w+):\n((?:    .*\n|\n)*)", re.MULTILINE)
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)*)", re.MULTILINE)
@@ -31,7 +31,7 @@ def test_rules_that_compute_ask_by_their_step(rules):
     assert all(
         len(steps) == 1 and "    threads: " in found[name] for name, steps in asked.items() if steps
     )
-    assert {steps[0] for steps in asked.values() if steps} <= set(config.STEPS)
+    assert {steps[0] for steps in asked.values() if steps} <= set(STEPS)
 
 
 def test_only_small_steps_and_targets_are_local(rules):

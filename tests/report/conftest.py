@@ -18,6 +18,7 @@ from afterimage import artifacts, cli, config, provenance
 from afterimage.attacks import verdict
 from afterimage.images import Images
 from afterimage.plan import jobs
+from afterimage.plan.resolved import modules, resolve, resolved, write_configs
 
 GENERATIONS, PLANTED, SINGLES, HELD_OUT = 400, 32, 60, 200
 
@@ -54,7 +55,7 @@ def make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
 
 def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
     root = folder / study.study
-    jobs.write_configs(study, folder)
+    write_configs(study, folder)
     rng = np.random.default_rng(0)
     images = Images.of(rng.integers(0, 256, (PLANTED + SINGLES, 8, 8, 1), np.uint8))
     attacks = {
@@ -65,8 +66,8 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
     for job in jobs.jobs(study):
         if job.phase == "report":
             continue
-        resolved = config.resolve(study, job.step, job.arm, job.replicate)
-        with artifacts.step(resolved, root / job.folder, {}, jobs.entries(study, job)) as step:
+        wanted_config = resolved(study, job)
+        with artifacts.step(wanted_config, root / job.folder, {}, modules(study, job)) as step:
             if job.step == "data/split":
                 images.save(step.folder / "train.npz")
             elif job.step == "data/dedup":
@@ -97,7 +98,9 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                 if job.step == "attack/extraction":
                     step.note(**_answer(truth[job.arm]))
             elif job.step == "attack/forgetting":
-                _forgetting(step.folder, list(resolved["settings"]["sets"]), truth[job.arm], rng)
+                _forgetting(
+                    step.folder, list(wanted_config["settings"]["sets"]), truth[job.arm], rng
+                )
     command = [
         "report",
         "tables",
@@ -315,7 +318,7 @@ def show(root, tmp_path, monkeypatch):
     def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
         shown = []
         monkeypatch.setattr("IPython.display.display", shown.append)
-        parameters = config.resolve(made, "report/page")["settings"] | {
+        parameters = resolve(made, "report/page")["settings"] | {
             "results": str(results),
             "figures": str(tmp_path),
         }

@@ -14,6 +14,7 @@ from afterimage import artifacts, cli, config
 from afterimage.attacks.table import Reading, Results
 from afterimage.images import Images
 from afterimage.plan import jobs
+from afterimage.plan.resolved import resolved
 
 BASE = {"base": "conditional", "train": {"updates": 20}}
 ARMS = {
@@ -112,10 +113,10 @@ def study(root, make_up, truth, tmp_path_factory):
         rng = np.random.default_rng(0)
         for job in jobs.jobs(made):
             if job.arm in PROBABILITY and job.step in ("train", "sample", "attack/forgetting"):
-                resolved = config.resolve(made, job.step, job.arm, job.replicate)
+                wanted_config = resolved(made, job)
                 facts = artifacts.read_run(results / job.folder)["facts"]
                 with artifacts.step(
-                    resolved, results / job.folder, {}, ("afterimage.seeds",)
+                    wanted_config, results / job.folder, {}, ("afterimage.seeds",)
                 ) as step:
                     if job.step == "train":
                         names = ["loss", "forget_loss"] if made.arms[job.arm].base else ["loss"]
@@ -134,7 +135,7 @@ def study(root, make_up, truth, tmp_path_factory):
                         pixels = rng.integers(0, 256, (60, 8, 8, 1), np.uint8)
                         Images.of(pixels, labels=np.arange(60) % 3).save(step.folder / "images.npz")
                     else:
-                        wanted = list(resolved["settings"]["sets"])
+                        wanted = list(wanted_config["settings"]["sets"])
                         judged(step.folder, job.arm, wanted, job.replicate)
                         step.note(
                             sets={

@@ -11,6 +11,7 @@ import pytest
 
 from afterimage import artifacts, cli, config
 from afterimage.config.selection import plan
+from afterimage.plan.resolved import resolve
 from afterimage.selection import table, timestep_ablation
 
 
@@ -37,7 +38,7 @@ def chosen(params, tmp_path):
 
 def choose(study: config.Study, results: Path) -> None:
     """Write made-up tables of the selection: blocks in group 1 halve all copying at no cost, those elsewhere do nothing."""
-    resolved = config.resolve(study, "report/selection")
+    resolved = resolve(study, "selection/table")
     rng = np.random.default_rng(0)
     cells = []
     for arm, cell in plan(study.loyal_selection, len(study.model.channels)).items():
@@ -103,7 +104,7 @@ def test_what_was_chosen_and_why(replicates, taus, groups, chosen, show):
 @pytest.mark.slow
 def test_page_is_made_of_its_tables_alone(root, tmp_path, chosen):
     study, results = chosen(1, [500])
-    (tmp_path / "page.json").write_text(json.dumps(config.resolve(study, "report/page")))
+    (tmp_path / "page.json").write_text(json.dumps(resolve(study, "report/page")))
     flags = {
         "notebook": root / "notebooks" / "loyal_selection.py",
         "results": results,

@@ -15,6 +15,8 @@ from afterimage.config.selection import plan
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.images import Images
 from afterimage.plan import jobs
+from afterimage.plan.jobs import selection_jobs
+from afterimage.plan.resolved import resolve, write_configs
 from afterimage.selection import table, timestep_ablation
 
 SELECTION = {"base": "baseline", "updates": 100, "switch_timesteps": [250, 500]}
@@ -77,15 +79,15 @@ def test_the_study_itself_stays_as_it_was(study, params, tmp_path):
         {key: value for key, value in params.items() if key != "loyal_selection"}
     )
     assert jobs.jobs(with_block) == jobs.jobs(without)
-    assert jobs.selection_jobs(without) == []
+    assert selection_jobs(without) == []
     assert "loyal_selection" not in jobs.pages(with_block)
-    assert [job.folder for job in jobs.selection_jobs(with_block)][-2:] == [
+    assert [job.folder for job in selection_jobs(with_block)][-2:] == [
         "selection/table",
         "selection/page",
     ]
     assert without.with_selection() is without
-    jobs.write_configs(with_block, tmp_path)
-    for job in jobs.jobs(with_block) + jobs.selection_jobs(with_block):
+    write_configs(with_block, tmp_path)
+    for job in jobs.jobs(with_block) + selection_jobs(with_block):
         assert (tmp_path / "default" / "config" / f"{job.folder}.json").is_file()
         assert (tmp_path / "default" / "config" / f"{job.folder}.code").is_file()
     written = json.loads((tmp_path / "default/config/train/select_g1/rep0.json").read_text())[
@@ -273,7 +275,7 @@ def test_changes_of_swaps_are_against_their_own_control():
 
 def resolved(study, step: str, folder, **address):
     path = folder / f"{step.replace('/', '_')}.json"
-    path.write_text(json.dumps(config.resolve(study, step, **address)))
+    path.write_text(json.dumps(resolve(study, step, **address)))
     return str(path)
 
 
@@ -307,7 +309,12 @@ def test_swap_measures_every_range(study, tmp_path):
                 step.folder / "members.parquet"
             )
     (tmp_path / "classifier").mkdir()
-    command = ["report", "swap", "--config", resolved(parsed, "report/swap", tmp_path, replicate=0)]
+    command = [
+        "selection",
+        "timestep_ablation",
+        "--config",
+        resolved(parsed, "selection/timestep_ablation", tmp_path, replicate=0),
+    ]
     command += [
         "--train",
         str(tmp_path / "split/train.npz"),
@@ -366,19 +373,22 @@ def test_the_tables_are_gathered_from_the_stores(study, tmp_path):
                     step.note(updates=100, images_seen=6400)
     for k in range(2):
         with artifacts.step(
-            {"settings": {}}, tmp_path / "selection" / "swap" / f"rep{k}", {}, ("afterimage.seeds",)
+            {"settings": {}},
+            tmp_path / "selection" / "timestep_ablation" / f"rep{k}",
+            {},
+            ("afterimage.seeds",),
         ) as step:
             row = {"R": 0.8, "similarity": 0.8, "flagged_generations": 0.5, "FD": 1.0}
             pd.DataFrame([{"low": 0, "high": 0} | row]).to_csv(
                 step.folder / "table.csv", index=False
             )
     command = [
-        "report",
         "selection",
+        "table",
         "--results",
         str(tmp_path),
         "--config",
-        resolved(parsed, "report/selection", tmp_path),
+        resolved(parsed, "selection/table", tmp_path),
     ]
     assert cli.main([*command, "--out", str(tmp_path / "table")]) == 0
     run = artifacts.check_store(tmp_path / "table")

@@ -23,6 +23,7 @@ from afterimage.diffusion.model import build_scheduler, build_unet, save_pipelin
 from afterimage.diffusion.noising import Pixels
 from afterimage.images import Images
 from afterimage.methods import baseline
+from afterimage.plan.resolved import resolve
 from afterimage.provenance import digest
 from afterimage.training.checkpoint import Store
 from afterimage.training.job import TrainingRun
@@ -192,7 +193,7 @@ def study(params, digits, tmp_path):
                     step.folder / "train.npz"
                 )
         file = folder / f"{out}.json"
-        file.write_text(json.dumps(config.resolve(config.parse(params), "train", "plain", 0)))
+        file.write_text(json.dumps(resolve(config.parse(params), "train", "plain", 0)))
         command = [
             "train",
             "run",

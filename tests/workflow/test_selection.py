@@ -16,7 +16,7 @@ def test_selection_is_planned_on_request_and_leaves_all_alone(empty):
     planned = empty.planned(target="loyal_selection")
     once = ["fetch", "split", "classifier", "selection", "selection_page", "loyal_selection"]
     assert planned == dict.fromkeys(once, 1) | {
-        "swap": 2,
+        "timestep_ablation": 2,
         "fit": 2 * (DERIVED + 1),
         **dict.fromkeys(["draw", "extraction", "quality"], 2 * DERIVED),
     }

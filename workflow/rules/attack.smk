@@ -15,14 +15,7 @@ localrules:
 rule extraction:
     """Which training images come back (Carlini et al. 2023, section 5.1)."""
     input:
-        config="results/{study}/config/attack/{arm}/rep{rep}/extraction.json",
-        code="results/{study}/config/attack/{arm}/rep{rep}/extraction.code",
-        samples="results/{study}/sample/{arm}/rep{rep}/images.npz",
-        members="results/{study}/train/{arm}/rep{rep}/members.parquet",
-        train="results/{study}/data/split/train.npz",
-        holdout="results/{study}/data/split/holdout.npz",
-        twins="results/{study}/data/split/twins.npz",
-        index="results/{study}/data/split/index.parquet",
+        unpack(inputs("attack/extraction")),
     output:
         run="results/{study}/attack/{arm}/rep{rep}/extraction/run.json",
         metrics="results/{study}/attack/{arm}/rep{rep}/extraction/metrics.jsonl",
@@ -40,24 +33,16 @@ rule extraction:
     resources:
         **needs("attack/extraction"),
     params:
+        inputs=flags("attack/extraction"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attack extraction --samples {input.samples:q} --train {input.train:q} --members {input.members:q}"
-        " --holdout {input.holdout:q} --twins {input.twins:q} --index {input.index:q} --config {input.config:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack extraction {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule quality:
     """How good and how varied the generations are, against images that no arm saw, and how like the training images."""
     input:
-        config="results/{study}/config/attack/{arm}/rep{rep}/quality.json",
-        code="results/{study}/config/attack/{arm}/rep{rep}/quality.code",
-        samples="results/{study}/sample/{arm}/rep{rep}/images.npz",
-        members="results/{study}/train/{arm}/rep{rep}/members.parquet",
-        train="results/{study}/data/split/train.npz",
-        reference="results/{study}/data/split/reference.npz",
-        holdout="results/{study}/data/split/holdout.npz",
-        classifier="results/{study}/data/classifier/classifier.safetensors",
+        unpack(inputs("attack/quality")),
     output:
         run="results/{study}/attack/{arm}/rep{rep}/quality/run.json",
         metrics="results/{study}/attack/{arm}/rep{rep}/quality/metrics.jsonl",
@@ -70,25 +55,16 @@ rule quality:
     resources:
         **needs("attack/quality"),
     params:
+        inputs=flags("attack/quality"),
         out=subpath(output.run, parent=True),
-        classifier=subpath(input.classifier, parent=True),
     shell:
-        "afterimage attack quality --samples {input.samples:q} --train {input.train:q} --members {input.members:q}"
-        " --reference {input.reference:q} --holdout {input.holdout:q} --classifier {params.classifier:q}"
-        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack quality {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule membership:
     """Which images were trained on, by their loss (Carlini et al. 2023, section 5.2.1)."""
     input:
-        config="results/{study}/config/attack/{arm}/rep{rep}/membership.json",
-        code="results/{study}/config/attack/{arm}/rep{rep}/membership.code",
-        model="results/{study}/train/{arm}/rep{rep}/run.json",
-        members="results/{study}/train/{arm}/rep{rep}/members.parquet",
-        train="results/{study}/data/split/train.npz",
-        holdout="results/{study}/data/split/holdout.npz",
-        twins="results/{study}/data/split/twins.npz",
-        index="results/{study}/data/split/index.parquet",
+        unpack(inputs("attack/membership")),
     output:
         run="results/{study}/attack/{arm}/rep{rep}/membership/run.json",
         metrics="results/{study}/attack/{arm}/rep{rep}/membership/metrics.jsonl",
@@ -102,27 +78,16 @@ rule membership:
     resources:
         **needs("attack/membership"),
     params:
+        inputs=flags("attack/membership"),
         out=subpath(output.run, parent=True),
-        model=subpath(input.model, parent=True),
     shell:
-        "afterimage attack membership --model {params.model:q} --train {input.train:q} --members {input.members:q}"
-        " --holdout {input.holdout:q} --twins {input.twins:q} --index {input.index:q} --config {input.config:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack membership {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule forgetting:
     """What is left of images that were to be forgotten."""
     input:
-        config="results/{study}/config/attack/{arm}/rep{rep}/forgetting.json",
-        code="results/{study}/config/attack/{arm}/rep{rep}/forgetting.code",
-        model="results/{study}/train/{arm}/rep{rep}/run.json",
-        members="results/{study}/train/{arm}/rep{rep}/members.parquet",
-        samples="results/{study}/sample/{arm}/rep{rep}/images.npz",
-        train="results/{study}/data/split/train.npz",
-        holdout="results/{study}/data/split/holdout.npz",
-        reference="results/{study}/data/split/reference.npz",
-        classifier="results/{study}/data/classifier/classifier.safetensors",
-        extractions=extractions_judged,
+        unpack(inputs("attack/forgetting")),
     output:
         run="results/{study}/attack/{arm}/rep{rep}/forgetting/run.json",
         metrics="results/{study}/attack/{arm}/rep{rep}/forgetting/metrics.jsonl",
@@ -136,21 +101,13 @@ rule forgetting:
     resources:
         **needs("attack/forgetting"),
     params:
+        inputs=flags("attack/forgetting"),
         out=subpath(output.run, parent=True),
-        model=subpath(input.model, parent=True),
-        classifier=subpath(input.classifier, parent=True),
-        extractions=extractions_judged_flags,
     shell:
-        "afterimage attack forgetting --model {params.model:q} --samples {input.samples:q} --train {input.train:q}"
-        " --members {input.members:q} --holdout {input.holdout:q} --reference {input.reference:q}"
-        " --classifier {params.classifier:q} {params.extractions} --config {input.config:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack forgetting {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule attack:
     """The attack phase: every arm meets every attack, and is judged on forgetting where it has something to forget."""
     input:
-        per_replicate(
-            rules.extraction.output, rules.quality.output, rules.membership.output
-        ),
-        per_replicate(rules.forgetting.output, arms=JUDGED),
+        phase("attack"),

@@ -19,11 +19,7 @@ localrules:
 rule queries:
     """Choose the images whose origin is asked for."""
     input:
-        config="results/{study}/config/attribution/queries.json",
-        code="results/{study}/config/attribution/queries.code",
-        holdout="results/{study}/data/split/holdout.npz",
-        samples=of_explained("sample/{arm}/rep0/images.npz"),
-        extraction=of_explained("attack/{arm}/rep0/extraction/run.json"),
+        unpack(inputs("attribution/queries")),
     output:
         run="results/{study}/attribution/queries/run.json",
         holdout="results/{study}/attribution/queries/holdout.npz",
@@ -34,22 +30,16 @@ rule queries:
     benchmark:
         "results/{study}/benchmarks/attribution/queries.tsv"
     params:
+        inputs=flags("attribution/queries"),
         out=subpath(output.run, parent=True),
-        extraction=subpath(input.extraction, parent=True),
     shell:
-        "afterimage attribution queries --holdout {input.holdout:q} --samples {input.samples:q}"
-        " --extraction {params.extraction:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution queries {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule features:
     """Project the gradients of one network for one block of images."""
     input:
-        config="results/{study}/config/attribution/features/{job}.json",
-        code="results/{study}/config/attribution/features/{job}.code",
-        model=of_explained("train/{arm}/rep0/run.json"),
-        train=explained_images,
-        members=of_explained("train/{arm}/rep0/members.parquet"),
-        queries="results/{study}/attribution/queries/run.json",
+        unpack(inputs("attribution/features")),
     output:
         run="results/{study}/attribution/features/{job}/run.json",
         features="results/{study}/attribution/features/{job}/features.safetensors",
@@ -63,23 +53,16 @@ rule features:
     resources:
         **needs("attribution/features"),
     params:
+        inputs=flags("attribution/features"),
         out=subpath(output.run, parent=True),
-        model=subpath(input.model, parent=True),
-        queries=subpath(input.queries, parent=True),
     shell:
-        "afterimage attribution features --model {params.model:q} --train {input.train:q} --members {input.members:q}"
-        " --queries {params.queries:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution features {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule retrain:
     """Retrain networks on random halves of the training images and take the queries' losses."""
     input:
-        config="results/{study}/config/attribution/retrain/{job}.json",
-        code="results/{study}/config/attribution/retrain/{job}.code",
-        model=of_explained("train/{arm}/rep0/run.json"),
-        train=explained_images,
-        members=of_explained("train/{arm}/rep0/members.parquet"),
-        queries="results/{study}/attribution/queries/run.json",
+        unpack(inputs("attribution/retrain")),
     output:
         run="results/{study}/attribution/retrain/{job}/run.json",
         metrics="results/{study}/attribution/retrain/{job}/metrics.jsonl",
@@ -94,27 +77,17 @@ rule retrain:
     resources:
         **needs("attribution/retrain"),
     params:
+        inputs=flags("attribution/retrain"),
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/retrain/{job}",
-        model=subpath(input.model, parent=True),
-        queries=subpath(input.queries, parent=True),
     shell:
-        "afterimage attribution retrain --model {params.model:q} --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
-        " --state {params.state:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution retrain {params.inputs} --state {params.state:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule scores:
     """Score every attributor by what retraining shows, and by copies whose origin is known."""
     input:
-        features=features_of_variant,
-        states=features_of_states,
-        retrain=retrained,
-        config="results/{study}/config/attribution/scores/{job}.json",
-        code="results/{study}/config/attribution/scores/{job}.code",
-        train=explained_images,
-        members=of_explained("train/{arm}/rep0/members.parquet"),
-        queries="results/{study}/attribution/queries/run.json",
-        classifier="results/{study}/data/classifier/classifier.safetensors",
+        unpack(inputs("attribution/scores")),
     output:
         run="results/{study}/attribution/scores/{job}/run.json",
         metrics="results/{study}/attribution/scores/{job}/metrics.jsonl",
@@ -134,28 +107,16 @@ rule scores:
     resources:
         **needs("attribution/scores"),
     params:
+        inputs=flags("attribution/scores"),
         out=subpath(output.run, parent=True),
-        queries=subpath(input.queries, parent=True),
-        classifier=subpath(input.classifier, parent=True),
-        stores=lambda wildcards, input: store_lists(
-            features=input.features, states=input.states, retrain=input.retrain
-        ),
     shell:
-        "afterimage attribution scores --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
-        " {params.stores} --classifier {params.classifier:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution scores {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule counterfactual:
     """Train without what is said to have made a generation, and generate it again."""
     input:
-        config="results/{study}/config/attribution/counterfactual/{job}.json",
-        code="results/{study}/config/attribution/counterfactual/{job}.code",
-        model=of_explained("train/{arm}/rep0/run.json"),
-        train=explained_images,
-        members=of_explained("train/{arm}/rep0/members.parquet"),
-        queries="results/{study}/attribution/queries/run.json",
-        scores="results/{study}/attribution/scores/main/run.json",
-        classifier="results/{study}/data/classifier/classifier.safetensors",
+        unpack(inputs("attribution/counterfactual")),
     output:
         run="results/{study}/attribution/counterfactual/{job}/run.json",
         changes="results/{study}/attribution/counterfactual/{job}/changes.csv",
@@ -170,28 +131,17 @@ rule counterfactual:
     resources:
         **needs("attribution/counterfactual"),
     params:
+        inputs=flags("attribution/counterfactual"),
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/counterfactual/{job}",
-        model=subpath(input.model, parent=True),
-        queries=subpath(input.queries, parent=True),
-        scores=subpath(input.scores, parent=True),
-        classifier=subpath(input.classifier, parent=True),
     shell:
-        "afterimage attribution counterfactual --model {params.model:q} --train {input.train:q} --members {input.members:q} --queries {params.queries:q}"
-        " --scores {params.scores:q} --classifier {params.classifier:q} --state {params.state:q} --config {input.config:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution counterfactual {params.inputs} --state {params.state:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule acceleration:
     """Weigh the cost of features against the quality of their scores."""
     input:
-        scores=scores_of_variants,
-        features=features_of_variants,
-        retrain=retrained,
-        config="results/{study}/config/attribution/acceleration.json",
-        code="results/{study}/config/attribution/acceleration.code",
-        train=explained_images,
-        members=of_explained("train/{arm}/rep0/members.parquet"),
+        unpack(inputs("attribution/acceleration")),
     output:
         run="results/{study}/attribution/acceleration/run.json",
         table="results/{study}/attribution/acceleration/acceleration.csv",
@@ -203,25 +153,16 @@ rule acceleration:
     resources:
         **needs("attribution/acceleration"),
     params:
+        inputs=flags("attribution/acceleration"),
         out=subpath(output.run, parent=True),
-        stores=lambda wildcards, input: store_lists(
-            scores=input.scores, features=input.features, retrain=input.retrain
-        ),
     shell:
-        "afterimage attribution acceleration --train {input.train:q} --members {input.members:q} {params.stores}"
-        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution acceleration {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule remedied:
     """Compare the influence of forgotten images before and after a remedy."""
     input:
-        config="results/{study}/config/attribution/remedied/{job}.json",
-        code="results/{study}/config/attribution/remedied/{job}.code",
-        before=of_unremedied("train/{arm}/rep0/run.json"),
-        after="results/{study}/train/{job}/rep0/run.json",
-        train=remedied_images,
-        samples=of_unremedied("sample/{arm}/rep0/images.npz"),
-        scores="results/{study}/attribution/scores/main/run.json",
+        unpack(inputs("attribution/remedied")),
     output:
         run="results/{study}/attribution/remedied/{job}/run.json",
         metrics="results/{study}/attribution/remedied/{job}/metrics.jsonl",
@@ -236,16 +177,13 @@ rule remedied:
     resources:
         **needs("attribution/remedied"),
     params:
+        inputs=flags("attribution/remedied"),
         out=subpath(output.run, parent=True),
-        before=subpath(input.before, parent=True),
-        after=subpath(input.after, parent=True),
-        scores=subpath(input.scores, parent=True),
     shell:
-        "afterimage attribution remedied --before {params.before:q} --after {params.after:q} --train {input.train:q}"
-        " --samples {input.samples:q} --scores {params.scores:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution remedied {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule attribution:
     """The attribution phase: nothing, where the study does not ask for it."""
     input:
-        attribution_results,
+        phase("attribution"),

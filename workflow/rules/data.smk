@@ -17,8 +17,7 @@ localrules:
 rule fetch:
     """Read the source; the only rule that may use the network."""
     input:
-        config="results/{study}/config/data/fetch.json",
-        code="results/{study}/config/data/fetch.code",
+        unpack(inputs("data/fetch")),
     output:
         run="results/{study}/data/fetch/run.json",
         metrics="results/{study}/data/fetch/metrics.jsonl",
@@ -29,17 +28,16 @@ rule fetch:
     benchmark:
         "results/{study}/benchmarks/data/fetch.tsv"
     params:
+        inputs=flags("data/fetch"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data fetch --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data fetch {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule split:
     """Draw the parts and plant duplicates."""
     input:
-        config="results/{study}/config/data/split.json",
-        code="results/{study}/config/data/split.code",
-        images="results/{study}/data/fetch/images.npz",
+        unpack(inputs("data/split")),
     output:
         run="results/{study}/data/split/run.json",
         metrics="results/{study}/data/split/metrics.jsonl",
@@ -55,17 +53,16 @@ rule split:
     benchmark:
         "results/{study}/benchmarks/data/split.tsv"
     params:
+        inputs=flags("data/split"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data split --images {input.images:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data split {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule classifier:
     """Train the feature network on images that no arm sees."""
     input:
-        config="results/{study}/config/data/classifier.json",
-        code="results/{study}/config/data/classifier.code",
-        reference="results/{study}/data/split/reference.npz",
+        unpack(inputs("data/classifier")),
     output:
         run="results/{study}/data/classifier/run.json",
         metrics="results/{study}/data/classifier/metrics.jsonl",
@@ -79,21 +76,16 @@ rule classifier:
     resources:
         **needs("data/classifier"),
     params:
+        inputs=flags("data/classifier"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data classifier --reference {input.reference:q} --config {input.config:q} --out {params.out:q}"
-        " > {log:q} 2>&1"
+        "afterimage data classifier {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule dedup:
     """Remove near-duplicates and score the search against the planted truth."""
     input:
-        config="results/{study}/config/data/dedup.json",
-        code="results/{study}/config/data/dedup.code",
-        train="results/{study}/data/split/train.npz",
-        index="results/{study}/data/split/index.parquet",
-        reference="results/{study}/data/split/reference.npz",
-        classifier=dedup_network,
+        unpack(inputs("data/dedup")),
     output:
         run="results/{study}/data/dedup/run.json",
         metrics="results/{study}/data/dedup/metrics.jsonl",
@@ -109,19 +101,13 @@ rule dedup:
     resources:
         **needs("data/dedup"),
     params:
+        inputs=flags("data/dedup"),
         out=subpath(output.run, parent=True),
-        classifier=dedup_network_flag,
     shell:
-        "afterimage data dedup --train {input.train:q} --index {input.index:q} --reference {input.reference:q}"
-        " {params.classifier} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data dedup {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule data:
     """The data phase."""
     input:
-        once(
-            rules.fetch.output,
-            rules.split.output,
-            rules.classifier.output,
-            rules.dedup.output,
-        ),
+        phase("data"),

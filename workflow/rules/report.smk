@@ -2,7 +2,7 @@
 
 OUTPUTS:
     results/{study}/report/tables/        tidy tables over all arms, headline numbers as JSON
-    results/{study}/report/pages/{page}/  an executed notebook, its HTML page and its figures
+    results/{study}/report/pages/{job}/  an executed notebook, its HTML page and its figures
 """
 
 
@@ -15,16 +15,7 @@ localrules:
 rule tables:
     """Gather the results of all arms."""
     input:
-        per_replicate(
-            rules.fit.output.run,
-            rules.extraction.output.run,
-            rules.quality.output.run,
-            rules.membership.output.run,
-        ),
-        per_replicate(rules.forgetting.output.run, arms=JUDGED),
-        config="results/{study}/config/report/tables.json",
-        code="results/{study}/config/report/tables.code",
-        dedup="results/{study}/data/dedup/run.json",
+        unpack(inputs("report/tables")),
     output:
         run="results/{study}/report/tables/run.json",
         metrics="results/{study}/report/tables/metrics.json",
@@ -75,41 +66,30 @@ rule tables:
 rule page:
     """Run a notebook on the tables, and on what it shows of single replicates, and write its page."""
     input:
-        per_replicate(
-            rules.fit.output.run,
-            rules.draw.output.run,
-            rules.extraction.output.run,
-            rules.membership.output.run,
-        ),
-        per_replicate(rules.forgetting.output.run, arms=JUDGED),
-        attribution_of_page,
-        config="results/{study}/config/report/pages/{page}.json",
-        code="results/{study}/config/report/pages/{page}.code",
-        notebook=str(NOTEBOOKS / "{page}.py"),
-        tables="results/{study}/report/tables/run.json",
-        train="results/{study}/data/split/train.npz",
+        unpack(inputs("report/page")),
+        notebook=str(NOTEBOOKS / "{job}.py"),
     output:
-        run="results/{study}/report/pages/{page}/run.json",
-        notebook="results/{study}/report/pages/{page}/{page}.ipynb",
+        run="results/{study}/report/pages/{job}/run.json",
+        notebook="results/{study}/report/pages/{job}/{job}.ipynb",
         page=report(
-            kept("results/{study}/report/pages/{page}/{page}.html"),
+            kept("results/{study}/report/pages/{job}/{job}.html"),
             caption="../report/page.rst",
             category="Pages",
-            labels={"page": "{page}"},
+            labels={"page": "{job}"},
         ),
         figures=report(
-            directory("results/{study}/report/pages/{page}/figures"),
+            directory("results/{study}/report/pages/{job}/figures"),
             patterns=["{figure}.png"],
             caption="../report/figure.rst",
             category="Figures",
-            labels={"page": "{page}", "figure": "{figure}"},
+            labels={"page": "{job}", "figure": "{figure}"},
         ),
     log:
-        "results/{study}/logs/report/{page}.log",
+        "results/{study}/logs/report/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/report/{page}.tsv"
+        "results/{study}/benchmarks/report/{job}.tsv"
     wildcard_constraints:
-        page="|".join(PAGES),
+        job="|".join(pages(STUDY)),
     params:
         out=subpath(output.run, parent=True),
         results=subpath(input.config, ancestor=4),
@@ -122,7 +102,4 @@ rule page:
 rule report:
     """The report phase."""
     input:
-        once(
-            rules.tables.output,
-            expand(rules.page.output, page=PAGES, allow_missing=True),
-        ),
+        phase("report"),

@@ -13,9 +13,7 @@ localrules:
 rule draw_block:
     """Draw some of the generations."""
     input:
-        config="results/{study}/config/sample/{arm}/rep{rep}.json",
-        code="results/{study}/config/sample/{arm}/rep{rep}.code",
-        model="results/{study}/train/{arm}/rep{rep}/run.json",
+        unpack(inputs("sample")),
     output:
         temp(directory("results/{study}/blocks/{arm}/rep{rep}/{first}-{end}")),
     log:
@@ -29,19 +27,17 @@ rule draw_block:
     resources:
         **needs("sample"),
     params:
-        model=subpath(input.model, parent=True),
+        inputs=flags("sample"),
     shell:
-        "afterimage sample draw --model {params.model:q} --config {input.config:q} --block {wildcards.first}:{wildcards.end}"
-        " --out {output:q} > {log:q} 2>&1"
+        "afterimage sample draw {params.inputs} --block {wildcards.first}:{wildcards.end}"
+        " --config {input.config:q} --out {output:q} > {log:q} 2>&1"
 
 
 rule draw:
     """Draw generations, seeded per image, or put them together."""
     input:
-        config="results/{study}/config/sample/{arm}/rep{rep}.json",
-        code="results/{study}/config/sample/{arm}/rep{rep}.code",
-        model="results/{study}/train/{arm}/rep{rep}/run.json",
-        blocks=blocks_of,
+        unpack(inputs("sample")),
+        blocks=lambda wildcards: PARTS.blocks(wildcards.arm, wildcards.rep),
     output:
         run="results/{study}/sample/{arm}/rep{rep}/run.json",
         images="results/{study}/sample/{arm}/rep{rep}/images.npz",
@@ -54,19 +50,15 @@ rule draw:
     resources:
         **needs("sample"),
     params:
+        inputs=flags("sample"),
         out=subpath(output.run, parent=True),
-        model=subpath(input.model, parent=True),
-        blocks=lambda wildcards, input: (
-            f"--blocks {' '.join(map(shlex.quote, input.blocks))}"
-            if input.blocks
-            else ""
-        ),
+        blocks=lambda wildcards: PARTS.blocks_flag(wildcards.arm, wildcards.rep),
     shell:
-        "afterimage sample draw --model {params.model:q} --config {input.config:q} {params.blocks} --out {params.out:q}"
+        "afterimage sample draw {params.inputs} {params.blocks} --config {input.config:q} --out {params.out:q}"
         " > {log:q} 2>&1"
 
 
 rule sample:
     """The sample phase."""
     input:
-        per_replicate(rules.draw.output),
+        phase("sample"),

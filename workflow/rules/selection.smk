@@ -2,7 +2,7 @@
 
 OUTPUTS (not part of `all`: `snakemake loyal_selection`):
     results/{study}/{train,sample,attack}/select_*/rep{rep}/  the derived arms, by the rules of every other arm
-    results/{study}/selection/swap/rep{rep}/                  blocks at some timesteps only, by swapping networks while sampling
+    results/{study}/selection/timestep_ablation/rep{rep}/                  blocks at some timesteps only, by swapping networks while sampling
     results/{study}/selection/table/                          what each skip group and timestep does to copying and quality
     results/{study}/selection/page/                           the same as an executed notebook, its HTML page and its figures
 """
@@ -14,49 +14,31 @@ localrules:
     selection_page,
 
 
-rule swap:
-    """Sample with the blocks at some timesteps only, without training anew."""
+rule timestep_ablation:
+    """Sample with the blocks at some timesteps only, without another training."""
     input:
-        config="results/{study}/config/selection/swap/rep{rep}.json",
-        code="results/{study}/config/selection/swap/rep{rep}.code",
-        control="results/{study}/train/select_none/rep{rep}/run.json",
-        blocks="results/{study}/train/select_whole/rep{rep}/run.json",
-        train=selection_images,
-        reference="results/{study}/data/split/reference.npz",
-        classifier="results/{study}/data/classifier/classifier.safetensors",
+        unpack(inputs("selection/timestep_ablation")),
     output:
-        run="results/{study}/selection/swap/rep{rep}/run.json",
-        table="results/{study}/selection/swap/rep{rep}/table.csv",
+        run="results/{study}/selection/timestep_ablation/rep{rep}/run.json",
+        table="results/{study}/selection/timestep_ablation/rep{rep}/table.csv",
     log:
-        "results/{study}/logs/selection/swap/rep{rep}.log",
+        "results/{study}/logs/selection/timestep_ablation/rep{rep}.log",
     benchmark:
-        "results/{study}/benchmarks/selection/swap/rep{rep}.tsv"
+        "results/{study}/benchmarks/selection/timestep_ablation/rep{rep}.tsv"
     threads: STUDY.cluster.threads
     resources:
-        **needs("report/swap"),
+        **needs("selection/timestep_ablation"),
     params:
+        inputs=flags("selection/timestep_ablation"),
         out=subpath(output.run, parent=True),
-        control=subpath(input.control, parent=True),
-        blocks=subpath(input.blocks, parent=True),
-        classifier=subpath(input.classifier, parent=True),
     shell:
-        "afterimage report swap --control {params.control:q} --blocks {params.blocks:q} --train {input.train:q}"
-        " --reference {input.reference:q} --classifier {params.classifier:q} --config {input.config:q}"
-        " --out {params.out:q} > {log:q} 2>&1"
+        "afterimage selection timestep_ablation {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule selection:
     """Rank skip groups and switch timesteps by what they do to copying, subject to quality."""
     input:
-        per_replicate(
-            rules.fit.output.run,
-            rules.extraction.output.run,
-            rules.quality.output.run,
-            arms=DERIVED,
-        ),
-        expand(rules.swap.output.run, rep=REPLICATES, allow_missing=True),
-        config="results/{study}/config/selection/table.json",
-        code="results/{study}/config/selection/table.code",
+        unpack(inputs("selection/table")),
     output:
         run="results/{study}/selection/table/run.json",
         arms="results/{study}/selection/table/arms.csv",
@@ -76,16 +58,14 @@ rule selection:
         out=subpath(output.run, parent=True),
         results=subpath(input.config, ancestor=3),
     shell:
-        "afterimage report selection --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage selection table --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule selection_page:
     """Run the notebook of the selection on its tables and write its page."""
     input:
-        config="results/{study}/config/selection/page.json",
-        code="results/{study}/config/selection/page.code",
+        unpack(inputs("selection/page")),
         notebook=str(NOTEBOOKS / "loyal_selection.py"),
-        tables="results/{study}/selection/table/run.json",
     output:
         run="results/{study}/selection/page/run.json",
         notebook="results/{study}/selection/page/loyal_selection.ipynb",
@@ -111,7 +91,7 @@ rule selection_page:
         results=subpath(input.config, ancestor=3),
         tables=subpath(input.tables, parent=True),
     shell:
-        "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"
+        "afterimage selection page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 

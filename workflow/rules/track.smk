@@ -13,17 +13,11 @@ localrules:
 rule mlflow:
     """Import all results in one process: parallel writers on a fresh SQLite store lose runs."""
     input:
-        per_replicate(
-            rules.fit.output.run,
-            rules.draw.output.run,
-            rules.extraction.output.run,
-            rules.quality.output.run,
-            rules.membership.output.run,
-        ),
-        per_replicate(rules.forgetting.output.run, arms=JUDGED),
-        attribution_results,
-        expand(rules.page.output.run, page=PAGES, allow_missing=True),
-        tables="results/{study}/report/tables/run.json",
+        runs=lambda wildcards: [
+            f"results/{STUDY.study}/{job.run}"
+            for job in jobs(STUDY)
+            if job.phase != "data"
+        ],
         study="results/{study}/config/study.json",
     output:
         "results/{study}/track/track.json",
@@ -38,4 +32,4 @@ rule mlflow:
 rule track:
     """Show the study in MLflow."""
     input:
-        once(rules.mlflow.output),
+        expand(rules.mlflow.output, study=STUDY.study),

@@ -13,13 +13,10 @@ localrules:
 rule slice:
     """Train a part of what takes longer than one job may. What it leaves is the state, from which the next part, or `fit`, goes on."""
     input:
-        config="results/{study}/config/train/{arm}/rep{rep}.json",
-        code="results/{study}/config/train/{arm}/rep{rep}.code",
-        images=training_images,
-        base=base_run,
-        matched=matched_run,
-        extraction=extraction_to_forget,
-        before=part_before,
+        unpack(inputs("train")),
+        before=lambda wildcards: PARTS.before(
+            wildcards.arm, wildcards.rep, int(wildcards.k), int(wildcards.parts)
+        ),
     output:
         temp(touch("results/{study}/state/{arm}/rep{rep}/{k}of{parts}")),
     log:
@@ -33,27 +30,20 @@ rule slice:
     resources:
         **needs("train"),
     params:
+        inputs=flags("train"),
         out="results/{study}/train/{arm}/rep{rep}",
         state="results/{study}/state/{arm}/rep{rep}",
-        others=lambda wildcards, input: optional_stores(
-            base=input.base, matched=input.matched, extraction=input.extraction
-        ),
         processes=processes_flag,
     shell:
-        "afterimage train run --train {input.images:q} --config {input.config:q} --state {params.state:q} {params.others}"
-        " --part {wildcards.k}/{wildcards.parts} {params.processes} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage train run {params.inputs} --state {params.state:q} --part {wildcards.k}/{wildcards.parts} {params.processes}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule fit:
     """Train one replicate of one arm. The resumable state is no output: Snakemake would delete it."""
     input:
-        config="results/{study}/config/train/{arm}/rep{rep}.json",
-        code="results/{study}/config/train/{arm}/rep{rep}.code",
-        images=training_images,
-        base=base_run,
-        matched=matched_run,
-        extraction=extraction_to_forget,
-        before=last_part,
+        unpack(inputs("train")),
+        before=lambda wildcards: PARTS.last(wildcards.arm, wildcards.rep),
     output:
         run="results/{study}/train/{arm}/rep{rep}/run.json",
         metrics="results/{study}/train/{arm}/rep{rep}/metrics.jsonl",
@@ -70,19 +60,17 @@ rule fit:
     resources:
         **needs("train"),
     params:
+        inputs=flags("train"),
         out=subpath(output.run, parent=True),
         state="results/{study}/state/{arm}/rep{rep}",
-        others=lambda wildcards, input: optional_stores(
-            base=input.base, matched=input.matched, extraction=input.extraction
-        ),
-        part=part_flag,
+        part=lambda wildcards: PARTS.flag(wildcards.arm, wildcards.rep),
         processes=processes_flag,
     shell:
-        "afterimage train run --train {input.images:q} --config {input.config:q} --state {params.state:q} {params.others}"
-        " {params.part} {params.processes} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage train run {params.inputs} --state {params.state:q} {params.part} {params.processes}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule train:
     """The train phase."""
     input:
-        per_replicate(rules.fit.output),
+        phase("train"),

@@ -32,7 +32,7 @@ from afterimage.config.attribution import (
     Readout,
 )
 from afterimage.config.base import Block, ConfigError, Name, Share, expand
-from afterimage.config.cluster import Cluster, shared_by
+from afterimage.config.cluster import Cluster
 from afterimage.config.data import (
     ArchiveUrl,
     ArrayFile,
@@ -60,7 +60,6 @@ from afterimage.config.measures import (
     Statistics,
 )
 from afterimage.config.selection import LoyalSelection
-from afterimage.config.steps import STEPS, resolve
 from afterimage.config.study import Study, load, parse, schema
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
@@ -69,7 +68,6 @@ from afterimage.provenance import digest
 __all__ = [
     "ATTRIBUTORS",
     "METHODS",
-    "STEPS",
     "AnyArm",
     "ArchiveUrl",
     "Arm",
@@ -127,7 +125,5 @@ __all__ = [
     "load",
     "parse",
     "read_yaml",
-    "resolve",
     "schema",
-    "shared_by",
 ]

@@ -6,11 +6,27 @@ go with every method that ``Study`` does not refuse by name.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple, get_args
 
 from pydantic import Field, model_validator
 
 from afterimage.config.base import Block, Share
+
+if TYPE_CHECKING:
+    from afterimage.config.study import Study
+
+
+class Passes(NamedTuple):
+    """Batches that go through the networks of a training.
+
+    Attributes:
+        backward: Forward and back, each with an update of the weights.
+        forward: Forward only.
+    """
+
+    backward: float
+    forward: float = 0.0
 
 
 class ForgetSet(Block):
@@ -79,6 +95,9 @@ class TransferBlocks(Block):
 class Arm(Block):
     """What every arm has: a method and the settings that it trains with."""
 
+    if TYPE_CHECKING:
+        method: str
+
     data: Literal["planted", "deduplicated"] = "planted"
     """Train on the training set as planted, or on what deduplication left of it."""
     without: str | None = None
@@ -98,11 +117,80 @@ class Arm(Block):
     train: dict[str, Any] = {}
     """Keys of the study's ``train`` block that differ in this arm."""
 
+    module: ClassVar[str]
+    """Module that trains it, with ``train(run)``."""
+    shares: ClassVar[Literal["batch", "shards"] | None] = None
+    """What several processes share in a training: every batch, the networks, or nothing."""
+    follows_budget: ClassVar[bool] = False
+    """Whether learning-rate schedules that follow the budget are supported."""
+    single_network: ClassVar[bool] = True
+    """Whether the result is one network, which any method can start from."""
+    per_sample_gradients: ClassVar[bool] = False
+    """Whether the gradients of all images of a micro-batch are in memory at once."""
+
+    @abstractmethod
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        """Return the batches of a training with so many updates, for its estimated cost."""
+
+    def updates_of(self, updates: int, timesteps: int) -> tuple[int, int]:
+        """Return the updates of all networks and of the network that gets most, of a budget."""
+        return updates, updates
+
+    def networks(
+        self, blocks: TransferBlocks | None, timesteps: int
+    ) -> list[tuple[TransferBlocks | None, float]]:
+        """Return the blocks of every network that denoises, each with its share of the timesteps."""
+        return [(blocks, 1.0)]
+
+    @property
+    def networks_held(self) -> int:
+        """How many times the networks' weights are in memory while they are trained."""
+        return 1
+
+    def processes(self, gpus: int) -> int:
+        """Return how many processes train it where ``gpus`` are offered."""
+        return 1 if self.shares is None else gpus
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        """Return why the settings of this arm, called ``name``, do not go together; None if they do."""
+        if self.matched_to is not None and self.train.keys() & {"updates", "epochs"}:
+            return "give matched_to or train.updates (train.epochs), not both"
+        if self.base is not None:
+            base = study.arms[self.base]
+            condition = study.condition_of(self.base)
+            if self.condition is not None and self.condition != condition:
+                return (
+                    f"condition = {self.condition!r}, but base = {self.base!r} has condition "
+                    f"{condition!r}"
+                )
+            if not base.single_network and self.single_network:
+                return (
+                    f"base = {self.base!r} is two networks (method {base.method}), which method "
+                    f"{self.method} cannot start from"
+                )
+        blocks, levels = study.rau_net_of(name), len(study.model.channels)
+        if blocks is not None and max(blocks.groups, default=0) > levels:
+            return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
+        train = study.train_of(name)
+        if train.follows_budget and not self.follows_budget:
+            return (
+                f"decay = {train.decay!r} and warmup = {train.warmup} of train follow the budget, which "
+                "only method baseline supports; here decay must be none and warmup a number of updates"
+            )
+        return None
+
 
 class Baseline(Arm):
     """Plain training (Ho et al. 2020); also every control arm that only changes data, network or budget, and fine-tuning."""
 
     method: Literal["baseline"]
+
+    module: ClassVar[str] = "afterimage.methods.baseline"
+    shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    follows_budget: ClassVar[bool] = True
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(updates)
 
 
 class Unlearning(Arm):
@@ -112,6 +200,31 @@ class Unlearning(Arm):
     """Arm whose averaged weights are to forget (same replicate)."""
     forget: str
     """Name of the set under ``forget``."""
+
+    @property
+    def needs_labels(self) -> str | None:
+        """What of the settings takes labels; None if nothing does."""
+        return None
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        refused = super().refusal(study, name)
+        if refused is not None:
+            return refused
+        base, given = study.arms[self.base], f"base = {self.base!r}"
+        if self.rau_net is not None:
+            return f"method {self.method} takes its base's network: rau_net cannot be given"
+        if self.data != base.data:
+            return f"data = {self.data!r}, but {given} was trained on data = {base.data!r}: give the same"
+        if (self.fraction, base.fraction) != (1, 1):
+            return (
+                f"method {self.method} needs to know what its base saw: fraction = {self.fraction} of "
+                f"{given} with fraction = {base.fraction} is not supported, only 1 of 1"
+            )
+        if self.without is not None:
+            return f"method {self.method} has forget: without cannot be given too"
+        if study.condition_of(name) == "none" and self.needs_labels:
+            return f"{self.needs_labels} needs labels, but {given} was trained without (condition: label)"
+        return None
 
 
 class IetAgc(Arm):
@@ -144,6 +257,36 @@ class IetAgc(Arm):
     augment_below: Annotated[float, Field(gt=1)] | None = None
     """IET-AGC+: kept samples with a loss below this multiple of the skipping threshold are augmented. Null: never."""
 
+    module: ClassVar[str] = "afterimage.methods.iet_agc.train"
+    shares: ClassVar[Literal["batch", "shards"] | None] = "shards"
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(updates)
+
+    def updates_of(self, updates: int, timesteps: int) -> tuple[int, int]:
+        pieces = self.rounds * (self.shards if self.budget == "total" else 1)
+        per_model = self.rounds * max(1, updates // pieces)
+        return self.shards * per_model, per_model
+
+    @property
+    def networks_held(self) -> int:
+        return self.shards + 1
+
+    def processes(self, gpus: int) -> int:
+        return min(gpus, self.shards)
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        updates = study.train_of(name).updates
+        pieces = self.rounds * (self.shards if self.budget == "total" else 1)
+        if self.matched_to is None and updates is not None and updates % pieces:
+            of_shards = f" of shards = {self.shards}" if self.budget == "total" else ""
+            nearest = max(1, round(updates / pieces)) * pieces
+            return (
+                f"{updates} updates cannot be shared equally by rounds = {self.rounds}{of_shards}; the "
+                f"nearest number that can is {nearest}"
+            )
+        return super().refusal(study, name)
+
     @model_validator(mode="after")
     def _parts_work(self) -> IetAgc:
         if self.agc_threshold == 0:
@@ -170,6 +313,35 @@ class Loyal(Arm):
     budget: Literal["matched_total", "literal"] = "matched_total"
     """Share ``train.updates`` between the two networks in proportion to their timesteps, or give all of it to each (as published)."""
 
+    module: ClassVar[str] = "afterimage.methods.loyal"
+    shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    single_network: ClassVar[bool] = False
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(updates)
+
+    def updates_of(self, updates: int, timesteps: int) -> tuple[int, int]:
+        tau = self.switch_timestep
+        if self.budget == "literal":
+            return updates * ((tau > 0) + (tau < timesteps)), updates
+        front = round(updates * tau / timesteps)
+        return updates, max(front, updates - front)
+
+    def networks(
+        self, blocks: TransferBlocks | None, timesteps: int
+    ) -> list[tuple[TransferBlocks | None, float]]:
+        front = self.switch_timestep / timesteps
+        return [
+            (blocks if self.blocks_in in (part, "both") else None, share)
+            for part, share in (("front", front), ("tail", 1 - front))
+        ]
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        timesteps = study.diffusion.timesteps
+        if self.switch_timestep > timesteps:
+            return f"switch_timestep = {self.switch_timestep} is more than diffusion.timesteps = {timesteps}"
+        return super().refusal(study, name)
+
 
 class EraseDiff(Unlearning):
     """EraseDiff (Wu et al., CVPR 2025): forgetting as a constrained optimisation."""
@@ -195,6 +367,26 @@ class EraseDiff(Unlearning):
     target_network: Literal["current", "initial"] = "current"
     """Whose predictions the relabelled target takes: the network at its present state (as released) or the base."""
 
+    module: ClassVar[str] = "afterimage.methods.erasediff"
+
+    @property
+    def needs_labels(self) -> str | None:
+        return f"target = {self.target!r}" if self.target.endswith("relabel") else None
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        inner = updates * self.inner_updates if self.barrier == "gap" or self.log_gap else 0
+        targets = updates + inner if self.target.endswith("relabel") else 0
+        return Passes(2 * updates + inner, targets + (updates if inner else 0))
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        prediction = study.diffusion.prediction
+        if "uniform" in self.target and prediction != "epsilon":
+            return (
+                f"target = {self.target!r} stands in place of the noise, but diffusion.prediction = "
+                f"{prediction!r}"
+            )
+        return super().refusal(study, name)
+
 
 class GradientAscent(Unlearning):
     """Gradient ascent on the loss of the forgotten images (NegGrad), with a share of ordinary training on the rest."""
@@ -202,6 +394,12 @@ class GradientAscent(Unlearning):
     method: Literal["gradient_ascent"]
     remain: Annotated[float, Field(ge=0, le=1)] = 0.0
     """beta: the objective is beta L_remain - (1 - beta) L_forget; 0 is pure ascent."""
+
+    module: ClassVar[str] = "afterimage.methods.gradient_ascent"
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        sides = 1 + (0 < self.remain < 1)
+        return Passes(sides * updates, (2 - sides) * updates)
 
 
 class SalUn(Unlearning):
@@ -217,6 +415,15 @@ class SalUn(Unlearning):
     summed over them: 3.07 here, for 32 x 32 x 3.)"""
     relabel: Literal["random", "next"] = "random"
     """The wrong label: any other, drawn per sample (the paper's c' != c), or the next class (as released)."""
+
+    module: ClassVar[str] = "afterimage.methods.salun"
+
+    @property
+    def needs_labels(self) -> str | None:
+        return f"method {self.method}"
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(2 * updates + -(-self.saliency_samples // batch_size), updates)
 
 
 class SelectiveAmnesia(Unlearning):
@@ -237,6 +444,24 @@ class SelectiveAmnesia(Unlearning):
     replay_images: Annotated[int, Field(ge=1)] = 1000
     """Images drawn from the base, evenly over all labels, with ``replay: generated`` (published: 5,000)."""
 
+    module: ClassVar[str] = "afterimage.methods.selective_amnesia"
+
+    @property
+    def needs_labels(self) -> str | None:
+        return f"method {self.method}"
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        levels = self.fisher_timesteps or timesteps
+        steps = min(50, timesteps) if self.replay == "generated" else 0
+        fisher = levels * self.fisher_samples / batch_size
+        return Passes(2 * updates + fisher, self.replay_images * steps / batch_size)
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        refused = super().refusal(study, name)
+        if refused is None and study.forget[self.forget].label is None:
+            return f"method selective_amnesia forgets a class: forget.{self.forget} must be given by label"
+        return refused
+
 
 class DpSgd(Arm):
     """DP-SGD (Abadi et al. 2016) by opacus; Carlini et al. 2023 report that it diverges. ``train.clip`` is not used."""
@@ -251,6 +476,20 @@ class DpSgd(Arm):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm of one image."""
 
+    module: ClassVar[str] = "afterimage.methods.dp_sgd"
+    per_sample_gradients: ClassVar[bool] = True
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(2.6 * updates)  # its time beside that of a batch, image by image: measured
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        if self.base is not None:
+            return (
+                f"method dp_sgd counts the privacy of its own updates only: base = {self.base!r} cannot "
+                "be given"
+            )
+        return super().refusal(study, name)
+
     @model_validator(mode="after")
     def _one_of_two(self) -> DpSgd:
         if (self.epsilon is None) == (self.noise_multiplier is None):
@@ -261,19 +500,14 @@ class DpSgd(Arm):
         return self
 
 
-METHODS = {
-    "baseline": "afterimage.methods.baseline",
-    "iet_agc": "afterimage.methods.iet_agc.train",
-    "loyal": "afterimage.methods.loyal",
-    "erasediff": "afterimage.methods.erasediff",
-    "gradient_ascent": "afterimage.methods.gradient_ascent",
-    "salun": "afterimage.methods.salun",
-    "selective_amnesia": "afterimage.methods.selective_amnesia",
-    "dp_sgd": "afterimage.methods.dp_sgd",
-}
-"""Method name -> module. A new method adds its block above, joins ``AnyArm`` and stands here."""
-
 AnyArm = Annotated[
     Baseline | IetAgc | Loyal | EraseDiff | GradientAscent | SalUn | SelectiveAmnesia | DpSgd,
     Field(discriminator="method"),
 ]
+"""A new method adds its block above and stands here."""
+
+METHODS: dict[str, str] = {
+    get_args(block.model_fields["method"].annotation)[0]: block.module
+    for block in get_args(get_args(AnyArm)[0])
+}
+"""Method name -> module."""

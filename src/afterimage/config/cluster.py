@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import ast
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
-from afterimage.config.arms import METHODS
 from afterimage.config.base import Block
 
 PACKAGE = Path(__file__).parent.parent
@@ -35,18 +32,3 @@ class Cluster(Block):
     (baseline, loyal) see the same data in the same order, but sum in another."""
     generations_per_job: Annotated[int, Field(ge=1)] | None = None
     """Generations that one job draws, a multiple of ``sample.batch_size``; the result has the same bytes. null: all of a replicate."""
-
-
-@cache
-def shared_by(method: str) -> str | None:
-    """Return what several processes share in a training of ``method``: ``batch``, ``shards``, or None if they cannot.
-
-    This is ``PARALLEL`` of the method's module, read from its text: planning must not wait for torch.
-    """
-    text = PACKAGE.joinpath(*METHODS[method].split(".")[1:]).with_suffix(".py").read_text()
-    for statement in ast.parse(text).body:
-        if isinstance(statement, ast.Assign) and any(
-            getattr(target, "id", None) == "PARALLEL" for target in statement.targets
-        ):
-            return ast.literal_eval(statement.value)
-    return None

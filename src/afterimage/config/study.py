@@ -9,24 +9,10 @@ from typing import Annotated, Any, get_args
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from afterimage.config.arms import (
-    METHODS,
-    AnyArm,
-    Arm,
-    Baseline,
-    DpSgd,
-    EraseDiff,
-    ForgetSet,
-    IetAgc,
-    Loyal,
-    SalUn,
-    SelectiveAmnesia,
-    TransferBlocks,
-    Unlearning,
-)
+from afterimage.config.arms import METHODS, AnyArm, Arm, ForgetSet, TransferBlocks, Unlearning
 from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import Block, ConfigError, Name
-from afterimage.config.cluster import Cluster, shared_by
+from afterimage.config.cluster import Cluster
 from afterimage.config.data import Classifier, Data, Dedup
 from afterimage.config.measures import (
     Extraction,
@@ -122,23 +108,9 @@ class Study(Block):
     @model_validator(mode="after")
     def _arms_train(self) -> Study:
         for name, arm in self.arms.items():
-            refused = refusal(self, name)
+            refused = arm.refusal(self, name)
             if refused:
                 raise ValueError(f"arms.{name}: {refused}")
-            train = self.train_of(name)
-            if train.follows_budget and not isinstance(arm, Baseline):
-                raise ValueError(
-                    f"arms.{name}.train: decay = {train.decay!r} and warmup = {train.warmup} follow the budget, which only method baseline "
-                    "supports; here decay must be none and warmup a number of updates"
-                )
-            if isinstance(arm, IetAgc) and arm.matched_to is None and train.updates is not None:
-                pieces = arm.rounds * (arm.shards if arm.budget == "total" else 1)
-                if train.updates % pieces:
-                    raise ValueError(
-                        f"arms.{name}: {train.updates} updates cannot be shared equally by rounds = {arm.rounds}"
-                        + (f" of shards = {arm.shards}" if arm.budget == "total" else "")
-                        + f"; the nearest number that can is {max(1, round(train.updates / pieces)) * pieces}"
-                    )
         return self
 
     @model_validator(mode="after")
@@ -150,9 +122,7 @@ class Study(Block):
             )
         for name, arm in self.arms.items():
             train, processes = self.train_of(name), self.processes_of(name)
-            if shared_by(arm.method) == "batch" and train.batch_size % (
-                processes * train.accumulation
-            ):
+            if arm.shares == "batch" and train.batch_size % (processes * train.accumulation):
                 raise ValueError(
                     f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = {train.batch_size}, which is no "
                     f"multiple of {processes} processes x accumulation = {train.accumulation}"
@@ -170,7 +140,7 @@ class Study(Block):
             )
         arm = self.arms[chosen.arm]
         if (
-            not isinstance(arm, Baseline)
+            arm.method != "baseline"
             or arm.base is not None
             or arm.matched_to is not None
             or arm.fraction < 1
@@ -217,9 +187,9 @@ class Study(Block):
                 raise ValueError(
                     f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}"
                 )
-            if isinstance(self.arms[name], Loyal):
+            if not self.arms[name].single_network:
                 raise ValueError(
-                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method loyal)"
+                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method {self.arms[name].method})"
                 )
             if key == "after" and not self.own_forget_sets(name):
                 raise ValueError(f"attribution.remedied.after = {name!r}: this arm forgets nothing")
@@ -243,7 +213,7 @@ class Study(Block):
                 f"loyal_selection.base = {chosen.base!r} is not an arm; {_allowed('arms', chosen.base, self.arms)}"
             )
         base = self.arms[chosen.base]
-        if isinstance(base, Loyal) or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
+        if not base.single_network or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
             raise ValueError(
                 f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, trained on all its images"
             )
@@ -313,11 +283,7 @@ class Study(Block):
 
     def processes_of(self, arm: str) -> int:
         """Return how many processes, each on a GPU of its own, train ``arm`` together: one where its method cannot share."""
-        own = self.arms[arm]
-        if shared_by(own.method) is None:
-            return 1
-        wanted = self.cluster.gpus_per_training
-        return min(wanted, own.shards) if isinstance(own, IetAgc) else wanted
+        return self.arms[arm].processes(self.cluster.gpus_per_training)
 
     def train_of(self, arm: str) -> Train:
         """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over it."""
@@ -345,59 +311,6 @@ def _sets_named(arm: Arm) -> dict[str, str]:
     """Return key -> the forget sets that an arm names."""
     named = {"forget": arm.forget if isinstance(arm, Unlearning) else None, "without": arm.without}
     return {key: name for key, name in named.items() if name is not None}
-
-
-def refusal(study: Study, name: str) -> str | None:
-    """Return why the settings of an arm do not go together; None if they do."""
-    arm = study.arms[name]
-    if arm.matched_to is not None and arm.train.keys() & {"updates", "epochs"}:
-        return "give matched_to or train.updates (train.epochs), not both"
-    if arm.base is not None:
-        base = study.arms[arm.base]
-        if arm.condition is not None and arm.condition != study.condition_of(arm.base):
-            return f"condition = {arm.condition!r}, but base = {arm.base!r} has condition {study.condition_of(arm.base)!r}"
-        if isinstance(base, Loyal) and not isinstance(arm, Loyal):
-            return f"base = {arm.base!r} is two networks (method loyal), which method {arm.method} cannot start from"
-        if isinstance(arm, Unlearning) and arm.rau_net is not None:
-            return f"method {arm.method} takes its base's network: rau_net cannot be given"
-        if isinstance(arm, Unlearning) and arm.data != base.data:
-            return f"data = {arm.data!r}, but base = {arm.base!r} was trained on data = {base.data!r}: give the same"
-        if isinstance(arm, Unlearning) and (arm.fraction, base.fraction) != (1, 1):
-            return (
-                f"method {arm.method} needs to know what its base saw: fraction = {arm.fraction} of base = {arm.base!r} with "
-                f"fraction = {base.fraction} is not supported, only 1 of 1"
-            )
-        if isinstance(arm, DpSgd):
-            return f"method dp_sgd counts the privacy of its own updates only: base = {arm.base!r} cannot be given"
-    if isinstance(arm, Unlearning):
-        if arm.without is not None:
-            return f"method {arm.method} has forget: without cannot be given too"
-        if study.condition_of(name) == "none" and _needs_labels(arm):
-            return f"{_needs_labels(arm)} needs labels, but base = {arm.base!r} was trained without (condition: label)"
-        if isinstance(arm, SelectiveAmnesia) and study.forget[arm.forget].label is None:
-            return f"method selective_amnesia forgets a class: forget.{arm.forget} must be given by label"
-        if (
-            isinstance(arm, EraseDiff)
-            and "uniform" in arm.target
-            and study.diffusion.prediction != "epsilon"
-        ):
-            return f"target = {arm.target!r} stands in place of the noise, but diffusion.prediction = {study.diffusion.prediction!r}"
-    blocks = study.rau_net_of(name)
-    if blocks is not None:
-        levels = len(study.model.channels)
-        if max(blocks.groups, default=0) > levels:
-            return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
-    if isinstance(arm, Loyal) and arm.switch_timestep > study.diffusion.timesteps:
-        return f"switch_timestep = {arm.switch_timestep} is more than diffusion.timesteps = {study.diffusion.timesteps}"
-    return None
-
-
-def _needs_labels(arm: Unlearning) -> str | None:
-    if isinstance(arm, SalUn | SelectiveAmnesia):
-        return f"method {arm.method}"
-    if isinstance(arm, EraseDiff) and arm.target in ("relabel", "released_relabel"):
-        return f"target = {arm.target!r}"
-    return None
 
 
 def _allowed(what: str, word: str, names: Iterable[str]) -> str:

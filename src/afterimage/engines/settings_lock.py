@@ -1,6 +1,6 @@
 """Who may write the settings of a study: one process of the engine at a time, and nobody under the feet of another's jobs.
 
-Every call of snakemake, a dry run too, writes the settings that it plans with (``jobs.write_configs``), and jobs read them when
+Every call of snakemake, a dry run too, writes the settings that it plans with (``resolved.write_configs``), and jobs read them when
 they start, perhaps days later. Two signs say that others are at work with them: the lock of ``results/<study>/config``, which the
 kernel takes away with the process that holds it, and Snakemake's own lock, which stays behind when snakemake is killed and its
 jobs go on.
@@ -21,7 +21,7 @@ from typing import NamedTuple, TextIO
 
 from afterimage import config
 from afterimage.artifacts import ArtifactError
-from afterimage.plan import jobs
+from afterimage.plan import resolved
 
 LOCK = ".lock"
 SCRATCH = "with slurm/scratch.yaml"
@@ -70,13 +70,13 @@ def write_configs(study: config.Study, results: Path, engine: Path, scratch: boo
         raise ArtifactError(
             f"{others}. {SCRATCH.capitalize()} one call at a time can work with a study. {LATER}"
         )
-    changed = jobs.changed_configs(study, results)
+    changed = resolved.changed_configs(study, results)
     if others and changed:
         raise ArtifactError(
             f"{others}. The study or the code is another one now, and jobs of that run would read the new settings "
             f"({len(changed)} files, first {next(iter(changed))}). {LATER}"
         )
-    jobs.write(changed)
+    resolved.write(changed)
     return Hold(lock, others)
 
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from afterimage import artifacts, config
 from afterimage.plan import jobs
+from afterimage.plan.resolved import resolved
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -100,9 +101,7 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
         if job.phase == "data":
             continue
         folder = Path(results) / study.study / job.folder
-        record = artifacts.check_store(
-            folder, config.resolve(study, job.step, job.arm, job.replicate, job.job)
-        )
+        record = artifacts.check_store(folder, resolved(study, job))
         if job.arm is not None and job.replicate is not None:
             cells[job.arm, job.replicate][job.step.removeprefix("attack/")] = (folder, record)
         elif study.attribution is not None and (job.step, job.job) == (

@@ -16,6 +16,9 @@ from typing import Any, NamedTuple
 
 from afterimage import artifacts, config, provenance
 from afterimage.plan import jobs
+from afterimage.plan.parts import listed_sha256
+from afterimage.plan.resolved import modules, resolved
+from afterimage.plan.step import Job
 from afterimage.provenance import digest
 
 
@@ -105,7 +108,7 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
     return found + list(_leftovers(study, root, until))
 
 
-def _jobs(study: config.Study, root: Path, until: str | None) -> list[jobs.Job]:
+def _jobs(study: config.Study, root: Path, until: str | None) -> list[Job]:
     """Return the study's jobs, and those of ``loyal_selection`` that have been run."""
     selection = [job for job in jobs.selection_jobs(study) if (root / job.folder).exists()]
     return [job for job in jobs.jobs(study) + selection if job.phase in _phases(until)]
@@ -115,16 +118,16 @@ def _phases(until: str | None) -> tuple[str, ...]:
     return jobs.PHASES if until is None else jobs.PHASES[: jobs.PHASES.index(until) + 1]
 
 
-def _settings(study: config.Study, job: jobs.Job, run: dict[str, Any]) -> Iterator[str]:
-    now = config.resolve(study, job.step, job.arm, job.replicate, job.job)
+def _settings(study: config.Study, job: Job, run: dict[str, Any]) -> Iterator[str]:
+    now = resolved(study, job)
     if digest(run["config"]) != run["config_sha256"]:
         yield f"{artifacts.RUN} was changed: its config is not the one that it has the hash of"
     elif run["config_sha256"] != digest(now):
         yield f"made under other settings: {artifacts.difference(run['config'], now)}"
 
 
-def _code(study: config.Study, job: jobs.Job, run: dict[str, Any]) -> Iterator[str]:
-    entries = jobs.entries(study, job)
+def _code(study: config.Study, job: Job, run: dict[str, Any]) -> Iterator[str]:
+    entries = modules(study, job)
     if run["code_sha256"] != provenance.fingerprint(*entries):
         yield f"made by other code than that of {', '.join(entries)} and what it imports now"
 
@@ -154,7 +157,7 @@ def _inputs(
             )
         elif hash_of(path) != recorded["sha256"]:
             yield f"input {name} ({path}) has changed since", False
-        elif jobs.listed_sha256(path) not in (None, recorded["sha256"]):
+        elif listed_sha256(path) not in (None, recorded["sha256"]):
             yield f"input {name} ({path}) is not what its own {artifacts.RUN} lists", False
 
 

@@ -14,11 +14,7 @@ from afterimage.training.job import Trained, TrainingRun
 
 
 class Method(Protocol):
-    """What a method's module provides.
-
-    One that can share a run among processes also says what they share, in ``PARALLEL``: ``"batch"``, every batch of a network;
-    ``"shards"``, the networks of a run.
-    """
+    """What a method's module provides."""
 
     def train(self, run: TrainingRun) -> Trained:
         """Train, or go on training."""

@@ -14,8 +14,6 @@ from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
-PARALLEL = "batch"
-
 
 def train(job: TrainingRun) -> Trained:
     """Train ``job.net`` on every image alike."""

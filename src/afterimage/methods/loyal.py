@@ -26,8 +26,6 @@ from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
-PARALLEL = "batch"
-
 
 def train(job: TrainingRun) -> Trained:
     """Train the front network, then the tail network, or go on training.

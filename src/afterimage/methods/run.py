@@ -7,7 +7,7 @@ inputs and code; after a change of any it starts afresh.
 written into ``--out``, and the status is 0. The last part, or the same command without the flag, does what is left and finishes. The
 bits are those of an uninterrupted run, whatever parts there were.
 
-``--processes W`` shares the work among W processes on one machine, a GPU for each, if the method can (``PARALLEL``). Where they share
+``--processes W`` shares the work among W processes on one machine, a GPU for each, if the method can (``shares`` of its settings). Where they share
 a run's networks the result has the same bits; where they share every batch, the same data in the same order, and sums of another
 order. A state goes on with any number of processes. They may also be started by ``torchrun -m afterimage.cli train run``; after a
 signal the state is saved in the same way, but torchrun itself ends with status 1.
@@ -142,14 +142,13 @@ def run(args: argparse.Namespace) -> int | None:
 
     same_bits()
     accelerator = accelerator_for(train)
-    method = methods.find(arm.method)  # type: ignore[attr-defined]
-    shared = getattr(method, "PARALLEL", None)
-    if distributed.count() > 1 and shared is None:
+    method = methods.find(arm.method)
+    if distributed.count() > 1 and arm.shares is None:
         raise ConfigError(
-            f"started with {distributed.count()} processes, but method {arm.method} trains in one; "  # type: ignore[attr-defined]
+            f"started with {distributed.count()} processes, but method {arm.method} trains in one; "
             "train arms and replicates in parallel"
         )
-    if shared == "batch" and train.batch_size % (distributed.count() * train.accumulation):
+    if arm.shares == "batch" and train.batch_size % (distributed.count() * train.accumulation):
         raise ConfigError(
             f"train.batch_size = {train.batch_size} is no multiple of {distributed.count()} processes x accumulation = {train.accumulation}"
         )
@@ -158,7 +157,7 @@ def run(args: argparse.Namespace) -> int | None:
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
     inputs |= {"extraction": args.extraction / "images.parquet"} if args.extraction else {}
-    entries = (__name__, config.METHODS[arm.method])  # type: ignore[attr-defined]
+    entries = (__name__, config.METHODS[arm.method])
 
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
         """Return the run and the table of its members."""

@@ -53,7 +53,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    config = artifacts.read_config(args.config, "report/page")
+    config = artifacts.read_config(args.config, "report/page", "selection/page")
     inputs = {"notebook": args.notebook, "tables": args.tables / artifacts.RUN}
     with artifacts.step(
         config, args.out, inputs=inputs, entries=(__name__, "afterimage.report.notebook")

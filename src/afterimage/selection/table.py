@@ -1,4 +1,4 @@
-"""``afterimage report selection``: which skip groups get blocks, and from which timestep on (LoyalDiffusion, Li et al. 2024).
+"""``afterimage selection table``: which skip groups get blocks, and from which timestep on (LoyalDiffusion, Li et al. 2024).
 
 Of every arm of the selection, and of every range of ``swap``: how far copying falls against the control that was trained as long
 without blocks, s = (control - arm) / control, and how far the Fréchet distance rises, c = (arm - control) / control. A network with
@@ -27,7 +27,7 @@ from afterimage import artifacts
 from afterimage.config.selection import CONTROL
 from afterimage.report.comparison import Interval, student
 
-STEP = "report/selection"
+STEP = "selection/table"
 COPYING = ("R", "similarity", "flagged_generations")
 QUALITY = "FD"
 
@@ -62,7 +62,10 @@ def run(args: argparse.Namespace) -> None:
             ("train", "train", ""),
         )
     }
-    stores |= {f"swap/rep{k}": args.results / "selection" / "swap" / f"rep{k}" for k in replicates}
+    stores |= {
+        f"swap/rep{k}": args.results / "selection" / "timestep_ablation" / f"rep{k}"
+        for k in replicates
+    }
     with artifacts.step(
         resolved,
         args.out,

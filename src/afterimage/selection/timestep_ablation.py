@@ -1,4 +1,4 @@
-"""``afterimage report swap``: at which timesteps do blocks matter? A look that needs no further training.
+"""``afterimage selection timestep_ablation``: at which timesteps do blocks matter? A look that needs no further training.
 
 Two arms of the selection, the control without blocks and the one with blocks at all timesteps, take turns while sampling: the
 network with blocks predicts for t in [low, high), the control for all other t. Ranges are both ends and the pieces in between, cut
@@ -32,7 +32,7 @@ from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import load_images
 from afterimage.metrics import quality, similarity, spaces
 
-STEP = "report/swap"
+STEP = "selection/timestep_ablation"
 
 
 def ranges(switch_timesteps: list[int], timesteps: int) -> list[tuple[int, int]]:
@@ -80,7 +80,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="JSON",
-        help="resolved config of step report/swap",
+        help="resolved config of step selection/timestep_ablation",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 

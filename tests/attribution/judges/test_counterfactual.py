@@ -26,6 +26,7 @@ from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images, load_images
 from afterimage.methods import run as training
 from afterimage.metrics import classifier
+from afterimage.plan.resolved import resolve
 from afterimage.training.learner import Learner
 
 TRAIN = {
@@ -84,7 +85,7 @@ def study(params, tmp_path):
         files = {}
         for step, address in steps.items():
             files[step] = tmp_path / f"{step.replace('/', '-')}-{job.replace('/', '-')}.json"
-            files[step].write_text(json.dumps(config.resolve(parsed_study, step, *address)))
+            files[step].write_text(json.dumps(resolve(parsed_study, step, *address)))
         inputs, arm, drawn = tmp_path / "inputs", tmp_path / "arm", tmp_path / "drawn"
         if not inputs.exists():
             digits = load_digits()

@@ -17,6 +17,7 @@ from afterimage.attribution.judges import retrain, subsets
 from afterimage.config import ConfigError
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.images import Images, load_images
+from afterimage.plan.resolved import resolve
 from afterimage.training.learner import Learner
 
 TRAIN = {
@@ -67,7 +68,7 @@ def command(params, tmp_path):
             with artifacts.step({"step": "train"}, model, {}, ("afterimage.seeds",)) as step:
                 for weights in ("pipeline", "raw"):
                     save_pipeline(net, scheduler, step.folder / weights)
-        resolved = config.resolve(study, "attribution/retrain", job=str(job))
+        resolved = resolve(study, "attribution/retrain", job=str(job))
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         return arguments(tmp_path, model, out)
 

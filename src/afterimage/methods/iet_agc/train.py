@@ -42,7 +42,6 @@ from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, NonFiniteError, learning_rate
 from afterimage.training.order import Order
 
-PARALLEL = "shards"
 """Several processes can share one run."""
 
 

@@ -14,13 +14,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from afterimage.config import Study
-from afterimage.plan.cost import memory, work
-
-if TYPE_CHECKING:  # what lays out a study may ask how long a training takes
-    from afterimage.plan.jobs import Job
+from afterimage.plan.cost import work
+from afterimage.plan.jobs import STEPS, study_of
+from afterimage.plan.step import Job
 
 
 class Device(NamedTuple):
@@ -68,22 +67,6 @@ SLACK_MINUTES = 5
 ENGINE_MB, SMALL_MB, TORCH_MB, GPU_MB = 260, 250, 550, 4000
 """Memory of Snakemake in a job, of a step without torch, with torch (all measured), and with a GPU's libraries (assumed)."""
 
-ON_DEVICE = frozenset(
-    {
-        "data/classifier",
-        "train",
-        "sample",
-        "attack/membership",
-        "attack/forgetting",
-        "attribution/features",
-        "attribution/retrain",
-        "attribution/counterfactual",
-        "attribution/remedied",
-        "report/swap",
-    }
-)
-"""Steps that run networks for most of their time; quality and scores run one for a moment, on the processor."""
-
 
 @dataclass(frozen=True)
 class Cost:
@@ -127,7 +110,7 @@ def seconds(done: work.Work, device: Device, threads: int) -> float:
 
 
 def share_of(study: Study, step: str, part: str | None, parts: Sequence[str]) -> float:
-    """Return which share of a job's work one of its parts does (``layout.parts``), or the job itself.
+    """Return which share of a job's work one of its parts does (``jobs.parts``), or the job itself.
 
     Args:
         study: The study.
@@ -148,26 +131,25 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
 
     Args:
         study: With the arms of its selection, if the job is one of theirs.
-        step: Key of ``config.STEPS``.
+        step: Key of ``jobs.STEPS``.
         name: The job's arm, or what tells the step's jobs apart.
         share: Of the work, for one of several jobs that do it in parts; each has a start of its own. What only puts
             parts together runs no network.
 
     Raises:
-        KeyError: for a step that nobody has counted.
+        KeyError: for an unknown step.
     """
     device, threads = DEVICES[study.cluster.device], study.cluster.threads
-    networks = step in ON_DEVICE and share > 0
+    declared = STEPS[step]
+    networks = declared.networks and share > 0
     processes = study.processes_of(name) if step == "train" else 1
-    taken = share * seconds(work.WORK[step](study, name), device, threads)
+    taken = share * seconds(declared.work(study, name), device, threads)
     if processes > 1:
         taken /= SHARING * processes
-    held = memory.needed(study, step, name)
+    held = declared.memory(study, name)
     if networks and device.gpu:
         start, libraries = START_GPU, GPU_MB
-    elif (
-        networks or held.networks or step in ("attack/quality", "attribution/scores", "report/page")
-    ):
+    elif networks or declared.libraries:
         start, libraries = START_TORCH, TORCH_MB
     else:
         start, libraries = START, SMALL_MB
@@ -181,14 +163,16 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
     )
 
 
-def job_cost(study: Study, job: Job) -> Cost:
-    """Return what a job of ``layout.jobs`` or ``layout.selection_jobs`` costs; a training is taken as a whole.
+def asks(study: Study, job: Job, share: float, attempt: int) -> dict[str, int]:
+    """Return what a job, or a part of it, asks a cluster for (``Cost.asks``)."""
+    limit = study.cluster.max_minutes_per_job if job.step == "train" else None
+    cost = step_cost(study_of(study, job), job.step, job.arm or job.job or "", share=share)
+    return cost.asks(study.cluster.headroom, attempt, limit)
 
-    Args:
-        study: With the arms of its selection, if the job is one of theirs.
-        job: The job.
-    """
-    return step_cost(study, job.step, job.arm or job.job or "")
+
+def job_cost(study: Study, job: Job) -> Cost:
+    """Return what a job of ``jobs.jobs`` or ``jobs.selection_jobs`` costs; a training is taken as a whole."""
+    return step_cost(study_of(study, job), job.step, job.arm or job.job or "")
 
 
 def training_minutes(study: Study, arm: str) -> float:

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from afterimage.config import DpSgd, IetAgc, Study
-from afterimage.plan.cost import network
-from afterimage.plan.cost.work import dimension, networks, readouts_of, shape, swap_base, weights
+from afterimage.config import Study
+from afterimage.plan.cost.work import dimension, networks, readouts_of, shape, weights
 
 SINGLE, DOUBLE = 4, 8
 """Bytes of a number."""
@@ -29,72 +28,6 @@ class Bytes(NamedTuple):
     arrays: float
 
 
-def needed(study: Study, step: str, name: str) -> Bytes:
-    """Return what the job of a step with this name holds.
-
-    Args:
-        study: The study.
-        step: Key of ``config.STEPS``.
-        name: An arm, or what tells the step's jobs apart.
-    """
-    split, values = study.data.split, math.prod(shape(study))
-    train, holdout, drawn = (
-        split.train * values,
-        split.holdout * values,
-        study.sample.images * values,
-    )
-    explained = study.attribution
-    if step == "train":
-        return learning(study, name, train)
-    if step == "sample":
-        return Bytes(passing(study, name, study.sample.batch_size), 2 * drawn)
-    if step == "attack/extraction":
-        return Bytes(0, searched(study))
-    if step == "attack/quality":
-        return Bytes(0, resampled(study) + compared(study) + train + holdout + drawn)
-    if step == "attack/membership":
-        return Bytes(passing(study, name, 256), 3 * (train + holdout))
-    if step == "attack/forgetting":
-        relearned = learning(study, name, train).networks + passing(
-            study, name, study.sample.batch_size
-        )
-        return Bytes(relearned, searched(study) + resampled(study))
-    if step == "report/swap":
-        return Bytes(
-            2 * passing(study, swap_base(study), study.sample.batch_size),
-            searched(study) + compared(study),
-        )
-    if step == "data/classifier":
-        net = network.classifier(study.classifier, *shape(study), classes=10)
-        return Bytes(
-            16 * net.parameters + study.classifier.batch_size * net.values * SINGLE,
-            2 * (train + holdout),
-        )
-    if step == "data/dedup":
-        return Bytes(0, train * (1 + 2 * DOUBLE * (study.dedup.embedding.features == "pca")))
-    if explained is not None and step in ("attribution/retrain", "attribution/counterfactual"):
-        together = (
-            explained.networks_per_job if explained.stacked and step == "attribution/retrain" else 1
-        )
-        one = learning(study, explained.arm, train)
-        return Bytes(
-            together * one.networks + passing(study, explained.arm, 256), one.arrays * together
-        )
-    if explained is not None and step == "attribution/features":
-        return projected(study, explained.arm, name.split("/")[0], explained.images_per_job)
-    if explained is not None and step == "attribution/remedied":
-        return projected(study, name, "main", split.train)
-    if explained is not None and step == "attribution/scores":
-        settings = explained.features_of(name)
-        matrix = split.train * settings.dimension
-        rows = (
-            settings.timesteps * settings.rows * (SINGLE + 3 * DOUBLE)
-        )  # as stored, and in the basis of the eigenvectors
-        kinds = (2 * len(explained.attributors_of(name)) + explained.checkpoints) * DOUBLE
-        return Bytes(0, matrix * (rows + kinds) + 6 * DOUBLE * settings.dimension**2)
-    return Bytes(0, 3 * (train + holdout) + 2 * drawn)
-
-
 def learning(study: Study, arm: str, images: int) -> Bytes:
     """Return what a training holds: five copies of the weights of every network, activations of a micro-batch, a state to be
     saved.
@@ -107,14 +40,14 @@ def learning(study: Study, arm: str, images: int) -> Bytes:
         images: Bytes of the training images, which are there three times.
     """
     own, train = study.arms[arm], study.train_of(arm)
-    held = weights(study, arm) * (own.shards + 1 if isinstance(own, IetAgc) else 1)
+    held = weights(study, arm) * own.networks_held
     batch = train.batch_size / train.accumulation
     activations = (
         batch
         * max(net.values for net, _ in networks(study, arm))
         * (SINGLE if train.precision == "fp32" else SINGLE * 0.6)
     )
-    if isinstance(own, DpSgd):
+    if own.per_sample_gradients:
         activations = 4 * activations + 6 * batch * weights(study, arm) * SINGLE
     return Bytes(5 * held * SINGLE + activations, 3 * images + 4 * held * SINGLE)
 

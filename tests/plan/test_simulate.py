@@ -14,7 +14,7 @@ from afterimage.engines.simulation.schedule import Task
 from afterimage.engines.simulation.simulate import changed, price, simulate
 from afterimage.plan.cost import estimate
 from afterimage.plan.jobs import jobs as jobs_of
-from afterimage.plan.jobs import parts as parts_of
+from afterimage.plan.parts import parts as parts_of
 
 LISTING = """\
 Building DAG of jobs...

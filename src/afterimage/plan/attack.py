@@ -1,0 +1,237 @@
+"""The steps of ``attack``: what every arm meets."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from afterimage.config.study import Study
+from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.memory import Bytes
+from afterimage.plan.cost.work import Work
+from afterimage.plan.data import SPLIT
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step, per_replicate
+from afterimage.plan.train import extractions, forget_sets
+
+FOLDER = "attack/{arm}/rep{rep}/"
+
+
+def _statistics(study: Study) -> Settings:
+    return {"statistics": study.statistics.model_dump(mode="json")}
+
+
+def _trained(job: Job) -> str:
+    return f"train/{job.arm}/rep{job.replicate}"
+
+
+def _attacked(job: Job) -> Inputs:
+    """Return what an attack on generations takes."""
+    return {
+        "samples": f"sample/{job.arm}/rep{job.replicate}/images.npz",
+        "members": f"{_trained(job)}/members.parquet",
+        "train": f"{SPLIT}/train.npz",
+    }
+
+
+# ---- extraction -----------------------------------------------------------------------------------
+
+
+def _extraction_settings(study: Study, job: Job) -> Settings:
+    settings = study.extraction.model_dump(mode="json")
+    return settings | {"flips": study.data.flips} | _statistics(study)
+
+
+def _extraction_inputs(study: Study, job: Job) -> Inputs:
+    parts = {"holdout": "holdout.npz", "twins": "twins.npz", "index": "index.parquet"}
+    return _attacked(job) | {name: f"{SPLIT}/{file}" for name, file in parts.items()}
+
+
+# ---- quality --------------------------------------------------------------------------------------
+
+
+def _quality_settings(study: Study, job: Job) -> Settings:
+    return study.quality.model_dump(mode="json") | _statistics(study)
+
+
+def _quality_inputs(study: Study, job: Job) -> Inputs:
+    return _attacked(job) | {
+        "reference": f"{SPLIT}/reference.npz",
+        "holdout": f"{SPLIT}/holdout.npz",
+        "classifier": "data/classifier/run.json",
+    }
+
+
+def _quality_work(study: Study, name: str) -> Work:
+    return work.quality(study, study.sample.images) + work.replication(study, name)
+
+
+def _quality_memory(study: Study, name: str) -> Bytes:
+    split = study.data.split
+    images = (split.train + split.holdout + study.sample.images) * work.values(study)
+    return Bytes(0, memory.resampled(study) + memory.compared(study) + images)
+
+
+# ---- membership -----------------------------------------------------------------------------------
+
+
+def _membership_settings(study: Study, job: Job) -> Settings:
+    seen = {"weights": study.sample.weights, "flips": study.data.flips}
+    return study.membership.model_dump(mode="json") | seen | _statistics(study)
+
+
+def _membership_inputs(study: Study, job: Job) -> Inputs:
+    parts = {"holdout": "holdout.npz", "twins": "twins.npz", "index": "index.parquet"}
+    inputs: Inputs = {name: f"{SPLIT}/{file}" for name, file in parts.items()}
+    return inputs | {
+        "model": f"{_trained(job)}/run.json",
+        "members": f"{_trained(job)}/members.parquet",
+        "train": f"{SPLIT}/train.npz",
+    }
+
+
+def _membership_work(study: Study, name: str) -> Work:
+    settings, data = study.membership, study.data
+    images = data.distinct + data.split.holdout + sum(plant.images for plant in data.plant)
+    losses = work.losses(
+        study,
+        work.forward(study, name),
+        images,
+        settings.timesteps,
+        settings.draws,
+        flips=data.flips,
+    )
+    curves = 2 + settings.timesteps + len({plant.copies for plant in data.plant}) + bool(data.plant)
+    return losses + Work(host=study.statistics.bootstrap * curves * images * work.RANKING)
+
+
+def _membership_memory(study: Study, name: str) -> Bytes:
+    split = study.data.split
+    return Bytes(
+        memory.passing(study, name, 256), 3 * (split.train + split.holdout) * work.values(study)
+    )
+
+
+# ---- forgetting -----------------------------------------------------------------------------------
+
+
+def _forgetting_settings(study: Study, job: Job) -> Settings:
+    assert job.arm is not None
+    seen = {
+        key: getattr(study, key).model_dump(mode="json")
+        for key in ("sample", "membership", "extraction", "quality", "statistics")
+    }
+    sets = forget_sets(study, study.forget_sets_of(job.arm))
+    settings = study.forgetting.model_dump(mode="json")
+    return settings | seen | {"sets": sets, "flips": study.data.flips}
+
+
+def _forgetting_inputs(study: Study, job: Job) -> Inputs:
+    assert job.arm is not None
+    found = extractions(study, job, study.forget_sets_of(job.arm))
+    inputs: Inputs = _attacked(job) | {
+        "model": f"{_trained(job)}/run.json",
+        "holdout": f"{SPLIT}/holdout.npz",
+        "reference": f"{SPLIT}/reference.npz",
+        "classifier": "data/classifier/run.json",
+    }
+    return inputs | ({"extraction": found} if found else {})
+
+
+def _judged(study: Study) -> Iterable[Address]:
+    """Return the addresses of the arms that have something to forget, or whose networks others forget it from."""
+    return [cell for cell in per_replicate(study) if study.forget_sets_of(cell["arm"])]
+
+
+def _forgetting_work(study: Study, name: str) -> Work:
+    settings, flop, levels = study.forgetting, work.forward(study, name), study.membership
+    total = work.extraction(study, name, planted=False)
+    looks = settings.relearn_updates // settings.relearn_every + 1
+    for chosen in study.forget_sets_of(name):
+        of_class = study.forget[chosen].label is not None
+        held = study.data.split.holdout // (10 if of_class else 1)
+        for images, times in ((held, 1), (work.forgotten(study, chosen), looks + 1)):
+            measured = work.losses(
+                study, flop, images, levels.timesteps, levels.draws, flips=study.data.flips
+            )
+            total += measured * times
+        batch = settings.relearn_batch_size
+        total += work.passes(flop, settings.relearn_updates * batch, batch, backward=True)
+        if of_class:
+            total += work.drawing(study, name, settings.relearn_images) * looks
+            total += work.quality(study, study.sample.images)
+    return total
+
+
+def _forgetting_memory(study: Study, name: str) -> Bytes:
+    relearned = memory.learning(study, name, study.data.split.train * work.values(study)).networks
+    drawn = memory.passing(study, name, study.sample.batch_size)
+    return Bytes(relearned + drawn, memory.searched(study) + memory.resampled(study))
+
+
+STEPS = (
+    Step(
+        name="attack/extraction",
+        verb="extraction",
+        module="afterimage.attacks.extraction",
+        help="which training images come back (Carlini et al. 2023)",
+        folder=FOLDER + "extraction",
+        keys=("extraction", "statistics", "data"),
+        settings=_extraction_settings,
+        inputs=_extraction_inputs,
+        addresses=per_replicate,
+        work=lambda study, name: work.extraction(study, name, planted=True),
+        memory=lambda study, name: Bytes(0, memory.searched(study)),
+    ),
+    Step(
+        name="attack/quality",
+        verb="quality",
+        module="afterimage.attacks.quality",
+        help="how good and varied the generations are",
+        folder=FOLDER + "quality",
+        keys=("quality", "statistics"),
+        settings=_quality_settings,
+        inputs=_quality_inputs,
+        addresses=per_replicate,
+        work=_quality_work,
+        memory=_quality_memory,
+        libraries=True,
+    ),
+    Step(
+        name="attack/membership",
+        verb="membership",
+        module="afterimage.attacks.membership",
+        help="which images were trained on, by their loss",
+        folder=FOLDER + "membership",
+        keys=("membership", "sample", "statistics", "data"),
+        settings=_membership_settings,
+        inputs=_membership_inputs,
+        addresses=per_replicate,
+        work=_membership_work,
+        memory=_membership_memory,
+        networks=True,
+        libraries=True,
+    ),
+    Step(
+        name="attack/forgetting",
+        verb="forgetting",
+        module="afterimage.attacks.forgetting",
+        help="what is left of images that were to be forgotten",
+        folder=FOLDER + "forgetting",
+        keys=(
+            "forgetting",
+            "forget",
+            "sample",
+            "membership",
+            "extraction",
+            "quality",
+            "statistics",
+            "data",
+        ),
+        settings=_forgetting_settings,
+        inputs=_forgetting_inputs,
+        addresses=_judged,
+        work=_forgetting_work,
+        memory=_forgetting_memory,
+        networks=True,
+        libraries=True,
+    ),
+)

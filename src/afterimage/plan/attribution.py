@@ -1,0 +1,413 @@
+"""The steps of ``attribution``: which training images made an image, and how well that is answered.
+
+Every job reads the first replicate of the explained arm; ``remedied`` reads that of two arms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, Attribution
+from afterimage.config.study import Study
+from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.memory import DOUBLE, SINGLE, Bytes
+from afterimage.plan.cost.work import Work
+from afterimage.plan.data import SPLIT, training_images
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step
+from afterimage.plan.train import arm_settings, network_settings
+
+QUERIES = "attribution/queries/run.json"
+CLASSIFIER = "data/classifier/run.json"
+
+
+def asked(study: Study) -> Attribution:
+    """Return the study's ``attribution`` block; the steps here have jobs only where there is one."""
+    assert study.attribution is not None
+    return study.attribution
+
+
+def _names(step: str) -> Callable[[Study], Iterable[Address]]:
+    """Return the addresses of a step's jobs, none where the study leaves the phase out."""
+
+    def addresses(study: Study) -> Iterable[Address]:
+        if study.attribution is None:
+            return []
+        return [
+            {"job": name} for name in study.attribution.jobs(study.data.split.train).get(step, [])
+        ]
+
+    return addresses
+
+
+def _explained(study: Study) -> Inputs:
+    """Return the training images of the explained arm, and which of them it was trained on."""
+    arm = asked(study).arm
+    return {"train": training_images(study, arm), "members": f"train/{arm}/rep0/members.parquet"}
+
+
+def _model(study: Study) -> Inputs:
+    return {"model": f"train/{asked(study).arm}/rep0/run.json"} | _explained(study)
+
+
+def _features(study: Study, prefix: str) -> list[str]:
+    """Return the features that jobs of some names project, training blocks in order."""
+    names = asked(study).jobs(study.data.split.train)["attribution/features"]
+    return [f"attribution/features/{name}/run.json" for name in names if prefix in name]
+
+
+def _retrained(study: Study) -> list[str]:
+    names = asked(study).jobs(study.data.split.train)["attribution/retrain"]
+    return [f"attribution/retrain/{name}/run.json" for name in names]
+
+
+# ---- queries --------------------------------------------------------------------------------------
+
+
+def _queries_inputs(study: Study, job: Job) -> Inputs:
+    arm = asked(study).arm
+    return {
+        "holdout": f"{SPLIT}/holdout.npz",
+        "samples": f"sample/{arm}/rep0/images.npz",
+        "extraction": f"attack/{arm}/rep0/extraction/run.json",
+    }
+
+
+def _queries(study: Study) -> int:
+    chosen = asked(study).queries
+    return chosen.holdout + chosen.generated + chosen.extracted
+
+
+# ---- features -------------------------------------------------------------------------------------
+
+
+def _features_settings(study: Study, job: Job) -> Settings:
+    chosen = asked(study)
+    variant, network, block = (job.job or "").split("/")
+    served = chosen.attributors_of(variant)
+    journey = block == "queries" and network == FINAL and "journey_trak" in served
+    return {
+        "features": chosen.features_of(variant).model_dump(mode="json"),
+        "network": network,
+        "block": block,
+        "images_per_job": chosen.images_per_job,
+        "weights": study.sample.weights,
+        "journey": study.sample.model_dump(mode="json") if journey else None,
+    }
+
+
+def _features_work(study: Study, name: str) -> Work:
+    chosen = asked(study)
+    variant, state, block = name.split("/")
+    settings, final = chosen.features_of(variant), state == FINAL
+    readouts = work.readouts_of(settings, final)
+    if block != "queries":
+        first = int(block.removeprefix("train")) * chosen.images_per_job
+        left = work.trained_images(study, chosen.arm) - first
+        count = max(0, min(chosen.images_per_job, left))
+        return work.gradients(study, chosen.arm, count, settings, readouts)
+    total = work.gradients(study, chosen.arm, _queries(study), settings, readouts)
+    if final and "journey_trak" in chosen.attributors_of(variant):
+        count = chosen.queries.generated + chosen.queries.extracted
+        total += work.drawing(study, chosen.arm, count)
+        total += work.gradients(study, chosen.arm, count, settings, 1)
+    return total
+
+
+def _features_memory(study: Study, name: str) -> Bytes:
+    chosen = asked(study)
+    return memory.projected(study, chosen.arm, name.split("/")[0], chosen.images_per_job)
+
+
+# ---- retrain, counterfactual ----------------------------------------------------------------------
+
+
+def _retrain_settings(study: Study, job: Job) -> Settings:
+    chosen = asked(study)
+    keys = {"arm", "subsets", "seeds", "share", "networks_per_job", "stacked", "ground_truth"}
+    return network_settings(study) | {
+        "attribution": chosen.model_dump(mode="json", include=keys),
+        "arm": arm_settings(study, chosen.arm),
+        "weights": study.sample.weights,
+    }
+
+
+def _retrain_work(study: Study, name: str) -> Work:
+    chosen, truth = asked(study), asked(study).ground_truth
+    left = chosen.subsets * chosen.seeds - int(name) * chosen.networks_per_job
+    networks = min(chosen.networks_per_job, left)
+    fitted = work.training(study, chosen.arm) * chosen.share
+    flop = work.forward(study, chosen.arm)
+    measured = work.losses(study, flop, _queries(study), truth.timesteps, truth.draws)
+    together = fitted * networks
+    if chosen.stacked:
+        together = Work(**vars(together) | {"launches": fitted.launches})
+    return together + measured * networks
+
+
+def _retrain_memory(study: Study, name: str) -> Bytes:
+    chosen = asked(study)
+    return _trained_memory(study, chosen.networks_per_job if chosen.stacked else 1)
+
+
+def _trained_memory(study: Study, networks: int) -> Bytes:
+    arm = asked(study).arm
+    single = memory.learning(study, arm, study.data.split.train * work.values(study))
+    passing = memory.passing(study, arm, 256)
+    return Bytes(networks * single.networks + passing, networks * single.arrays)
+
+
+def _counterfactual_settings(study: Study, job: Job) -> Settings:
+    chosen = asked(study)
+    assert chosen.counterfactual is not None
+    return network_settings(study) | {
+        "name": chosen.arm,
+        "arm": arm_settings(study, chosen.arm),
+        "sample": study.sample.model_dump(mode="json"),
+        "ground_truth": chosen.ground_truth.model_dump(mode="json"),
+        "counterfactual": chosen.counterfactual.model_dump(mode="json"),
+    }
+
+
+def _counterfactual_inputs(study: Study, job: Job) -> Inputs:
+    scores = {"scores": "attribution/scores/main/run.json", "classifier": CLASSIFIER}
+    return _model(study) | {"queries": QUERIES} | scores
+
+
+def _counterfactual_work(study: Study, name: str) -> Work:
+    chosen, truth = asked(study), asked(study).ground_truth
+    assert chosen.counterfactual is not None
+    again = name == "again"
+    images = chosen.counterfactual.queries if again else 1
+    removed = 0 if again else chosen.counterfactual.remove / work.trained_images(study, chosen.arm)
+    flop = work.forward(study, chosen.arm)
+    measured = work.losses(study, flop, images, truth.timesteps, truth.draws)
+    trained = work.training(study, chosen.arm) * (1 - removed)
+    return trained + work.drawing(study, chosen.arm, images) + measured
+
+
+# ---- scores, acceleration -------------------------------------------------------------------------
+
+
+def _scores_settings(study: Study, job: Job) -> Settings:
+    chosen = asked(study)
+    keys = {"regularisers", "subsets", "seeds", "share"}
+    return chosen.model_dump(mode="json", include=keys) | {
+        "attributors": chosen.attributors_of(job.job or ""),
+        "statistics": study.statistics.model_dump(mode="json"),
+    }
+
+
+def _scores_inputs(study: Study, job: Job) -> Inputs:
+    inputs = _explained(study) | {
+        "queries": QUERIES,
+        "features": _features(study, f"{job.job}/{FINAL}/"),
+        "retrain": _retrained(study),
+        "classifier": CLASSIFIER,
+    }
+    if job.job == MAIN and (states := _features(study, f"{MAIN}/state")):
+        inputs["states"] = states
+    return inputs
+
+
+def _scores_work(study: Study, name: str) -> Work:
+    chosen = asked(study)
+    settings, count = chosen.features_of(name), work.trained_images(study, chosen.arm)
+    queries, k = _queries(study), min(settings.dimension, work.weights(study, chosen.arm))
+    timesteps = settings.timesteps if settings.rows else 0
+    spectrum = 2 * count * k**2 + 10 * min(k, count) ** 3
+    kernels = 2 * queries * count * k * len(chosen.regularisers)
+    flop = len(chosen.attributors_of(name)) * (spectrum + kernels)
+    flop += timesteps * (2 * count * k**2 + 2 * kernels) + (10 * k**3 if timesteps else 0)
+    resamples = 2 * study.statistics.bootstrap * 2
+    bootstraps = len(chosen.attributors) * queries * resamples * (chosen.subsets / 2) ** 2 * 2
+    embedded = work.embedding(study, "classifier", count + queries)
+    return Work(host=(flop + bootstraps) / work.DOUBLE) + embedded
+
+
+def _scores_memory(study: Study, name: str) -> Bytes:
+    chosen = asked(study)
+    settings = chosen.features_of(name)
+    matrix = study.data.split.train * settings.dimension
+    # As stored, and in the basis of the eigenvectors.
+    rows = settings.timesteps * settings.rows * (SINGLE + 3 * DOUBLE)
+    kinds = (2 * len(chosen.attributors_of(name)) + chosen.checkpoints) * DOUBLE
+    return Bytes(0, matrix * (rows + kinds) + 6 * DOUBLE * settings.dimension**2)
+
+
+def _variants(study: Study) -> Iterable[Address]:
+    return [{}] if study.attribution is not None and study.attribution.variants else []
+
+
+def _acceleration_settings(study: Study, job: Job) -> Settings:
+    chosen = asked(study)
+    keys = {"subsets", "seeds", "share", "reference", "shortlist"}
+    return chosen.model_dump(mode="json", include=keys) | {
+        "variants": list(chosen.variants),
+        "statistics": study.statistics.model_dump(mode="json"),
+    }
+
+
+def _acceleration_inputs(study: Study, job: Job) -> Inputs:
+    variants = asked(study).jobs(study.data.split.train)["attribution/scores"]
+    return _explained(study) | {
+        "scores": [f"attribution/scores/{name}/run.json" for name in variants],
+        "features": _features(study, f"/{FINAL}/"),
+        "retrain": _retrained(study),
+    }
+
+
+def _acceleration_work(study: Study, name: str) -> Work:
+    chosen = asked(study)
+    variants = (1 + len(chosen.variants)) * len(chosen.attributors)
+    ranked = variants * _queries(study) * work.trained_images(study, chosen.arm)
+    return Work(host=2 * ranked * work.RANKING)
+
+
+# ---- remedied -------------------------------------------------------------------------------------
+
+
+def _remedied_settings(study: Study, job: Job) -> Settings:
+    chosen = asked(study)
+    assert chosen.remedied is not None
+    return {
+        "before": chosen.remedied.before,
+        "queries": chosen.remedied.queries,
+        "attributors": chosen.remedied.attributors,
+        "features": chosen.features.model_dump(mode="json"),
+        "weights": study.sample.weights,
+    }
+
+
+def _remedied_inputs(study: Study, job: Job) -> Inputs:
+    remedied = asked(study).remedied
+    assert remedied is not None
+    return {
+        "before": f"train/{remedied.before}/rep0/run.json",
+        "after": f"train/{job.job}/rep0/run.json",
+        "train": training_images(study, remedied.before),
+        "samples": f"sample/{remedied.before}/rep0/images.npz",
+        "scores": "attribution/scores/main/run.json",
+    }
+
+
+def _remedied_work(study: Study, name: str) -> Work:
+    chosen, settings = asked(study).remedied, asked(study).features
+    assert chosen is not None
+    count, k = work.trained_images(study, chosen.before), settings.dimension
+    readouts = work.readouts_of(settings)
+    total = Work()
+    for arm in (chosen.before, name):
+        total += work.gradients(study, arm, count + chosen.queries, settings, readouts)
+    spectrum = 2 * count * k**2 + 10 * min(k, count) ** 3
+    return total + Work(host=2 * len(chosen.attributors) * spectrum / work.DOUBLE)
+
+
+def _remedied_code(study: Study, job: Job) -> tuple[str, ...]:
+    remedied = asked(study).remedied
+    assert remedied is not None
+    return tuple(ATTRIBUTORS[name] for name in remedied.attributors)
+
+
+STEPS = (
+    Step(
+        name="attribution/queries",
+        verb="queries",
+        module="afterimage.attribution.queries",
+        help="choose the images whose origin is asked for",
+        folder="attribution/queries",
+        keys=("attribution",),
+        settings=lambda study, job: asked(study).queries.model_dump(mode="json"),
+        inputs=_queries_inputs,
+        addresses=lambda study: [] if study.attribution is None else [{}],
+    ),
+    Step(
+        name="attribution/features",
+        verb="features",
+        module="afterimage.attribution.features",
+        help="project the gradients of a network for one block of images",
+        folder="attribution/features/{job}",
+        keys=("attribution", "sample"),
+        settings=_features_settings,
+        inputs=lambda study, job: _model(study) | {"queries": QUERIES},
+        addresses=_names("attribution/features"),
+        work=_features_work,
+        memory=_features_memory,
+        networks=True,
+        libraries=True,
+    ),
+    Step(
+        name="attribution/retrain",
+        verb="retrain",
+        module="afterimage.attribution.judges.retrain",
+        help="losses of the queries under networks retrained on random halves",
+        folder="attribution/retrain/{job}",
+        keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
+        settings=_retrain_settings,
+        inputs=lambda study, job: _model(study) | {"queries": QUERIES},
+        addresses=_names("attribution/retrain"),
+        work=_retrain_work,
+        memory=_retrain_memory,
+        networks=True,
+        libraries=True,
+    ),
+    Step(
+        name="attribution/scores",
+        verb="scores",
+        module="afterimage.attribution.scores",
+        help="score training images with every attributor, and evaluate them by retraining (LDS)",
+        folder="attribution/scores/{job}",
+        keys=("attribution", "statistics"),
+        settings=_scores_settings,
+        inputs=_scores_inputs,
+        addresses=_names("attribution/scores"),
+        code=lambda study, job: tuple(
+            ATTRIBUTORS[name] for name in asked(study).attributors_of(job.job or "")
+        ),
+        work=_scores_work,
+        memory=_scores_memory,
+        libraries=True,
+    ),
+    Step(
+        name="attribution/acceleration",
+        verb="acceleration",
+        module="afterimage.attribution.acceleration",
+        help="what cheaper features and two-stage ranking cost in quality",
+        folder="attribution/acceleration",
+        keys=("attribution", "statistics"),
+        settings=_acceleration_settings,
+        inputs=_acceleration_inputs,
+        addresses=_variants,
+        work=_acceleration_work,
+    ),
+    Step(
+        name="attribution/counterfactual",
+        verb="counterfactual",
+        module="afterimage.attribution.judges.counterfactual",
+        help="train without what made a generation, and generate it again",
+        folder="attribution/counterfactual/{job}",
+        keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
+        settings=_counterfactual_settings,
+        inputs=_counterfactual_inputs,
+        addresses=_names("attribution/counterfactual"),
+        work=_counterfactual_work,
+        memory=lambda study, name: _trained_memory(study, 1),
+        networks=True,
+        libraries=True,
+    ),
+    Step(
+        name="attribution/remedied",
+        verb="remedied",
+        module="afterimage.attribution.judges.forgetting_influence",
+        help="whether the influence of forgotten images falls",
+        folder="attribution/remedied/{job}",
+        keys=("attribution", "sample"),
+        settings=_remedied_settings,
+        inputs=_remedied_inputs,
+        addresses=_names("attribution/remedied"),
+        code=_remedied_code,
+        work=_remedied_work,
+        memory=lambda study, name: memory.projected(study, name, MAIN, study.data.split.train),
+        networks=True,
+        libraries=True,
+    ),
+)

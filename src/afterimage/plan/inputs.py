@@ -1,0 +1,54 @@
+"""The files that a job reads, and the flags that name them on its command line."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+
+from afterimage.config.study import Study
+from afterimage.plan.jobs import STEPS, study_of
+from afterimage.plan.step import RUN, Job
+
+
+def job_of(step: str, wildcards: Mapping[str, str]) -> Job:
+    """Return the job of a step that Snakemake's wildcards ``arm``, ``rep`` and ``job`` address."""
+    replicate = wildcards.get("rep")
+    return STEPS[step].job(
+        arm=wildcards.get("arm"),
+        replicate=None if replicate is None else int(replicate),
+        job=wildcards.get("job"),
+    )
+
+
+def inputs_of(study: Study, job: Job) -> dict[str, str | list[str]]:
+    """Return flag -> the files that it gives, with ``results/<study>``; the config and the code are with them."""
+    root = f"results/{study.study}"
+    files: dict[str, str | list[str]] = {}
+    for name, given in STEPS[job.step].inputs(study_of(study, job), job).items():
+        if isinstance(given, str):
+            files[name] = f"{root}/{given}"
+        else:
+            listed = given.values() if isinstance(given, dict) else given
+            files[name] = list(dict.fromkeys(f"{root}/{file}" for file in listed))
+    config = f"{root}/config/{job.folder}"
+    return files | {"config": f"{config}.json", "code": f"{config}.code"}
+
+
+def flags_of(study: Study, job: Job) -> str:
+    """Return the flags that give a job its inputs, quoted for a shell; a store is given by its folder."""
+    root = f"results/{study.study}"
+
+    def path(file: str) -> str:
+        whole = PurePosixPath(root, file)
+        return str(whole.parent if whole.name == RUN else whole)
+
+    words: list[str] = []
+    for name, given in STEPS[job.step].inputs(study_of(study, job), job).items():
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(given, dict):
+            for key, file in given.items():
+                words += [flag, f"{key}={path(file)}"]
+        else:
+            words += [flag, *map(path, [given] if isinstance(given, str) else given)]
+    return shlex.join(words)

@@ -1,0 +1,164 @@
+"""The parts that long trainings and samplings are cut into, so that each fits into a job of the cluster."""
+
+from __future__ import annotations
+
+import json
+import math
+import shlex
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from afterimage import artifacts
+from afterimage.config.study import Study
+from afterimage.plan.cost import estimate
+from afterimage.plan.jobs import jobs
+from afterimage.plan.step import Job
+
+
+class Parts:
+    """The parts of a study's jobs, as they are planned (``config/parts.json``).
+
+    Args:
+        study: With the arms of its selection.
+        results: The folder that holds ``<study>``.
+    """
+
+    def __init__(self, study: Study, results: Path = Path("results")) -> None:
+        self.study, self.root = study, results / study.study
+        self._known: dict[str, list[str]] = {}
+
+    def of(self, step: str, arm: str, rep: str) -> list[str]:
+        """Return the parts of a training or a sampling."""
+        if not self._known:
+            self._known = json.loads((self.root / "config" / "parts.json").read_text())
+        return self._known[f"{step}/{arm}/rep{rep}"]
+
+    def blocks(self, arm: str, rep: str) -> list[str]:
+        """Return the folders of the blocks that a replicate's generations are drawn in, if they are."""
+        return [f"{self.root}/blocks/{arm}/rep{rep}/{part}" for part in self.of("sample", arm, rep)]
+
+    def blocks_flag(self, arm: str, rep: str) -> str:
+        """Return the flag that gives these blocks to be put together."""
+        blocks = self.blocks(arm, rep)
+        return f"--blocks {shlex.join(blocks)}" if blocks else ""
+
+    def before(self, arm: str, rep: str, k: int, parts: int) -> list[str]:
+        """Return the mark of the part of a training before the ``k``-th of ``parts``, if there is one."""
+        return [f"{self.root}/state/{arm}/rep{rep}/{k - 1}of{parts}"] if k > 1 else []
+
+    def last(self, arm: str, rep: str) -> list[str]:
+        """Return the mark of the part that comes before the end, if the training has parts."""
+        return [
+            f"{self.root}/state/{arm}/rep{rep}/{part}" for part in self.of("train", arm, rep)[-1:]
+        ]
+
+    def flag(self, arm: str, rep: str) -> str:
+        """Return the flag that says which part of a training is the last."""
+        count = len(self.of("train", arm, rep)) + 1
+        return f"--part {count}/{count}" if count > 1 else ""
+
+    def share(self, step: str, wildcards: Mapping[str, str]) -> float:
+        """Return the share of a job's work that is done at a time."""
+        if step not in ("train", "sample"):
+            return 1.0
+        part = None
+        if "k" in wildcards:
+            part = f"{wildcards['k']}of{wildcards['parts']}"
+        elif "first" in wildcards:
+            part = f"{wildcards['first']}-{wildcards['end']}"
+        known = self.of(step, wildcards["arm"], wildcards["rep"])
+        return estimate.share_of(self.study, step, part, known)
+
+
+def parts(study: Study, job: Job) -> list[str]:
+    """Return the jobs that do a part of ``job`` before it finishes, by the study's ``cluster``; most jobs have none.
+
+    Parts of a training are named by their place, ``1of3`` and ``2of3``, those of a sampling by their images, ``0-256``.
+    """
+    cluster = study.cluster
+    if job.step == "train" and cluster.max_minutes_per_job is not None:
+        assert job.arm is not None
+        minutes = cluster.headroom * estimate.training_minutes(study, job.arm)
+        count = math.ceil(minutes / cluster.max_minutes_per_job)
+        return [f"{k}of{count}" for k in range(1, count)]
+    if job.step == "sample" and cluster.generations_per_job is not None:
+        images, each = study.sample.images, cluster.generations_per_job
+        return (
+            [f"{first}-{min(first + each, images)}" for first in range(0, images, each)]
+            if each < images
+            else []
+        )
+    return []
+
+
+def parts_of_jobs(
+    study: Study, root: Path, settings: Mapping[str, tuple[str, str]]
+) -> dict[str, list[str]]:
+    """Return folder -> parts of every training and sampling.
+
+    A result that stands keeps the parts that it was made in: others would be other inputs, and Snakemake would make it again. It
+    stands if it was made under the settings of now, by the code of now, and from results that stand.
+
+    Args:
+        study: With the arms of its selection.
+        root: ``results/<study>``.
+        settings: Folder of every job -> hashes of its resolved config and of its code.
+    """
+    here = root.resolve()
+
+    @cache
+    def standing(folder: str) -> dict[str, Any] | None:
+        try:
+            run = artifacts.read_run(root / folder)
+        except artifacts.ArtifactError:
+            return None
+        if (run["config_sha256"], run["code_sha256"]) != settings[folder]:
+            return None
+        for recorded in run["inputs"].values():
+            path = Path(recorded["path"]).resolve()
+            if path.is_relative_to(here):  # what lies elsewhere is the user's
+                store = store_of(path)
+                source = "" if store is None else store.relative_to(here).as_posix()
+                if (
+                    source not in settings
+                    or standing(source) is None
+                    or listed_sha256(path) != recorded["sha256"]
+                ):
+                    return None
+        return run
+
+    found = {}
+    for job in jobs(study):
+        if job.step in ("train", "sample"):
+            run = standing(job.folder)
+            found[job.folder] = parts(study, job) if run is None else run["facts"]["parts"]
+    return found
+
+
+def store_of(path: Path) -> Path | None:
+    """Return the store that a file or folder lies in, None outside of stores."""
+    return next(
+        (folder for folder in (path, *path.parents) if (folder / artifacts.RUN).is_file()), None
+    )
+
+
+def listed_sha256(path: Path) -> str | None:
+    """Return the hash of a file or folder according to the store that it lies in, None outside of stores."""
+    store = store_of(path)
+    if store is None:
+        return None
+    if path.name == artifacts.RUN:
+        return artifacts.sha256(path)
+    outputs = artifacts.read_run(store)["outputs"]
+    name = path.relative_to(store).as_posix()
+    if path.is_file():
+        return outputs.get(name, "unlisted")
+    prefix = "" if path == store else f"{name}/"
+    inside = {
+        Path(file.removeprefix(prefix)): sha256
+        for file, sha256 in outputs.items()
+        if file.startswith(prefix)
+    }
+    return artifacts.folder_sha256(inside)

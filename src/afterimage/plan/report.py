@@ -1,0 +1,92 @@
+"""The steps of ``report``: tidy tables over all arms, and the pages that notebooks make of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from afterimage.config.study import Study
+from afterimage.plan import attack, attribution, sample, train
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step
+
+PAGES: dict[str, Callable[[Study], bool]] = {
+    "extraction": lambda study: True,
+    "comparison": lambda study: True,
+    "iet_agc": lambda study: any(arm.method == "iet_agc" for arm in study.arms.values()),
+    "loyal": lambda study: any(
+        arm.method == "loyal" or study.rau_net_of(name) for name, arm in study.arms.items()
+    ),
+    "erasediff": lambda study: any(study.forget_sets_of(arm) for arm in study.arms),
+    "attribution": lambda study: study.attribution is not None,
+}
+"""Notebook, which gives the page of its name -> whether it has something to show of a study."""
+
+
+def runs_of(study: Study, steps: Iterable[Step]) -> list[str]:
+    """Return the records of all jobs of some steps."""
+    return [job.run for step in steps for job in step.jobs(study)]
+
+
+def _tables_settings(study: Study, job: Job) -> Settings:
+    return {
+        "arms": list(study.arms),
+        "controls": {name: arm.control for name, arm in study.arms.items()},
+        "forgetting": [name for name in study.arms if study.forget_sets_of(name)],
+        "replicates": study.replicates,
+        "confidence": study.statistics.confidence,
+    }
+
+
+def _tables_inputs(study: Study, job: Job) -> Inputs:
+    runs = runs_of(study, (*train.STEPS, *attack.STEPS))
+    return {"results": [*runs, "data/dedup/run.json"]}
+
+
+def page_settings(study: Study, job: Job) -> Settings:
+    """Return what a page sees."""
+    return {
+        "study": study.study,
+        "arms": list(study.arms),
+        "replicates": study.replicates,
+        "confidence": study.statistics.confidence,
+    } | study.report.model_dump(mode="json")
+
+
+def _page_inputs(study: Study, job: Job) -> Inputs:
+    steps = [*train.STEPS, *sample.STEPS, *attack.STEPS]
+    if job.job == "attribution":
+        steps += attribution.STEPS
+    return {
+        "results": [*runs_of(study, steps), "data/split/train.npz"],
+        "tables": "report/tables/run.json",
+    }
+
+
+def _shown(study: Study) -> Iterable[Address]:
+    return [{"job": page} for page, shown in PAGES.items() if shown(study)]
+
+
+STEPS = (
+    Step(
+        name="report/tables",
+        verb="tables",
+        module="afterimage.report.tables",
+        help="gather the results of all arms into tidy tables",
+        folder="report/tables",
+        keys=("arms", "forget", "statistics"),
+        settings=_tables_settings,
+        inputs=_tables_inputs,
+    ),
+    Step(
+        name="report/page",
+        verb="page",
+        module="afterimage.report.page",
+        help="run one notebook and write its HTML page",
+        folder="report/pages/{job}",
+        keys=("arms", "forget", "attribution", "statistics", "report"),
+        settings=page_settings,
+        inputs=_page_inputs,
+        addresses=_shown,
+        code=lambda study, job: ("afterimage.report.notebook",),
+        libraries=True,
+    ),
+)

@@ -1,0 +1,37 @@
+"""The step ``sample``: the generations of one replicate of one arm."""
+
+from __future__ import annotations
+
+from afterimage.config.study import Study
+from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.memory import Bytes
+from afterimage.plan.cost.work import Work
+from afterimage.plan.step import Step, per_replicate
+
+
+def _work(study: Study, name: str) -> Work:
+    return work.drawing(study, name, study.sample.images)
+
+
+def _memory(study: Study, name: str) -> Bytes:
+    passing = memory.passing(study, name, study.sample.batch_size)
+    return Bytes(passing, 2 * study.sample.images * work.values(study))
+
+
+STEPS = (
+    Step(
+        name="sample",
+        verb="draw",
+        module="afterimage.diffusion.sample",
+        help="draw generations from a trained pipeline",
+        folder="sample/{arm}/rep{rep}",
+        keys=("sample",),
+        settings=lambda study, job: study.sample.model_dump(mode="json"),
+        inputs=lambda study, job: {"model": f"train/{job.arm}/rep{job.replicate}/run.json"},
+        addresses=per_replicate,
+        work=_work,
+        memory=_memory,
+        networks=True,
+        libraries=True,
+    ),
+)

@@ -1,0 +1,93 @@
+"""The step ``train``: one replicate of one arm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from afterimage.config.arms import METHODS
+from afterimage.config.study import Study
+from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.memory import Bytes
+from afterimage.plan.data import training_images
+from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
+
+
+def arm_settings(study: Study, name: str) -> dict[str, Any]:
+    """Return the settings of an arm's training: what its base gives filled in, what only tables use left out."""
+    settings = study.arms[name].model_dump(mode="json", exclude={"control"})
+    blocks = study.rau_net_of(name)
+    return settings | {
+        "condition": study.condition_of(name),
+        "rau_net": None if blocks is None else blocks.model_dump(mode="json"),
+        "train": study.train_of(name).model_dump(mode="json"),
+    }
+
+
+def network_settings(study: Study) -> Settings:
+    """Return what every training takes of the study beside its arm."""
+    return {
+        "model": study.model.model_dump(mode="json"),
+        "diffusion": study.diffusion.model_dump(mode="json"),
+        "flips": study.data.flips,
+    }
+
+
+def forget_sets(study: Study, names: list[str]) -> dict[str, Any]:
+    """Return name -> settings of some forget sets."""
+    return {name: study.forget[name].model_dump(mode="json") for name in names}
+
+
+def extractions(study: Study, job: Job, names: list[str]) -> dict[str, str]:
+    """Return set -> the attack that names its images, of those forget sets that are made of extracted images."""
+    origins = {name: study.forget[name].extracted_from for name in names}
+    return {
+        name: f"attack/{arm}/rep{job.replicate}/extraction/run.json"
+        for name, arm in origins.items()
+        if arm is not None
+    }
+
+
+def _settings(study: Study, job: Job) -> Settings:
+    assert job.arm is not None
+    return network_settings(study) | {
+        "arm": arm_settings(study, job.arm),
+        "forget": forget_sets(study, study.own_forget_sets(job.arm)),
+        "states": study.states_of(job.arm),
+    }
+
+
+def _inputs(study: Study, job: Job) -> Inputs:
+    assert job.arm is not None
+    arm = study.arms[job.arm]
+    inputs: Inputs = {"train": training_images(study, job.arm)}
+    if arm.base is not None:
+        inputs["base"] = f"train/{arm.base}/rep{job.replicate}/run.json"
+    if arm.matched_to is not None:
+        inputs["matched"] = f"train/{arm.matched_to.arm}/rep{job.replicate}/run.json"
+    for run in extractions(study, job, study.own_forget_sets(job.arm)).values():
+        inputs["extraction"] = run  # an arm has one such set at most
+    return inputs
+
+
+def _memory(study: Study, name: str) -> Bytes:
+    return memory.learning(study, name, study.data.split.train * work.values(study))
+
+
+STEPS = (
+    Step(
+        name="train",
+        verb="run",
+        module="afterimage.methods.run",
+        help="train one replicate of one arm, or continue it",
+        folder="train/{arm}/rep{rep}",
+        keys=("forget", "model", "diffusion", "train", "data"),
+        settings=_settings,
+        inputs=_inputs,
+        addresses=per_replicate,
+        code=lambda study, job: (METHODS[study.arms[job.arm or ""].method],),
+        work=work.training,
+        memory=_memory,
+        networks=True,
+        libraries=True,
+    ),
+)
