@@ -134,7 +134,11 @@ JOBS = {
     "attribution/remedied": "erasediff",
     "report/page": "extraction",
 }
-TRACED = {"arm": "baseline", "counterfactual": {}, "remedied": {"before": "conditional", "after": ["erasediff"]}}
+TRACED = {
+    "arm": "baseline",
+    "counterfactual": {},
+    "remedied": {"before": "conditional", "after": ["erasediff"]},
+}
 
 
 def resolved_of(study, step, arm):
@@ -196,7 +200,7 @@ def digests(params):
             0.9,
             ATTACKS | REPORTS | {"attribution/scores", "attribution/acceleration"},
         ),
-        (("report", "pairs"), 5, {"report/page"}),
+        (("report", "pairs"), 5, {"report/page", "selection/page"}),
         (
             ("data", "flips"),
             True,
@@ -230,7 +234,7 @@ def digests(params):
         ),
         (("attribution", "shortlist"), 0.1, {"attribution/acceleration"}),
         (("attribution", "checkpoints"), 2, {"train"}),
-        (("replicates",), 2, {"report/tables", "report/page", "selection/table"}),
+        (("replicates",), 2, {"report/tables", "report/page", "selection/table", "selection/page"}),
     ],
 )
 def test_a_key_changes_only_the_jobs_that_depend_on_it(params, path, value, changed):
