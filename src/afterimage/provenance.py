@@ -21,7 +21,7 @@ from typing import Any
 PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent.parent
 _DECIDED_ELSEWHERE = ("afterimage.config", "afterimage.cli")
-_VERSIONS_OF = ("afterimage", "torch", "diffusers", "accelerate", "numpy", "scikit-learn", "faiss-cpu")
+_VERSIONS_OF = ("afterimage-diffusion", "torch", "diffusers", "accelerate", "numpy", "scikit-learn", "faiss-cpu", "faiss-gpu")
 
 
 def _file_of(module: str) -> Path | None:
