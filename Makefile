@@ -55,7 +55,7 @@ setup: ## Make the environment in VENV from LOCK, unless it is there
 	echo "Making $(VENV) from $(LOCK) (once)" && \
 	$(PYTHON) -m venv --clear "$(VENV)" && \
 	"$(BIN)/pip" install -qq --disable-pip-version-check -c "$(LOCK)" uv && \
-	envs/uv.sh "$(VENV)" pip sync --quiet "$(LOCK)" && \
+	envs/uv.sh "$(VENV)" pip install --quiet -r "$(LOCK)" && \
 	envs/uv.sh "$(VENV)" pip install --quiet --no-build-isolation --no-deps -e . && \
 	printf '%s\n' "$$made_from" > "$(VENV)/made-from"
 

@@ -2,7 +2,7 @@
 # Runs the uv of a virtual environment with the package indexes, folders of wheels and certificates that pip is set to use there,
 # by its files or PIP_ variables: uv itself does not read them. uv's own variables win, and an empty one counts.
 #
-#   envs/uv.sh VENV pip sync envs/cpu.lock
+#   envs/uv.sh VENV pip install -r envs/cpu.lock
 set -eu
 VIRTUAL_ENV=$1
 export VIRTUAL_ENV

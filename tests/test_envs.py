@@ -210,6 +210,16 @@ def test_the_environment_is_made_again_only_when_what_decides_it_changed(clone: 
     assert not made(moved)
 
 
+def test_what_the_wheel_of_torch_asks_for_beyond_the_lock_is_installed(clone: Path) -> None:
+    """Where there is only the CUDA wheel of torch, an exact sync of cpu.lock would leave out the CUDA libraries that it loads."""
+    command = ["make", "setup", f"PYTHON={clone / 'python'}"]
+    subprocess.run(command, cwd=clone, check=True, capture_output=True)
+    lock, package = (clone / "installed.txt").read_text().splitlines()
+    assert "--no-deps" not in lock
+    assert lock == ".venv pip install --quiet -r envs/cpu.lock"
+    assert package == ".venv pip install --quiet --no-build-isolation --no-deps -e ."
+
+
 def test_an_interrupted_installation_is_made_again(clone: Path) -> None:
     (clone / "envs" / "uv.sh").write_text("#!/bin/sh\nexit 1\n")
     with pytest.raises(subprocess.CalledProcessError):
