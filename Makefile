@@ -17,18 +17,11 @@ export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
 
-# The environment is named by what decides it, so that a change of any of it makes a new one and nothing else does.
-define KEY
-import hashlib, pathlib, sys
-lock, *others = map(pathlib.Path, sys.argv[1:])
-if not (3, 11) <= sys.version_info[:2] <= (3, 13):
-    sys.exit(f"PYTHON is Python {sys.version.split()[0]}, but Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ...")
-if not lock.is_file():
-    sys.exit(f"LOCK = {lock} is not a file; envs/cpu.lock and envs/gpu.lock are")
-parts = [f"{sys.version} {sys.base_prefix} {pathlib.Path.cwd()}".encode(), *(path.read_bytes() for path in (lock, *others))]
-print(hashlib.sha256(b"".join(parts)).hexdigest()[:16])
-endef
-export KEY
+# What the environment is made from. This is stored in it, and where it differs the environment is made again.
+MADE_FROM = $$($(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)'; pwd -P; cat "$(LOCK)" pyproject.toml)
+
+COMPILE := env -u UV_TORCH_BACKEND UV_INDEX= UV_FIND_LINKS= envs/uv.sh "$(VENV)" pip compile --quiet --universal --python-version 3.11 \
+	--annotation-style line --custom-compile-command "make lock" --extra workflow --group dev pyproject.toml
 
 .PHONY: all test test-slurm check ui docs lock clean help setup
 
@@ -48,18 +41,23 @@ check: setup ## Lint, format, types, workflow lint, drift of generated files
 	$(IN_VENV) $(BIN)/snakefmt --check Snakefile workflow
 	$(IN_VENV) $(BIN)/snakemake --lint
 	$(IN_VENV) $(BIN)/afterimage config schema | diff - workflow/schemas/params.schema.json
-	$(IN_VENV) $(BIN)/python envs/lock.py --check
+	$(BIN)/uv pip check --python $(BIN)/python
 
 setup: ## Make the environment in VENV from LOCK, unless it is there
-	@key=$$($(PYTHON) -c "$$KEY" $(LOCK) pyproject.toml) || exit 1; \
-	if [ -f "$(VENV)/made-from-$$key" ]; then exit 0; fi; \
+	@$(PYTHON) -c 'import sys; (3, 11) <= sys.version_info[:2] <= (3, 13) or sys.exit("PYTHON is Python %d.%d, but" \
+		" Python 3.11, 3.12 or 3.13 is needed: make PYTHON=python3.12 ..." % sys.version_info[:2])'
+	@if [ ! -f "$(LOCK)" ]; then \
+		echo "LOCK = $(LOCK) is not a file; envs/cpu.lock and envs/gpu.lock are" >&2; exit 1; fi
+	@made_from="$(MADE_FROM)"; \
+	if [ -f "$(VENV)/made-from" ] && [ "$$made_from" = "$$(cat "$(VENV)/made-from")" ]; then exit 0; fi; \
 	if [ -e "$(VENV)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then \
 		echo "VENV = $(VENV) is there but is no virtual environment; remove it or choose another" >&2; exit 1; fi; \
-	echo "Making $(VENV) from $(LOCK) (once; a few minutes)" && \
+	echo "Making $(VENV) from $(LOCK) (once)" && \
 	$(PYTHON) -m venv --clear "$(VENV)" && \
-	"$(BIN)/python" -m pip install -qq --disable-pip-version-check -r $(LOCK) && \
-	"$(BIN)/python" -m pip install -qq --disable-pip-version-check --no-build-isolation --no-deps -e . && \
-	touch "$(VENV)/made-from-$$key"
+	"$(BIN)/pip" install -qq --disable-pip-version-check -c "$(LOCK)" uv && \
+	envs/uv.sh "$(VENV)" pip install --quiet -r "$(LOCK)" && \
+	envs/uv.sh "$(VENV)" pip install --quiet --no-build-isolation --no-deps -e . && \
+	printf '%s\n' "$$made_from" > "$(VENV)/made-from"
 
 ui: setup ## Show the imported runs in MLflow
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --backend-store-uri sqlite:///mlflow.db --workers 1
@@ -67,8 +65,10 @@ ui: setup ## Show the imported runs in MLflow
 docs: setup ## Draw docs/rulegraph.svg
 	$(IN_VENV) $(BIN)/snakemake all --rulegraph dot | $(IN_VENV) $(BIN)/afterimage report rulegraph --out docs/rulegraph.svg
 
-lock: setup ## Resolve envs/requirements.in again (LOCK_ARGS=--upgrade takes the newest of everything)
-	$(IN_VENV) $(BIN)/python envs/lock.py $(LOCK_ARGS)
+lock: setup ## Resolve pyproject.toml into the locks again (LOCK_ARGS=--upgrade takes the newest of everything)
+	$(COMPILE) --group gpu --overrides envs/gpu.overrides --output-file envs/gpu.lock $(LOCK_ARGS)
+	cp envs/gpu.lock envs/cpu.lock # the versions that the second resolution keeps
+	$(COMPILE) --overrides envs/cpu.overrides --output-file envs/cpu.lock
 
 clean: ## Remove the environment; results stay
 	@if [ -f "$(VENV)/pyvenv.cfg" ]; then rm -rf "$(VENV)"; fi

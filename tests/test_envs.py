@@ -1,15 +1,15 @@
-"""The environment: two locks that agree, files generated from them, and licences that may be used together."""
+"""The environment: two locks that agree, a recipe and conda files that install them, and licences that may be used together."""
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
 from importlib.metadata import Distribution, PackageNotFoundError, distributions, version
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
@@ -20,16 +20,8 @@ from packaging.version import Version
 ROOT = Path(__file__).parent.parent
 ENVS = ROOT / "envs"
 LOCKS = ("cpu", "gpu")
-
-
-@pytest.fixture(scope="module")
-def lock() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("lock", ENVS / "lock.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+CUDA = re.compile(r"nvidia-|cuda-|triton==")
 
 
 def requirements(path: Path) -> list[Requirement]:
@@ -41,30 +33,38 @@ def names(wanted: list[Requirement]) -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in wanted}
 
 
-def test_generated_files_are_what_the_lock_gives(lock: ModuleType) -> None:
-    assert lock.stale() == []
+def declared(device: str) -> list[Requirement]:
+    """Return what pyproject.toml asks of an environment directly; the GPU build of faiss takes the place of the CPU build."""
+    project, groups = PYPROJECT["project"], PYPROJECT["dependency-groups"]
+    texts = project["dependencies"] + project["optional-dependencies"]["workflow"] + groups["dev"]
+    return [Requirement(text) for text in texts + (groups["gpu"] if device == "gpu" else [])]
 
 
-def test_a_changed_lock_makes_the_other_lock_and_both_recipes_stale(lock: ModuleType) -> None:
-    whole = lock.pins((ENVS / "gpu.lock").read_text())
-    before, after = lock.generate(whole), lock.generate([*whole, "zzz==1"])
-    assert {name for name in before if before[name] != after[name]} == {
-        "cpu.lock",
-        "gpu.lock",
-        "afterimage-cpu.def",
-        "afterimage-gpu.def",
+def machine(minor: int, platform: str = "linux", processor: str = "x86_64") -> dict[str, str]:
+    return {
+        "python_version": f"3.{minor}",
+        "python_full_version": f"3.{minor}.9",
+        "sys_platform": platform,
+        "platform_machine": processor,
     }
 
 
+def chosen(device: str, where: dict[str, str]) -> list[Requirement]:
+    return [
+        pin
+        for pin in requirements(ENVS / f"{device}.lock")
+        if pin.marker is None or pin.marker.evaluate(where)
+    ]
+
+
 @pytest.mark.parametrize("device", LOCKS)
-def test_locks_pin_every_direct_requirement_exactly(device: str) -> None:
+def test_locks_pin_everything_that_is_declared(device: str) -> None:
     pinned = requirements(ENVS / f"{device}.lock")
     for pin in pinned:
         assert [specifier.operator for specifier in pin.specifier] == ["=="], pin
         assert "*" not in str(pin.specifier), pin
-    direct = requirements(ENVS / "requirements.in")
-    assert names(direct) <= names(pinned)
-    for requirement in direct:
+    assert names(declared(device)) <= names(pinned), "run `make lock`"
+    for requirement in declared(device):
         for pin in pinned:
             if canonicalize_name(pin.name) == canonicalize_name(requirement.name):
                 assert next(iter(pin.specifier)).version in requirement.specifier, (
@@ -76,32 +76,44 @@ def test_locks_pin_every_direct_requirement_exactly(device: str) -> None:
 @pytest.mark.parametrize("minor", [11, 12, 13])
 @pytest.mark.parametrize("device", LOCKS)
 def test_each_package_has_one_version_per_python(device: str, minor: int) -> None:
-    machine = {
-        "python_version": f"3.{minor}",
-        "python_full_version": f"3.{minor}.9",
-        "sys_platform": "linux",
-    }
-    chosen = [
-        p
-        for p in requirements(ENVS / f"{device}.lock")
-        if p.marker is None or p.marker.evaluate(machine)
-    ]
-    assert len(chosen) == len(names(chosen))
-    assert names(requirements(ENVS / "requirements.in")) <= names(chosen)
+    pins = chosen(device, machine(minor))
+    assert len(pins) == len(names(pins))
+    assert names(declared(device)) - names(pins) == ({"faiss-cpu"} if device == "gpu" else set())
 
 
-def test_the_locks_differ_by_cuda_packages_only() -> None:
+@pytest.mark.parametrize("minor", [11, 12, 13])
+@pytest.mark.parametrize(
+    ("device", "platform", "processor", "build"),
+    [
+        ("cpu", "linux", "x86_64", "faiss-cpu"),
+        ("cpu", "darwin", "arm64", "faiss-cpu"),
+        ("gpu", "linux", "x86_64", "faiss-gpu"),
+        ("gpu", "linux", "aarch64", "faiss-cpu"),
+        ("gpu", "darwin", "arm64", "faiss-cpu"),
+        ("gpu", "win32", "AMD64", "faiss-cpu"),
+    ],
+)
+def test_one_build_of_faiss_on_every_machine(
+    device: str, platform: str, processor: str, build: str, minor: int
+) -> None:
+    """They are the same Python package, so that both would overwrite each other's files."""
+    pins = names(chosen(device, machine(minor, platform, processor)))
+    assert {name for name in pins if name.startswith("faiss")} == {build}
+
+
+def test_the_locks_differ_by_cuda_packages_and_faiss_only() -> None:
     cpu, gpu = ({str(pin) for pin in requirements(ENVS / f"{device}.lock")} for device in LOCKS)
-    assert cpu < gpu
-    assert all(re.match(r"nvidia-|cuda-|triton==", pin) for pin in gpu - cpu)
+    assert {pin.split("==")[0] for pin in cpu - gpu} == {"faiss-cpu"}
+    assert {pin.split("==")[0] for pin in gpu - cpu if not CUDA.match(pin)} == {
+        "faiss-cpu",
+        "faiss-gpu",
+    }
+    assert (
+        len({pin.split(";")[0].split("==")[1] for pin in cpu | gpu if pin.startswith("faiss-")})
+        == 1
+    )
     assert any(pin.startswith("nvidia-cudnn") for pin in gpu)
-    assert not any(re.match(r"nvidia-|cuda-|triton", pin) for pin in cpu)
-
-
-def test_the_package_depends_on_nothing_that_is_not_locked() -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    needed = names([Requirement(text) for text in project["dependencies"]])
-    assert needed <= names(requirements(ENVS / "requirements.in"))
+    assert not any(CUDA.match(pin) for pin in cpu)
 
 
 @pytest.mark.parametrize("path", sorted(p.name for p in ENVS.iterdir() if p.is_file()))
@@ -120,10 +132,13 @@ def test_conda_files_install_the_lock(device: str) -> None:
 
 
 @pytest.mark.parametrize("device", LOCKS)
-def test_recipes_copy_what_exists(device: str) -> None:
-    recipe = (ENVS / f"afterimage-{device}.def").read_text()
+def test_the_recipe_copies_what_exists(device: str) -> None:
+    recipe = (ENVS / "afterimage.def").read_text().replace("{{ DEVICE }}", device)
     files = recipe.split("%files\n")[1].split("\n\n")[0].splitlines()
+    assert f"    envs/{device}.lock /opt/afterimage/envs/{device}.lock" in files
     assert [line.split()[0] for line in files if not (ROOT / line.split()[0]).exists()] == []
+    assert f"pip install -r envs/{device}.lock" in recipe
+    assert f"AFTERIMAGE_LOCK=/opt/afterimage/envs/{device}.lock" in recipe
 
 
 def test_the_running_environment_is_the_locked_one() -> None:
@@ -155,6 +170,127 @@ def test_make_refuses_before_it_removes_or_installs_anything(
     assert done.returncode != 0
     assert message in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["precious.txt"]
+
+
+def test_make_refuses_a_python_of_another_version(tmp_path: Path) -> None:
+    old = tmp_path / "python3.10"
+    old.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info = (3, 10, 2); $2"\n'
+    )
+    old.chmod(0o755)
+    command = ["make", "setup", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "PYTHON is Python 3.10, but Python 3.11, 3.12 or 3.13 is needed" in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["python3.10"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """A folder with the Makefile, a lock and stand-ins that note what is installed; nothing is fetched."""
+    folder = tmp_path / "clone"
+    (folder / "envs").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(ROOT / name, folder)
+    for name in ("cpu.lock", "gpu.lock"):
+        (folder / "envs" / name).write_text(f"{name[:3]}==1\n")
+    stub = folder / "envs" / "uv.sh"
+    stub.write_text('#!/bin/sh\necho "$@" >> installed.txt\n')
+    stub.chmod(0o755)
+    python = folder / "python"
+    venv = 'mkdir -p "$4/bin"; echo > "$4/pyvenv.cfg"; rm -f "$4/made-from"; ln -sf /bin/true "$4/bin/pip"'
+    python.write_text(
+        f'#!/bin/sh\nif [ "$1" = -m ]; then {venv}; else exec {sys.executable} "$@"; fi\n'
+    )
+    python.chmod(0o755)
+    return folder
+
+
+def made(folder: Path, *settings: str) -> bool:
+    """Run `make setup`; tell whether it made the environment."""
+    subprocess.run(
+        ["make", "setup", f"PYTHON={folder / 'python'}", *settings],
+        cwd=folder,
+        check=True,
+        capture_output=True,
+    )
+    log = folder / "installed.txt"
+    was_made = log.exists()
+    log.unlink(missing_ok=True)
+    return was_made
+
+
+def test_the_environment_is_made_again_only_when_what_decides_it_changed(clone: Path) -> None:
+    assert made(clone)
+    assert not made(clone)
+    for name in ("Makefile", "pyproject.toml", "envs/cpu.lock"):
+        os.utime(clone / name)  # as a checkout does
+    (clone / "envs" / "gpu.lock").write_text("gpu==2\n")  # another environment's
+    assert not made(clone)
+    assert made(clone, "LOCK=envs/gpu.lock")
+    assert made(clone)
+    for name in ("envs/cpu.lock", "pyproject.toml"):
+        (clone / name).write_text((clone / name).read_text() + "# changed\n")
+        assert made(clone)
+        assert not made(clone)
+    moved = clone.rename(clone.with_name("moved"))
+    assert made(moved)
+    assert not made(moved)
+
+
+def test_what_the_wheel_of_torch_asks_for_beyond_the_lock_is_installed(clone: Path) -> None:
+    """Where there is only the CUDA wheel of torch, an exact sync of cpu.lock would leave out the CUDA libraries that it loads."""
+    command = ["make", "setup", f"PYTHON={clone / 'python'}"]
+    subprocess.run(command, cwd=clone, check=True, capture_output=True)
+    lock, package = (clone / "installed.txt").read_text().splitlines()
+    assert "--no-deps" not in lock
+    assert lock == ".venv pip install --quiet -r envs/cpu.lock"
+    assert package == ".venv pip install --quiet --no-build-isolation --no-deps -e ."
+
+
+def test_an_interrupted_installation_is_made_again(clone: Path) -> None:
+    (clone / "envs" / "uv.sh").write_text("#!/bin/sh\nexit 1\n")
+    with pytest.raises(subprocess.CalledProcessError):
+        made(clone)
+    (clone / "envs" / "uv.sh").write_text('#!/bin/sh\necho "$@" >> installed.txt\n')
+    assert made(clone)
+
+
+@pytest.mark.parametrize(
+    ("settings", "variables", "expected"),
+    [
+        ("", {}, {"UV_INDEX_STRATEGY": "unsafe-best-match"}),
+        (
+            ":env:.find-links='/a /b'\nglobal.find-links='/c'\nglobal.extra-index-url='x\\ny'\ninstall.index-url='z'",
+            {},
+            {"UV_FIND_LINKS": "/a,/b", "UV_INDEX": "x y", "UV_DEFAULT_INDEX": "z"},
+        ),
+        ("global.index-url='z'\ninstall.index-url='w'", {}, {"UV_DEFAULT_INDEX": "w"}),
+        (
+            "global.index-url='z'\nglobal.find-links='/c'",
+            {"UV_FIND_LINKS": ""},
+            {"UV_DEFAULT_INDEX": "z", "UV_FIND_LINKS": ""},
+        ),
+        ("global.cert='/c.pem'", {"SSL_CERT_FILE": "/own.pem"}, {"SSL_CERT_FILE": "/own.pem"}),
+    ],
+)
+def test_uv_is_told_what_pip_is_set_to(
+    tmp_path: Path, settings: str, variables: dict[str, str], expected: dict[str, str]
+) -> None:
+    programs = {"pip": f"cat <<'END'\n{settings}\nEND\n", "uv": 'echo "$@"; env\n'}
+    for name, text in programs.items():
+        (tmp_path / "bin").mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{text}")
+        (tmp_path / "bin" / name).chmod(0o755)
+    command = [str(ENVS / "uv.sh"), str(tmp_path), "pip", "sync", "a b"]
+    surroundings = {"PATH": os.environ["PATH"], **variables}
+    done = subprocess.run(command, env=surroundings, capture_output=True, text=True, check=True)
+    said, *lines = done.stdout.splitlines()
+    assert said == "pip sync a b"
+    given = dict(line.split("=", 1) for line in lines)
+    assert given["VIRTUAL_ENV"] == str(tmp_path)
+    given = {name: value for name, value in given.items() if name.startswith(("UV_", "SSL_"))}
+    assert given == {"UV_INDEX_STRATEGY": "unsafe-best-match"} | expected
 
 
 # ---- licences -----------------------------------------------------------------------------------------------------------

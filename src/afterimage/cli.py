@@ -96,13 +96,18 @@ def main(argv: list[str] | None = None) -> int:
     from afterimage.config import ConfigError
 
     argv = sys.argv[1:] if argv is None else argv
-    args = _parser(argv).parse_args(argv)
-    args.argv = argv
     try:
+        args = _parser(argv).parse_args(argv)
+        args.argv = argv
         return args.run(args) or 0
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "afterimage":
+            raise
+        message = f"{error.name} is not installed; studies need the extra `workflow`: pip install '.[workflow]'"
     except (ConfigError, ArtifactError) as error:
-        print(f"afterimage: error: {error}", file=sys.stderr)
-        return 2
+        message = str(error)
+    print(f"afterimage: error: {message}", file=sys.stderr)
+    return 2
 
 
 if __name__ == "__main__":

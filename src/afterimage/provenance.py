@@ -25,13 +25,14 @@ PACKAGE = Path(__file__).parent
 ROOT = PACKAGE.parent.parent
 _DECIDED_ELSEWHERE = ("afterimage.config", "afterimage.plan", "afterimage.cli")
 _VERSIONS_OF = (
-    "afterimage",
+    "afterimage-diffusion",
     "torch",
     "diffusers",
     "accelerate",
     "numpy",
     "scikit-learn",
     "faiss-cpu",
+    "faiss-gpu",
 )
 
 

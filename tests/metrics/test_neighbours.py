@@ -168,3 +168,96 @@ def test_errors_name_what_is_wrong():
         Gallery(gallery, 3)
     with pytest.raises(ConfigError, match="gallery needs images"):
         Gallery(gallery[:0])
+
+
+class OtherDevice:
+    """Stands for faiss with one GPU: a flat index whose distances are another processor's."""
+
+    def __init__(self, index, rounded):
+        self.index, self.rounded, self.asked = index, rounded, []
+
+    def add(self, vectors):
+        self.index.add(vectors)
+
+    def search(self, vectors, count):
+        self.asked.append((len(vectors), count))
+        distances, rows = self.index.search(self.rounded(vectors), count)
+        return np.maximum(distances - 1e-6 * distances, 0), rows
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """Call with a rounding of the queries to let faiss see one GPU; holds the indexes that were made on it."""
+    made = []
+
+    def start(rounded=np.asarray):
+        def index_cpu_to_gpu(resources, number, index, options):
+            assert number == 0
+            assert options.use_cuvs is False
+            made.append(OtherDevice(index, rounded))
+            return made[-1]
+
+        monkeypatch.setattr(neighbours.faiss, "get_num_gpus", lambda: 1)
+        monkeypatch.setattr(neighbours.faiss, "index_cpu_to_gpu", index_cpu_to_gpu, raising=False)
+        for name in ("StandardGpuResources", "GpuClonerOptions"):
+            monkeypatch.setattr(neighbours.faiss, name, type(name, (), {}), raising=False)
+        return made
+
+    return start
+
+
+def halves(vectors):
+    return vectors.astype(np.float16).astype(np.float32)
+
+
+@pytest.mark.parametrize("integer", [True, False])
+@pytest.mark.parametrize("rounded", [np.asarray, halves])
+def test_a_gpu_changes_nothing_even_one_that_computes_in_halves(device, integer, rounded):
+    gallery = images(0, 300, (8, 8, 3), integer)
+    queries = images(1, 70, (8, 8, 3), integer)
+    queries[:20] = gallery[40:60]
+    gallery[200:205] = gallery[40]
+    wanted = Gallery(gallery).nearest(queries, 9, flips=True)
+    made = device(rounded)
+    found = Gallery(gallery).nearest(queries, 9, flips=True, block=40)
+    np.testing.assert_array_equal(found.rows, wanted.rows)
+    np.testing.assert_array_equal(found.distances, wanted.distances)
+    assert [index.index.ntotal for index in made] == [300], "the gallery goes to the GPU once"
+    assert made[0].asked == [(40, 9 + 32), (40, 9 + 32), (30, 9 + 32), (30, 9 + 32)]
+
+
+def test_distances_beyond_the_bound_are_not_trusted(device):
+    """A GPU that swaps near and far images: only the check of the proposed pairs can notice."""
+    gallery, queries = images(0, 300, (4, 4, 1)), images(1, 20, (4, 4, 1))
+    made = device()
+    search = Gallery(gallery)
+    search.nearest(queries, 1)
+    far = np.full((20, 3 + 32), 1e9, np.float32)
+    made[0].search = lambda vectors, count: (far, np.tile(np.arange(count), (len(vectors), 1)))
+    found = search.nearest(queries, 3)
+    np.testing.assert_array_equal(found.rows, brute(queries, gallery, 3)[0])
+    assert found.screened == 20
+
+
+def test_more_proposals_than_a_gpu_selects_come_from_the_cpu(device):
+    gallery = images(0, 2100, (2, 2, 1))
+    made = device()
+    found = Gallery(gallery).nearest(gallery[:3], 2030)
+    assert made == []
+    np.testing.assert_array_equal(found.rows, brute(gallery[:3], gallery, 2030)[0])
+
+
+def test_a_gpu_that_fails_is_named_once_and_the_cpu_searches(device, monkeypatch):
+    gallery, queries = images(0, 100), images(1, 10)
+    device()
+    asked = []
+
+    def full(*arguments):
+        asked.append(arguments)
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(neighbours.faiss, "index_cpu_to_gpu", full, raising=False)
+    with pytest.warns(UserWarning, match="the CPU does it with the same result: out of memory"):
+        found = Gallery(gallery).nearest(queries, 3, block=4)
+    assert len(asked) == 1
+    np.testing.assert_array_equal(found.rows, brute(queries, gallery, 3)[0])

@@ -6,12 +6,16 @@ k-th exact distance among the proposals is below the last proposal's float32 dis
 can be among the k nearest. Where that fails, and always for tiled distances, every image whose float32 distance less E is not
 above the k-th exact distance found so far is compared exactly.
 
+Where faiss sees a GPU, the proposals come from a flat index there, in float32 too (faiss leaves TF32 off). All that follows is the
+same, so the result is. The bound is checked on every pair proposed; a query with one beyond it is screened.
+
 Vectors are centred before the search, which makes E small; integer pixels are centred by integers, which loses nothing.
 The result depends on the images alone: not on the block size, nor on the number of threads.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -25,6 +29,7 @@ _EXTRA = 32  # proposals beyond the wanted number
 _PAIR_VALUES = 2**18  # values of image pairs compared at once: stays in the processor's cache
 _SCREEN_PAIRS = 2**22  # float32 distances held at once by the screen
 _UNIT = 2.0**-24
+_GPU_PROPOSALS = 2048  # the most that faiss selects on a GPU
 
 
 @dataclass(frozen=True)
@@ -74,6 +79,8 @@ class Gallery:
         for part in _slices(len(images), 1024):
             self._vectors[part] = self._centred(self._cut[part])
         self._norms = _squared_norms(self._vectors)  # (N, T)
+        self._gpu: faiss.Index | None = None  # made by the first search on a GPU
+        self._gpu_failed = False
         m = self._cut.shape[2] + 16
         self._gamma = m * _UNIT / (1 - m * _UNIT)
 
@@ -173,23 +180,44 @@ class Gallery:
             return *self._screen(cut, k, exclude), len(cut)
         wanted = min(len(self), k + (exclude is not None) + _EXTRA)
         vectors = self._centred(cut).reshape(len(cut), -1)
-        proposed, rows = faiss.knn(vectors, self._vectors.reshape(len(self), -1), wanted)
+        proposed, rows = self._propose(vectors, wanted)
         rows = rows.astype(np.int64)
         squares = self._exact(cut, np.repeat(np.arange(len(cut)), wanted), rows.ravel()).reshape(
             rows.shape
         )
+        reach = np.sqrt(_squared_norms(vectors[:, None])[:, 0]) + np.sqrt(self._norms.max())
+        error = self._gamma * reach**2
+        beyond = (np.abs(proposed - squares) > error[:, None]).any(axis=1)
         if exclude is not None:
             squares[rows == exclude[:, None]] = np.inf
         rows, squares = _first(rows, squares, k)
         if wanted == len(self):
             return rows, squares, 0
-        reach = np.sqrt(_squared_norms(vectors[:, None])[:, 0]) + np.sqrt(self._norms.max())
-        failed = np.flatnonzero(squares[:, -1] >= proposed[:, -1] - self._gamma * reach**2)
+        failed = np.flatnonzero(beyond | (squares[:, -1] >= proposed[:, -1] - error))
         if len(failed):
             rows[failed], squares[failed] = self._screen(
                 cut[failed], k, None if exclude is None else exclude[failed]
             )
         return rows, squares, len(failed)
+
+    def _propose(self, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return squared float32 distances and rows of the ``count`` gallery images nearest to each vector, nearest first."""
+        gallery = self._vectors.reshape(len(self), -1)
+        if count <= _GPU_PROPOSALS and not self._gpu_failed:
+            try:
+                if self._gpu is None and faiss.get_num_gpus():
+                    self._gpu = _gpu_index(gallery)
+                if self._gpu is not None:
+                    return self._gpu.search(vectors, count)
+            except (
+                RuntimeError
+            ) as error:  # all that faiss raises; mostly too little memory on the device
+                self._gpu, self._gpu_failed = None, True
+                warnings.warn(
+                    f"no neighbour search on the GPU, the CPU does it with the same result: {error}",
+                    stacklevel=2,
+                )
+        return faiss.knn(vectors, gallery, count)
 
     def _screen(
         self, cut: np.ndarray, k: int, exclude: np.ndarray | None
@@ -240,6 +268,17 @@ class Gallery:
         for part in _slices(len(query), max(1, _PAIR_VALUES // self.images[0].size)):
             out[part] = distances.squared(cut[query[part]], self._cut[row[part]])
         return out
+
+
+def _gpu_index(vectors: np.ndarray) -> faiss.Index:
+    """Return a flat index of float32 vectors, (N, D), in the memory of the first GPU that faiss sees."""
+    options = faiss.GpuClonerOptions()
+    options.use_cuvs = False  # builds with cuVS would compute distances by its kernels, whose rounding has no stated bound
+    index = faiss.index_cpu_to_gpu(
+        faiss.StandardGpuResources(), 0, faiss.IndexFlatL2(vectors.shape[1]), options
+    )
+    index.add(vectors)
+    return index
 
 
 def _slices(count: int, size: int) -> Iterator[slice]:
