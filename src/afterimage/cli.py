@@ -15,6 +15,10 @@ from afterimage.plan.jobs import STEPS
 OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ("config", "check"): ("afterimage.config.check", "validate a study file"),
     ("config", "schema"): ("afterimage.config.json_schema", "print the JSON schema of a study"),
+    ("config", "dvc"): (
+        "afterimage.engines.dvc",
+        "write the keys that each stage of dvc.yaml depends on",
+    ),
     ("report", "rulegraph"): ("afterimage.engines.rulegraph", "draw the workflow's rule graph"),
     ("track", "import"): (
         "afterimage.engines.tracking",

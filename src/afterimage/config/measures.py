@@ -130,6 +130,19 @@ class Forgetting(Block):
     """A class is back when the classifier gives it this mean probability."""
 
 
+class Attacks(Block):
+    """The blocks of the attacks that every arm meets; a new attack's stands here."""
+
+    extraction: Extraction = Extraction()
+    """The extraction attack."""
+    quality: Quality = Quality()
+    """The quality measures."""
+    membership: Membership = Membership()
+    """The membership attack."""
+    forgetting: Forgetting = Forgetting()
+    """How forgetting is judged."""
+
+
 class Statistics(Block):
     """Intervals of every reported number."""
 

@@ -11,24 +11,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from afterimage.config.arms import METHODS, AnyArm, Arm, ForgetSet, TransferBlocks, Unlearning
 from afterimage.config.attribution import Attribution, Remedied
-from afterimage.config.base import Block, ConfigError, Name
+from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import Classifier, Data, Dedup
-from afterimage.config.measures import (
-    Extraction,
-    Forgetting,
-    Membership,
-    Quality,
-    Report,
-    Sample,
-    Statistics,
-)
+from afterimage.config.measures import Attacks, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
 
 
-class Study(Block):
+class Study(Attacks):
     """One study: everything that ``snakemake all`` needs to know."""
 
     study: Name
@@ -55,14 +47,6 @@ class Study(Block):
     """Name -> images that arms forget (``forget``) or never see (``without``)."""
     sample: Sample
     """How generations are drawn."""
-    extraction: Extraction = Extraction()
-    """The extraction attack."""
-    quality: Quality = Quality()
-    """The quality measures."""
-    membership: Membership = Membership()
-    """The membership attack."""
-    forgetting: Forgetting = Forgetting()
-    """How forgetting is judged."""
     attribution: Attribution | None = None
     """Which training images made an image; null leaves the phase out."""
     statistics: Statistics = Statistics()

@@ -17,7 +17,7 @@ STEPS: dict[str, Step] = {
 }
 """Name -> step, upstream first."""
 
-PHASES = tuple(dict.fromkeys(step.phase or name.partition("/")[0] for name, step in STEPS.items()))
+PHASES = tuple(dict.fromkeys(step.phase_name for step in STEPS.values()))
 """In the order in which they depend on each other; DVC has one stage for each."""
 
 DERIVED = ("train", "sample", "attack/extraction", "attack/quality")

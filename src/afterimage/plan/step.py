@@ -120,6 +120,11 @@ class Step:
         return self.name.partition("/")[0], self.verb
 
     @property
+    def phase_name(self) -> str:
+        """Phase of the workflow."""
+        return self.phase or self.name.partition("/")[0]
+
+    @property
     def address(self) -> tuple[str, ...]:
         """The fields of a ``Job`` that tell the step's jobs apart."""
         fields = {"arm": "{arm}", "replicate": "{rep}", "job": "{job}"}
@@ -129,9 +134,8 @@ class Step:
         self, arm: str | None = None, replicate: int | None = None, job: str | None = None
     ) -> Job:
         """Return the job with an address."""
-        phase = self.phase or self.name.partition("/")[0]
         folder = self.folder.format(arm=arm, rep=replicate, job=job)
-        return Job(phase, folder, self.name, arm, replicate, job)
+        return Job(self.phase_name, folder, self.name, arm, replicate, job)
 
     def jobs(self, study: Study) -> list[Job]:
         """Return the step's jobs."""
