@@ -23,7 +23,7 @@ MADE_FROM = $$($(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)'; p
 COMPILE := env -u UV_TORCH_BACKEND UV_INDEX= UV_FIND_LINKS= envs/uv.sh "$(VENV)" pip compile --quiet --universal --python-version 3.11 \
 	--annotation-style line --custom-compile-command "make lock" --extra workflow --group dev pyproject.toml
 
-.PHONY: all test test-slurm check ui docs lock clean help setup
+.PHONY: all test test-slurm check ui docs generate lock clean help setup
 
 all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
@@ -64,6 +64,10 @@ ui: setup ## Show the imported runs in MLflow
 
 docs: setup ## Draw docs/rulegraph.svg
 	$(IN_VENV) $(BIN)/snakemake all --rulegraph dot | $(IN_VENV) $(BIN)/afterimage report rulegraph --out docs/rulegraph.svg
+
+generate: setup ## Write what follows from the code: the schema of studies and dvc.yaml's keys
+	$(IN_VENV) $(BIN)/afterimage config schema > workflow/schemas/params.schema.json
+	$(IN_VENV) $(BIN)/afterimage config dvc
 
 lock: setup ## Resolve pyproject.toml into the locks again (LOCK_ARGS=--upgrade takes the newest of everything)
 	$(COMPILE) --group gpu --overrides envs/gpu.overrides --output-file envs/gpu.lock $(LOCK_ARGS)

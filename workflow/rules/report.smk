@@ -38,10 +38,11 @@ rule tables:
             labels={"table": "one row per arm, with the verdict"},
         ),
         points="results/{study}/report/tables/points.csv",
-        extraction="results/{study}/report/tables/extraction.csv",
-        quality="results/{study}/report/tables/quality.csv",
-        membership="results/{study}/report/tables/membership.csv",
-        forgetting="results/{study}/report/tables/forgetting.csv",
+        attacks=[
+            f"results/{{study}}/report/tables/{step.verb}.csv"
+            for step in STEPS.values()
+            if step.phase_name == "attack"
+        ],
         copies="results/{study}/report/tables/copies.csv",
         multiplicity="results/{study}/report/tables/multiplicity.csv",
         union="results/{study}/report/tables/union.csv",

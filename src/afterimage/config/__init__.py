@@ -63,7 +63,6 @@ from afterimage.config.selection import LoyalSelection
 from afterimage.config.study import Study, load, parse, schema
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
-from afterimage.provenance import digest
 
 __all__ = [
     "ATTRIBUTORS",
@@ -120,7 +119,6 @@ __all__ = [
     "Train",
     "TransferBlocks",
     "Unlearning",
-    "digest",
     "expand",
     "load",
     "parse",

@@ -30,7 +30,10 @@ def _tables_settings(study: Study, job: Job) -> Settings:
     return {
         "arms": list(study.arms),
         "controls": {name: arm.control for name, arm in study.arms.items()},
-        "forgetting": [name for name in study.arms if study.forget_sets_of(name)],
+        "attacks": {
+            step.verb: list(dict.fromkeys(job.arm for job in step.jobs(study)))
+            for step in attack.STEPS
+        },
         "replicates": study.replicates,
         "confidence": study.statistics.confidence,
     }

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -90,17 +91,12 @@ def run(args: argparse.Namespace) -> None:
     controls: dict[str, str | None] = {arm: settings["controls"][arm] for arm in settings["arms"]}
     confidence: float = settings["confidence"]
 
-    def folders(phase: str, attack: str = "", arms: list[str] | None = None) -> Folders:
-        cells = [
-            (arm, k)
-            for arm in (controls if arms is None else arms)
-            for k in range(settings["replicates"])
-        ]
+    def folders(phase: str, arms: Iterable[str], attack: str = "") -> Folders:
+        cells = [(arm, k) for arm in arms for k in range(settings["replicates"])]
         return {(arm, k): args.results / phase / arm / f"rep{k}" / attack for arm, k in cells}
 
-    training = folders("train")
-    attacks = {name: folders("attack", name) for name in ("extraction", "quality", "membership")}
-    attacks["forgetting"] = folders("attack", "forgetting", settings["forgetting"])
+    training = folders("train", controls)
+    attacks = {name: folders("attack", arms, name) for name, arms in settings["attacks"].items()}
     inputs = {
         f"{name}/{arm}/rep{k}": folder / artifacts.RUN
         for name, by_cell in {**attacks, "train": training}.items()
@@ -109,14 +105,11 @@ def run(args: argparse.Namespace) -> None:
     dedup = args.results / "data" / "dedup"
     inputs["dedup"] = dedup / artifacts.RUN
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
+        nothing = pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS])
         results = {
-            name: _concatenate(by_cell, "results.csv")
+            name: _concatenate(by_cell, "results.csv") if by_cell else nothing
             for name, by_cell in attacks.items()
-            if by_cell
         }
-        results.setdefault(
-            "forgetting", pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS])
-        )
         first = next(iter(attacks["extraction"].values()))
         anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
         runs = {cell: artifacts.read_run(folder) for cell, folder in training.items()}
