@@ -16,8 +16,8 @@ def root() -> Path:
 
 @pytest.fixture
 def params() -> dict:
-    """The default study as plain values, free to change; without attribution, so that its arms can be replaced."""
-    return yaml.safe_load((ROOT / "params.yaml").read_text()) | {"attribution": None}
+    """A study with every method as plain values, free to change; without attribution."""
+    return yaml.safe_load((ROOT / "tests" / "study.yaml").read_text()) | {"attribution": None}
 
 
 def _shared(file: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
 from types import SimpleNamespace
 
@@ -79,8 +80,30 @@ def test_jobs_are_kept_while_nobody_answers_and_reported_once_then(controller, e
     assert executor.done == ["1"]
 
 
-def test_other_executors_are_left_alone():
-    other = SimpleNamespace(check_active_jobs=lambda jobs: iter(jobs))
-    kept = other.check_active_jobs
-    patches.keep_unanswered(other)
-    assert other.check_active_jobs is kept
+@pytest.fixture
+def workflow():
+    """A run whose executor is not that of SLURM."""
+    executor = SimpleNamespace(check_active_jobs=lambda jobs: iter(jobs))
+    return SimpleNamespace(scheduler=SimpleNamespace(_executor=executor, job_rate_limiter="limit"))
+
+
+def test_other_executors_are_left_alone(workflow):
+    kept = workflow.scheduler._executor.check_active_jobs
+    patches.apply(workflow)
+    assert workflow.scheduler._executor.check_active_jobs is kept
+    assert workflow.scheduler.job_rate_limiter is None
+
+
+@pytest.mark.parametrize("name", ["SNAKEMAKE", "SLURM_PLUGIN"])
+def test_another_version_of_what_is_patched_stops_the_run(name, workflow, executor, monkeypatch):
+    workflow.scheduler._executor = executor
+    monkeypatch.setattr(patches, name, "0.1")
+    with pytest.raises(patches.UnknownVersion, match=r"is installed, but .* patches 0\.1"):
+        patches.apply(workflow)
+
+
+def test_the_scheduler_still_has_the_limit_that_is_taken_away():
+    """Without it ``drop_rate_limiter`` would set a name that nobody reads."""
+    from snakemake.scheduling import job_scheduler
+
+    assert "self.job_rate_limiter" in inspect.getsource(job_scheduler)

@@ -77,4 +77,4 @@ def test_pages_are_those_that_the_arms_ask_for(params):
         f"report/pages/{page}" for page in jobs.pages(whole)
     ]
     tables = next(resolved(whole, job) for job in jobs.jobs(whole) if job.step == "report/tables")
-    assert tables["settings"]["forgetting"] == ["retrained"]
+    assert tables["settings"]["attacks"]["forgetting"] == ["retrained"]

@@ -98,7 +98,7 @@ def study(root, make_up, truth, tmp_path_factory):
 
     @cache
     def build(replicates: int, **report) -> tuple[config.Study, Path]:
-        params = yaml.safe_load((root / "params.yaml").read_text())
+        params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
         params |= {
             "arms": ARMS,
             "replicates": replicates,

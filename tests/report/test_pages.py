@@ -39,7 +39,7 @@ def study(root, make_up, truth, tmp_path_factory):
         harmless: tuple[str, ...] = (),
         **report,
     ) -> tuple[config.Study, Path]:
-        params = yaml.safe_load((root / "params.yaml").read_text())
+        params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
         params |= {
             "arms": arms,
             "replicates": replicates,

@@ -31,7 +31,7 @@ def made(root, make_up, truth, tmp_path_factory):
     def build(
         replicates: int, confidence: float = 0.95, arms: tuple[str, ...] = tuple(ARMS)
     ) -> Path:
-        params = yaml.safe_load((root / "params.yaml").read_text())
+        params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
         params |= {
             "replicates": replicates,
             "statistics": {"confidence": confidence},
