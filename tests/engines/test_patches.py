@@ -98,7 +98,7 @@ def test_other_executors_are_left_alone(workflow):
 def test_another_version_of_what_is_patched_stops_the_run(name, workflow, executor, monkeypatch):
     workflow.scheduler._executor = executor
     monkeypatch.setattr(patches, name, "0.1")
-    with pytest.raises(patches.UnknownVersion, match=r"is installed, but .* patches 0\.1"):
+    with pytest.raises(patches.UnknownVersionError, match=r"is installed, but .* patches 0\.1"):
         patches.apply(workflow)
 
 

@@ -15,7 +15,7 @@ SNAKEMAKE = "9.27.1"
 SLURM_PLUGIN = "2.8.0"
 
 
-class UnknownVersion(RuntimeError):
+class UnknownVersionError(RuntimeError):
     """A program that a patch was not written for."""
 
 
@@ -26,7 +26,7 @@ def apply(workflow: Any) -> None:
         workflow: Snakemake's.
 
     Raises:
-        UnknownVersion: for another version of what is patched than the one of the patch.
+        UnknownVersionError: for another version of what is patched than the one of the patch.
     """
     check("snakemake", SNAKEMAKE)
     drop_rate_limiter(workflow.scheduler)
@@ -40,11 +40,11 @@ def check(distribution: str, known: str) -> None:
     """Refuse another version of a program than the patched one.
 
     Raises:
-        UnknownVersion: naming both.
+        UnknownVersionError: naming both.
     """
     installed = version(distribution)
     if installed != known:
-        raise UnknownVersion(
+        raise UnknownVersionError(
             f"{distribution} {installed} is installed, but {__name__} patches {known}: see there "
             "whether the patch is still needed"
         )
