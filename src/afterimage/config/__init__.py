@@ -34,7 +34,6 @@ from afterimage.config.attribution import (
 from afterimage.config.base import Block, ConfigError, Name, Share, expand
 from afterimage.config.cluster import Cluster, shared_by
 from afterimage.config.data import (
-    ArchiveUrl,
     ArrayFile,
     Classifier,
     Data,
@@ -71,7 +70,6 @@ __all__ = [
     "METHODS",
     "STEPS",
     "AnyArm",
-    "ArchiveUrl",
     "Arm",
     "ArrayFile",
     "Attribution",

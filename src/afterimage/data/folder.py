@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +12,9 @@ from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data import zips
 from afterimage.data.pictures import SUFFIXES, is_image
 from afterimage.data.records import Contents, Reading, Record, refuse_pointer
+from afterimage.data.walk import HIDDEN, walk
 
 NO_IMAGE = "not images by their ending"
-HIDDEN = "hidden"
-DANGLING = "links to nothing"
-CIRCLE = "links to a folder that they lie in"
 PARTS = {
     "train",
     "training",
@@ -31,7 +28,6 @@ PARTS = {
     "holdout",
 }
 """Names of folders that hold the parts of a data set, not its classes."""
-ODD = "neither files nor folders"
 
 Loader = Callable[[], bytes]
 
@@ -106,37 +102,6 @@ def _among(ignored: dict[str, str]) -> str:
         ] += 1
     there = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
     return f"among {len(ignored)} files ({there}); endings are {', '.join(sorted(SUFFIXES))}"
-
-
-# ---- folders ------------------------------------------------------------------------------------------------------------
-
-
-def walk(root: Path, ignored: dict[str, str]) -> dict[str, Path]:
-    """Return name (relative, with ``/``) -> file of all files below a folder; what is no file goes into ``ignored``."""
-    files: dict[str, Path] = {}
-
-    def visit(folder: Path, prefix: str, above: tuple[Path, ...]) -> None:
-        above = (*above, folder.resolve())
-        for entry in folder.iterdir():
-            name = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")
-            if entry.name.startswith("."):
-                ignored[name] = HIDDEN
-            elif entry.is_dir():
-                target = entry.resolve()
-                if any(known.is_relative_to(target) for known in above):
-                    ignored[name] = CIRCLE
-                else:
-                    visit(entry, f"{name}/", above)
-            elif entry.is_file():
-                files[name] = entry
-            else:
-                ignored[name] = DANGLING if entry.is_symlink() and not entry.exists() else ODD
-
-    try:
-        visit(root, "", ())
-    except OSError as error:
-        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
-    return files
 
 
 # ---- zips ---------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""Image data sets in the parquet form of the Hugging Face Hub, from disk or from the Hub itself.
+"""Image data sets in the parquet form of the Hugging Face Hub.
 
-The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain binary column), and a label
-column of integers or text.
+The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain
+binary column), and a label column of integers or text. ``contents`` reads files on disk;
+``contents_of`` reads files that somebody else has found.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import pyarrow.parquet as pq
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data import pictures
-from afterimage.data.folder import walk
 from afterimage.data.records import STUDY, Contents, Reading, Record, refuse_pointer
+from afterimage.data.walk import walk
 
 SUFFIXES = (".parquet", ".pq")
 """Endings of parquet files, in lower case."""
@@ -31,13 +32,13 @@ _PARTS = ("train", "validation", "val", "valid", "test", "holdout")
 _ROWS_AT_ONCE = 1024
 
 
-def local(source: configs.Parquet, reading: Reading) -> Contents:
+def contents(source: configs.Parquet, reading: Reading) -> Contents:
     """Read parquet files on disk.
 
     Raises:
-        ConfigError: if there is no such file, or a column or a file named in ``sha256`` is not there, or several columns may be
-            meant.
-        ArtifactError: if a file has another checksum or is no parquet file.
+        ConfigError: if there is no such file, if a column or a file named in ``sha256`` does not
+            exist, or if several columns could hold the images.
+        ArtifactError: if a file has another checksum or is not a parquet file.
     """
     ignored: dict[str, str] = {}
     train = _expand("path", source.path, reading, ignored)
@@ -64,7 +65,7 @@ def local(source: configs.Parquet, reading: Reading) -> Contents:
         expected = source.sha256.get(path.name)
         if expected is not None and raw[name] != expected.lower():
             raise ArtifactError(f"{path} has sha256 {raw[name]}, but {key} expects {expected}")
-    return _contents(named, source, reading, raw, ignored)
+    return contents_of(named, source, reading, raw, ignored)
 
 
 def _expand(
@@ -93,7 +94,7 @@ def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]
         raise configs.ConfigError(
             f"{told}: no parquet file among {len(files)} files; endings are {', '.join(SUFFIXES)}"
         )
-    parts = {part for name in names for part in _PARTS if _is_part(part, name)}
+    parts = {part for name in names for part in _PARTS if is_part(part, name)}
     if len(parts) > 1:
         raise configs.ConfigError(
             f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one"
@@ -119,80 +120,12 @@ def is_parquet(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def _is_part(part: str, name: str) -> bool:
+def is_part(part: str, name: str) -> bool:
     """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or ``folder/part/0000.parquet``."""
     *parents, file = name.split("/")
     return (
         bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
     )
-
-
-def hub(source: configs.HuggingFace, reading: Reading) -> Contents:
-    """Download the parquet files of the wanted split from the Hugging Face Hub, or take them from its cache.
-
-    ``HF_ENDPOINT``, ``HF_HOME`` and ``HF_TOKEN`` mean what they mean to ``huggingface_hub``.
-
-    Raises:
-        ConfigError: if the data set, the revision, the configuration or the split does not exist.
-        ArtifactError: if the Hub cannot be reached.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    api = HfApi(library_name="afterimage")
-    named: list[tuple[str, Path, bool]] = []
-    try:
-        info = api.dataset_info(source.dataset, revision=source.revision)
-        stored = sorted(
-            file.rfilename for file in info.siblings or [] if file.rfilename.endswith(".parquet")
-        )
-        for part in source.split.split("+"):
-            for name in _files_of(part, stored, source, reading):
-                path = api.hf_hub_download(
-                    source.dataset, name, repo_type="dataset", revision=info.sha
-                )
-                named.append((name, Path(path), part in ("test", "validation")))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise configs.ConfigError(
-            f"{reading.names['source']}: {source.dataset} at revision {source.revision}: {error}"
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise ArtifactError(f"{source.dataset} cannot be fetched from the Hub: {error}") from error
-    raw = {name: sha256(path) for name, path, _ in named}
-    return _contents(named, source, reading, raw, facts={"commit": info.sha or source.revision})
-
-
-def _files_of(
-    part: str, stored: list[str], source: configs.HuggingFace, reading: Reading
-) -> list[str]:
-    """Return the files of one part."""
-    found = {
-        name: "/".join(parent for parent in name.split("/")[:-1] if parent != part)
-        for name in stored
-        if _is_part(part, name)
-    }
-    if source.config is not None:
-        found = {
-            name: folder for name, folder in found.items() if source.config in folder.split("/")
-        }
-    if not found:
-        raise configs.ConfigError(
-            f"{reading.names['source']}: {source.dataset} has no parquet file of split {part!r}"
-            + (f" in configuration {source.config!r}" if source.config else "")
-            + f"; it has: {', '.join(stored) or 'none'}"
-        )
-    if len(set(found.values())) > 1:
-        raise configs.ConfigError(
-            f"{reading.names['config']}: {source.dataset} has several configurations with a split {part!r}: "
-            f"{', '.join(sorted(set(found.values())))}; name one"
-        )
-    return list(found)
 
 
 # ---- rows ---------------------------------------------------------------------------------------------------------------
@@ -221,7 +154,7 @@ class _File:
     label: str | None
 
 
-def _contents(
+def contents_of(
     named: list[tuple[str, Path, bool]],
     source: configs.Parquet | configs.HuggingFace,
     reading: Reading,

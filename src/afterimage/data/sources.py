@@ -1,53 +1,26 @@
-"""Reading a data source of any kind into one array of images, with a manifest of what was read.
+"""Read a data source of any kind into one array of images, with a manifest of what was read.
 
-A new source kind is a block in ``config/data.py`` and a function here in ``READERS`` that returns ``records.Contents``.
+The source's block names the module that reads it (``config.data.SourceBlock.reader``).
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
-from importlib.resources import as_file, files
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from afterimage import config as configs
-from afterimage.artifacts import ArtifactError, sha256
+from afterimage.artifacts import ArtifactError
 from afterimage.config.data import Crop, ResizeFilter
-from afterimage.data import archive, arrays, folder, parquet, pictures, zips
+from afterimage.data import pictures, zips
 from afterimage.data.pictures import Colour, Transform
 from afterimage.data.records import STUDY, Contents, Reading, Record
 from afterimage.images import Images
 
 FRAMES = "further frames of an image in a row"
-
-
-def _digits(source: configs.SklearnDigits, reading: Reading) -> Contents:
-    del source, reading
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    with as_file(files("sklearn.datasets.data") / "digits.csv.gz") as path:
-        raw = {path.name: sha256(path)}
-    rows = enumerate(zip(pixels, digits.target, strict=True))
-    records = [
-        Record(partial(np.asarray, image), int(label), f"row {row}") for row, (image, label) in rows
-    ]
-    return Contents(records, raw, class_names=[str(name) for name in digits.target_names])
-
-
-READERS: dict[str, Callable[[Any, Reading], Contents]] = {
-    "sklearn-digits": _digits,
-    "huggingface": parquet.hub,
-    "parquet": parquet.local,
-    "image_folder": folder.contents,
-    "npz": arrays.contents,
-    "archive_url": archive.contents,
-}
-"""Source kind -> reader."""
 
 
 def read(
@@ -104,7 +77,7 @@ def read(
 def _read(
     source: configs.Source, classes: list[int] | None, transform: Transform, reading: Reading
 ) -> tuple[Images, dict[str, Any]]:
-    contents = READERS[source.kind](source, reading)
+    contents: Contents = importlib.import_module(source.reader).contents(source, reading)
     loaded: list[tuple[int, str, Record, np.ndarray]] = []
     bad: list[dict[str, str]] = []
     ignored = list(contents.ignored)
@@ -181,11 +154,7 @@ def _read(
     side = transform.side
     return images, {
         "source": source.model_dump(mode="json"),
-        "licence": getattr(
-            source,
-            "licence",
-            "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)",
-        ),
+        "licence": source.licence,
         "raw_files": contents.raw_files,
         "class_names": contents.class_names if reading.labels else None,
         "skipped": bad,

@@ -114,6 +114,8 @@ def entries(study: config.Study, job: Job) -> tuple[str, ...]:
         return (COMMANDS["sample"]["draw"][0],)
     phase, verb = job.step.split("/")
     module = COMMANDS[phase][verb][0]
+    if job.step == "data/fetch":
+        return module, study.data.source.reader
     if job.step in ("attribution/scores", "attribution/remedied"):  # attributors are found by name
         assert study.attribution is not None
         return module, *(

@@ -18,7 +18,8 @@ import numpy as np
 from afterimage import config
 from afterimage.config import ConfigError
 from afterimage.config.data import LARGEST, SMALLEST, Crop, ResizeFilter
-from afterimage.data import folder, parquet, pictures, sources
+from afterimage.data import parquet, pictures, sources
+from afterimage.data.walk import walk
 from afterimage.images import Images
 
 NAMED = 10
@@ -303,7 +304,7 @@ def _kind_of(flag: str, text: str) -> tuple[str, dict[str, Any]]:
 
 def _holds_parquet_alone(path: Path) -> bool:
     """Say whether a folder has parquet files, at any depth, and no image."""
-    files = folder.walk(path, {})
+    files = walk(path, {})
     return any(map(parquet.is_parquet, files)) and not any(map(pictures.is_image, files))
 
 

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from afterimage.config import (
-    ArchiveUrl,
     DpSgd,
     EraseDiff,
     Features,
@@ -27,7 +26,6 @@ from afterimage.config import (
     Loyal,
     SalUn,
     SelectiveAmnesia,
-    SklearnDigits,
     Study,
 )
 from afterimage.config.attribution import FINAL
@@ -89,10 +87,7 @@ class Work:
 
 def shape(study: Study) -> tuple[int, int, int]:
     """Return height, width and channels of an image, as far as the study says."""
-    data = study.data
-    side, channels = {SklearnDigits: (8, 1), ArchiveUrl: (32, 3)}.get(type(data.source), (32, 3))
-    side = data.resize or side
-    return side, side, {"keep": channels, "grey": 1, "rgb": 3}[data.colour]
+    return study.data.image_shape(assumed=(32, 32, 3))
 
 
 def networks(study: Study, arm: str) -> list[tuple[network.Network, float]]:
