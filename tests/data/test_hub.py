@@ -132,7 +132,7 @@ def cached(tmp_path: Path, name: str) -> Path:
     return tmp_path / "hf" / "hub" / "datasets--some--set" / "snapshots" / COMMIT / name
 
 
-# ---- what is read -----------------------------------------------------------------------------
+# ---- what is read --------------------------------------------------------------------------------
 
 
 def test_the_command_reads_a_data_set_at_the_commit_of_a_tag(stored, tmp_path, resolved):
@@ -206,7 +206,7 @@ def test_a_configuration_must_be_named_where_there_are_several():
         hub.files_of("train", names[:1], source(config="c"), Reading())
 
 
-# ---- broken connections -----------------------------------------------------------------------
+# ---- broken connections --------------------------------------------------------------------------
 
 
 def test_a_broken_download_is_resumed(stored):
@@ -247,7 +247,7 @@ def test_a_refusal_is_not_repeated(stored):
     assert len(stored.server.requests) == 1
 
 
-# ---- checksums --------------------------------------------------------------------------------
+# ---- checksums -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("stated_by", ["the study", "the Hub"])
@@ -288,7 +288,7 @@ def test_a_small_file_outside_of_lfs_has_no_checksum_of_the_hubs(stored):
     assert manifest["raw_files"] == {TEST: sha256(stored.files[TEST])}
 
 
-# ---- the cache --------------------------------------------------------------------------------
+# ---- the cache -----------------------------------------------------------------------------------
 
 
 def test_cached_files_of_a_pinned_source_need_no_network(stored):

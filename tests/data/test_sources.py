@@ -49,7 +49,7 @@ def folder(path, **options) -> config.ImageFolder:
     return config.ImageFolder(kind="image_folder", path=str(path), **options)
 
 
-# ---- digits -------------------------------------------------------------------------------------------------------------
+# ---- digits --------------------------------------------------------------------------------------
 
 
 def test_digits_use_the_full_range():
@@ -63,7 +63,7 @@ def test_digits_use_the_full_range():
     assert manifest["image_shape"] == [8, 8, 1]
 
 
-# ---- parquet ------------------------------------------------------------------------------------------------------------
+# ---- parquet -------------------------------------------------------------------------------------
 
 
 def test_parquet_pixels_come_back(tmp_path):
@@ -342,7 +342,7 @@ def test_no_changed_byte_of_a_parquet_file_with_checksums_gives_other_images_or_
     assert refused > len(whole) / 12
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["folder", "zip"])
@@ -596,7 +596,7 @@ def test_a_member_of_a_zip_whose_name_was_damaged_is_not_taken_for_another_file(
         sources.read(folder(tmp_path / "a.zip"))
 
 
-# ---- pixels -------------------------------------------------------------------------------------------------------------
+# ---- pixels --------------------------------------------------------------------------------------
 
 
 def test_a_box_averages_areas_of_the_centre_square(tmp_path):
@@ -630,7 +630,7 @@ def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
     assert sources.read(folder(tmp_path))[0].pixels.shape == (1, 5, 5, channels)
 
 
-# ---- what messages call the settings -------------------------------------------------------------------------------------
+# ---- what messages call the settings -------------------------------------------------------------
 
 FLAGS = dict.fromkeys(STUDY, "--train") | {
     "image_column": "--image-column",
@@ -690,7 +690,7 @@ def test_messages_name_keys_in_a_study_and_flags_in_a_command(
         assert ("data." in str(error.value)) is (names is STUDY)
 
 
-# ---- the fetch step -----------------------------------------------------------------------------------------------------
+# ---- the fetch step ------------------------------------------------------------------------------
 
 
 def settings(source: dict, **changes) -> dict:

@@ -835,7 +835,7 @@ LEVELS = {
         ({"sample_size": 0}, "sample_size is 0; allowed are a side, or height and width"),
         ({"sample_size": (8, 8, 8)}, "sample_size is [8, 8, 8]; allowed"),
         ({"sample_size": 8.5}, "sample_size is 8.5; allowed"),
-        ({"sample_size": None}, "has no sample_size (null), and no images say which is meant"),
+        ({"sample_size": None}, "has no sample_size (null), and there are no images"),
         (
             {"out_channels": 3},
             "its network has 1 input and 3 output channels; allowed are as many",
@@ -875,6 +875,8 @@ def test_sizes_of_images(tmp_path):
     for opened, shape in (
         (open_pipeline(none, size=(12, 6)), (12, 6, 1)),
         (open_pipeline(wide, size=(4, 4)), (8, 16, 1)),
+        (open_pipeline(none, size=lambda: (6, 12)), (6, 12, 1)),
+        (open_pipeline(wide, size=lambda: pytest.fail("not needed")), (8, 16, 1)),
     ):
         assert opened.shape == shape
         drawn = generate(

@@ -202,8 +202,8 @@ class Data(Block):
         planted = sum(p.copies * p.images for p in self.plant)
         if planted > self.split.train:
             raise ValueError(
-                f"plant asks for {planted} training images (the sum of copies x images), "
-                f"more than split.train = {self.split.train}"
+                f"plant asks for {planted} training images (the sum of copies x images), more than "
+                f"split.train = {self.split.train}"
             )
         twins = sum(p.images for p in self.plant)
         if self.images is not None:

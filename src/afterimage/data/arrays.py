@@ -1,4 +1,5 @@
-"""Images in one ``.npz`` file: uint8, N x H x W x C or N x H x W, and optionally their labels and ids."""
+"""Images in one ``.npz`` file: uint8, N x H x W x C or N x H x W, and optionally their labels and
+ids."""
 
 from __future__ import annotations
 
@@ -20,7 +21,8 @@ _DAMAGE = (*zips.DAMAGE, MemoryError, OverflowError, TypeError, SyntaxError)
 
 
 def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
-    """Read the arrays; pickled objects are refused. Names of the images are their ``ids``, or else their rows.
+    """Read the arrays; pickled objects are refused. Names of the images are their ``ids``, or else
+    their rows.
 
     Raises:
         ConfigError: if there is no such file, or it does not say which array holds the images.
@@ -51,14 +53,16 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
         raise
     except _DAMAGE as error:
         raise ArtifactError(
-            f"{path} cannot be read as an .npz file of plain arrays: {error or type(error).__name__}"
+            f"{path} cannot be read as an .npz file of plain arrays: "
+            f"{error or type(error).__name__}"
         ) from error
 
     images = _checked(arrays["images"], name, path)
     for role in ("labels", "ids"):
         if role in arrays and arrays[role].shape != (len(images),):
             raise ArtifactError(
-                f"{path}: {wanted[role]} has shape {arrays[role].shape}, but there are {len(images)} images in {name}"
+                f"{path}: {wanted[role]} has shape {arrays[role].shape}, but there are "
+                f"{len(images)} images in {name}"
             )
     labels = arrays.get("labels", np.full(len(images), -1))
     if not np.issubdtype(labels.dtype, np.integer):
@@ -84,7 +88,7 @@ def _choice(taken: str, given: str | None, others: Iterable[str]) -> dict[str, A
     return {"taken": taken, "given": given is not None, "others": sorted(others)}
 
 
-# ---- which arrays -------------------------------------------------------------------------------------------------------
+# ---- which arrays --------------------------------------------------------------------------------
 
 Form = tuple[tuple[int, ...], np.dtype]
 """Shape and type of an array."""
@@ -110,10 +114,12 @@ def _image_array(
         return fitting[0]
     if fitting:
         raise configs.ConfigError(
-            f"{flag}: {path} has {len(fitting)} arrays that may be the images: {', '.join(fitting)}; name one ({_listed(forms)})"
+            f"{flag}: {path} has {len(fitting)} arrays that may be the images: "
+            f"{', '.join(fitting)}; name one ({_listed(forms)})"
         )
     raise configs.ConfigError(
-        f"{flag}: {path} has no array named images, and none of the form of images (N x H x W x C); {_listed(forms)}"
+        f"{flag}: {path} has no array named images, and none of the form of images (N x H x W x "
+        f"C); {_listed(forms)}"
     )
 
 
@@ -155,12 +161,13 @@ def _is_images(shape: tuple[int, ...]) -> bool:
 def _checked(images: np.ndarray, name: str, path: Path) -> np.ndarray:
     if images.dtype != np.uint8 or not _is_images(images.shape):
         raise ArtifactError(
-            f"{path}: {name} must be uint8 of shape (N, H, W, 1 or 3) or (N, H, W), not {images.dtype} {images.shape}"
+            f"{path}: {name} must be uint8 of shape (N, H, W, 1 or 3) or (N, H, W), not "
+            f"{images.dtype} {images.shape}"
         )
     return images[..., None] if images.ndim == 3 else images
 
 
-# ---- reading ------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def _form(archive: zipfile.ZipFile, member: str) -> Form:
@@ -175,7 +182,8 @@ def _form(archive: zipfile.ZipFile, member: str) -> Form:
 
 
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
-    """Return an array. It is read to the end, since only there the archive compares its checksum."""
+    """Return an array. It is read to the end, since only there the archive compares its
+    checksum."""
     if _form(archive, member)[1].hasobject:
         raise ValueError(
             f"{member} holds pickled Python objects, which could run code and are never loaded"

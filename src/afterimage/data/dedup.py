@@ -1,10 +1,13 @@
-"""``afterimage data dedup``: find and remove near-duplicates, scored against the planted truth (Carlini et al. 2023, section 7.1).
+"""``afterimage data dedup``: find and remove near-duplicates, scored against the planted truth
+(Carlini et al. 2023, section 7.1).
 
-Three detectors always run: equal bytes, a 64-bit perceptual hash, and cosine neighbours in a feature space. Those that the
-study names decide: their pairs are joined into groups (connected components), and one image of each group stays.
+Three detectors always run: equal bytes, a 64-bit perceptual hash, and cosine neighbours in a
+feature space. Those that the study names decide: their pairs are joined into groups (connected
+components), and one image of each group stays.
 
-A pair is true when both images show the same source, i.e. were planted as copies of one image. Near-duplicates that the source
-has of itself therefore count as false, and precision is a lower bound of what a person would say.
+A pair is true when both images show the same source, i.e. were planted as copies of one image.
+Near-duplicates that the source has of itself therefore count as false, and precision is a lower
+bound of what a person would say.
 """
 
 from __future__ import annotations
@@ -33,7 +36,8 @@ _ROUNDING = 1e-6  # of a float32 cosine; equal images must reach similarity 1
 
 
 class Pairs(NamedTuple):
-    """Near-duplicate pairs: rows ``a`` < ``b`` (int64, (P,)) and ``score`` (float64, (P,); what it is depends on the detector)."""
+    """Near-duplicate pairs: rows ``a`` < ``b`` (int64, (P,)) and ``score`` (float64, (P,); what it
+    is depends on the detector)."""
 
     a: np.ndarray
     b: np.ndarray
@@ -62,7 +66,8 @@ def run(args: argparse.Namespace) -> None:
     if settings.embedding.features == "classifier":
         if args.classifier is None:
             raise config.ConfigError(
-                "dedup.embedding.features = classifier needs --classifier, the folder of data classifier"
+                "dedup.embedding.features = classifier needs --classifier, the folder of data "
+                "classifier"
             )
         inputs["classifier"] = args.classifier
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
@@ -121,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
         step.note(images=len(train), kept=int(kept.sum()), methods=settings.methods)
 
 
-# ---- detectors ----------------------------------------------------------------------------------------------------------
+# ---- detectors -----------------------------------------------------------------------------------
 
 
 def exact_pairs(pixels: np.ndarray) -> Pairs:
@@ -153,7 +158,8 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def hash_pairs(hashes: np.ndarray, max_bits: int) -> Pairs:
-    """Return all pairs of hashes that differ in at most ``max_bits`` bits; the score is the number of bits.
+    """Return all pairs of hashes that differ in at most ``max_bits`` bits; the score is the number
+    of bits.
 
     Args:
         hashes: uint8, (N, 8).
@@ -166,7 +172,8 @@ def hash_pairs(hashes: np.ndarray, max_bits: int) -> Pairs:
 
 
 def cosine_pairs(vectors: np.ndarray, similarity: float) -> Pairs:
-    """Return all pairs with a cosine similarity of at least ``similarity``, which is also the score.
+    """Return all pairs with a cosine similarity of at least ``similarity``, which is also the
+    score.
 
     Args:
         vectors: float32, (N, D), rows of length 1 or 0.
@@ -200,7 +207,8 @@ def _gather(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: st
         total += len(block[0])
         if total > _MOST_PAIRS:
             raise config.ConfigError(
-                f"{key}: more than {_MOST_PAIRS:,} pairs of images count as duplicates; choose a stricter threshold"
+                f"{key}: more than {_MOST_PAIRS:,} pairs of images count as duplicates; choose a "
+                "stricter threshold"
             )
         gathered.append(block)
     a, b, scores = (np.concatenate(column) for column in zip(*gathered, strict=True))
@@ -215,10 +223,12 @@ def features(
     seed: int,
     classifier: Path | None = None,
 ) -> np.ndarray:
-    """Return the vectors whose cosine is judged, float32 (N, D), each of length 1 (0 where an image is exactly the mean).
+    """Return the vectors whose cosine is judged, float32 (N, D), each of length 1 (0 where an image
+    is exactly the mean).
 
-    ``pixels`` centres on the mean training image; ``pca`` projects on the principal components of the reference images, which
-    planted copies cannot sway; ``classifier`` takes the study's own network as it is.
+    ``pixels`` centres on the mean training image; ``pca`` projects on the principal components of
+    the reference images, which planted copies cannot sway; ``classifier`` takes the study's own
+    network as it is.
 
     Args:
         pixels: uint8, (N, H, W, C): the training images.
@@ -240,8 +250,8 @@ def features(
             flat = reference.reshape(len(reference), -1).astype(np.float32) / 255
             if settings.components > min(flat.shape):
                 raise config.ConfigError(
-                    f"dedup.embedding.components = {settings.components}: {flat.shape[0]} reference images of {flat.shape[1]} "
-                    f"values have at most {min(flat.shape)}"
+                    f"dedup.embedding.components = {settings.components}: {flat.shape[0]} "
+                    f"reference images of {flat.shape[1]} values have at most {min(flat.shape)}"
                 )
             state = seeds.derive(seed, "dedup", "pca") % 2**32
             vectors = (
@@ -256,11 +266,12 @@ def features(
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
 
 
-# ---- groups -------------------------------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------------
 
 
 def groups(images: int, found: list[Pairs]) -> np.ndarray:
-    """Return the group of every image, int64 (N,): the connected components under all pairs, numbered by first image."""
+    """Return the group of every image, int64 (N,): the connected components under all pairs,
+    numbered by first image."""
     a, b = (np.concatenate([getattr(pairs, side) for pairs in found]) for side in "ab")
     graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(images, images))
     return connected_components(graph, directed=False)[1].astype(np.int64)
@@ -272,8 +283,8 @@ def keep(group: np.ndarray, vectors: np.ndarray, which: str) -> np.ndarray:
     Args:
         group: int64, (N,).
         vectors: float32, (N, D), as ``features`` gives them.
-        which: ``first`` keeps the lowest row; ``medoid`` the one of smallest mean cosine distance to its group, the lowest
-            row among equals.
+        which: ``first`` keeps the lowest row; ``medoid`` the one of smallest mean cosine distance
+            to its group, the lowest row among equals.
 
     Returns:
         bool, (N,): True where the image stays.
@@ -299,7 +310,7 @@ def union(found: list[Pairs]) -> Pairs:
     return Pairs(both[:, 0], both[:, 1], np.zeros(len(both)))
 
 
-# ---- the planted truth --------------------------------------------------------------------------------------------------
+# ---- the planted truth ---------------------------------------------------------------------------
 
 
 def score(
@@ -311,18 +322,21 @@ def score(
         pairs: What the detector found.
         group: int64, (N,): the groups that follow.
         kept: bool, (N,): the images that stay.
-        sources: (N,): the source of each image; images of one source are planted copies of each other.
+        sources: (N,): the source of each image; images of one source are planted copies of each
+            other.
         perturbed: bool, (N,): the image is a changed copy.
 
     Returns:
         One row of the table; None where a share has no denominator.
 
-        - pairs_found, true_pairs, true_pairs_found, pair_precision, pair_recall; perturbed_pair_recall counts only the true
-          pairs with a changed copy in them
-        - group_pairs, group_precision, group_recall: the same after the groups are closed (a ~ b and b ~ c make a ~ c)
-        - removed: images removed; surplus_copies: planted copies beyond the first of each source; surplus_copies_removed
-          (a source's last image does not count) and surplus_recall
-        - unplanted_removed: removed images that stood once; sources_lost: sources that no image is left of
+        - pairs_found, true_pairs, true_pairs_found, pair_precision, pair_recall;
+          perturbed_pair_recall counts only the true pairs with a changed copy in them
+        - group_pairs, group_precision, group_recall: the same after the groups are closed (a ~ b
+          and b ~ c make a ~ c)
+        - removed: images removed; surplus_copies: planted copies beyond the first of each source;
+          surplus_copies_removed (a source's last image does not count) and surplus_recall
+        - unplanted_removed: removed images that stood once; sources_lost: sources that no image is
+          left of
     """
     _, source, copies = np.unique(sources, return_inverse=True, return_counts=True)
     hit = source[pairs.a] == source[pairs.b]

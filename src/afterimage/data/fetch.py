@@ -59,8 +59,8 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
     if wanted is not None:
         if wanted > len(images):
             raise config.ConfigError(
-                f"data.images = {wanted}: the source has only {len(images)} images "
-                "of the wanted classes"
+                f"data.images = {wanted}: the source has only {len(images)} images of the wanted "
+                "classes"
             )
         rows = np.sort(seeds.numpy_rng(seed, "fetch").choice(len(images), wanted, replace=False))
         images = images.take(rows)

@@ -1,4 +1,5 @@
-"""Image files in a folder, or in a zip of one, with or without one sub-folder per class. A zip is read where it lies."""
+"""Image files in a folder, or in a zip of one, with or without one sub-folder per class. A zip is
+read where it lies."""
 
 from __future__ import annotations
 
@@ -35,12 +36,13 @@ Loader = Callable[[], bytes]
 def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     """List the image files of a folder or zip in sorted order, or one image file.
 
-    A label is the position of the file's top folder among the sorted folder names; without sub-folders labels are -1. Links are
-    followed. A zip that holds one top folder and nothing else is read as that folder.
+    A label is the position of the file's top folder among the sorted folder names; without
+    sub-folders labels are -1. Links are followed. A zip that holds one top folder and nothing else
+    is read as that folder.
 
     Raises:
-        ConfigError: if there is no such folder or file, no image in it, or folders of ``PARTS`` alone, or, with labels, images
-            both beside and inside sub-folders.
+        ConfigError: if there is no such folder or file, no image in it, or folders of ``PARTS``
+            alone, or, with labels, images both beside and inside sub-folders.
         ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))
@@ -67,15 +69,15 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     tops = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(tops) > 1 and not flat and all(top.lower() in PARTS for top in tops):
         raise configs.ConfigError(
-            f"{reading.names['path']} = {source.path}: its folders {', '.join(tops)} are parts of a data set, not "
-            f"classes; name one of them, e.g. {source.path}/{tops[0]}"
+            f"{reading.names['path']} = {source.path}: its folders {', '.join(tops)} are parts of "
+            f"a data set, not classes; name one of them, e.g. {source.path}/{tops[0]}"
         )
     classes: list[str] = []
     if reading.labels and len(flat) < len(names):
         if flat:
             raise configs.ConfigError(
-                f"{reading.names['path']} = {source.path}: {len(flat)} images lie beside class folders and "
-                f"{len(names) - len(flat)} inside; e.g. {flat[0]}"
+                f"{reading.names['path']} = {source.path}: {len(flat)} images lie beside class "
+                f"folders and {len(names) - len(flat)} inside; e.g. {flat[0]}"
             )
         classes = tops
     try:
@@ -104,11 +106,12 @@ def _among(ignored: dict[str, str]) -> str:
     return f"among {len(ignored)} files ({there}); endings are {', '.join(sorted(SUFFIXES))}"
 
 
-# ---- zips ---------------------------------------------------------------------------------------------------------------
+# ---- zips ----------------------------------------------------------------------------------------
 
 
 def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
-    """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones go into ``ignored``."""
+    """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones
+    go into ``ignored``."""
     refuse_pointer(path)
     try:
         archive = zips.opened(path)

@@ -1,4 +1,5 @@
-"""Which training images a forget set names. Copies of an image always go together: forgetting one of them would mean nothing."""
+"""Which training images a forget set names. Copies of an image always go together: forgetting one
+of them would mean nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def rows(
         train: The training part of the split.
         name: The set's name, for messages.
         settings: The set, as plain values of ``config.ForgetSet``.
-        extraction: Store of the extraction attack on the arm that the set names, for sets of extracted images.
+        extraction: Store of the extraction attack on the arm that the set names, for sets of
+            extracted images.
 
     Raises:
         ConfigError: for an id that is no training image.

@@ -94,8 +94,8 @@ def _expected(
         return listed[name]
     if name not in source.sha256:
         raise ConfigError(
-            f"{reading.names['sha256']} names {', '.join(source.sha256)}, but {source.dataset} "
-            f"has {name} too in split {source.split!r}; name every file of the split"
+            f"{reading.names['sha256']} names {', '.join(source.sha256)}, but {source.dataset} has "
+            f"{name} too in split {source.split!r}; name every file of the split"
         )
     return source.sha256[name].lower()
 
@@ -164,8 +164,7 @@ def _download(dataset: str, name: str, commit: str, checksum: str | None) -> tup
             return path, actual
         aside = path.with_name(f"{path.name}.wrong-sha256")
         path.resolve().replace(aside)
-        path.unlink(missing_ok=True)  # a link into the cache's blobs, which now leads nowhere
     raise ArtifactError(
-        f"{name} of {dataset} has sha256 {actual}, expected {checksum}; "
-        f"the file received is kept as {aside}"
+        f"{name} of {dataset} has sha256 {actual}, expected {checksum}; the file received is kept "
+        f"as {aside}"
     )

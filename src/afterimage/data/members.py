@@ -10,7 +10,8 @@ from afterimage.images import Images
 
 
 def members(images: Images, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Return which rows to train on, bool, (N,): a random share of the sources, each with all its copies.
+    """Return which rows to train on, bool, (N,): a random share of the sources, each with all its
+    copies.
 
     With ``fraction`` 0.5 this is the half-data model of Carlini et al. 2023, section 5.
     """
@@ -20,7 +21,8 @@ def members(images: Images, fraction: float, rng: np.random.Generator) -> np.nda
 
 
 def trained_rows(train: Images, members: pd.DataFrame) -> Images:
-    """Return the images that an arm trained on: the rows whose id its table of members marks as trained.
+    """Return the images that an arm trained on: the rows whose id its table of members marks as
+    trained.
 
     Raises:
         ArtifactError: if the members are not rows of ``train``, or none was trained on.

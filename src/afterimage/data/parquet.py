@@ -56,7 +56,8 @@ def contents(source: configs.Parquet, reading: Reading) -> Contents:
     unknown = sorted(source.sha256.keys() - {path.name for _, path, _ in named})
     if unknown:
         raise configs.ConfigError(
-            f"{key} names {', '.join(unknown)}, but the files are {', '.join(name for name, _, _ in named)}"
+            f"{key} names {', '.join(unknown)}, but the files are "
+            f"{', '.join(name for name, _, _ in named)}"
         )
     for _, path, _ in named:
         refuse_pointer(path)
@@ -71,7 +72,8 @@ def contents(source: configs.Parquet, reading: Reading) -> Contents:
 def _expand(
     key: str, patterns: str | list[str], reading: Reading, ignored: dict[str, str]
 ) -> list[Path]:
-    """Return the files that are meant. What exists is taken as it stands; only other text is a pattern."""
+    """Return the files that are meant. What exists is taken as it stands; only other text is a
+    pattern."""
     found: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         text = configs.expand(pattern)
@@ -97,13 +99,15 @@ def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]
     parts = {part for name in names for part in _PARTS if is_part(part, name)}
     if len(parts) > 1:
         raise configs.ConfigError(
-            f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one"
+            f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of "
+            "one"
         )
     return [files[name] for name in names]
 
 
 def matching(text: str) -> list[Path]:
-    """Return what exists as it is written, or else what matches; of a pattern, folders that exist stand for themselves."""
+    """Return what exists as it is written, or else what matches; of a pattern, folders that exist
+    stand for themselves."""
     path = Path(text)
     exists = next(part for part in (path, *path.parents) if part.exists())
     rest = path.relative_to(exists)
@@ -121,14 +125,15 @@ def is_parquet(name: str) -> bool:
 
 
 def is_part(part: str, name: str) -> bool:
-    """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or ``folder/part/0000.parquet``."""
+    """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or
+    ``folder/part/0000.parquet``."""
     *parents, file = name.split("/")
     return (
         bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
     )
 
 
-# ---- rows ---------------------------------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------------------
 
 _DAMAGE = (
     pa.ArrowException,
@@ -140,7 +145,8 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
-"""What pyarrow raises on a damaged file: its own exceptions, and Python's where it turns bytes into names, types and values."""
+"""What pyarrow raises on a damaged file: its own exceptions, and Python's where it turns bytes into
+names, types and values."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +187,8 @@ def contents_of(
     if len(kinds) > 1:
         key = reading.names["label_column"]
         raise configs.ConfigError(
-            f"{key}: labels are text in {kinds[True]}, integers in {kinds[False]}; name a column of one kind"
+            f"{key}: labels are text in {kinds[True]}, integers in {kinds[False]}; name a column "
+            "of one kind"
         )
     classes = sorted(text for text in texts if text is not None)
     choices = {}
@@ -214,7 +221,8 @@ def contents_of(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file; its path is made absolute, since pyarrow takes ``~`` at its head for the home folder."""
+    """Open a file; its path is made absolute, since pyarrow takes ``~`` at its head for the home
+    folder."""
     try:
         with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             yield file
@@ -281,7 +289,8 @@ def _image_column(
         ] or fitting
     if wanted is None and len(fitting) > 1:
         raise configs.ConfigError(
-            f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one ({_columns(schema)})"
+            f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one "
+            f"({_columns(schema)})"
         )
     taken = fitting[0] if wanted is None and fitting else wanted
     if taken is None or fitting.count(taken) != 1:
@@ -291,7 +300,8 @@ def _image_column(
         elif wanted in fitting:
             said = f"{key} = {wanted}: {path} has several columns of that name"
         raise configs.ConfigError(
-            f"{said} (struct with bytes, or binary; addresses and paths are not followed); {_columns(schema)}"
+            f"{said} (struct with bytes, or binary; addresses and paths are not followed); "
+            f"{_columns(schema)}"
         )
     return taken, [
         column.name for column in schema if column.name != taken and _holds_images(column.type)
@@ -320,7 +330,8 @@ def _label_column(
     kind = schema.field(name).type
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)):
         raise configs.ConfigError(
-            f"{key} = {name}: {path} has {kind} there, but labels must be integers or text; name another column"
+            f"{key} = {name}: {path} has {kind} there, but labels must be integers or text; name "
+            "another column"
             + (" (or false, to read no labels)" if reading.names is STUDY else "")
             + f"; {_columns(schema)}"
         )

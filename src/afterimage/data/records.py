@@ -1,4 +1,5 @@
-"""What every source kind gives: labelled images, one by one, in the source's own order; and how it is asked for them."""
+"""What every source kind gives: labelled images, one by one, in the source's own order; and how it
+is asked for them."""
 
 from __future__ import annotations
 
@@ -33,8 +34,10 @@ class Reading:
     """How a source is to be read.
 
     Attributes:
-        labels: Labels are wanted. Where they are not, they are neither read nor checked, and all are -1.
-        names: Setting -> what it is called where it was given: the keys of ``STUDY``, or a command's flags.
+        labels: Labels are wanted. Where they are not, they are neither read nor checked, and all
+            are -1.
+        names: Setting -> what it is called where it was given: the keys of ``STUDY``, or a
+            command's flags.
     """
 
     labels: bool = True
@@ -46,9 +49,11 @@ class Record:
     """One file or row of a source, not yet loaded.
 
     Attributes:
-        load: Returns the encoded file as bytes, or uint8 pixels of shape (H, W, 1 or 3). May raise OSError or ValueError.
+        load: Returns the encoded file as bytes, or uint8 pixels of shape (H, W, 1 or 3). May raise
+            OSError or ValueError.
         label: Class, -1 where there is none.
-        name: Where the image stands, for messages and manifests: a file name, or a file name and a row.
+        name: Where the image stands, for messages and manifests: a file name, or a file name and a
+            row.
         official_test: The image comes from the source's official test part.
     """
 
@@ -66,10 +71,12 @@ class Contents:
         records: The files or rows, in order.
         raw_files: Name -> sha256 of every file that the records are read from.
         class_names: Name of class 0, 1, ... where the source has names.
-        files_are_rows: Each record is a file of its own, whose name a manifest should keep; its pages and frames are images.
+        files_are_rows: Each record is a file of its own, whose name a manifest should keep; its
+            pages and frames are images.
         skip_bad: Leave out unreadable and oddly shaped images (and name them) instead of stopping.
         ignored: What of the source is no image that can be read: ``name`` and ``reason`` of each.
-        choices: Setting -> what was taken for it: ``taken``, ``given`` (by the user), ``others`` (what was there too).
+        choices: Setting -> what was taken for it: ``taken``, ``given`` (by the user), ``others``
+            (what was there too).
         facts: Whatever else a manifest should say, e.g. the commit that a revision stood for.
     """
 
@@ -84,7 +91,9 @@ class Contents:
 
 
 POINTERS = {
-    b"version https://git-lfs.github.com/spec/": "a git-lfs pointer, not the file itself: `git lfs pull` fetches it",
+    b"version https://git-lfs.github.com/spec/": (
+        "a git-lfs pointer, not the file itself: `git lfs pull` fetches it"
+    ),
     b"/annex/objects/": "a git-annex pointer, not the file itself: `git annex get` fetches it",
 }
 """First bytes of what a clone holds in place of a large file -> what to say of it."""
@@ -99,7 +108,8 @@ def refuse_pointer(path: Path) -> None:
     """Check that a file is itself.
 
     Raises:
-        ArtifactError: if it is the pointer that a clone without git-lfs or git-annex has in its place, or cannot be opened.
+        ArtifactError: if it is the pointer that a clone without git-lfs or git-annex has in its
+            place, or cannot be opened.
     """
     try:
         with path.open("rb") as stream:

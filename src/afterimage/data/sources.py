@@ -41,27 +41,34 @@ def read(
         colour: ``keep`` leaves grey images grey and makes all others RGB.
         resize: Side length in pixels; None keeps the size.
         resize_filter: What the resize weighs pixels with.
-        crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none`` squashes into the square.
+        crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none``
+            squashes into the square.
         labels: Labels are wanted; otherwise they are neither read nor checked, and all are -1.
-        names: What messages call the settings: a study's keys, or a command's flags. Keys as in ``records.STUDY``.
+        names: What messages call the settings: a study's keys, or a command's flags. Keys as in
+            ``records.STUDY``.
 
     Returns:
-        The images, whose ``ids`` count what the source holds (unreadable files and other classes too, as one image each), and a
-        manifest of plain JSON values:
+        The images, whose ``ids`` count what the source holds (unreadable files and other classes
+        too, as one image each), and a manifest of plain JSON values:
 
-        - ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None), ``image_shape`` [H, W, C], ``facts``
-        - ``names``: for sources with one file per image, or names of their own, the name of each row, in the order of the rows,
-          a page or frame as ``file[number from 0]``; otherwise None
+        - ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None),
+          ``image_shape`` [H, W, C], ``facts``
+        - ``names``: for sources with one file per image, or names of their own, the name of each
+          row, in the order of the rows, a page or frame as ``file[number from 0]``; otherwise None
         - ``skipped``: images that could not be used: ``name`` and ``reason`` of each
-        - ``ignored``: what of the source was taken for no image of its own: ``name`` and ``reason`` of each
+        - ``ignored``: what of the source was taken for no image of its own: ``name`` and ``reason``
+          of each
         - ``frames``: file -> number of images, where a file holds several
-        - ``choices``: setting -> ``taken``, ``given`` and ``others``, where a source has several columns or arrays
+        - ``choices``: setting -> ``taken``, ``given`` and ``others``, where a source has several
+          columns or arrays
         - ``transparent``: number of images whose transparency was dropped
-        - ``resize``: ``side``, ``filter``, ``crop`` and ``images``, the number of those whose size changed; or None
+        - ``resize``: ``side``, ``filter``, ``crop`` and ``images``, the number of those whose size
+          changed; or None
 
     Raises:
         ConfigError: if the source cannot be found as described, or has none of the classes.
-        ArtifactError: if files are damaged, have a wrong checksum, or hold images of several shapes.
+        ArtifactError: if files are damaged, have a wrong checksum, or hold images of several
+            shapes.
     """
     try:
         return _read(
@@ -111,8 +118,9 @@ def _read(
     absent = sorted(set(classes or []) - set(labels))
     if absent:
         raise configs.ConfigError(
-            f"{reading.names['classes']} = {classes}: no image has label {', '.join(map(str, absent))}; "
-            f"labels of this source are {', '.join(map(str, sorted(labels)))}"
+            f"{reading.names['classes']} = {classes}: no image has label "
+            f"{', '.join(map(str, absent))}; labels of this source are "
+            f"{', '.join(map(str, sorted(labels)))}"
         )
     if bad and not contents.skip_bad:
         raise ArtifactError(
@@ -137,8 +145,9 @@ def _read(
                 f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10)
             )
             raise ArtifactError(
-                f"images have {len(shapes)} different shapes: {counts}; set {reading.names['resize']} for one size, "
-                f"{reading.names['colour']} for one number of channels. {len(odd)} differ from most: {_first(odd)}"
+                f"images have {len(shapes)} different shapes: {counts}; set "
+                f"{reading.names['resize']} for one size, {reading.names['colour']} for one number "
+                f"of channels. {len(odd)} differ from most: {_first(odd)}"
             )
         bad += odd
         loaded = [entry for entry in loaded if entry[-1].shape == shape]

@@ -1,11 +1,13 @@
-"""``afterimage data split``: draw train, holdout and reference parts once, and plant duplicates (Carlini et al. 2023, section 7.1).
+"""``afterimage data split``: draw train, holdout and reference parts once, and plant duplicates
+(Carlini et al. 2023, section 7.1).
 
-The training part holds the planted images with all their copies and fills up with other images once each. Holdout images,
-reference images and the twins of ``planting`` are controls: none is a duplicate or near-duplicate (``metrics.near_duplicates``)
-of a training image, and no reference image is one of a held-out image. Those that are, are left out, named in
-``left_out.parquet`` and replaced; nobody else's part changes, and the training part is drawn without regard to them.
-Doubles that the source itself has stay possible inside the training part, but planted images and twins are drawn from images
-without a byte-identical double, so that their multiplicity is exact.
+The training part holds the planted images with all their copies and fills up with other images once
+each. Holdout images, reference images and the twins of ``planting`` are controls: none is a
+duplicate or near-duplicate (``metrics.near_duplicates``) of a training image, and no reference
+image is one of a held-out image. Those that are, are left out, named in ``left_out.parquet`` and
+replaced; nobody else's part changes, and the training part is drawn without regard to them. Doubles
+that the source itself has stay possible inside the training part, but planted images and twins are
+drawn from images without a byte-identical double, so that their multiplicity is exact.
 """
 
 from __future__ import annotations
@@ -66,11 +68,13 @@ def split(
         seed: The study's seed.
 
     Returns:
-        The parts ``train`` (ids 0..N-1 in shuffled order, ``sources`` the id of the original), ``holdout``, ``reference`` and
-        ``twins`` (ids as in ``images``; twins in the order of the planted images); the index, one row per image of all parts:
+        The parts ``train`` (ids 0..N-1 in shuffled order, ``sources`` the id of the original),
+        ``holdout``, ``reference`` and ``twins`` (ids as in ``images``; twins in the order of the
+        planted images); the index, one row per image of all parts:
 
         - part: train, holdout, reference or twin; id, source, label: of the image
-        - copies: times that the row's source stands in the training set; for a twin, its planted mate's; else 0
+        - copies: times that the row's source stands in the training set; for a twin, its planted
+          mate's; else 0
         - copy: 0 for an original, 1, 2, ... for further copies; 0 outside the training set
         - perturbed: whether the copy was changed
         - twin_of: source id of the planted mate of a twin; else -1
@@ -78,7 +82,8 @@ def split(
         the images that were left out, by id:
 
         - id: of the image
-        - drawn: the part that it was drawn for and does not stand in (holdout, reference or twin), or none
+        - drawn: the part that it was drawn for and does not stand in (holdout, reference or twin),
+          or none
         - like: train or holdout, where the image stands that it duplicates
         - nearest, source: id of that image in its part, and of its original
         - exact: whether it is byte-identical (or, with flips, a mirror image)
@@ -87,14 +92,16 @@ def split(
         and the manifest (plain JSON values).
 
     Raises:
-        ConfigError: if there are too few images, naming how many were asked for and how many there are.
+        ConfigError: if there are too few images, naming how many were asked for and how many there
+            are.
     """
     sizes, plant = settings["split"], settings["plant"]
     planted = sum(group["images"] for group in plant)
     others = sizes["train"] - sum(group["copies"] * group["images"] for group in plant)
     if others < 0:
         raise config.ConfigError(
-            f"data.plant asks for {sizes['train'] - others} training images, data.split.train = {sizes['train']}"
+            f"data.plant asks for {sizes['train'] - others} training images, data.split.train = "
+            f"{sizes['train']}"
         )
     content = contents(images.pixels)
     everything = np.arange(len(images))
@@ -303,15 +310,16 @@ def _twins(
     reference: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """Return the twins, (P,), each that is near to a training image replaced by a spare one: of the planted image's class before
-    others, and of those that no part was drawn for before those of the reference."""
+    """Return the twins, (P,), each that is near to a training image replaced by a spare one: of the
+    planted image's class before others, and of those that no part was drawn for before those of the
+    reference."""
     twins = chosen[:, 1].copy()
     spare = seeds.numpy_rng(seed, "split", "twins").permutation(spare[~near[spare]])
     replaced = np.flatnonzero(near[twins])
     if len(replaced) > len(spare):
         raise config.ConfigError(
-            f"data.plant: {len(replaced)} twins are near-duplicates of training images, but only {len(spare)} images are left to "
-            "take their places"
+            f"data.plant: {len(replaced)} twins are near-duplicates of training images, but only "
+            f"{len(spare)} images are left to take their places"
         )
     for pair in replaced:
         of_class = images.labels[spare] == images.labels[chosen[pair, 0]]
@@ -323,7 +331,8 @@ def _twins(
 def _duplicates(
     images: Images, rows: np.ndarray, part: Images, galleries: list[np.ndarray], flips: bool
 ) -> pd.DataFrame:
-    """Return those of the rows that duplicate an image of the part, in any of the galleries, which are rows of the part."""
+    """Return those of the rows that duplicate an image of the part, in any of the galleries, which
+    are rows of the part."""
     tables = []
     for gallery in galleries:
         answer = near_duplicates.find(images.pixels[rows], part.pixels[gallery], flips)
@@ -377,7 +386,8 @@ def _training_set(
 
 
 def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
-    """Return one part's rows of the index; columns that are not given hold what they hold for unplanted images."""
+    """Return one part's rows of the index; columns that are not given hold what they hold for
+    unplanted images."""
     known = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
     return pd.DataFrame(
         known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns

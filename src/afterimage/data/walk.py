@@ -1,4 +1,5 @@
-"""The files below a folder. Links to folders are followed; hidden files and broken links are left out."""
+"""The files below a folder. Links to folders are followed; hidden files and broken links are left
+out."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ DAMAGE = (
     zlib.error,
     LZMAError,
 )
-"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
+"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know,
+is a RuntimeError."""
 
 _END, _COUNT = (
     b"PK\x05\x06",
@@ -33,8 +34,8 @@ def opened(path: Path) -> zipfile.ZipFile:
     """Open a zip file.
 
     Raises:
-        DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops those behind a damaged
-            entry of its list without a word.
+        DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops
+            those behind a damaged entry of its list without a word.
     """
     archive = zipfile.ZipFile(path)
     with path.open("rb") as stream:
@@ -50,7 +51,8 @@ def opened(path: Path) -> zipfile.ZipFile:
 
 
 def same_name(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Check that a member that is not read has the name that the list gives it, and so is what it is taken for.
+    """Check that a member that is not read has the name that the list gives it, and so is what it
+    is taken for.
 
     Raises:
         BadZipFile: if the name at the member differs.

@@ -13,6 +13,7 @@ network every embedding is a label.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +37,7 @@ from afterimage.diffusion.stored_network import (
     NETWORKS,
     SHARDS,
     WEIGHTS,
+    Size,
     check_network,
     predicts_variance,
     read_network,
@@ -129,7 +131,7 @@ def open_pipeline(
     pipeline: str | Path,
     weights: Literal["ema", "raw"] | None = None,
     seed: int = 0,
-    size: tuple[int, int] | None = None,
+    size: Size | Callable[[], Size] | None = None,
 ) -> Opened:
     """Open a pipeline and check it.
 
@@ -142,7 +144,8 @@ def open_pipeline(
             index names.
         seed: For the blocks that a RAU-Net redraws whenever it is loaded (variant
             ``frozen_redrawn``); no other network uses it.
-        size: Height and width of the images, for a network whose config names none.
+        size: Height and width of the images, or a function that returns them; used only if the
+            network's config has none.
 
     Raises:
         ArtifactError: naming what is there, why it is not opened, and what to do.

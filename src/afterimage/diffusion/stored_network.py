@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -45,6 +46,10 @@ AVERAGING = {
     "use_ema_warmup",
 }
 """Keys that diffusers' ``EMAModel`` leaves in the config of averaged weights."""
+
+
+Size = tuple[int, int]
+"""Height and width of an image."""
 
 
 def predicts_variance(net: UNet2DModel) -> bool:
@@ -184,12 +189,13 @@ def _instead(folder: Path) -> str:
     return ", nor any other weights; fetch them, or copy the whole folder"
 
 
-def check_network(net: UNet2DModel, size: tuple[int, int] | None, name: str) -> None:
+def check_network(net: UNet2DModel, size: Size | Callable[[], Size] | None, name: str) -> None:
     """Check the images and labels of a network's config; set the image size if it has none.
 
     Args:
         net: The network.
-        size: Height and width to set if the config's ``sample_size`` is null.
+        size: Height and width to set if the config's ``sample_size`` is null, or a function that
+            returns them.
         name: What messages call the pipeline.
 
     Raises:
@@ -212,12 +218,13 @@ def check_network(net: UNet2DModel, size: tuple[int, int] | None, name: str) -> 
             "one label is needed"
         )
     stored = config["sample_size"]
-    if stored is None and size is None:
-        raise ArtifactError(
-            f"{name}: its network's config has no sample_size (null), and no images say which is "
-            "meant"
-        )
-    stored = tuple(size) if stored is None and size is not None else stored
+    if stored is None:
+        if size is None:
+            raise ArtifactError(
+                f"{name}: its network's config has no sample_size (null), and there are no images "
+                "to take it from"
+            )
+        stored = size() if callable(size) else size
     sides = (
         (stored, stored)
         if isinstance(stored, int)
