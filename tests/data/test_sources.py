@@ -293,7 +293,7 @@ def test_a_folder_with_training_and_test_files_is_not_read_as_one(tmp_path):
     write_parquet(tmp_path / "train-00000-of-00001.parquet", GREY[:3])
     write_parquet(tmp_path / "test-00000-of-00001.parquet", GREY[3:])
     with pytest.raises(
-        config.ConfigError, match=r"several parts \(test, train\); name those of one"
+        config.ConfigError, match=r"several splits \(test, train\); name the files of one"
     ):
         sources.read(parquet(tmp_path))
     assert len(sources.read(parquet(tmp_path / "train-*"))[0]) == 3
@@ -444,7 +444,7 @@ def test_a_class_may_be_called_train(stored):
 def test_a_folder_that_cannot_be_meant(stored, tmp_path):
     with pytest.raises(config.ConfigError, match="no such folder"):
         sources.read(folder(tmp_path / "nowhere"))
-    with pytest.raises(config.ConfigError, match="1 images lie beside class folders and 2 inside"):
+    with pytest.raises(config.ConfigError, match="1 images are next to class folders and 2 inside"):
         sources.read(
             folder(
                 stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})
@@ -572,7 +572,7 @@ def test_a_zip_that_lost_members_or_has_one_twice_is_refused(tmp_path):
     (tmp_path / "b.zip").write_bytes(damaged)
     assert len(zipfile.ZipFile(tmp_path / "b.zip").infolist()) == 2
     with pytest.raises(
-        ArtifactError, match=r"b\.zip is neither .*its end says 3 members, but its list has 2"
+        ArtifactError, match=r"b\.zip is neither .*its end states 3 members, but its list has 2"
     ):
         sources.read(folder(tmp_path / "b.zip"))
     with (

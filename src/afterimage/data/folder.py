@@ -1,5 +1,7 @@
-"""Image files in a folder, or in a zip of one, with or without one sub-folder per class. A zip is
-read where it lies."""
+"""Image files in a folder, or in a zip of one, with or without one sub-folder per class.
+
+A zip is read in place, never unpacked.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ PARTS = {
     "eval",
     "holdout",
 }
-"""Names of folders that hold the parts of a data set, not its classes."""
+"""Names of folders that hold the splits of a data set, not its classes."""
 
 Loader = Callable[[], bytes]
 
@@ -76,7 +78,7 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     if reading.labels and len(flat) < len(names):
         if flat:
             raise configs.ConfigError(
-                f"{reading.names['path']} = {source.path}: {len(flat)} images lie beside class "
+                f"{reading.names['path']} = {source.path}: {len(flat)} images are next to class "
                 f"folders and {len(names) - len(flat)} inside; e.g. {flat[0]}"
             )
         classes = tops
@@ -96,22 +98,24 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
 
 
 def _among(ignored: dict[str, str]) -> str:
-    """Say what is there in place of images."""
+    """Return the kinds of files that were found instead of images."""
     kinds: Counter[str] = Counter()
     for name, reason in ignored.items():
         kinds[
             PurePosixPath(name).suffix or "without an ending" if reason == NO_IMAGE else reason
         ] += 1
-    there = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
-    return f"among {len(ignored)} files ({there}); endings are {', '.join(sorted(SUFFIXES))}"
+    listed = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
+    return f"among {len(ignored)} files ({listed}); endings are {', '.join(sorted(SUFFIXES))}"
 
 
 # ---- zips ----------------------------------------------------------------------------------------
 
 
 def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
-    """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones
-    go into ``ignored``."""
+    """Return name -> loader of all files in a zip; hidden files go into ``ignored``.
+
+    Names are relative to the top folder, if all files are in one.
+    """
     refuse_pointer(path)
     try:
         archive = zips.opened(path)
@@ -127,9 +131,11 @@ def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
         for info in archive.infolist()
         if not info.is_dir()
     }
-    twice = [name for name, count in Counter(members.values()).items() if count > 1]
-    if twice:
-        raise ArtifactError(f"{path} holds {len(twice)} names more than once, e.g. {twice[0]}")
+    repeated = [name for name, count in Counter(members.values()).items() if count > 1]
+    if repeated:
+        raise ArtifactError(
+            f"{path} holds {len(repeated)} names more than once, e.g. {repeated[0]}"
+        )
     loaders: dict[str, Loader] = {}
     hidden: set[str] = set()
     for info, name in members.items():

@@ -2,7 +2,7 @@
 
 The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain
 binary column), and a label column of integers or text. ``contents`` reads files on disk;
-``contents_of`` reads files that somebody else has found.
+``contents_of`` reads any list of files.
 """
 
 from __future__ import annotations
@@ -72,61 +72,62 @@ def contents(source: configs.Parquet, reading: Reading) -> Contents:
 def _expand(
     key: str, patterns: str | list[str], reading: Reading, ignored: dict[str, str]
 ) -> list[Path]:
-    """Return the files that are meant. What exists is taken as it stands; only other text is a
-    pattern."""
-    found: list[Path] = []
+    """Return the files of paths and patterns. A path that exists is never taken for a pattern."""
+    files: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         text = configs.expand(pattern)
-        there = matching(text)
-        if not there:
+        paths = matching(text)
+        if not paths:
             raise configs.ConfigError(
                 f"{reading.names[key]} = {pattern}: no such file, and it matches no file"
             )
-        for path in there:
-            found += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
-    return found
+        for path in paths:
+            files += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
+    return files
 
 
 def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]) -> list[Path]:
     files = walk(folder, ignored)
     names = sorted(name for name in files if is_parquet(name))
     ignored |= {name: "not parquet files by their ending" for name in files if not is_parquet(name)}
-    told = f"{reading.names[key]} = {folder}"
+    setting = f"{reading.names[key]} = {folder}"
     if not names:
         raise configs.ConfigError(
-            f"{told}: no parquet file among {len(files)} files; endings are {', '.join(SUFFIXES)}"
+            f"{setting}: no parquet file among {len(files)} files; endings are "
+            f"{', '.join(SUFFIXES)}"
         )
     parts = {part for name in names for part in _PARTS if is_part(part, name)}
     if len(parts) > 1:
         raise configs.ConfigError(
-            f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of "
-            "one"
+            f"{setting}: its files belong to several splits ({', '.join(sorted(parts))}); name "
+            "the files of one"
         )
     return [files[name] for name in names]
 
 
 def matching(text: str) -> list[Path]:
-    """Return what exists as it is written, or else what matches; of a pattern, folders that exist
-    stand for themselves."""
+    """Return the path if it exists, or else all matches; existing parent folders are literal."""
     path = Path(text)
     exists = next(part for part in (path, *path.parents) if part.exists())
     rest = path.relative_to(exists)
     if exists == path:
         return [path]
     return [
-        Path(found)
-        for found in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))
+        Path(match)
+        for match in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))
     ]
 
 
 def is_parquet(name: str) -> bool:
-    """Say whether a file is a parquet file by its ending, in upper or lower case."""
+    """Return whether a file's suffix is that of parquet, in upper or lower case."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def is_part(part: str, name: str) -> bool:
-    """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or
-    ``folder/part/0000.parquet``."""
+    """Return whether a file belongs to a split, by its name or a folder's.
+
+    Names are ``[folder/]split-00000-of-00001.parquet`` or ``folder/split/0000.parquet``.
+    """
     *parents, file = name.split("/")
     return (
         bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
@@ -145,7 +146,7 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
-"""What pyarrow raises on a damaged file: its own exceptions, and Python's where it turns bytes into
+"""What pyarrow raises on a damaged file: its own exceptions, and Python's when it converts bytes to
 names, types and values."""
 
 
@@ -201,11 +202,11 @@ def contents_of(
         ),
     ):
         if taken:
-            beside = sorted(others) if key == "image_column" else []
+            rest = sorted(others) if key == "image_column" else []
             choices[key] = {
                 "taken": ", ".join(dict.fromkeys(taken)),
                 "given": given is not None,
-                "others": beside,
+                "others": rest,
             }
     return Contents(
         _records(files, classes),
@@ -221,8 +222,7 @@ def contents_of(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file; its path is made absolute, since pyarrow takes ``~`` at its head for the home
-    folder."""
+    """Open a file by its absolute path: pyarrow expands a leading ``~`` to the home folder."""
     try:
         with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             yield file
@@ -280,7 +280,7 @@ def _columns(schema: pa.Schema) -> str:
 def _image_column(
     file: pq.ParquetFile, wanted: str | None, path: Path, reading: Reading
 ) -> tuple[str, list[str]]:
-    """Return the column with the images, and the others that could hold some."""
+    """Return the column with the images, and all other columns that could hold images."""
     schema, key = file.schema_arrow, reading.names["image_column"]
     fitting = [column.name for column in schema if _holds_images(column.type)]
     if wanted is None and len(fitting) > 1:
@@ -294,13 +294,13 @@ def _image_column(
         )
     taken = fitting[0] if wanted is None and fitting else wanted
     if taken is None or fitting.count(taken) != 1:
-        said = f"{key} = {wanted}: {path} has no such column with images"
+        problem = f"{key} = {wanted}: {path} has no such column with images"
         if wanted is None:
-            said = f"{key}: {path} has no column with images"
+            problem = f"{key}: {path} has no column with images"
         elif wanted in fitting:
-            said = f"{key} = {wanted}: {path} has several columns of that name"
+            problem = f"{key} = {wanted}: {path} has several columns of that name"
         raise configs.ConfigError(
-            f"{said} (struct with bytes, or binary; addresses and paths are not followed); "
+            f"{problem} (struct with bytes, or binary; addresses and paths are not followed); "
             f"{_columns(schema)}"
         )
     return taken, [
@@ -309,7 +309,7 @@ def _image_column(
 
 
 def _begins_with_image(file: pq.ParquetFile, name: str) -> bool:
-    """Say whether the first value of a column is an image."""
+    """Return whether the first value of a column is an image."""
     for batch in file.iter_batches(1, columns=[name]):
         for cell in batch.column(name).to_pylist():
             raw = cell["bytes"] if isinstance(cell, dict) else cell

@@ -1,4 +1,4 @@
-"""From an encoded image to pixels: which formats are read, how many images a file holds, colour,
+"""Decode images: which formats are read, how many images a file holds, colour,
 and the trainers' resize.
 
 The resize is what ``torchvision.transforms`` does to a Pillow image, ``Resize(side,
@@ -34,7 +34,7 @@ _OPENED = tuple(kind for kind in FORMATS if kind in Image.OPEN)
 SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS
 )
-"""Endings of image files, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 DAMAGE = (
     *(
@@ -69,12 +69,12 @@ Colour = Literal["keep", "grey", "rgb"]
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to every image.
+    """The conversion of every image.
 
     Attributes:
         colour: ``keep`` leaves grey images grey and makes all others RGB.
         side: Side length in pixels after the resize; None keeps the size.
-        filter: What the resize weighs pixels with, always antialiased.
+        filter: Interpolation of the resize, always antialiased.
         crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none``
             squashes into the square.
     """
@@ -105,12 +105,12 @@ class Picture:
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file is an image by its ending, in upper or lower case."""
+    """Return whether a file's suffix is that of an image, in upper or lower case."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def is_encoded(raw: bytes) -> bool:
-    """Say whether bytes are an image by their head."""
+    """Return whether bytes begin like an image."""
     try:
         Image.open(io.BytesIO(raw), formats=_OPENED)
     except DAMAGE:
@@ -128,12 +128,12 @@ def decode(raw: bytes | np.ndarray, transform: Transform) -> Iterator[Picture]:
     if isinstance(raw, np.ndarray):
         yield _picture(None, Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw), transform)
         return
-    if said := pointer(raw):
-        raise ValueError(said)
+    if description := pointer(raw):
+        raise ValueError(description)
     try:
         image = Image.open(io.BytesIO(raw), formats=_OPENED)
     except Image.UnidentifiedImageError as error:
-        # Pillow names the buffer that it was given, which says nothing and differs from run to run.
+        # Pillow's message contains the buffer's address, which differs from run to run.
         raise ValueError("not an image that can be read") from error
     count = getattr(image, "n_frames", 1)
     for frame in range(count):

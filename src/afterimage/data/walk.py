@@ -1,5 +1,7 @@
-"""The files below a folder. Links to folders are followed; hidden files and broken links are left
-out."""
+"""List the files below a folder.
+
+Links to folders are followed; hidden files and broken links are left out, with the reason.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Opening a zip file, an ``.npz`` too, and knowing that it is whole."""
+"""Open a zip file (an ``.npz`` is one) and check that it is complete."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def opened(path: Path) -> zipfile.ZipFile:
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - _TAIL))
         tail = stream.read()
-    said = int.from_bytes(tail[tail.rfind(_END) :][_COUNT], "little")
-    if said not in (_MANY, len(archive.infolist())):
+    stated = int.from_bytes(tail[tail.rfind(_END) :][_COUNT], "little")
+    if stated not in (_MANY, len(archive.infolist())):
         archive.close()
         raise zipfile.BadZipFile(
-            f"its end says {said} members, but its list has {len(archive.infolist())}"
+            f"its end states {stated} members, but its list has {len(archive.infolist())}"
         )
     return archive
 

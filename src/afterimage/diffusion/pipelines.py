@@ -106,7 +106,7 @@ class Opened:
             self.scheduler_class,
             self.scheduler_config,
             # DDIMPipeline converts any scheduler to DDIM.
-            own="ddim" if self.pipeline_class == "DDIMPipeline" else None,
+            default="ddim" if self.pipeline_class == "DDIMPipeline" else None,
             predicts_variance=predicts_variance(self.net),
         )
 
@@ -150,6 +150,7 @@ def open_pipeline(
     Raises:
         ArtifactError: naming what is there, why it is not opened, and what to do.
     """
+    # Find the folders of the network and of the scheduler.
     name = str(pipeline)
     folder = _folder(name, weights)
     if (folder / "model_index.json").exists():
@@ -183,6 +184,8 @@ def open_pipeline(
                 f"{name} has {unet.name}/, but no scheduler/ is in it or in the folder above; copy "
                 "the scheduler/ of the training's pipeline into either"
             )
+
+    # Open both, and try them once.
     scheduler_class, scheduler_config = read_scheduler(place, scheduler_class, name)
     net, sha256 = read_network(unet, net_class, name)
     check_network(net, size, name)

@@ -83,6 +83,8 @@ def read_network(folder: Path, named: str | None, name: str) -> tuple[UNet2DMode
             f"{name}: its network's class_embed_type is {config['class_embed_type']!r}; allowed "
             f"are networks without labels, and labels by num_class_embeds; {OWN_CODE}"
         )
+
+    # Build the network.
     state, sha256 = _weights(folder, name)
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights, all of which are replaced
@@ -92,7 +94,8 @@ def read_network(folder: Path, named: str | None, name: str) -> tuple[UNet2DMode
         raise ArtifactError(
             f"{name}: no {kind} can be built from {folder.name}/config.json: {first_line(error)}"
         ) from error
-    # Attention had other names in earlier versions of diffusers.
+
+    # The weights must fit it exactly. Attention had other names in earlier versions of diffusers.
     net._fix_state_dict_keys_on_load(state)
     wanted = net.state_dict()
     missing, foreign = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))

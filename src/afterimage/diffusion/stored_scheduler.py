@@ -59,6 +59,7 @@ def read_scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dic
     Raises:
         ArtifactError: if the scheduler is not allowed, or its config is impossible.
     """
+    # Refuse schedulers of other families.
     stored = read_json(folder / "scheduler_config.json", name)
     kind = named or str(stored.get("_class_name"))
     for class_name in (kind, str(stored.get("_class_name", kind))):
@@ -77,6 +78,8 @@ def read_scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dic
                 f"{name}: its scheduler {kind} has {key} = {stored[key]}: that is not the forward "
                 f"process of a DDPM; {OWN_CODE}"
             )
+
+    # Let the scheduler compute its betas, and keep the settings that DDPM and DDIM have too.
     try:
         scheduler = getattr(diffusers, kind).from_config(stored)
         targets = (DDPMScheduler, DDIMScheduler)
@@ -109,6 +112,8 @@ def read_scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dic
             f"{config['num_train_timesteps']} numbers from 0 to 1, at least one and the first "
             f"below 1, but are {len(betas)}{ends}"
         )
+
+    # Store the betas themselves where DDIMScheduler would compute others from the settings.
     known = "trained_betas" in config or config.get("beta_schedule") in (
         "linear",
         "scaled_linear",
@@ -124,7 +129,7 @@ def choose_sampler(
     asked: Sampler | None,
     scheduler_class: str,
     config: dict[str, Any],
-    own: Sampler | None,
+    default: Sampler | None,
     predicts_variance: bool,
 ) -> Sampler:
     """Return the sampler to draw with: the one asked for, or else the pipeline's own.
@@ -133,14 +138,15 @@ def choose_sampler(
         asked: The sampler asked for, if any.
         scheduler_class: Name of the pipeline's scheduler.
         config: As ``read_scheduler`` returns it.
-        own: The sampler that the pipeline uses whatever its scheduler; None goes by the scheduler.
+        default: The sampler that the pipeline uses whatever its scheduler; None goes by the
+            scheduler.
         predicts_variance: Whether the network predicts a variance.
 
     Raises:
         ConfigError: naming ``--sampler``, if none is asked for and the scheduler is one of
             ``SOLVERS``, or if ancestral sampling needs a variance that the network lacks.
     """
-    sampler = asked or own or OWN_SAMPLER.get(scheduler_class)
+    sampler = asked or default or OWN_SAMPLER.get(scheduler_class)
     if sampler is None:
         raise ConfigError(
             f"--sampler is needed: the pipeline's own {scheduler_class} is not supported for "

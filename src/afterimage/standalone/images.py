@@ -330,7 +330,7 @@ def _kind_of(flag: str, text: str) -> tuple[str, dict[str, Any]]:
             return "image_folder", {"path": text}
     elif hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text):
         return "huggingface", {"dataset": hub[1], "revision": hub[2]}
-    elif any(parquet.is_parquet(found.name) for found in parquet.matching(str(path))):
+    elif any(parquet.is_parquet(match.name) for match in parquet.matching(str(path))):
         return "parquet", {"path": text}
     elif path.suffix.lower() in (".npz", ".zip", *parquet.SUFFIXES, *pictures.SUFFIXES):
         raise ConfigError(f"{flag}: {text}: no such file")
