@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +27,7 @@ from afterimage.images import load_images
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
+STUDIES = Path(__file__).parents[2] / "studies"
 SHARDS = "plain_text/train-00000-of-00002.parquet", "plain_text/train-00001-of-00002.parquet"
 TEST = "plain_text/test-00000-of-00001.parquet"
 
@@ -286,6 +288,18 @@ def test_a_small_file_outside_of_lfs_has_no_checksum_of_the_hubs(stored):
     stored.large = False
     _, manifest = sources.read(source(split="test"))
     assert manifest["raw_files"] == {TEST: sha256(stored.files[TEST])}
+
+
+@pytest.mark.parametrize("path", sorted(STUDIES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_studies_pin_every_file_of_the_hub(path, monkeypatch):
+    monkeypatch.setenv("AFTERIMAGE_DATA", "anywhere")
+    block = config.load(path).data.source
+    if isinstance(block, config.HuggingFace):
+        assert block.pinned
+        splits = block.split.split("+")
+        files = [hub.files_of(split, sorted(block.sha256), block, Reading()) for split in splits]
+        assert sorted(sum(files, [])) == sorted(block.sha256)
+        assert all(re.fullmatch("[0-9a-f]{64}", value) for value in block.sha256.values())
 
 
 # ---- the cache -----------------------------------------------------------------------------------

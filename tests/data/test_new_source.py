@@ -13,7 +13,8 @@ import pytest
 
 import afterimage
 from afterimage import provenance
-from afterimage.config.data import HuggingFace, Parquet, SourceBlock
+from afterimage.config.data import Data, HuggingFace, Parquet, SklearnDigits, SourceBlock
+from afterimage.data import sources
 from afterimage.images import load_images
 
 BLOCK = '''
@@ -86,3 +87,25 @@ def test_the_fingerprint_of_a_source_has_its_own_reader_only(block):
     modules = set(provenance.modules_of("afterimage.data.fetch", block.reader))
     rows = {Parquet.reader} if block is HuggingFace else set()  # the Hub's files are parquet
     assert modules & readers == {block.reader} | rows
+
+
+def test_the_known_shape_is_that_of_the_images():
+    known = [block for block in SourceBlock.__subclasses__() if block.known_shape is not None]
+    assert known == [SklearnDigits]
+    images, _ = sources.read(SklearnDigits(kind="sklearn-digits"))
+    assert images.pixels.shape[1:] == SklearnDigits.known_shape
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "shape"),
+    [
+        ({"kind": "sklearn-digits"}, {}, (8, 8, 1)),
+        ({"kind": "sklearn-digits"}, {"colour": "rgb", "resize": 16}, (16, 16, 3)),
+        ({"kind": "npz", "path": "a.npz"}, {}, (32, 24, 3)),
+        ({"kind": "npz", "path": "a.npz"}, {"resize": 12}, (12, 12, 3)),
+        ({"kind": "npz", "path": "a.npz"}, {"colour": "grey"}, (32, 24, 1)),
+    ],
+)
+def test_a_study_knows_the_shape_of_its_images_as_far_as_it_says(source, options, shape):
+    data = Data(source=source, split={"train": 4, "holdout": 2}, **options)
+    assert data.image_shape(assumed=(32, 24, 3)) == shape

@@ -346,6 +346,7 @@ def test_the_manifest_does_not_grow_with_the_number_of_files(here):
     assert (ignored["count"], len(ignored["first"])) == (30, image_sets.NAMED)
     assert train.manifest["skipped"] == train.manifest["frames"] == {"count": 0, "first": []}
     assert len(json.dumps(train.manifest)) < 1500
+    assert "names" not in train.manifest
     assert len(train.names) == 30
 
 
