@@ -99,16 +99,6 @@ def test_arms_must_not_go_round_in_a_circle(params):
         config.parse(params)
 
 
-def test_another_url_must_be_pinned(params):
-    params["data"]["source"] = {
-        "kind": "archive_url",
-        "layout": "cifar10",
-        "url": "http://localhost/x.tar.gz",
-    }
-    with pytest.raises(config.ConfigError, match="url needs sha256"):
-        config.parse(params)
-
-
 def test_distinct_images_are_counted(params):
     assert config.parse(params).data.distinct == 192
 

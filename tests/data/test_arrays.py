@@ -79,7 +79,7 @@ def test_absent_and_damaged_files(tmp_path):
         sources.read(config.ArrayFile(kind="npz", path=str(tmp_path / "bad.npz")))
 
 
-# ---- which array --------------------------------------------------------------------------------------------------------
+# ---- which array ---------------------------------------------------------------------------------
 
 
 def test_what_adms_sampler_writes_is_read(tmp_path):
@@ -133,7 +133,7 @@ def test_labels_that_are_not_wanted_are_not_looked_at(tmp_path):
     assert set(images.labels) == {-1}
 
 
-# ---- damage -------------------------------------------------------------------------------------------------------------
+# ---- damage --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

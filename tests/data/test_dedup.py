@@ -123,7 +123,7 @@ def test_all_components_keep_all_angles():
     assert vectors @ vectors.T == pytest.approx(centred @ centred.T, abs=1e-4)
 
 
-# ---- groups -------------------------------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------------
 
 
 def test_groups_follow_chains():
@@ -158,7 +158,7 @@ def test_the_medoid_is_the_one_in_the_middle():
     assert dedup.keep(group, vectors, "first").tolist() == [True, False, False, True, False, True]
 
 
-# ---- the table ----------------------------------------------------------------------------------------------------------
+# ---- the table -----------------------------------------------------------------------------------
 
 
 def test_a_case_worked_out_by_hand():
@@ -218,7 +218,7 @@ def test_shares_without_denominator_are_empty():
     }
 
 
-# ---- the step -----------------------------------------------------------------------------------------------------------
+# ---- the step ------------------------------------------------------------------------------------
 
 PLANT = [
     {"copies": 3, "images": 5, "perturbation": None},

@@ -32,7 +32,7 @@ def read(path, **options):
     return sources.read(config.ImageFolder(kind="image_folder", path=str(path)), **options)
 
 
-# ---- the resize ---------------------------------------------------------------------------------------------------------
+# ---- the resize ----------------------------------------------------------------------------------
 
 Y, X = np.mgrid[:9, :14]
 WIDE = ((7 * X * X + 13 * Y * X + 29 * Y) % 256).astype(np.uint8)
@@ -177,7 +177,7 @@ def test_dropped_transparency_is_counted(tmp_path):
     assert manifest["transparent"] == 2
 
 
-# ---- files with several images ------------------------------------------------------------------------------------------
+# ---- files with several images -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -223,7 +223,7 @@ def test_pages_of_other_sizes_are_named(tmp_path):
         read(tmp_path)
 
 
-# ---- formats ------------------------------------------------------------------------------------------------------------
+# ---- formats -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

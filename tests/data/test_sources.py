@@ -5,9 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from pathlib import Path
 
@@ -24,7 +21,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.cli import main
 from afterimage.data import sources
 from afterimage.data.fetch import fetch
-from afterimage.data.records import STUDY, Reading
+from afterimage.data.records import STUDY
 from afterimage.images import load_images
 
 GREY = np.random.default_rng(0).integers(0, 256, (6, 5, 5), dtype=np.uint8)
@@ -52,7 +49,7 @@ def folder(path, **options) -> config.ImageFolder:
     return config.ImageFolder(kind="image_folder", path=str(path), **options)
 
 
-# ---- digits -------------------------------------------------------------------------------------------------------------
+# ---- digits --------------------------------------------------------------------------------------
 
 
 def test_digits_use_the_full_range():
@@ -66,7 +63,7 @@ def test_digits_use_the_full_range():
     assert manifest["image_shape"] == [8, 8, 1]
 
 
-# ---- parquet ------------------------------------------------------------------------------------------------------------
+# ---- parquet -------------------------------------------------------------------------------------
 
 
 def test_parquet_pixels_come_back(tmp_path):
@@ -296,7 +293,7 @@ def test_a_folder_with_training_and_test_files_is_not_read_as_one(tmp_path):
     write_parquet(tmp_path / "train-00000-of-00001.parquet", GREY[:3])
     write_parquet(tmp_path / "test-00000-of-00001.parquet", GREY[3:])
     with pytest.raises(
-        config.ConfigError, match=r"several parts \(test, train\); name those of one"
+        config.ConfigError, match=r"several splits \(test, train\); name the files of one"
     ):
         sources.read(parquet(tmp_path))
     assert len(sources.read(parquet(tmp_path / "train-*"))[0]) == 3
@@ -345,7 +342,7 @@ def test_no_changed_byte_of_a_parquet_file_with_checksums_gives_other_images_or_
     assert refused > len(whole) / 12
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------------
+# ---- folders -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(params=["folder", "zip"])
@@ -447,7 +444,7 @@ def test_a_class_may_be_called_train(stored):
 def test_a_folder_that_cannot_be_meant(stored, tmp_path):
     with pytest.raises(config.ConfigError, match="no such folder"):
         sources.read(folder(tmp_path / "nowhere"))
-    with pytest.raises(config.ConfigError, match="1 images lie beside class folders and 2 inside"):
+    with pytest.raises(config.ConfigError, match="1 images are next to class folders and 2 inside"):
         sources.read(
             folder(
                 stored({"a.png": png(GREY[0]), "x/b.png": png(GREY[1]), "y/c.png": png(GREY[1])})
@@ -575,7 +572,7 @@ def test_a_zip_that_lost_members_or_has_one_twice_is_refused(tmp_path):
     (tmp_path / "b.zip").write_bytes(damaged)
     assert len(zipfile.ZipFile(tmp_path / "b.zip").infolist()) == 2
     with pytest.raises(
-        ArtifactError, match=r"b\.zip is neither .*its end says 3 members, but its list has 2"
+        ArtifactError, match=r"b\.zip is neither .*its end states 3 members, but its list has 2"
     ):
         sources.read(folder(tmp_path / "b.zip"))
     with (
@@ -599,7 +596,7 @@ def test_a_member_of_a_zip_whose_name_was_damaged_is_not_taken_for_another_file(
         sources.read(folder(tmp_path / "a.zip"))
 
 
-# ---- pixels -------------------------------------------------------------------------------------------------------------
+# ---- pixels --------------------------------------------------------------------------------------
 
 
 def test_a_box_averages_areas_of_the_centre_square(tmp_path):
@@ -633,7 +630,7 @@ def test_kept_colours_make_grey_or_rgb(tmp_path, mode, channels):
     assert sources.read(folder(tmp_path))[0].pixels.shape == (1, 5, 5, channels)
 
 
-# ---- what messages call the settings -------------------------------------------------------------------------------------
+# ---- what messages call the settings -------------------------------------------------------------
 
 FLAGS = dict.fromkeys(STUDY, "--train") | {
     "image_column": "--image-column",
@@ -693,7 +690,7 @@ def test_messages_name_keys_in_a_study_and_flags_in_a_command(
         assert ("data." in str(error.value)) is (names is STUDY)
 
 
-# ---- the fetch step -----------------------------------------------------------------------------------------------------
+# ---- the fetch step ------------------------------------------------------------------------------
 
 
 def settings(source: dict, **changes) -> dict:
@@ -768,142 +765,3 @@ def test_asking_for_more_than_there_is(changes, message, tmp_path, resolved, cap
     assert main(["data", "fetch", "--config", path, "--out", str(tmp_path / "fetch")]) == 2
     assert list(changes)[-1] in capsys.readouterr().err
     assert not (tmp_path / "fetch").exists()
-
-
-# ---- the Hub ------------------------------------------------------------------------------------------------------------
-
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-
-
-class Hub:
-    """The part of the Hub's API that reading a public data set needs."""
-
-    def __init__(self, server, files: dict[str, bytes]) -> None:
-        self.server, self.files = server, files
-        server.answer = self.answer
-
-    def answer(self, handler) -> None:
-        path = handler.path.split("?")[0]
-        if path in (
-            "/api/datasets/some/set/revision/v1",
-            f"/api/datasets/some/set/revision/{COMMIT}",
-        ):
-            listing = {
-                "id": "some/set",
-                "sha": COMMIT,
-                "siblings": [{"rfilename": name} for name in self.files],
-            }
-            return handler.reply(200, json.dumps(listing).encode(), Content_Type="application/json")
-        prefix = f"/datasets/some/set/resolve/{COMMIT}/"
-        name = path.removeprefix(prefix)
-        if path.startswith(prefix) and name in self.files:
-            body = self.files[name]
-            tag = f'"{hashlib.sha256(body).hexdigest()}"'
-            return handler.reply(
-                200, body, ETag=tag, X_Repo_Commit=COMMIT, Content_Type="application/octet-stream"
-            )
-        missing = "RepoNotFound" if "some/set" not in path else "RevisionNotFound"
-        return handler.reply(404, X_Error_Code=missing)
-
-    def fetch(self, tmp_path: Path, resolved, **options) -> subprocess.CompletedProcess[str]:
-        """Run the command in a process of its own, since huggingface_hub reads its environment once."""
-        source = {"kind": "huggingface", "dataset": "some/set", "revision": "v1"} | options
-        path = resolved("data/fetch", settings(source))
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("HF_")
-        }
-        environment |= {
-            "HF_ENDPOINT": self.server.url,
-            "HF_HOME": str(tmp_path / "hf"),
-            "NO_PROXY": "127.0.0.1",
-        }
-        command = [
-            sys.executable,
-            "-m",
-            "afterimage.cli",
-            "data",
-            "fetch",
-            "--config",
-            path,
-            "--out",
-            str(tmp_path / "fetch"),
-        ]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
-
-
-@pytest.fixture
-def hub(server, tmp_path):
-    train = write_parquet(tmp_path / "made" / "a.parquet", COLOUR[:3], [0, 1, 2]).read_bytes()
-    more = write_parquet(tmp_path / "made" / "b.parquet", COLOUR[3:4], [3]).read_bytes()
-    test = write_parquet(tmp_path / "made" / "c.parquet", COLOUR[4:], [4, 5]).read_bytes()
-    return Hub(
-        server,
-        {
-            "plain_text/train-00001-of-00002.parquet": more,
-            "plain_text/train-00000-of-00002.parquet": train,
-            "plain_text/test-00000-of-00001.parquet": test,
-            "README.md": b"# A data set",
-        },
-    )
-
-
-def test_a_hub_data_set_is_read_at_its_commit(hub, tmp_path, resolved):
-    done = hub.fetch(tmp_path, resolved, split="train+test", licence="MIT")
-    assert done.returncode == 0, done.stderr
-    images = load_images(tmp_path / "fetch" / "images.npz")
-    assert np.array_equal(images.pixels, COLOUR)
-    assert images.labels.tolist() == [0, 1, 2, 3, 4, 5]
-    assert images.official_test.tolist() == [False] * 4 + [True] * 2
-    manifest = json.loads((tmp_path / "fetch" / "manifest.json").read_text())
-    assert manifest["facts"] == {"commit": COMMIT}
-    assert manifest["licence"] == "MIT"
-    assert set(manifest["raw_files"]) == {name for name in hub.files if name != "README.md"}
-    asked = {path.split("?")[0] for _, path, _ in hub.server.requests}
-    files = {f"/datasets/some/set/resolve/{COMMIT}/{name}" for name in manifest["raw_files"]}
-    assert asked == files | {"/api/datasets/some/set/revision/v1"}  # no telemetry, no other file
-
-
-def test_hub_errors_name_what_there_is(hub, tmp_path, resolved):
-    done = hub.fetch(tmp_path, resolved, split="validation")
-    assert done.returncode == 2
-    assert (
-        "no parquet file of split 'validation'; it has: plain_text/test-00000-of-00001.parquet"
-        in done.stderr
-    )
-    done = hub.fetch(tmp_path, resolved, revision="v9")
-    assert done.returncode == 2
-    assert "some/set at revision v9" in done.stderr
-
-
-def hub_source(**options) -> config.HuggingFace:
-    return config.HuggingFace(kind="huggingface", dataset="some/set", revision="v1", **options)
-
-
-@pytest.mark.parametrize(
-    ("stored", "options", "expected"),
-    [
-        (["data/train-0.parquet", "data/test-0.parquet"], {}, ["data/train-0.parquet"]),
-        (["train.parquet", "train_extra.parquet"], {}, ["train.parquet"]),
-        (
-            ["full/train/0000.parquet", "full/train/0001.parquet"],
-            {},
-            ["full/train/0000.parquet", "full/train/0001.parquet"],
-        ),
-        (["a/train-0.parquet", "b/train-0.parquet"], {"config": "b"}, ["b/train-0.parquet"]),
-    ],
-)
-def test_hub_layouts(stored, options, expected):
-    from afterimage.data.parquet import _files_of
-
-    assert _files_of("train", stored, hub_source(**options), Reading()) == expected
-
-
-def test_a_hub_configuration_must_be_named_where_there_are_several():
-    from afterimage.data.parquet import _files_of
-
-    with pytest.raises(
-        config.ConfigError, match="several configurations with a split 'train': a, b; name one"
-    ):
-        _files_of("train", ["a/train-0.parquet", "b/train-0.parquet"], hub_source(), Reading())
-    with pytest.raises(config.ConfigError, match="in configuration 'c'; it has: a/train-0"):
-        _files_of("train", ["a/train-0.parquet"], hub_source(config="c"), Reading())

@@ -319,7 +319,7 @@ def test_digits_are_split_as_they_were_before_near_duplicates_were_looked_for():
     }
 
 
-# ---- near-duplicates ----------------------------------------------------------------------------------------------------
+# ---- near-duplicates -----------------------------------------------------------------------------
 
 
 def almost(pixels, rng):

@@ -23,9 +23,11 @@ from afterimage.diffusion.model import (
     null_of,
     save_pipeline,
 )
-from afterimage.diffusion.pipelines import OWN_SAMPLER, SOLVERS, WEIGHTS, open_pipeline
+from afterimage.diffusion.pipelines import open_pipeline
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.sample import default_steps, denoise, generate, load_trained, to_uint8
+from afterimage.diffusion.stored_network import WEIGHTS
+from afterimage.diffusion.stored_scheduler import OWN_SAMPLER, SOLVERS
 from afterimage.seeds import torch_rng
 
 from .conftest import TINY
@@ -70,7 +72,7 @@ def change(path: Path, **keys) -> None:
     path.write_text(json.dumps({key: each for key, each in value.items() if each is not None}))
 
 
-# ---- what is opened -----------------------------------------------------------------------------------------------------
+# ---- what is opened ------------------------------------------------------------------------------
 
 
 def test_an_opened_network_is_the_stored_one_and_its_weights_are_named(tmp_path):
@@ -171,7 +173,7 @@ def test_another_class_of_pipeline_with_the_same_parts_is_opened_with_a_word(tmp
     assert opened.facts()["pipeline_class"] == "ButterflyPipeline"
 
 
-# ---- checkpoints of trainers --------------------------------------------------------------------------------------------
+# ---- checkpoints of trainers ---------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -248,7 +250,7 @@ def test_what_another_trainer_left_is_opened(real_client, capfd):
     assert capfd.readouterr().err == ""
 
 
-# ---- folders that are not opened ----------------------------------------------------------------------------------------
+# ---- folders that are not opened -----------------------------------------------------------------
 
 
 def text_to_image(folder):
@@ -338,22 +340,22 @@ UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
             changed("model_index.json", scheduler=["mine", "DDPMScheduler"]),
             "its scheduler is mine.DDPMScheduler, code of its own",
         ),
-        (written("model_index.json", "{"), "model_index.json is damaged, it is no JSON"),
+        (written("model_index.json", "{"), "model_index.json is damaged, it is not JSON"),
         (
             written("model_index.json", "[]"),
             "model_index.json is damaged: a JSON object is needed, not list",
         ),
         (
             written("model_index.json", '{"a": "ü"}'.encode("utf-16")),
-            "model_index.json is damaged, it is no JSON",
+            "model_index.json is damaged, it is not JSON",
         ),
         (
             written("model_index.json", POINTER),
             "model_index.json is a git-lfs pointer, not the file; run `git lfs pull`",
         ),
-        (removed(UNET), "is not whole: there is no unet/config.json"),
-        (written(UNET, "not JSON"), "unet/config.json is damaged, it is no JSON"),
-        (written(UNET, ""), "unet/config.json is damaged, it is no JSON"),
+        (removed(UNET), "is incomplete: there is no unet/config.json"),
+        (written(UNET, "not JSON"), "unet/config.json is damaged, it is not JSON"),
+        (written(UNET, ""), "unet/config.json is damaged, it is not JSON"),
         (
             changed(UNET, _class_name="UNet2DConditionModel"),
             "unet/config.json is that of a UNet2DConditionModel",
@@ -426,13 +428,13 @@ UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
         (renamed("model.safetensors"), "but model.safetensors; rename"),
         (
             lambda folder: shutil.rmtree(folder / "unet"),
-            "is not whole: there is no unet/config.json",
+            "is incomplete: there is no unet/config.json",
         ),
         (
             lambda folder: shutil.rmtree(folder / "scheduler"),
-            "is not whole: there is no scheduler/scheduler_config.json",
+            "is incomplete: there is no scheduler/scheduler_config.json",
         ),
-        (written(SCHEDULER, "{]"), "scheduler/scheduler_config.json is damaged, it is no JSON"),
+        (written(SCHEDULER, "{]"), "scheduler/scheduler_config.json is damaged, it is not JSON"),
         (
             changed(SCHEDULER, beta_schedule="my_own"),
             "DDPMScheduler cannot be made of its scheduler_config.json: my_own is not",
@@ -542,7 +544,7 @@ def test_a_network_alone_and_a_file_and_nothing_are_refused(tmp_path):
         open_pipeline(tmp_path / "nowhere")
 
 
-# ---- the Hub ------------------------------------------------------------------------------------------------------------
+# ---- the Hub -------------------------------------------------------------------------------------
 
 
 def test_the_index_of_a_hub_id_is_read_before_anything_else_is_fetched(tmp_path, monkeypatch):
@@ -592,7 +594,7 @@ def test_what_the_hub_does_not_give_is_said(monkeypatch, error, words):
     assert "\n" not in str(refused.value)
 
 
-# ---- schedulers ---------------------------------------------------------------------------------------------------------
+# ---- schedulers ----------------------------------------------------------------------------------
 
 
 def classes_of_schedulers() -> list[str]:
@@ -722,7 +724,7 @@ def test_a_pipeline_is_drawn_with_its_own_scheduler_unless_another_is_asked_for(
     )  # which converts its scheduler
     assert open_pipeline(tmp_path / "DDPMScheduler").sampler() == "ddim"
     with pytest.raises(
-        ConfigError, match="--sampler is needed: the pipeline's own PNDMScheduler is not drawn with"
+        ConfigError, match="--sampler is needed: the pipeline's own PNDMScheduler is not supported"
     ):
         of["PNDMScheduler"].sampler()
 
@@ -771,7 +773,7 @@ def test_ancestral_generations_are_those_of_diffusers_own_pipeline(tmp_path, set
         assert (gap > 0).mean() <= 0.02  # rounding, where two are drawn at once
 
 
-# ---- networks -----------------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 def mean_half(net: UNet2DModel) -> UNet2DModel:
@@ -809,7 +811,7 @@ def test_a_learned_variance_that_no_output_predicts_is_refused_for_ancestral_sam
     assert opened.sampler("ddim") == "ddim"
     with pytest.raises(
         ConfigError,
-        match="--sampler ddpm: the scheduler's variance_type is learned_range, but the network makes",
+        match="--sampler ddpm: the scheduler's variance_type is learned_range, but the network has",
     ):
         opened.sampler()
 
@@ -826,21 +828,21 @@ LEVELS = {
     [
         (
             {"sample_size": 28, **LEVELS},
-            "sample_size, 28 x 28, at timestep 99: with 4 levels both sides must as a rule be multiples of 8",
+            "sample_size, 28 x 28, at timestep 99: with 4 levels both sides must usually be multiples of 8",
         ),
         ({"sample_size": (16, 28), **LEVELS}, "sample_size, 16 x 28"),
         ({"sample_size": 9}, "sample_size, 9 x 9"),
         ({"sample_size": 0}, "sample_size is 0; allowed are a side, or height and width"),
         ({"sample_size": (8, 8, 8)}, "sample_size is [8, 8, 8]; allowed"),
         ({"sample_size": 8.5}, "sample_size is 8.5; allowed"),
-        ({"sample_size": None}, "has no sample_size (null), and no images say which is meant"),
+        ({"sample_size": None}, "has no sample_size (null), and there are no images"),
         (
             {"out_channels": 3},
-            "its network makes 3 channels of 1; allowed are as many, or twice as many",
+            "its network has 1 input and 3 output channels; allowed are as many",
         ),
         (
             {"in_channels": 4, "out_channels": 4},
-            "its network takes 4 channels; allowed are 1 (grey) and 3 (RGB)",
+            "its network has 4 input channels; allowed are 1 (grey) and 3 (RGB)",
         ),
         (
             {"class_embed_type": "timestep"},
@@ -873,6 +875,8 @@ def test_sizes_of_images(tmp_path):
     for opened, shape in (
         (open_pipeline(none, size=(12, 6)), (12, 6, 1)),
         (open_pipeline(wide, size=(4, 4)), (8, 16, 1)),
+        (open_pipeline(none, size=lambda: (6, 12)), (6, 12, 1)),
+        (open_pipeline(wide, size=lambda: pytest.fail("not needed")), (8, 16, 1)),
     ):
         assert opened.shape == shape
         drawn = generate(
@@ -958,7 +962,7 @@ def test_without_a_null_label_there_is_no_guidance(tmp_path):
             )
 
 
-# ---- values that are not finite -----------------------------------------------------------------------------------------
+# ---- values that are not finite ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import io
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +60,7 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-# ---- which source -------------------------------------------------------------------------------------------------------
+# ---- which source --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_messages_of_readers_name_the_flags(here, flags, words):
     assert "data." not in str(error.value)
 
 
-# ---- choices ------------------------------------------------------------------------------------------------------------
+# ---- choices -------------------------------------------------------------------------------------
 
 
 def test_a_choice_is_of_one_set_or_of_all_that_it_suits(here):
@@ -242,12 +243,12 @@ def test_class_names_mean_the_same_class_in_both_sets(here):
     assert agreed.manifest["class_names"] == ["ant", "bee", "cat"]
     assert agreed.sha256 == image_sets.sha256(samples.images.pixels, np.array([1, 2]))
     with pytest.raises(
-        ConfigError, match="--train: its classes ant are none of --samples, which has bee, cat"
+        ConfigError, match="--train: its classes ant are not in --samples, which has bee, cat"
     ):
         image_sets.with_classes_of(samples, train)
 
 
-# ---- notices ------------------------------------------------------------------------------------------------------------
+# ---- notices -------------------------------------------------------------------------------------
 
 
 def test_what_was_left_out_is_counted_and_named(here):
@@ -268,7 +269,7 @@ def test_what_was_left_out_is_counted_and_named(here):
         "--train: 1 left out, links to nothing: gone.png",
         f"--train: 12 left out, not images by their ending: {names} and 2 more",
         "--train: 1 file with several pages or frames, each read as an image of its own: stack.tif (3)",
-        "--train: 1 image with transparency, which was dropped: the colours under it count, as in most trainers",
+        "--train: 1 image with transparency, which was dropped: the colours below it are used, as in most trainers",
     ]
 
 
@@ -288,10 +289,13 @@ def test_a_choice_that_nobody_made_is_told(here):
     [
         (
             [],
-            "bilinear with antialias. This was assumed, as most trainers do it; --resize-filter and --crop say otherwise",
+            "bilinear with antialias. This was assumed, as most trainers do it; --resize-filter and --crop choose otherwise",
         ),
         (["--crop", "none"], "squashed into the square, bilinear with antialias. This was assumed"),
-        (["--resize-filter", "box"], "cut out of the longer, box with antialias. This was assumed"),
+        (
+            ["--resize-filter", "box"],
+            "the longer cropped to its centre, box with antialias. This was assumed",
+        ),
         (["--resize-filter", "box", "--crop", "centre"], None),
     ],
 )
@@ -325,9 +329,28 @@ def test_the_transform_given_is_the_transform_made(here):
     assert train.manifest["resize"] == {"side": 6, "filter": "lanczos", "crop": "none", "images": 6}
 
 
-def test_the_manifest_is_plain_json(here):
-    import json
+def test_the_manifest_does_not_grow_with_the_number_of_files(here):
+    folder = write_folder(here / "set", np.repeat(PIXELS, 5, axis=0))
+    for number in range(30):
+        (folder / f"note{number:02}.txt").write_text("x")
+    train = image_sets.read_set("train", given("--train", "set"))
+    listing = "".join(
+        f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {file.name}\n"
+        for file in sorted(folder.glob("*.png"))
+    )
+    assert train.manifest["raw_files"] == {
+        "count": 30,
+        "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+    }
+    (ignored,) = train.manifest["ignored"].values()
+    assert (ignored["count"], len(ignored["first"])) == (30, image_sets.NAMED)
+    assert train.manifest["skipped"] == train.manifest["frames"] == {"count": 0, "first": []}
+    assert len(json.dumps(train.manifest)) < 1500
+    assert "names" not in train.manifest
+    assert len(train.names) == 30
 
+
+def test_the_manifest_is_plain_json(here):
     two_columns(here / "t.parquet")
     train = image_sets.read_set("train", given("--train", "t.parquet", "--image-column", "image"))
     assert json.loads(json.dumps(train.manifest)) == train.manifest

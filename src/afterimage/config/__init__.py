@@ -34,7 +34,6 @@ from afterimage.config.attribution import (
 from afterimage.config.base import Block, ConfigError, Name, Share, expand
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import (
-    ArchiveUrl,
     ArrayFile,
     Classifier,
     Data,
@@ -68,7 +67,6 @@ __all__ = [
     "ATTRIBUTORS",
     "METHODS",
     "AnyArm",
-    "ArchiveUrl",
     "Arm",
     "ArrayFile",
     "Attribution",

@@ -1,8 +1,13 @@
-"""Where the images come from, and what is done to them once: sources, parts, planted duplicates, deduplication."""
+"""The data of a study: sources of images, parts, planted duplicates, deduplication, classifier.
+
+A new source is a block here, listed in ``Source``, and the module that its ``reader`` names, with
+``contents(source, reading) -> afterimage.data.records.Contents``. Nothing else lists the sources.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,111 +18,126 @@ Crop = Literal["centre", "none"]
 SMALLEST, LARGEST = 4, 1024
 """Sides in pixels that images can be resized to."""
 
+Shape = tuple[int, int, int]
+"""Height, width and channels of an image."""
 
-class SklearnDigits(Block):
+
+class SourceBlock(Block):
+    """What every source says of itself without a file being read."""
+
+    reader: ClassVar[str]
+    """Module whose ``contents`` reads the source."""
+    known_shape: ClassVar[Shape | None] = None
+    """Shape of the images as they are stored; None where only the files tell."""
+
+
+class SklearnDigits(SourceBlock):
     """The 1,797 8x8 grey digits that scikit-learn ships; needs no network."""
+
+    reader: ClassVar[str] = "afterimage.data.digits"
+    known_shape: ClassVar[Shape | None] = (8, 8, 1)
+    licence: ClassVar[str] = (
+        "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)"
+    )
 
     kind: Literal["sklearn-digits"]
 
 
-class HuggingFace(Block):
-    """A data set of the Hugging Face Hub, read from its parquet files at a pinned revision."""
+class HuggingFace(SourceBlock):
+    """A data set on the Hugging Face Hub, read from its parquet files at a pinned revision."""
+
+    reader: ClassVar[str] = "afterimage.data.hub"
 
     kind: Literal["huggingface"]
     dataset: str
     """Id, e.g. ``uoft-cs/cifar10``."""
     revision: Annotated[str, Field(min_length=1)]
-    """Commit hash or tag. A branch name is accepted but is not a pin."""
+    """Commit hash or tag. A branch name is accepted but pins nothing."""
     config: str | None = None
     """Name of the data set's configuration (folder), where it has several."""
     split: str = "train"
-    """``train``, ``test``, or several joined by ``+``; a part named test or validation counts as the official test part."""
+    """``train``, ``test``, or several joined by ``+``; a split named test or validation counts as
+    the official test part."""
     image_column: str | None = None
-    """Column with the images; may be left out where only one column holds images."""
+    """Column with the images; optional where only one column holds images."""
     label_column: str | Literal[False] | None = None
-    """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default ``label`` where there is one;
-    false reads none."""
+    """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default
+    ``label`` where there is one; false reads no labels."""
+    sha256: dict[str, str] = {}
+    """Path in the repository -> expected sha256 of every file of the split. With a full commit hash
+    as ``revision``, files in the Hub's local cache are then read without network access."""
     licence: str = "see the data set's card"
     """Note kept in the manifest."""
 
+    @property
+    def pinned(self) -> bool:
+        """Whether the revision is a full commit hash, which no later push can move."""
+        return re.fullmatch("[0-9a-f]{40}", self.revision) is not None
 
-class Parquet(Block):
+
+class Parquet(SourceBlock):
     """Hub-style parquet files on disk: a struct column with ``bytes``, and a label column."""
+
+    reader: ClassVar[str] = "afterimage.data.parquet"
 
     kind: Literal["parquet"]
     path: str | list[str]
-    """File, folder of parquet files, glob pattern, or a list of them. What exists as it stands is taken as it stands; in
-    anything else environment variables are expanded."""
+    """File, folder of parquet files, glob pattern, or a list of them. A path that exists is taken
+    literally; in any other, environment variables are expanded."""
     test_path: str | list[str] | None = None
     """Files of the official test part, if it is to be used too."""
     image_column: str | None = None
-    """Column with the images; may be left out where only one column holds images."""
+    """Column with the images; optional where only one column holds images."""
     label_column: str | Literal[False] | None = None
-    """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default ``label`` where there is one;
-    false reads none."""
+    """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default
+    ``label`` where there is one; false reads no labels."""
     sha256: dict[str, str] = {}
     """File name -> expected sha256. A file with another checksum is an error."""
     licence: str = "unknown"
     """Note kept in the manifest."""
 
 
-class ImageFolder(Block):
-    """A folder, or a zip of one, of image files, with or without one sub-folder per class; or a single image file. Every
-    page or frame of a file is an image of its own."""
+class ImageFolder(SourceBlock):
+    """A folder of image files, or a zip of one, with or without one sub-folder per class; or a
+    single image file. Every page or frame of a file is an image of its own."""
+
+    reader: ClassVar[str] = "afterimage.data.folder"
 
     kind: Literal["image_folder"]
     path: str
-    """Folder, zip or image file. Environment variables are expanded. Links to folders are followed."""
+    """Folder, zip or image file. Environment variables are expanded; links to folders are
+    followed."""
     on_bad_file: Literal["fail", "skip"] = "fail"
-    """What to do about unreadable files and, without ``resize``, files of another size than most: counted and named either way."""
+    """What to do about unreadable files and, without ``resize``, files that differ in size from
+    most: they are counted and named either way."""
     licence: str = "unknown"
     """Note kept in the manifest."""
 
 
-class ArrayFile(Block):
+class ArrayFile(SourceBlock):
     """One ``.npz`` with images (uint8, N x H x W x C) and optionally labels and ``ids``."""
+
+    reader: ClassVar[str] = "afterimage.data.arrays"
 
     kind: Literal["npz"]
     path: str
     """The file. Environment variables are expanded."""
     array: str | None = None
-    """Array with the images; by default ``images``, or else the only one that has the form of images."""
+    """Array with the images; by default ``images``, or else the only array shaped like images."""
     label_array: str | None = None
-    """Array with integer labels; by default ``labels``, or ``arr_1`` beside images in ``arr_0``, as ADM's sampler names them."""
+    """Array with integer labels; by default ``labels``, or ``arr_1`` next to images in ``arr_0``,
+    the names that ADM's sampler uses."""
     licence: str = "unknown"
     """Note kept in the manifest."""
 
 
-class ArchiveUrl(Block):
-    """CIFAR-10 or CIFAR-100 as the python tarball of its authors."""
-
-    kind: Literal["archive_url"]
-    layout: Literal["cifar10", "cifar100"]
-    """Which of the two data sets the tarball holds."""
-    url: str | None = None
-    """Address; by default the authors' own."""
-    sha256: str | None = None
-    """Expected checksum; by default that of the authors' file. Needed with another ``url``."""
-    labels: Literal["fine", "coarse"] = "fine"
-    """Which labels CIFAR-100 is read with."""
-    licence: str = "none stated by the authors"
-    """Note kept in the manifest."""
-
-    @model_validator(mode="after")
-    def _checksum_goes_with_url(self) -> ArchiveUrl:
-        if self.url is not None and self.sha256 is None:
-            raise ValueError("url needs sha256: an archive from another address must be pinned")
-        return self
-
-
 Source = Annotated[
-    SklearnDigits | HuggingFace | Parquet | ImageFolder | ArrayFile | ArchiveUrl,
-    Field(discriminator="kind"),
+    SklearnDigits | HuggingFace | Parquet | ImageFolder | ArrayFile, Field(discriminator="kind")
 ]
 
 
 class Perturbation(Block):
-    """A light change to each planted copy, so that copies are near but not equal."""
+    """A slight change to each planted copy, which makes it a near-duplicate."""
 
     noise: Annotated[float, Field(ge=0, le=0.2)] = 0.0
     """Standard deviation of Gaussian noise, in units of the full range [0, 1]."""
@@ -129,11 +149,11 @@ class Plant(Block):
     """One group of planted duplicates."""
 
     copies: Annotated[int, Field(ge=2)]
-    """How often each image of the group stands in the training set."""
+    """Number of times that each image of the group occurs in the training set."""
     images: Annotated[int, Field(ge=1)]
-    """How many different images the group has."""
+    """Number of different images in the group."""
     perturbation: Perturbation | None = None
-    """None plants exact copies; otherwise every copy but the first is changed lightly."""
+    """None plants exact copies; otherwise every copy but the first is slightly perturbed."""
 
 
 class Split(Block):
@@ -144,30 +164,34 @@ class Split(Block):
     holdout: Annotated[int, Field(ge=2)]
     """Real images that no model and no feature network sees: the control of every attack."""
     reference: Annotated[int, Field(ge=2)] | None = None
-    """Real images for reference statistics and for the feature classifier; None takes all that are left."""
+    """Real images for reference statistics and for the feature classifier; None takes all that
+    remain."""
     official: bool = False
-    """Draw the training images from the source's official training part and the others from its test part only."""
+    """Draw training images from the source's official training part only, and all others from its
+    official test part only."""
 
 
 class Data(Block):
-    """Where the images come from and what is done to them once."""
+    """The images of a study: source, size, parts and planted duplicates."""
 
     source: Source
     """Where the images come from."""
     classes: list[int] | None = None
     """Labels to keep; None keeps all."""
     images: Annotated[int, Field(ge=4)] | None = None
-    """How many images to keep, drawn by the study's seed; None keeps all."""
+    """Number of images to keep, drawn with the study's seed; None keeps all."""
     colour: Literal["keep", "grey", "rgb"] = "keep"
-    """Keep the channels, or turn all images grey or into three channels."""
+    """Keep the channels, or convert all images to grey or to RGB."""
     resize: Annotated[int, Field(ge=SMALLEST, le=LARGEST)] | None = None
     """Side length in pixels that all images are resized to; None keeps the size."""
     resize_filter: ResizeFilter = "bilinear"
-    """What ``resize`` weighs pixels with; all are antialiased. ``bilinear`` is what trainers use (torchvision's Resize)."""
+    """Interpolation of ``resize``, always antialiased. Most trainers use ``bilinear``, the default
+    of torchvision's Resize."""
     crop: Crop = "centre"
-    """``centre`` resizes the shorter side and cuts the middle out of the longer; ``none`` squashes the image into the square."""
+    """``centre`` resizes the shorter side and crops the longer to its centre; ``none`` squashes the
+    image into the square."""
     flips: bool = False
-    """Train with random horizontal flips. The attacks then compare with the mirror images too."""
+    """Train with random horizontal flips. The attacks then compare with mirrored images too."""
     split: Split
     """Sizes of the parts."""
     plant: list[Plant] = []
@@ -178,17 +202,30 @@ class Data(Block):
         planted = sum(p.copies * p.images for p in self.plant)
         if planted > self.split.train:
             raise ValueError(
-                f"plant asks for {planted} training images (the sum of copies x images), more than split.train = {self.split.train}"
+                f"plant asks for {planted} training images (the sum of copies x images), more than "
+                f"split.train = {self.split.train}"
             )
         twins = sum(p.images for p in self.plant)
         if self.images is not None:
             needed = self.distinct + twins + self.split.holdout + (self.split.reference or 2)
             if needed > self.images:
                 raise ValueError(
-                    f"images = {self.images} is too few: {self.distinct} distinct for training, {twins} twins, "
-                    f"{self.split.holdout} holdout and {self.split.reference or 'at least 2'} reference need {needed}"
+                    f"images = {self.images} is too few: {self.distinct} distinct for training, "
+                    f"{twins} twins, {self.split.holdout} holdout and "
+                    f"{self.split.reference or 'at least 2'} reference need {needed}"
                 )
         return self
+
+    def image_shape(self, assumed: Shape) -> Shape:
+        """Return the shape of an image, as far as it is known before anything is read.
+
+        Args:
+            assumed: Stands in for the stored shape where only the files tell it.
+        """
+        height, width, channels = self.source.known_shape or assumed
+        if self.resize is not None:
+            height = width = self.resize
+        return height, width, {"keep": channels, "grey": 1, "rgb": 3}[self.colour]
 
     @property
     def distinct(self) -> int:
@@ -207,7 +244,8 @@ class Embedding(Block):
     """Cosine neighbours in a feature space, proposed by faiss."""
 
     features: Literal["pixels", "pca", "classifier"] = "pca"
-    """Centred pixels, their principal components, or the study's own classifier, which takes one class for near-duplicates."""
+    """Centred pixels, their principal components, or the features of the study's own classifier,
+    which mistakes images of one class for near-duplicates."""
     components: Annotated[int, Field(ge=1)] = 32
     """Number of principal components, with ``features: pca``."""
     similarity: Annotated[float, Field(gt=0, le=1)] = 0.98
@@ -222,22 +260,25 @@ class Dedup(Block):
         "phash",
         "embedding",
     ]
-    """Whose pairs are joined into groups. All three are scored against the planted truth whichever are used."""
+    """Detectors whose pairs are joined into groups. All three are scored against the planted
+    duplicates, whichever are used."""
     phash: PerceptualHash = PerceptualHash()
     """The perceptual hash detector."""
     embedding: Embedding = Embedding()
     """The embedding detector."""
     keep: Literal["first", "medoid"] = "first"
-    """Which image of a group stays: the one with the lowest id, or the one nearest to all others."""
+    """Which image of a group is kept: the one with the lowest id, or the one closest to all
+    others."""
 
 
 class Classifier(Block):
-    """The small network whose features judge quality and propose duplicates; trained on the reference split only."""
+    """The small network whose features measure quality and propose duplicates; trained on the
+    reference part only."""
 
     channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [32, 64]
     """Width of each convolutional block."""
     features: Annotated[int, Field(ge=2)] = 64
-    """Width of the penultimate layer, i.e. dimension of the feature space."""
+    """Width of the penultimate layer, i.e. the dimension of the feature space."""
     epochs: Annotated[int, Field(ge=1)] = 30
     """Passes over the training share of the reference part."""
     batch_size: Annotated[int, Field(ge=1)] = 64

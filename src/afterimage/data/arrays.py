@@ -1,4 +1,4 @@
-"""Images in one ``.npz`` file: uint8, N x H x W x C or N x H x W, and optionally their labels and ids."""
+"""Images in one ``.npz`` file: uint8, N x H x W x C or N x H x W, with optional labels and ids."""
 
 from __future__ import annotations
 
@@ -20,16 +20,17 @@ _DAMAGE = (*zips.DAMAGE, MemoryError, OverflowError, TypeError, SyntaxError)
 
 
 def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
-    """Read the arrays; pickled objects are refused. Names of the images are their ``ids``, or else their rows.
+    """Read the arrays; pickled objects are refused. Images are named by their ``ids``, or by row.
 
     Raises:
-        ConfigError: if there is no such file, or it does not say which array holds the images.
+        ConfigError: if there is no such file, or several arrays could hold the images.
         ArtifactError: if the file is damaged, or arrays have a wrong type, shape or length.
     """
     path = Path(configs.expand(source.path))
     if not path.is_file():
         raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no such file")
     refuse_pointer(path)
+    # Choose the arrays by their headers, then load only these.
     try:
         with zips.opened(path) as archive:
             for info in archive.infolist():
@@ -51,14 +52,17 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
         raise
     except _DAMAGE as error:
         raise ArtifactError(
-            f"{path} cannot be read as an .npz file of plain arrays: {error or type(error).__name__}"
+            f"{path} cannot be read as an .npz file of plain arrays: "
+            f"{error or type(error).__name__}"
         ) from error
 
+    # Check shapes and types before any image is used.
     images = _checked(arrays["images"], name, path)
     for role in ("labels", "ids"):
         if role in arrays and arrays[role].shape != (len(images),):
             raise ArtifactError(
-                f"{path}: {wanted[role]} has shape {arrays[role].shape}, but there are {len(images)} images in {name}"
+                f"{path}: {wanted[role]} has shape {arrays[role].shape}, but there are "
+                f"{len(images)} images in {name}"
             )
     labels = arrays.get("labels", np.full(len(images), -1))
     if not np.issubdtype(labels.dtype, np.integer):
@@ -84,7 +88,7 @@ def _choice(taken: str, given: str | None, others: Iterable[str]) -> dict[str, A
     return {"taken": taken, "given": given is not None, "others": sorted(others)}
 
 
-# ---- which arrays -------------------------------------------------------------------------------------------------------
+# ---- which arrays --------------------------------------------------------------------------------
 
 Form = tuple[tuple[int, ...], np.dtype]
 """Shape and type of an array."""
@@ -110,10 +114,12 @@ def _image_array(
         return fitting[0]
     if fitting:
         raise configs.ConfigError(
-            f"{flag}: {path} has {len(fitting)} arrays that may be the images: {', '.join(fitting)}; name one ({_listed(forms)})"
+            f"{flag}: {path} has {len(fitting)} arrays that may be the images: "
+            f"{', '.join(fitting)}; name one ({_listed(forms)})"
         )
     raise configs.ConfigError(
-        f"{flag}: {path} has no array named images, and none of the form of images (N x H x W x C); {_listed(forms)}"
+        f"{flag}: {path} has no array named images, and none with the shape of images "
+        f"(N x H x W x C); {_listed(forms)}"
     )
 
 
@@ -146,7 +152,7 @@ def _listed(forms: dict[str, Form]) -> str:
 
 
 def _is_images(shape: tuple[int, ...]) -> bool:
-    """Say whether (N, H, W, 1 or 3) or (N, H, W); (H, W, 1 or 3) is one image."""
+    """Return whether a shape is (N, H, W, 1 or 3) or (N, H, W); (H, W, 1 or 3) is one image."""
     return (len(shape) == 4 and shape[-1] in (1, 3)) or (
         len(shape) == 3 and shape[-1] not in (1, 3)
     )
@@ -155,12 +161,13 @@ def _is_images(shape: tuple[int, ...]) -> bool:
 def _checked(images: np.ndarray, name: str, path: Path) -> np.ndarray:
     if images.dtype != np.uint8 or not _is_images(images.shape):
         raise ArtifactError(
-            f"{path}: {name} must be uint8 of shape (N, H, W, 1 or 3) or (N, H, W), not {images.dtype} {images.shape}"
+            f"{path}: {name} must be uint8 of shape (N, H, W, 1 or 3) or (N, H, W), not "
+            f"{images.dtype} {images.shape}"
         )
     return images[..., None] if images.ndim == 3 else images
 
 
-# ---- reading ------------------------------------------------------------------------------------------------------------
+# ---- reading -------------------------------------------------------------------------------------
 
 
 def _form(archive: zipfile.ZipFile, member: str) -> Form:
@@ -175,7 +182,7 @@ def _form(archive: zipfile.ZipFile, member: str) -> Form:
 
 
 def _array(archive: zipfile.ZipFile, member: str) -> np.ndarray:
-    """Return an array. It is read to the end, since only there the archive compares its checksum."""
+    """Return an array. It is read to its end, where zipfile verifies the checksum."""
     if _form(archive, member)[1].hasobject:
         raise ValueError(
             f"{member} holds pickled Python objects, which could run code and are never loaded"

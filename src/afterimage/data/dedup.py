@@ -1,10 +1,12 @@
-"""``afterimage data dedup``: find and remove near-duplicates, scored against the planted truth (Carlini et al. 2023, section 7.1).
+"""``afterimage data dedup``: find near-duplicates and keep one image of each group.
 
-Three detectors always run: equal bytes, a 64-bit perceptual hash, and cosine neighbours in a feature space. Those that the
-study names decide: their pairs are joined into groups (connected components), and one image of each group stays.
+The procedure follows Carlini et al. 2023, section 7.1. Three detectors always run: equal bytes, a
+64-bit perceptual hash, and cosine neighbours in a feature space. The study names the ones that
+decide: their pairs are joined into groups (connected components), and one image of each is kept.
 
-A pair is true when both images show the same source, i.e. were planted as copies of one image. Near-duplicates that the source
-has of itself therefore count as false, and precision is a lower bound of what a person would say.
+Ground truth are the planted duplicates: a pair is true if both images were planted as copies of
+one source image. Near-duplicates that the data set contains anyway count as false, so precision is
+a lower bound of what a person would find.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ _ROUNDING = 1e-6  # of a float32 cosine; equal images must reach similarity 1
 
 
 class Pairs(NamedTuple):
-    """Near-duplicate pairs: rows ``a`` < ``b`` (int64, (P,)) and ``score`` (float64, (P,); what it is depends on the detector)."""
+    """Near-duplicate pairs: rows ``a`` < ``b``, int64 (P,), and the detector's ``score``, float64
+    (P,)."""
 
     a: np.ndarray
     b: np.ndarray
@@ -62,10 +65,12 @@ def run(args: argparse.Namespace) -> None:
     if settings.embedding.features == "classifier":
         if args.classifier is None:
             raise config.ConfigError(
-                "dedup.embedding.features = classifier needs --classifier, the folder of data classifier"
+                "dedup.embedding.features = classifier needs --classifier, the folder of data "
+                "classifier"
             )
         inputs["classifier"] = args.classifier
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+        # Load the training part and its index.
         train = load_images(args.train)
         reference = load_images(args.reference)
         artifacts.check_file(args.index)
@@ -77,25 +82,29 @@ def run(args: argparse.Namespace) -> None:
         ):
             raise ArtifactError(f"{args.index} does not describe the images of {args.train}")
 
+        # Run all detectors, and score each as if it alone decided.
         vectors = features(
             train.pixels, reference.pixels, settings.embedding, resolved["seed"], args.classifier
         )
-        found = {
+        detected = {
             "exact": exact_pairs(train.pixels),
             "phash": hash_pairs(perceptual_hashes(train.pixels), settings.phash.max_bits),
             "embedding": cosine_pairs(vectors, settings.embedding.similarity),
         }
         perturbed = index.loc[train.ids, "perturbed"].to_numpy()
         table: dict[str, dict[str, float | None]] = {}
-        for method, pairs in found.items():
+        for method, pairs in detected.items():
             group = groups(len(train), [pairs])
             kept = keep(group, vectors, settings.keep)
             table[method] = score(pairs, group, kept, train.sources, perturbed)
-        chosen = [found[method] for method in settings.methods]
-        group = groups(len(train), chosen)
-        kept = keep(group, vectors, settings.keep)
-        table["combined"] = score(union(chosen), group, kept, train.sources, perturbed)
 
+        # Group the images by the detectors that decide.
+        deciding = [detected[method] for method in settings.methods]
+        group = groups(len(train), deciding)
+        kept = keep(group, vectors, settings.keep)
+        table["combined"] = score(union(deciding), group, kept, train.sources, perturbed)
+
+        # Write the kept images and the tables.
         train.take(kept).save(step.folder / "train.npz")
         pd.DataFrame(
             {"id": train.ids, "source": train.sources, "group": group, "kept": kept}
@@ -109,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
                     "score": pairs.score,
                 }
             )
-            for method, pairs in found.items()
+            for method, pairs in detected.items()
         ]
         pd.concat(frames, ignore_index=True).to_parquet(step.folder / "pairs.parquet", index=False)
         rows = [{"method": method} | row for method, row in table.items()]
@@ -121,7 +130,7 @@ def run(args: argparse.Namespace) -> None:
         step.note(images=len(train), kept=int(kept.sum()), methods=settings.methods)
 
 
-# ---- detectors ----------------------------------------------------------------------------------------------------------
+# ---- detectors -----------------------------------------------------------------------------------
 
 
 def exact_pairs(pixels: np.ndarray) -> Pairs:
@@ -153,20 +162,21 @@ def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
 
 
 def hash_pairs(hashes: np.ndarray, max_bits: int) -> Pairs:
-    """Return all pairs of hashes that differ in at most ``max_bits`` bits; the score is the number of bits.
+    """Return all pairs of hashes that differ in at most ``max_bits`` bits; the score is the number
+    of bits.
 
     Args:
         hashes: uint8, (N, 8).
     """
     index = faiss.IndexBinaryFlat(8 * hashes.shape[1])
     index.add(np.ascontiguousarray(hashes))
-    return _search(
-        index, hashes, max_bits + 1, "dedup.phash.max_bits"
-    )  # faiss gives distances below the radius
+    # faiss returns distances below the radius.
+    return _search(index, hashes, max_bits + 1, "dedup.phash.max_bits")
 
 
 def cosine_pairs(vectors: np.ndarray, similarity: float) -> Pairs:
-    """Return all pairs with a cosine similarity of at least ``similarity``, which is also the score.
+    """Return all pairs with a cosine similarity of at least ``similarity``, which is also the
+    score.
 
     Args:
         vectors: float32, (N, D), rows of length 1 or 0.
@@ -180,10 +190,10 @@ def _search(index: Any, queries: np.ndarray, radius: float, key: str) -> Pairs:
     def blocks() -> Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         for start in range(0, len(queries), _BLOCK):
             block = np.ascontiguousarray(queries[start : start + _BLOCK])
-            limits, scores, found = index.range_search(block, radius)
+            limits, scores, neighbour = index.range_search(block, radius)
             query = start + np.repeat(np.arange(len(block)), np.diff(limits.astype(np.int64)))
-            once = query < found
-            yield query[once], found[once].astype(np.int64), scores[once].astype(np.float64)
+            once = query < neighbour
+            yield query[once], neighbour[once].astype(np.int64), scores[once].astype(np.float64)
 
     return _gather(blocks(), key)
 
@@ -192,7 +202,7 @@ def _gather(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: st
     """Join blocks of pairs and sort them.
 
     Raises:
-        ConfigError: if there are too many to hold, as with a threshold that most images meet.
+        ConfigError: if there are more than ``_MOST_PAIRS``, as with too loose a threshold.
     """
     gathered = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))]
     total = 0
@@ -200,7 +210,8 @@ def _gather(blocks: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], key: st
         total += len(block[0])
         if total > _MOST_PAIRS:
             raise config.ConfigError(
-                f"{key}: more than {_MOST_PAIRS:,} pairs of images count as duplicates; choose a stricter threshold"
+                f"{key}: more than {_MOST_PAIRS:,} pairs of images count as duplicates; choose a "
+                "stricter threshold"
             )
         gathered.append(block)
     a, b, scores = (np.concatenate(column) for column in zip(*gathered, strict=True))
@@ -215,10 +226,11 @@ def features(
     seed: int,
     classifier: Path | None = None,
 ) -> np.ndarray:
-    """Return the vectors whose cosine is judged, float32 (N, D), each of length 1 (0 where an image is exactly the mean).
+    """Return the feature vectors for cosine similarity, float32 (N, D), of unit length.
 
-    ``pixels`` centres on the mean training image; ``pca`` projects on the principal components of the reference images, which
-    planted copies cannot sway; ``classifier`` takes the study's own network as it is.
+    The vector of an image that equals the mean is zero. ``pixels`` centres on the mean training
+    image; ``pca`` projects onto the principal components of the reference images, which planted
+    copies do not affect; ``classifier`` uses the study's own network.
 
     Args:
         pixels: uint8, (N, H, W, C): the training images.
@@ -240,8 +252,8 @@ def features(
             flat = reference.reshape(len(reference), -1).astype(np.float32) / 255
             if settings.components > min(flat.shape):
                 raise config.ConfigError(
-                    f"dedup.embedding.components = {settings.components}: {flat.shape[0]} reference images of {flat.shape[1]} "
-                    f"values have at most {min(flat.shape)}"
+                    f"dedup.embedding.components = {settings.components}: {flat.shape[0]} "
+                    f"reference images of {flat.shape[1]} values have at most {min(flat.shape)}"
                 )
             state = seeds.derive(seed, "dedup", "pca") % 2**32
             vectors = (
@@ -256,27 +268,30 @@ def features(
     return np.divide(vectors, length, out=np.zeros_like(vectors), where=length > 0)
 
 
-# ---- groups -------------------------------------------------------------------------------------------------------------
+# ---- groups --------------------------------------------------------------------------------------
 
 
-def groups(images: int, found: list[Pairs]) -> np.ndarray:
-    """Return the group of every image, int64 (N,): the connected components under all pairs, numbered by first image."""
-    a, b = (np.concatenate([getattr(pairs, side) for pairs in found]) for side in "ab")
+def groups(images: int, detected: list[Pairs]) -> np.ndarray:
+    """Return the group of every image, int64 (N,): the connected components of all pairs.
+
+    Groups are numbered in the order of their first images.
+    """
+    a, b = (np.concatenate([getattr(pairs, side) for pairs in detected]) for side in "ab")
     graph = coo_array((np.ones(len(a), bool), (a, b)), shape=(images, images))
     return connected_components(graph, directed=False)[1].astype(np.int64)
 
 
 def keep(group: np.ndarray, vectors: np.ndarray, which: str) -> np.ndarray:
-    """Choose the one image of each group that stays.
+    """Choose the image of each group that is kept.
 
     Args:
         group: int64, (N,).
         vectors: float32, (N, D), as ``features`` gives them.
-        which: ``first`` keeps the lowest row; ``medoid`` the one of smallest mean cosine distance to its group, the lowest
-            row among equals.
+        which: ``first`` keeps the lowest row; ``medoid`` the one of smallest mean cosine distance
+            to its group, the lowest row among equals.
 
     Returns:
-        bool, (N,): True where the image stays.
+        bool, (N,): True for images that are kept.
     """
     kept = np.zeros(len(group), bool)
     if which == "first":
@@ -285,44 +300,45 @@ def keep(group: np.ndarray, vectors: np.ndarray, which: str) -> np.ndarray:
     sums = np.zeros((group.max() + 1, vectors.shape[1]))
     np.add.at(sums, group, vectors)
     size = np.bincount(group)[group]
-    distance = np.round(
-        1 - np.einsum("nd,nd->n", vectors, sums[group]) / size, 6
-    )  # 6 digits: float32 ties are ties
+    # Rounded to 6 digits, so that ties in float32 stay ties.
+    distance = np.round(1 - np.einsum("nd,nd->n", vectors, sums[group]) / size, 6)
     order = np.lexsort((np.arange(len(group)), distance, group))
     kept[order[np.unique(group[order], return_index=True)[1]]] = True
     return kept
 
 
-def union(found: list[Pairs]) -> Pairs:
-    """Return every pair once; scores of different detectors do not compare, so they are 0."""
-    both = np.unique(np.concatenate([np.stack(pairs[:2], axis=1) for pairs in found]), axis=0)
+def union(detected: list[Pairs]) -> Pairs:
+    """Return every pair once, with score 0: scores of different detectors are not comparable."""
+    both = np.unique(np.concatenate([np.stack(pairs[:2], axis=1) for pairs in detected]), axis=0)
     return Pairs(both[:, 0], both[:, 1], np.zeros(len(both)))
 
 
-# ---- the planted truth --------------------------------------------------------------------------------------------------
+# ---- the planted truth ---------------------------------------------------------------------------
 
 
 def score(
     pairs: Pairs, group: np.ndarray, kept: np.ndarray, sources: np.ndarray, perturbed: np.ndarray
 ) -> dict[str, float | None]:
-    """Compare what was found with what was planted.
+    """Score detected pairs and groups against the planted duplicates.
 
     Args:
-        pairs: What the detector found.
-        group: int64, (N,): the groups that follow.
-        kept: bool, (N,): the images that stay.
-        sources: (N,): the source of each image; images of one source are planted copies of each other.
-        perturbed: bool, (N,): the image is a changed copy.
+        pairs: Pairs of the detector.
+        group: int64, (N,): the groups that they form.
+        kept: bool, (N,): the images that are kept.
+        sources: (N,): the source of each image; images of one source are planted copies.
+        perturbed: bool, (N,): whether the image is a perturbed copy.
 
     Returns:
-        One row of the table; None where a share has no denominator.
+        One row of the table; shares with a denominator of zero are None.
 
-        - pairs_found, true_pairs, true_pairs_found, pair_precision, pair_recall; perturbed_pair_recall counts only the true
-          pairs with a changed copy in them
-        - group_pairs, group_precision, group_recall: the same after the groups are closed (a ~ b and b ~ c make a ~ c)
-        - removed: images removed; surplus_copies: planted copies beyond the first of each source; surplus_copies_removed
-          (a source's last image does not count) and surplus_recall
-        - unplanted_removed: removed images that stood once; sources_lost: sources that no image is left of
+        - pairs_found, true_pairs, true_pairs_found, pair_precision, pair_recall;
+          perturbed_pair_recall counts only true pairs with a perturbed copy
+        - group_pairs, group_precision, group_recall: the same for all pairs within groups, i.e.
+          after transitive closure
+        - removed: images removed; surplus_copies: planted copies beyond the first of each source;
+          surplus_copies_removed (a source's last image does not count) and surplus_recall
+        - unplanted_removed: removed images without a planted copy; sources_lost: sources of which
+          no image is left
     """
     _, source, copies = np.unique(sources, return_inverse=True, return_counts=True)
     hit = source[pairs.a] == source[pairs.b]

@@ -1,6 +1,7 @@
-"""``afterimage data fetch``: read the source into one checked array file. The only step that may use the network.
+"""``afterimage data fetch``: read the source into one checked array file.
 
-The order is fixed: read, keep the classes, keep N images (in id order). Every image gets its colour as it is read, and then its size.
+It is the only step that may use the network. The order is fixed: read (colour first, then size),
+keep the classes, keep N images (in id order).
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     settings = artifacts.read_config(args.config, "data/fetch")
-    with artifacts.step(settings, args.out, inputs={}, entries=(__name__,)) as step:
+    source = source_of(settings["settings"])
+    with artifacts.step(settings, args.out, {}, entries=(__name__, source.reader)) as step:
         images, manifest = fetch(step.settings, settings["seed"])
         images.save(step.folder / "images.npz")
         artifacts.write_json(step.folder / "manifest.json", manifest)
@@ -36,21 +38,29 @@ def run(args: argparse.Namespace) -> None:
         step.note(image_shape=manifest["image_shape"], licence=manifest["licence"])
 
 
+def source_of(settings: dict[str, Any]) -> config.Source:
+    """Return the block of the source that resolved settings name."""
+    source: config.Source = TypeAdapter(config.Source).validate_python(settings["source"])
+    return source
+
+
 def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
-    """Return the chosen images (ids and sources are row numbers in the source) and the manifest of ``sources.read`` with counts.
+    """Return the chosen images and the manifest of ``sources.read`` with counts.
+
+    Ids and sources of the images are row numbers in the source.
 
     Raises:
         ConfigError: if ``data.images`` or ``data.classes`` asks for more than there is.
         ArtifactError: as ``sources.read``.
     """
-    source: config.Source = TypeAdapter(config.Source).validate_python(settings["source"])
     keys = ("classes", "colour", "resize", "resize_filter", "crop")
-    images, manifest = sources.read(source, **{key: settings[key] for key in keys})
+    images, manifest = sources.read(source_of(settings), **{key: settings[key] for key in keys})
     wanted = settings["images"]
     if wanted is not None:
         if wanted > len(images):
             raise config.ConfigError(
-                f"data.images = {wanted}: the source has only {len(images)} images of the wanted classes"
+                f"data.images = {wanted}: the source has only {len(images)} images of the wanted "
+                "classes"
             )
         rows = np.sort(seeds.numpy_rng(seed, "fetch").choice(len(images), wanted, replace=False))
         images = images.take(rows)

@@ -1,8 +1,10 @@
-"""Image files in a folder, or in a zip of one, with or without one sub-folder per class. A zip is read where it lies."""
+"""Image files in a folder, or in a zip of one, with or without one sub-folder per class.
+
+A zip is read in place, never unpacked.
+"""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from functools import partial
@@ -13,11 +15,9 @@ from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data import zips
 from afterimage.data.pictures import SUFFIXES, is_image
 from afterimage.data.records import Contents, Reading, Record, refuse_pointer
+from afterimage.data.walk import HIDDEN, walk
 
 NO_IMAGE = "not images by their ending"
-HIDDEN = "hidden"
-DANGLING = "links to nothing"
-CIRCLE = "links to a folder that they lie in"
 PARTS = {
     "train",
     "training",
@@ -30,8 +30,7 @@ PARTS = {
     "eval",
     "holdout",
 }
-"""Names of folders that hold the parts of a data set, not its classes."""
-ODD = "neither files nor folders"
+"""Names of folders that hold the splits of a data set, not its classes."""
 
 Loader = Callable[[], bytes]
 
@@ -39,12 +38,13 @@ Loader = Callable[[], bytes]
 def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     """List the image files of a folder or zip in sorted order, or one image file.
 
-    A label is the position of the file's top folder among the sorted folder names; without sub-folders labels are -1. Links are
-    followed. A zip that holds one top folder and nothing else is read as that folder.
+    A label is the position of the file's top folder among the sorted folder names; without
+    sub-folders labels are -1. Links are followed. A zip that holds one top folder and nothing else
+    is read as that folder.
 
     Raises:
-        ConfigError: if there is no such folder or file, no image in it, or folders of ``PARTS`` alone, or, with labels, images
-            both beside and inside sub-folders.
+        ConfigError: if there is no such folder or file, no image in it, or folders of ``PARTS``
+            alone, or, with labels, images both beside and inside sub-folders.
         ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))
@@ -71,15 +71,15 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     tops = sorted({name.split("/")[0] for name in names if "/" in name})
     if len(tops) > 1 and not flat and all(top.lower() in PARTS for top in tops):
         raise configs.ConfigError(
-            f"{reading.names['path']} = {source.path}: its folders {', '.join(tops)} are parts of a data set, not "
-            f"classes; name one of them, e.g. {source.path}/{tops[0]}"
+            f"{reading.names['path']} = {source.path}: its folders {', '.join(tops)} are parts of "
+            f"a data set, not classes; name one of them, e.g. {source.path}/{tops[0]}"
         )
     classes: list[str] = []
     if reading.labels and len(flat) < len(names):
         if flat:
             raise configs.ConfigError(
-                f"{reading.names['path']} = {source.path}: {len(flat)} images lie beside class folders and "
-                f"{len(names) - len(flat)} inside; e.g. {flat[0]}"
+                f"{reading.names['path']} = {source.path}: {len(flat)} images are next to class "
+                f"folders and {len(names) - len(flat)} inside; e.g. {flat[0]}"
             )
         classes = tops
     try:
@@ -98,52 +98,24 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
 
 
 def _among(ignored: dict[str, str]) -> str:
-    """Say what is there in place of images."""
+    """Return the kinds of files that were found instead of images."""
     kinds: Counter[str] = Counter()
     for name, reason in ignored.items():
         kinds[
             PurePosixPath(name).suffix or "without an ending" if reason == NO_IMAGE else reason
         ] += 1
-    there = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
-    return f"among {len(ignored)} files ({there}); endings are {', '.join(sorted(SUFFIXES))}"
+    listed = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common(10)) or "nothing"
+    return f"among {len(ignored)} files ({listed}); endings are {', '.join(sorted(SUFFIXES))}"
 
 
-# ---- folders ------------------------------------------------------------------------------------------------------------
-
-
-def walk(root: Path, ignored: dict[str, str]) -> dict[str, Path]:
-    """Return name (relative, with ``/``) -> file of all files below a folder; what is no file goes into ``ignored``."""
-    files: dict[str, Path] = {}
-
-    def visit(folder: Path, prefix: str, above: tuple[Path, ...]) -> None:
-        above = (*above, folder.resolve())
-        for entry in folder.iterdir():
-            name = prefix + os.fsencode(entry.name).decode("utf-8", "backslashreplace")
-            if entry.name.startswith("."):
-                ignored[name] = HIDDEN
-            elif entry.is_dir():
-                target = entry.resolve()
-                if any(known.is_relative_to(target) for known in above):
-                    ignored[name] = CIRCLE
-                else:
-                    visit(entry, f"{name}/", above)
-            elif entry.is_file():
-                files[name] = entry
-            else:
-                ignored[name] = DANGLING if entry.is_symlink() and not entry.exists() else ODD
-
-    try:
-        visit(root, "", ())
-    except OSError as error:
-        raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
-    return files
-
-
-# ---- zips ---------------------------------------------------------------------------------------------------------------
+# ---- zips ----------------------------------------------------------------------------------------
 
 
 def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
-    """Return name -> loader of all files in a zip, without the folder that all lie in; hidden ones go into ``ignored``."""
+    """Return name -> loader of all files in a zip; hidden files go into ``ignored``.
+
+    Names are relative to the top folder, if all files are in one.
+    """
     refuse_pointer(path)
     try:
         archive = zips.opened(path)
@@ -159,9 +131,11 @@ def _zipped(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
         for info in archive.infolist()
         if not info.is_dir()
     }
-    twice = [name for name, count in Counter(members.values()).items() if count > 1]
-    if twice:
-        raise ArtifactError(f"{path} holds {len(twice)} names more than once, e.g. {twice[0]}")
+    repeated = [name for name, count in Counter(members.values()).items() if count > 1]
+    if repeated:
+        raise ArtifactError(
+            f"{path} holds {len(repeated)} names more than once, e.g. {repeated[0]}"
+        )
     loaders: dict[str, Loader] = {}
     hidden: set[str] = set()
     for info, name in members.items():

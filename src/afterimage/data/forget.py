@@ -1,4 +1,4 @@
-"""Which training images a forget set names. Copies of an image always go together: forgetting one of them would mean nothing."""
+"""The training images of a forget set. Copies of an image are always forgotten together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ from afterimage.images import Images
 def rows(
     train: Images, name: str, settings: dict[str, Any], extraction: Path | None = None
 ) -> np.ndarray:
-    """Return which training images belong to the set, bool, (N,).
+    """Return a mask of the training images that belong to the set, bool, (N,).
 
     Args:
         train: The training part of the split.
         name: The set's name, for messages.
         settings: The set, as plain values of ``config.ForgetSet``.
-        extraction: Store of the extraction attack on the arm that the set names, for sets of extracted images.
+        extraction: Store of the extraction attack on the arm that the set names, for sets of
+            extracted images.
 
     Raises:
-        ConfigError: for an id that is no training image.
-        ArtifactError: if the set is empty, or is all that there is.
+        ConfigError: if an id is not that of a training image.
+        ArtifactError: if the set is empty, or the whole training set.
     """
     if settings["label"] is not None:
         chosen = train.labels == settings["label"]
@@ -37,16 +38,17 @@ def rows(
         if len(unknown):
             ids = f"{train.ids.min()} to {train.ids.max()}"
             raise ConfigError(
-                f"forget.{name}.ids: {unknown[0]} is no row of the training part ({ids})"
+                f"forget.{name}.ids: {unknown[0]} is not a row of the training part ({ids})"
             )
         chosen = np.isin(train.sources, train.sources[np.isin(train.ids, wanted)])
     else:
         assert extraction is not None, name
         artifacts.check_file(extraction / "images.parquet")
-        found = pd.read_parquet(extraction / "images.parquet")
+        extracted = pd.read_parquet(extraction / "images.parquet")
         anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
         chosen = np.isin(
-            train.sources, found.loc[found[f"extracted_{anchor}_{settings['alpha']}"], "source"]
+            train.sources,
+            extracted.loc[extracted[f"extracted_{anchor}_{settings['alpha']}"], "source"],
         )
     if not chosen.any():
         if settings["extracted_from"] is None:

@@ -1,4 +1,4 @@
-"""Which rows of the training part an arm trains on."""
+"""The rows of the training part that an arm trains on."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from afterimage.images import Images
 
 
 def members(images: Images, fraction: float, rng: np.random.Generator) -> np.ndarray:
-    """Return which rows to train on, bool, (N,): a random share of the sources, each with all its copies.
+    """Return a mask of the rows to train on, bool, (N,).
 
-    With ``fraction`` 0.5 this is the half-data model of Carlini et al. 2023, section 5.
+    It is a random share of the sources, each with all its copies. With ``fraction`` 0.5 this is the
+    half-data model of Carlini et al. 2023, section 5.
     """
     sources = np.unique(images.sources)
     chosen = rng.permutation(sources)[: max(1, round(fraction * len(sources)))]
@@ -20,10 +21,10 @@ def members(images: Images, fraction: float, rng: np.random.Generator) -> np.nda
 
 
 def trained_rows(train: Images, members: pd.DataFrame) -> Images:
-    """Return the images that an arm trained on: the rows whose id its table of members marks as trained.
+    """Return the images that an arm trained on, those marked ``trained`` in its table of members.
 
     Raises:
-        ArtifactError: if the members are not rows of ``train``, or none was trained on.
+        ArtifactError: if the members are not rows of ``train``, or none is marked.
     """
     ids = members.loc[members["trained"], "id"].to_numpy()
     unknown = ids[~np.isin(ids, train.ids)]

@@ -1,7 +1,8 @@
-"""Image data sets in the parquet form of the Hugging Face Hub, from disk or from the Hub itself.
+"""Image data sets in the parquet form of the Hugging Face Hub.
 
-The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain binary column), and a label
-column of integers or text.
+The form: one row per image, a struct column with the encoded image under ``bytes`` (or a plain
+binary column), and a label column of integers or text. ``contents`` reads files on disk;
+``contents_of`` reads any list of files.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ import pyarrow.parquet as pq
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
 from afterimage.data import pictures
-from afterimage.data.folder import walk
 from afterimage.data.records import STUDY, Contents, Reading, Record, refuse_pointer
+from afterimage.data.walk import walk
 
 SUFFIXES = (".parquet", ".pq")
 """Endings of parquet files, in lower case."""
@@ -31,13 +32,13 @@ _PARTS = ("train", "validation", "val", "valid", "test", "holdout")
 _ROWS_AT_ONCE = 1024
 
 
-def local(source: configs.Parquet, reading: Reading) -> Contents:
+def contents(source: configs.Parquet, reading: Reading) -> Contents:
     """Read parquet files on disk.
 
     Raises:
-        ConfigError: if there is no such file, or a column or a file named in ``sha256`` is not there, or several columns may be
-            meant.
-        ArtifactError: if a file has another checksum or is no parquet file.
+        ConfigError: if there is no such file, if a column or a file named in ``sha256`` does not
+            exist, or if several columns could hold the images.
+        ArtifactError: if a file has another checksum or is not a parquet file.
     """
     ignored: dict[str, str] = {}
     train = _expand("path", source.path, reading, ignored)
@@ -55,7 +56,8 @@ def local(source: configs.Parquet, reading: Reading) -> Contents:
     unknown = sorted(source.sha256.keys() - {path.name for _, path, _ in named})
     if unknown:
         raise configs.ConfigError(
-            f"{key} names {', '.join(unknown)}, but the files are {', '.join(name for name, _, _ in named)}"
+            f"{key} names {', '.join(unknown)}, but the files are "
+            f"{', '.join(name for name, _, _ in named)}"
         )
     for _, path, _ in named:
         refuse_pointer(path)
@@ -64,138 +66,75 @@ def local(source: configs.Parquet, reading: Reading) -> Contents:
         expected = source.sha256.get(path.name)
         if expected is not None and raw[name] != expected.lower():
             raise ArtifactError(f"{path} has sha256 {raw[name]}, but {key} expects {expected}")
-    return _contents(named, source, reading, raw, ignored)
+    return contents_of(named, source, reading, raw, ignored)
 
 
 def _expand(
     key: str, patterns: str | list[str], reading: Reading, ignored: dict[str, str]
 ) -> list[Path]:
-    """Return the files that are meant. What exists is taken as it stands; only other text is a pattern."""
-    found: list[Path] = []
+    """Return the files of paths and patterns. A path that exists is never taken for a pattern."""
+    files: list[Path] = []
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         text = configs.expand(pattern)
-        there = matching(text)
-        if not there:
+        paths = matching(text)
+        if not paths:
             raise configs.ConfigError(
                 f"{reading.names[key]} = {pattern}: no such file, and it matches no file"
             )
-        for path in there:
-            found += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
-    return found
+        for path in paths:
+            files += _in_folder(path, key, reading, ignored) if path.is_dir() else [path]
+    return files
 
 
 def _in_folder(folder: Path, key: str, reading: Reading, ignored: dict[str, str]) -> list[Path]:
     files = walk(folder, ignored)
     names = sorted(name for name in files if is_parquet(name))
     ignored |= {name: "not parquet files by their ending" for name in files if not is_parquet(name)}
-    told = f"{reading.names[key]} = {folder}"
+    setting = f"{reading.names[key]} = {folder}"
     if not names:
         raise configs.ConfigError(
-            f"{told}: no parquet file among {len(files)} files; endings are {', '.join(SUFFIXES)}"
+            f"{setting}: no parquet file among {len(files)} files; endings are "
+            f"{', '.join(SUFFIXES)}"
         )
-    parts = {part for name in names for part in _PARTS if _is_part(part, name)}
+    parts = {part for name in names for part in _PARTS if is_part(part, name)}
     if len(parts) > 1:
         raise configs.ConfigError(
-            f"{told}: its files are of several parts ({', '.join(sorted(parts))}); name those of one"
+            f"{setting}: its files belong to several splits ({', '.join(sorted(parts))}); name "
+            "the files of one"
         )
     return [files[name] for name in names]
 
 
 def matching(text: str) -> list[Path]:
-    """Return what exists as it is written, or else what matches; of a pattern, folders that exist stand for themselves."""
+    """Return the path if it exists, or else all matches; existing parent folders are literal."""
     path = Path(text)
     exists = next(part for part in (path, *path.parents) if part.exists())
     rest = path.relative_to(exists)
     if exists == path:
         return [path]
     return [
-        Path(found)
-        for found in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))
+        Path(match)
+        for match in sorted(glob.glob(os.path.join(glob.escape(str(exists)), rest), recursive=True))
     ]
 
 
 def is_parquet(name: str) -> bool:
-    """Say whether a file is a parquet file by its ending, in upper or lower case."""
+    """Return whether a file's suffix is that of parquet, in upper or lower case."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
-def _is_part(part: str, name: str) -> bool:
-    """Say whether a file is of a part: ``[folder/]part-00000-of-00001.parquet`` or ``folder/part/0000.parquet``."""
+def is_part(part: str, name: str) -> bool:
+    """Return whether a file belongs to a split, by its name or a folder's.
+
+    Names are ``[folder/]split-00000-of-00001.parquet`` or ``folder/split/0000.parquet``.
+    """
     *parents, file = name.split("/")
     return (
         bool(re.fullmatch(rf"{re.escape(part)}(-.*)?", PurePosixPath(file).stem)) or part in parents
     )
 
 
-def hub(source: configs.HuggingFace, reading: Reading) -> Contents:
-    """Download the parquet files of the wanted split from the Hugging Face Hub, or take them from its cache.
-
-    ``HF_ENDPOINT``, ``HF_HOME`` and ``HF_TOKEN`` mean what they mean to ``huggingface_hub``.
-
-    Raises:
-        ConfigError: if the data set, the revision, the configuration or the split does not exist.
-        ArtifactError: if the Hub cannot be reached.
-    """
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import (
-        HFValidationError,
-        HTTPError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-
-    api = HfApi(library_name="afterimage")
-    named: list[tuple[str, Path, bool]] = []
-    try:
-        info = api.dataset_info(source.dataset, revision=source.revision)
-        stored = sorted(
-            file.rfilename for file in info.siblings or [] if file.rfilename.endswith(".parquet")
-        )
-        for part in source.split.split("+"):
-            for name in _files_of(part, stored, source, reading):
-                path = api.hf_hub_download(
-                    source.dataset, name, repo_type="dataset", revision=info.sha
-                )
-                named.append((name, Path(path), part in ("test", "validation")))
-    except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
-        raise configs.ConfigError(
-            f"{reading.names['source']}: {source.dataset} at revision {source.revision}: {error}"
-        ) from error
-    except (HTTPError, OSError) as error:
-        raise ArtifactError(f"{source.dataset} cannot be fetched from the Hub: {error}") from error
-    raw = {name: sha256(path) for name, path, _ in named}
-    return _contents(named, source, reading, raw, facts={"commit": info.sha or source.revision})
-
-
-def _files_of(
-    part: str, stored: list[str], source: configs.HuggingFace, reading: Reading
-) -> list[str]:
-    """Return the files of one part."""
-    found = {
-        name: "/".join(parent for parent in name.split("/")[:-1] if parent != part)
-        for name in stored
-        if _is_part(part, name)
-    }
-    if source.config is not None:
-        found = {
-            name: folder for name, folder in found.items() if source.config in folder.split("/")
-        }
-    if not found:
-        raise configs.ConfigError(
-            f"{reading.names['source']}: {source.dataset} has no parquet file of split {part!r}"
-            + (f" in configuration {source.config!r}" if source.config else "")
-            + f"; it has: {', '.join(stored) or 'none'}"
-        )
-    if len(set(found.values())) > 1:
-        raise configs.ConfigError(
-            f"{reading.names['config']}: {source.dataset} has several configurations with a split {part!r}: "
-            f"{', '.join(sorted(set(found.values())))}; name one"
-        )
-    return list(found)
-
-
-# ---- rows ---------------------------------------------------------------------------------------------------------------
+# ---- rows ----------------------------------------------------------------------------------------
 
 _DAMAGE = (
     pa.ArrowException,
@@ -207,7 +146,8 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
-"""What pyarrow raises on a damaged file: its own exceptions, and Python's where it turns bytes into names, types and values."""
+"""What pyarrow raises on a damaged file: its own exceptions, and Python's when it converts bytes to
+names, types and values."""
 
 
 @dataclass(frozen=True)
@@ -221,7 +161,7 @@ class _File:
     label: str | None
 
 
-def _contents(
+def contents_of(
     named: list[tuple[str, Path, bool]],
     source: configs.Parquet | configs.HuggingFace,
     reading: Reading,
@@ -248,7 +188,8 @@ def _contents(
     if len(kinds) > 1:
         key = reading.names["label_column"]
         raise configs.ConfigError(
-            f"{key}: labels are text in {kinds[True]}, integers in {kinds[False]}; name a column of one kind"
+            f"{key}: labels are text in {kinds[True]}, integers in {kinds[False]}; name a column "
+            "of one kind"
         )
     classes = sorted(text for text in texts if text is not None)
     choices = {}
@@ -261,11 +202,11 @@ def _contents(
         ),
     ):
         if taken:
-            beside = sorted(others) if key == "image_column" else []
+            rest = sorted(others) if key == "image_column" else []
             choices[key] = {
                 "taken": ", ".join(dict.fromkeys(taken)),
                 "given": given is not None,
-                "others": beside,
+                "others": rest,
             }
     return Contents(
         _records(files, classes),
@@ -281,7 +222,7 @@ def _contents(
 
 @contextmanager
 def _opened(path: Path) -> Iterator[pq.ParquetFile]:
-    """Open a file; its path is made absolute, since pyarrow takes ``~`` at its head for the home folder."""
+    """Open a file by its absolute path: pyarrow expands a leading ``~`` to the home folder."""
     try:
         with pq.ParquetFile(path.absolute(), page_checksum_verification=True) as file:
             yield file
@@ -339,7 +280,7 @@ def _columns(schema: pa.Schema) -> str:
 def _image_column(
     file: pq.ParquetFile, wanted: str | None, path: Path, reading: Reading
 ) -> tuple[str, list[str]]:
-    """Return the column with the images, and the others that could hold some."""
+    """Return the column with the images, and all other columns that could hold images."""
     schema, key = file.schema_arrow, reading.names["image_column"]
     fitting = [column.name for column in schema if _holds_images(column.type)]
     if wanted is None and len(fitting) > 1:
@@ -348,17 +289,19 @@ def _image_column(
         ] or fitting
     if wanted is None and len(fitting) > 1:
         raise configs.ConfigError(
-            f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one ({_columns(schema)})"
+            f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one "
+            f"({_columns(schema)})"
         )
     taken = fitting[0] if wanted is None and fitting else wanted
     if taken is None or fitting.count(taken) != 1:
-        said = f"{key} = {wanted}: {path} has no such column with images"
+        problem = f"{key} = {wanted}: {path} has no such column with images"
         if wanted is None:
-            said = f"{key}: {path} has no column with images"
+            problem = f"{key}: {path} has no column with images"
         elif wanted in fitting:
-            said = f"{key} = {wanted}: {path} has several columns of that name"
+            problem = f"{key} = {wanted}: {path} has several columns of that name"
         raise configs.ConfigError(
-            f"{said} (struct with bytes, or binary; addresses and paths are not followed); {_columns(schema)}"
+            f"{problem} (struct with bytes, or binary; addresses and paths are not followed); "
+            f"{_columns(schema)}"
         )
     return taken, [
         column.name for column in schema if column.name != taken and _holds_images(column.type)
@@ -366,7 +309,7 @@ def _image_column(
 
 
 def _begins_with_image(file: pq.ParquetFile, name: str) -> bool:
-    """Say whether the first value of a column is an image."""
+    """Return whether the first value of a column is an image."""
     for batch in file.iter_batches(1, columns=[name]):
         for cell in batch.column(name).to_pylist():
             raw = cell["bytes"] if isinstance(cell, dict) else cell
@@ -387,7 +330,8 @@ def _label_column(
     kind = schema.field(name).type
     if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or _is_text(kind)):
         raise configs.ConfigError(
-            f"{key} = {name}: {path} has {kind} there, but labels must be integers or text; name another column"
+            f"{key} = {name}: {path} has {kind} there, but labels must be integers or text; name "
+            "another column"
             + (" (or false, to read no labels)" if reading.names is STUDY else "")
             + f"; {_columns(schema)}"
         )

@@ -1,7 +1,9 @@
-"""From an encoded image to pixels: which formats are read, how many images a file holds, colour, and the trainers' resize.
+"""Decode images: which formats are read, how many images a file holds, colour,
+and the trainers' resize.
 
-The resize is what ``torchvision.transforms`` does to a Pillow image, ``Resize(side, antialias=True)`` and ``CenterCrop(side)``, and
-gives the same pixels. Its other path, for tensors of uint8, rounds otherwise and may differ by one step of 255.
+The resize is what ``torchvision.transforms`` does to a Pillow image, ``Resize(side,
+antialias=True)`` and ``CenterCrop(side)``, and gives the same pixels. Its other path, for tensors
+of uint8, rounds otherwise and may differ by one step of 255.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from typing import Literal
 
 import numpy as np
 from PIL import Image, ImageOps
+from PIL.TiffImagePlugin import TiffImageFile
 
 from afterimage.config.data import Crop, ResizeFilter
 from afterimage.data.records import pointer
@@ -31,7 +34,7 @@ _OPENED = tuple(kind for kind in FORMATS if kind in Image.OPEN)
 SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS
 )
-"""Endings of image files, in lower case."""
+"""Suffixes of image files, in lower case."""
 
 DAMAGE = (
     *(
@@ -46,7 +49,8 @@ DAMAGE = (
     ),
     *(TypeError, KeyError, IndexError, MemoryError, OverflowError, ZeroDivisionError),
 )
-"""What Pillow raises on a damaged image: its own errors, and those of its readers, which take the file's numbers as they come."""
+"""What Pillow raises on a damaged image: its own errors, and those of its readers, which take the
+file's numbers as they come."""
 
 PREVIEW = "further pictures inside a JPEG"
 REDUCED = "reduced copies of another page"
@@ -65,13 +69,14 @@ Colour = Literal["keep", "grey", "rgb"]
 
 @dataclass(frozen=True)
 class Transform:
-    """What is done to every image.
+    """The conversion of every image.
 
     Attributes:
         colour: ``keep`` leaves grey images grey and makes all others RGB.
         side: Side length in pixels after the resize; None keeps the size.
-        filter: What the resize weighs pixels with, always antialiased.
-        crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none`` squashes into the square.
+        filter: Interpolation of the resize, always antialiased.
+        crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none``
+            squashes into the square.
     """
 
     colour: Colour = "keep"
@@ -100,12 +105,12 @@ class Picture:
 
 
 def is_image(name: str) -> bool:
-    """Say whether a file is an image by its ending, in upper or lower case."""
+    """Return whether a file's suffix is that of an image, in upper or lower case."""
     return PurePosixPath(name).suffix.lower() in SUFFIXES
 
 
 def is_encoded(raw: bytes) -> bool:
-    """Say whether bytes are an image by their head."""
+    """Return whether bytes begin like an image."""
     try:
         Image.open(io.BytesIO(raw), formats=_OPENED)
     except DAMAGE:
@@ -123,12 +128,12 @@ def decode(raw: bytes | np.ndarray, transform: Transform) -> Iterator[Picture]:
     if isinstance(raw, np.ndarray):
         yield _picture(None, Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw), transform)
         return
-    if said := pointer(raw):
-        raise ValueError(said)
+    if description := pointer(raw):
+        raise ValueError(description)
     try:
         image = Image.open(io.BytesIO(raw), formats=_OPENED)
     except Image.UnidentifiedImageError as error:
-        # Pillow names the buffer that it was given, which says nothing and differs from run to run.
+        # Pillow's message contains the buffer's address, which differs from run to run.
         raise ValueError("not an image that can be read") from error
     count = getattr(image, "n_frames", 1)
     for frame in range(count):
@@ -136,7 +141,7 @@ def decode(raw: bytes | np.ndarray, transform: Transform) -> Iterator[Picture]:
         number = frame if count > 1 else None
         if frame and image.format == "MPO":
             yield Picture(number, None, PREVIEW)
-        elif frame and image.format == "TIFF" and image.tag_v2.get(_SUBFILE, 0) & 1:  # type: ignore[attr-defined]
+        elif frame and isinstance(image, TiffImageFile) and image.tag_v2.get(_SUBFILE, 0) & 1:
             yield Picture(number, None, REDUCED)
         else:
             yield _picture(number, ImageOps.exif_transpose(image), transform)
@@ -169,7 +174,8 @@ def _picture(frame: int | None, image: Image.Image, transform: Transform) -> Pic
 
 
 def resize(image: Image.Image, side: int, filter: ResizeFilter, crop: Crop) -> Image.Image:
-    """Return a square image, as torchvision's ``Resize`` and ``CenterCrop`` make it of a Pillow image."""
+    """Return a square image, as torchvision's ``Resize`` and ``CenterCrop`` make it of a Pillow
+    image."""
     width, height = image.size
     if crop == "none":
         return image.resize((side, side), _FILTERS[filter])

@@ -1,8 +1,9 @@
-"""Planted duplicates: training images of known multiplicity, each with a held-out twin (Carlini et al. 2023, sections 5 and 7.1).
+"""Planted duplicates: training images of known multiplicity, each with a held-out twin.
 
-A planted image and its twin are drawn together, and a coin decides which of the two is planted. Before the coin they are
-exchangeable, so a difference between how often planted images and how often twins are extracted is caused by training on
-the former, not by which images were chosen.
+They follow Carlini et al. 2023, sections 5 and 7.1. A planted image and its twin are drawn
+together, and a coin flip decides which of the two is planted. Until then they are exchangeable, so
+if planted images are extracted more often than twins, training on them is the cause, not the choice
+of images.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ _REDRAWS = 100
 def pairs(
     labels: np.ndarray, candidates: np.ndarray, wanted: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Draw disjoint pairs of rows, of the same class as far as there are enough, without an order inside a pair.
+    """Draw disjoint pairs of rows, each of one class as far as possible.
 
     Args:
         labels: int64, (N,): the class of every row.
@@ -25,12 +26,16 @@ def pairs(
         wanted: P, the number of pairs; needs 2P <= M.
 
     Returns:
-        int64, (P, 2): rows, the planted one first and its twin second, as a fair coin decided for each pair.
+        int64, (P, 2): rows, first the planted one and then its twin, by a fair coin flip per pair.
+
+    Raises:
+        ConfigError: if there are too few candidates.
     """
     if 2 * wanted > len(candidates):
         raise ConfigError(
-            f"data.plant asks for {wanted} images with a twin each, {2 * wanted} in all, but only {len(candidates)} images are "
-            "left to draw them from (official training part where data.split.official; images without a byte-identical double)"
+            f"data.plant asks for {wanted} images with a twin each, {2 * wanted} in all, but only "
+            f"{len(candidates)} images can be drawn (without a byte-identical duplicate, and of "
+            "the official training part if data.split.official)"
         )
     order = rng.permutation(candidates)
     alike: list[np.ndarray] = []
@@ -50,16 +55,17 @@ def pairs(
 def perturb(
     image: np.ndarray, noise: float, brightness: float, rng: np.random.Generator, key: str
 ) -> np.ndarray:
-    """Return a lightly changed copy that differs from ``image``.
+    """Return a slightly perturbed copy that differs from ``image``.
 
     Args:
         image: uint8, (H, W, C).
         noise: Standard deviation of Gaussian noise, in units of the full range [0, 1].
         brightness: Half-width of a uniform shift of all values, same unit.
-        key: Where the settings stand, for the message.
+        key: Key of the settings, for the message.
 
     Raises:
-        ConfigError: if the change is so small that the rounded copy keeps coming out equal to the image.
+        ConfigError: if the perturbation is so small that the rounded copy keeps equalling the
+            image.
     """
     for _ in range(_REDRAWS):
         changed = (
@@ -71,6 +77,6 @@ def perturb(
         if not np.array_equal(copy, image):
             return copy
     raise ConfigError(
-        f"{key}: noise = {noise} and brightness = {brightness} leave an image unchanged after rounding to 8 bits; "
-        "enlarge them, or leave perturbation out to plant exact copies"
+        f"{key}: noise = {noise} and brightness = {brightness} leave an image unchanged after "
+        "rounding to 8 bits; increase them, or omit perturbation to plant exact copies"
     )

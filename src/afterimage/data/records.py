@@ -1,4 +1,4 @@
-"""What every source kind gives: labelled images, one by one, in the source's own order; and how it is asked for them."""
+"""What every reader of a source receives and returns: labelled images in the source's order."""
 
 from __future__ import annotations
 
@@ -33,8 +33,9 @@ class Reading:
     """How a source is to be read.
 
     Attributes:
-        labels: Labels are wanted. Where they are not, they are neither read nor checked, and all are -1.
-        names: Setting -> what it is called where it was given: the keys of ``STUDY``, or a command's flags.
+        labels: Whether labels are needed. If not, they are neither read nor checked, and all -1.
+        names: Setting -> what messages call it: its key in a study, or a command's flag. Keys as in
+            ``STUDY``.
     """
 
     labels: bool = True
@@ -46,10 +47,12 @@ class Record:
     """One file or row of a source, not yet loaded.
 
     Attributes:
-        load: Returns the encoded file as bytes, or uint8 pixels of shape (H, W, 1 or 3). May raise OSError or ValueError.
-        label: Class, -1 where there is none.
-        name: Where the image stands, for messages and manifests: a file name, or a file name and a row.
-        official_test: The image comes from the source's official test part.
+        load: Returns the encoded file as bytes, or uint8 pixels of shape (H, W, 1 or 3). May raise
+            OSError or ValueError.
+        label: Class, or -1 without one.
+        name: Location of the image, for messages and manifests: a file name, or a file name and a
+            row.
+        official_test: Whether the image is of the source's official test part.
     """
 
     load: Callable[[], bytes | np.ndarray]
@@ -60,17 +63,20 @@ class Record:
 
 @dataclass(frozen=True)
 class Contents:
-    """All images of a source and what is known of it.
+    """All images of a source, and what is known about it.
 
     Attributes:
         records: The files or rows, in order.
         raw_files: Name -> sha256 of every file that the records are read from.
-        class_names: Name of class 0, 1, ... where the source has names.
-        files_are_rows: Each record is a file of its own, whose name a manifest should keep; its pages and frames are images.
-        skip_bad: Leave out unreadable and oddly shaped images (and name them) instead of stopping.
-        ignored: What of the source is no image that can be read: ``name`` and ``reason`` of each.
-        choices: Setting -> what was taken for it: ``taken``, ``given`` (by the user), ``others`` (what was there too).
-        facts: Whatever else a manifest should say, e.g. the commit that a revision stood for.
+        class_names: Name of class 0, 1, ..., if the source names its classes.
+        files_are_rows: Whether each record is a file of its own, whose name belongs in the
+            manifest, and whose pages and frames are images.
+        skip_bad: Whether to skip unreadable images and images of another shape (and name them)
+            instead of stopping.
+        ignored: Parts of the source that are not readable images: ``name`` and ``reason`` of each.
+        choices: Setting -> the choice made for it: ``taken``, ``given`` (whether the user gave it)
+            and ``others`` (the candidates not taken).
+        facts: Anything else for the manifest, e.g. the commit that a revision resolved to.
     """
 
     records: Iterable[Record]
@@ -84,27 +90,29 @@ class Contents:
 
 
 POINTERS = {
-    b"version https://git-lfs.github.com/spec/": "a git-lfs pointer, not the file itself: `git lfs pull` fetches it",
+    b"version https://git-lfs.github.com/spec/": (
+        "a git-lfs pointer, not the file itself: `git lfs pull` fetches it"
+    ),
     b"/annex/objects/": "a git-annex pointer, not the file itself: `git annex get` fetches it",
 }
-"""First bytes of what a clone holds in place of a large file -> what to say of it."""
+"""First bytes of the pointer that a clone holds in place of a large file -> its description."""
 
 
 def pointer(head: bytes) -> str | None:
-    """Return what to say of a file that begins with ``head``, if it only stands for another."""
-    return next((said for mark, said in POINTERS.items() if head.startswith(mark)), None)
+    """Return the description of a pointer that begins with ``head``; None for any other file."""
+    return next((text for mark, text in POINTERS.items() if head.startswith(mark)), None)
 
 
 def refuse_pointer(path: Path) -> None:
-    """Check that a file is itself.
+    """Check that a file is not the pointer of a clone without git-lfs or git-annex.
 
     Raises:
-        ArtifactError: if it is the pointer that a clone without git-lfs or git-annex has in its place, or cannot be opened.
+        ArtifactError: if it is one, or cannot be opened.
     """
     try:
         with path.open("rb") as stream:
-            said = pointer(stream.read(64))
+            description = pointer(stream.read(64))
     except OSError as error:
         raise ArtifactError(f"{path} cannot be read: {error.strerror}") from error
-    if said:
-        raise ArtifactError(f"{path} is {said}")
+    if description:
+        raise ArtifactError(f"{path} is {description}")

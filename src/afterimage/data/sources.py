@@ -1,53 +1,26 @@
-"""Reading a data source of any kind into one array of images, with a manifest of what was read.
+"""Read a data source of any kind into one array of images, with a manifest of what was read.
 
-A new source kind is a block in ``config/data.py`` and a function here in ``READERS`` that returns ``records.Contents``.
+The source's block names the module that reads it (``config.data.SourceBlock.reader``).
 """
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
-from collections.abc import Callable, Mapping
-from functools import partial
-from importlib.resources import as_file, files
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from afterimage import config as configs
-from afterimage.artifacts import ArtifactError, sha256
+from afterimage.artifacts import ArtifactError
 from afterimage.config.data import Crop, ResizeFilter
-from afterimage.data import archive, arrays, folder, parquet, pictures, zips
+from afterimage.data import pictures, zips
 from afterimage.data.pictures import Colour, Transform
 from afterimage.data.records import STUDY, Contents, Reading, Record
 from afterimage.images import Images
 
 FRAMES = "further frames of an image in a row"
-
-
-def _digits(source: configs.SklearnDigits, reading: Reading) -> Contents:
-    del source, reading
-    from sklearn.datasets import load_digits
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
-    with as_file(files("sklearn.datasets.data") / "digits.csv.gz") as path:
-        raw = {path.name: sha256(path)}
-    rows = enumerate(zip(pixels, digits.target, strict=True))
-    records = [
-        Record(partial(np.asarray, image), int(label), f"row {row}") for row, (image, label) in rows
-    ]
-    return Contents(records, raw, class_names=[str(name) for name in digits.target_names])
-
-
-READERS: dict[str, Callable[[Any, Reading], Contents]] = {
-    "sklearn-digits": _digits,
-    "huggingface": parquet.hub,
-    "parquet": parquet.local,
-    "image_folder": folder.contents,
-    "npz": arrays.contents,
-    "archive_url": archive.contents,
-}
-"""Source kind -> reader."""
 
 
 def read(
@@ -67,44 +40,53 @@ def read(
         classes: Labels to keep; None keeps all.
         colour: ``keep`` leaves grey images grey and makes all others RGB.
         resize: Side length in pixels; None keeps the size.
-        resize_filter: What the resize weighs pixels with.
-        crop: ``centre`` resizes the shorter side and cuts the middle out of the longer; ``none`` squashes into the square.
-        labels: Labels are wanted; otherwise they are neither read nor checked, and all are -1.
-        names: What messages call the settings: a study's keys, or a command's flags. Keys as in ``records.STUDY``.
+        resize_filter: Interpolation of the resize.
+        crop: ``centre`` resizes the shorter side and crops the longer to its centre; ``none``
+            squashes the image into the square.
+        labels: Whether labels are needed; otherwise they are neither read nor checked, and all are
+            -1.
+        names: What messages call the settings: a study's keys, or a command's flags. Keys as in
+            ``records.STUDY``.
 
     Returns:
-        The images, whose ``ids`` count what the source holds (unreadable files and other classes too, as one image each), and a
-        manifest of plain JSON values:
+        The images, whose ``ids`` are positions in the source (unreadable files and images of other
+        classes count as one image each), and a manifest of plain JSON values:
 
-        - ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None), ``image_shape`` [H, W, C], ``facts``
-        - ``names``: for sources with one file per image, or names of their own, the name of each row, in the order of the rows,
-          a page or frame as ``file[number from 0]``; otherwise None
+        - ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None),
+          ``image_shape`` [H, W, C], ``facts``
+        - ``names``: for sources with one file per image, or with names, the name of each row, in
+          order, with a page or frame as ``file[number from 0]``; otherwise None
         - ``skipped``: images that could not be used: ``name`` and ``reason`` of each
-        - ``ignored``: what of the source was taken for no image of its own: ``name`` and ``reason`` of each
-        - ``frames``: file -> number of images, where a file holds several
-        - ``choices``: setting -> ``taken``, ``given`` and ``others``, where a source has several columns or arrays
+        - ``ignored``: files, pages and frames that do not count as images: ``name`` and ``reason``
+          of each
+        - ``frames``: file -> number of images, for files that hold several
+        - ``choices``: setting -> ``taken``, ``given`` and ``others``, for sources that may have
+          several columns or arrays
         - ``transparent``: number of images whose transparency was dropped
-        - ``resize``: ``side``, ``filter``, ``crop`` and ``images``, the number of those whose size changed; or None
+        - ``resize``: ``side``, ``filter``, ``crop`` and ``images``, the number of images whose
+          size changed; or None
 
     Raises:
         ConfigError: if the source cannot be found as described, or has none of the classes.
-        ArtifactError: if files are damaged, have a wrong checksum, or hold images of several shapes.
+        ArtifactError: if files are damaged, have a wrong checksum, or hold images of several
+            shapes.
     """
     try:
         return _read(
             source, classes, Transform(colour, resize, resize_filter, crop), Reading(labels, names)
         )
     except (configs.ConfigError, ArtifactError) as error:
-        said = str(error)
-        if said.startswith(names["source"]):
+        message = str(error)
+        if message.startswith(names["source"]):
             raise
-        raise type(error)(f"{names['source']}: {said}") from error
+        raise type(error)(f"{names['source']}: {message}") from error
 
 
 def _read(
     source: configs.Source, classes: list[int] | None, transform: Transform, reading: Reading
 ) -> tuple[Images, dict[str, Any]]:
-    contents = READERS[source.kind](source, reading)
+    # Decode every image of the wanted classes; note what cannot be used.
+    contents: Contents = importlib.import_module(source.reader).contents(source, reading)
     loaded: list[tuple[int, str, Record, np.ndarray]] = []
     bad: list[dict[str, str]] = []
     ignored = list(contents.ignored)
@@ -117,11 +99,11 @@ def _read(
         if classes is not None and record.label not in classes:
             continue
         try:
-            found = list(pictures.decode(record.load(), transform))
+            decoded = list(pictures.decode(record.load(), transform))
         except (*pictures.DAMAGE, *zips.DAMAGE) as error:
             bad.append({"name": record.name, "reason": str(error) or type(error).__name__})
             continue
-        for picture in found:
+        for picture in decoded:
             name = record.name if picture.frame is None else f"{record.name}[{picture.frame}]"
             left_out = picture.left_out or (
                 FRAMES if picture.frame and not contents.files_are_rows else ""
@@ -132,14 +114,17 @@ def _read(
             loaded.append((first + (picture.frame or 0), name, record, picture.pixels))
             transparent += picture.transparent
             resized += picture.resized
-        if contents.files_are_rows and len(found) > 1:
-            row = first + len(found)
-            frames[record.name] = sum(picture.pixels is not None for picture in found)
+        if contents.files_are_rows and len(decoded) > 1:
+            row = first + len(decoded)
+            frames[record.name] = sum(picture.pixels is not None for picture in decoded)
+
+    # Refuse classes that do not exist, and unreadable images unless they may be skipped.
     absent = sorted(set(classes or []) - set(labels))
     if absent:
         raise configs.ConfigError(
-            f"{reading.names['classes']} = {classes}: no image has label {', '.join(map(str, absent))}; "
-            f"labels of this source are {', '.join(map(str, sorted(labels)))}"
+            f"{reading.names['classes']} = {classes}: no image has label "
+            f"{', '.join(map(str, absent))}; labels of this source are "
+            f"{', '.join(map(str, sorted(labels)))}"
         )
     if bad and not contents.skip_bad:
         raise ArtifactError(
@@ -151,6 +136,7 @@ def _read(
             + (f": {_first(bad)}" if bad else "")
         )
 
+    # All images must have one shape, or those of the most frequent shape are kept.
     shapes = Counter(pixels.shape for *_, pixels in loaded)
     shape = shapes.most_common(1)[0][0]
     if len(shapes) > 1:
@@ -164,12 +150,14 @@ def _read(
                 f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10)
             )
             raise ArtifactError(
-                f"images have {len(shapes)} different shapes: {counts}; set {reading.names['resize']} for one size, "
-                f"{reading.names['colour']} for one number of channels. {len(odd)} differ from most: {_first(odd)}"
+                f"images have {len(shapes)} different shapes: {counts}; set "
+                f"{reading.names['resize']} for one size, {reading.names['colour']} for one number "
+                f"of channels. {len(odd)} differ from most: {_first(odd)}"
             )
         bad += odd
         loaded = [entry for entry in loaded if entry[-1].shape == shape]
 
+    # Build the arrays and the manifest.
     images = Images.of(
         np.stack([pixels for *_, pixels in loaded]),
         ids=np.array([id_ for id_, *_ in loaded], np.int64),
@@ -181,11 +169,7 @@ def _read(
     side = transform.side
     return images, {
         "source": source.model_dump(mode="json"),
-        "licence": getattr(
-            source,
-            "licence",
-            "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)",
-        ),
+        "licence": source.licence,
         "raw_files": contents.raw_files,
         "class_names": contents.class_names if reading.labels else None,
         "skipped": bad,

@@ -1,11 +1,13 @@
-"""``afterimage data split``: draw train, holdout and reference parts once, and plant duplicates (Carlini et al. 2023, section 7.1).
+"""``afterimage data split``: draw train, holdout and reference parts once, and plant duplicates.
 
-The training part holds the planted images with all their copies and fills up with other images once each. Holdout images,
-reference images and the twins of ``planting`` are controls: none is a duplicate or near-duplicate (``metrics.near_duplicates``)
-of a training image, and no reference image is one of a held-out image. Those that are, are left out, named in
-``left_out.parquet`` and replaced; nobody else's part changes, and the training part is drawn without regard to them.
-Doubles that the source itself has stay possible inside the training part, but planted images and twins are drawn from images
-without a byte-identical double, so that their multiplicity is exact.
+It follows Carlini et al. 2023, section 7.1. The training part consists of the planted images with
+all their copies, and of other images once each. Holdout images, reference images and the twins of
+``planting`` are controls: none is a duplicate or near-duplicate (``metrics.near_duplicates``) of a
+training image, and no reference image is one of a held-out image. Images that are get replaced, and
+are listed in ``left_out.parquet``; all other images keep their part, and the training part does not
+depend on them. The training part may contain duplicates that the source has anyway, but planted
+images and twins are drawn from images without a byte-identical duplicate, so that their
+multiplicity is exact.
 """
 
 from __future__ import annotations
@@ -58,28 +60,30 @@ def run(args: argparse.Namespace) -> None:
 def split(
     images: Images, settings: dict[str, Any], seed: int
 ) -> tuple[dict[str, Images], pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Split and plant.
+    """Split the images into parts and plant duplicates.
 
     Args:
         images: All images; ``ids`` int64.
-        settings: ``split``, ``plant`` and ``flips`` of the study, as ``config.resolve`` gives them.
+        settings: ``split``, ``plant`` and ``flips`` of the study, as plain values.
         seed: The study's seed.
 
     Returns:
-        The parts ``train`` (ids 0..N-1 in shuffled order, ``sources`` the id of the original), ``holdout``, ``reference`` and
-        ``twins`` (ids as in ``images``; twins in the order of the planted images); the index, one row per image of all parts:
+        The parts ``train`` (ids 0..N-1 in shuffled order, ``sources`` the id of the original),
+        ``holdout``, ``reference`` and ``twins`` (ids as in ``images``; twins in the order of the
+        planted images); the index, one row per image of all parts:
 
         - part: train, holdout, reference or twin; id, source, label: of the image
-        - copies: times that the row's source stands in the training set; for a twin, its planted mate's; else 0
+        - copies: how often the row's source occurs in the training set; for a twin, the source of
+          its planted counterpart; otherwise 0
         - copy: 0 for an original, 1, 2, ... for further copies; 0 outside the training set
-        - perturbed: whether the copy was changed
-        - twin_of: source id of the planted mate of a twin; else -1
+        - perturbed: whether the copy was perturbed
+        - twin_of: source id of a twin's planted counterpart; otherwise -1
 
         the images that were left out, by id:
 
         - id: of the image
-        - drawn: the part that it was drawn for and does not stand in (holdout, reference or twin), or none
-        - like: train or holdout, where the image stands that it duplicates
+        - drawn: the part that it was drawn for first (holdout, reference or twin), or none
+        - like: train or holdout, the part of the image that it duplicates
         - nearest, source: id of that image in its part, and of its original
         - exact: whether it is byte-identical (or, with flips, a mirror image)
         - distance, relative: of ``near_duplicates``
@@ -87,14 +91,16 @@ def split(
         and the manifest (plain JSON values).
 
     Raises:
-        ConfigError: if there are too few images, naming how many were asked for and how many there are.
+        ConfigError: if there are too few images, with the numbers needed and available.
     """
+    # Check the sizes, and find the rows to draw the training part from.
     sizes, plant = settings["split"], settings["plant"]
     planted = sum(group["images"] for group in plant)
     others = sizes["train"] - sum(group["copies"] * group["images"] for group in plant)
     if others < 0:
         raise config.ConfigError(
-            f"data.plant asks for {sizes['train'] - others} training images, data.split.train = {sizes['train']}"
+            f"data.plant asks for {sizes['train'] - others} training images, data.split.train = "
+            f"{sizes['train']}"
         )
     content = contents(images.pixels)
     everything = np.arange(len(images))
@@ -108,6 +114,7 @@ def split(
         "training",
     )
 
+    # Draw the planted images with their twins, then the rest of the training part.
     _, position, times = np.unique(content, return_inverse=True, return_counts=True)
     chosen = planting.pairs(
         images.labels,
@@ -119,6 +126,7 @@ def split(
     once = seeds.numpy_rng(seed, "split", "train").choice(left, others, replace=False)
     train, rows = _training_set(images, chosen[:, 0], once, plant, seed)
 
+    # Draw the controls.
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(left, once)
     spare = np.setdiff1d(left, once)
     controls, left_out = _controls(
@@ -133,6 +141,7 @@ def split(
     )
     chosen[:, 1] = controls["twin"]
 
+    # Index all parts, and describe them.
     parts = {
         "train": train,
         "holdout": images.take(controls["holdout"]),
@@ -188,21 +197,22 @@ def _controls(
     settings: dict[str, Any],
     seed: int,
 ) -> tuple[dict[str, np.ndarray], pd.DataFrame]:
-    """Draw the controls as if there were no near-duplicates, then replace those that are.
+    """Draw the controls as if there were no near-duplicates, then replace near-duplicates.
 
     Args:
         images: All images.
         rest: The rows to draw holdout and reference from.
         chosen: (P, 2), planted rows and their twins.
-        spare: The rows that may become twins, of which holdout and reference may be drawn too.
+        spare: The rows that may become twins; some may be drawn for holdout or reference too.
         train: The training part.
-        perturbed: bool, of its rows.
-        settings: Of ``split``.
+        perturbed: bool, whether each training image is a perturbed copy.
+        settings: As in ``split``.
         seed: The study's seed.
 
     Returns:
-        The rows of holdout, reference and twin, and the table of those that were left out.
+        The rows of holdout, reference and twin, and the table of images that were left out.
     """
+    # Draw holdout and reference from the images that are not byte-identical to a training image.
     sizes, flips = settings["split"], settings["flips"]
     wanted, official = sizes["reference"], sizes["official"]
     content = contents(images.pixels)
@@ -227,10 +237,10 @@ def _controls(
         reference = of_reference.choice(candidates, wanted, replace=False)
     drawn = {"holdout": holdout, "reference": reference, "twin": chosen[:, 1]}
 
+    # Find near-duplicates of training images. Perturbed copies are close to each other and shorten
+    # the distances that other images are compared with, so the search is repeated without them.
     trained = [np.arange(len(train))]
-    if (
-        perturbed.any()
-    ):  # copies that are near each other shorten the distances that the others are judged by
+    if perturbed.any():
         trained.append(np.flatnonzero(~perturbed))
     like_train = _duplicates(
         images, np.unique(np.concatenate([rest, spare, chosen[:, 1]])), train, trained, flips
@@ -238,6 +248,7 @@ def _controls(
     near = np.zeros(len(images), bool)
     near[like_train["row"]] = True
 
+    # Replace them in the holdout: by images of no part first, then by reference images.
     free = candidates[~near[candidates]]
     for_no_part, for_reference = np.setdiff1d(free, reference), np.intersect1d(free, reference)
     free = np.concatenate(
@@ -256,8 +267,10 @@ def _controls(
     )
     holdout = np.sort(np.concatenate([kept, free[: sizes["holdout"] - len(kept)]]))
 
+    # Replace them among the twins.
     twins = _twins(images, chosen, near, np.setdiff1d(spare, holdout), reference, seed)
 
+    # Replace them, and near-duplicates of held-out images, in the reference.
     candidates = np.setdiff1d(clean[~near[clean]], np.concatenate([holdout, twins]))
     like_holdout = _duplicates(
         images, candidates, images.take(holdout), [np.arange(len(holdout))], flips
@@ -279,9 +292,8 @@ def _controls(
         np.concatenate([kept, others[: 0 if wanted is None else wanted - len(kept)]])
     )
 
-    used = np.isin(
-        like_train["row"], np.concatenate([rest, chosen[:, 1]])
-    )  # of the spare rows, only what has a part
+    # List the images that were left out; of the spare rows, only those drawn for a part.
+    used = np.isin(like_train["row"], np.concatenate([rest, chosen[:, 1]]))
     left_out = pd.concat(
         [like_train[used].assign(like="train"), like_holdout.assign(like="holdout")]
     )
@@ -303,15 +315,17 @@ def _twins(
     reference: np.ndarray,
     seed: int,
 ) -> np.ndarray:
-    """Return the twins, (P,), each that is near to a training image replaced by a spare one: of the planted image's class before
-    others, and of those that no part was drawn for before those of the reference."""
+    """Return the twins, (P,), with near-duplicates of training images replaced by spare images.
+
+    Images of the planted image's class come first, and images of no part before reference images.
+    """
     twins = chosen[:, 1].copy()
     spare = seeds.numpy_rng(seed, "split", "twins").permutation(spare[~near[spare]])
     replaced = np.flatnonzero(near[twins])
     if len(replaced) > len(spare):
         raise config.ConfigError(
-            f"data.plant: {len(replaced)} twins are near-duplicates of training images, but only {len(spare)} images are left to "
-            "take their places"
+            f"data.plant: {len(replaced)} twins are near-duplicates of training images, but only "
+            f"{len(spare)} images are left to take their places"
         )
     for pair in replaced:
         of_class = images.labels[spare] == images.labels[chosen[pair, 0]]
@@ -323,7 +337,7 @@ def _twins(
 def _duplicates(
     images: Images, rows: np.ndarray, part: Images, galleries: list[np.ndarray], flips: bool
 ) -> pd.DataFrame:
-    """Return those of the rows that duplicate an image of the part, in any of the galleries, which are rows of the part."""
+    """Return the rows that duplicate an image of the part, in any gallery (rows of the part)."""
     tables = []
     for gallery in galleries:
         answer = near_duplicates.find(images.pixels[rows], part.pixels[gallery], flips)
@@ -377,7 +391,8 @@ def _training_set(
 
 
 def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
-    """Return one part's rows of the index; columns that are not given hold what they hold for unplanted images."""
+    """Return one part's rows of the index; columns that are not given hold what they hold for
+    unplanted images."""
     known = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
     return pd.DataFrame(
         known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns

@@ -1,4 +1,4 @@
-"""Opening a zip file, an ``.npz`` too, and knowing that it is whole."""
+"""Open a zip file (an ``.npz`` is one) and check that it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ DAMAGE = (
     zlib.error,
     LZMAError,
 )
-"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know, is a RuntimeError."""
+"""What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know,
+is a RuntimeError."""
 
 _END, _COUNT = (
     b"PK\x05\x06",
@@ -33,24 +34,25 @@ def opened(path: Path) -> zipfile.ZipFile:
     """Open a zip file.
 
     Raises:
-        DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops those behind a damaged
-            entry of its list without a word.
+        DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops
+            those behind a damaged entry of its list without a word.
     """
     archive = zipfile.ZipFile(path)
     with path.open("rb") as stream:
         stream.seek(max(0, path.stat().st_size - _TAIL))
         tail = stream.read()
-    said = int.from_bytes(tail[tail.rfind(_END) :][_COUNT], "little")
-    if said not in (_MANY, len(archive.infolist())):
+    stated = int.from_bytes(tail[tail.rfind(_END) :][_COUNT], "little")
+    if stated not in (_MANY, len(archive.infolist())):
         archive.close()
         raise zipfile.BadZipFile(
-            f"its end says {said} members, but its list has {len(archive.infolist())}"
+            f"its end states {stated} members, but its list has {len(archive.infolist())}"
         )
     return archive
 
 
 def same_name(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Check that a member that is not read has the name that the list gives it, and so is what it is taken for.
+    """Check that a member that is not read has the name that the list gives it, and so is what it
+    is taken for.
 
     Raises:
         BadZipFile: if the name at the member differs.

@@ -77,6 +77,7 @@ STEPS = (
         keys=("data",),
         settings=_fetch_settings,
         inputs=lambda study, job: {},
+        code=lambda study, job: (study.data.source.reader,),
     ),
     Step(
         name="data/split",

@@ -1,6 +1,6 @@
-"""The sets of images that are named on the command line: which source a flag means, how it is read, and what of it was left out.
+"""Sets of images named on the command line: the source that a flag means, reading it, and notices.
 
-Every reader's messages name flags here, where a study's name keys.
+Messages of the readers name flags here, and keys in a study.
 """
 
 from __future__ import annotations
@@ -18,22 +18,23 @@ import numpy as np
 from afterimage import config
 from afterimage.config import ConfigError
 from afterimage.config.data import LARGEST, SMALLEST, Crop, ResizeFilter
-from afterimage.data import folder, parquet, pictures, sources
+from afterimage.data import parquet, pictures, sources
+from afterimage.data.walk import walk
 from afterimage.images import Images
 
 NAMED = 10
-"""Most names in one notice."""
+"""Most names in one notice, and in the record of a set."""
 
 _CHOICES = {
     "image_column": ("--image-column", ("parquet", "huggingface")),
     "label_column": ("--label-column", ("parquet", "huggingface", "npz")),
     "array": ("--array", ("npz",)),
 }
-"""Option -> flag, and the kinds of source that it is for."""
+"""Option -> flag, and the kinds of source that it applies to."""
 
 
 def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
-    """Declare the flags that say how images are read.
+    """Declare the flags that control how images are read.
 
     Args:
         parser: The command's parser.
@@ -45,30 +46,31 @@ def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
         "--colour",
         choices=get_args(pictures.Colour),
         default="keep",
-        help="make all images grey or colour",
+        help="convert all images to grey or to RGB (default: keep)",
     )
     group.add_argument(
         "--resize",
         type=int,
         metavar="SIDE",
-        help="make all images squares of so many pixels a side",
+        help="resize all images to squares with this side length in pixels",
     )
     group.add_argument(
         "--resize-filter",
         choices=get_args(ResizeFilter),
-        help="of --resize, always antialiased; what the model's trainer used (default: bilinear, as most trainers)",
+        help="interpolation of --resize, always antialiased; use that of the model's trainer "
+        "(default: bilinear, like most trainers)",
     )
     group.add_argument(
         "--crop",
         choices=get_args(Crop),
-        help="of --resize: centre resizes the shorter side and cuts the middle out of the longer, as most trainers; none "
-        "squashes the whole image into the square (default: centre)",
+        help="with --resize: centre resizes the shorter side and crops the longer to its centre, "
+        "like most trainers; none squashes the whole image into the square (default: centre)",
     )
-    named = f"; SET is one of {', '.join(sets)}, without it all are meant"
+    named = f"; SET is one of {', '.join(sets)}; without it, NAME applies to all sets"
     for option, text in (
-        ("image_column", "parquet column with the images, where several hold some"),
+        ("image_column", "parquet column with the images, if several columns hold images"),
         ("label_column", "parquet column, or array of an .npz, with the labels"),
-        ("array", "array of an .npz with the images, where it is not called images"),
+        ("array", "array of an .npz with the images, if it is not called images"),
     ):
         group.add_argument(
             _CHOICES[option][0],
@@ -87,9 +89,10 @@ class ImageSet:
     Attributes:
         name: The flag that named it, without ``--``.
         images: The images; ids are row numbers.
-        names: (N,), what a person calls each row: its file, or its row number.
-        manifest: What ``sources.read`` says of the source; ``assumed`` names the parts of the transform that nobody gave.
-        sha256: Of pixels and labels, whatever kind of file they were read from.
+        names: (N,), the file of each row, or its row number.
+        manifest: The manifest of ``sources.read`` as ``condensed``; ``assumed`` lists the flags of
+            the transform that were left at their defaults.
+        sha256: Over pixels and labels, whatever kind of file they were read from.
     """
 
     name: str
@@ -99,47 +102,47 @@ class ImageSet:
     sha256: str
 
     def notices(self) -> list[str]:
-        """Return one sentence for each thing that was left out, or chosen without being asked for."""
+        """Return one sentence for everything that was left out or chosen by default."""
         manifest, flag = self.manifest, f"--{self.name}"
-        said = []
-        left_out: dict[str, list[str]] = {}
-        for entry in manifest["ignored"]:
-            left_out.setdefault(entry["reason"], []).append(entry["name"])
-        for reason, names in left_out.items():
-            said.append(f"{flag}: {len(names)} left out, {reason}: {_listed(names)}")
-        if manifest["skipped"]:
-            names = [f"{entry['name']} ({entry['reason']})" for entry in manifest["skipped"]]
-            said.append(f"{flag}: {_count(len(names), 'image')} skipped: {_listed(names)}")
-        if manifest["frames"]:
-            names = [f"{name} ({count})" for name, count in manifest["frames"].items()]
-            said.append(
-                f"{flag}: {_count(len(names), 'file')} with several pages or frames, each read as an image of its own: "
-                f"{_listed(names)}"
+        sentences = []
+        for reason, ignored in manifest["ignored"].items():
+            sentences.append(f"{flag}: {ignored['count']} left out, {reason}: {_named(ignored)}")
+        skipped, frames = manifest["skipped"], manifest["frames"]
+        if skipped["count"]:
+            sentences.append(
+                f"{flag}: {_count(skipped['count'], 'image')} skipped: {_named(skipped)}"
+            )
+        if frames["count"]:
+            sentences.append(
+                f"{flag}: {_count(frames['count'], 'file')} with several pages or frames, each "
+                f"read as an image of its own: {_named(frames)}"
             )
         for option, choice in manifest["choices"].items():
             taken, others = choice["taken"], choice["others"]
             if not choice["given"] and (others or taken not in _EXPECTED[option]):
-                beside = f", not {_listed(others)}" if others else ""
-                said.append(
-                    f"{flag}: the {_READ[option]} were read from {taken}{beside}; {_FLAGS[option]} chooses another"
+                beside = f", not {_named(_first(others))}" if others else ""
+                sentences.append(
+                    f"{flag}: the {_READ[option]} were read from {taken}{beside}; {_FLAGS[option]} "
+                    "chooses another"
                 )
         if manifest["transparent"]:
-            said.append(
-                f"{flag}: {_count(manifest['transparent'], 'image')} with transparency, which was dropped: the colours under it "
-                "count, as in most trainers"
+            sentences.append(
+                f"{flag}: {_count(manifest['transparent'], 'image')} with transparency, which was "
+                "dropped: the colours below it are used, as in most trainers"
             )
         resize = manifest["resize"]
         if resize and resize["images"] and manifest["assumed"]:
             how = {
-                "centre": "the shorter side, and the middle cut out of the longer",
+                "centre": "the shorter side, and the longer cropped to its centre",
                 "none": "the whole image squashed into the square",
             }[resize["crop"]]
-            said.append(
-                f"{flag}: {_count(resize['images'], 'image')} resized to {resize['side']}x{resize['side']}: {how}, "
-                f"{resize['filter']} with antialias. This was assumed, as most trainers do it; "
-                f"{' and '.join(manifest['assumed'])} say otherwise"
+            sentences.append(
+                f"{flag}: {_count(resize['images'], 'image')} resized to "
+                f"{resize['side']}x{resize['side']}: {how}, {resize['filter']} with antialias. "
+                "This was assumed, as most trainers do it; "
+                f"{' and '.join(manifest['assumed'])} choose otherwise"
             )
-        return said
+        return sentences
 
 
 _READ = {
@@ -157,16 +160,17 @@ _EXPECTED = {
     "array": {"images"},
     "label_array": {"labels"},
 }
-"""Setting -> names that need no word where there is nothing else."""
+"""Setting -> names that need no notice if there is no other candidate."""
 
 
 def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> ImageSet:
-    """Read the set of images that ``--name`` names.
+    """Read the set of images that the flag ``--<name>`` gives.
 
     Args:
         name: The flag without ``--``.
         args: The command's arguments.
-        labels: The command needs labels. Otherwise they are read only where ``--label-column`` asks for them.
+        labels: Whether the command needs labels. Otherwise they are read only if
+            ``--label-column`` is given.
 
     Raises:
         ConfigError: naming the flag, if the source cannot be found as described.
@@ -192,26 +196,60 @@ def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> Image
         name,
         images,
         images.ids if names is None else np.array(names),
-        manifest,
+        condensed(manifest),
         sha256(images.pixels, images.labels),
     )
 
 
+def condensed(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Return a manifest whose size does not grow with the number of files.
+
+    ``raw_files`` becomes the number of files and one sha256, over the lines
+    ``<sha256>  <name>`` in the order of names, as ``sha256sum`` prints them. ``skipped``,
+    ``ignored`` (by reason) and ``frames`` become counts and the first ``NAMED`` names. ``names``
+    is left out.
+    """
+    files = manifest["raw_files"]
+    lines = "".join(f"{files[name]}  {name}\n" for name in sorted(files))
+    ignored: dict[str, list[str]] = {}
+    for entry in manifest["ignored"]:
+        ignored.setdefault(entry["reason"], []).append(entry["name"])
+    skipped = [f"{entry['name']} ({entry['reason']})" for entry in manifest["skipped"]]
+    frames = [f"{name} ({count})" for name, count in manifest["frames"].items()]
+    rest = {key: value for key, value in manifest.items() if key != "names"}
+    return rest | {
+        "raw_files": {"count": len(files), "sha256": hashlib.sha256(lines.encode()).hexdigest()},
+        "ignored": {reason: _first(names) for reason, names in ignored.items()},
+        "skipped": _first(skipped),
+        "frames": _first(frames),
+    }
+
+
+def _first(names: list[str]) -> dict[str, Any]:
+    return {"count": len(names), "first": names[:NAMED]}
+
+
+def _named(entry: dict[str, Any]) -> str:
+    more = entry["count"] - len(entry["first"])
+    return ", ".join(entry["first"]) + (f" and {more} more" if more else "")
+
+
 def with_classes_of(other: ImageSet, images: ImageSet) -> ImageSet:
-    """Return ``images`` with labels numbered as those of ``other``, where names (of folders, or in a column) stand for labels.
+    """Return ``images`` with its labels numbered as in ``other``, where classes have names.
 
     Raises:
-        ConfigError: if it has classes that ``other`` has not.
+        ConfigError: if it has classes that ``other`` lacks.
     """
-    known, own = other.manifest["class_names"], images.manifest["class_names"]
-    if own is None or known == own:
+    known, names = other.manifest["class_names"], images.manifest["class_names"]
+    if names is None or known == names:
         return images
-    unknown = sorted(set(own) - set(known or []))
+    unknown = sorted(set(names) - set(known or []))
     if unknown:
         raise ConfigError(
-            f"--{images.name}: its classes {_listed(unknown)} are none of --{other.name}, which has {_listed(known or ['none'])}"
+            f"--{images.name}: its classes {_named(_first(unknown))} are not in "
+            f"--{other.name}, which has {_named(_first(known or ['none']))}"
         )
-    codes = np.array([known.index(name) for name in own], np.int64)
+    codes = np.array([known.index(name) for name in names], np.int64)
     labels = np.where(images.images.labels < 0, -1, codes[images.images.labels])
     renumbered = replace(images.images, labels=labels)
     return replace(
@@ -237,13 +275,14 @@ def _names(name: str) -> dict[str, str]:
     return dict.fromkeys(places, flag) | _FLAGS | {"colour": "--colour", "resize": "--resize"}
 
 
-# ---- which source -------------------------------------------------------------------------------------------------------
+# ---- which source --------------------------------------------------------------------------------
 
 
 def source_of(name: str, args: argparse.Namespace) -> config.Source:
-    """Return the source that ``--name`` means, after checking what can be checked before anything is read.
+    """Return the source that ``--<name>`` means, after every check that needs no reading.
 
-    What exists is what is meant; only other text is taken for a pattern of parquet files, or a data set of the Hub.
+    A path that exists is meant literally; only other text can be a pattern of parquet files or a
+    data set on the Hub.
 
     Raises:
         ConfigError: naming the flag, if there is no such thing, or a flag for reading does not fit.
@@ -291,23 +330,23 @@ def _kind_of(flag: str, text: str) -> tuple[str, dict[str, Any]]:
             return "image_folder", {"path": text}
     elif hub := re.fullmatch(r"([\w.-]+/[\w.-]+)@([\w./-]+)", text):
         return "huggingface", {"dataset": hub[1], "revision": hub[2]}
-    elif any(parquet.is_parquet(found.name) for found in parquet.matching(str(path))):
+    elif any(parquet.is_parquet(match.name) for match in parquet.matching(str(path))):
         return "parquet", {"path": text}
     elif path.suffix.lower() in (".npz", ".zip", *parquet.SUFFIXES, *pictures.SUFFIXES):
         raise ConfigError(f"{flag}: {text}: no such file")
     raise ConfigError(
-        f"{flag} {text}: not a folder or zip of images, an image, an .npz, a parquet file, folder or pattern of these, or a "
-        "Hub data set (owner/name@revision)"
+        f"{flag} {text}: not a folder or zip of images, an image, an .npz, a parquet file, folder "
+        "or pattern of these, or a Hub data set (owner/name@revision)"
     )
 
 
 def _holds_parquet_alone(path: Path) -> bool:
     """Say whether a folder has parquet files, at any depth, and no image."""
-    files = folder.walk(path, {})
+    files = walk(path, {})
     return any(map(parquet.is_parquet, files)) and not any(map(pictures.is_image, files))
 
 
-# ---- SET=NAME -----------------------------------------------------------------------------------------------------------
+# ---- SET=NAME ------------------------------------------------------------------------------------
 
 
 def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
@@ -319,7 +358,8 @@ def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
         of = start if equals else None
         if of is not None and of not in args.image_sets:
             raise ConfigError(
-                f"{flag} = {text}: {of!r} is no set of images; sets are {', '.join(args.image_sets)}"
+                f"{flag} = {text}: {of!r} is no set of images; sets are "
+                f"{', '.join(args.image_sets)}"
             )
         if of is not None and getattr(args, of) is None:
             raise ConfigError(f"{flag} = {text}: --{of} is not given")
@@ -332,7 +372,8 @@ def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
 
 
 def _chosen(option: str, name: str, kind: str, args: argparse.Namespace) -> str | None:
-    """Return what an option says of one set: by the set's name, or else for all sets that it can be said of."""
+    """Return what an option says of one set: by the set's name, or else for all sets that it can be
+    said of."""
     flag, kinds = _CHOICES[option]
     chosen = _parsed(option, args)
     if name in chosen:
@@ -359,8 +400,3 @@ def _for(kinds: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - NAMED
-    return ", ".join(names[:NAMED]) + (f" and {more} more" if more > 0 else "")

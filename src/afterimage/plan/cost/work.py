@@ -16,7 +16,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from afterimage.config import ArchiveUrl, Features, SklearnDigits, Study
+from afterimage.config import Features, Study
 from afterimage.plan.cost import network
 
 SINGLE, DOUBLE = 60e9, 40e9
@@ -72,10 +72,7 @@ class Work:
 
 def shape(study: Study) -> tuple[int, int, int]:
     """Return height, width and channels of an image, as far as the study says."""
-    data = study.data
-    side, channels = {SklearnDigits: (8, 1), ArchiveUrl: (32, 3)}.get(type(data.source), (32, 3))
-    side = data.resize or side
-    return side, side, {"keep": channels, "grey": 1, "rgb": 3}[data.colour]
+    return study.data.image_shape(assumed=(32, 32, 3))
 
 
 def values(study: Study) -> int:
