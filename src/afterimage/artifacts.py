@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from afterimage import config as configs
 from afterimage import provenance
 
 RUN = "run.json"
@@ -145,7 +144,7 @@ def step(
             (partial / "metrics.jsonl").write_text("".join(lines))
         record = {
             "config": config,
-            "config_sha256": configs.digest(config),
+            "config_sha256": provenance.digest(config),
             "code_sha256": provenance.fingerprint(*entries),
             "code_entries": list(entries),
             "inputs": hashes,
@@ -217,7 +216,7 @@ def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str,
     run = read_run(folder)
     for name in run["outputs"]:
         check_file(Path(folder) / name)
-    if config is not None and run["config_sha256"] != configs.digest(config):
+    if config is not None and run["config_sha256"] != provenance.digest(config):
         raise ArtifactError(
             f"{folder} was made under another config: {difference(run['config'], config)}"
         )

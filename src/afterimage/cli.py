@@ -167,8 +167,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; errors that the user can mend are one message and exit status 2, without a traceback."""
     from afterimage.artifacts import ArtifactError
     from afterimage.config import ConfigError
+    from afterimage.engines.patches import defer_imports
 
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] and argv[0] in COMMANDS:  # other commands open what others made, and may compile
+        defer_imports()
     args = _parser(argv).parse_args(argv)
     args.argv = argv
     try:
