@@ -9,7 +9,7 @@ import sys
 from collections.abc import AsyncIterator
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 
@@ -70,13 +70,18 @@ def _unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
     return _unmarked if function is None else function
 
 
-def defer_imports() -> None:
-    """Do not import ``torch._dynamo`` and ``scipy.stats`` for those who do not use them; call it before torch is imported.
+class _Compiled:
+    """A compiled network, of which there are none."""
 
-    Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence ``scipy.stats``; and it marks functions for
-    torch's compiler, as every optimiser of torch (2.13.0) does when it is made, hence imports the compiler, ``torch._dynamo``.
-    The two are half of the processor time that a job takes to start. Nothing here is compiled, and for code that is not the
-    marks do nothing: the stand-in takes them. Everything else that is asked of a stand-in imports the module and comes from it.
+
+def defer_imports() -> None:
+    """Do not import ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` for those who do not use them.
+
+    To be called before torch is imported. Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence
+    scipy's modules. It marks functions for torch's compiler and asks whether a network is compiled, and so does every optimiser
+    of torch (2.13.0): each imports the compiler, ``torch._dynamo``. That is half of the processor time that a job takes to
+    start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All else that is
+    asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
     """
     for module in (
         _Deferred("scipy.integrate"),
@@ -86,6 +91,7 @@ def defer_imports() -> None:
             allow_in_graph=_unmarked,
             disable=_unmarked,
             graph_break=lambda msg="": None,
+            eval_frame=SimpleNamespace(OptimizedModule=_Compiled),
         ),
     ):
         sys.modules.setdefault(module.__name__, module)
