@@ -109,6 +109,10 @@ COMMANDS: dict[str, dict[str, tuple[str, str]]] = {
 """Phase -> verb -> (module, one line of help)."""
 
 SINGLE: dict[str, tuple[str, str]] = {
+    "status": (
+        "afterimage.engines.status",
+        "how far a study is: phases, arms, and each training's rate and time left",
+    ),
     "verify": (
         "afterimage.engines.verify",
         "check that every result matches the study, its inputs and its code",
