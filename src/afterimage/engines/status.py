@@ -187,8 +187,8 @@ class Look:
         update = 0 if curves is None else last_update(curves)
         if curves is None or not update:
             return "training"
-        totals = OF_UPDATES.findall(self._log(job))
-        total = int(totals[-1]) if totals else None
+        told = OF_UPDATES.search(self._log(job))
+        total = int(told[1]) if told else None
         text = f"training {update}{'' if total is None else f'/{total}'} updates"
         rate = updates_per_second(curves.parent)
         if rate is not None:
@@ -226,11 +226,11 @@ def last_update(curves: Path) -> int:
     """Return the update of the last whole point of training curves, 0 if there is none."""
     with curves.open("rb") as stream:
         stream.seek(max(0, curves.stat().st_size - 4096))
-        lines = stream.read().split(b"\n")[:-1]  # the last one may be half written
+        lines = stream.read().splitlines()
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except (ValueError, KeyError):  # the first one may be cut
+        except ValueError:  # the last one may be half written, the first one is cut
             continue
     return 0
 
