@@ -72,6 +72,11 @@ def write_json(path: Path, value: Any) -> None:
     )
 
 
+def partial_folder(out: Path) -> Path:
+    """Return the folder into which a step writes before it publishes ``out``; it is there while the step is at work."""
+    return out.with_name(f".{out.name}.partial")
+
+
 def replace_folder(partial: Path, target: Path) -> None:
     """Put the finished folder ``partial`` in the place of ``target``."""
     if target.exists():
@@ -134,7 +139,7 @@ def step(
     hashes = {
         name: {"path": _relative(path), "sha256": sha256(path)} for name, path in inputs.items()
     }
-    partial = out.with_name(f".{out.name}.partial")
+    partial = partial_folder(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

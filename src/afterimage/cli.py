@@ -40,6 +40,10 @@ for (phase, verb), command in [
     COMMANDS.setdefault(phase, {})[verb] = command
 
 SINGLE: dict[str, tuple[str, str]] = {
+    "status": (
+        "afterimage.engines.status",
+        "how far a study is: phases, arms, and each training's rate and time left",
+    ),
     "verify": (
         "afterimage.engines.verify",
         "check that every result matches the study, its inputs and its code",
@@ -98,8 +102,11 @@ def main(argv: list[str] | None = None) -> int:
     """Run one command; errors that the user can mend are one message and exit status 2, without a traceback."""
     from afterimage.artifacts import ArtifactError
     from afterimage.config import ConfigError
+    from afterimage.engines.patches import defer_imports
 
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] and argv[0] in COMMANDS:  # other commands open what others made, and may compile
+        defer_imports()
     try:
         args = _parser(argv).parse_args(argv)
         args.argv = argv

@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
+import subprocess
+import sys
+from importlib.metadata import version
 from types import SimpleNamespace
 
 import pytest
@@ -107,3 +110,87 @@ def test_the_scheduler_still_has_the_limit_that_is_taken_away():
     from snakemake.scheduling import job_scheduler
 
     assert "self.job_rate_limiter" in inspect.getsource(job_scheduler)
+
+
+def deferred(code: str) -> list[str]:
+    """Return what ``code`` prints after imports were deferred."""
+    before = "import sys\nfrom afterimage.engines.patches import defer_imports\ndefer_imports()\n"
+    done = subprocess.run(
+        [sys.executable, "-c", before + code], capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split()
+
+
+def test_the_compiler_stays_away_until_something_is_compiled():
+    code = """
+import torch
+from torch._dynamo import allow_in_graph, disable
+@torch.compiler.disable
+def double(x):
+    return 2 * x
+@torch.compiler.disable(recursive=False)
+def half(x):
+    return x / 2
+print(allow_in_graph(double) is double, double(2), half(2), "sympy" in sys.modules)
+print(torch.compile(lambda x: x + 1, backend="eager")(torch.ones(1)).item())
+print("sympy" in sys.modules, type(sys.modules["torch._dynamo"]) is type(sys))
+compiled = torch.compile(torch.nn.Identity(), backend="eager")
+from diffusers.utils.torch_utils import is_compiled_module
+print(is_compiled_module(compiled), is_compiled_module(torch.nn.Identity()))
+"""
+    assert deferred(code) == ["True", "4", "1.0", "False", "2.0", "True", "True", "True", "False"]
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import torch._dynamo.config as it",
+        "from torch._dynamo import config as it",
+        "import torch._dynamo; it = torch._dynamo.config",
+    ],
+)
+def test_submodules_come_from_the_module_itself(statement):
+    code = f"""
+import torch
+{statement}
+print(it is sys.modules["torch._dynamo.config"], it is torch._dynamo.config)
+print(it is vars(sys.modules["torch._dynamo"])["config"])
+"""
+    assert deferred(code) == ["True"] * 3
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from scipy.stats import rankdata",
+        "import scipy.stats; rankdata = scipy.stats.rankdata",
+        "from scipy import stats; rankdata = stats.rankdata",
+        "from scipy.stats._stats_py import rankdata",
+    ],
+)
+def test_scipy_is_itself_when_it_is_used(statement):
+    assert deferred(f"{statement}\nprint(*rankdata([3, 1, 2]))") == ["3.0", "1.0", "2.0"]
+
+
+def test_what_is_there_already_stays():
+    code = """
+import scipy.stats
+kept = sys.modules["scipy.stats"]
+print(type(kept).__name__)
+defer_imports()
+print(sys.modules["scipy.stats"] is kept)
+"""
+    assert deferred(code)[1] == "True"
+
+
+def test_the_versions_are_those_that_were_looked_at():
+    """Look again at what they import, and at what ``defer_imports`` says of it, when a pin moves."""
+    assert version("diffusers") == "0.42.1"
+    assert version("torch").partition("+")[0] == "2.13.0"
+
+
+def test_the_deferred_imports_are_those_of_the_installed_versions():
+    """With others nothing is deferred, and every step takes twice as long to start."""
+    for name, known in patches.DEFERRED_OF.items():
+        assert version(name).partition("+")[0] == known

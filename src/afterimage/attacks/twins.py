@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
-from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from afterimage.artifacts import ArtifactError
 from afterimage.images import Images
@@ -82,17 +81,23 @@ class Ranking:
 
     def curve(self) -> pd.DataFrame:
         """Return the curve: ``recall``, ``precision`` and ``ratio``, the largest ratio called extracted at that point."""
+        from sklearn.metrics import precision_recall_curve
+
         precision, recall, score = precision_recall_curve(self._truth, self._score)
         ratio = [self._ratio[s] for s in score] + [np.nan]  # the last point calls nothing extracted
         return pd.DataFrame({"recall": recall, "precision": precision, "ratio": ratio})
 
     def average_precision(self, pairs: np.ndarray | None = None) -> float:
         """Return the average precision, of all or of the resampled ``pairs``, int64 (P,)."""
+        from sklearn.metrics import average_precision_score
+
         chosen = self._chosen(pairs)
         return float(average_precision_score(self._truth[chosen], self._score[chosen]))
 
     def auc(self, pairs: np.ndarray | None = None) -> float:
         """Return the chance that a planted image ranks before a twin (ties count half), of all or of resampled ``pairs``."""
+        from sklearn.metrics import roc_auc_score
+
         chosen = self._chosen(pairs)
         return float(roc_auc_score(self._truth[chosen], self._score[chosen]))
 

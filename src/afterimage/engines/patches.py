@@ -7,12 +7,18 @@ down the version.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import AsyncIterator
+from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.metadata import version
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 SNAKEMAKE = "9.27.1"
 SLURM_PLUGIN = "2.8.0"
+DEFERRED_OF = {"torch": "2.13.0", "diffusers": "0.42.1"}
+"""Versions whose imports ``defer_imports`` knows; with others it does nothing."""
 
 
 class UnknownVersionError(RuntimeError):
@@ -85,3 +91,61 @@ def keep_unanswered(executor: Any) -> None:
                 yield job
 
     executor.check_active_jobs = check_active_jobs
+
+
+class _Deferred(ModuleType):
+    """Stands for a module that is imported when something of it is used that is not given here.
+
+    Args:
+        name: Of the module.
+        given: What can be used without importing it.
+    """
+
+    def __init__(self, name: str, **given: Any) -> None:
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)
+        vars(self).update(given)
+
+    def __getattr__(self, attribute: str) -> Any:
+        # `from M import x` asks every module for its path, an import of M.x its package; only the second needs it.
+        importing = sys._getframe(1).f_code.co_filename == "<frozen importlib._bootstrap>"
+        # Other names of this form are asked for by programs that look through all modules.
+        if attribute.startswith("__") and not (attribute == "__path__" and importing):
+            raise AttributeError(attribute)
+        name = self.__name__
+        if sys.modules.get(name) is self:
+            del sys.modules[name]
+        return getattr(import_module(name), attribute)
+
+
+def _unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
+    return _unmarked if function is None else function
+
+
+class _Compiled:
+    """A compiled network, of which there are none."""
+
+
+def defer_imports() -> None:
+    """Do not import ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` for those who do not use them.
+
+    To be called before torch is imported. Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence
+    scipy's modules. It marks functions for torch's compiler and asks whether a network is compiled, and so does every optimiser
+    of torch (2.13.0): each imports the compiler, ``torch._dynamo``. That is half of the processor time that a job takes to
+    start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All else that is
+    asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
+    """
+    if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
+        return
+    for module in (
+        _Deferred("scipy.integrate"),
+        _Deferred("scipy.stats"),
+        _Deferred(
+            "torch._dynamo",
+            allow_in_graph=_unmarked,
+            disable=_unmarked,
+            graph_break=lambda msg="": None,
+            eval_frame=SimpleNamespace(OptimizedModule=_Compiled),
+        ),
+    ):
+        sys.modules.setdefault(module.__name__, module)

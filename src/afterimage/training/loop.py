@@ -15,6 +15,7 @@ writes, and saves what ``tensors`` returns to it; a signal to any stops all afte
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -101,7 +102,7 @@ def run(
     progress = _resume(parts, store)
     goal = -(-updates * share[0] // share[1])
     started, counted = time.monotonic() - progress.seconds, progress.update
-    mark = line = time.monotonic()
+    mark, line = time.monotonic(), -math.inf  # the first point is told at once, with the budget
     with (
         _stop_signals() as stop,
         (store.curves if distributed.first() else Path(os.devnull)).open("a") as curves,
