@@ -242,6 +242,14 @@ def test_a_busy_server_is_asked_again(stored):
     assert len(stored.gets()) == 3 + hub.ATTEMPTS
 
 
+def test_a_hub_out_of_reach_is_named_with_the_reason(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ArtifactError, match=f"some/set cannot be .* cache \\({tmp_path}.*offline mode is enabled"
+    ):
+        sources.read(pinned(stored))
+
+
 def test_a_refusal_is_not_repeated(stored):
     checksum = {"plain_text/test.parquet": "0" * 64}
     with pytest.raises(config.ConfigError, match="some/set at revision"):
