@@ -287,6 +287,12 @@ def test_a_damaged_cached_file_is_set_aside_and_downloaded_again(stored, tmp_pat
     assert len(stored.gets()) == 2
 
 
+@pytest.mark.parametrize("checksum", ["0" * 63, "0" * 65, "sha256:" + "0" * 64, "g" * 64, ""])
+def test_what_is_not_a_checksum_is_refused_before_any_download(checksum):
+    with pytest.raises(ValueError, match="sha256"):
+        source(sha256={TEST: checksum})
+
+
 def test_a_checksum_may_be_in_capitals(stored):
     checksum = {TEST: sha256(stored.files[TEST]).upper()}
     assert len(sources.read(source(split="test", sha256=checksum))[0]) == 2
