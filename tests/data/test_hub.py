@@ -242,6 +242,14 @@ def test_a_busy_server_is_asked_again(stored):
     assert len(stored.gets()) == 3 + hub.ATTEMPTS
 
 
+def test_a_hub_out_of_reach_is_named_with_the_reason(stored, tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ArtifactError, match=f"some/set cannot be .* cache \\({tmp_path}.*offline mode is enabled"
+    ):
+        sources.read(pinned(stored))
+
+
 def test_a_refusal_is_not_repeated(stored):
     checksum = {"plain_text/test.parquet": "0" * 64}
     with pytest.raises(config.ConfigError, match="some/set at revision"):
@@ -277,6 +285,12 @@ def test_a_damaged_cached_file_is_set_aside_and_downloaded_again(stored, tmp_pat
     assert Path(f"{cached(tmp_path, TEST)}.wrong-sha256").read_bytes() == damaged
     assert cached(tmp_path, TEST).read_bytes() == stored.files[TEST]
     assert len(stored.gets()) == 2
+
+
+@pytest.mark.parametrize("checksum", ["0" * 63, "0" * 65, "sha256:" + "0" * 64, "g" * 64, ""])
+def test_what_is_not_a_checksum_is_refused_before_any_download(checksum):
+    with pytest.raises(ValueError, match="sha256"):
+        source(sha256={TEST: checksum})
 
 
 def test_a_checksum_may_be_in_capitals(stored):

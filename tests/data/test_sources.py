@@ -147,7 +147,7 @@ def test_checksums_are_kept_to(tmp_path):
     good = hashlib.sha256(path.read_bytes()).hexdigest()
     assert len(sources.read(parquet(path, sha256={"a.parquet": good}))[0]) == 6
     with pytest.raises(ArtifactError, match=f"sha256 {good}, but data.source.sha256 expects 00"):
-        sources.read(parquet(path, sha256={"a.parquet": "00"}))
+        sources.read(parquet(path, sha256={"a.parquet": "0" * 64}))
     with pytest.raises(
         config.ConfigError, match=r"sha256 names b\.parquet, but the files are a\.parquet"
     ):

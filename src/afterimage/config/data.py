@@ -18,6 +18,7 @@ Crop = Literal["centre", "none"]
 SMALLEST, LARGEST = 4, 1024
 """Sides in pixels that images can be resized to."""
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 Shape = tuple[int, int, int]
 """Height, width and channels of an image."""
 
@@ -63,7 +64,7 @@ class HuggingFace(SourceBlock):
     label_column: str | Literal[False] | None = None
     """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default
     ``label`` where there is one; false reads no labels."""
-    sha256: dict[str, str] = {}
+    sha256: dict[str, Sha256] = {}
     """Path in the repository -> expected sha256 of every file of the split. With a full commit hash
     as ``revision``, files in the Hub's local cache are then read without network access."""
     licence: str = "see the data set's card"
@@ -91,7 +92,7 @@ class Parquet(SourceBlock):
     label_column: str | Literal[False] | None = None
     """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default
     ``label`` where there is one; false reads no labels."""
-    sha256: dict[str, str] = {}
+    sha256: dict[str, Sha256] = {}
     """File name -> expected sha256. A file with another checksum is an error."""
     licence: str = "unknown"
     """Note kept in the manifest."""

@@ -38,6 +38,7 @@ def contents(source: HuggingFace, reading: Reading) -> Contents:
         ArtifactError: if the Hub cannot be reached, or a file has another checksum.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    from huggingface_hub import constants
     from huggingface_hub.errors import (
         HFValidationError,
         HTTPError,
@@ -65,7 +66,12 @@ def contents(source: HuggingFace, reading: Reading) -> Contents:
             f"{reading.names['source']}: {source.dataset} at revision {source.revision}: {error}"
         ) from error
     except (HTTPError, OSError) as error:
-        raise ArtifactError(f"{source.dataset} cannot be fetched from the Hub: {error}") from error
+        cause = error.__cause__ or error
+        reason = next(iter(str(cause).splitlines()), type(cause).__name__)
+        raise ArtifactError(
+            f"{source.dataset} cannot be fetched from the Hub, and is not in the local cache "
+            f"({constants.HF_HUB_CACHE}): {reason}"
+        ) from error
     return parquet.contents_of(named, source, reading, raw, facts={"commit": commit})
 
 
