@@ -13,8 +13,8 @@ FLOORS = (
     {"artifacts"},
     {"images"},
     {"plan", "metrics", "diffusion"},
-    {"data", "training", "engines", "cli"},
-    {"methods", "attacks"},
+    {"data", "training", "engines"},
+    {"methods", "attacks", "cli"},
     {"attribution", "report"},
     {"selection", "standalone"},
 )
