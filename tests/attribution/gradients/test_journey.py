@@ -73,7 +73,7 @@ def test_features_are_the_mean_over_the_states_and_leave_the_net_as_it_was(
     for t in (750, 250):
         state = Images.of(estimates[t], images.ids)
         one = compute.project_gradients(
-            net, scheduler_config, state, "generated", settings, ["loss"], 3, at=[t]
+            net, scheduler_config, state, "generated", settings, ["loss"], 3, timesteps=[t]
         )
         each.append(one.features["loss"])
     np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-6)
