@@ -33,16 +33,16 @@ def test_a_query_whose_scores_are_all_the_same_has_no_agreement():
 def test_the_first_images_found():
     one = np.array([[5.0, 4, 3, 2, 1, 0], [0.0, 1, 2, 3, 4, 5]])
     other = np.array([[5.0, 4, 0, 1, 2, 3], [5.0, 4, 3, 2, 1, 0]])
-    assert acceleration.first_found(one, other, 2) == pytest.approx((1 + 0) / 2)
-    assert acceleration.first_found(one, other, 3) == pytest.approx((2 / 3 + 0) / 2)
-    assert acceleration.first_found(one, other, 6) == 1
+    assert acceleration.top_overlap(one, other, 2) == pytest.approx((1 + 0) / 2)
+    assert acceleration.top_overlap(one, other, 3) == pytest.approx((2 / 3 + 0) / 2)
+    assert acceleration.top_overlap(one, other, 6) == 1
 
 
 @given(SCORES, SCORES)
 def test_two_stages_of_the_same_scores_keep_the_ranking(cheap, careful):
-    _, ranks = acceleration.two_stages(cheap, cheap, 0.2)
+    _, ranks = acceleration.rank_in_two_stages(cheap, cheap, 0.2)
     np.testing.assert_array_equal(np.argsort(ranks), np.argsort(cheap))
-    scores, ranks = acceleration.two_stages(cheap, careful, 0.2)
+    scores, ranks = acceleration.rank_in_two_stages(cheap, careful, 0.2)
     for query in range(3):
         shortlist = np.argsort(-cheap[query])[:4]
         np.testing.assert_array_equal(
@@ -60,6 +60,6 @@ def test_a_shortlist_of_all_that_matters_loses_nothing():
     weights[:, :3] = [[3, 2, 1], [1, 5, 2]]
     masks = subsets.masks(np.zeros(40, np.int64), 0.5, 16, 0)
     cheap = weights + rng.uniform(0, 0.1, weights.shape)
-    scores, _ = acceleration.two_stages(cheap, weights, 3 / 40)
+    scores, _ = acceleration.rank_in_two_stages(cheap, weights, 3 / 40)
     losses = -masks.astype(float) @ weights.T
     np.testing.assert_allclose(lds.spearman(lds.predictions(scores, masks), losses), 1)

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import features
+from afterimage.attribution.consistency import read_features
 from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS
 from afterimage.config import Diffusion, Features
@@ -92,7 +93,9 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
     members = images.take(np.arange(9)[TRAINED][3:6])
     seed = json.loads(args.config.read_text())["seed"]
     readouts = compute.READOUTS if name == "final" else ["loss"]
-    expected = compute.features(net, scheduler, members, "train", Features(**SMALL), readouts, seed)
+    expected = compute.project_gradients(
+        net, scheduler, members, "train", Features(**SMALL), readouts, seed
+    )
     wanted = expected.features | (
         {"rows": expected.rows, "residual": expected.residual} if name == "final" else {}
     )
@@ -108,7 +111,7 @@ def test_blocks_together_are_one_large_block(command):
     whole = made(command("main/final/train0", "whole", images_per_job=100))
     blocks = [command(f"main/final/train{at}") for at in range(3)]
     assert [len(made(args)["train/loss"]) for args in blocks] == [3, 3, 1]
-    together = features.read([args.out for args in blocks])
+    together = read_features([args.out for args in blocks])
     assert together.keys() == whole.keys()
     for name, values in whole.items():
         np.testing.assert_array_equal(together[name], values, err_msg=name)
@@ -129,7 +132,7 @@ def test_queries_are_one_block_with_all_their_sets(command, images):
     net, scheduler = opened(args, "final/ema")
     seed = json.loads(args.config.read_text())["seed"]
     few = images.take(np.array([12, 13]))
-    expected = compute.features(
+    expected = compute.project_gradients(
         net, scheduler, few, "generated", Features(**SMALL), compute.READOUTS, seed
     )
     np.testing.assert_array_equal(found["generated/loss"], expected.features["loss"])
@@ -205,13 +208,13 @@ def test_stores_are_put_together_in_the_order_given(store):
     }
     stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
     stores.insert(1, store("queries", queries, block="queries"))
-    found = features.read(stores)
+    found = read_features(stores)
     assert found["train/loss"].ravel().tolist() == [1, 2, 3]
     assert found["holdout/loss"].shape == (2, 1)
     assert found["extracted/loss"].shape == (0, 1)
     for given in (stores[::-1], stores[1:], [*stores, stores[0]]):
         with pytest.raises(ArtifactError, match="training blocks must come in order, each once"):
-            features.read(given)
+            read_features(given)
 
 
 def test_queries_with_a_journey_go_with_the_training_images(store):
@@ -221,7 +224,7 @@ def test_queries_with_a_journey_go_with_the_training_images(store):
         store("queries", queries, block="queries", journey={"steps": 50}),
         store("train0", block(1, 2)),
     ]
-    assert features.read(stores).keys() == {"generated/journey", "train/loss"}
+    assert read_features(stores).keys() == {"generated/journey", "train/loss"}
 
 
 @pytest.mark.parametrize(
@@ -241,20 +244,20 @@ def test_queries_with_a_journey_go_with_the_training_images(store):
 )
 def test_what_does_not_belong_together_is_refused_by_name(changes, named, store):
     stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1", **changes)]
-    with pytest.raises(ArtifactError, match=f"train1 does not go with .*train0: {named}$"):
-        features.read(stores)
+    with pytest.raises(ArtifactError, match=f"train1 does not match .*train0: {named}$"):
+        read_features(stores)
 
 
 def test_a_file_that_changed_since_it_was_written_is_refused(store):
     stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
     save_file(block(4), stores[1] / "features.safetensors")
     with pytest.raises(ArtifactError, match=r"train1/features\.safetensors is not the file"):
-        features.read(stores)
+        read_features(stores)
 
 
 def test_a_job_that_has_not_finished_is_refused(store, tmp_path):
     with pytest.raises(ArtifactError, match=r"train1 has no run\.json"):
-        features.read([store("train0", block(1, 2)), tmp_path / "train1"])
+        read_features([store("train0", block(1, 2)), tmp_path / "train1"])
 
 
 def test_blocks_are_the_images_in_order():

@@ -165,7 +165,7 @@ def test_a_generation_that_shows_two_images_counts_once_as_the_nearer_one(rows, 
     for source in sorted(range(len(rows)), key=lambda source: rows[source][1]):
         if rows[source][2]:
             expected.setdefault(rows[source][0], source)
-    chosen = queries.extracted(SAMPLES, table, "training", count)
+    chosen = queries.extracted_queries(SAMPLES, table, "training", count)
     assert dict(zip(chosen.ids.tolist(), chosen.sources.tolist(), strict=True)) == dict(
         [*expected.items()][:count]
     )

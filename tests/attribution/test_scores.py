@@ -19,8 +19,10 @@ from scipy.stats import spearmanr
 from afterimage import artifacts, config, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import scores
+from afterimage.attribution.consistency import read_retraining_effects
 from afterimage.attribution.judges import subsets
 from afterimage.attribution.queries import SETS
+from afterimage.attribution.ranking import top_images
 from afterimage.images import Images
 from afterimage.metrics import classifier
 from afterimage.plan import jobs
@@ -444,7 +446,7 @@ def test_the_first_images_of_each_query_are_named_best_first(study):
 
 
 def test_equal_scores_keep_the_order_of_the_training_images():
-    table = scores.leaders(np.array([[1.0, 3, 2, 3]]), np.array([40, 30, 20, 10]))
+    table = top_images(np.array([[1.0, 3, 2, 3]]), np.array([40, 30, 20, 10]))
     assert table["id"].tolist() == [30, 10, 20, 40]
 
 
@@ -558,7 +560,7 @@ def test_the_recorded_code_is_what_the_workflow_asks_for(study, params):
 def test_networks_are_put_in_their_order(study):
     losses = noisy()
     args = study(losses=losses, per_job=7)
-    found = scores.measured(args.retrain, SUBSETS, 2)
+    found = read_retraining_effects(args.retrain, SUBSETS, 2)
     for part, of in OF.items():
         np.testing.assert_array_equal(found[f"{part}/loss"], losses[:, :, of])
         np.testing.assert_array_equal(found[f"{part}/shift"], -losses[:, :, of])
@@ -581,7 +583,7 @@ def test_networks_retrained_for_other_queries_are_refused(study):
     record["inputs"]["holdout"]["sha256"] = "other"
     run.write_text(json.dumps(record))
     with pytest.raises(
-        ArtifactError, match=f"{args.retrain[1]} does not go with {args.retrain[0]}: holdout was"
+        ArtifactError, match=f"{args.retrain[1]} does not match {args.retrain[0]}: holdout was"
     ):
         scores.run(args)
 
@@ -599,7 +601,7 @@ def test_losses_and_features_that_changed_since_they_were_written_are_refused(st
 def test_a_training_block_that_is_missing_is_refused(study):
     args = study()
     args.features = args.features[:-1]
-    with pytest.raises(ArtifactError, match="loss is there for 12 images, but there are 20"):
+    with pytest.raises(ArtifactError, match="loss has values for 12 images, but there are 20"):
         scores.run(args)
 
 
@@ -608,6 +610,6 @@ def test_scores_that_are_no_numbers_are_refused_by_name(study):
     asked[0, 0] = np.nan
     with pytest.raises(
         ArtifactError,
-        match=r"attributor gradient_dot gives scores that are no numbers \(regulariser 1\)",
+        match=r"attributor gradient_dot gives scores that are NaN or infinite \(regulariser 1\)",
     ):
         scores.run(study(asked=asked, attributors=("pixel_l2", "gradient_dot")))

@@ -14,10 +14,10 @@ from sklearn.datasets import load_digits
 from afterimage import artifacts, cli
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
-from afterimage.attribution.attributors.inputs import Evidence, Side
+from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.gradients import compute
 from afterimage.config import ATTRIBUTORS, Diffusion, Features
-from afterimage.config.attribution import FROM_ROWS
+from afterimage.config.attribution import readouts_of
 from afterimage.diffusion.model import build_scheduler, save_pipeline
 from afterimage.images import Images
 from afterimage.standalone import attribute
@@ -76,7 +76,7 @@ def test_scores_are_those_of_the_features(kind, sets, tmp_path, tiny_net, schedu
     assert set(found) == {"das_revised", "dtrak"}
     assert names == {"queries": list(range(QUERIES)), "train": list(range(TRAIN))}
     of = {
-        part: compute.features(
+        part: compute.project_gradients(
             tiny_net(kind),
             scheduler_config,
             images_in(sets / f"{part}.npz"),
@@ -121,7 +121,7 @@ def test_first_choices_are_the_highest_scores_under_the_files_names(sets, tmp_pa
 
 
 def test_a_copy_is_first_by_pixels_without_any_gradient(sets, tmp_path, monkeypatch):
-    monkeypatch.setattr(compute, "features", None)
+    monkeypatch.setattr(compute, "project_gradients", None)
     assert run(sets, tmp_path / "out", "--attributor", "pixel_l2") == 0
     first = pd.read_csv(tmp_path / "out" / "first.csv").iloc[0]
     assert (first["query"], first["id"], first["score"]) == (0, COPIED, 0)
@@ -134,13 +134,13 @@ def test_a_copy_is_first_by_pixels_without_any_gradient(sets, tmp_path, monkeypa
 def test_gradients_are_taken_of_what_the_attributor_needs(
     name, readouts, sets, tmp_path, monkeypatch
 ):
-    asked, real = [], compute.features
+    asked, real = [], compute.project_gradients
 
     def spy(*args):
         asked.append((args[3], args[4].rows, set(args[5])))
         return real(*args)
 
-    monkeypatch.setattr(compute, "features", spy)
+    monkeypatch.setattr(compute, "project_gradients", spy)
     assert run(sets, tmp_path / "out", "--attributor", name) == 0
     assert asked == [(part, "probe" in readouts, readouts) for part in ("train", "queries")]
 
@@ -161,9 +161,9 @@ def made_up():
     pixels = {part: rng.integers(0, 256, (n, 4, 4, 1), np.uint8) for part, n in counts.items()}
     rows = {part: rng.standard_normal((n, 3, 6)) for part, n in counts.items()}
 
-    def evidence(readouts) -> Evidence:
+    def inputs(readouts) -> AttributionInputs:
         sides = [
-            Side(
+            ImageFeatures(
                 Images.of(pixels[part]),
                 {
                     name: array
@@ -176,25 +176,23 @@ def made_up():
             )
             for part, n in counts.items()
         ]
-        return Evidence(*sides, (), np.zeros((0, 9), bool), np.zeros((0, 2)), seed=0)
+        return AttributionInputs(*sides, (), np.zeros((0, 9), bool), np.zeros((0, 2)), seed=0)
 
-    return evidence
+    return inputs
 
 
 @pytest.mark.parametrize("name", ATTRIBUTORS)
 def test_allowed_is_what_the_readouts_suffice_for(name, made_up):
     """Those that are refused have no scores even with all readouts; the others have them with their own, and with no fewer."""
-    score = attributors.find(name).scores
-    if name not in attribute.READOUTS_OF:
+    if name not in attribute.ALLOWED:
         with pytest.raises(ArtifactError):
-            score(made_up(("mean", "l1", "square", "loss", "probe")))
+            attributors.scorer(name, made_up(("mean", "l1", "square", "loss", "probe")))
         return
-    own = attribute.READOUTS_OF[name]
-    assert np.isfinite(score(made_up(own))(1.0)).all()
-    assert ("probe" in own) == (name in FROM_ROWS)
-    for left_out in set(own) - {"probe"}:
+    readouts = readouts_of([name])
+    assert np.isfinite(attributors.scorer(name, made_up(readouts))(1.0)).all()
+    for left_out in set(readouts) - {"probe"}:
         with pytest.raises(ArtifactError, match="there are no features"):
-            score(made_up(set(own) - {left_out}))
+            attributors.scorer(name, made_up(set(readouts) - {left_out}))
 
 
 def test_the_record_says_what_was_read_however_it_is_stored(sets, tmp_path):
@@ -235,9 +233,13 @@ def test_only_an_earlier_result_is_replaced(sets, tmp_path, capsys):
         (
             ["--attributor", "tracin"],
             {},
-            "--attributor = 'tracin': a network and images are not enough for it, or it is none; allowed",
+            "--attributor = 'tracin' needs a study, for its checkpoints; allowed are das, ",
         ),
-        (["--attributor", "dtrak", "luck"], {}, "--attributor = 'luck'"),
+        (
+            ["--attributor", "dtrak", "luck"],
+            {},
+            "--attributor = 'luck' is not an attributor; allowed",
+        ),
         (["--regulariser", 0], {}, "--regulariser = 0.0: Input should be greater than 0"),
         (["--batch-size", 0], {}, "--batch-size = 0: Input should be greater"),
         (

@@ -1,1 +1,1 @@
-"""Which training images made an image: gradients, scores, and how well retraining bears them out."""
+"""Which training images a generated image owes most to: gradients, scores and their evaluation."""

@@ -1,15 +1,18 @@
-"""``afterimage attribution acceleration``: what cheaper features, and two-stage ranking, cost in quality.
+"""``afterimage attribution acceleration``: cost and quality of cheaper features and of two stages.
 
-Every variant of the features is compared with the dearest, the reference: by Spearman's correlation of the two scores over the training
-images, mean over queries, and by the share of the reference's first ``FIRST`` images that are among its own. Two-stage ranking scores
-all images with the main features and the best share of them again with the reference's; the others count nothing in its linear
-data-modelling score (of the loss), and keep their order behind the best in its ranking.
+Every variant of the features is compared with the reference, the most expensive one: by Spearman's
+correlation of the two scores over the training images (mean over queries), and by the share of the
+reference's ``TOP`` top-ranked images that are among the variant's. Two-stage ranking scores all
+images with the main features and the top-ranked fraction of them again with the reference features.
+In its linear data-modelling score (of the loss) the scores of all other images are 0; in its
+ranking they follow in the order of the first stage.
 
-The cost is the time that the features took, all readouts together; of two stages, the main features' and the share of the reference's
-(of the training images; queries need both).
+The cost is the time to compute the features, for all readouts together; for two-stage ranking, that
+of the main features plus a fraction of the reference's (of the training images; the queries need
+both).
 
-The store that the verb leaves: ``acceleration.csv``, one row per variant, attributor and set of queries: seconds, lds with low and high,
-agreement and first.
+The result is ``acceleration.csv``, one row per variant, attributor and set of queries: seconds, lds
+with low and high, agreement and first.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
 from afterimage import artifacts, config, seeds
+from afterimage.attribution.consistency import read_retraining_effects
 from afterimage.attribution.judges import lds, subsets
-from afterimage.attribution.scores import FIRST, measured
+from afterimage.attribution.ranking import TOP
 from afterimage.config.attribution import MAIN
 from afterimage.data.members import trained_rows
 from afterimage.images import load_images
@@ -34,14 +38,14 @@ TWO_STAGE = "two_stage"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument(
         "--members",
         type=Path,
         required=True,
         metavar="PARQUET",
-        help="which of them the arm trained on",
+        help="which of them the arm was trained on",
     )
     parser.add_argument(
         "--scores",
@@ -57,7 +61,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="DIR",
-        help="features that they come from",
+        help="the features that they were computed from",
     )
     parser.add_argument(
         "--retrain",
@@ -73,117 +77,137 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
-    """Return Spearman's correlation of two scores, (Q, N), over the images, mean over the queries that have one."""
-    each = lds.spearman(one.T, other.T)
-    return float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
+def agreement(scores: np.ndarray, reference: np.ndarray) -> float:
+    """Return Spearman's correlation of two scores, (Q, N), over the images; mean over queries.
+
+    Queries without a correlation are left out; NaN if there are no others.
+    """
+    correlations = lds.spearman(scores.T, reference.T)
+    return float(np.nanmean(correlations)) if np.isfinite(correlations).any() else float("nan")
 
 
-def first_found(one: np.ndarray, other: np.ndarray, count: int = FIRST) -> float:
-    """Return the share of the ``count`` highest scores of ``other``, (Q, N), that are among those of ``one``; mean over queries."""
-    tops = [np.argsort(-scores, axis=1, kind="stable")[:, :count] for scores in (one, other)]
-    return float(
-        np.mean([np.isin(theirs, mine).mean() for mine, theirs in zip(*tops, strict=True)])
-    )
-
-
-def two_stages(
-    cheap: np.ndarray, careful: np.ndarray, share: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return the scores and the ranking of the best images by ``cheap``, looked at again by ``careful``.
+def top_overlap(scores: np.ndarray, reference: np.ndarray, count: int = TOP) -> float:
+    """Return the share of ``reference``'s ``count`` top-ranked images that are in ``scores``' top.
 
     Args:
-        cheap: Scores of the first stage, (Q, N).
-        careful: Those of the second.
-        share: Share of the N images that the second stage sees, at least one.
+        scores: (Q, N).
+        reference: (Q, N).
+        count: Images per query.
 
     Returns:
-        Scores, those of ``careful`` for the images it sees and 0 for others, and ranks, larger for an earlier place; (Q, N) both.
+        The mean over queries.
     """
-    count = max(1, round(share * cheap.shape[1]))
-    seen = rankdata(-cheap, axis=1, method="ordinal") <= count
-    among = np.where(
-        seen, rankdata(careful, axis=1), 0
-    )  # behind them, the others in the order of the first stage
-    return np.where(seen, careful, 0), np.where(
-        seen, cheap.shape[1] + among, rankdata(cheap, axis=1)
+    tops, reference_tops = (
+        np.argsort(-values, axis=1, kind="stable")[:, :count] for values in (scores, reference)
     )
+    overlaps = [
+        np.isin(reference_top, top).mean()
+        for top, reference_top in zip(tops, reference_tops, strict=True)
+    ]
+    return float(np.mean(overlaps))
+
+
+def rank_in_two_stages(
+    first_stage: np.ndarray, second_stage: np.ndarray, share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the scores and the ranking of images of which the top-ranked are scored again.
+
+    Args:
+        first_stage: Scores of the first stage, (Q, N).
+        second_stage: Scores of the second stage, (Q, N).
+        share: Fraction of the N images that the second stage scores, at least one image.
+
+    Returns:
+        Scores, those of the second stage for the images that it scores and 0 for the others, and
+        ranks, larger for images that come earlier; both (Q, N).
+    """
+    count = max(1, round(share * first_stage.shape[1]))
+    shortlisted = rankdata(-first_stage, axis=1, method="ordinal") <= count
+    # Shortlisted images come first; the others follow in the order of the first stage.
+    shortlist_ranks = np.where(shortlisted, rankdata(second_stage, axis=1), 0)
+    ranks = np.where(
+        shortlisted, first_stage.shape[1] + shortlist_ranks, rankdata(first_stage, axis=1)
+    )
+    return np.where(shortlisted, second_stage, 0), ranks
 
 
 def run(args: argparse.Namespace) -> None:
-    """Compare all variants and store what they cost."""
+    """Compare all variants and store their costs and qualities."""
+    # Name all inputs.
     resolved = artifacts.read_config(args.config, STEP)
-    own, seed = resolved["settings"], resolved["seed"]
-    statistics = config.Statistics(**own["statistics"])
+    settings, seed = resolved["settings"], resolved["seed"]
+    reference_name, shortlist = settings["reference"], settings["shortlist"]
+    statistics = config.Statistics(**settings["statistics"])
     inputs = {"train": args.train, "members": args.members}
     inputs |= {
         "/".join(store.parts[-4:]): store / artifacts.RUN
         for store in [*args.scores, *args.features, *args.retrain]
     }
+
     with artifacts.step(resolved, args.out, inputs, (__name__,)) as step:
+        # Read the subsets, the losses, the seconds of every variant, its scores and their LDS.
         artifacts.check_file(args.members)
         train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
-        masks = subsets.masks(train.labels, own["share"], own["subsets"], seed)
-        reported = lds.halves(own["subsets"])[1]
-        truth = {
-            name: values.mean(axis=0)
-            for name, values in measured(args.retrain, own["subsets"], own["seeds"]).items()
-        }
+        masks = subsets.masks(train.labels, settings["share"], settings["subsets"], seed)
+        reported = lds.halves(settings["subsets"])[1]
+        effects = read_retraining_effects(args.retrain, settings["subsets"], settings["seeds"])
         seconds: dict[str, float] = {}
         for store in args.features:
             variant = store.parts[-3]
             seconds[variant] = seconds.get(variant, 0) + artifacts.read_run(store)["seconds"]
-        seconds[TWO_STAGE] = seconds[MAIN] + own["shortlist"] * seconds[own["reference"]]
-        scores, tables = {}, []
+        seconds[TWO_STAGE] = seconds[MAIN] + shortlist * seconds[reference_name]
+        scores, lds_tables = {}, []
         for store in args.scores:
             for name in ("scores.safetensors", "lds.csv"):
                 artifacts.check_file(store / name)
             scores[store.name] = load_file(store / "scores.safetensors")
-            tables.append(pd.read_csv(store / "lds.csv").assign(variant=store.name))
-        table = pd.concat(tables).query("target == 'loss'")[
+            lds_tables.append(pd.read_csv(store / "lds.csv").assign(variant=store.name))
+        table = pd.concat(lds_tables).query("target == 'loss'")[
             ["variant", "attributor", "queries", "lds", "low", "high"]
         ]
-        reference = scores[own["reference"]]
+        reference = scores[reference_name]
+
+        # Compare every variant with the reference.
         rows = []
         for row in table.to_dict("records"):
             key = f"{row['attributor']}/{row['queries']}"
             if key in reference:
-                mine = scores[row["variant"]][key]
+                variant_scores = scores[row["variant"]][key]
                 rows.append(
                     row
                     | {
-                        "agreement": agreement(mine, reference[key]),
-                        "first": first_found(mine, reference[key]),
+                        "agreement": agreement(variant_scores, reference[key]),
+                        "first": top_overlap(variant_scores, reference[key]),
                     }
                 )
-        if own["reference"] != MAIN:
-            for key in [key for key in reference if key in scores[MAIN]]:
-                attributor, part = key.split("/")
-                staged, ranks = two_stages(scores[MAIN][key], reference[key], own["shortlist"])
-                predicted = lds.predictions(staged, masks[reported])
-                rng = seeds.numpy_rng(seed, "attribution", "lds", TWO_STAGE, part)
-                score = lds.lds(
-                    predicted,
-                    truth[f"{part}/loss"][reported],
-                    statistics.bootstrap,
-                    statistics.confidence,
-                    rng,
-                )
-                rows.append(
-                    {
-                        "variant": TWO_STAGE,
-                        "attributor": attributor,
-                        "queries": part,
-                        "lds": score.value,
-                        "low": score.low,
-                        "high": score.high,
-                        "agreement": agreement(ranks, reference[key]),
-                        "first": first_found(ranks, reference[key]),
-                    }
-                )
-        made = pd.DataFrame(rows)
-        made.insert(1, "seconds", made["variant"].map(seconds))
-        made.to_csv(step.folder / "acceleration.csv", index=False)
-        step.note(
-            reference=own["reference"], shortlist=max(1, round(own["shortlist"] * len(train)))
-        )
+
+        # Compare two-stage ranking with the reference.
+        two_stage = reference_name != MAIN
+        for key in (key for key in reference if two_stage and key in scores[MAIN]):
+            attributor, set_name = key.split("/")
+            staged, ranks = rank_in_two_stages(scores[MAIN][key], reference[key], shortlist)
+            score = lds.lds(
+                lds.predictions(staged, masks[reported]),
+                effects[f"{set_name}/loss"].mean(axis=0)[reported],
+                statistics.bootstrap,
+                statistics.confidence,
+                seeds.numpy_rng(seed, "attribution", "lds", TWO_STAGE, set_name),
+            )
+            rows.append(
+                {
+                    "variant": TWO_STAGE,
+                    "attributor": attributor,
+                    "queries": set_name,
+                    "lds": score.value,
+                    "low": score.low,
+                    "high": score.high,
+                    "agreement": agreement(ranks, reference[key]),
+                    "first": top_overlap(ranks, reference[key]),
+                }
+            )
+
+        # Write the table.
+        result = pd.DataFrame(rows)
+        result.insert(1, "seconds", result["variant"].map(seconds))
+        result.to_csv(step.folder / "acceleration.csv", index=False)
+        step.note(reference=reference_name, shortlist=max(1, round(shortlist * len(train))))

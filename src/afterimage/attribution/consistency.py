@@ -1,4 +1,4 @@
-"""Stores of several jobs of one step, which are put together again only if they belong together."""
+"""Read the stores of several jobs of one step, after checking that they are consistent."""
 
 from __future__ import annotations
 
@@ -6,31 +6,104 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from safetensors.numpy import load_file
+
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
+from afterimage.attribution.queries import SETS
 
 
-def check_alike(stores: list[Path], inputs: Collection[str], free: Collection[str] = ()) -> None:
-    """Check that stores were made with the same settings, seed and code, of the same inputs.
+def check_consistent(
+    stores: list[Path], inputs: Collection[str], ignored: Collection[str] = ()
+) -> None:
+    """Check that stores were made with the same settings, seed and code, from the same inputs.
 
     Args:
         stores: Results of one step.
         inputs: Names of the inputs that must agree.
-        free: Keys of the settings that may differ.
+        ignored: Keys of the settings that may differ.
 
     Raises:
-        ArtifactError: naming the first store that differs from the first of all, and in what.
+        ArtifactError: naming the first store that differs from the first of all, and the
+            difference.
     """
-    first: dict[str, Any] = {}
+    expected: dict[str, Any] = {}
     for store in stores:
         run = artifacts.read_run(store)
         settings = {
-            key: value for key, value in run["config"]["settings"].items() if key not in free
+            key: value for key, value in run["config"]["settings"].items() if key not in ignored
         }
-        same = settings | {name: run["inputs"][name]["sha256"] for name in inputs}
-        same |= {"code": run["code_sha256"], "seed": run["config"]["seed"]}
-        first = first or same
-        if same != first:
+        origin = settings | {name: run["inputs"][name]["sha256"] for name in inputs}
+        origin |= {"code": run["code_sha256"], "seed": run["config"]["seed"]}
+        expected = expected or origin
+        if origin != expected:
             raise ArtifactError(
-                f"{store} does not go with {stores[0]}: {artifacts.difference(first, same)}"
+                f"{store} does not match {stores[0]}: {artifacts.difference(expected, origin)}"
             )
+
+
+def read_features(stores: list[Path]) -> dict[str, np.ndarray]:
+    """Return the features of one variant and network, with the training blocks concatenated.
+
+    Args:
+        stores: Results of ``attribution/features``, the training blocks in order.
+
+    Returns:
+        ``<set>/<feature>`` -> array, as stored.
+
+    Raises:
+        ArtifactError: if a file was changed, the stores differ in settings, network or code, or a
+            block is missing or out of order.
+    """
+    check_consistent(stores, ["model"], ignored=("block", "journey"))
+    blocks = [artifacts.read_run(store)["config"]["settings"]["block"] for store in stores]
+    train_blocks = [block for block in blocks if block != "queries"]
+    if train_blocks != [f"train{number}" for number in range(len(train_blocks))]:
+        raise ArtifactError(
+            f"{stores[0].parent}: training blocks must come in order, each once, "
+            f"not {', '.join(train_blocks)}"
+        )
+    arrays: dict[str, list[np.ndarray]] = {}
+    for store in stores:
+        path = store / "features.safetensors"
+        artifacts.check_file(path)
+        for name, values in load_file(path).items():
+            arrays.setdefault(name, []).append(values)
+    return {name: np.concatenate(values) for name, values in arrays.items()}
+
+
+def read_retraining_effects(
+    stores: list[Path], subsets: int, repeats: int
+) -> dict[str, np.ndarray]:
+    """Return the measurements of all retrained networks, ordered by seed and subset.
+
+    Args:
+        stores: Results of all jobs of ``attribution/retrain``, in any order.
+        subsets: M, subsets.
+        repeats: S, trainings of each subset.
+
+    Returns:
+        ``<set>/<target>`` -> float64 (S, M, Q), for each set of queries and target of retraining.
+
+    Raises:
+        ArtifactError: if a network is missing or appears twice, was trained with other settings or
+            measured on other queries, or a file was changed.
+    """
+    check_consistent(stores, ["model", "train", "members", *SETS])
+    tables = []
+    for store in stores:
+        path = store / "losses.npz"
+        artifacts.check_file(path)
+        with np.load(path, allow_pickle=False) as arrays:
+            tables.append(dict(arrays))
+    combined = {name: np.concatenate([table[name] for table in tables]) for name in tables[0]}
+    seed, subset = combined.pop("seed"), combined.pop("subset")
+    order = np.lexsort((subset, seed))
+    networks = list(zip(seed[order].tolist(), subset[order].tolist(), strict=True))
+    if networks != [(s, m) for s in range(repeats) for m in range(subsets)]:
+        raise ArtifactError(
+            f"the retrained networks in {stores[0].parent} are not {subsets} subsets x "
+            f"{repeats} seeds, each once"
+        )
+    return {name: values[order].reshape(repeats, subsets, -1) for name, values in combined.items()}

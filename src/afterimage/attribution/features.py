@@ -1,13 +1,13 @@
 """``afterimage attribution features``: projected gradients of one network for one block of images.
 
-A job is named ``<variant>/<network>/<block>``. The variant says how features are made (``config.Features``). The network is ``final``,
-the trained one, or an earlier state of its training, of which only the loss is read (TracIn). The block is ``queries`` or a slice of
-the training images. ``compute`` is the work itself.
+A job is named ``<variant>/<network>/<block>``. The variant selects how features are computed
+(``config.Features``). The network is ``final``, the trained one, or an earlier checkpoint of its
+training, for which only the loss readout is computed (TracIn). The block is ``queries`` or a slice
+of the training images. The computation itself is in ``gradients.compute``.
 
-The store that the verb leaves: ``features.safetensors``, with ``<set>/<feature>``, ``<set>/rows`` and ``<set>/residual`` for each set of
-the block (``train``, or the sets of queries), as float32; for the generations among the queries also ``<set>/journey``, where that is
-asked for. ``read`` puts stores together again and refuses to mix what does not belong
-together.
+The result is ``features.safetensors``, float32, with ``<set>/<feature>``, ``<set>/rows`` and
+``<set>/residual`` for each set of the block (``train``, or the sets of queries); where requested,
+also ``<set>/journey`` for the generated queries.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
-from afterimage.attribution.consistency import check_alike
 from afterimage.attribution.gradients import compute, journey
 from afterimage.config.attribution import FINAL
 from afterimage.data.members import trained_rows
@@ -31,38 +29,16 @@ from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 
 STEP = "attribution/features"
-FILE = "features.safetensors"
 
 
 def block_of(images: Images, block: str, size: int) -> Images:
-    """Return the training images of ``train<n>``: the n-th ``size`` rows."""
-    at = int(block.removeprefix("train"))
-    return images.take(np.arange(len(images))[at * size : (at + 1) * size])
-
-
-def read(stores: list[Path]) -> dict[str, np.ndarray]:
-    """Return what stores of one variant and network hold, the training blocks put together in the order given.
-
-    Raises:
-        ArtifactError: if a file is not as it was left, the stores differ in settings, network or code, or a block is not in its place.
-    """
-    check_alike(stores, ["model"], free=("block", "journey"))
-    blocks = [artifacts.read_run(store)["config"]["settings"]["block"] for store in stores]
-    train = [block for block in blocks if block != "queries"]
-    if train != [f"train{at}" for at in range(len(train))]:
-        raise ArtifactError(
-            f"{stores[0].parent}: training blocks must come in order, each once, not {', '.join(train)}"
-        )
-    parts: dict[str, list[np.ndarray]] = {}
-    for store in stores:
-        artifacts.check_file(store / FILE)
-        for name, values in load_file(store / FILE).items():
-            parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in parts.items()}
+    """Return the images of the training block ``train<n>``: the n-th ``size`` rows."""
+    number = int(block.removeprefix("train"))
+    return images.take(np.arange(len(images))[number * size : (number + 1) * size])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
         "--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`"
     )
@@ -72,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PARQUET",
-        help="which of them the arm trained on",
+        help="which of them the arm was trained on",
     )
     parser.add_argument(
         "--queries",
@@ -89,44 +65,49 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Compute and store the features of one block."""
+    # Read the job's settings and find its images.
     resolved = artifacts.read_config(args.config, STEP)
-    own = resolved["settings"]
-    settings = config.Features.model_validate(own["features"])
-    final = own["network"] == FINAL
-    pipeline = trained_pipeline(args.model, own["weights"], None if final else own["network"])
-    inputs = {"model": pipeline, "train": args.train, "members": args.members}
+    settings, seed = resolved["settings"], resolved["seed"]
+    feature_settings = config.Features.model_validate(settings["features"])
+    network, block = settings["network"], settings["block"]
+    final = network == FINAL
+    pipeline = trained_pipeline(args.model, settings["weights"], None if final else network)
     sets: dict[str, Images]
-    if own["block"] == "queries":
+    if block == "queries":
         paths = {name: args.queries / f"{name}.npz" for name in queries.SETS}
-        inputs, sets = (
-            {"model": pipeline} | paths,
-            {name: load_images(path) for name, path in paths.items()},
-        )
+        inputs = {"model": pipeline} | paths
+        sets = {name: load_images(path) for name, path in paths.items()}
     else:
+        inputs = {"model": pipeline, "train": args.train, "members": args.members}
         artifacts.check_file(args.members)
         members = trained_rows(load_images(args.train), pd.read_parquet(args.members))
-        sets = {"train": block_of(members, own["block"], own["images_per_job"])}
+        sets = {"train": block_of(members, block, settings["images_per_job"])}
+
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
-        net, scheduler_config = load_trained(pipeline, resolved["seed"], 0)
+        # Load the network.
+        net, scheduler_config = load_trained(pipeline, seed, 0)
         net.to(PartialState().device)
-        readouts = (
-            [name for name in compute.READOUTS if settings.rows or name != "probe"]
-            if final
-            else ["loss"]
-        )
+        readouts = ["loss"]
+        if final:
+            readouts = [
+                name for name in compute.READOUTS if feature_settings.rows or name != "probe"
+            ]
+
+        # Compute the features of each set of images.
         tensors: dict[str, np.ndarray] = {}
         for name, images in sets.items():
-            made = compute.features(
-                net, scheduler_config, images, name, settings, readouts, resolved["seed"]
+            projected = compute.project_gradients(
+                net, scheduler_config, images, name, feature_settings, readouts, seed
             )
-            tensors |= {f"{name}/{feature}": values for feature, values in made.features.items()}
+            tensors |= {
+                f"{name}/{feature}": values for feature, values in projected.features.items()
+            }
             if final:
-                tensors |= {f"{name}/rows": made.rows, f"{name}/residual": made.residual}
-            if own["journey"] and name in queries.GENERATED and len(images):
-                sampling = config.Sample.model_validate(own["journey"])
-                along = journey.features(
-                    net, scheduler_config, images, name, settings, sampling, resolved["seed"]
+                tensors |= {f"{name}/rows": projected.rows, f"{name}/residual": projected.residual}
+            if settings["journey"] and name in queries.GENERATED and len(images):
+                sampling = config.Sample.model_validate(settings["journey"])
+                tensors[f"{name}/journey"] = journey.project_journey_gradients(
+                    net, scheduler_config, images, name, feature_settings, sampling, seed
                 )
-                tensors[f"{name}/journey"] = along
-        save_file(tensors, step.folder / FILE)
+        save_file(tensors, step.folder / "features.safetensors")
         step.note(images={name: len(images) for name, images in sets.items()})

@@ -1,10 +1,11 @@
-"""``afterimage attribution queries``: the images whose origin is asked for.
+"""``afterimage attribution queries``: select the images to be attributed.
 
-Three sets: held-out images and the arm's own generations, as in the LDS protocol of D-TRAK and DAS, and generations in which the
-extraction attack found a training image, whose origin is therefore known.
+Three sets: held-out images and generations of the explained arm, as in the LDS protocol of D-TRAK
+and DAS, and generations that the extraction attack matched to a training image, so that their
+source is known.
 
-The store that the verb leaves: ``holdout.npz``, ``generated.npz`` and ``extracted.npz``. An extracted generation has the training
-image that it shows as its source; the last set may be empty.
+The result is ``holdout.npz``, ``generated.npz`` and ``extracted.npz``. The source of an extracted
+generation is that of the matched training image; this set may be empty.
 """
 
 from __future__ import annotations
@@ -24,27 +25,28 @@ GENERATED = ("generated", EXTRACTED)
 SETS = ("holdout", *GENERATED)
 
 
-def extracted(samples: Images, images: pd.DataFrame, anchor: str, count: int) -> Images:
-    """Return generations that show a training image, each with its nearest as the source, nearest first, at most ``count``.
+def extracted_queries(samples: Images, images: pd.DataFrame, anchor: str, count: int) -> Images:
+    """Return the generations that match a training image, nearest first, with its source.
+
+    A generation that matches several training images has the source of the nearest.
 
     Args:
         samples: The generations.
         images: ``images.parquet`` of the extraction attack on them.
-        anchor: Whose neighbours normalise the distance; the calibrated threshold counts.
+        anchor: Images whose neighbours normalise the distances; the calibrated threshold is used.
+        count: Maximum number of generations to return.
     """
-    found = images[images[f"extracted_{anchor}_calibrated"]].sort_values("best_l2", kind="stable")
-    found = found.drop_duplicates("best_sample").head(count)
-    rows = (
-        pd.Series(np.arange(len(samples)), samples.ids)
-        .loc[found["best_sample"]]
-        .to_numpy(dtype=np.int64)
-    )
-    chosen = samples.take(rows)
-    return Images.of(chosen.pixels, chosen.ids, chosen.labels, sources=found["source"].to_numpy())
+    matches = images[images[f"extracted_{anchor}_calibrated"]].sort_values("best_l2", kind="stable")
+    matches = matches.drop_duplicates("best_sample").head(count)
+    row_of_id = pd.Series(np.arange(len(samples)), samples.ids)
+    rows = row_of_id.loc[matches["best_sample"]].to_numpy(dtype=np.int64)
+    queries = samples.take(rows)
+    sources = matches["source"].to_numpy()
+    return Images.of(queries.pixels, queries.ids, queries.labels, sources=sources)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
         "--holdout", type=Path, required=True, metavar="NPZ", help="held-out part of the split"
     )
@@ -65,7 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Choose the queries and store them."""
+    """Select the queries and store them."""
     resolved = artifacts.read_config(args.config, STEP)
     settings = config.Queries.model_validate(resolved["settings"])
     inputs = {
@@ -76,14 +78,13 @@ def run(args: argparse.Namespace) -> None:
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         artifacts.check_file(inputs["extraction"])
         holdout, samples = load_images(args.holdout), load_images(args.samples)
-        drawn = seeds.numpy_rng(resolved["seed"], "attribution", "queries").permutation(
-            len(holdout)
-        )[: settings.holdout]
+        rng = seeds.numpy_rng(resolved["seed"], "attribution", "queries")
+        holdout_rows = np.sort(rng.permutation(len(holdout))[: settings.holdout])
         anchor = artifacts.read_run(args.extraction)["config"]["settings"]["anchor"]
         sets = {
-            "holdout": holdout.take(np.sort(drawn)),
+            "holdout": holdout.take(holdout_rows),
             "generated": samples.take(np.arange(settings.generated)),
-            "extracted": extracted(
+            "extracted": extracted_queries(
                 samples, pd.read_parquet(inputs["extraction"]), anchor, settings.extracted
             ),
         }

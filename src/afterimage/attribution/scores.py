@@ -1,27 +1,35 @@
-"""``afterimage attribution scores``: which training images made each query, by every attributor, and how far that can be trusted.
+"""``afterimage attribution scores``: compute the scores of every attributor and evaluate them.
 
-Three judges: the linear data-modelling score against retrained networks (``lds``), for held-out images and generations apart; copies
-of known number, of which the generations that show them were made (``duplicates``); and, in the report, the eye. What is learned
-from retraining (regularisers, empirical influences) comes from the first half of the subsets; what is reported, from the second.
-Retraining is judged by two targets (``truth``): the loss, as published, and the shift of the prediction. Empirical influences, and the
-scores that are stored, are those for the loss.
+Two evaluations: the linear data-modelling score (LDS) against retrained networks (``judges.lds``),
+for each set of queries; and, for extracted generations, whether the copies of the training image
+that they show come first (``judges.copies``). Regularisers and empirical influences are fitted to
+the first half of the subsets; results are reported on the second. Retraining is measured by two
+targets (``judges.retraining_effect``): the loss, as published, and the shift of the prediction.
+Empirical influences, and the scores that are stored, are those for the loss.
 
-The store that the verb leaves:
+The result:
 
-- ``lds.csv``: one row per attributor, set of queries and target: regulariser, lds with low and high, undefined (queries without a rank
-  correlation), oracle_regulariser, oracle, seconds (of scoring), and with several seeds ceiling (with low and high), between_seeds and
-  of_ceiling (lds / ceiling);
-- ``regularisers.csv``: the score at every regulariser, on the first and on the second half of the subsets;
-- ``copies.csv``: one row per attributor and extracted query: copies, recall (share of the copies among the first so many), chance;
-- ``first.parquet``: the first training images of every query, by every attributor: attributor, queries, query, rank, id, score;
-- ``leverage.csv``: how well a low leverage tells images with copies from those without, by regulariser; no row unless there are both;
-- ``scores.safetensors``: ``<attributor>/<set>``, float32 (Q, N), at the chosen regulariser.
+- ``lds.csv``: one row per attributor, set of queries and target: regulariser, lds with low and
+  high, undefined (queries without a rank correlation), oracle_regulariser, oracle, seconds (for
+  scoring), and with several seeds ceiling (with low and high), between_seeds and of_ceiling (lds /
+  ceiling);
+- ``regularisers.csv``: the score for every regulariser, on the first and on the second half of the
+  subsets;
+- ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m
+  copies among the m top-ranked images), chance;
+- ``first.parquet``: the top-ranked training images of every query, for every attributor:
+  attributor, queries, query, rank, id, score;
+- ``leverage.csv``: for every regulariser, how well a low leverage separates images with copies from
+  images without (area under the ROC curve); empty unless there are both;
+- ``scores.safetensors``: ``<attributor>/<set>``, float32 (Q, N), with the chosen regulariser.
 """
 
 from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -30,31 +38,30 @@ import pandas as pd
 from safetensors.numpy import save_file
 
 from afterimage import artifacts, config, seeds
-from afterimage.artifacts import ArtifactError
-from afterimage.attribution import attributors, features
-from afterimage.attribution.attributors.inputs import Evidence, Side
-from afterimage.attribution.consistency import check_alike
+from afterimage.attribution import attributors
+from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
+from afterimage.attribution.consistency import read_features, read_retraining_effects
 from afterimage.attribution.judges import copies, lds, subsets
 from afterimage.attribution.judges.retraining_effect import TARGETS
 from afterimage.attribution.queries import EXTRACTED, SETS
+from afterimage.attribution.ranking import check_finite, top_images
+from afterimage.config.attribution import ATTRIBUTOR_TABLE
 from afterimage.data.members import trained_rows
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier
 
 STEP = "attribution/scores"
-FIRST = 16
-"""Training images named per query."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument(
         "--members",
         type=Path,
         required=True,
         metavar="PARQUET",
-        help="which of them the arm trained on",
+        help="which of them the arm was trained on",
     )
     parser.add_argument(
         "--queries",
@@ -69,7 +76,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         required=True,
         metavar="DIR",
-        help="features, training blocks in order",
+        help="features at the final network, training blocks in order",
     )
     parser.add_argument(
         "--states",
@@ -77,7 +84,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="*",
         default=[],
         metavar="DIR",
-        help="the same of earlier states, in order",
+        help="features at earlier checkpoints, in order",
     )
     parser.add_argument(
         "--retrain",
@@ -92,7 +99,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="network for the feature similarity",
+        help="classifier for the feature similarity",
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
@@ -100,56 +107,183 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
-def measured(stores: list[Path], count: int, repeats: int) -> dict[str, np.ndarray]:
-    """Return ``<set>/<target>`` of each set of queries, float64 (S, M, Q), from the stores of all retraining jobs.
-
-    Raises:
-        ArtifactError: if a network is missing, there twice, of other settings or for other queries, or a file is not as it was left.
-    """
-    check_alike(stores, ["model", "train", "members", *SETS])
-    parts = []
-    for store in stores:
-        artifacts.check_file(store / "losses.npz")
-        with np.load(store / "losses.npz", allow_pickle=False) as arrays:
-            parts.append(dict(arrays))
-    together = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    order = np.lexsort((together["subset"], together["seed"]))
-    named = list(
-        zip(together["seed"][order].tolist(), together["subset"][order].tolist(), strict=True)
-    )
-    if named != [(seed, subset) for seed in range(repeats) for subset in range(count)]:
-        raise ArtifactError(
-            f"the retrained networks in {stores[0].parent} are not {count} subsets x {repeats} seeds, each once"
-        )
-    names = [f"{part}/{target}" for part in SETS for target in TARGETS]
-    return {name: together[name][order].reshape(repeats, count, -1) for name in names}
-
-
-def side(
+def image_features(
     images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], embedding: np.ndarray
-) -> Side:
-    """Return one side of the evidence: the features of some sets, one after the other; 0 where a set lacks one (a journey)."""
-    sizes = {part: len(stored[f"{part}/residual"]) for part in sets}
-    names = dict.fromkeys(key.partition("/")[2] for key in stored if key.partition("/")[0] in sets)
+) -> ImageFeatures:
+    """Return the stored features of some sets, concatenated.
 
-    def of(name: str) -> np.ndarray:
-        like = next(stored[f"{part}/{name}"] for part in sets if f"{part}/{name}" in stored)
+    Where a set lacks a feature (``journey``), it is 0.
+
+    Args:
+        images: The images of the sets, concatenated.
+        stored: ``<set>/<feature>`` -> array, from ``read_features``.
+        sets: Names of the sets.
+        embedding: A classifier's features of the images.
+    """
+    sizes = {name: len(stored[f"{name}/residual"]) for name in sets}
+    features = dict.fromkeys(
+        feature for name, _, feature in (key.partition("/") for key in stored) if name in sets
+    )
+
+    def concatenated(feature: str) -> np.ndarray:
+        example = next(
+            stored[f"{name}/{feature}"] for name in sets if f"{name}/{feature}" in stored
+        )
         return np.concatenate(
             [
-                stored.get(f"{part}/{name}", np.zeros((size, *like.shape[1:]), like.dtype))
-                for part, size in sizes.items()
+                stored.get(f"{name}/{feature}", np.zeros((size, *example.shape[1:]), example.dtype))
+                for name, size in sizes.items()
             ]
         )
 
-    gradients = {name: of(name) for name in names if name not in ("rows", "residual")}
-    return Side(images, gradients, of("rows"), of("residual"), embedding)
+    gradients = {
+        feature: concatenated(feature)
+        for feature in features
+        if feature not in ("rows", "residual")
+    }
+    return ImageFeatures(
+        images, gradients, concatenated("rows"), concatenated("residual"), embedding
+    )
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The data that scores are evaluated on, and the rows of the result's tables.
+
+    Attributes:
+        seed: Root seed.
+        statistics: Bootstrap resamples and confidence.
+        train: The training images.
+        queries: Set -> its queries.
+        columns: Set -> the slice of its queries among those of all sets.
+        masks: Which training images each subset keeps, bool (M, N).
+        effects: ``<set>/<target>`` -> measurements of the retrained networks, float64 (S, M, Q).
+        lds_rows: Rows of ``lds.csv``.
+        regulariser_tables: Parts of ``regularisers.csv``.
+        copies_tables: Parts of ``copies.csv``.
+        first_tables: Parts of ``first.parquet``.
+        scores: Tensors of ``scores.safetensors``.
+    """
+
+    seed: int
+    statistics: config.Statistics
+    train: Images
+    queries: dict[str, Images]
+    columns: dict[str, slice]
+    masks: np.ndarray
+    effects: dict[str, np.ndarray]
+    lds_rows: list[dict[str, object]] = field(default_factory=list)
+    regulariser_tables: list[pd.DataFrame] = field(default_factory=list)
+    copies_tables: list[pd.DataFrame] = field(default_factory=list)
+    first_tables: list[pd.DataFrame] = field(default_factory=list)
+    scores: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        scores_at: Callable[[float], np.ndarray],
+        regularisers: list[float],
+        predicted: np.ndarray,
+        seconds: float,
+    ) -> None:
+        """Evaluate the scores of one attributor.
+
+        Args:
+            name: The attributor.
+            scores_at: Relative lambda -> scores of all queries, float64 (Q, N).
+            regularisers: The L lambdas to choose from.
+            predicted: What the scores predict for every subset, float64 (L, M, Q).
+            seconds: Time that the scores took.
+        """
+        for set_name, columns in self.columns.items():
+            if columns.start == columns.stop:
+                continue
+            choices = {
+                target: self._choose(name, set_name, target, regularisers, predicted, seconds)
+                for target in TARGETS
+            }
+            scores = scores_at(choices["loss"].regulariser)[columns]
+            # safetensors ignores strides: the array has to be contiguous.
+            self.scores[f"{name}/{set_name}"] = np.ascontiguousarray(scores, np.float32)
+            top = top_images(scores, self.train.ids)
+            self.first_tables.append(top.assign(attributor=name, queries=set_name))
+            if set_name == EXTRACTED:
+                recall = copies.recall(scores, self.train.sources, self.queries[set_name].sources)
+                self.copies_tables.append(recall.assign(attributor=name))
+
+    def _choose(
+        self,
+        name: str,
+        set_name: str,
+        target: str,
+        regularisers: list[float],
+        predicted: np.ndarray,
+        seconds: float,
+    ) -> lds.Choice:
+        """Choose a regulariser for one set of queries and one target, and record the scores."""
+        predicted = predicted[:, :, self.columns[set_name]]
+        effects = self.effects[f"{set_name}/{target}"].mean(axis=0)
+        choice = lds.choose_regulariser(
+            predicted,
+            effects,
+            regularisers,
+            self.statistics.bootstrap,
+            self.statistics.confidence,
+            seeds.numpy_rng(self.seed, "attribution", "lds", set_name),
+        )
+        key = {"attributor": name, "queries": set_name, "target": target}
+        self.lds_rows.append({**key, **choice_columns(choice), "seconds": seconds})
+        for half, label in zip(lds.halves(len(effects)), ("first", "second"), strict=True):
+            # pandas leaves out the queries without a rank correlation.
+            mean = pd.DataFrame(lds.spearman(predicted[:, half], effects[half])).mean(axis=1)
+            self.regulariser_tables.append(
+                pd.DataFrame({**key, "half": label, "regulariser": regularisers, "lds": mean})
+            )
+        return choice
+
+    def lds_table(self) -> pd.DataFrame:
+        """Return ``lds.csv``: the recorded rows and, with several seeds, their ceilings."""
+        table = pd.DataFrame(self.lds_rows)
+        if len(next(iter(self.effects.values()))) == 1:
+            return table
+        keys = dict.fromkeys(zip(table["queries"], table["target"], strict=True))
+        ceilings = [
+            {"queries": set_name, "target": target, **self._ceiling_columns(set_name, target)}
+            for set_name, target in keys
+        ]
+        table = table.merge(pd.DataFrame(ceilings), how="left", on=["queries", "target"])
+        table["of_ceiling"] = table["lds"] / table["ceiling"].where(table["ceiling"] > 0)
+        return table
+
+    def _ceiling_columns(self, set_name: str, target: str) -> dict[str, float]:
+        """Return the columns of ``lds.csv`` about the best possible score."""
+        reported = lds.halves(len(self.masks))[1]
+        ceiling = lds.ceiling(
+            self.effects[f"{set_name}/{target}"][:, reported],
+            self.statistics.bootstrap,
+            self.statistics.confidence,
+            seeds.numpy_rng(self.seed, "attribution", "ceiling", set_name),
+        )
+        return {
+            "ceiling": ceiling.value,
+            "ceiling_low": ceiling.low,
+            "ceiling_high": ceiling.high,
+            "between_seeds": ceiling.between_seeds,
+        }
+
+    def copies_table(self) -> pd.DataFrame:
+        """Return ``copies.csv``."""
+        if not self.copies_tables:
+            return pd.DataFrame(columns=[*copies.COLUMNS, "attributor"])
+        return pd.concat(self.copies_tables)
 
 
 def run(args: argparse.Namespace) -> None:
-    """Score all attributors and store what came out."""
+    """Score with all attributors, evaluate, and store the results."""
+    # Name all inputs, and the modules that determine the result.
     resolved = artifacts.read_config(args.config, STEP)
-    own, seed = resolved["settings"], resolved["seed"]
-    stores = [*args.features, *args.states, *args.retrain]
+    settings, seed = resolved["settings"], resolved["seed"]
+    names, subset_count = settings["attributors"], settings["subsets"]
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
     inputs = {
         "train": args.train,
@@ -157,174 +291,120 @@ def run(args: argparse.Namespace) -> None:
         **paths,
         "classifier": args.classifier / classifier.WEIGHTS,
     }
+    stores = [*args.features, *args.states, *args.retrain]
     inputs |= {"/".join(store.parts[-4:]): store / artifacts.RUN for store in stores}
-    entries = (__name__, *(config.ATTRIBUTORS[name] for name in own["attributors"]))
+    entries = (__name__, *dict.fromkeys(config.ATTRIBUTORS[name] for name in names))
+
     with artifacts.step(resolved, args.out, inputs, entries) as step:
+        # Read images and the effects of retraining.
         artifacts.check_file(args.members)
         train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
-        asked = {name: load_images(path) for name, path in paths.items()}
-        everything = Images.of(np.concatenate([images.pixels for images in asked.values()]))
-        truth = measured(args.retrain, own["subsets"], own["seeds"])
-        masks = subsets.masks(train.labels, own["share"], own["subsets"], seed)
-        first, second = lds.halves(own["subsets"])
-        losses = np.concatenate([truth[f"{name}/loss"].mean(axis=0) for name in SETS], axis=1)
-        final = features.read(args.features)
-        earlier = [
-            features.read(list(group))
-            for _, group in groupby(args.states, key=lambda store: store.parent)
-        ]
-        evidence = Evidence(
-            train=side(train, final, ("train",), classifier.embed(args.classifier, train.pixels)),
-            queries=side(
-                everything, final, SETS, classifier.embed(args.classifier, everything.pixels)
-            ),
-            checkpoints=tuple(
-                (state["train/loss"], np.concatenate([state[f"{name}/loss"] for name in SETS]))
-                for state in [*earlier, final]
-            ),
-            masks=masks[first],
-            losses=losses[first],
+        queries = {name: load_images(path) for name, path in paths.items()}
+        ends = np.cumsum([len(images) for images in queries.values()]).tolist()
+        evaluation = Evaluation(
             seed=seed,
+            statistics=config.Statistics(**settings["statistics"]),
+            train=train,
+            queries=queries,
+            columns={
+                name: slice(start, end)
+                for name, start, end in zip(SETS, [0, *ends[:-1]], ends, strict=True)
+            },
+            masks=subsets.masks(train.labels, settings["share"], subset_count, seed),
+            effects=read_retraining_effects(args.retrain, subset_count, settings["seeds"]),
         )
-        ends = np.cumsum([len(images) for images in asked.values()])
-        starts = ends - [len(images) for images in asked.values()]
-        statistics = config.Statistics(**own["statistics"])
-        rows, regularisers, recalls, firsts = [], [], [], []
-        kept: dict[str, np.ndarray] = {}
-        for name in own["attributors"]:
+
+        # Score and evaluate.
+        attribution_inputs = read_attribution_inputs(args, evaluation)
+        for name in names:
             started = time.monotonic()
-            module = attributors.find(name)
-            scores = module.scores(evidence)
-            grid = own["regularisers"] if module.REGULARISED else [1.0]
+            scores_at = attributors.scorer(name, attribution_inputs)
+            regularised = ATTRIBUTOR_TABLE[name].regularised
+            grid = settings["regularisers"] if regularised else [1.0]
             predicted = np.stack(
-                [lds.predictions(finite(scores(at), name, at), masks) for at in grid]
-            )
-            seconds = time.monotonic() - started
-            for part, start, end in zip(SETS, starts, ends, strict=True):
-                if start == end:
-                    continue
-                mine = predicted[:, :, start:end]
-                choices = {}
-                for target in TARGETS:
-                    measure = truth[f"{part}/{target}"].mean(axis=0)
-                    rng = seeds.numpy_rng(seed, "attribution", "lds", part)
-                    choices[target] = lds.choose(
-                        mine, measure, grid, statistics.bootstrap, statistics.confidence, rng
+                [
+                    lds.predictions(
+                        check_finite(scores_at(relative), name, relative), evaluation.masks
                     )
-                    about = {"attributor": name, "queries": part, "target": target}
-                    rows.append({**about, **flat(choices[target]), "seconds": seconds})
-                    for half, label in ((first, "first"), (second, "second")):
-                        each = pd.DataFrame(lds.spearman(mine[:, half], measure[half])).mean(
-                            axis=1
-                        )  # of the queries that have one
-                        regularisers.append(
-                            pd.DataFrame({**about, "half": label, "regulariser": grid, "lds": each})
-                        )
-                chosen = scores(choices["loss"].regulariser)[start:end]
-                kept[f"{name}/{part}"] = np.ascontiguousarray(
-                    chosen, np.float32
-                )  # safetensors writes bytes as they lie
-                firsts.append(leaders(chosen, train.ids).assign(attributor=name, queries=part))
-                if part == EXTRACTED:
-                    found = copies.recall(chosen, train.sources, asked[part].sources)
-                    recalls.append(found.assign(attributor=name))
-        table = pd.DataFrame(rows)
-        if own["seeds"] > 1:
-            best = [
-                {
-                    "queries": part,
-                    "target": target,
-                    **ceiling(truth[f"{part}/{target}"][:, second], part, statistics, seed),
-                }
-                for part, target in dict.fromkeys(
-                    zip(table["queries"], table["target"], strict=True)
-                )
-            ]
-            table = table.merge(pd.DataFrame(best), how="left", on=["queries", "target"])
-            table["of_ceiling"] = table["lds"] / table["ceiling"].where(table["ceiling"] > 0)
+                    for relative in grid
+                ]
+            )
+            evaluation.add(name, scores_at, grid, predicted, time.monotonic() - started)
+
+        # Write the tables and report the metrics.
+        table, copies_table = evaluation.lds_table(), evaluation.copies_table()
         table.to_csv(step.folder / "lds.csv", index=False)
-        pd.concat(regularisers).to_csv(step.folder / "regularisers.csv", index=False)
-        recalled = (
-            pd.concat(recalls) if recalls else pd.DataFrame(columns=[*copies.COLUMNS, "attributor"])
+        pd.concat(evaluation.regulariser_tables).to_csv(
+            step.folder / "regularisers.csv", index=False
         )
-        recalled.to_csv(step.folder / "copies.csv", index=False)
-        pd.concat(firsts).to_parquet(step.folder / "first.parquet", index=False)
-        save_file(kept, step.folder / "scores.safetensors")
-        times = np.array([(train.sources == source).sum() for source in train.sources])
-        of_leverage = []
-        if evidence.train.rows.shape[1] and times.max() > 1 and times.min() == 1:
-            of_images = [
-                evidence.curvature.leverage(at).reshape(len(train), -1).sum(axis=1)
-                for at in own["regularisers"]
-            ]
-            aucs = [copies.leverage_auc(leverage, times) for leverage in of_images]
-            of_leverage = list(zip(own["regularisers"], aucs, strict=True))
-        pd.DataFrame(of_leverage, columns=["regulariser", "auc"]).to_csv(
+        copies_table.to_csv(step.folder / "copies.csv", index=False)
+        pd.concat(evaluation.first_tables).to_parquet(step.folder / "first.parquet", index=False)
+        save_file(evaluation.scores, step.folder / "scores.safetensors")
+        leverage_table(attribution_inputs, settings["regularisers"]).to_csv(
             step.folder / "leverage.csv", index=False
         )
-        for part, name, target, value in table[
+        for set_name, name, target, value in table[
             ["queries", "attributor", "target", "lds"]
         ].itertuples(index=False, name=None):
-            step.metric(f"{'lds' if target == 'loss' else 'lds_shift'}/{part}/{name}", value)
-        for name, mean in recalled.groupby("attributor", sort=False)["recall"].mean().items():
-            step.metric(f"copies_first/{name}", mean)
+            step.metric(f"{'lds' if target == 'loss' else 'lds_shift'}/{set_name}/{name}", value)
+        mean_recall = copies_table.groupby("attributor", sort=False)["recall"].mean()
+        for name, value in mean_recall.items():
+            step.metric(f"copies_first/{name}", value)
         step.note(
             training_images=len(train),
-            reported_subsets=own["subsets"] - own["subsets"] // 2,
-            queries={part: len(images) for part, images in asked.items()},
+            reported_subsets=subset_count - subset_count // 2,
+            queries={name: len(images) for name, images in queries.items()},
         )
 
 
-def finite(scores: np.ndarray, name: str, regulariser: float) -> np.ndarray:
-    """Return ``scores``.
+def read_attribution_inputs(args: argparse.Namespace, evaluation: Evaluation) -> AttributionInputs:
+    """Return what scores are computed from: stored features, and the first half of the subsets."""
+    train = evaluation.train
+    query_pixels = np.concatenate([images.pixels for images in evaluation.queries.values()])
+    final = read_features(args.features)
+    earlier = [
+        read_features(list(stores))
+        for _, stores in groupby(args.states, key=lambda store: store.parent)
+    ]
+    fitted = lds.halves(len(evaluation.masks))[0]
+    losses = [evaluation.effects[f"{name}/loss"].mean(axis=0) for name in SETS]
+    return AttributionInputs(
+        train=image_features(
+            train, final, ("train",), classifier.embed(args.classifier, train.pixels)
+        ),
+        queries=image_features(
+            Images.of(query_pixels), final, SETS, classifier.embed(args.classifier, query_pixels)
+        ),
+        checkpoints=tuple(
+            (state["train/loss"], np.concatenate([state[f"{name}/loss"] for name in SETS]))
+            for state in [*earlier, final]
+        ),
+        masks=evaluation.masks[fitted],
+        losses=np.concatenate(losses, axis=1)[fitted],
+        seed=evaluation.seed,
+    )
 
-    Raises:
-        ArtifactError: naming the attributor, if one is no number.
-    """
-    if not np.isfinite(scores).all():
-        raise ArtifactError(
-            f"attributor {name} gives scores that are no numbers (regulariser {regulariser:g})"
-        )
-    return scores
+
+def leverage_table(inputs: AttributionInputs, regularisers: list[float]) -> pd.DataFrame:
+    """Return ``leverage.csv``; no row unless some training images have copies and others do not."""
+    images = inputs.train.images
+    copy_counts = np.array([(images.sources == source).sum() for source in images.sources])
+    rows = []
+    if inputs.train.rows.shape[1] and copy_counts.max() > 1 and copy_counts.min() == 1:
+        for relative in regularisers:
+            leverage = inputs.curvature.leverage(relative).reshape(len(images), -1).sum(axis=1)
+            rows.append((relative, copies.leverage_auc(leverage, copy_counts)))
+    return pd.DataFrame(rows, columns=["regulariser", "auc"])
 
 
-def flat(choice: lds.Choice) -> dict[str, float]:
-    """Return the columns of ``lds.csv`` that a choice fills."""
-    score = choice.score
+def choice_columns(choice: lds.Choice) -> dict[str, float]:
+    """Return the columns of ``lds.csv`` for a chosen regulariser."""
     return {
         "regulariser": choice.regulariser,
-        "lds": score.value,
-        "low": score.low,
-        "high": score.high,
-        "undefined": score.undefined,
+        "lds": choice.score.value,
+        "low": choice.score.low,
+        "high": choice.score.high,
+        "undefined": choice.score.undefined,
         "oracle_regulariser": choice.oracle_regulariser,
         "oracle": choice.oracle.value,
     }
-
-
-def ceiling(
-    losses: np.ndarray, part: str, statistics: config.Statistics, seed: int
-) -> dict[str, float]:
-    """Return the columns of ``lds.csv`` about what can be predicted of a set's losses, (S, M, Q)."""
-    rng = seeds.numpy_rng(seed, "attribution", "ceiling", part)
-    best = lds.ceiling(losses, statistics.bootstrap, statistics.confidence, rng)
-    return {
-        "ceiling": best.value,
-        "ceiling_low": best.low,
-        "ceiling_high": best.high,
-        "between_seeds": best.between_seeds,
-    }
-
-
-def leaders(scores: np.ndarray, ids: np.ndarray, count: int = FIRST) -> pd.DataFrame:
-    """Return the first ``count`` training images of each query: query (its position), rank (from 0), id, score."""
-    order = np.argsort(-scores, axis=1, kind="stable")[:, :count]
-    queries, ranks = order.shape
-    return pd.DataFrame(
-        {
-            "query": np.repeat(np.arange(queries), ranks),
-            "rank": np.tile(np.arange(ranks), queries),
-            "id": ids[order].ravel(),
-            "score": np.take_along_axis(scores, order, axis=1).ravel(),
-        }
-    )

@@ -1,8 +1,9 @@
-"""Attribution: which training images made an image, and how well that is answered."""
+"""Attribution: which training images a generated image owes most to, and how good the answer is."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Collection
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from pydantic import Field, ValidationError, model_validator
 
@@ -10,55 +11,80 @@ from afterimage.config.base import Block, Name
 
 Readout = Literal["mean", "l1", "square", "loss", "probe"]
 
-ATTRIBUTORS = {
-    name: f"afterimage.attribution.attributors.{name}"
-    for name in (
-        "das",
-        "das_scalar",
-        "das_released",
-        "das_released_squared",
-        "das_revised",
-        "das_archive",
-        "trak",
-        "dtrak",
-        "relative_influence",
-        "renormalised_influence",
-        "journey_trak",
-        "ggn_influence",
-        "gradient_dot",
-        "gradient_cosine",
-        "tracin",
-        "gas",
-        "pixel_cosine",
-        "pixel_l2",
-        "feature_cosine",
-        "empirical_influence",
-        "shuffled",
-    )
-}
-"""Name of an attributor -> its module."""
-
-
 MAIN = "main"
-"""The features that are no variant."""
+"""Name of the features that are no variant."""
 
 FINAL = "final"
-"""The network at the end of its training."""
+"""Name of the network at the end of its training."""
 
-FROM_ROWS = ("das", "das_scalar", "ggn_influence")
-"""Attributors that need the rows of ``Features.rows``."""
 
-ONLY_MAIN = (
-    "journey_trak",
-    "tracin",
-    "gas",
-    "pixel_cosine",
-    "pixel_l2",
-    "feature_cosine",
-    "empirical_influence",
-    "shuffled",
-)
-"""Attributors that variants leave out: they take other states of training or sampling, or no gradients of the last network."""
+class Attributor(NamedTuple):
+    """What is known of an attributor without importing its code.
+
+    Attributes:
+        family: Module of ``afterimage.attribution.attributors`` with the function of its name.
+        needs: What the scores are computed from, besides the images: readouts, whose projected
+            gradients at the final network are averaged over timesteps (``probe``: kept for each
+            timestep); ``journey``, gradients along the sampling of a generation; ``checkpoints``,
+            loss gradients at earlier states of the training; ``retrained``, losses under networks
+            retrained on subsets; ``classifier``, features of a classifier.
+        regularised: Whether the scores depend on the regulariser lambda.
+    """
+
+    family: str
+    needs: tuple[Readout | Literal["journey", "checkpoints", "retrained", "classifier"], ...]
+    regularised: bool
+
+    @property
+    def from_features(self) -> bool:
+        """Whether a network and images suffice: all that is needed are readouts, or nothing."""
+        return set(self.needs) <= set(get_args(Readout))
+
+    @property
+    def in_variants(self) -> bool:
+        """Whether it scores variants of the features and remedied networks, too.
+
+        Such scores come from the gradients of one network. Controls are computed once.
+        """
+        return self.from_features and bool(self.needs) and self.family != "control"
+
+
+ATTRIBUTOR_TABLE = {
+    "das": Attributor("das", ("loss", "probe"), regularised=True),
+    "das_scalar": Attributor("das", ("loss", "probe"), regularised=True),
+    "das_released": Attributor("das", ("mean",), regularised=True),
+    "das_released_squared": Attributor("das", ("mean",), regularised=True),
+    "das_revised": Attributor("das", ("mean",), regularised=True),
+    "das_archive": Attributor("das", ("l1",), regularised=True),
+    "trak": Attributor("trak", ("loss",), regularised=True),
+    "dtrak": Attributor("trak", ("square",), regularised=True),
+    "relative_influence": Attributor("trak", ("loss",), regularised=True),
+    "renormalised_influence": Attributor("trak", ("loss",), regularised=True),
+    "journey_trak": Attributor("trak", ("loss", "journey"), regularised=True),
+    "ggn_influence": Attributor("influence", ("loss", "probe"), regularised=True),
+    "gradient_dot": Attributor("similarity_of_gradients", ("loss",), regularised=False),
+    "gradient_cosine": Attributor("similarity_of_gradients", ("loss",), regularised=False),
+    "tracin": Attributor("similarity_of_gradients", ("loss", "checkpoints"), regularised=False),
+    "gas": Attributor("similarity_of_gradients", ("loss", "checkpoints"), regularised=False),
+    "pixel_cosine": Attributor("similarity_of_images", (), regularised=False),
+    "pixel_l2": Attributor("similarity_of_images", (), regularised=False),
+    "feature_cosine": Attributor("similarity_of_images", ("classifier",), regularised=False),
+    "empirical_influence": Attributor("influence", ("retrained",), regularised=False),
+    "shuffled": Attributor("control", ("loss",), regularised=True),
+}
+"""All attributors, by name, in the order in which they are listed everywhere."""
+
+ATTRIBUTORS = {
+    name: f"afterimage.attribution.attributors.{attributor.family}"
+    for name, attributor in ATTRIBUTOR_TABLE.items()
+}
+"""Name of an attributor -> the module with its function."""
+
+
+def readouts_of(attributors: Collection[str]) -> tuple[Readout, ...]:
+    """Return the readouts that attributors need, in the order of ``Readout``."""
+    needs = {need for name in attributors for need in ATTRIBUTOR_TABLE[name].needs}
+    return tuple(readout for readout in get_args(Readout) if readout in needs)
 
 
 class Features(Block):
@@ -67,62 +93,66 @@ class Features(Block):
     timesteps: Annotated[int, Field(ge=1)] = 10
     """T, noise levels per image (DAS and D-TRAK: 10 or 100)."""
     grid: Literal["regular", "stratified"] = "regular"
-    """regular: t = 0, 1000/T, ... (both released codes). stratified: one at random in each of T equal parts, the same for all images."""
+    """regular: t = 0, 1000/T, ... (both released codes). stratified: one drawn at random from each
+    of T equal intervals, the same for all images."""
     projection: Literal["none", "countsketch", "gaussian", "srht", "kronecker"] = "countsketch"
-    """none: all P coordinates, for small networks. countsketch: each coordinate goes, with a random sign, into one of k. gaussian: dense,
-    as published (slow). srht: subsampled randomised Hadamard transform. kronecker: each layer's inputs and output gradients are
-    projected before their product is taken, so that no gradient of a whole layer is formed."""
+    """none: all P coordinates, for small networks. countsketch: each coordinate is added, with a
+    random sign, to one of k sums. gaussian: a dense random matrix, as published (slow). srht:
+    subsampled randomised Hadamard transform. kronecker: each layer's inputs and output gradients
+    are projected before their product is taken, so that no layer's full gradient is formed."""
     dimension: Annotated[int, Field(ge=1)] = 4096
-    """k, coordinates of a projected gradient; not with ``projection: none``."""
+    """k, the dimension of a projected gradient; ignored with ``projection: none``."""
     rows: bool = True
-    """Keep, beside the means, the projected gradient of a random mixture of outputs for every image and timestep: T times as much to
-    store, and what ``das``, ``das_scalar`` and ``ggn_influence`` are computed from."""
+    """Also store, for every image and timestep, the projected gradient of a random combination of
+    the outputs: T times the space, needed by ``das``, ``das_scalar`` and ``ggn_influence``."""
     parameters: Annotated[list[str], Field(min_length=1)] = ["*"]
-    """Patterns (shell style) of the parameters whose gradients count, e.g. ``up_blocks.*``."""
+    """Shell patterns of the parameters whose gradients are used, e.g. ``up_blocks.*``."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; sums stay fp32."""
+    """Precision of the forward and backward pass; sums are always fp32."""
     batch_size: Annotated[int, Field(ge=1)] = 64
-    """Images at once; bounds memory, never the result."""
+    """Images per batch; bounds the memory and does not change the result."""
 
 
 class Queries(Block):
-    """Images whose origin is asked for."""
+    """The images to be attributed."""
 
     holdout: Annotated[int, Field(ge=1)] = 32
     """Held-out images."""
     generated: Annotated[int, Field(ge=1)] = 32
-    """The arm's own generations, the first of its replicate's sample."""
+    """Generations of the explained arm: the first of its first replicate's sample."""
     extracted: Annotated[int, Field(ge=0)] = 32
-    """At most so many generations in which the extraction attack found a training image, the nearest one of each: their origin is known."""
+    """Maximum number of generations that the extraction attack matched to a training image, so that
+    their source is known: for each such image, the generation nearest to it."""
 
 
 class GroundTruth(Block):
-    """What retraining measures: the loss of every query under every retrained network."""
+    """What retraining is measured by: the loss of every query under every retrained network."""
 
     timesteps: Annotated[int, Field(ge=1)] = 50
     """Noise levels (published: all 1000)."""
     draws: Annotated[int, Field(ge=1)] = 1
-    """Noises per level (published: 3)."""
+    """Noise samples per level (published: 3)."""
 
 
 class Counterfactual(Block):
-    """Train without what is said to have made an image, and look at what comes of its noise then."""
+    """Retrain without the top-ranked training images of a query and sample its noise again."""
 
     queries: Annotated[int, Field(ge=1)] = 4
     """Generated queries (published: 60)."""
     remove: Annotated[int, Field(ge=1)] = 20
-    """Training images taken out per query (published: 1000 of 5000)."""
+    """Training images removed per query (published: 1000 of 5000)."""
     attributors: list[Name] = ["das", "dtrak"]
-    """Whose first choices are taken out; removal at random and of the most similar images are always there beside them."""
+    """Attributors whose top-ranked images are removed. Removal at random and removal of the images
+    with the most similar pixels are always included."""
 
 
 class Remedied(Block):
-    """Whether the influence of forgotten images falls: the same scores from the network before and after a remedy."""
+    """Whether the influence of forgotten images falls: scores before and after a remedy."""
 
     before: Name
     """The arm without the remedy."""
     after: Annotated[list[Name], Field(min_length=1)]
-    """Arms that forget something, or never saw it."""
+    """Arms that forget images or were trained without them."""
     queries: Annotated[int, Field(ge=1)] = 128
     """The first generations of ``before``."""
     attributors: Annotated[list[Name], Field(min_length=1)] = [
@@ -132,84 +162,103 @@ class Remedied(Block):
         "trak",
         "gradient_cosine",
     ]
-    """Whose scores are compared, with the regulariser chosen for the explained arm's generations."""
+    """Attributors to compare, with the regulariser chosen for the explained arm's generations."""
 
 
 class Attribution(Block):
-    """Which training images made this image (DAS, Lin et al., ICLR 2025), judged by retraining (LDS, Park et al. 2023)."""
+    """Training-data attribution (e.g. DAS, Lin et al. 2025), evaluated by retraining (LDS)."""
 
     arm: Name
-    """The arm that is explained: one network, trained plainly. Its first replicate is taken."""
+    """The arm to explain: one network, trained by the baseline method; its first replicate."""
     subsets: Annotated[int, Field(ge=4)] = 64
-    """M, random halves of the training images that networks are retrained on (published: 64)."""
+    """M, random subsets of the training images to retrain on (published: 64)."""
     seeds: Annotated[int, Field(ge=1)] = 2
-    """Trainings of each subset (published: 3). From 2 on there is a ceiling."""
+    """Trainings of each subset (published: 3). With 2 or more, a ceiling is estimated."""
     share: Annotated[float, Field(gt=0, lt=1)] = 0.5
-    """Share of each class's images that a subset keeps."""
+    """Fraction of each class's images in a subset."""
     networks_per_job: Annotated[int, Field(ge=1)] = 1
-    """Retrained networks of one job."""
+    """Retrained networks per job."""
     stacked: bool = False
-    """Train the networks of one job at once, their parameters stacked, or one after the other."""
+    """Train the networks of a job simultaneously, with stacked parameters, instead of in turn."""
     queries: Queries = Queries()
-    """What is explained."""
+    """The images to be attributed."""
     ground_truth: GroundTruth = GroundTruth()
-    """The loss that is to be predicted."""
+    """The losses that the scores have to predict."""
     features: Features = Features()
     """Gradient features."""
     attributors: list[Name] = list(ATTRIBUTORS)
-    """Which scores are computed."""
+    """Attributors to compute."""
     regularisers: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
         10.0**power for power in range(-6, 7)
     ]
-    """lambda, in multiples of the mean eigenvalue of the features' Gram matrix. The best on one half of the subsets is reported on the other."""
+    """Values of lambda, in multiples of the mean eigenvalue of the features' Gram matrix. The best
+    on one half of the subsets is reported on the other half."""
     variants: dict[Name, dict[str, Any]] = {}
-    """Name -> keys of ``features`` that differ: cheaper features, each scored like the others, for cost against quality."""
+    """Name -> keys of ``features`` that differ: alternative features, each scored in the same way,
+    to compare cost with quality."""
     reference: Name = "main"
-    """The features, ``main`` or a variant, that the others are to agree with: the dearest."""
+    """Reference for the agreement scores, ``main`` or a variant: the most expensive features."""
     shortlist: Annotated[float, Field(gt=0, lt=1)] = 0.05
-    """Two-stage ranking: share of the training images, the best by ``main``, that are looked at again with the reference's features."""
+    """Two-stage ranking: fraction of the training images, the top-ranked by ``main``, that are
+    scored again with the reference features."""
     checkpoints: Annotated[int, Field(ge=1)] = 4
-    """Saved states of TracIn and GAS, evenly spread over the training, the last one included."""
+    """Checkpoints of TracIn and GAS, evenly spaced over the training, including the last."""
     images_per_job: Annotated[int, Field(ge=1)] = 1024
-    """Images whose features one job computes."""
+    """Images per job that computes features."""
     counterfactual: Counterfactual | None = None
-    """Removal of the first choices; null leaves it out."""
+    """Removal of the top-ranked images; null skips it."""
     remedied: Remedied | None = None
-    """Influence before and after remedies; null leaves it out."""
+    """Influence before and after remedies; null skips it."""
 
     @model_validator(mode="after")
-    def _names_are_known(self) -> Attribution:
+    def _attributors_are_computable(self) -> Attribution:
         for name in self.attributors:
             if name not in ATTRIBUTORS:
                 raise ValueError(
                     f"attributors: {name!r} is not one; allowed are {', '.join(ATTRIBUTORS)}"
                 )
-        if not self.features.rows and set(FROM_ROWS) & set(self.attributors):
-            wanting = ", ".join(name for name in self.attributors if name in FROM_ROWS)
+        from_rows = [name for name in self.attributors if "probe" in readouts_of([name])]
+        if not self.features.rows and from_rows:
             raise ValueError(
-                f"features.rows = False, but attributors has {wanting}, which need them"
+                f"features.rows = False, but attributors has {', '.join(from_rows)}, "
+                "which need them"
             )
-        needed = {
-            "counterfactual": ["pixel_l2", *self.counterfactual.attributors]
-            if self.counterfactual
-            else []
-        }
-        needed["remedied"] = self.remedied.attributors if self.remedied else []
+        return self
+
+    @model_validator(mode="after")
+    def _evaluations_have_their_scores(self) -> Attribution:
+        needed: dict[str, list[str]] = {}
+        if self.counterfactual is not None:
+            needed["counterfactual"] = ["pixel_l2", *self.counterfactual.attributors]
+            if self.counterfactual.queries > self.queries.generated:
+                raise ValueError(
+                    f"counterfactual.queries = {self.counterfactual.queries} is more than "
+                    f"queries.generated = {self.queries.generated}"
+                )
+        if self.remedied is not None:
+            needed["remedied"] = self.remedied.attributors
         for key, names in needed.items():
             for name in names:
                 if name not in self.attributors:
                     raise ValueError(
-                        f"{key} needs the scores of {name!r}; attributors lists {', '.join(self.attributors)}"
+                        f"{key} needs the scores of {name!r}; attributors lists "
+                        f"{', '.join(self.attributors)}"
                     )
-            for name in set(names) & set(ONLY_MAIN) if key == "remedied" else ():
+        for name in needed.get("remedied", []):
+            if not ATTRIBUTOR_TABLE[name].in_variants:
                 raise ValueError(
-                    f"remedied.attributors: {name!r} is not made of the gradients of one network"
+                    f"remedied.attributors: {name!r} is not computed from the gradients of one "
+                    "network"
                 )
-        if self.counterfactual is not None and self.counterfactual.queries > self.queries.generated:
-            raise ValueError(
-                f"counterfactual.queries = {self.counterfactual.queries} is more than queries.generated = {self.queries.generated}"
-            )
+        return self
+
+    @model_validator(mode="after")
+    def _variants_are_valid(self) -> Attribution:
         for name in self.variants:
+            if name == MAIN:
+                raise ValueError(
+                    "variants.main: this name stands for the features themselves; choose another"
+                )
             try:
                 self.features_of(name)
             except ValidationError as error:
@@ -218,13 +267,9 @@ class Attribution(Block):
                 raise ValueError(
                     f"variants.{name}.{key} = {problem['input']!r}: {problem['msg']}"
                 ) from error
-            if name == MAIN:
-                raise ValueError(
-                    "variants.main: this name stands for the features themselves; give the variant another"
-                )
-        if self.reference != MAIN and self.reference not in self.variants:
+        if self.reference not in (MAIN, *self.variants):
             raise ValueError(
-                f"reference = {self.reference!r} is not {', '.join([MAIN, *self.variants])}"
+                f"reference = {self.reference!r}: allowed are {', '.join([MAIN, *self.variants])}"
             )
         return self
 
@@ -233,35 +278,41 @@ class Attribution(Block):
         return Features.model_validate(self.features.model_dump() | self.variants.get(variant, {}))
 
     def attributors_of(self, variant: str) -> list[str]:
-        """Return the attributors that the features of a variant serve."""
-        without = () if self.features_of(variant).rows else FROM_ROWS
+        """Return the attributors that are computed from the features of a variant, or ``main``."""
+        rows = self.features_of(variant).rows
         return [
             name
             for name in self.attributors
-            if name not in without and (variant == MAIN or name not in ONLY_MAIN)
+            if (rows or "probe" not in ATTRIBUTOR_TABLE[name].needs)
+            and (variant == MAIN or ATTRIBUTOR_TABLE[name].in_variants)
         ]
 
     def scored_by(self, step: str, job: str) -> list[str]:
-        """Return the attributors of one job of ``attribution/scores`` (a variant) or ``attribution/remedied`` (an arm)."""
+        """Return the attributors of a job of ``attribution/scores`` or ``attribution/remedied``.
+
+        Args:
+            step: Name of the step.
+            job: A variant, or a remedied arm.
+        """
         if step == "attribution/scores":
             return self.attributors_of(job)
         return self.remedied.attributors if self.remedied else []
 
     def jobs(self, images: int) -> dict[str, list[str]]:
-        """Return step -> the jobs of it that the phase has.
+        """Return step -> names of its jobs.
 
         Args:
-            images: Training images.
+            images: Number of training images.
         """
-        blocks = ["queries", *(f"train{at}" for at in range(-(-images // self.images_per_job)))]
-        networks = [FINAL, *(f"state{at}" for at in range(1, self.checkpoints))]
+        features_jobs = -(-images // self.images_per_job)
+        retrain_jobs = -(-self.subsets * self.seeds // self.networks_per_job)
+        blocks = ["queries", *(f"train{number}" for number in range(features_jobs))]
+        networks = [FINAL, *(f"state{number}" for number in range(1, self.checkpoints))]
         features = [f"{MAIN}/{network}/{block}" for network in networks for block in blocks]
         features += [f"{variant}/{FINAL}/{block}" for variant in self.variants for block in blocks]
         jobs = {
             "attribution/features": features,
-            "attribution/retrain": [
-                str(at) for at in range(-(-self.subsets * self.seeds // self.networks_per_job))
-            ],
+            "attribution/retrain": [str(number) for number in range(retrain_jobs)],
             "attribution/scores": [MAIN, *self.variants],
         }
 

@@ -1,18 +1,20 @@
-"""``afterimage attribute``: which training images made these images, for somebody's own diffusers pipeline.
+"""``afterimage attribute``: attribute images to training images, for any diffusers pipeline.
 
-No study is needed: the gradient features of ``compute`` are taken of the network as it is, and attributors that read no more
-score by them. What a study learns by retraining is missing here. The regulariser is one given value, in multiples of the
-mean eigenvalue (see ``spectrum``), where a study chooses among several; and no linear data-modelling score says how far the
-answer can be trusted. What is written to ``--out``, and how much memory it takes, ``afterimage attribute --help`` prints.
+No study is needed: the gradient features of ``compute`` are computed for the network as it is, and
+attributors that need nothing else score with them. What a study learns from retraining is missing:
+the regulariser is a given value, in multiples of the mean eigenvalue (see ``spectrum``), where a
+study chooses among several; and no linear data-modelling score tells how reliable the answer is.
+``afterimage attribute --help`` describes the files in ``--out`` and the memory needed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import numpy as np
 import pandas as pd
@@ -23,10 +25,11 @@ from safetensors.numpy import save_file
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
-from afterimage.attribution.attributors.inputs import Evidence, Side
+from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.gradients import compute
-from afterimage.attribution.scores import finite, leaders
+from afterimage.attribution.ranking import check_finite, top_images
 from afterimage.config import ConfigError
+from afterimage.config.attribution import ATTRIBUTOR_TABLE, readouts_of
 from afterimage.config.base import Block
 from afterimage.diffusion.pipelines import Opened, open_pipeline
 from afterimage.images import Images
@@ -36,56 +39,46 @@ from afterimage.standalone import images as image_sets
 
 STEP = "attribute"
 
-READOUTS_OF: dict[str, tuple[str, ...]] = {
-    "das": ("loss", "probe"),
-    "das_scalar": ("loss", "probe"),
-    "das_released": ("mean",),
-    "das_released_squared": ("mean",),
-    "das_revised": ("mean",),
-    "das_archive": ("l1",),
-    "trak": ("loss",),
-    "dtrak": ("square",),
-    "relative_influence": ("loss",),
-    "renormalised_influence": ("loss",),
-    "ggn_influence": ("loss", "probe"),
-    "gradient_dot": ("loss",),
-    "gradient_cosine": ("loss",),
-    "pixel_cosine": (),
-    "pixel_l2": (),
-    "shuffled": ("loss",),
-}
-"""Attributor that a network and images are enough for -> the readouts whose gradients it takes."""
+ALLOWED = [name for name, attributor in ATTRIBUTOR_TABLE.items() if attributor.from_features]
+"""Attributors for which a network and images suffice."""
 
 SHOWN = 8
-"""Queries in a picture, and training images beside each."""
+"""Queries in a picture, and training images for each."""
+
+FROM_PIXELS = [name for name in ALLOWED if not readouts_of([name])]
+FROM_ROWS = [name for name in ALLOWED if "probe" in readouts_of([name])]
+FROM_MEANS = [name for name in ALLOWED if name not in FROM_PIXELS + FROM_ROWS]
 
 HELP = f"""\
 attributors:
   from the gradients of the network, averaged over timesteps:
-              {", ".join(name for name, readouts in READOUTS_OF.items() if readouts and "probe" not in readouts)}
-  from those of every timestep apart:
-              {", ".join(name for name, readouts in READOUTS_OF.items() if "probe" in readouts)}
+              {", ".join(FROM_MEANS)}
+  from the gradients at every timestep:
+              {", ".join(FROM_ROWS)}
   from the pixels alone:
-              {", ".join(name for name, readouts in READOUTS_OF.items() if not readouts)}
+              {", ".join(FROM_PIXELS)}
 
 files:
-  first.csv   query, attributor, rank (from 0), id, score: the first training images of every query. query and id are the
-              images' names, or their rows where they have none
+  first.csv   query, attributor, rank (from 0), id, score: the top-ranked training images of every
+              query. query and id are the images' names, or their row numbers if they have none
   scores.safetensors
-              by attributor: float32 (queries, training images); the metadata has the names of both, in order, as JSON
-  NAME.png    with --show-images, by attributor: the first {SHOWN} queries (left), each with its first {SHOWN} training images
-  run.json    settings, hashes of what was read and written, versions
+              for each attributor, float32 (queries, training images); the metadata has the names
+              of both, in order, as JSON
+  NAME.png    with --show-images, for each attributor: the first {SHOWN} queries (left), each with
+              its {SHOWN} top-ranked training images
+  run.json    settings, hashes of all inputs and outputs, versions
 
 memory in bytes, with N training images, k = --dimension and T = --timesteps:
-  averaged    8 N k for each readout (the mean, square, l1 or loss of the output), and 24 N k while one of them is
-              decomposed: 1.6 GB for the default attributors and 10,000 images
-  apart       beside that 4 N T k, and 24 N T k while they are decomposed: 11 GB for 10,000 images
-  gradients   of the network's largest layer, for --batch-size images
+  averaged    8 N k for each readout (the mean, square, l1 or loss of the output), and 24 N k during
+              the decomposition of one of them: 1.6 GB for the default attributors and 10,000 images
+  every timestep
+              another 4 N T k, and 24 N T k during the decomposition: 11 GB for 10,000 images
+  gradients   those of the network's largest layer, for --batch-size images
 """
 
 
 class Settings(Block):
-    """What the scores depend on, beside the network and the images."""
+    """What the scores depend on, besides the network and the images."""
 
     features: config.Features
     attributors: list[str]
@@ -107,19 +100,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--weights",
         choices=["ema", "raw"],
-        help="averaged weights or those of the last update, of a checkpoint that has both (default: ema)",
+        help="averaged weights, or those of the last update, of a checkpoint that has both "
+        "(default: ema)",
     )
     parser.add_argument(
         "--train",
         metavar="SOURCE",
         required=True,
-        help="its training images: a folder or zip of images, .npz, parquet, or owner/name@revision",
+        help="its training images: a folder or zip of images, .npz, parquet, or "
+        "owner/name@revision",
     )
     parser.add_argument(
         "--queries",
         metavar="SOURCE",
         required=True,
-        help="images whose origin is asked for, as --train",
+        help="images to attribute, given like --train",
     )
     parser.add_argument(
         "--out",
@@ -133,21 +128,21 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         metavar="NAME",
         default=["das_revised", "dtrak"],
-        help="which scores, see below (default: das_revised dtrak)",
+        help="scores to compute, see below (default: das_revised dtrak)",
     )
     parser.add_argument(
         "--regulariser",
         type=float,
         default=1.0,
-        help="lambda in multiples of the mean eigenvalue of the features' Gram matrix (default: %(default)s, a convention that "
-        "was not tuned: choosing it takes retrained networks)",
+        help="lambda in multiples of the mean eigenvalue of the features' Gram matrix (default: "
+        "%(default)s, a convention; tuning it requires retrained networks)",
     )
     parser.add_argument(
         "--first",
         type=int,
         default=16,
         metavar="N",
-        help="training images named per query (default: 16)",
+        help="top-ranked training images listed per query (default: 16)",
     )
     parser.add_argument(
         "--timesteps",
@@ -156,9 +151,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="noise levels per image (default: %(default)s)",
     )
     for flag, help_ in (
-        ("grid", "regular: t = 0, 1000/T, ...; stratified: one at random in each of T equal parts"),
-        ("projection", "of the gradients; none keeps all coordinates, for small networks"),
-        ("precision", "of the forward and backward pass"),
+        (
+            "grid",
+            "regular: t = 0, 1000/T, ...; stratified: one at random in each of T equal intervals",
+        ),
+        (
+            "projection",
+            "projection of the gradients; none keeps all coordinates, for small networks",
+        ),
+        ("precision", "precision of the forward and backward pass"),
     ):
         choices = get_args(config.Features.model_fields[flag].annotation)
         default = getattr(features, flag)
@@ -169,166 +170,195 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--dimension",
         type=int,
         default=features.dimension,
-        help="coordinates of a projected gradient (default: %(default)s)",
+        help="dimension of a projected gradient (default: %(default)s)",
     )
     parser.add_argument(
         "--parameters",
         nargs="+",
         metavar="PATTERN",
         default=features.parameters,
-        help="names of the parameters whose gradients count, e.g. 'up_blocks.*' (default: all)",
+        help="names of the parameters whose gradients are used, e.g. 'up_blocks.*' (default: all)",
     )
     parser.add_argument(
         "--batch-size",
         type=int,
         default=features.batch_size,
-        help="images at once; bounds memory (default: %(default)s)",
+        help="images per batch; bounds the memory (default: %(default)s)",
     )
     image_sets.arguments(parser, ("train", "queries"))
     parser.add_argument(
-        "--show-images", action="store_true", help="write pictures too; mind who is in them"
+        "--show-images",
+        action="store_true",
+        help="also write pictures; mind the privacy of people in them",
     )
     parser.add_argument(
-        "--seed", type=int, default=0, help="of noise and projection (default: %(default)s)"
+        "--seed", type=int, default=0, help="seed of noise and projection (default: %(default)s)"
     )
 
 
 def run(args: argparse.Namespace) -> None:
     """Compute the features, score, and write the result."""
-    settings, out = (
-        _settings(args),
-        output.check(args.out, output.earlier(args.out, STEP), replaced=True),
-    )
-    given = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
-    for flag in ("train", "queries"):
-        image_sets.source_of(flag, args)
+    # Check the flags and read the images and the network.
+    settings = _settings(args)
+    out = output.check(args.out, output.earlier(args.out, STEP), replaced=True)
+    sources = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
+    for name in ("train", "queries"):
+        image_sets.source_of(name, args)
     read = {name: image_sets.read_set(name, args) for name in ("train", "queries")}
     height, width = read["train"].images.pixels.shape[1:3]
     try:
-        opened = open_pipeline(given["pipeline"], args.weights, size=(height, width))
+        opened = open_pipeline(sources["pipeline"], args.weights, size=(height, width))
     except ArtifactError as error:
         raise ArtifactError(f"--pipeline: {error}") from error
-    if opened.classes is not None:  # labels are asked for only where the network takes them
+    if opened.classes is not None:  # labels are required only if the network uses them
         read = {name: image_sets.read_set(name, args, labels=True) for name in read}
         read["queries"] = image_sets.with_classes_of(read["train"], read["queries"])
-    sets = {name: each.images for name, each in read.items()}
-    (train, train_names), (queries, query_names) = (
-        (each.images, each.names) for each in read.values()
-    )
+    sets = {name: image_set.images for name, image_set in read.items()}
+    names = {name: image_set.names for name, image_set in read.items()}
     _check(opened, sets)
-    notices = [notice for each in read.values() for notice in each.notices()]
-    notices += [f"--pipeline: {note}" for note in opened.notes] + _trained_on(
-        queries, query_names, train
-    )
-    net, scheduler_config = opened.net, opened.scheduler_config
+    notices = [notice for image_set in read.values() for notice in image_set.notices()]
+    notices += [f"--pipeline: {note}" for note in opened.notes]
+    notices += _notice_of_training_images(sets["queries"], names["queries"], sets["train"])
 
-    said = given | {"weights": opened.weights, "colour": args.colour, "resize": args.resize}
-    said |= (
-        {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"}
-        if args.resize
-        else {}
-    )
-    resolved = {"step": STEP, "seed": args.seed, "settings": settings.model_dump() | said}
-    inputs = {flag: Path(value) for flag, value in given.items() if Path(value).exists()}
-    entries = (__name__, *(config.ATTRIBUTORS[name] for name in settings.attributors))
-    with artifacts.step(resolved, out, inputs, entries) as step:
+    # Name everything that the result depends on.
+    options: dict[str, Any] = {"weights": opened.weights}
+    options |= {"colour": args.colour, "resize": args.resize}
+    if args.resize:
+        options |= {
+            "resize_filter": args.resize_filter or "bilinear",
+            "crop": args.crop or "centre",
+        }
+    resolved = {
+        "step": STEP,
+        "seed": args.seed,
+        "settings": settings.model_dump() | sources | options,
+    }
+    inputs = {flag: Path(value) for flag, value in sources.items() if Path(value).exists()}
+    modules = dict.fromkeys(config.ATTRIBUTORS[name] for name in settings.attributors)
+    with artifacts.step(resolved, out, inputs, (__name__, *modules)) as step:
         step.note(
             images={name: len(images) for name, images in sets.items()},
             contents_sha256={
                 "pipeline": opened.weights_sha256,
-                **{name: each.sha256 for name, each in read.items()},
+                **{name: image_set.sha256 for name, image_set in read.items()},
             },
             pipeline=opened.facts(),
             notices=notices,
-            manifests={name: each.manifest for name, each in read.items()},
-            scheduler=scheduler_config,
+            manifests={name: image_set.manifest for name, image_set in read.items()},
+            scheduler=opened.scheduler_config,
             device=str(PartialState().device),
         )
-        net.to(PartialState().device)
-        readouts = {readout for name in settings.attributors for readout in READOUTS_OF[name]}
-        sides = {}
-        for name, images in sets.items():
-            made = compute.Projected(
-                {},
-                np.empty((len(images), 0, 0), np.float32),
-                np.full(len(images), np.nan, np.float32),
-            )
-            if readouts:
-                with flags.named("attribution.features"):
-                    made = compute.features(
-                        net, scheduler_config, images, name, settings.features, readouts, args.seed
-                    )
-            sides[name] = Side(images, made.features, made.rows, made.residual, embedding=None)
 
+        # Score with every attributor.
+        features = _features(opened, sets, settings, args.seed)
         scores: dict[str, np.ndarray] = {}
-        firsts: dict[str, pd.DataFrame] = {}
-        # An evidence keeps what it decomposed. It serves the attributors of the same readouts and goes with them.
-        for _, names in groupby(
-            sorted(settings.attributors, key=READOUTS_OF.__getitem__), READOUTS_OF.__getitem__
-        ):
-            evidence = Evidence(
-                sides["train"],
-                sides["queries"],
-                checkpoints=(),
-                masks=np.zeros((0, len(train)), bool),
-                losses=np.zeros((0, len(queries))),
-                seed=args.seed,
-            )
-            for name in names:
-                found = attributors.find(name).scores(evidence)(settings.regulariser)
-                finite(found, name, settings.regulariser)
-                scores[name] = np.ascontiguousarray(
-                    found, np.float32
-                )  # safetensors writes bytes as they lie
-                firsts[name] = leaders(found, np.arange(len(train)), settings.first).assign(
-                    attributor=name
-                )
-                if args.show_images:
-                    order = firsts[name]["id"].to_numpy().reshape(len(queries), -1)
-                    _picture(
-                        queries, query_names, train, train_names, order, step.folder / f"{name}.png"
-                    )
+        top: dict[str, pd.DataFrame] = {}
+        for name, values in _scores(features, settings, args.seed):
+            # safetensors ignores strides: the array has to be contiguous.
+            scores[name] = np.ascontiguousarray(values, np.float32)
+            positions = np.arange(len(sets["train"]))
+            top[name] = top_images(values, positions, settings.first).assign(attributor=name)
+            if args.show_images:
+                order = top[name]["id"].to_numpy().reshape(len(sets["queries"]), -1)
+                _picture(sets, names, order, step.folder / f"{name}.png")
 
-        table = pd.concat([firsts[name] for name in settings.attributors]).sort_values(
-            "query", kind="stable"
-        )
-        table["query"], table["id"] = query_names[table["query"]], train_names[table["id"]]
-        table[["query", "attributor", "rank", "id", "score"]].to_csv(
-            step.folder / "first.csv", index=False
-        )
-        order_of = {
-            "queries": json.dumps(query_names.tolist()),
-            "train": json.dumps(train_names.tolist()),
-        }
-        save_file(scores, step.folder / "scores.safetensors", metadata=order_of)
+        # Write scores and top-ranked images under the images' names.
+        table = pd.concat([top[name] for name in settings.attributors])
+        table = table.sort_values("query", kind="stable")
+        table["query"] = names["queries"][table["query"]]
+        table["id"] = names["train"][table["id"]]
+        columns = ["query", "attributor", "rank", "id", "score"]
+        table[columns].to_csv(step.folder / "first.csv", index=False)
+        metadata = {name: json.dumps(names[name].tolist()) for name in ("queries", "train")}
+        save_file(scores, step.folder / "scores.safetensors", metadata=metadata)
     print(*notices, sep="\n", end="\n" if notices else "")
     print(
-        f"{len(queries)} queries, {len(train)} training images; first.csv and scores.safetensors written to {args.out}"
+        f"{len(sets['queries'])} queries, {len(sets['train'])} training images; first.csv and "
+        f"scores.safetensors written to {args.out}"
     )
     print(
-        "Without retraining nothing says how far these scores can be trusted; a study with `attribution` measures it."
+        "Without retraining, the reliability of these scores is unknown; a study with "
+        "`attribution` measures it."
     )
 
 
-# ---- what is allowed ----------------------------------------------------------------------------------------------------
+def _features(
+    opened: Opened, sets: dict[str, Images], settings: Settings, seed: int
+) -> dict[str, ImageFeatures]:
+    """Return the features of each set of images: those of the readouts that attributors need."""
+    net = opened.net.to(PartialState().device)
+    readouts = readouts_of(settings.attributors)
+    features = {}
+    for name, images in sets.items():
+        projected = compute.ProjectedGradients(
+            features={},
+            rows=np.empty((len(images), 0, 0), np.float32),
+            residual=np.full(len(images), np.nan, np.float32),
+        )
+        if readouts:
+            with flags.named("attribution.features"):
+                projected = compute.project_gradients(
+                    net, opened.scheduler_config, images, name, settings.features, readouts, seed
+                )
+        features[name] = ImageFeatures(
+            images, projected.features, projected.rows, projected.residual, embedding=None
+        )
+    return features
+
+
+def _scores(
+    features: dict[str, ImageFeatures], settings: Settings, seed: int
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield attributor and scores, float64 (Q, N), one group of attributors after the other.
+
+    The decompositions of features are kept as long as the inputs are. A group has the same readouts
+    and shares its inputs, so that only one group's decompositions are in memory at a time.
+    """
+
+    def needs(name: str) -> tuple[str, ...]:
+        return ATTRIBUTOR_TABLE[name].needs
+
+    for _, group in groupby(sorted(settings.attributors, key=needs), needs):
+        inputs = AttributionInputs(
+            features["train"],
+            features["queries"],
+            checkpoints=(),
+            masks=np.zeros((0, len(features["train"].images)), bool),
+            losses=np.zeros((0, len(features["queries"].images))),
+            seed=seed,
+        )
+        for name in group:
+            scores = attributors.scorer(name, inputs)(settings.regulariser)
+            yield name, check_finite(scores, name, settings.regulariser)
+
+
+# ---- checks -----------------------------------------------------------------------------------
 
 
 def _settings(args: argparse.Namespace) -> Settings:
+    """Return the settings of the flags.
+
+    Raises:
+        ConfigError: naming the flag, its value and what is allowed.
+    """
     names = list(dict.fromkeys(args.attributor))
     for name in names:
-        if name not in READOUTS_OF:
-            raise ConfigError(
-                f"--attributor = {name!r}: a network and images are not enough for it, or it is none; allowed are "
-                f"{', '.join(READOUTS_OF)}"
-            )
+        if name not in ATTRIBUTOR_TABLE:
+            reason = "is not an attributor"
+        elif name not in ALLOWED:
+            inputs = [
+                need for need in ATTRIBUTOR_TABLE[name].needs if need not in readouts_of([name])
+            ]
+            reason = f"needs a study, for its {' and '.join(inputs)}"
+        else:
+            continue
+        raise ConfigError(f"--attributor = {name!r} {reason}; allowed are {', '.join(ALLOWED)}")
     keys = ("timesteps", "grid", "projection", "dimension", "parameters", "precision", "batch_size")
-    features = {key: getattr(args, key) for key in keys} | {
-        "rows": any("probe" in READOUTS_OF[name] for name in names)
-    }
+    features = {key: getattr(args, key) for key in keys}
     with flags.named("attribution"):
         return Settings.model_validate(
             {
-                "features": features,
+                "features": features | {"rows": "probe" in readouts_of(names)},
                 "attributors": names,
                 "regulariser": args.regulariser,
                 "first": args.first,
@@ -336,15 +366,16 @@ def _settings(args: argparse.Namespace) -> Settings:
         )
 
 
-def _trained_on(queries: Images, names: np.ndarray, train: Images) -> list[str]:
-    """Return a sentence on the queries that are training images themselves, exactly or nearly."""
+def _notice_of_training_images(queries: Images, names: np.ndarray, train: Images) -> list[str]:
+    """Return a notice of queries that are (nearly) training images themselves, if there are any."""
     duplicates = near_duplicates.find(queries.pixels, train.pixels, flips=False)
-    same, exact = duplicates.rows >= 0, int(duplicates.exact.sum())
-    if not same.any():
+    is_duplicate, exact = duplicates.rows >= 0, int(duplicates.exact.sum())
+    if not is_duplicate.any():
         return []
-    listed = ", ".join(str(name) for name in names[same][: image_sets.NAMED])
+    listed = ", ".join(str(name) for name in names[is_duplicate][: image_sets.NAMED])
     return [
-        f"--queries: {same.sum()} of {len(queries)} are training images themselves ({exact} exactly): {listed}"
+        f"--queries: {is_duplicate.sum()} of {len(queries)} are training images themselves "
+        f"({exact} exactly): {listed}"
     ]
 
 
@@ -354,35 +385,37 @@ def _check(opened: Opened, sets: dict[str, Images]) -> None:
     Raises:
         ConfigError: naming the flag.
     """
-    wanted, classes = opened.shape, opened.classes
     for name, images in sets.items():
-        if images.pixels.shape[1:] != wanted:
-            given, needed = (
-                "x".join(map(str, shape)) for shape in (images.pixels.shape[1:], wanted)
-            )
+        shape = images.pixels.shape[1:]
+        if shape != opened.shape:
+            given, needed = ("x".join(map(str, sizes)) for sizes in (shape, opened.shape))
             raise ConfigError(
-                f"--{name}: images are {given}, but {needed} is needed; --resize and --colour make them so"
+                f"--{name}: images are {given}, but {needed} is needed; --resize and --colour "
+                "convert them"
             )
         low, high = images.labels.min(), images.labels.max()
-        if classes is not None and (low < 0 or high >= classes):
+        if opened.classes is not None and (low < 0 or high >= opened.classes):
             raise ConfigError(
-                f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to {classes - 1}; labels are "
-                "the sub-folders of a folder, or the array labels of an .npz"
+                f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to "
+                f"{opened.classes - 1}; labels are the sub-folders of a folder, or the array "
+                "labels of an .npz"
             )
 
 
-# ---- the picture --------------------------------------------------------------------------------------------------------
+# ---- pictures ---------------------------------------------------------------------------------
 
 
 def _picture(
-    queries: Images,
-    query_names: np.ndarray,
-    train: Images,
-    train_names: np.ndarray,
-    order: np.ndarray,
-    path: Path,
+    sets: dict[str, Images], names: dict[str, np.ndarray], order: np.ndarray, path: Path
 ) -> None:
-    """Draw the first queries, one per row, each with its first training images, (Q, F), to its right."""
+    """Draw the first queries, one per row, each with its top-ranked training images to its right.
+
+    Args:
+        sets: The images: ``train`` and ``queries``.
+        names: Their names.
+        order: Positions of the top-ranked training images of each query, (Q, F).
+        path: File to write.
+    """
     import matplotlib
 
     matplotlib.use("agg")
@@ -391,14 +424,15 @@ def _picture(
     order = order[:SHOWN, :SHOWN]
     rows, columns = len(order), 1 + order.shape[1]
     figure, axes = plt.subplots(rows, columns, figsize=(1.4 * columns, 1.5 * rows), squeeze=False)
-    for at, row in enumerate(axes):
-        pictures = [queries.pixels[at], *train.pixels[order[at]]]
-        names = [str(name)[-20:] for name in (query_names[at], *train_names[order[at]])]
-        for axis, pixels, name in zip(
-            row, pictures, [f"query {names[0]}", *names[1:]], strict=True
-        ):
+    for query, row in enumerate(axes):
+        pictures = [sets["queries"].pixels[query], *sets["train"].pixels[order[query]]]
+        titles = [
+            str(name)[-20:] for name in (names["queries"][query], *names["train"][order[query]])
+        ]
+        titles[0] = f"query {titles[0]}"
+        for axis, pixels, title in zip(row, pictures, titles, strict=True):
             axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set_title(name, fontsize=7, pad=2)
+            axis.set_title(title, fontsize=7, pad=2)
             axis.axis("off")
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)

@@ -7,8 +7,8 @@ import pytest
 
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
-from afterimage.attribution.attributors.inputs import Evidence, Side
-from afterimage.config import ATTRIBUTORS
+from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
+from afterimage.config.attribution import ATTRIBUTOR_TABLE, ATTRIBUTORS
 from afterimage.images import Images
 
 N, Q, R = 11, 4, 3
@@ -17,13 +17,13 @@ NARROW, WIDE = 7, 45
 READOUTS = ("mean", "l1", "square", "loss")
 
 
-def side(rng: np.random.Generator, n: int, k: int, **more: np.ndarray) -> Side:
+def side(rng: np.random.Generator, n: int, k: int, **more: np.ndarray) -> ImageFeatures:
     features = {
         f"{name}{end}": rng.standard_normal((n, k)).astype(np.float32)
         for name in READOUTS
         for end in ("", "/normalised")
     }
-    return Side(
+    return ImageFeatures(
         images=Images.of(rng.integers(0, 256, (n, 4, 4, 1), np.uint8)),
         features=features | more,
         rows=rng.standard_normal((n, R, k)).astype(np.float32),
@@ -32,7 +32,7 @@ def side(rng: np.random.Generator, n: int, k: int, **more: np.ndarray) -> Side:
     )
 
 
-def made_up(k: int = NARROW) -> Evidence:
+def made_up(k: int = NARROW) -> AttributionInputs:
     rng = np.random.default_rng(k)
     train = side(rng, N, k)
     queries = side(rng, Q, k, journey=rng.standard_normal((Q, k)).astype(np.float32))
@@ -41,24 +41,26 @@ def made_up(k: int = NARROW) -> Evidence:
     )
     masks = np.stack([rng.permutation(N) < N // 2 for _ in range(4)])
     masks = np.concatenate([masks, ~masks])
-    return Evidence(train, queries, checkpoints, masks, rng.uniform(0, 1, (8, Q)), seed=3)
+    return AttributionInputs(train, queries, checkpoints, masks, rng.uniform(0, 1, (8, Q)), seed=3)
 
 
-def take(part: Side, rows: np.ndarray) -> Side:
+def take(part: ImageFeatures, rows: np.ndarray) -> ImageFeatures:
     assert part.embedding is not None
     features = {name: values[rows] for name, values in part.features.items()}
     images = Images.of(part.images.pixels[rows])
-    return Side(images, features, part.rows[rows], part.residual[rows], part.embedding[rows])
+    return ImageFeatures(
+        images, features, part.rows[rows], part.residual[rows], part.embedding[rows]
+    )
 
 
-def with_train(evidence: Evidence, rows: np.ndarray) -> Evidence:
-    """The evidence with its training images in another order, or some of them twice."""
-    checkpoints = tuple((train[rows], queries) for train, queries in evidence.checkpoints)
+def with_train(inputs: AttributionInputs, rows: np.ndarray) -> AttributionInputs:
+    """The inputs with its training images in another order, or some of them twice."""
+    checkpoints = tuple((train[rows], queries) for train, queries in inputs.checkpoints)
     return replace(
-        evidence,
-        train=take(evidence.train, rows),
+        inputs,
+        train=take(inputs.train, rows),
         checkpoints=checkpoints,
-        masks=evidence.masks[:, rows],
+        masks=inputs.masks[:, rows],
     )
 
 
@@ -68,68 +70,66 @@ def inverse(rows: np.ndarray, relative: float) -> np.ndarray:
     return np.linalg.inv(rows.T @ rows + relative * np.trace(rows.T @ rows) / min(n, k) * np.eye(k))
 
 
-def pair(evidence: Evidence, name: str) -> tuple[np.ndarray, np.ndarray]:
+def pair(inputs: AttributionInputs, name: str) -> tuple[np.ndarray, np.ndarray]:
     """Features of the queries and of the training images, float64."""
-    return evidence.queries.features[name].astype(np.float64), evidence.train.features[name].astype(
+    return inputs.queries.features[name].astype(np.float64), inputs.train.features[name].astype(
         np.float64
     )
 
 
-def kernel(evidence: Evidence, name: str, relative: float) -> np.ndarray:
-    z, phi = pair(evidence, name)
+def kernel(inputs: AttributionInputs, name: str, relative: float) -> np.ndarray:
+    z, phi = pair(inputs, name)
     return z @ inverse(phi, relative) @ phi.T
 
 
-def das_of(evidence: Evidence, relative: float, scalar: bool) -> np.ndarray:
+def das_of(inputs: AttributionInputs, relative: float, scalar: bool) -> np.ndarray:
     """DAS image by image in all k coordinates."""
-    rows = evidence.train.rows.astype(np.float64)
+    rows = inputs.train.rows.astype(np.float64)
     A = inverse(rows.reshape(N * R, -1), relative)
     found = np.empty((Q, N))
-    for i, (J, u) in enumerate(zip(rows, pair(evidence, "loss")[1], strict=True)):
+    for i, (J, u) in enumerate(zip(rows, pair(inputs, "loss")[1], strict=True)):
         block = J @ A @ J.T
         delta = A @ u / (1 - np.trace(block) / R)
         if not scalar:
             delta = A @ u + A @ J.T @ np.linalg.inv(np.eye(R) - block) @ J @ A @ u
-        found[:, i] = np.mean((evidence.queries.rows.astype(np.float64) @ delta) ** 2, axis=1)
+        found[:, i] = np.mean((inputs.queries.rows.astype(np.float64) @ delta) ** 2, axis=1)
     return found
 
 
-def released(evidence: Evidence, relative: float) -> np.ndarray:
-    _, phi = pair(evidence, "mean/normalised")
+def released(inputs: AttributionInputs, relative: float) -> np.ndarray:
+    _, phi = pair(inputs, "mean/normalised")
     h = np.diag(phi @ inverse(phi, relative) @ phi.T)
-    return kernel(evidence, "mean/normalised", relative) * evidence.train.residual / (1 - h)
+    return kernel(inputs, "mean/normalised", relative) * inputs.train.residual / (1 - h)
 
 
-def journey(evidence: Evidence, relative: float) -> np.ndarray:
-    phi = pair(evidence, "loss")[1]
-    return evidence.queries.features["journey"].astype(np.float64) @ inverse(phi, relative) @ phi.T
+def journey(inputs: AttributionInputs, relative: float) -> np.ndarray:
+    phi = pair(inputs, "loss")[1]
+    return inputs.queries.features["journey"].astype(np.float64) @ inverse(phi, relative) @ phi.T
 
 
-def relative_influence(evidence: Evidence, relative: float) -> np.ndarray:
-    phi = pair(evidence, "loss")[1]
-    return kernel(evidence, "loss", relative) / np.linalg.norm(
-        inverse(phi, relative) @ phi.T, axis=0
-    )
+def relative_influence(inputs: AttributionInputs, relative: float) -> np.ndarray:
+    phi = pair(inputs, "loss")[1]
+    return kernel(inputs, "loss", relative) / np.linalg.norm(inverse(phi, relative) @ phi.T, axis=0)
 
 
-def ggn(evidence: Evidence, relative: float) -> np.ndarray:
-    z, phi = pair(evidence, "loss")
-    return z @ inverse(evidence.train.rows.reshape(N * R, -1), relative) @ phi.T
+def ggn(inputs: AttributionInputs, relative: float) -> np.ndarray:
+    z, phi = pair(inputs, "loss")
+    return z @ inverse(inputs.train.rows.reshape(N * R, -1), relative) @ phi.T
 
 
 def cosine(z: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.array([[a @ b / np.sqrt((a @ a) * (b @ b)) for b in x] for a in z])
 
 
-def pixels(part: Side) -> np.ndarray:
+def pixels(part: ImageFeatures) -> np.ndarray:
     return part.images.pixels.reshape(len(part.images), -1) / 255 * 2 - 1
 
 
-def empirical(evidence: Evidence) -> np.ndarray:
+def empirical(inputs: AttributionInputs) -> np.ndarray:
     found = np.zeros((Q, N))
-    for i, seen in enumerate(evidence.masks.T):
+    for i, seen in enumerate(inputs.masks.T):
         if 0 < seen.sum() < len(seen):
-            found[:, i] = evidence.losses[~seen].mean(axis=0) - evidence.losses[seen].mean(axis=0)
+            found[:, i] = inputs.losses[~seen].mean(axis=0) - inputs.losses[seen].mean(axis=0)
     return found
 
 
@@ -168,10 +168,10 @@ def test_every_attributor_has_a_formula():
 @pytest.mark.parametrize("k", [NARROW, WIDE])
 @pytest.mark.parametrize("name", FORMULAS)
 def test_scores_are_those_of_the_formula(name, k):
-    evidence = made_up(k)
-    scores = attributors.find(name).scores(evidence)
+    inputs = made_up(k)
+    scores = attributors.scorer(name, inputs)
     for relative in (1e-3, 1.0):
-        truth = FORMULAS[name](evidence, relative)
+        truth = FORMULAS[name](inputs, relative)
         np.testing.assert_allclose(
             scores(relative), truth, rtol=1e-5, atol=1e-6 * np.abs(truth).max()
         )
@@ -179,24 +179,26 @@ def test_scores_are_those_of_the_formula(name, k):
 
 @pytest.mark.parametrize("name", ATTRIBUTORS)
 def test_every_attributor_scores_every_pair(name):
-    module, evidence = attributors.find(name), made_up()
-    scores = module.scores(evidence)
+    inputs = made_up()
+    scores = attributors.scorer(name, inputs)
     found = scores(0.1)
     assert found.shape == (Q, N)
     assert found.dtype == np.float64
     assert np.isfinite(found).all()
-    assert np.array_equal(scores(10.0), found) is not module.REGULARISED
+    assert np.array_equal(scores(10.0), found) is not ATTRIBUTOR_TABLE[name].regularised
     np.testing.assert_array_equal(scores(0.1), found)
 
 
 @pytest.mark.parametrize("name", sorted(set(ATTRIBUTORS) - {"shuffled"}))
 def test_the_order_of_the_training_images_does_not_matter(name):
     """DAS known answer 6."""
-    evidence, order = made_up(), np.random.default_rng(0).permutation(N)
-    module = attributors.find(name)
-    found = module.scores(evidence)(0.1)
+    inputs, order = made_up(), np.random.default_rng(0).permutation(N)
+    found = attributors.scorer(name, inputs)(0.1)
     np.testing.assert_allclose(
-        module.scores(with_train(evidence, order))(0.1), found[:, order], rtol=1e-6, atol=1e-9
+        attributors.scorer(name, with_train(inputs, order))(0.1),
+        found[:, order],
+        rtol=1e-6,
+        atol=1e-9,
     )
 
 
@@ -205,24 +207,24 @@ def test_the_order_of_the_training_images_does_not_matter(name):
 def test_copies_get_equal_scores(name, k):
     """DAS known answer 6."""
     twice = with_train(made_up(k), np.append(np.arange(N), 2))
-    found = attributors.find(name).scores(twice)(1e-3)
+    found = attributors.scorer(name, twice)(1e-3)
     np.testing.assert_allclose(found[:, 2], found[:, N], rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", ["trak", "renormalised_influence"])
 def test_large_lambda_leaves_the_gradients(name):
     """DAS known answer 8: rankings become those of the inner product, or of its share of the training gradient's length."""
-    evidence = made_up()
-    z, phi = pair(evidence, "loss")
+    inputs = made_up()
+    z, phi = pair(inputs, "loss")
     plain = z @ phi.T / (np.linalg.norm(phi, axis=1) if name == "renormalised_influence" else 1)
-    found = attributors.find(name).scores(evidence)(1e9)
+    found = attributors.scorer(name, inputs)(1e9)
     np.testing.assert_array_equal(np.argsort(found, axis=1), np.argsort(plain, axis=1))
 
 
 def test_a_helpful_image_has_a_positive_score():
     """A query with the training image's own gradient, and networks that did better with the image."""
-    evidence = made_up()
-    own = replace(evidence, queries=take(evidence.train, np.arange(N)), losses=1.0 - evidence.masks)
+    inputs = made_up()
+    own = replace(inputs, queries=take(inputs.train, np.arange(N)), losses=1.0 - inputs.masks)
     for name in (
         "trak",
         "ggn_influence",
@@ -231,13 +233,13 @@ def test_a_helpful_image_has_a_positive_score():
         "das_released",
         "empirical_influence",
     ):
-        assert (np.diag(attributors.find(name).scores(own)(0.1)) > 0).all()
-    np.testing.assert_allclose(np.diag(attributors.find("empirical_influence").scores(own)(0.1)), 1)
+        assert (np.diag(attributors.scorer(name, own)(0.1)) > 0).all()
+    np.testing.assert_allclose(np.diag(attributors.scorer("empirical_influence", own)(0.1)), 1)
 
 
 def test_shuffled_scores_are_traks_in_another_order():
-    evidence = made_up()
-    trak, shuffled = (attributors.find(name).scores(evidence) for name in ("trak", "shuffled"))
+    inputs = made_up()
+    trak, shuffled = (attributors.scorer(name, inputs) for name in ("trak", "shuffled"))
     (places,) = {
         tuple(np.argmin(np.abs(trak(lam)[:, :, None] - shuffled(lam)[:, None]).sum(axis=0), axis=0))
         for lam in (0.1, 10)
@@ -245,55 +247,55 @@ def test_shuffled_scores_are_traks_in_another_order():
     assert sorted(places) == list(range(N))
     assert (np.array(places) != np.arange(N)).sum() > N // 2
     np.testing.assert_array_equal(trak(0.1)[:, places], shuffled(0.1))
-    other = attributors.find("shuffled").scores(replace(evidence, seed=4))
+    other = attributors.scorer("shuffled", replace(inputs, seed=4))
     assert not np.array_equal(other(0.1), shuffled(0.1))
 
 
 def test_an_image_that_no_network_or_every_network_saw_has_no_empirical_influence():
-    evidence = made_up()
-    evidence.masks[:, 0], evidence.masks[:, 1] = True, False
-    found = attributors.find("empirical_influence").scores(evidence)(1.0)
+    inputs = made_up()
+    inputs.masks[:, 0], inputs.masks[:, 1] = True, False
+    found = attributors.scorer("empirical_influence", inputs)(1.0)
     assert (found[:, :2] == 0).all()
     assert (found[:, 2:] != 0).any()
 
 
 def test_the_training_features_are_decomposed_once():
-    evidence = made_up()
-    assert evidence.spectrum("loss") is evidence.spectrum("loss")
-    assert evidence.curvature is evidence.curvature
-    assert evidence.spectrum("loss") is not evidence.spectrum("mean")
+    inputs = made_up()
+    assert inputs.spectrum("loss") is inputs.spectrum("loss")
+    assert inputs.curvature is inputs.curvature
+    assert inputs.spectrum("loss") is not inputs.spectrum("mean")
 
 
 def test_what_is_missing_is_named():
-    evidence = made_up()
+    inputs = made_up()
     features = {
-        name: values for name, values in evidence.queries.features.items() if name != "journey"
+        name: values for name, values in inputs.queries.features.items() if name != "journey"
     }
     poor = replace(
-        evidence,
-        queries=replace(evidence.queries, features=features, embedding=None),
+        inputs,
+        queries=replace(inputs.queries, features=features, embedding=None),
         checkpoints=(),
         masks=np.zeros((0, N), bool),
         losses=np.zeros((0, Q)),
     )
     for name, message in {
-        "journey_trak": "no features 'journey'; there are l1, ",
+        "journey_trak": "no features 'journey'; available are l1, ",
         "feature_cosine": "classifier's features",
-        "tracin": "no saved states",
-        "gas": "no saved states",
+        "tracin": "no checkpoints",
+        "gas": "no checkpoints",
         "empirical_influence": "retrained networks",
     }.items():
         with pytest.raises(ArtifactError, match=message):
-            attributors.find(name).scores(poor)
+            attributors.scorer(name, poor)
 
 
 def test_parts_that_do_not_belong_together_are_refused():
-    evidence = made_up()
-    with pytest.raises(ArtifactError, match="rows is there for 10 images, but there are 11"):
-        replace(evidence.train, rows=evidence.train.rows[1:])
-    with pytest.raises(ArtifactError, match="embedding is there for 3 images"):
-        replace(evidence.queries, embedding=np.zeros((3, 5)))
-    with pytest.raises(ArtifactError, match="do not belong to 11 training images and 4 queries"):
-        replace(evidence, masks=evidence.masks[:, 1:])
-    with pytest.raises(ArtifactError, match="do not belong"):
-        replace(evidence, losses=evidence.losses[1:])
+    inputs = made_up()
+    with pytest.raises(ArtifactError, match="rows has values for 10 images, but there are 11"):
+        replace(inputs.train, rows=inputs.train.rows[1:])
+    with pytest.raises(ArtifactError, match="embedding has values for 3 images"):
+        replace(inputs.queries, embedding=np.zeros((3, 5)))
+    with pytest.raises(ArtifactError, match="do not match 11 training images and 4 queries"):
+        replace(inputs, masks=inputs.masks[:, 1:])
+    with pytest.raises(ArtifactError, match="do not match"):
+        replace(inputs, losses=inputs.losses[1:])

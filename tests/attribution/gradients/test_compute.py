@@ -9,7 +9,7 @@ from scipy.stats import spearmanr
 
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.gradients import compute
-from afterimage.attribution.gradients.noise import gaussian, signs
+from afterimage.attribution.gradients.noise import gaussian_noise, random_signs
 from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config import ConfigError
 from afterimage.config.attribution import Features
@@ -30,19 +30,19 @@ def features(scheduler_config, images):
         seed: int = 3,
         **settings,
     ):
-        return compute.features(
+        return compute.project_gradients(
             net, scheduler_config, of, part, Features(**SMALL | settings), readouts, seed
         )
 
     return make
 
 
-def arrays(found: compute.Projected) -> dict[str, np.ndarray]:
+def arrays(found: compute.ProjectedGradients) -> dict[str, np.ndarray]:
     return found.features | {"rows": found.rows, "residual": found.residual}
 
 
 def close(
-    one: compute.Projected, other: compute.Projected, rows: np.ndarray | slice = slice(None)
+    one: compute.ProjectedGradients, other: compute.ProjectedGradients, rows: np.ndarray | slice = slice(None)
 ) -> None:
     wanted = arrays(other)
     assert arrays(one).keys() == wanted.keys()
@@ -78,8 +78,8 @@ def test_features_are_means_of_the_gradients_of_single_images(
         }
         errors = []
         for t in (0, 500):
-            noise = gaussian(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
-            probe = signs(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
+            noise = gaussian_noise(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
+            probe = random_signs(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
             prediction = net(signal[t].sqrt() * clean + (1 - signal[t]).sqrt() * noise, t).sample
             loss = (prediction - noise).square().mean()
             errors.append(loss.sqrt().item())
@@ -221,9 +221,7 @@ def test_half_precision_keeps_the_ranks(tiny_net, features):
 def test_gradients_that_are_no_number_are_refused(tiny_net, features):
     net = tiny_net()
     torch.nn.init.constant_(net.conv_out.bias, np.nan)
-    with pytest.raises(
-        ArtifactError, match="gradient at an image of the holdout part is no number"
-    ):
+    with pytest.raises(ArtifactError, match="a gradient for the holdout images is NaN or infinite"):
         features(net, part="holdout")
 
 

@@ -33,7 +33,7 @@ def generations(tiny_net, scheduler_config):
 def test_the_journey_ends_at_the_generation(generations, scheduler_config, sampler):
     """The last step's estimate of the final image is the image: neither sampler adds anything after it."""
     net, images, sampling = generations(sampler=sampler)
-    found = journey.estimates(net, scheduler_config, images, sampling, 3)
+    found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
     assert list(found) == [750, 500, 250, 0]
     np.testing.assert_array_equal(found[0], images.pixels)
     assert (found[750] != images.pixels).any()
@@ -43,7 +43,7 @@ def test_the_first_estimate_is_read_off_the_noise_that_the_image_came_from(
     generations, scheduler_config
 ):
     net, images, sampling = generations("conditional", guidance=2.0)
-    found = journey.estimates(net, scheduler_config, images, sampling, 3)
+    found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
     start = torch.stack(
         [
             torch.randn(1, 8, 8, generator=seeds.torch_rng(3, "sample", 0, i))
@@ -65,13 +65,15 @@ def test_features_are_the_mean_over_the_states_and_leave_the_net_as_it_was(
 ):
     net, images, sampling = generations()
     settings = Features(timesteps=2, dimension=16)
-    made = journey.features(net, scheduler_config, images, "generated", settings, sampling, 3)
-    estimates = journey.estimates(net, scheduler_config, images, sampling, 3)
+    made = journey.project_journey_gradients(
+        net, scheduler_config, images, "generated", settings, sampling, 3
+    )
+    estimates = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
     each = []
     for t in (750, 250):
         state = Images.of(estimates[t], images.ids)
-        one = compute.features(
-            net, scheduler_config, state, "generated", settings, ["loss"], 3, at=[t]
+        one = compute.project_gradients(
+            net, scheduler_config, state, "generated", settings, ["loss"], 3, timesteps=[t]
         )
         each.append(one.features["loss"])
     np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-6)
@@ -82,7 +84,7 @@ def test_features_are_the_mean_over_the_states_and_leave_the_net_as_it_was(
 def test_more_timesteps_than_steps_take_every_step_once(generations, scheduler_config):
     net, images, sampling = generations()
     made = [
-        journey.features(
+        journey.project_journey_gradients(
             net,
             scheduler_config,
             images,

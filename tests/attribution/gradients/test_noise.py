@@ -6,33 +6,33 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage.attribution.gradients.noise import gaussian, signs, timesteps
+from afterimage.attribution.gradients.noise import gaussian_noise, random_signs, timestep_grid
 from afterimage.config import ConfigError
 
 SHAPE = (1, 4, 4)
 
 
 def test_regular_timesteps_are_the_published_ones():
-    assert timesteps(10, 1000, "regular", 0) == [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
-    assert timesteps(3, 10, "regular", 0) == [0, 3, 6]
+    assert timestep_grid(10, 1000, "regular", 0) == [0, 100, 200, 300, 400, 500, 600, 700, 800, 900]
+    assert timestep_grid(3, 10, "regular", 0) == [0, 3, 6]
 
 
 @settings(deadline=None)
 @given(total=st.integers(1, 1000), share=st.floats(0, 1), seed=st.integers(0, 50))
 def test_stratified_timesteps_fall_one_into_each_part(total, share, seed):
     count = max(1, round(share * total))
-    found = timesteps(count, total, "stratified", seed)
+    found = timestep_grid(count, total, "stratified", seed)
     edges = [part * total // count for part in range(count + 1)]
     assert all(low <= t < high for low, t, high in zip(edges, found, edges[1:], strict=False))
     assert len(found) == count
 
 
 def test_stratified_timesteps_cover_their_parts_and_follow_the_seed():
-    drawn = np.array([timesteps(4, 20, "stratified", seed) for seed in range(100)])
+    drawn = np.array([timestep_grid(4, 20, "stratified", seed) for seed in range(100)])
     assert [set(column) for column in drawn.T] == [
         set(range(low, low + 5)) for low in (0, 5, 10, 15)
     ]
-    assert timesteps(4, 20, "stratified", 7) == drawn[7].tolist()
+    assert timestep_grid(4, 20, "stratified", 7) == drawn[7].tolist()
 
 
 @pytest.mark.parametrize("grid", ["regular", "stratified"])
@@ -40,10 +40,10 @@ def test_more_timesteps_than_the_model_has_are_refused(grid):
     with pytest.raises(
         ConfigError, match=r"features.timesteps = 11 is more than the model's 10 timesteps"
     ):
-        timesteps(11, 10, grid, 0)
+        timestep_grid(11, 10, grid, 0)
 
 
-@pytest.mark.parametrize("draw", [gaussian, signs])
+@pytest.mark.parametrize("draw", [gaussian_noise, random_signs])
 def test_what_an_image_gets_does_not_depend_on_the_others(draw):
     together = draw(3, "train", np.array([4, 9, 2]), 100, SHAPE)
     assert together.shape == (3, *SHAPE)
@@ -51,7 +51,7 @@ def test_what_an_image_gets_does_not_depend_on_the_others(draw):
     assert torch.equal(together[1:2], draw(3, "train", np.array([9]), 100, SHAPE))
 
 
-@pytest.mark.parametrize("draw", [gaussian, signs])
+@pytest.mark.parametrize("draw", [gaussian_noise, random_signs])
 def test_each_part_of_the_address_counts(draw):
     drawn = [
         draw(*address, SHAPE)
@@ -67,7 +67,10 @@ def test_each_part_of_the_address_counts(draw):
 
 def test_noise_is_standard_normal_and_probes_are_signs_apart_from_it():
     ids = np.arange(400)
-    noise, probe = gaussian(0, "train", ids, 5, SHAPE), signs(0, "train", ids, 5, SHAPE)
+    noise, probe = (
+        gaussian_noise(0, "train", ids, 5, SHAPE),
+        random_signs(0, "train", ids, 5, SHAPE),
+    )
     assert set(probe.unique().tolist()) == {-1.0, 1.0}
     bound = 5 / np.sqrt(noise.numel())
     assert abs(noise.mean()) < bound

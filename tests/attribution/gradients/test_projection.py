@@ -186,10 +186,10 @@ def test_kronecker_on_factors_is_the_explicit_projection_of_the_explicit_gradien
     found, norms = project_any([*factors.items(), ("v", vector)], 2, 3)
     assert found.shape == (2, 3, project_any.dimension)
     for name, each in factors.items():
-        left, right = project_any.sides[name]
+        left, right = project_any.factors[name]
         wanted = each.dense() @ torch.kron(left.contiguous(), right.contiguous())
         torch.testing.assert_close(
-            found[..., project_any.places[name]], wanted, rtol=1e-4, atol=1e-4
+            found[..., project_any.slices[name]], wanted, rtol=1e-4, atol=1e-4
         )
     torch.testing.assert_close(norms, torch.linalg.vector_norm(found, dim=2))
     explicit, _ = project_any(
@@ -214,7 +214,7 @@ def test_kronecker_never_takes_more_than_k_and_wastes_little(sizes, dimension):
 
 @given(sizes=st.lists(st.integers(0, 30), min_size=1, max_size=6), total=st.integers(0, 120))
 def test_shares_are_equal_up_to_the_sizes(sizes, total):
-    given_out = projection.shares(sizes, total)
+    given_out = projection.allocate(sizes, total)
     assert all(share <= size for share, size in zip(given_out, sizes, strict=True))
     assert sum(given_out) == min(total, sum(sizes)) or total - sum(given_out) < len(sizes)
     unfilled = [share for share, size in zip(given_out, sizes, strict=True) if share < size]
@@ -224,7 +224,7 @@ def test_shares_are_equal_up_to_the_sizes(sizes, total):
 @pytest.mark.parametrize(
     ("kind", "dimension", "message"),
     [
-        ("srht", 129, r"features.dimension = 129: srht can choose from 128"),
+        ("srht", 129, r"features.dimension = 129: srht has only 128 coordinates"),
         ("kronecker", 3, r"features.dimension = 3 is too small for kronecker: each of 3 matrices"),
     ],
 )

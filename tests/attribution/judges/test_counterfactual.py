@@ -19,7 +19,7 @@ from sklearn.datasets import load_digits
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.judges import counterfactual, retraining_effect
-from afterimage.attribution.judges.counterfactual import taken_out
+from afterimage.attribution.judges.counterfactual import images_to_remove
 from afterimage.config import ConfigError, GroundTruth
 from afterimage.diffusion import sample
 from afterimage.diffusion.sample import load_denoiser
@@ -158,26 +158,28 @@ def done(args: argparse.Namespace) -> tuple[pd.DataFrame, Images]:
 )
 def test_the_first_images_of_the_ranking_are_taken_out(scores, query, count):
     """Those and no others; among equal scores the earlier image goes first. Other queries' scores do not matter."""
-    removed = taken_out("trak", query, count, scores, N, 1)
+    removed = images_to_remove("trak", query, count, scores, N, 1)
     ranking = sorted(range(N), key=lambda i: (-scores[query, i], i))
     assert set(np.flatnonzero(removed)) == set(ranking[:count])
 
 
 def test_again_takes_nothing_out():
-    removed = taken_out("again", 0, 5, None, N, 1)
+    removed = images_to_remove("again", 0, 5, None, N, 1)
     assert (removed.shape, removed.dtype, removed.sum()) == ((N,), bool, 0)
 
 
 def test_random_images_follow_the_seed_and_the_query():
     drawn = [
-        tuple(taken_out("random", query, 4, None, 30, seed))
+        tuple(images_to_remove("random", query, 4, None, 30, seed))
         for query in range(3)
         for seed in range(3)
     ]
     assert [sum(one) for one in drawn] == [4] * 9
     assert len(set(drawn)) == 9
-    assert drawn[0] == tuple(taken_out("random", 0, 4, None, 30, 0))
-    often = np.mean([taken_out("random", query, 4, None, 30, 7) for query in range(600)], axis=0)
+    assert drawn[0] == tuple(images_to_remove("random", 0, 4, None, 30, 0))
+    often = np.mean(
+        [images_to_remove("random", query, 4, None, 30, 7) for query in range(600)], axis=0
+    )
     assert abs(often - 4 / 30).max() < 5 * np.sqrt(4 / 30 * 26 / 30 / 600)
 
 
@@ -190,7 +192,7 @@ def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(
 ):
     """Bit for bit: the same initial weights, order, noise and length. All changes are then 0, and the loss is the arm's."""
     args = study("random/1", weights, condition)
-    monkeypatch.setattr(counterfactual, "taken_out", lambda *_: np.zeros(N, bool))
+    monkeypatch.setattr(counterfactual, "images_to_remove", lambda *_: np.zeros(N, bool))
     table, pictures = done(args)
     query = load_images(args.queries / "generated.npz").take(np.array([1]))
     assert np.array_equal(pictures.pixels, query.pixels)
@@ -201,7 +203,7 @@ def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(
     assert np.ptp(query.pixels.astype(int)) > 50
     net, scheduler = load_denoiser(args.members.parent / {"ema": "pipeline", "raw": "raw"}[weights])
     seed = json.loads(args.config.read_text())["seed"]
-    measured = retraining_effect.measure(
+    measured = retraining_effect.measure_effects(
         net, net, scheduler, query, "generated", GroundTruth(timesteps=3), seed
     )
     assert table.to_dict("records") == [
@@ -233,7 +235,7 @@ def test_the_network_is_trained_without_what_is_taken_out(job, removed, study, j
     (run,) = jobs
     seed = json.loads(args.config.read_text())["seed"]
     if removed is None:
-        removed = set(np.flatnonzero(taken_out("random", 0, 3, None, N, seed)))
+        removed = set(np.flatnonzero(images_to_remove("random", 0, 3, None, N, seed)))
     kept = sorted(set(range(N)) - removed)
     images = load_images(args.train)
     assert np.array_equal(run.task.images.numpy(), images.pixels[kept].transpose(0, 3, 1, 2))

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -23,17 +22,17 @@ FORGOTTEN = np.arange(12) % 4 == 0
 def test_separation_is_the_area_under_the_roc_curve(scores):
     expected = [roc_auc_score(FORGOTTEN, row) for row in scores]
     np.testing.assert_allclose(
-        forgetting_influence.separation(scores, FORGOTTEN), expected, atol=1e-12
+        forgetting_influence.auc_of_forgotten(scores, FORGOTTEN), expected, atol=1e-12
     )
 
 
 def test_images_that_always_lead_are_always_larger_and_share_what_is_theirs():
     scores = np.where(FORGOTTEN, 3.0, -1.0)[None]
-    np.testing.assert_array_equal(forgetting_influence.separation(scores, FORGOTTEN), [1.0])
-    np.testing.assert_array_equal(forgetting_influence.separation(-scores, FORGOTTEN), [0.0])
-    np.testing.assert_allclose(forgetting_influence.share(scores, FORGOTTEN), [9 / 18])
+    np.testing.assert_array_equal(forgetting_influence.auc_of_forgotten(scores, FORGOTTEN), [1.0])
+    np.testing.assert_array_equal(forgetting_influence.auc_of_forgotten(-scores, FORGOTTEN), [0.0])
+    np.testing.assert_allclose(forgetting_influence.share_of_forgotten(scores, FORGOTTEN), [9 / 18])
     np.testing.assert_allclose(
-        forgetting_influence.share(np.ones((1, 12)), FORGOTTEN), [FORGOTTEN.mean()]
+        forgetting_influence.share_of_forgotten(np.ones((1, 12)), FORGOTTEN), [FORGOTTEN.mean()]
     )
 
 
@@ -75,14 +74,14 @@ def test_generations_are_told_apart_by_what_they_show(tmp_path, monkeypatch):
 
         networks[name] = store(tmp_path / name, write)
 
-    def scores(evidence: str):
-        sign = np.array([1, -1, 1, 1])[:, None] * (evidence == "before")
+    def scores(network: str):
+        sign = np.array([1, -1, 1, 1])[:, None] * (network == "before")
         return lambda regulariser: {0.5: sign * np.where(FORGOTTEN, 3.0, 1.0)}[regulariser]
 
     monkeypatch.setattr(
-        forgetting_influence, "evidence_of", lambda pipeline, *_: pipeline.parent.name
+        forgetting_influence, "attribution_inputs", lambda pipeline, *_: pipeline.parent.name
     )
-    monkeypatch.setattr(attributors, "find", lambda _: SimpleNamespace(scores=scores))
+    monkeypatch.setattr(attributors, "scorer", lambda _, network: scores(network))
     settings = {"features": {}, "weights": "ema", "attributors": ["trak"], "queries": 4}
     (tmp_path / "config.json").write_text(
         json.dumps({"step": forgetting_influence.STEP, "seed": 1, "settings": settings})

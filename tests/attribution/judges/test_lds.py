@@ -92,7 +92,7 @@ def test_predictions_are_sums_over_the_kept_images_up_to_a_shift(kept):
 
 
 def test_subsets_of_different_sizes_are_refused():
-    with pytest.raises(ConfigError, match="one size"):
+    with pytest.raises(ConfigError, match="the same size"):
         lds.predictions(np.ones((1, 3)), np.array([[True, False, False], [True, True, False]]))
 
 
@@ -189,7 +189,7 @@ def planted() -> tuple[np.ndarray, np.ndarray]:
 
 def test_the_regulariser_is_chosen_on_one_half_and_reported_on_the_other():
     predicted, truth = planted()
-    found = lds.choose(predicted, truth, [0.1, 1.0, 10.0], 50, 0.95, rng())
+    found = lds.choose_regulariser(predicted, truth, [0.1, 1.0, 10.0], 50, 0.95, rng())
     second = slice(SUBSETS // 2, None)
     assert (found.regulariser, found.oracle_regulariser) == (0.1, 1.0)
     assert found.score.value == pytest.approx(
@@ -204,14 +204,14 @@ def test_the_regulariser_is_chosen_on_one_half_and_reported_on_the_other():
 
 def test_the_reported_half_has_no_say_in_the_choice_and_the_other_none_in_the_report():
     predicted, truth = planted()
-    before = lds.choose(predicted, truth, [0.1, 1.0, 10.0], 50, 0.95, rng())
+    before = lds.choose_regulariser(predicted, truth, [0.1, 1.0, 10.0], 50, 0.95, rng())
     later = truth.copy()
     later[SUBSETS // 2 :] = rng(9).normal(size=later[SUBSETS // 2 :].shape)
-    changed = lds.choose(predicted, later, [0.1, 1.0, 10.0], 50, 0.95, rng())
+    changed = lds.choose_regulariser(predicted, later, [0.1, 1.0, 10.0], 50, 0.95, rng())
     assert changed.regulariser == before.regulariser
     earlier = truth.copy()
     earlier[: SUBSETS // 2] += 0.01 * rng(9).normal(size=earlier[: SUBSETS // 2].shape)
-    assert lds.choose(predicted, earlier, [0.1, 1.0, 10.0], 50, 0.95, rng()) == before
+    assert lds.choose_regulariser(predicted, earlier, [0.1, 1.0, 10.0], 50, 0.95, rng()) == before
 
 
 def test_a_regulariser_that_orders_few_queries_well_is_not_chosen_for_these():
@@ -219,13 +219,16 @@ def test_a_regulariser_that_orders_few_queries_well_is_not_chosen_for_these():
     sparse, good = np.zeros_like(truth), truth + 0.3 * rng(2).normal(size=truth.shape)
     sparse[:, 0] = truth[:, 0]
     assert (
-        lds.choose(np.array([sparse, good]), truth, [1.0, 2.0], 20, 0.95, rng()).regulariser == 2.0
+        lds.choose_regulariser(
+            np.array([sparse, good]), truth, [1.0, 2.0], 20, 0.95, rng()
+        ).regulariser
+        == 2.0
     )
 
 
 def test_where_choice_and_oracle_agree_so_do_their_intervals():
     predicted, truth = planted()
-    found = lds.choose(predicted[1:], truth, [1.0, 10.0], 50, 0.95, rng())
+    found = lds.choose_regulariser(predicted[1:], truth, [1.0, 10.0], 50, 0.95, rng())
     assert found.regulariser == found.oracle_regulariser
     assert found.score == found.oracle
 

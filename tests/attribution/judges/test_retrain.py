@@ -155,12 +155,12 @@ def test_store_is_whole_and_says_what_was_done(command, tmp_path):
 
 
 def test_all_jobs_together_have_every_network_once():
-    found = [retrain.bundle(5, 3, 4, job) for job in range(4)]
+    found = [retrain.networks_of_job(5, 3, 4, job) for job in range(4)]
     assert [len(networks) for networks in found] == [4, 4, 4, 3]
     assert [*chain(*found)] == [(subset, seed) for seed in range(3) for subset in range(5)]
     for job in (4, -1):
         with pytest.raises(ConfigError, match="4 jobs"):
-            retrain.bundle(5, 3, 4, job)
+            retrain.networks_of_job(5, 3, 4, job)
 
 
 def test_a_bundle_is_its_networks_one_by_one(command):
@@ -255,7 +255,7 @@ def test_members_of_another_training_set_are_refused(command, tmp_path):
             step.folder / "members.parquet"
         )
     args.members = tmp_path / "other" / "members.parquet"
-    with pytest.raises(artifacts.ArtifactError, match="does not name the images"):
+    with pytest.raises(artifacts.ArtifactError, match="does not list the images"):
         retrain.run(args)
 
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution.gradients.noise import gaussian
+from afterimage.attribution.gradients.noise import gaussian_noise
 from afterimage.attribution.judges import retraining_effect
 from afterimage.config import ConfigError, GroundTruth
 
@@ -25,7 +25,7 @@ class Constant(torch.nn.Module):
 @pytest.fixture
 def measure(scheduler_config, images):
     def make(net, explained, seed=3, of=images, part="generated", **settings):
-        return retraining_effect.measure(
+        return retraining_effect.measure_effects(
             net,
             explained,
             scheduler_config,
@@ -44,7 +44,7 @@ def test_shift_and_loss_of_constant_predictions(measure, images):
     assert found["shift"] == pytest.approx(np.full(len(images), 2.25))
     noise = torch.stack(
         [
-            gaussian(3, f"truth {draw} generated", images.ids, t, (1, 8, 8))
+            gaussian_noise(3, f"truth {draw} generated", images.ids, t, (1, 8, 8))
             for draw in (0, 1)
             for t in (166, 500, 833)
         ]
@@ -66,7 +66,7 @@ def test_the_loss_changes_by_the_shift_and_the_cross_term(measure, images):
     """loss' - loss = shift + 2 E (f - eps)(f' - f), all under one noise."""
     before, after = measure(Constant(-1.0), Constant(-1.0)), measure(Constant(0.5), Constant(-1.0))
     noise = torch.stack(
-        [gaussian(3, "truth 0 generated", images.ids, t, (1, 8, 8)) for t in (166, 500, 833)]
+        [gaussian_noise(3, "truth 0 generated", images.ids, t, (1, 8, 8)) for t in (166, 500, 833)]
     )
     cross = 2 * 1.5 * (-1 - noise.mean(dim=(0, 2, 3, 4)).numpy())
     assert after["loss"] - before["loss"] == pytest.approx(after["shift"] + cross, rel=1e-4)
@@ -84,8 +84,8 @@ def test_batches_change_nothing(measure, tiny_net, monkeypatch):
 
 
 def test_other_noise_than_that_of_the_features(images):
-    own = gaussian(3, "truth 0 generated", images.ids, 100, (1, 8, 8))
-    assert not torch.equal(own, gaussian(3, "generated", images.ids, 100, (1, 8, 8)))
+    own = gaussian_noise(3, "truth 0 generated", images.ids, 100, (1, 8, 8))
+    assert not torch.equal(own, gaussian_noise(3, "generated", images.ids, 100, (1, 8, 8)))
 
 
 def test_no_images_have_no_numbers(measure, images, tiny_net):
@@ -103,6 +103,6 @@ def test_what_cannot_be_measured_is_refused(measure, tiny_net):
     ):
         measure(tiny_net(), tiny_net(), timesteps=1001)
     with pytest.raises(
-        ArtifactError, match="the loss of an image of the generated part is no number"
+        ArtifactError, match="the loss of one of the generated images is NaN or infinite"
     ):
         measure(Constant(float("nan")), Constant(0.0))

@@ -1,40 +1,39 @@
-"""Scores that say how much of an image each training image made, one module each.
+"""Attributors: scores that say how much each training image contributed to an image.
 
-An attributor is a module with ``REGULARISED`` and ``scores``. It is found by name through ``config.ATTRIBUTORS``; adding one
-touches no other.
+An attributor is a function of the name that it has in ``config.attribution.ATTRIBUTOR_TABLE``, in
+the module of its family. To add one, write the function and its row of the table.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Protocol, cast
 
 import numpy as np
 
-from afterimage.attribution.attributors.inputs import Evidence
-from afterimage.config import ATTRIBUTORS
+from afterimage.attribution.attributors.inputs import AttributionInputs
+from afterimage.config.attribution import ATTRIBUTOR_TABLE, ATTRIBUTORS
 
 
-class Attributor(Protocol):
-    """What an attributor's module provides.
+def scorer(name: str, inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """Return relative lambda -> scores of one attributor, float64 (Q, N).
 
-    Attributes:
-        REGULARISED: Whether the scores depend on lambda.
+    A larger score means that the training image lowered the query's loss more; squared scores
+    measure the size of the effect, whatever its sign. Attributors that are not regularised give the
+    same scores for every lambda.
+
+    Args:
+        name: Key of ``ATTRIBUTOR_TABLE``.
+        inputs: What the scores are computed from.
+
+    Raises:
+        ArtifactError: if an input that the attributor needs is missing.
+        TypeError: if the attributor's row of the table is wrong about ``regularised``.
     """
-
-    REGULARISED: bool
-
-    def scores(self, evidence: Evidence) -> Callable[[float], np.ndarray]:
-        """Return relative lambda -> scores, float64 (Q, N); larger: the training image lowered the query's loss more.
-
-        Squared scores have no sign: larger is a larger effect either way.
-
-        Raises:
-            ArtifactError: if what the score needs is not there.
-        """
-
-
-def find(name: str) -> Attributor:
-    """Return the module of the attributor called ``name``."""
-    return cast(Attributor, import_module(ATTRIBUTORS[name]))
+    scores = getattr(import_module(ATTRIBUTORS[name]), name)(inputs)
+    if callable(scores) is not ATTRIBUTOR_TABLE[name].regularised:
+        raise TypeError(
+            f"attributor {name}: must return a function of lambda if and only if regularised is "
+            "True in config.attribution.ATTRIBUTOR_TABLE"
+        )
+    return scores if callable(scores) else lambda relative: scores

@@ -1,18 +1,23 @@
-"""Diffusion attribution score, DAS (Lin et al., ICLR 2025), in the paper's form: how far the prediction moves without an image.
+"""Diffusion attribution score, DAS (Lin et al., ICLR 2025): the paper's form and the released ones.
+
+How far the network's prediction for query z moves when training image i is left out:
 
     tau_i(z) = mean_t |J_zt (theta_-i - theta)|^2
 
-The network is taken as linear in its parameters, with J_i the rows of image i's Jacobian and u_i the gradient of its squared
-error. One Newton step without image i is then, by Woodbury's identity and exactly so for a linear network,
+The network is linearised in its parameters; J_i is image i's Jacobian and u_i the gradient of its
+squared error. By Woodbury's identity one Newton step without image i, exact for a linear network,
+gives
 
-    theta_-i - theta = A u_i + A J_i^T (I - J_i A J_i^T)^-1 J_i A u_i,    A = (sum_i J_i^T J_i + lambda I)^-1.
+    theta_-i - theta = A u_i + A J_i^T (I - J_i A J_i^T)^-1 J_i A u_i,
+    A = (sum_i J_i^T J_i + lambda I)^-1.
 
-The rows are those of ``Side.rows``: random mixtures of the outputs, one per timestep, in place of all outputs. All timesteps
-share one A, since they share the parameters; the paper builds one per timestep. u_i is the ``loss`` feature, which differs from
-the gradient of the squared error by one factor for all images.
+J_i is represented by ``ImageFeatures.rows``: random combinations of the outputs, one per timestep,
+instead of all outputs. All timesteps share one A, since they share the parameters; the paper builds
+one per timestep. u_i is the ``loss`` feature, which differs from the gradient of the squared error
+by one factor for all images.
 
-``das_scalar`` replaces the inverse by 1 / (1 - h_i). ``das_released``, ``das_released_squared``, ``das_revised`` and
-``das_archive`` are what the authors' codes compute instead.
+``das`` is this formula; ``das_scalar`` replaces the inverse by 1 / (1 - h_i). ``das_released``,
+``das_released_squared``, ``das_revised`` and ``das_archive`` are what the authors' codes compute.
 """
 
 from __future__ import annotations
@@ -21,27 +26,83 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution.attributors.inputs import Evidence
-
-REGULARISED = True
+from afterimage.attribution.attributors.inputs import AttributionInputs
 
 
-def scores(evidence: Evidence) -> Callable[[float], np.ndarray]:
-    spectrum, gradients = evidence.curvature, evidence.train.feature("loss")
-    outputs = evidence.queries.rows.reshape(-1, gradients.shape[1])
-    step = spectrum.bilinear(outputs, gradients)
-    z, u = spectrum.rotate(outputs), spectrum.rotate(gradients)
-    rows = spectrum.coordinates.reshape(*evidence.train.rows.shape[:2], -1)
+def das(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """DAS as in the paper: tau_i(z), with the inverse of I - J_i A J_i^T for each image."""
+    spectrum, gradients = inputs.curvature, inputs.train.feature("loss")
+    query_rows = inputs.queries.rows.reshape(-1, gradients.shape[1])
+    newton_step = spectrum.bilinear(query_rows, gradients)
+    z, u = spectrum.rotate(query_rows), spectrum.rotate(gradients)
+    jacobians = spectrum.coordinates.reshape(*inputs.train.rows.shape[:2], -1)
 
-    def at(relative: float) -> np.ndarray:
+    def scores(relative: float) -> np.ndarray:
         weights = spectrum.weights(relative)
         correction = np.empty_like(u)
-        for i, own in enumerate(rows):
-            weighted = own * weights
-            correction[i] = (
-                np.linalg.solve(np.eye(len(own)) - weighted @ own.T, weighted @ u[i]) @ own
-            )
-        moved = step(relative) + (z * weights) @ correction.T
-        return np.square(moved).reshape(*evidence.queries.rows.shape[:2], -1).mean(axis=1)
+        for i, jacobian in enumerate(jacobians):
+            weighted = jacobian * weights
+            block = np.eye(len(jacobian)) - weighted @ jacobian.T
+            correction[i] = np.linalg.solve(block, weighted @ u[i]) @ jacobian
+        change = newton_step(relative) + (z * weights) @ correction.T
+        return np.square(change).reshape(*inputs.queries.rows.shape[:2], -1).mean(axis=1)
 
-    return at
+    return scores
+
+
+def das_scalar(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """DAS with theta_-i - theta = A u_i / (1 - h_i), h_i the mean leverage of image i's rows.
+
+    Exact for a network with a single output; otherwise an approximation.
+    """
+    spectrum, gradients = inputs.curvature, inputs.train.feature("loss")
+    query_rows = inputs.queries.rows.reshape(-1, gradients.shape[1])
+    newton_step = spectrum.bilinear(query_rows, gradients)
+
+    def scores(relative: float) -> np.ndarray:
+        leverage = spectrum.leverage(relative).reshape(len(gradients), -1).mean(axis=1)
+        change = newton_step(relative) / (1 - leverage)
+        return np.square(change).reshape(*inputs.queries.rows.shape[:2], -1).mean(axis=1)
+
+    return scores
+
+
+def das_released(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """DAS as first released (2024), before squaring: s_i(z) = phi_z A phi_i r_i / (1 - h_i).
+
+    phi is the gradient of the mean predicted noise, a single scalar readout, divided by its norm at
+    each timestep; r_i is the image's error weight and h_i its leverage. Later releases divide by
+    (1 - h_i)^2, with h_i computed from products of queries and training images under a rescaled
+    inverse, which is not a leverage; or they omit the division. For a scalar output, the theory
+    gives the exponent 1.
+    """
+    spectrum = inputs.spectrum("mean/normalised")
+    kernel = spectrum.kernel(inputs.queries.feature("mean/normalised"))
+    return lambda relative: (
+        kernel(relative) * inputs.train.residual / (1 - spectrum.leverage(relative))
+    )
+
+
+def das_released_squared(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """DAS as first released: s_i(z)^2, the square of a mean; the paper has the mean of squares."""
+    released = das_released(inputs)
+    return lambda relative: np.square(released(relative))
+
+
+def das_revised(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """DAS of a later release (2026): (phi_z A phi_i)^2, phi as in ``das_released``."""
+    return _squared_kernel(inputs, "mean/normalised")
+
+
+def das_archive(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """DAS of the archived scores (2026): ``das_revised`` with the mean of |f| as the readout.
+
+    That the kernel is squared is inferred from the rest of that release.
+    """
+    return _squared_kernel(inputs, "l1/normalised")
+
+
+def _squared_kernel(inputs: AttributionInputs, feature: str) -> Callable[[float], np.ndarray]:
+    """Return relative lambda -> (phi_z A phi_i)^2, float64 (Q, N), for features of that name."""
+    kernel = inputs.spectrum(feature).kernel(inputs.queries.feature(feature))
+    return lambda relative: np.square(kernel(relative))

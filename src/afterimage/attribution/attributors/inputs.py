@@ -1,4 +1,4 @@
-"""What scores are computed from: the features of the training images and of the queries, and what retraining said."""
+"""What scores are computed from: features of images, and the losses under retrained networks."""
 
 from __future__ import annotations
 
@@ -14,21 +14,26 @@ from afterimage.images import Images
 
 
 @dataclass(frozen=True)
-class Side:
+class ImageFeatures:
     """One set of n images with their features.
 
-    Every readout of the predicted noise f is a scalar whose gradient, projected to k coordinates, is averaged over timesteps:
-    ``mean`` and ``square`` (of f and f^2), ``l1`` (mean of |f|) and ``loss`` (mean of (f - noise)^2). A name ending in
-    ``/normalised`` stands for gradients divided by their own length before the average. ``journey`` (queries only) is ``loss``
-    at the states of the query's own sampling.
+    A feature is the gradient of a scalar readout of the predicted noise f, projected to k
+    coordinates and averaged over timesteps: ``mean`` and ``square`` (means of f and f^2), ``l1``
+    (mean of |f|) and ``loss`` (mean of (f - noise)^2). The suffix ``/normalised`` means that
+    gradients are divided by their norm before they are averaged. ``journey`` (queries only) is
+    ``loss`` at the states of the query's own sampling.
 
     Attributes:
         images: The images.
         features: Name -> float32 (n, k).
-        rows: Projected gradients of v . f with a fresh v of random signs per timestep, float32 (n, R, k), R = T. Their outer
-            products sum to the Gauss-Newton matrix in expectation.
-        residual: How large the network's error on each image is, as the released DAS weighs it, float32 (n,).
+        rows: Projected gradients of v . f, with a new random sign vector v for each timestep,
+            float32 (n, R, k), R = T. In expectation, their outer products sum to the Gauss-Newton
+            matrix.
+        residual: The network's error on each image, as weighted by the released DAS, float32 (n,).
         embedding: Features of a classifier, float32 (n, d), or None.
+
+    Raises:
+        ArtifactError: if an array has another number of images.
     """
 
     images: Images
@@ -38,13 +43,13 @@ class Side:
     embedding: np.ndarray | None
 
     def __post_init__(self) -> None:
-        parts = {**self.features, "rows": self.rows, "residual": self.residual}
+        arrays = {**self.features, "rows": self.rows, "residual": self.residual}
         if self.embedding is not None:
-            parts["embedding"] = self.embedding
-        for name, values in parts.items():
-            if len(values) != len(self.images):
+            arrays["embedding"] = self.embedding
+        for name, array in arrays.items():
+            if len(array) != len(self.images):
                 raise ArtifactError(
-                    f"{name} is there for {len(values)} images, but there are {len(self.images)}"
+                    f"{name} has values for {len(array)} images, but there are {len(self.images)}"
                 )
 
     def feature(self, name: str) -> np.ndarray:
@@ -55,30 +60,36 @@ class Side:
         """
         if name not in self.features:
             raise ArtifactError(
-                f"there are no features {name!r}; there are {', '.join(sorted(self.features)) or 'none at all'}"
+                f"there are no features {name!r}; available are "
+                f"{', '.join(sorted(self.features)) or 'none'}"
             )
         return self.features[name]
 
     def pixels(self) -> np.ndarray:
-        """Return the images as vectors of values in [-1, 1], as the network sees them, float64 (n, D)."""
+        """Return the images as vectors of values in [-1, 1], as the network sees them, (n, D)."""
         return self.images.pixels.reshape(len(self.images), -1) / 127.5 - 1
 
 
 @dataclass(frozen=True)
-class Evidence:
-    """All that an attributor may use.
+class AttributionInputs:
+    """Everything that an attributor may use.
 
     Attributes:
         train: The N training images.
-        queries: The Q images whose origin is asked for.
-        checkpoints: ``loss`` features of the training images and of the queries at each saved state, first to last.
-        masks: Which training images each retrained network saw, bool (M, N); only networks that may be learned from.
+        queries: The Q images to be attributed.
+        checkpoints: ``loss`` features of the training images and of the queries at each checkpoint,
+            first to last.
+        masks: Which training images each retrained network was trained on, bool (M, N); only
+            networks that scores may be fitted to.
         losses: Loss of every query under each of these networks, mean over seeds, float64 (M, Q).
         seed: Root seed of the study.
+
+    Raises:
+        ArtifactError: if ``masks`` and ``losses`` do not match the images.
     """
 
-    train: Side
-    queries: Side
+    train: ImageFeatures
+    queries: ImageFeatures
     checkpoints: tuple[tuple[np.ndarray, np.ndarray], ...]
     masks: np.ndarray
     losses: np.ndarray
@@ -91,34 +102,32 @@ class Evidence:
         networks, train, queries = len(self.masks), len(self.train.images), len(self.queries.images)
         if self.masks.shape != (networks, train) or self.losses.shape != (networks, queries):
             raise ArtifactError(
-                f"masks {self.masks.shape} and losses {self.losses.shape} do not belong to {train} training images "
-                f"and {queries} queries"
+                f"masks {self.masks.shape} and losses {self.losses.shape} do not match {train} "
+                f"training images and {queries} queries"
             )
 
     def spectrum(self, feature: str) -> Spectrum:
-        """Return the spectrum of the training images' features of that name; it is computed once."""
+        """Return the spectrum of the training images' features of that name, computed once."""
         if feature not in self._spectra:
             self._spectra[feature] = Spectrum(self.train.feature(feature))
         return self._spectra[feature]
 
     @cached_property
     def curvature(self) -> Spectrum:
-        """The spectrum of the training images' rows, (N R, k): of the Gauss-Newton matrix of the network's squared error."""
+        """Spectrum of the training images' rows, (N R, k): that of the Gauss-Newton matrix."""
         return Spectrum(self.train.rows.reshape(-1, self.train.rows.shape[-1]))
 
-    def over_checkpoints(
+    def mean_over_checkpoints(
         self, similarity: Callable[[np.ndarray, np.ndarray], np.ndarray]
     ) -> np.ndarray:
-        """Return the mean over the saved states of the similarity of queries and training images, float64 (Q, N).
+        """Return the mean similarity of queries and training images over checkpoints, (Q, N).
 
         Raises:
-            ArtifactError: if there are no saved states.
+            ArtifactError: if there are no checkpoints.
         """
         if not self.checkpoints:
-            raise ArtifactError(
-                "gradients at saved states are needed, and there are no saved states"
-            )
-        found = np.zeros((len(self.queries.images), len(self.train.images)))
+            raise ArtifactError("gradients at checkpoints are needed, and there are no checkpoints")
+        total = np.zeros((len(self.queries.images), len(self.train.images)))
         for train, queries in self.checkpoints:
-            found += similarity(queries, train)
-        return found / len(self.checkpoints)
+            total += similarity(queries, train)
+        return total / len(self.checkpoints)

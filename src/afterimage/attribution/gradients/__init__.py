@@ -1,1 +1,1 @@
-"""Projected gradients of networks: layers, projections, readouts and noise."""
+"""Projected per-image gradients of networks: layers, projections, readouts and noise."""

@@ -1,12 +1,13 @@
-"""The gradient of every single image, from one forward pass of a whole batch and one backward pass per readout.
+"""Per-image gradients, from one forward pass of a batch and one backward pass per readout.
 
-A layer's gradient for one image follows from what went into the layer and from the gradient of what came out of it (Goodfellow
-2015 for linear layers, Rochette et al. 2019 for convolutions). Forward hooks keep the one; ``torch.autograd.grad`` with respect
-to the layers' outputs gives the other, and spends nothing on the weights' own, summed gradients. The known alternative,
-``vmap(grad)``, turns every convolution into a grouped one and holds all gradients of a batch at once.
+A layer's gradient for one image follows from the layer's input and the gradient of its output
+(Goodfellow 2015 for linear layers, Rochette et al. 2019 for convolutions). Forward hooks store the
+input; ``torch.autograd.grad`` with respect to the layers' outputs computes the gradient, without
+computing the summed gradients of the weights. The common alternative, ``vmap(grad)``, turns every
+convolution into a grouped one and holds all gradients of a batch in memory at once.
 
-The weight gradient of a linear layer or convolution is handed on as its two factors, so that a projection may work on these and
-never form the product.
+The weight gradient of a linear layer or convolution is returned as its two factors, so that a
+projection can be applied to these without forming their product.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from afterimage.config import ConfigError
 
 @dataclass(frozen=True)
 class Factors:
-    """Gradients of a matrix of weights, each a sum of outer products over the L places at which the layer was applied.
+    """Gradients of a weight matrix: sums of outer products over L positions of the layer's input.
 
     Attributes:
         inputs: (B, L, in), of B images.
@@ -38,7 +39,7 @@ class Factors:
     outputs: torch.Tensor
 
     def dense(self) -> torch.Tensor:
-        """Return the gradients themselves, (B, R, out * in), in the order of the weights."""
+        """Return the gradients, (B, R, out * in), flattened like the weights."""
         images, readouts, _, out = self.outputs.shape
         product = self.outputs.mT.flatten(1, 2) @ self.inputs
         return product.view(images, readouts, out * self.inputs.shape[-1])
@@ -79,14 +80,14 @@ def _group_norm(layer: nn.Module, x: torch.Tensor, outputs: torch.Tensor) -> dic
 def _embedding(layer: nn.Module, x: torch.Tensor, outputs: torch.Tensor) -> dict[str, Gradient]:
     assert isinstance(layer, nn.Embedding)
     outputs = outputs.reshape(*outputs.shape[:2], -1, layer.embedding_dim)
-    taken = functional.one_hot(x.reshape(len(x), -1), layer.num_embeddings).to(outputs.dtype)
-    return {"weight": torch.einsum("bln,brld->brnd", taken, outputs).flatten(2)}
+    indicators = functional.one_hot(x.reshape(len(x), -1), layer.num_embeddings).to(outputs.dtype)
+    return {"weight": torch.einsum("bln,brld->brnd", indicators, outputs).flatten(2)}
 
 
-Form = Callable[[nn.Module, torch.Tensor, torch.Tensor], dict[str, Gradient]]
-"""(layer, its input (B, ...), gradients of its output (B, R, ...)) -> its own names of its parameters -> their gradients."""
+GradientRule = Callable[[nn.Module, torch.Tensor, torch.Tensor], dict[str, Gradient]]
+"""(layer, its input (B, ...), gradients of its output (B, R, ...)) -> local name -> gradients."""
 
-FORMS: dict[type[nn.Module], Form] = {
+GRADIENT_RULES: dict[type[nn.Module], GradientRule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.GroupNorm: _group_norm,
@@ -94,20 +95,23 @@ FORMS: dict[type[nn.Module], Form] = {
 }
 
 
-def _is_known(layer: nn.Module) -> bool:
+def _is_supported(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Conv2d):
-        plain = (
+        dense_zero_padded = (
             layer.groups == 1
             and layer.padding_mode == "zeros"
             and not isinstance(layer.padding, str)
         )
-        return type(layer) is nn.Conv2d and plain
-    return type(layer) in FORMS
+        return type(layer) is nn.Conv2d and dense_zero_padded
+    return type(layer) in GRADIENT_RULES
 
 
 @dataclass(frozen=True)
 class _Call:
-    """What a layer did in a forward pass: its input, and where its output stands in the graph, whatever is done to it later."""
+    """A layer's call in a forward pass: its input, and its output's edge in the autograd graph.
+
+    The edge stays valid if the output is modified in place later.
+    """
 
     x: torch.Tensor
     output: GradientEdge
@@ -115,17 +119,18 @@ class _Call:
 
 
 class Layers:
-    """The layers of a network whose parameters' gradients count.
+    """The layers of a network whose parameters' gradients are computed.
 
     Args:
-        net: The network; nothing of it is changed.
-        patterns: Shell patterns of names of parameters. Those that training leaves alone (``requires_grad`` off) do not count.
+        net: The network; it is not changed.
+        patterns: Shell patterns of names of parameters; those that are frozen (``requires_grad``
+            off) are left out.
 
     Attributes:
         shapes: Name of a parameter -> its shape, in the network's order.
 
     Raises:
-        ConfigError: if a pattern matches nothing, or a parameter's gradient cannot be had image by image.
+        ConfigError: if a pattern matches nothing, or a parameter has no per-image gradient.
     """
 
     def __init__(self, net: nn.Module, patterns: Sequence[str] = ("*",)) -> None:
@@ -133,44 +138,49 @@ class Layers:
         for pattern in patterns:
             if not any(fnmatchcase(name, pattern) for name in trained):
                 raise ConfigError(
-                    f"attribution.features.parameters: {pattern!r} matches no trained parameter of the network; "
-                    f"they go from {next(iter(trained), 'none')} to {next(reversed(trained), 'none')}"
+                    f"attribution.features.parameters: {pattern!r} matches no trained parameter "
+                    f"of the network; they go from {next(iter(trained), 'none')} to "
+                    f"{next(reversed(trained), 'none')}"
                 )
-        chosen = {
+        selected = {
             name: weight
             for name, weight in trained.items()
-            if any(fnmatchcase(name, each) for each in patterns)
+            if any(fnmatchcase(name, pattern) for pattern in patterns)
         }
-        self.shapes = {name: weight.shape for name, weight in chosen.items()}
-        names = {weight: name for name, weight in chosen.items()}
-        owners: set[nn.Parameter] = set()
+        self.shapes = {name: weight.shape for name, weight in selected.items()}
+        names = {weight: name for name, weight in selected.items()}
+        assigned: set[nn.Parameter] = set()
         self._layers: dict[str, tuple[nn.Module, dict[str, str]]] = {}
-        for place, layer in net.named_modules():
-            own = {
-                own: weight
-                for own, weight in layer.named_parameters(recurse=False)
+        for path, layer in net.named_modules():
+            weights = {
+                local_name: weight
+                for local_name, weight in layer.named_parameters(recurse=False)
                 if weight in names
             }
-            for weight in own.values():
-                if weight in owners:
-                    raise _impossible(names[weight], f"it also belongs to {place}")
-                if not _is_known(layer):
-                    kinds = ", ".join(kind.__name__ for kind in FORMS)
-                    raise _impossible(
+            for weight in weights.values():
+                if weight in assigned:
+                    raise _unsupported(names[weight], f"it also belongs to {path}")
+                if not _is_supported(layer):
+                    kinds = ", ".join(kind.__name__ for kind in GRADIENT_RULES)
+                    raise _unsupported(
                         names[weight],
-                        f"it belongs to {layer}; known are {kinds} (Conv2d: one group, zero padding)",
+                        f"it belongs to {layer}; supported are {kinds} (Conv2d: one group, "
+                        "zero padding)",
                     )
-                owners.add(weight)
-            if own:
-                self._layers[place] = (layer, {name: names[weight] for name, weight in own.items()})
+                assigned.add(weight)
+            if weights:
+                self._layers[path] = (
+                    layer,
+                    {local_name: names[weight] for local_name, weight in weights.items()},
+                )
 
     @contextmanager
     def recorded(self) -> Iterator[Tape]:
-        """Record the forward pass, at most one, that is made inside."""
+        """Record the forward pass, at most one, inside the context."""
         tape = Tape(self._layers)
         handles = [
-            layer.register_forward_hook(partial(tape.note, place))
-            for place, (layer, _) in self._layers.items()
+            layer.register_forward_hook(partial(tape.record, path))
+            for path, (layer, _) in self._layers.items()
         ]
         try:
             yield tape
@@ -179,10 +189,8 @@ class Layers:
                 handle.remove()
 
 
-def _impossible(name: str, why: str) -> ConfigError:
-    return ConfigError(
-        f"attribution.features.parameters: the gradient of {name} cannot be had image by image: {why}"
-    )
+def _unsupported(name: str, why: str) -> ConfigError:
+    return ConfigError(f"attribution.features.parameters: {name} has no per-image gradient: {why}")
 
 
 class Tape:
@@ -192,36 +200,41 @@ class Tape:
         self._layers = layers
         self._calls: dict[str, _Call] = {}
 
-    def note(
-        self, place: str, layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
+    def record(
+        self, path: str, layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> None:
-        """Take down a call of a layer; a forward hook."""
-        if place in self._calls:
-            first = next(iter(self._layers[place][1].values()))
-            raise _impossible(first, f"{place} is called more than once in a forward pass")
-        self._calls[place] = _Call(args[0].detach(), get_gradient_edge(output), len(output))
+        """Record a call of a layer; a forward hook."""
+        if path in self._calls:
+            first = next(iter(self._layers[path][1].values()))
+            raise _unsupported(first, f"{path} is called more than once in a forward pass")
+        self._calls[path] = _Call(args[0].detach(), get_gradient_edge(output), len(output))
 
     def gradients(
         self, prediction: torch.Tensor, cotangents: Sequence[torch.Tensor]
     ) -> Iterator[tuple[str, Gradient]]:
-        """Go backward once per cotangent; yield the gradients of each parameter that had a part in the prediction.
+        """Run one backward pass per cotangent and yield the per-image gradients of each parameter.
+
+        Parameters that the prediction does not depend on are left out.
 
         Args:
-            prediction: (B, ...), what the recorded forward pass gave, or anything made of it image by image.
-            cotangents: R tensors of its shape, one per readout: the gradient of the readout with respect to the prediction.
+            prediction: (B, ...), the result of the recorded forward pass, or a function of it that
+                treats images separately.
+            cotangents: R tensors of its shape, one per readout: the gradient of the readout with
+                respect to the prediction.
 
         Yields:
-            Name of a parameter and J^T c of each image and readout, in float32 or the network's own precision if higher.
+            Name of a parameter, and J^T c of each image and readout, in float32 or the network's
+            precision if that is higher.
 
         Raises:
-            ConfigError: if a layer was applied to other rows than one per image.
+            ConfigError: if a layer's input did not have one row per image.
         """
         edges = []
-        for place, call in self._calls.items():
+        for path, call in self._calls.items():
             if call.rows != len(prediction):
-                first = next(iter(self._layers[place][1].values()))
-                raise _impossible(
-                    first, f"{place} was given {call.rows} rows for {len(prediction)} images"
+                first = next(iter(self._layers[path][1].values()))
+                raise _unsupported(
+                    first, f"{path} was given {call.rows} rows for {len(prediction)} images"
                 )
             edges.append(call.output)
         last = len(cotangents) - 1
@@ -231,15 +244,17 @@ class Tape:
             )
             for r, cotangent in enumerate(cotangents)
         ]
-        for (place, call), found in zip(
+        for (path, call), output_gradients in zip(
             self._calls.items(), zip(*passes, strict=True), strict=True
         ):
-            if found[0] is None:
+            if output_gradients[0] is None:
                 continue
-            layer, names = self._layers[place]
-            outputs = torch.stack(found, 1)
+            layer, names = self._layers[path]
+            outputs = torch.stack(output_gradients, 1)
             outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            gradients = FORMS[type(layer)](layer, call.x, outputs)
+            gradients = GRADIENT_RULES[type(layer)](layer, call.x, outputs)
             yield from (
-                (names[own], gradient) for own, gradient in gradients.items() if own in names
+                (names[local_name], gradient)
+                for local_name, gradient in gradients.items()
+                if local_name in names
             )

@@ -1,16 +1,21 @@
-"""Random projections of gradients to k numbers, parameter by parameter, so that no gradient of a whole network need be formed.
+"""Random projections of gradients to k dimensions, parameter by parameter.
 
-Each keeps inner products on average over seeds, E <Pa, Pb> = <a, b> (Johnson & Lindenstrauss 1984). Its random numbers follow
-from the seed and the parameter's name; countsketch and gaussian do the same to a parameter whatever others there are.
+The gradient of the whole network is never formed. Each projection preserves inner products in
+expectation over seeds, E <Pa, Pb> = <a, b> (Johnson & Lindenstrauss 1984). Its random numbers are
+seeded by the parameter's name; for countsketch and gaussian they do not depend on the other
+parameters.
 
 - none: all P coordinates.
-- countsketch (Charikar, Chen & Farach-Colton 2002): each coordinate is added, with a random sign, to one of k random sums.
-- gaussian: a dense matrix of N(0, 1 / k), as TRAK, D-TRAK and DAS use it. Its blocks are drawn anew each time, on the CPU like
-  everything random here, so that a large network's take far longer than its gradients.
-- srht (Ailon & Chazelle 2006; Tropp 2011): random signs, a Walsh-Hadamard transform, and k coordinates of that. It needs all
-  coordinates of a batch at once, padded to a power of two.
-- kronecker (LoGra, Choe et al. 2024): the gradient of a matrix of weights, a sum of outer products, is projected on both sides
-  before the products are taken. Each matrix has coordinates of its own; vectors of weights (norms, biases) share a countsketch.
+- countsketch (Charikar, Chen & Farach-Colton 2002): each coordinate is added, with a random sign,
+  to one of k sums chosen at random.
+- gaussian: a dense matrix of N(0, 1 / k), as in TRAK, D-TRAK and DAS. Its blocks are generated
+  again for each batch, on the CPU like all random numbers here; for a large network this takes far
+  longer than its gradients.
+- srht (Ailon & Chazelle 2006; Tropp 2011): random signs, a Walsh-Hadamard transform, and k of the
+  resulting coordinates. It needs all coordinates of a batch at once, padded to a power of two.
+- kronecker (LoGra, Choe et al. 2024): the gradient of a weight matrix, a sum of outer products, is
+  projected on both sides before the products are taken. Each matrix has its own coordinates of the
+  result; weight vectors (norms, biases) share a countsketch.
 """
 
 from __future__ import annotations
@@ -32,7 +37,7 @@ Shapes = Mapping[str, Sequence[int]]
 """Name of a parameter -> its shape."""
 
 BLOCK = 2**24
-"""Numbers of a dense projection that are held at once."""
+"""Entries of a dense projection that are held in memory at a time."""
 
 
 class Projection(Protocol):
@@ -46,13 +51,14 @@ class Projection(Protocol):
         """Project the gradients of some images and readouts.
 
         Args:
-            gradients: Name of a parameter and its gradients; a parameter that is left out has gradient zero.
+            gradients: Name of a parameter and its gradients; a missing parameter has gradient zero.
             images: B.
             readouts: R.
 
         Returns:
-            The projected gradients, float32, (B, R, k), and the norms of the gradients, float32, (B, R): the full ones', or, by
-            ``kronecker``, which does not form them, the projected ones'.
+            The projected gradients, float32 (B, R, k), and the norms of the gradients, float32
+            (B, R): of the full ones or, with ``kronecker``, which does not form them, of the
+            projected ones.
         """
 
 
@@ -63,10 +69,10 @@ def build(
 
     Args:
         kind: One of ``KINDS``.
-        dimension: k. ``kronecker`` uses at most as many; ``none`` has as many as there are parameters.
-        shapes: Of all parameters.
+        dimension: k. For ``kronecker`` an upper bound; ``none`` ignores it.
+        shapes: Shapes of all parameters.
         seed: Root seed.
-        device: Where the gradients are.
+        device: Device of the gradients.
 
     Raises:
         ConfigError: if the dimension does not suit the parameters.
@@ -78,8 +84,8 @@ def _signs(count: int, stream: torch.Generator) -> torch.Tensor:
     return torch.randint(2, (count,), generator=stream) * 2.0 - 1.0
 
 
-class _Added(ABC):
-    """A projection that adds something to a buffer for each parameter, and makes its result of the buffer in the end."""
+class _Accumulated(ABC):
+    """A projection that accumulates all parameters in a buffer and computes its result from it."""
 
     def __init__(self, dimension: int, shapes: Shapes, seed: int, device: torch.device) -> None:
         self.dimension = self.width = dimension
@@ -96,9 +102,9 @@ class _Added(ABC):
             self.add(buffer, name, values)
         return self.result(buffer), squares.sqrt()
 
-    def stream(self, name: str, *more: str | int) -> torch.Generator:
+    def stream(self, name: str, *address: str | int) -> torch.Generator:
         """Return the random stream of a parameter, on the CPU."""
-        return seeds.torch_rng(self.seed, "attribution", "projection", name, *more)
+        return seeds.torch_rng(self.seed, "attribution", "projection", name, *address)
 
     @abstractmethod
     def add(self, buffer: torch.Tensor, name: str, values: torch.Tensor) -> None:
@@ -109,47 +115,52 @@ class _Added(ABC):
         return buffer
 
 
-def _places(shapes: Shapes) -> dict[str, slice]:
-    """Return where each parameter stands when all are laid end to end."""
-    places, start = {}, 0
+def _slices(shapes: Shapes) -> dict[str, slice]:
+    """Return the slice of each parameter in the concatenation of all, flattened."""
+    slices, start = {}, 0
     for name, shape in shapes.items():
-        places[name] = slice(start, start := start + math.prod(shape))
-    return places
+        slices[name] = slice(start, start := start + math.prod(shape))
+    return slices
 
 
-class Identity(_Added):
-    """All coordinates, laid end to end."""
+class Identity(_Accumulated):
+    """All coordinates, concatenated."""
 
     def __init__(self, dimension: int, shapes: Shapes, seed: int, device: torch.device) -> None:
-        self.places = _places(shapes)
+        self.slices = _slices(shapes)
         super().__init__(sum(math.prod(shape) for shape in shapes.values()), shapes, seed, device)
 
     def add(self, buffer: torch.Tensor, name: str, values: torch.Tensor) -> None:
-        buffer[..., self.places[name]] = values
+        buffer[..., self.slices[name]] = values
 
 
-class CountSketch(_Added):
-    """See the module. Parameters of fewer than k coordinates, many and small, wait in the buffer and are summed together."""
+class CountSketch(_Accumulated):
+    """See the module. Parameters with fewer than k coordinates are collected and added together."""
 
     def __init__(self, dimension: int, shapes: Shapes, seed: int, device: torch.device) -> None:
         super().__init__(dimension, shapes, seed, device)
         small = {name: shape for name, shape in shapes.items() if math.prod(shape) < dimension}
-        self.waiting = {
-            name: slice(at.start + dimension, at.stop + dimension)
-            for name, at in _places(small).items()
+        self.collected = {
+            name: slice(columns.start + dimension, columns.stop + dimension)
+            for name, columns in _slices(small).items()
         }
         self.width = dimension + sum(math.prod(shape) for shape in small.values())
-        self.sums = {name: self._sums([name]) for name in shapes if name not in small}
-        self.last = self._sums(list(small))
+        self.sketches = {name: self._sketch([name]) for name in shapes if name not in small}
+        self.collected_sketch = self._sketch(list(small))
 
-    def _sums(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Return what makes up the sums over parameters laid end to end: coordinates, where each sum's begin, and signs."""
-        chosen, signs = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
+    def _sketch(self, names: Sequence[str]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return the sketch of the concatenation of some parameters.
+
+        Returns:
+            The coordinates, sorted by the sum that they are added to; the position of each sum's
+            first; and their signs, in the same order.
+        """
+        sums, signs = [torch.empty(0, dtype=torch.int64)], [torch.empty(0)]
         for name in names:
             stream, count = self.stream(name), math.prod(self.shapes[name])
-            chosen.append(torch.randint(self.dimension, (count,), generator=stream))
+            sums.append(torch.randint(self.dimension, (count,), generator=stream))
             signs.append(_signs(count, stream))
-        ascending, order = torch.cat(chosen).sort(stable=True)
+        ascending, order = torch.cat(sums).sort(stable=True)
         begin = torch.searchsorted(ascending, torch.arange(self.dimension))
         return order.to(self.device), begin.to(self.device), torch.cat(signs)[order].to(self.device)
 
@@ -161,16 +172,17 @@ class CountSketch(_Added):
         return sums.T.view(*values.shape[:2], self.dimension)
 
     def add(self, buffer: torch.Tensor, name: str, values: torch.Tensor) -> None:
-        if name in self.waiting:
-            buffer[..., self.waiting[name]] = values
+        if name in self.collected:
+            buffer[..., self.collected[name]] = values
         else:
-            buffer[..., : self.dimension] += self._sum(values, *self.sums[name])
+            buffer[..., : self.dimension] += self._sum(values, *self.sketches[name])
 
     def result(self, buffer: torch.Tensor) -> torch.Tensor:
-        return buffer[..., : self.dimension] + self._sum(buffer[..., self.dimension :], *self.last)
+        collected = self._sum(buffer[..., self.dimension :], *self.collected_sketch)
+        return buffer[..., : self.dimension] + collected
 
 
-class Gaussian(_Added):
+class Gaussian(_Accumulated):
     """See the module."""
 
     def add(self, buffer: torch.Tensor, name: str, values: torch.Tensor) -> None:
@@ -182,55 +194,56 @@ class Gaussian(_Added):
         return buffer / math.sqrt(self.dimension)
 
 
-class Srht(_Added):
-    """See the module. The transform is taken image by image, so that only the buffer is as large as a batch of gradients."""
+class Srht(_Accumulated):
+    """See the module. Images are transformed one at a time, to save memory."""
 
     def __init__(self, dimension: int, shapes: Shapes, seed: int, device: torch.device) -> None:
         super().__init__(dimension, shapes, seed, device)
-        self.places = _places(shapes)
+        self.slices = _slices(shapes)
         self.width = 1 << (sum(math.prod(shape) for shape in shapes.values()) - 1).bit_length()
         if dimension > self.width:
             raise ConfigError(
-                f"attribution.features.dimension = {dimension}: srht can choose from {self.width} coordinates; "
-                "projection none has all"
+                f"attribution.features.dimension = {dimension}: srht has only {self.width} "
+                "coordinates to choose from; projection none keeps all"
             )
         self.signs = {
             name: _signs(math.prod(shape), self.stream(name)).to(device)
             for name, shape in shapes.items()
         }
-        self.chosen = torch.randperm(self.width, generator=self.stream("chosen"))[:dimension].to(
+        self.subsample = torch.randperm(self.width, generator=self.stream("chosen"))[:dimension].to(
             device
         )
 
     def add(self, buffer: torch.Tensor, name: str, values: torch.Tensor) -> None:
-        torch.mul(values, self.signs[name], out=buffer[..., self.places[name]])
+        torch.mul(values, self.signs[name], out=buffer[..., self.slices[name]])
 
     def result(self, buffer: torch.Tensor) -> torch.Tensor:
-        return torch.stack([walsh_hadamard(image)[:, self.chosen] for image in buffer]) / math.sqrt(
-            self.dimension
-        )
+        transformed = [walsh_hadamard(image)[:, self.subsample] for image in buffer]
+        return torch.stack(transformed) / math.sqrt(self.dimension)
 
 
 def walsh_hadamard(x: torch.Tensor) -> torch.Tensor:
     """Return the unscaled Walsh-Hadamard transform of the last dimension, a power of two.
 
-    The matrix is a Kronecker product of small ones, which are applied in turn: each to the last 6 bits of the position, which
-    then move to the front.
+    The matrix is a Kronecker product of small ones, which are applied in turn: each to the last 6
+    bits of the index, which then move to the front.
     """
-    shape, left = x.shape, x.shape[-1]
-    while left > 1:
-        size = min(left, 64)
+    shape, remaining = x.shape, x.shape[-1]
+    while remaining > 1:
+        size = min(remaining, 64)
         matrix = torch.from_numpy(hadamard(size)).to(x)
         x = (x.reshape(*shape[:-1], -1, size) @ matrix).mT.reshape(shape)
-        left //= size
+        remaining //= size
     return x
 
 
 class Kronecker:
-    """See the module. Each matrix, and all vectors together, get equally many coordinates; what has no more is kept as it is.
+    """See the module. Each matrix, and all vectors together, get the same number of coordinates.
+
+    Those with no more coordinates than that are not projected.
 
     Attributes:
-        places: Name of a matrix -> where its coordinates stand in the result.
+        slices: Name of a matrix -> its coordinates in the result.
     """
 
     def __init__(self, dimension: int, shapes: Shapes, seed: int, device: torch.device) -> None:
@@ -240,32 +253,35 @@ class Kronecker:
             if len(shape) > 1
         }
         vectors = {name: shape for name, shape in shapes.items() if len(shape) < 2}
-        sizes = [out * inside for out, inside in matrices.values()]
+        sizes = [out * inputs for out, inputs in matrices.values()]
         length = sum(math.prod(shape) for shape in vectors.values())
-        *due, rest = shares([*sizes, length], dimension)
-        if min(due, default=1) == 0 or (vectors and not rest):
+        *budgets, rest = allocate([*sizes, length], dimension)
+        if min(budgets, default=1) == 0 or (vectors and not rest):
             raise ConfigError(
-                f"attribution.features.dimension = {dimension} is too small for kronecker: each of {len(matrices)} matrices "
-                "needs a coordinate, and all vectors together one"
+                f"attribution.features.dimension = {dimension} is too small for kronecker: each of "
+                f"{len(matrices)} matrices, and all vectors together, need one or more"
             )
-        ranks = {
-            name: _ranks(*matrices[name], most) for name, most in zip(matrices, due, strict=True)
+        widths = {
+            name: _factor_widths(*matrices[name], budget)
+            for name, budget in zip(matrices, budgets, strict=True)
         }
-        self.places = _places(ranks)
-        self.dimension = sum(left * right for left, right in ranks.values()) + rest
+        self.slices = _slices(widths)
+        self.dimension = sum(left * right for left, right in widths.values()) + rest
         self.vectors = (Identity if rest == length else CountSketch)(rest, vectors, seed, device)
         self.device = device
 
-        def side(name: str, which: str, width: int, rank: int) -> torch.Tensor:
-            if rank == width:
-                return torch.eye(width, device=device)
-            return torch.randn(width, rank, generator=self.vectors.stream(name, which)).to(
-                device
-            ) / math.sqrt(rank)
+        def factor(name: str, side: str, size: int, width: int) -> torch.Tensor:
+            if width == size:
+                return torch.eye(size, device=device)
+            gaussian = torch.randn(size, width, generator=self.vectors.stream(name, side))
+            return gaussian.to(device) / math.sqrt(width)
 
-        self.sides = {
-            name: (side(name, "out", out, ranks[name][0]), side(name, "in", inside, ranks[name][1]))
-            for name, (out, inside) in matrices.items()
+        self.factors = {
+            name: (
+                factor(name, "out", out, widths[name][0]),
+                factor(name, "in", inputs, widths[name][1]),
+            )
+            for name, (out, inputs) in matrices.items()
         }
 
     def __call__(
@@ -274,33 +290,33 @@ class Kronecker:
         result = torch.zeros(images, readouts, self.dimension, device=self.device)
         vectors = torch.zeros(images, readouts, self.vectors.width, device=self.device)
         for name, gradient in gradients:
-            if name not in self.sides:
+            if name not in self.factors:
                 self.vectors.add(vectors, name, dense(gradient))
                 continue
-            left, right = self.sides[name]
+            left, right = self.factors[name]
             if isinstance(gradient, Factors):
                 small = Factors(gradient.inputs @ right, gradient.outputs @ left).dense()
             else:
                 small = (left.T @ gradient.unflatten(2, (len(left), len(right))) @ right).flatten(2)
-            result[..., self.places[name]] = small
+            result[..., self.slices[name]] = small
         result[..., self.dimension - self.vectors.dimension :] = self.vectors.result(vectors)
         return result, torch.linalg.vector_norm(result, dim=2)
 
 
-def shares(sizes: Sequence[int], total: int) -> list[int]:
-    """Deal out ``total`` so that all get equally many, but none more than its size; the rounding is lost."""
-    given, left = [0] * len(sizes), total
+def allocate(sizes: Sequence[int], total: int) -> list[int]:
+    """Divide ``total`` equally, but give none more than its size; rounding down."""
+    budgets, remaining = [0] * len(sizes), total
     for position, i in enumerate(sorted(range(len(sizes)), key=sizes.__getitem__)):
-        given[i] = min(sizes[i], left // (len(sizes) - position))
-        left -= given[i]
-    return given
+        budgets[i] = min(sizes[i], remaining // (len(sizes) - position))
+        remaining -= budgets[i]
+    return budgets
 
 
-def _ranks(out: int, inside: int, most: int) -> tuple[int, int]:
-    """Return how many coordinates each side of a matrix keeps: as near to equally many as the matrix allows."""
-    left = min(out, math.isqrt(most))
-    right = min(inside, most // left)
-    return min(out, most // right), right
+def _factor_widths(out: int, inputs: int, budget: int) -> tuple[int, int]:
+    """Return the coordinates kept of a matrix's outputs and inputs, as equal as it allows."""
+    left = min(out, math.isqrt(budget))
+    right = min(inputs, budget // left)
+    return min(out, budget // right), right
 
 
 KINDS: dict[str, type[Identity | CountSketch | Gaussian | Srht | Kronecker]] = {

@@ -1,14 +1,17 @@
-"""Numbers read out of a network's prediction, whose gradients with respect to the weights are compared between images.
+"""Readouts: scalar functions of a network's prediction whose gradients are compared between images.
 
-With f the prediction for one image, of D = C H W numbers, and J its Jacobian, the gradient of a readout is J^T c. Given here is
-c, the readout's own gradient with respect to f, so that one forward pass serves all readouts.
+TRAK calls them model output functions. With f the prediction for one image, D = C H W numbers, and
+J its Jacobian, the gradient of a readout with respect to the weights is J^T c. The functions here
+return c, the readout's gradient with respect to f, so that one forward pass serves all readouts.
 
 - mean: the mean of f. The release of DAS (Lin et al., ICLR 2025).
 - l1: the mean of |f|. What an archive of DAS results by its first author calls DAS.
 - square: the mean of f^2. D-TRAK (Zheng et al., ICLR 2024).
-- loss: the mean of (f - target)^2, the training loss. TRAK (Park et al., ICML 2023) as ported to diffusion by D-TRAK.
-- probe: v . f with a random v of -1 and 1. Since E[(v . J u)^2] = |J u|^2, probes stand for the whole vector f: that is the
-  definition of DAS in its paper, and their summed outer products are an unbiased estimate of the Gauss-Newton matrix.
+- loss: the mean of (f - target)^2, the training loss. TRAK (Park et al., ICML 2023) as adapted to
+  diffusion models by D-TRAK.
+- probe: v . f with a random sign vector v. Since E[(v . J u)^2] = |J u|^2, probes represent the
+  whole vector f, as in the definition of DAS in its paper, and the sum of their outer products is
+  an unbiased estimate of the Gauss-Newton matrix.
 """
 
 from __future__ import annotations
@@ -37,7 +40,9 @@ def loss(prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor) ->
     return 2 * (prediction - target) / prediction[0].numel()
 
 
-def projected(prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+def random_combination(
+    prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor
+) -> torch.Tensor:
     return probe
 
 
@@ -46,6 +51,6 @@ READOUTS: dict[str, Readout] = {
     "l1": l1,
     "square": square,
     "loss": loss,
-    "probe": projected,
+    "probe": random_combination,
 }
-"""Name of a readout -> the function that gives c."""
+"""Name of a readout -> the function that returns c."""

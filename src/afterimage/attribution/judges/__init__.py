@@ -1,1 +1,1 @@
-"""How well an attribution predicts what retraining shows."""
+"""Evaluation of attribution: by retraining, by known copies, and by what was forgotten."""

@@ -1,16 +1,19 @@
-"""``afterimage attribution counterfactual``: train without what is said to have made a generation, and generate it again.
+"""``afterimage attribution counterfactual``: retrain without the top-ranked images, sample again.
 
-The test of D-TRAK (Zheng et al., ICLR 2024) and DAS (Lin et al., ICLR 2025): the first images of an attributor's ranking for one
-generated query are taken out, a network is trained on the others as the explained arm was, and the same noise is denoised again.
-A job is named ``<choice>/<query>``. Beside the attributors, ``random`` takes out as many images by chance. The job ``again`` takes none
-out and generates every query: it differs from the arm in its random numbers alone, and shows what any retraining changes. The other
-networks start from the arm's own initial weights.
+The counterfactual evaluation of D-TRAK (Zheng et al., ICLR 2024) and DAS (Lin et al., ICLR 2025):
+the top-ranked training images of an attributor for one generated query are removed, a network is
+trained on the others as the explained arm was, and the same noise is denoised again. A job is named
+``<choice>/<query>``. Besides the attributors, ``random`` removes as many images at random. The job
+``again`` removes none and samples every query: it differs from the arm in its random numbers only,
+and shows how much any retraining changes. The other networks start from the arm's own initial
+weights.
 
-Change is measured in four ways, since they disagree in the literature: normalised l2 between the pictures, cosine similarity of
-their classifier features, and the loss of the query and the shift of its prediction (``truth``).
+The change is measured in four ways, which disagree in the literature: normalised l2 distance of the
+images, cosine similarity of their classifier features, and the loss of the query and the shift of
+its prediction (``retraining_effect``).
 
-The store that the verb leaves: ``changes.csv`` (choice, query, removed, l2, cosine, loss, shift) and ``regenerated.npz``, the pictures in the
-order of the rows.
+The result is ``changes.csv`` (choice, query, removed, l2, cosine, loss, shift) and
+``regenerated.npz``, the images in the order of the rows.
 """
 
 from __future__ import annotations
@@ -40,9 +43,13 @@ AGAIN, RANDOM = "again", "random"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="training of the explained arm"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="result of `afterimage train run` for the explained arm",
     )
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument(
@@ -50,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PARQUET",
-        help="which of them the arm trained on",
+        help="which of them the arm was trained on",
     )
     parser.add_argument(
         "--queries",
@@ -71,37 +78,38 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="network for the feature similarity",
+        help="classifier for the feature similarity",
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
     parser.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="where unfinished states are kept"
+        "--state",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the state of the unfinished training is kept",
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
-def taken_out(
+def images_to_remove(
     choice: str, query: int, count: int, scores: np.ndarray | None, images: int, seed: int
 ) -> np.ndarray:
-    """Return which of the N training images are removed, bool (N,).
+    """Return which of the N training images to remove, bool (N,).
 
     Args:
         choice: ``again``, ``random`` or the name of an attributor.
         query: Position of the generated query.
-        count: How many.
-        scores: The attributor's, (Q, N); not needed by the other two.
+        count: Number of images to remove.
+        scores: Scores of the attributor, (Q, N); not needed for ``again`` and ``random``.
         images: N.
         seed: Root seed.
     """
     removed = np.zeros(images, bool)
     if choice == RANDOM:
-        removed[
-            seeds.numpy_rng(seed, "attribution", "counterfactual", query).permutation(images)[
-                :count
-            ]
-        ] = True
+        rng = seeds.numpy_rng(seed, "attribution", "counterfactual", query)
+        removed[rng.permutation(images)[:count]] = True
     elif choice != AGAIN:
         assert scores is not None
         removed[np.argsort(-scores[query], kind="stable")[:count]] = True
@@ -109,84 +117,89 @@ def taken_out(
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train one network, generate again, and store what changed."""
+    """Train one network, sample again, and store the changes."""
+    # Read the job's settings and name its inputs.
     resolved = artifacts.read_config(args.config, STEP)
-    own, seed = resolved["settings"], resolved["seed"]
-    settings = config.Counterfactual.model_validate(own["counterfactual"])
+    settings, seed = resolved["settings"], resolved["seed"]
+    weights = settings["sample"]["weights"]
+    counterfactual = config.Counterfactual.model_validate(settings["counterfactual"])
     choice, _, number = resolved["job"].partition("/")
-    asked = range(settings.queries) if choice == AGAIN else [int(number)]
-    path = args.queries / "generated.npz"
-    pipeline = trained_pipeline(args.model, own["sample"]["weights"])
+    positions = range(counterfactual.queries) if choice == AGAIN else [int(number)]
+    queries_path = args.queries / "generated.npz"
+    pipeline = trained_pipeline(args.model, weights)
     inputs = {
         "model": pipeline,
         "train": args.train,
         "members": args.members,
-        "queries": path,
+        "queries": queries_path,
         "classifier": args.classifier / classifier.WEIGHTS,
     }
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
     same_bits()
+
     with artifacts.step(resolved, args.out, inputs, entries) as step:
+        # Choose the images to remove.
         scores = None
         if "scores" in inputs:
             artifacts.check_file(inputs["scores"])
             scores = load_file(inputs["scores"])[f"{choice}/generated"]
-        recipe = Recipe.read(resolved, args.train, args.members)
-        removed = taken_out(
-            choice, int(number or 0), settings.remove, scores, len(recipe.images), seed
+        recipe = Recipe.from_config(resolved, args.train, args.members)
+        removed = images_to_remove(
+            choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), seed
         )
         if removed.all():
             raise ConfigError(
-                f"attribution.counterfactual.remove = {settings.remove}: some of the {len(removed)} training images must be left"
+                f"attribution.counterfactual.remove = {counterfactual.remove}: some of the "
+                f"{len(removed)} training images must remain"
             )
-        where = (
-            ("attribution", "counterfactual", AGAIN)
-            if choice == AGAIN
-            else ("train", own["name"], 0)
-        )
+
+        # Train on the others.
+        path: tuple[str | int, ...] = ("train", settings["name"], 0)
+        if choice == AGAIN:
+            path = ("attribution", "counterfactual", AGAIN)
         identity = {
             "config": resolved,
             "inputs": step.input_sha256,
             "code": provenance.fingerprint(*entries),
         }
-        job = recipe.job(~removed, where, Store(args.state, identity))
-        trained = baseline.train(job)
-        net = cast(
-            UNet2DModel,
-            {"ema": trained.average, "raw": trained.raw}[own["sample"]["weights"]].eval(),
-        )
-        scheduler = dict(recipe.scheduler.config)
-        queries = load_images(path).take(np.array(asked))
+        training_run = recipe.training_run(~removed, path, Store(args.state, identity))
+        trained = baseline.train(training_run)
+        net = cast(UNet2DModel, {"ema": trained.average, "raw": trained.raw}[weights].eval())
+
+        # Sample the same noise again and measure the changes.
+        scheduler_config = dict(recipe.scheduler.config)
+        queries = load_images(queries_path).take(np.array(positions))
         labels = None if recipe.classes is None else queries.labels
-        pictures = generate(
-            net, scheduler, queries.ids, Sample.model_validate(own["sample"]), seed, 0, labels
-        )
+        sampling = Sample.model_validate(settings["sample"])
+        regenerated = generate(net, scheduler_config, queries.ids, sampling, seed, 0, labels)
         explained, _ = load_trained(pipeline, seed, 0)
         explained.to(recipe.accelerator.device).eval()
-        levels = GroundTruth.model_validate(own["ground_truth"])
-        measured = retraining_effect.measure(
-            net, explained, scheduler, queries, "generated", levels, seed
+        ground_truth = GroundTruth.model_validate(settings["ground_truth"])
+        effects = retraining_effect.measure_effects(
+            net, explained, scheduler_config, queries, "generated", ground_truth, seed
         )
         before, after = (
-            classifier.embed(args.classifier, pixels) for pixels in (queries.pixels, pictures)
+            classifier.embed(args.classifier, pixels) for pixels in (queries.pixels, regenerated)
         )
-        length = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
+        norms = np.linalg.norm(before, axis=1) * np.linalg.norm(after, axis=1)
         changes = pd.DataFrame(
             {
                 "choice": choice,
-                "query": list(asked),
+                "query": list(positions),
                 "removed": int(removed.sum()),
-                "l2": distances.between(queries.pixels, pictures),
-                "cosine": (before * after).sum(axis=1) / length,
-                **measured,
+                "l2": distances.between(queries.pixels, regenerated),
+                "cosine": (before * after).sum(axis=1) / norms,
+                **effects,
             }
         )
+
+        # Store them.
         changes.to_csv(step.folder / "changes.csv", index=False)
-        Images.of(pictures, queries.ids, queries.labels).save(step.folder / "regenerated.npz")
+        Images.of(regenerated, queries.ids, queries.labels).save(step.folder / "regenerated.npz")
         step.note(
             training_seconds=round(trained.progress.seconds, 3),
             updates=trained.spent.updates,
             removed=int(removed.sum()),
         )
-    job.store.remove()
+    training_run.store.remove()

@@ -1,16 +1,19 @@
-"""``afterimage attribution remedied``: does the influence of forgotten images fall?
+"""``afterimage attribution remedied``: does a remedy reduce the influence of forgotten images?
 
-The same scores are computed from the network without a remedy and from the one with it, for the same generations, those of the
-first network. A remedy that took an image out of a network, and not only out of its generations, should leave the image no more
-influence on them than others have. Scores of two networks have no common unit, so that only comparisons within a network are
-reported: the chance that a forgotten image's score is larger than another image's (0.5: none; the area under the ROC curve), and
-the share of all scores' absolute sum that forgotten images have, beside their share of the images.
+The same scores are computed from the network without a remedy and from the one with it, for the
+same generations, those of the first network. If a remedy removed an image from the network, and not
+only from its generations, the image should have no more influence on them than others. Scores of
+two networks have different units, so that only comparisons within a network are reported: the
+probability that a forgotten image's score is larger than another image's (the area under the ROC
+curve; 0.5 without influence), and the share of forgotten images in the sum of all absolute scores,
+next to their share of the images.
 
-Generations are told apart by what they show: those whose nearest training image is forgotten, and the others. A job is named by the
-remedied arm. Scores are those of the main features with the regulariser that was chosen for the explained arm's generations.
+Generations whose nearest training image is forgotten and other generations are reported separately.
+A job is named after the remedied arm. Scores are computed from the main features with the
+regulariser that was chosen for the explained arm's generations.
 
-The store that the verb leaves: ``influence.csv`` (network: before or after; attributor; queries: forgotten or others; count; auc; share;
-chance).
+The result is ``influence.csv`` (network: before or after; attributor; queries: forgotten or others;
+count; auc; share; chance).
 """
 
 from __future__ import annotations
@@ -26,9 +29,9 @@ from scipy.stats import rankdata
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
-from afterimage.attribution.attributors.inputs import Evidence, Side
+from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.gradients import compute
-from afterimage.config.attribution import FROM_ROWS
+from afterimage.config.attribution import readouts_of
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
@@ -39,18 +42,22 @@ COLUMNS = ["network", "attributor", "queries", "count", "auc", "share", "chance"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
-        "--before", type=Path, required=True, metavar="DIR", help="training without the remedy"
+        "--before",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="result of `afterimage train run` without the remedy",
     )
-    parser.add_argument("--after", type=Path, required=True, metavar="DIR", help="training with it")
+    parser.add_argument("--after", type=Path, required=True, metavar="DIR", help="the same with it")
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument(
         "--samples",
         type=Path,
         required=True,
         metavar="NPZ",
-        help="generations of the first network",
+        help="generations of the network without the remedy",
     )
     parser.add_argument(
         "--scores",
@@ -65,90 +72,110 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
 
 
-def separation(scores: np.ndarray, forgotten: np.ndarray) -> np.ndarray:
-    """Return for each query the chance that a forgotten image's score is larger than another's; ties count half. float64 (Q,).
+def auc_of_forgotten(scores: np.ndarray, forgotten: np.ndarray) -> np.ndarray:
+    """Return the probability that a forgotten image scores higher than another, float64 (Q,).
+
+    Ties count half.
 
     Args:
         scores: (Q, N).
-        forgotten: bool, (N,); some, not all.
+        forgotten: bool, (N,); neither all nor none.
     """
-    several = int(forgotten.sum())
-    ranks = rankdata(scores, axis=1)[:, forgotten].sum(axis=1)
-    return (ranks - several * (several + 1) / 2) / (several * (len(forgotten) - several))
+    count = int(forgotten.sum())
+    rank_sums = rankdata(scores, axis=1)[:, forgotten].sum(axis=1)
+    return (rank_sums - count * (count + 1) / 2) / (count * (len(forgotten) - count))
 
 
-def share(scores: np.ndarray, forgotten: np.ndarray) -> np.ndarray:
-    """Return for each query the share of the scores' absolute sum that forgotten images have, float64 (Q,)."""
+def share_of_forgotten(scores: np.ndarray, forgotten: np.ndarray) -> np.ndarray:
+    """Return the share of forgotten images in each query's sum of absolute scores, float64 (Q,)."""
     return np.abs(scores[:, forgotten]).sum(axis=1) / np.abs(scores).sum(axis=1)
 
 
-def evidence_of(
+def attribution_inputs(
     pipeline: Path,
     train: Images,
     queries: Images,
     settings: config.Features,
     readouts: list[str],
     seed: int,
-) -> Evidence:
-    """Return the features of one network; nothing is known from retraining."""
+) -> AttributionInputs:
+    """Return the features of one network, without checkpoints and retrained networks."""
     net, scheduler_config = load_trained(pipeline, seed, 0)
     net.to(PartialState().device)
 
-    def side(images: Images, part: str) -> Side:
-        made = compute.features(net, scheduler_config, images, part, settings, readouts, seed)
-        return Side(images, made.features, made.rows, made.residual, embedding=None)
+    def image_features(images: Images, image_set: str) -> ImageFeatures:
+        projected = compute.project_gradients(
+            net, scheduler_config, images, image_set, settings, readouts, seed
+        )
+        return ImageFeatures(
+            images, projected.features, projected.rows, projected.residual, embedding=None
+        )
 
-    masks, losses = np.zeros((0, len(train)), bool), np.zeros((0, len(queries)))
-    return Evidence(side(train, "train"), side(queries, "generated"), (), masks, losses, seed)
+    return AttributionInputs(
+        image_features(train, "train"),
+        image_features(queries, "generated"),
+        checkpoints=(),
+        masks=np.zeros((0, len(train)), bool),
+        losses=np.zeros((0, len(queries))),
+        seed=seed,
+    )
 
 
 def run(args: argparse.Namespace) -> None:
     """Compare the influence of forgotten images in two networks."""
+    # Read the job's settings and name its inputs.
     resolved = artifacts.read_config(args.config, STEP)
-    own, seed = resolved["settings"], resolved["seed"]
-    settings = config.Features.model_validate(own["features"])
+    settings, seed = resolved["settings"], resolved["seed"]
+    names = settings["attributors"]
+    features = config.Features.model_validate(settings["features"])
+    stores = {"before": args.before, "after": args.after}
     pipelines = {
-        network: trained_pipeline(getattr(args, network), own["weights"])
-        for network in ("before", "after")
+        network: trained_pipeline(store, settings["weights"]) for network, store in stores.items()
     }
-    members = {network: getattr(args, network) / "members.parquet" for network in pipelines}
-    chosen = args.scores / "lds.csv"
+    members = {network: store / "members.parquet" for network, store in stores.items()}
+    lds_path = args.scores / "lds.csv"
     inputs = {**pipelines, "members": members["before"], "members_after": members["after"]}
-    inputs |= {"train": args.train, "samples": args.samples, "lds": chosen}
-    entries = (__name__, *(config.ATTRIBUTORS[name] for name in own["attributors"]))
+    inputs |= {"train": args.train, "samples": args.samples, "lds": lds_path}
+    entries = (__name__, *dict.fromkeys(config.ATTRIBUTORS[name] for name in names))
+
     with artifacts.step(resolved, args.out, inputs, entries) as step:
-        for file in (*members.values(), chosen):
-            artifacts.check_file(file)
+        # Find the forgotten training images and the queries that show them.
+        for path in (*members.values(), lds_path):
+            artifacts.check_file(path)
         train = trained_rows(load_images(args.train), pd.read_parquet(members["before"]))
-        after = pd.read_parquet(members["after"])
-        forgotten = np.isin(train.ids, after.loc[after["forgotten"], "id"])
+        members_after = pd.read_parquet(members["after"])
+        forgotten = np.isin(train.ids, members_after.loc[members_after["forgotten"], "id"])
         if forgotten.all() or not forgotten.any():
             raise ArtifactError(
-                f"{members['after']}: {forgotten.sum()} of {len(train)} training images are forgotten"
+                f"{members['after']}: {forgotten.sum()} of {len(train)} training images are "
+                "forgotten; the others are needed to compare with"
             )
-        queries = load_images(args.samples).take(np.arange(own["queries"]))
-        shown = forgotten[Gallery(train.pixels).nearest(queries.pixels, 1).rows[:, 0]]
-        table = pd.read_csv(chosen)
-        regulariser = table[
-            (table["queries"] == "generated") & (table["target"] == "loss")
-        ].set_index("attributor")["regulariser"]
-        readouts = [
-            name
-            for name in compute.READOUTS
-            if name != "probe" or set(own["attributors"]) & set(FROM_ROWS)
-        ]
+        queries = load_images(args.samples).take(np.arange(settings["queries"]))
+        shows_forgotten = forgotten[Gallery(train.pixels).nearest(queries.pixels, 1).rows[:, 0]]
+
+        # Look up the regularisers.
+        lds_table = pd.read_csv(lds_path)
+        of_generations = (lds_table["queries"] == "generated") & (lds_table["target"] == "loss")
+        regulariser = lds_table[of_generations].set_index("attributor")["regulariser"]
+
+        # Score with both networks.
+        from_rows = "probe" in readouts_of(names)
+        readouts = [name for name in compute.READOUTS if name != "probe" or from_rows]
         rows = []
         for network, pipeline in pipelines.items():
-            evidence = evidence_of(pipeline, train, queries, settings, readouts, seed)
-            for name in own["attributors"]:
-                scores = attributors.find(name).scores(evidence)(regulariser[name])
-                of_query = separation(scores, forgotten), share(scores, forgotten)
-                for of, which in (("forgotten", shown), ("others", ~shown)):
-                    if which.any():
-                        auc, part = (float(values[which].mean()) for values in of_query)
-                        rows.append(
-                            (network, name, of, int(which.sum()), auc, part, forgotten.mean())
-                        )
-                        step.metric(f"influence/{network}/{of}/{name}", auc)
+            network_inputs = attribution_inputs(pipeline, train, queries, features, readouts, seed)
+            for name in names:
+                scores = attributors.scorer(name, network_inputs)(regulariser[name])
+                aucs = auc_of_forgotten(scores, forgotten)
+                shares = share_of_forgotten(scores, forgotten)
+                for kind, selected in (
+                    ("forgotten", shows_forgotten),
+                    ("others", ~shows_forgotten),
+                ):
+                    if selected.any():
+                        auc, share = float(aucs[selected].mean()), float(shares[selected].mean())
+                        count = int(selected.sum())
+                        rows.append((network, name, kind, count, auc, share, forgotten.mean()))
+                        step.metric(f"influence/{network}/{kind}/{name}", auc)
         pd.DataFrame(rows, columns=COLUMNS).to_csv(step.folder / "influence.csv", index=False)
         step.note(training_images=len(train), forgotten=int(forgotten.sum()), queries=len(queries))

@@ -1,17 +1,23 @@
-"""The linear data-modelling score: do attribution scores rank networks by what they were trained on? (Park et al., ICML 2023)
+"""The linear data-modelling score, LDS (Park et al. 2023): do scores predict retrained losses?
 
-A network trained on a subset S of the training images has some loss on a query z. The scores predict it linearly, as
-g(z, S) = - sum over i in S of tau(z, i): what a query is made of lowers its loss. The score of an attribution is Spearman's
-correlation between g(z, S) and the measured loss over the subsets, averaged over the queries.
+A network trained on a subset S of the training images has some loss on a query z. Attribution
+scores tau predict it linearly, by g(z, S) = - sum over i in S of tau(z, i): training on an image
+that the query owes much to lowers its loss. The LDS is Spearman's correlation between g(z, S) and
+the measured loss over the subsets, averaged over the queries.
 
-Three things are done otherwise than in the released codes of D-TRAK (Zheng et al. 2024) and DAS (Lin et al. 2025):
+It differs in three points from the released codes of D-TRAK (Zheng et al. 2024) and DAS (Lin et al.
+2025):
 
-- their regulariser is the one with the best score (an oracle); here it is chosen on one half of the subsets and reported on the
-  other, with the oracle beside it (``choose``);
-- a query whose predictions or losses are all the same has no rank correlation: it is left out of the mean, and counted;
-- beside every score stands what a perfect prediction could get, as the measured losses are themselves noisy (``ceiling``).
+- they report the best score over all regularisers (an oracle); here the regulariser is chosen on
+  one half of the subsets and the score reported on the other half, next to the oracle
+  (``choose_regulariser``);
+- a query whose predictions or losses are all equal has no rank correlation: it is left out of the
+  mean, and such queries are counted;
+- every score is accompanied by the best possible one, since the measured losses are themselves
+  noisy (``ceiling``).
 
-Intervals are over the subsets (as published): queries share them, so that resampling queries says nothing about other subsets.
+Intervals are over subsets (as published): all queries share them, so that resampling queries would
+not account for the choice of subsets.
 """
 
 from __future__ import annotations
@@ -52,7 +58,7 @@ class Choice:
         regulariser: The one with the best score on the first half.
         score: Its score on the second half.
         oracle_regulariser: The one with the best score on the second half.
-        oracle: That score: more than a user can get, who does not know the second half.
+        oracle: That score, which no one can reach without knowing the second half.
     """
 
     regulariser: float
@@ -63,13 +69,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Ceiling:
-    """What a prediction can score against the mean losses of S trainings of each subset.
+    """The best possible score against the mean losses over S trainings of each subset.
 
     Attributes:
-        between_seeds: Spearman's correlation over subsets between the mean losses of two disjoint sets of floor(S / 2) seeds,
-            averaged over queries and over all ways to choose them.
-        reliability: The same, expected between two means over S seeds: what an independent retraining of all networks would score.
-        value: Its square root: what a prediction that knows the expected losses would score.
+        between_seeds: Spearman's correlation over subsets between the mean losses of two disjoint
+            sets of floor(S / 2) seeds, averaged over queries and over all such pairs of sets.
+        reliability: The same between two means over S seeds (estimated): the score of an
+            independent retraining of all networks.
+        value: Its square root: the score of a prediction by the expected losses.
         low: Lower end of the interval of ``value`` over subsets.
         high: Upper end.
     """
@@ -81,36 +88,37 @@ class Ceiling:
     high: float
 
 
-def spearman(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Return Spearman's rank correlation over the subsets for every query; ties get their mean rank.
+def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation over the subsets for every query; ties get their mean rank.
 
     Args:
         predicted: (..., M, Q); any leading dimensions, such as attributors and regularisers.
-        truth: (M, Q).
+        measured: (M, Q).
 
     Returns:
-        float64, (..., Q); NaN where all values of a query are the same, or one is NaN.
+        float64, (..., Q); NaN where all values of a query are equal, or one is NaN.
     """
-    one, other = _centred_ranks(predicted), _centred_ranks(truth)
-    products = np.einsum("...mq,mq->...q", one, other)
-    norms = np.linalg.norm(one, axis=-2) * np.linalg.norm(other, axis=-2)
+    ranks, measured_ranks = _centred_ranks(predicted), _centred_ranks(measured)
+    products = np.einsum("...mq,mq->...q", ranks, measured_ranks)
+    norms = np.linalg.norm(ranks, axis=-2) * np.linalg.norm(measured_ranks, axis=-2)
     return np.divide(products, norms, out=np.full(products.shape, np.nan), where=norms > 0)
 
 
 def _centred_ranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks along the last but one dimension, less their mean; exactly 0 where all are the same."""
+    """Return the ranks along the second-last axis minus their mean; exactly 0 if all are equal."""
     return rankdata(values, axis=-2) - (values.shape[-2] + 1) / 2
 
 
 def predictions(scores: np.ndarray, masks: np.ndarray) -> np.ndarray:
     """Return minus the sum of the scores of the images that each subset keeps.
 
-    The scores of a query are first taken relative to that of the first image. This shifts its predictions alike where all subsets
-    have one size, and makes them exactly equal where all its scores are.
+    The score of the first image is first subtracted from the scores of a query. As all subsets have
+    the same size, this shifts all predictions by the same amount, and makes them exactly equal if
+    all scores are.
 
     Args:
         scores: floating, (..., Q, N).
-        masks: bool, (M, N): which images each subset keeps; all rows with the same number of them.
+        masks: bool, (M, N): which images each subset keeps, the same number in all rows.
 
     Returns:
         float64, (..., M, Q).
@@ -119,14 +127,14 @@ def predictions(scores: np.ndarray, masks: np.ndarray) -> np.ndarray:
         ConfigError: if the subsets have different sizes.
     """
     if len(np.unique(masks.sum(axis=1))) > 1:
-        raise ConfigError("the subsets of a linear data-modelling score must have one size")
+        raise ConfigError("the subsets of a linear data-modelling score must have the same size")
     relative = scores.astype(np.float64) - scores[..., :1]
     return -np.swapaxes(relative @ masks.T.astype(np.float64), -1, -2)
 
 
 def lds(
     predicted: np.ndarray,
-    truth: np.ndarray,
+    measured: np.ndarray,
     resamples: int,
     confidence: float,
     rng: np.random.Generator,
@@ -135,30 +143,31 @@ def lds(
 
     Args:
         predicted: (M, Q), see ``predictions``.
-        truth: (M, Q): the loss of every query under the networks trained on each subset, averaged over their seeds.
+        measured: (M, Q): the loss of every query under the networks trained on each subset, mean
+            over seeds.
         resamples: Bootstrap resamples of the subsets.
         confidence: Coverage of the interval.
-        rng: The stream to draw the resamples from.
+        rng: Random generator for the resamples.
     """
-    each = spearman(predicted, truth)
-    defined = ~np.isnan(each)
+    correlations = spearman(predicted, measured)
+    defined = ~np.isnan(correlations)
     if not defined.any():
-        return Score(math.nan, math.nan, math.nan, len(each))
+        return Score(math.nan, math.nan, math.nan, len(correlations))
     means = _resampled(
-        predicted[:, defined], truth[:, defined], _resamples(len(truth), resamples, rng)
+        predicted[:, defined], measured[:, defined], _resamples(len(measured), resamples, rng)
     )
     low, high = intervals.percentile(means[~np.isnan(means)], confidence)
-    return Score(float(each[defined].mean()), low, high, int((~defined).sum()))
+    return Score(float(correlations[defined].mean()), low, high, int((~defined).sum()))
 
 
 def halves(subsets: int) -> tuple[slice, slice]:
-    """Return the subsets that are learned from (regularisers, empirical influences) and those that scores are reported on."""
+    """Return the subsets that are fitted to (e.g. regularisers) and those that are reported on."""
     return slice(0, subsets // 2), slice(subsets // 2, subsets)
 
 
-def choose(
+def choose_regulariser(
     predicted: np.ndarray,
-    truth: np.ndarray,
+    measured: np.ndarray,
     regularisers: list[float],
     resamples: int,
     confidence: float,
@@ -166,60 +175,65 @@ def choose(
 ) -> Choice:
     """Choose a regulariser on the first half of the subsets and score it on the second.
 
-    In choosing, a query without a rank correlation counts as one of 0; the first of equally good regularisers is taken.
+    For the choice, a query without a rank correlation counts as 0; of equal scores, the first
+    regulariser is chosen.
 
     Args:
         predicted: (L, M, Q): one prediction per regulariser.
-        truth: (M, Q), as in ``lds``.
+        measured: (M, Q), as in ``lds``.
         regularisers: The L regularisers.
         resamples: As in ``lds``.
         confidence: As in ``lds``.
-        rng: As in ``lds``; both scores are over the same resamples.
+        rng: As in ``lds``; both scores have the same resamples.
     """
     first, second = (
-        int(np.argmax(_means(predicted[:, half], truth[half]))) for half in halves(len(truth))
+        int(np.argmax(_means(predicted[:, half], measured[half]))) for half in halves(len(measured))
     )
-    reported = halves(len(truth))[1]
-    drawn = int(rng.integers(2**63))
-    chosen, oracle = (
+    reported = halves(len(measured))[1]
+    resampling_seed = int(rng.integers(2**63))
+    score, oracle = (
         lds(
-            predicted[at, reported],
-            truth[reported],
+            predicted[index, reported],
+            measured[reported],
             resamples,
             confidence,
-            np.random.default_rng(drawn),
+            np.random.default_rng(resampling_seed),
         )
-        for at in (first, second)
+        for index in (first, second)
     )
-    return Choice(regularisers[first], chosen, regularisers[second], oracle)
+    return Choice(regularisers[first], score, regularisers[second], oracle)
 
 
-def _means(predicted: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    return np.nan_to_num(spearman(predicted, truth)).mean(axis=-1)
+def _means(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
+    return np.nan_to_num(spearman(predicted, measured)).mean(axis=-1)
 
 
 def ceiling(
     losses: np.ndarray, resamples: int, confidence: float, rng: np.random.Generator
 ) -> Ceiling:
-    """Return what the noise of training leaves to be predicted, from trainings of each subset that differ in the seed only.
+    """Return the best possible score, from several trainings of each subset with other seeds.
 
-    With rho the correlation between the means of two disjoint sets of h = floor(S / 2) seeds, the formula of Spearman and Brown
-    (1910) gives the correlation between the means of two sets of S seeds, k = S / h:
+    With rho the correlation between the means of two disjoint sets of h = floor(S / 2) seeds, the
+    formula of Spearman and Brown (1910) gives the correlation between the means of two sets of S
+    seeds, k = S / h:
 
         rho_S = k rho / (1 + (k - 1) rho).
 
-    The noise-free expectation correlates with a mean over S seeds by its root, sqrt(rho_S). Both are exact for Pearson's
-    correlation and noise of equal variance, and near for Spearman's. Both are taken of the mean over queries, since that of a single
-    query is too uncertain; where queries differ in noise this makes the ceiling a little too high. A negative rho counts as 0.
+    The correlation of the noise-free expectation with a mean over S seeds is its square root,
+    sqrt(rho_S). Both formulas are exact for Pearson's correlation and noise of equal variance, and
+    approximate for Spearman's. They are applied to the mean over queries, as that of a single query
+    is too uncertain; if queries differ in noise, the ceiling is slightly too high. A negative rho
+    counts as 0.
 
     Args:
-        losses: (S, M, Q): the loss of every query under every network, seed by seed.
+        losses: (S, M, Q): the loss of every query under every network.
         resamples: As in ``lds``.
         confidence: As in ``lds``.
         rng: As in ``lds``.
 
     Raises:
-        ConfigError: with a single seed, whose noise cannot be told from what the subsets do.
+        ConfigError: with a single seed, for which noise and the effect of the subsets cannot be
+            separated.
     """
     seeds, subsets = losses.shape[:2]
     if seeds < 2:
@@ -229,14 +243,14 @@ def ceiling(
     half = seeds // 2
     counts = np.concatenate([np.ones((1, subsets)), _resamples(subsets, resamples, rng)])
     pairs = [
-        _resampled(losses[list(one)].mean(axis=0), losses[list(other)].mean(axis=0), counts)
-        for one, other in combinations(combinations(range(seeds), half), 2)
-        if not set(one) & set(other)
+        _resampled(losses[list(left)].mean(axis=0), losses[list(right)].mean(axis=0), counts)
+        for left, right in combinations(combinations(range(seeds), half), 2)
+        if not set(left) & set(right)
     ]
     rho = np.mean(pairs, axis=0)
-    times = seeds / half
-    held = np.maximum(rho, 0)
-    reliability = times * held / (1 + (times - 1) * held)
+    ratio = seeds / half
+    nonnegative = np.maximum(rho, 0)
+    reliability = ratio * nonnegative / (1 + (ratio - 1) * nonnegative)
     low, high = intervals.percentile(
         np.sqrt(reliability[1:][~np.isnan(reliability[1:])]), confidence
     )
@@ -244,28 +258,29 @@ def ceiling(
 
 
 def _resamples(subsets: int, resamples: int, rng: np.random.Generator) -> np.ndarray:
-    """Return how often each resample holds each subset, float64 (R, M)."""
+    """Return how often each resample contains each subset, float64 (R, M)."""
     return rng.multinomial(subsets, np.full(subsets, 1 / subsets), size=resamples).astype(
         np.float64
     )
 
 
-def _resampled(one: np.ndarray, other: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Return Spearman's correlation in every resample, mean over the queries that have one, float64 (R,); NaN if none has.
+def _resampled(left: np.ndarray, right: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Return Spearman's correlation in every resample, mean over queries, float64 (R,).
 
-    In a resample that holds subset j w_j times, twice the centred rank of subset i is sum_j w_j sign(x_i - x_j), ties at their mean
-    rank. One product of matrices thus ranks all resamples of a query.
+    Queries without a correlation are left out; NaN if there are no others. In a resample that
+    contains subset j w_j times, twice the centred rank of subset i is sum_j w_j sign(x_i - x_j),
+    with mean ranks for ties. One matrix product thus ranks all resamples of a query.
 
     Args:
-        one: (M, Q).
-        other: (M, Q).
+        left: (M, Q).
+        right: (M, Q).
         counts: float64, (R, M): w.
     """
     sums, defined = np.zeros(len(counts)), np.zeros(len(counts))
-    for columns in zip(one.T, other.T, strict=True):
+    for columns in zip(left.T, right.T, strict=True):
         x, y = (counts @ ((v > v[:, None]).astype(np.float64) - (v < v[:, None])) for v in columns)
         norms = np.sqrt((counts * x * x).sum(axis=1) * (counts * y * y).sum(axis=1))
-        known = norms > 0
-        sums[known] += (counts * x * y).sum(axis=1)[known] / norms[known]
-        defined += known
+        has_ranks = norms > 0
+        sums[has_ranks] += (counts * x * y).sum(axis=1)[has_ranks] / norms[has_ranks]
+        defined += has_ranks
     return np.divide(sums, defined, out=np.full(len(counts), np.nan), where=defined > 0)

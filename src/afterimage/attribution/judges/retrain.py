@@ -1,18 +1,20 @@
-"""``afterimage attribution retrain``: train one bundle of networks on subsets of the training images; run it again after a stop.
+"""``afterimage attribution retrain``: train networks on subsets of the training images; resumable.
 
-The ground truth of the linear data-modelling score (Park et al. 2023; D-TRAK, Zheng et al. 2024; DAS, Lin et al. 2025): every network
-is trained as the explained arm was, on the images that one subset keeps (``subsets.masks`` of the arm's training images in their
-order), for the same number of epochs. Then it is measured what that did to every query (``truth``: its loss, and how far the
-prediction moved from the explained network's) under noise that is the same for all networks. Each of the M subsets is trained on S times, with other initial weights, order and
-noise.
+The ground truth of the linear data-modelling score (Park et al. 2023; D-TRAK, Zheng et al. 2024;
+DAS, Lin et al. 2025): every network is trained as the explained arm was, for the same number of
+epochs, on the images of one subset (``subsets.masks`` of the arm's training images in their order).
+Then the effect on every query is measured (``retraining_effect``: its loss, and the shift of the
+prediction from the explained network's), with the same noise for all networks. Each of the M
+subsets is trained on S times, with other initial weights, order and noise.
 
-The networks are numbered s M + m, all subsets of the first seed first, and job j trains the j-th bundle of them: one after the
-other, or at once (``training.stacked``). Exit status 75 means that a signal stopped the training and its state is saved.
+The networks are numbered s M + m, so that all subsets of the first seed come first. Job j trains
+the j-th group of them, one after the other or simultaneously (``training.stacked``). Exit status 75
+means that a signal stopped the training and its state was saved; the same command resumes it.
 
-The store that the verb leaves holds no weights:
+The result contains no weights:
 
-- ``losses.npz``: ``subset`` and ``seed``, int64 (J,), which name each network; for each set of queries (``queries.SETS``)
-  ``<set>/loss`` and ``<set>/shift`` of its Q images, float64 (J, Q);
+- ``losses.npz``: ``subset`` and ``seed``, int64 (J,), which name each network; for each set of
+  queries (``queries.SETS``) ``<set>/loss`` and ``<set>/shift`` of its Q images, float64 (J, Q);
 - ``metrics.jsonl``: training curves, means over the job's networks.
 """
 
@@ -53,9 +55,13 @@ STEP = "attribution/retrain"
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="training of the explained arm"
+        "--model",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="result of `afterimage train run` for the explained arm",
     )
     parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument(
@@ -63,33 +69,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="PARQUET",
-        help="which of them the arm trained on",
+        help="which of them the arm was trained on",
     )
     parser.add_argument(
         "--queries",
         type=Path,
         required=True,
         metavar="DIR",
-        help="images whose origin is asked for",
+        help="result of `afterimage attribution queries`",
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
     parser.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="where unfinished states are kept"
+        "--state",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="where the state of unfinished trainings is kept",
     )
     parser.add_argument(
         "--out",
         type=Path,
         required=True,
         metavar="DIR",
-        help="folder of the result; replaced as a whole",
+        help="folder to write",
     )
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the explained arm was trained, to do the same with some of its images.
+    """How the explained arm was trained, to repeat it on some of its images.
 
     Attributes:
         seed: Root seed of the study.
@@ -97,7 +107,7 @@ class Recipe:
         train: Its optimisation settings.
         model: The network.
         scheduler: The forward process.
-        flips: Mirror half of the images.
+        flips: Whether images are mirrored at random.
         classes: Number of labels, or None.
         images: The arm's training images, N.
         accelerator: Device and precision.
@@ -114,55 +124,62 @@ class Recipe:
     accelerator: Accelerator
 
     @classmethod
-    def read(cls, resolved: dict[str, Any], train: Path, members: Path) -> Recipe:
-        """Return the recipe of a resolved config with the arm's ``arm``, ``model``, ``diffusion`` and ``flips``.
+    def from_config(cls, resolved: dict[str, Any], train: Path, members: Path) -> Recipe:
+        """Return the recipe of a resolved config.
 
         Args:
+            resolved: Resolved config whose settings have ``arm``, ``model``, ``diffusion`` and
+                ``flips``.
             train: Training images (.npz).
-            members: Which of them the arm trained on (.parquet).
+            members: Which of them the arm was trained on (.parquet).
 
         Raises:
-            ConfigError: if the arm is not one network trained plainly, from the start, with a budget of its own.
-            ArtifactError: if ``members`` belongs to other images, or labels are missing.
+            ConfigError: unless the arm is trained from scratch by the baseline method, with its own
+                budget.
+            ArtifactError: if ``members`` does not match the images, or labels are missing.
         """
         settings = resolved["settings"]
         arm = TypeAdapter(AnyArm).validate_python(settings["arm"])
         if not isinstance(arm, Baseline) or arm.base is not None or arm.matched_to is not None:
             raise ConfigError(
-                f"attribution.arm: only an arm of method baseline without base and matched_to can be retrained, not one of method "
-                f"{arm.method} with base = {arm.base!r} and matched_to = {arm.matched_to!r}"
+                "attribution.arm: only an arm of method baseline without base and matched_to can "
+                f"be retrained, not one of method {arm.method} with base = {arm.base!r} and "
+                f"matched_to = {arm.matched_to!r}"
             )
-        everything = load_images(train)
+        images = load_images(train)
         artifacts.check_file(members)
         table = pd.read_parquet(members)
-        if not np.array_equal(table["id"], everything.ids):
-            raise ArtifactError(f"{members} does not name the images of {train}")
-        optimisation = Train.model_validate(arm.train)
+        if not np.array_equal(table["id"], images.ids):
+            raise ArtifactError(f"{members} does not list the images of {train}")
+        train_settings = Train.model_validate(arm.train)
         return cls(
             seed=resolved["seed"],
             arm=arm,
-            train=optimisation,
+            train=train_settings,
             model=Model.model_validate(settings["model"]),
             scheduler=build_scheduler(Diffusion.model_validate(settings["diffusion"])),
             flips=settings["flips"],
-            classes=classes_of(everything, arm),
-            images=everything.take(table["trained"].to_numpy()),
-            accelerator=accelerator_for(optimisation),
+            classes=classes_of(images, arm),
+            images=images.take(table["trained"].to_numpy()),
+            accelerator=accelerator_for(train_settings),
         )
 
-    def job(self, kept: np.ndarray, path: tuple[str | int, ...], store: Store) -> TrainingRun:
-        """Return the run on the ``kept`` images, bool (N,), for as many epochs as the arm's own.
+    def training_run(
+        self, kept: np.ndarray, path: tuple[str | int, ...], store: Store
+    ) -> TrainingRun:
+        """Return a run on some of the images, for as many epochs as the arm was trained.
 
         Args:
+            kept: The images to train on, bool (N,).
             path: Address of the run's random streams: initial weights, order, noise.
-            store: Where its unfinished states go.
+            store: Where the state of the unfinished run is kept.
         """
         images = self.images.take(kept)
 
         def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
-            start = seeds.derive(self.seed, *path, stream)
+            init_seed = seeds.derive(self.seed, *path, stream)
             return build_unet(
-                self.model, images.pixels.shape[1:], self.classes, seed=start, blocks=blocks
+                self.model, images.pixels.shape[1:], self.classes, seed=init_seed, blocks=blocks
             )
 
         labels = None if self.classes is None else images.labels
@@ -187,105 +204,119 @@ class Recipe:
         )
 
 
-def bundle(count: int, repeats: int, size: int, job: int) -> list[tuple[int, int]]:
-    """Return subset and seed of the networks of one job.
+def networks_of_job(subset_count: int, repeats: int, size: int, job: int) -> list[tuple[int, int]]:
+    """Return the subset and the seed of each network of a job.
 
     Args:
-        count: M, subsets.
+        subset_count: M, subsets.
         repeats: S, trainings of each.
         size: Networks per job; the last job may have fewer.
-        job: Number of the job, from 0.
+        job: Index of the job, from 0.
 
     Raises:
-        ConfigError: if there is no such job.
+        ConfigError: if the index is out of range.
     """
-    numbers = range(count * repeats)[job * size : (job + 1) * size] if job >= 0 else range(0)
+    numbers = range(subset_count * repeats)[job * size : (job + 1) * size] if job >= 0 else range(0)
     if not numbers:
         raise ConfigError(
-            f"job = {job}: {count} subsets x {repeats} seeds are {-(-count * repeats // size)} jobs, from 0"
+            f"job = {job}: {subset_count} subsets x {repeats} seeds are "
+            f"{-(-subset_count * repeats // size)} jobs, from 0"
         )
-    return [(number % count, number // count) for number in numbers]
+    return [(number % subset_count, number // subset_count) for number in numbers]
 
 
 def run(args: argparse.Namespace) -> None:
-    """Train the networks of one job and store the losses of the queries under each."""
+    """Train the networks of one job and store their effects on the queries."""
+    # Read the job's settings and name its inputs.
     resolved = artifacts.read_config(args.config, STEP)
-    own, weights = resolved["settings"]["attribution"], resolved["settings"]["weights"]
-    settings = GroundTruth.model_validate(own["ground_truth"])
-    networks = bundle(own["subsets"], own["seeds"], own["networks_per_job"], int(resolved["job"]))
+    settings, weights = resolved["settings"]["attribution"], resolved["settings"]["weights"]
+    networks = networks_of_job(
+        settings["subsets"], settings["seeds"], settings["networks_per_job"], int(resolved["job"])
+    )
     same_bits()
     entries = (__name__,)
     pipeline = trained_pipeline(args.model, weights)
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
     inputs = {"model": pipeline, "train": args.train, "members": args.members} | paths
+
     with artifacts.step(resolved, args.out, inputs, entries) as step:
-        recipe = Recipe.read(resolved, args.train, args.members)
+        # Read what is measured: the queries, under the retrained networks and the explained one.
+        recipe = Recipe.from_config(resolved, args.train, args.members)
         queries = {name: load_images(path) for name, path in paths.items()}
-        scheduler = dict(recipe.scheduler.config)
-        at = retraining_effect.timesteps(settings, scheduler["num_train_timesteps"])
+        scheduler_config = dict(recipe.scheduler.config)
+        ground_truth = GroundTruth.model_validate(settings["ground_truth"])
+        levels = retraining_effect.noise_levels(
+            ground_truth, scheduler_config["num_train_timesteps"]
+        )
         explained, _ = load_trained(pipeline, resolved["seed"], 0)
         explained.to(recipe.accelerator.device).eval()
-        masks = subsets.masks(recipe.images.labels, own["share"], own["subsets"], recipe.seed)
+
+        # Set up the trainings. A finished network keeps its state until all are finished, so that
+        # stopping during a later one loses nothing.
+        masks = subsets.masks(
+            recipe.images.labels, settings["share"], settings["subsets"], recipe.seed
+        )
         identity = {
             "config": resolved,
             "inputs": step.input_sha256,
             "code": provenance.fingerprint(*entries),
         }
 
-        def job(network: tuple[int, int], store: Store) -> TrainingRun:
-            return recipe.job(masks[network[0]], ("attribution", own["arm"], *network), store)
+        def training_run(network: tuple[int, int], store: Store) -> TrainingRun:
+            path = ("attribution", settings["arm"], *network)
+            return recipe.training_run(masks[network[0]], path, store)
 
-        # A finished network keeps its state until all are, so that a stop in a later one costs nothing of it.
-        trained: Iterable[Trained]
-        if own["stacked"]:
+        trainings: Iterable[Trained]
+        if settings["stacked"]:
             stores = [Store(args.state, identity)]
-            trained = stacked.train([job(network, stores[0]) for network in networks])
+            trainings = stacked.train([training_run(network, stores[0]) for network in networks])
         else:
             stores = [
                 Store(args.state, identity | {"network": list(network)}) for network in networks
             ]
-            trained = (
-                baseline.train(job(network, store))
+            trainings = (
+                baseline.train(training_run(network, store))
                 for network, store in zip(networks, stores, strict=True)
             )
 
+        # Train and measure.
         measured = {
             f"{name}/{target}": np.zeros((len(networks), len(images)))
             for name, images in queries.items()
             for target in retraining_effect.TARGETS
         }
         progress, spent = {}, []
-        for row, result in enumerate(trained):
-            net = cast(UNet2DModel, {"ema": result.average, "raw": result.raw}[weights].eval())
+        for row, trained in enumerate(trainings):
+            net = cast(UNet2DModel, {"ema": trained.average, "raw": trained.raw}[weights].eval())
             for name, images in queries.items():
-                found = retraining_effect.measure(
-                    net, explained, scheduler, images, name, settings, recipe.seed
+                effects = retraining_effect.measure_effects(
+                    net, explained, scheduler_config, images, name, ground_truth, recipe.seed
                 )
-                for target, values in found.items():
+                for target, values in effects.items():
                     measured[f"{name}/{target}"][row] = values
-            progress[id(result.progress)] = result.progress  # a stack has one for all its networks
-            spent.append(result.spent)
+            progress[id(trained.progress)] = trained.progress  # stacked networks share one
+            spent.append(trained.spent)
 
-        which = np.array(networks, np.int64)
-        np.savez(step.folder / "losses.npz", subset=which[:, 0], seed=which[:, 1], **measured)  # type: ignore[arg-type]
+        # Store the effects, the mean training curves and the facts.
+        subset, seed = np.array(networks, np.int64).T
+        arrays = {"subset": subset, "seed": seed, **measured}
+        np.savez(step.folder / "losses.npz", **arrays)
         for update, name, value in mean_curves([store.curves for store in stores]):
             step.metric(name, value, update)
-        seen, seconds = (
-            sum(one.images_seen for one in spent),
-            sum(one.seconds for one in progress.values()),
-        )
+        images_seen = sum(run.images_seen for run in spent)
+        seconds = sum(run.seconds for run in progress.values())
         step.note(
             networks=len(networks),
-            updates=sum(one.updates for one in spent),
+            updates=sum(run.updates for run in spent),
             updates_per_model=spent[0].updates,
-            images_seen=seen,
+            images_seen=images_seen,
             training_images=int(masks[0].sum()),
-            timesteps=at,
+            timesteps=levels,
             device=str(recipe.accelerator.device),
             threads=torch.get_num_threads(),
             training_seconds=round(seconds, 3),
-            images_per_second=round(seen / seconds, 1),
-            resumed_at=[one.resumed_at for one in progress.values()],
+            images_per_second=round(images_seen / seconds, 1),
+            resumed_at=[run.resumed_at for run in progress.values()],
         )
     for store in stores:
         store.remove()

@@ -1,12 +1,13 @@
-"""What retraining does to an image: its loss under the other network, and how far the network's prediction for it moved.
+"""The effect of retraining on an image: its loss, and the shift of the network's prediction.
 
-The released codes of D-TRAK (Zheng et al., ICLR 2024) and DAS (Lin et al., ICLR 2025) take the loss as the ground truth of their
-linear data-modelling score. The score that DAS derives is of another quantity, the squared change of the predicted noise,
+The released codes of D-TRAK (Zheng et al., ICLR 2024) and DAS (Lin et al., ICLR 2025) use the loss
+as the ground truth of their linear data-modelling score. DAS is derived for another quantity, the
+squared change of the predicted noise,
 
     shift = E_t,eps |f_theta(x_t) - f_theta'(x_t)|^2 / D,
 
-which differs from the change of the loss by a cross term with the error. Both are measured, under the same noise for all networks
-and another than that of the features.
+which differs from the change of the loss by a cross term with the error. Both are measured, with
+the same noise for all networks, which is independent of that of the features.
 """
 
 from __future__ import annotations
@@ -19,78 +20,87 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution.gradients.noise import gaussian
+from afterimage.attribution.gradients.noise import gaussian_noise
 from afterimage.config import ConfigError, GroundTruth
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.noising import Pixels, levels
+from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.noising import levels as midpoints
 from afterimage.images import Images
 
 TARGETS = ("loss", "shift")
 BATCH = 256
-"""Images at once; bounds memory."""
+"""Images per batch; bounds the memory."""
 
 
-def timesteps(settings: GroundTruth, total: int) -> list[int]:
-    """Return the noise levels: the middles of equal parts of the ``total`` timesteps.
+def noise_levels(settings: GroundTruth, total: int) -> list[int]:
+    """Return the timesteps: the midpoints of equal intervals of the ``total`` timesteps.
 
     Raises:
-        ConfigError: if there are not so many.
+        ConfigError: if ``settings.timesteps`` is more than ``total``.
     """
     if settings.timesteps > total:
         raise ConfigError(
-            f"attribution.ground_truth.timesteps = {settings.timesteps} is more than diffusion.timesteps = {total}"
+            f"attribution.ground_truth.timesteps = {settings.timesteps} is more than "
+            f"diffusion.timesteps = {total}"
         )
-    return levels(settings.timesteps, total)
+    return midpoints(settings.timesteps, total)
 
 
 @torch.inference_mode()
-def measure(
+def measure_effects(
     net: UNet2DModel,
     explained: UNet2DModel,
     scheduler_config: dict[str, Any],
     images: Images,
-    part: str,
+    image_set: str,
     settings: GroundTruth,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Return each image's ``loss`` under ``net`` and its ``shift`` from ``explained``, means over levels and draws, float64 (Q,).
+    """Return each image's ``loss`` under ``net`` and ``shift`` from ``explained``, float64 (Q,).
+
+    Both are means over noise levels and draws.
 
     Args:
-        net: The other network, in evaluation mode, on the device to use.
-        explained: The explained one, likewise.
-        scheduler_config: Config of the scheduler that both were trained with; its ``prediction_type`` says what the target is.
-        images: The images; label-conditional nets are told their labels.
-        part: Name of the set, which with an image's id addresses its noise.
-        settings: Levels and draws.
+        net: The retrained network, in evaluation mode, on the device to use.
+        explained: The explained network, likewise.
+        scheduler_config: Config of the scheduler that both were trained with; ``prediction_type``
+            defines the target.
+        images: The images; label-conditional networks get their true labels.
+        image_set: Name of the set of images; with an image's id, it seeds the image's noise.
+        settings: Noise levels and draws.
         seed: Root seed.
 
     Raises:
-        ConfigError: if there are not so many levels.
-        ArtifactError: if an image lacks the label that the networks need, or a number is none.
+        ConfigError: if there are fewer timesteps than levels.
+        ArtifactError: if an image lacks a label that the networks need, or a result is NaN or
+            infinite.
     """
     classes = classes_of(net)
     labels = images.labels if classes is not None and len(images) else None
     task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
     device = next(net.parameters()).device
-    at = timesteps(settings, scheduler_config["num_train_timesteps"])
-    found = {target: np.zeros(len(images)) for target in TARGETS}
+    levels = noise_levels(settings, scheduler_config["num_train_timesteps"])
+    effects = {target: np.zeros(len(images)) for target in TARGETS}
     for start in range(0, len(images), BATCH):
-        of = slice(start, start + BATCH)
-        rows, ids = torch.arange(len(images))[of], images.ids[of]
+        batch_slice = slice(start, start + BATCH)
+        rows, ids = torch.arange(len(images))[batch_slice], images.ids[batch_slice]
         unmirrored = torch.zeros(len(rows), dtype=torch.bool)
-        for t in at:
+        for t in levels:
             for draw in range(settings.draws):
-                noise = gaussian(seed, f"truth {draw} {part}", ids, t, task.images.shape[1:])
+                noise = gaussian_noise(
+                    seed, f"truth {draw} {image_set}", ids, t, task.images.shape[1:]
+                )
                 batch = task.noised(
                     rows, torch.full_like(rows, t), noise, unmirrored, task.labels_of(rows)
                 ).to(device)
-                prediction, before = task.predict(net, batch), task.predict(explained, batch)
-                for target, other in (("loss", batch.target), ("shift", before)):
-                    found[target][of] += (
-                        (prediction - other).square().mean(dim=(1, 2, 3)).cpu().numpy()
+                prediction = task.predict(net, batch)
+                references = {"loss": batch.target, "shift": task.predict(explained, batch)}
+                for target, reference in references.items():
+                    effects[target][batch_slice] += (
+                        (prediction - reference).square().mean(dim=(1, 2, 3)).cpu().numpy()
                     )
-    for target, values in found.items():
-        values /= len(at) * settings.draws
+    for target, values in effects.items():
+        values /= len(levels) * settings.draws
         if not np.isfinite(values).all():
-            raise ArtifactError(f"the {target} of an image of the {part} part is no number")
-    return found
+            raise ArtifactError(f"the {target} of one of the {image_set} images is NaN or infinite")
+    return effects
