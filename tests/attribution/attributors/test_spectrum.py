@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution.attributors.inner_products import cosine, inner, lengths
+from afterimage.attribution.attributors.inner_products import cosine, inner, norms
 from afterimage.attribution.attributors.spectrum import Spectrum
 
 SHAPES = [(6, 15), (15, 6), (8, 8)]
@@ -40,7 +40,7 @@ def test_primal_and_dual_give_what_the_inverse_gives(shape, relative):
     np.testing.assert_allclose(
         spectrum.leverage(relative), np.diag(phi @ A @ phi.T), rtol=1e-8, atol=1e-10
     )
-    np.testing.assert_allclose(spectrum.preconditioned_norms(relative), lengths(phi @ A), rtol=1e-8)
+    np.testing.assert_allclose(spectrum.preconditioned_norms(relative), norms(phi @ A), rtol=1e-8)
 
     U, S, _ = np.linalg.svd(phi, full_matrices=False)
     s, regulariser = S**2, spectrum.regulariser(relative)
@@ -172,7 +172,7 @@ def test_products_are_summed_in_float64_over_many_blocks():
     )
     exact = a.astype(np.float64) @ b.astype(np.float64).T
     np.testing.assert_allclose(inner(a, b), exact, rtol=1e-12)
-    np.testing.assert_allclose(lengths(a), np.linalg.norm(a.astype(np.float64), axis=1), rtol=1e-12)
+    np.testing.assert_allclose(norms(a), np.linalg.norm(a.astype(np.float64), axis=1), rtol=1e-12)
     np.testing.assert_allclose(
         inner(a, a), a.astype(np.float64) @ a.astype(np.float64).T, rtol=1e-12
     )

@@ -42,7 +42,9 @@ def arrays(found: compute.ProjectedGradients) -> dict[str, np.ndarray]:
 
 
 def close(
-    one: compute.ProjectedGradients, other: compute.ProjectedGradients, rows: np.ndarray | slice = slice(None)
+    one: compute.ProjectedGradients,
+    other: compute.ProjectedGradients,
+    rows: np.ndarray | slice = slice(None),
 ) -> None:
     wanted = arrays(other)
     assert arrays(one).keys() == wanted.keys()
