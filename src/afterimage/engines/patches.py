@@ -80,8 +80,8 @@ def defer_imports() -> None:
     What is imported already stays. Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence
     scipy's modules. It marks functions for torch's compiler and asks whether a network is compiled, and so does every optimiser
     of torch (2.13.0): each imports the compiler, ``torch._dynamo``. That is almost half of the processor time that a job
-    takes to start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All else that is
-    asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
+    takes to start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All
+    else that is asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
     """
     for module in (
         _Deferred("scipy.integrate"),
