@@ -5,7 +5,7 @@
 Each verb is started with ``--help``, which imports what the verb imports, and the median of user plus system time over the runs
 is printed; what Python and argparse take by themselves is in the first row. With ``--against`` the same is done with the
 package of a git revision, the two taking turns, and the ratio of the medians is printed: above 1 this tree is faster. What a
-verb imports while it works (a training its optimiser, torch's compiler with it) is in none of the numbers.
+verb imports only while it works is in none of the numbers.
 """
 
 import argparse

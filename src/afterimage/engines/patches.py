@@ -129,11 +129,11 @@ class _Compiled:
 def defer_imports() -> None:
     """Do not import ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` for those who do not use them.
 
-    To be called before torch is imported. Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence
+    What is imported already stays. Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence
     scipy's modules. It marks functions for torch's compiler and asks whether a network is compiled, and so does every optimiser
-    of torch (2.13.0): each imports the compiler, ``torch._dynamo``. That is half of the processor time that a job takes to
-    start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All else that is
-    asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
+    of torch (2.13.0): each imports the compiler, ``torch._dynamo``. That is almost half of the processor time that a job
+    takes to start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All
+    else that is asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
     """
     if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
         return
