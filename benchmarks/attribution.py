@@ -1,19 +1,23 @@
-"""Gradient features: what they cost beside the usual way, and how well each projection keeps the scores.
+"""Gradient features: their cost compared with the usual method, and how projections keep scores.
 
-    python benchmarks/attribution.py [--study params.yaml] [--images 128] [--timesteps 10] [--dimension 4096] [--rounds 3]
-        [--batch-size 64] [--threads 2] [--model PIPELINE] [--channels 16 32] [--kinds countsketch srht]
+    python benchmarks/attribution.py [--study params.yaml] [--images 128] [--timesteps 10]
+        [--dimension 4096] [--rounds 3] [--batch-size 64] [--threads 2] [--model PIPELINE]
+        [--channels 16 32] [--kinds countsketch srht]
 
-Network and forward process are the study's, untrained, or those of a stored pipeline; ``--channels`` makes the study's network
-wider; images are digits. The usual way is that
-of D-TRAK's code: ``vmap(grad)`` of one readout, the mean of f^2, per timestep, then one dense Gaussian projection of the
-average, drawn anew block by block. Ours is ``compute.features`` with each projection, at equal dimension and on the same
-timesteps and noise, which also gives the features of normalised gradients. All take turns, and each is compared with the usual
-way of the same round; only ratios within one run mean something.
+Network and forward process are the study's, untrained, or those of a stored pipeline;
+``--channels`` makes the study's network wider; the images are digits. The usual method is that of
+D-TRAK's code: ``vmap(grad)`` of one readout, the mean of f^2, per timestep, then one dense Gaussian
+projection of the average, generated again block by block. It is compared with ``project_gradients``
+for each projection, at the same dimension, timesteps and noise, which also computes the features of
+normalised gradients. All methods take turns, and each is compared with the usual method of the same
+round; only ratios within one run are meaningful.
 
-``one``: seconds with that readout alone; beside it, how many times as long the usual way took. ``all``: seconds with all
-readouts, from the same forward passes. ``memory``: how far the peak of a process of its own, with that readout, lies above what
-it began with. ``exact`` and ``usual``: Spearman correlation with the kernel scores of unprojected gradients, and with those of the usual
-way: the last quarter of the images are queries, the others training images, lambda is the mean eigenvalue; mean over queries.
+``single``: seconds with that readout alone, and next to it the ratio of the usual method's time to
+it. ``all``: seconds with all readouts, from the same forward passes. ``memory``: peak memory of a
+separate process with that readout, minus what it had at the start. ``exact`` and ``usual``:
+Spearman correlation of the kernel scores with those of unprojected gradients, and with those of the
+usual method: the last quarter of the images are queries, the others training images, lambda is the
+mean eigenvalue; mean over queries.
 """
 
 import argparse
@@ -34,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage import config
 from afterimage.attribution.gradients import compute, projection
-from afterimage.attribution.gradients.noise import gaussian, timesteps
+from afterimage.attribution.gradients.noise import gaussian_noise, timestep_grid
 from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config.attribution import Features
 from afterimage.diffusion.model import build_scheduler, build_unet
@@ -47,7 +51,7 @@ USUAL = "usual"
 
 
 class Bench:
-    """One network and some images, and both ways to their features."""
+    """One network and some images, and both methods to compute their features."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         study = config.load(args.study)
@@ -69,9 +73,9 @@ class Bench:
             timesteps=args.timesteps, dimension=args.dimension, batch_size=args.batch_size
         )
 
-    def ours(self, kind: str, readouts: tuple[str, ...]) -> np.ndarray:
+    def projected(self, kind: str, readouts: tuple[str, ...]) -> np.ndarray:
         settings = self.settings.model_copy(update={"projection": kind})
-        return compute.features(
+        return compute.project_gradients(
             self.net, self.scheduler, self.images, "train", settings, readouts, 0
         ).features[READOUT]
 
@@ -88,12 +92,14 @@ class Bench:
         ) -> torch.Tensor:
             return functional_call(self.net, weights, (noisy[None], t[None])).sample.square().mean()
 
-        at = timesteps(self.settings.timesteps, self.scheduler["num_train_timesteps"], "regular", 0)
-        found = []
+        timesteps = timestep_grid(
+            self.settings.timesteps, self.scheduler["num_train_timesteps"], "regular", 0
+        )
+        features = []
         for rows in torch.arange(len(self.images)).split(self.settings.batch_size):
             sums: dict[str, torch.Tensor] = {}
-            for t in at:
-                noise = gaussian(0, "train", self.images.ids[rows], t, task.images.shape[1:])
+            for t in timesteps:
+                noise = gaussian_noise(0, "train", self.images.ids[rows], t, task.images.shape[1:])
                 batch = task.noised(
                     rows,
                     torch.full_like(rows, t),
@@ -105,37 +111,42 @@ class Bench:
                     gradients = vmap(grad(readout), in_dims=(None, 0, 0))(
                         weights, batch.noisy, batch.timesteps
                     )
-                sums = {name: sums.get(name, 0) + each for name, each in gradients.items()}
+                sums = {name: sums.get(name, 0) + gradient for name, gradient in gradients.items()}
             gradients_of = (
-                (name, each.flatten(1)[:, None] / len(at)) for name, each in sums.items()
+                (name, total.flatten(1)[:, None] / len(timesteps)) for name, total in sums.items()
             )
-            found.append(project(gradients_of, len(rows), 1)[0][:, 0])
-        return torch.cat(found).numpy()
+            features.append(project(gradients_of, len(rows), 1)[0][:, 0])
+        return torch.cat(features).numpy()
 
     def run(self, case: str, readouts: tuple[str, ...] = (READOUT,)) -> np.ndarray:
-        return self.usual() if case == USUAL else self.ours(case, readouts)
+        return self.usual() if case == USUAL else self.projected(case, readouts)
 
 
 def scores(features: np.ndarray) -> np.ndarray:
     """Return the kernel scores of the last quarter of the images as queries, (Q, N)."""
     gram = features.astype(np.float64) @ features.T
     known = len(features) * 3 // 4
-    among = gram[:known, :known]
-    return gram[known:, :known] @ np.linalg.inv(among + np.trace(among) / known * np.eye(known))
+    train_gram = gram[:known, :known]
+    regulariser = np.trace(train_gram) / known
+    return gram[known:, :known] @ np.linalg.inv(train_gram + regulariser * np.eye(known))
 
 
-def agreement(one: np.ndarray, other: np.ndarray) -> float:
+def agreement(features: np.ndarray, reference: np.ndarray) -> float:
+    """Return Spearman's correlation of the scores of two features, mean over queries."""
     return float(
         np.mean(
-            [spearmanr(a, b).statistic for a, b in zip(scores(one), scores(other), strict=True)]
+            [
+                spearmanr(a, b).statistic
+                for a, b in zip(scores(features), scores(reference), strict=True)
+            ]
         )
     )
 
 
 def timed(bench: Bench, case: str, readouts: tuple[str, ...]) -> tuple[np.ndarray, float]:
     started = time.perf_counter()
-    found = bench.run(case, readouts)
-    return found, time.perf_counter() - started
+    features = bench.run(case, readouts)
+    return features, time.perf_counter() - started
 
 
 def peak() -> float:
@@ -147,7 +158,7 @@ def main() -> None:
     parser.add_argument("--study", default=str(Path(__file__).parent.parent / "params.yaml"))
     parser.add_argument(
         "--model",
-        help="folder of a stored pipeline without labels; without it the network is untrained",
+        help="folder of a stored unconditional pipeline (default: an untrained network)",
     )
     parser.add_argument("--channels", type=int, nargs="+")
     parser.add_argument("--images", type=int, default=128)
@@ -163,7 +174,7 @@ def main() -> None:
         default=list(projection.KINDS),
         help="projections to time",
     )
-    parser.add_argument("--case", help="run this one alone, for its memory")
+    parser.add_argument("--case", help="run only this case and print its peak memory")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     bench = Bench(args)
@@ -172,39 +183,43 @@ def main() -> None:
         bench.run(args.case)
         print(peak() - before)
         return
-    # Without a projection in any case: what the others are compared with.
+    # No projection is always included, as the reference.
     cases = [USUAL, *dict.fromkeys(["none", *args.kinds])]
-    # First, since a process passes its own peak on to those it starts.
-    alone = [sys.executable, __file__, *sys.argv[1:], "--case"]
+    # Memory comes first, since a child process inherits its parent's peak.
+    command = [sys.executable, __file__, *sys.argv[1:], "--case"]
     memory = {
         case: float(
-            subprocess.run([*alone, case], check=True, stdout=subprocess.PIPE, text=True).stdout
+            subprocess.run([*command, case], check=True, stdout=subprocess.PIPE, text=True).stdout
         )
         for case in cases
     }
     seconds: dict[str, list[float]] = {case: [] for case in cases}
-    every: dict[str, list[float]] = {case: [] for case in cases}
-    found: dict[str, np.ndarray] = {}
+    all_seconds: dict[str, list[float]] = {case: [] for case in cases}
+    features: dict[str, np.ndarray] = {}
     for r in range(args.rounds):
         for case in cases[r % len(cases) :] + cases[: r % len(cases)]:
-            found[case], took = timed(bench, case, (READOUT,))
-            seconds[case].append(took)
+            features[case], elapsed = timed(bench, case, (READOUT,))
+            seconds[case].append(elapsed)
             if case != USUAL:
-                every[case].append(timed(bench, case, tuple(READOUTS))[1])
+                all_seconds[case].append(timed(bench, case, tuple(READOUTS))[1])
     print(
-        f"{bench.net.num_parameters()} parameters, {len(bench.images)} images, {args.timesteps} timesteps, "
-        f"k = {args.dimension}, batches of {args.batch_size}, {args.threads} threads, {args.rounds} rounds"
+        f"{bench.net.num_parameters()} parameters, {len(bench.images)} images, "
+        f"{args.timesteps} timesteps, k = {args.dimension}, batches of {args.batch_size}, "
+        f"{args.threads} threads, {args.rounds} rounds"
     )
     print(
-        f"{'way':12} {'k':>7} {'one':>9} {'usual / this':>26} {'all':>9} {'memory':>9} {'exact':>7} {'usual':>7}"
+        f"{'method':12} {'k':>7} {'single':>9} {'usual / this':>26} {'all':>9} {'memory':>9} "
+        f"{'exact':>7} {'usual':>7}"
     )
     for case in cases:
-        ratios = [usual / mine for usual, mine in zip(seconds[USUAL], seconds[case], strict=True)]
+        ratios = [a / b for a, b in zip(seconds[USUAL], seconds[case], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
-        whole = f"{statistics.median(every[case]):.2f} s" if case != USUAL else ""
+        single = statistics.median(seconds[case])
+        whole = f"{statistics.median(all_seconds[case]):.2f} s" if case != USUAL else ""
+        exact, usual = (agreement(features[case], features[name]) for name in ("none", USUAL))
         print(
-            f"{case:12} {found[case].shape[1]:7} {statistics.median(seconds[case]):7.2f} s {ratio:>26} {whole:>9} "
-            f"{memory[case]:6.0f} MB {agreement(found[case], found['none']):7.3f} {agreement(found[case], found[USUAL]):7.3f}"
+            f"{case:12} {features[case].shape[1]:7} {single:7.2f} s {ratio:>26} {whole:>9} "
+            f"{memory[case]:6.0f} MB {exact:7.3f} {usual:7.3f}"
         )
 
 

@@ -1,11 +1,14 @@
-"""One eigendecomposition for all regularisers, beside one inverse for each.
+"""One eigendecomposition for all regularisers, compared with one inverse for each.
 
-    python benchmarks/spectrum.py [--images 500] [--queries 160] [--dimension 4096] [--regularisers 27] [--rounds 3] [--threads 2]
+    python benchmarks/spectrum.py [--images 500] [--queries 160] [--dimension 4096]
+        [--regularisers 27] [--rounds 3] [--threads 2]
 
-The usual way is that of the released codes of TRAK, D-TRAK and DAS: for every lambda of a grid (27 values in D-TRAK's) the k x k
-Gram matrix of the features plus lambda is inverted, and the scores are the queries' features times the inverse times the training
-images'. Ours is ``Spectrum``, which decomposes the smaller of the two Gram matrices once. Features are random with a decaying
-spectrum. Both are timed in turn; ``difference``: the largest of all scores, in multiples of their root mean square.
+The baseline is the method of the released codes of TRAK, D-TRAK and DAS: for every lambda of a grid
+(27 values in D-TRAK's) the k x k Gram matrix of the features plus lambda is inverted, and the
+scores are the queries' features times the inverse times the training images'. ``Spectrum``
+decomposes the smaller of the two Gram matrices once. Features are random with a decaying spectrum.
+Both are timed alternately; ``difference`` is the largest over all scores, in multiples of their
+root mean square.
 """
 
 import argparse
@@ -36,31 +39,38 @@ def main() -> None:
     )
     grid = np.logspace(-3, 3, args.regularisers)
 
-    def usual() -> np.ndarray:
+    def inverses() -> np.ndarray:
         gram = train.T @ train
-        unit = np.trace(gram) / min(train.shape)  # the mean eigenvalue, as in Spectrum
+        mean = np.trace(gram) / min(train.shape)  # the mean eigenvalue, as in Spectrum
+        identity = np.eye(len(gram))
         return np.stack(
-            [queries @ np.linalg.inv(gram + at * unit * np.eye(len(gram))) @ train.T for at in grid]
+            [
+                queries @ np.linalg.inv(gram + relative * mean * identity) @ train.T
+                for relative in grid
+            ]
         )
 
-    def ours() -> np.ndarray:
-        scores = Spectrum(train).kernel(queries)
-        return np.stack([scores(at) for at in grid])
+    def spectrum() -> np.ndarray:
+        scores_at = Spectrum(train).kernel(queries)
+        return np.stack([scores_at(relative) for relative in grid])
 
-    seconds: dict[str, list[float]] = {"usual": [], "ours": []}
-    found = {}
+    seconds: dict[str, list[float]] = {"inverses": [], "spectrum": []}
+    scores = {}
     for _ in range(args.rounds):
-        for name, way in (("usual", usual), ("ours", ours)):
+        for name, method in (("inverses", inverses), ("spectrum", spectrum)):
             started = time.perf_counter()
-            found[name] = way()
+            scores[name] = method()
             seconds[name].append(time.perf_counter() - started)
-    ratios = [usual / ours for usual, ours in zip(seconds["usual"], seconds["ours"], strict=True)]
-    size = np.sqrt(np.square(found["usual"]).mean(axis=(1, 2), keepdims=True))
+    ratios = [a / b for a, b in zip(seconds["inverses"], seconds["spectrum"], strict=True)]
+    size = np.sqrt(np.square(scores["inverses"]).mean(axis=(1, 2), keepdims=True))
     print(
-        f"{args.images} training images, {args.queries} queries, k = {args.dimension}, {args.regularisers} regularisers, "
-        f"{args.threads} threads: usual {statistics.median(seconds['usual']):.2f} s, ours {statistics.median(seconds['ours']):.2f} s, "
-        f"usual / ours {statistics.median(ratios):.1f} ({min(ratios):.1f} to {max(ratios):.1f}), "
-        f"difference {np.max(np.abs(found['ours'] - found['usual']) / size):.1e}"
+        f"{args.images} training images, {args.queries} queries, k = {args.dimension}, "
+        f"{args.regularisers} regularisers, {args.threads} threads: "
+        f"inverses {statistics.median(seconds['inverses']):.2f} s, "
+        f"spectrum {statistics.median(seconds['spectrum']):.2f} s, "
+        f"inverses / spectrum {statistics.median(ratios):.1f} "
+        f"({min(ratios):.1f} to {max(ratios):.1f}), "
+        f"difference {np.max(np.abs(scores['spectrum'] - scores['inverses']) / size):.1e}"
     )
 
 

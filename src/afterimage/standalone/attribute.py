@@ -91,6 +91,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
     features = config.Features()
+
+    # The network, the images and the result.
     parser.add_argument(
         "--pipeline",
         metavar="DIR|ID",
@@ -123,6 +125,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to write; an earlier result in it is replaced",
     )
+
+    # The scores.
     parser.add_argument(
         "--attributor",
         nargs="+",
@@ -144,6 +148,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="top-ranked training images listed per query (default: 16)",
     )
+
+    # The features.
     parser.add_argument(
         "--timesteps",
         type=int,
@@ -185,6 +191,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=features.batch_size,
         help="images per batch; bounds the memory (default: %(default)s)",
     )
+
+    # How images are read, and what is written.
     image_sets.arguments(parser, ("train", "queries"))
     parser.add_argument(
         "--show-images",
