@@ -1,4 +1,4 @@
-"""Gradient features: their cost compared with the usual method, and how well projections keep scores.
+"""Gradient features: their cost compared with the usual method, and how projections keep scores.
 
     python benchmarks/attribution.py [--study params.yaml] [--images 128] [--timesteps 10]
         [--dimension 4096] [--rounds 3] [--batch-size 64] [--threads 2] [--model PIPELINE]
@@ -203,19 +203,23 @@ def main() -> None:
             if case != USUAL:
                 all_seconds[case].append(timed(bench, case, tuple(READOUTS))[1])
     print(
-        f"{bench.net.num_parameters()} parameters, {len(bench.images)} images, {args.timesteps} timesteps, "
-        f"k = {args.dimension}, batches of {args.batch_size}, {args.threads} threads, {args.rounds} rounds"
+        f"{bench.net.num_parameters()} parameters, {len(bench.images)} images, "
+        f"{args.timesteps} timesteps, k = {args.dimension}, batches of {args.batch_size}, "
+        f"{args.threads} threads, {args.rounds} rounds"
     )
     print(
-        f"{'method':12} {'k':>7} {'single':>9} {'usual / this':>26} {'all':>9} {'memory':>9} {'exact':>7} {'usual':>7}"
+        f"{'method':12} {'k':>7} {'single':>9} {'usual / this':>26} {'all':>9} {'memory':>9} "
+        f"{'exact':>7} {'usual':>7}"
     )
     for case in cases:
         ratios = [a / b for a, b in zip(seconds[USUAL], seconds[case], strict=True)]
         ratio = f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        single = statistics.median(seconds[case])
         whole = f"{statistics.median(all_seconds[case]):.2f} s" if case != USUAL else ""
+        exact, usual = (agreement(features[case], features[name]) for name in ("none", USUAL))
         print(
-            f"{case:12} {features[case].shape[1]:7} {statistics.median(seconds[case]):7.2f} s {ratio:>26} {whole:>9} "
-            f"{memory[case]:6.0f} MB {agreement(features[case], features['none']):7.3f} {agreement(features[case], features[USUAL]):7.3f}"
+            f"{case:12} {features[case].shape[1]:7} {single:7.2f} s {ratio:>26} {whole:>9} "
+            f"{memory[case]:6.0f} MB {exact:7.3f} {usual:7.3f}"
         )
 
 

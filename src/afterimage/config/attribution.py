@@ -181,7 +181,7 @@ class Attribution(Block):
     stacked: bool = False
     """Train the networks of a job simultaneously, with stacked parameters, instead of in turn."""
     queries: Queries = Queries()
-    """The images to be attributed."""
+    """How many images of each kind are attributed."""
     ground_truth: GroundTruth = GroundTruth()
     """The losses that the scores have to predict."""
     features: Features = Features()

@@ -189,6 +189,15 @@ def test_every_attributor_scores_every_pair(name):
     np.testing.assert_array_equal(scores(0.1), found)
 
 
+@pytest.mark.parametrize("name", ["trak", "pixel_l2"])
+def test_a_wrong_row_of_the_table_is_refused(name, monkeypatch):
+    """The table is no part of a result's fingerprint: it must not change scores."""
+    row = ATTRIBUTOR_TABLE[name]
+    monkeypatch.setitem(ATTRIBUTOR_TABLE, name, row._replace(regularised=not row.regularised))
+    with pytest.raises(TypeError, match=f"attributor {name}: .* regularised"):
+        attributors.scorer(name, made_up())
+
+
 @pytest.mark.parametrize("name", sorted(set(ATTRIBUTORS) - {"shuffled"}))
 def test_the_order_of_the_training_images_does_not_matter(name):
     """DAS known answer 6."""

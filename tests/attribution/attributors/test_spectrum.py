@@ -156,7 +156,7 @@ def test_a_rescaled_inverse_ranks_alike_but_has_no_leverages():
 def test_features_that_are_not_numbers_are_refused(bad):
     phi = features(3, 4)
     phi[1, 2] = bad
-    with pytest.raises(ArtifactError, match="not finite"):
+    with pytest.raises(ArtifactError, match="NaN or infinite"):
         Spectrum(phi)
 
 
