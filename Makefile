@@ -28,8 +28,10 @@ COMPILE := env -u UV_TORCH_BACKEND UV_INDEX= UV_FIND_LINKS= envs/uv.sh "$(VENV)"
 all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
 
-test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses)
-	$(IN_VENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+# Status 5: PYTEST_ARGS chose no test of this kind.
+test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses): the fast ones two at a time, then whole studies
+	$(IN_VENV) $(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS) || [ $$? = 5 ]
+	$(IN_VENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? = 5 ]
 
 test-slurm: setup ## Run the tests on a throw-away SLURM cluster (root on a Debian-like system; installs slurm)
 	AFTERIMAGE_TEST_SLURM=1 $(IN_VENV) $(BIN)/python -m pytest -n 0 tests/slurm $(PYTEST_ARGS)
