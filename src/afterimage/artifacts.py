@@ -1,7 +1,9 @@
-"""The stores: written whole or not at all, each described by a ``run.json`` that it is checked against when opened.
+"""The stores: written whole or not at all, each described by a ``run.json`` that it is checked
+against when opened.
 
-A step owns one folder. It writes into a partial folder beside it; only when everything is there, ``run.json`` last, does the
-partial folder take the place of the old one. A killed job or a full disk therefore leaves either the old result or none.
+A step owns one folder. It writes into a partial folder beside it; only when everything is there,
+``run.json`` last, does the partial folder take the place of the old one. A killed job or a full
+disk therefore leaves either the old result or none.
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ _IGNORED = {RUN, ".snakemake_timestamp"}
 
 
 class ArtifactError(RuntimeError):
-    """A stored result that is missing, truncated, changed, or made under other settings than asked for."""
+    """A stored result that is missing, truncated, changed, or made under other settings than asked
+    for."""
 
 
 def sha256(path: Path) -> str:
-    """Return the sha256 of a file, or of a folder (over the sorted relative paths and sha256 of its files)."""
+    """Return the sha256 of a file, or of a folder (over the sorted relative paths and sha256 of its
+    files)."""
     path = Path(path)
     if path.is_dir():
         return folder_sha256({file.relative_to(path): sha256(file) for file in files_in(path)})
@@ -44,14 +48,16 @@ def folder_sha256(files: Mapping[Path, str]) -> str:
 
 
 def files_in(folder: Path) -> list[Path]:
-    """Return the files of a store in sorted order, without ``run.json`` and the workflow engine's marks."""
+    """Return the files of a store in sorted order, without ``run.json`` and the workflow engine's
+    marks."""
     return sorted(
         path for path in Path(folder).rglob("*") if path.is_file() and path.name not in _IGNORED
     )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part of it."""
+    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part of
+    it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -73,7 +79,8 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def partial_folder(out: Path) -> Path:
-    """Return the folder into which a step writes before it publishes ``out``; it is there while the step is at work."""
+    """Return the folder into which a step writes before it publishes ``out``; it is there while the
+    step is at work."""
     return out.with_name(f".{out.name}.partial")
 
 
@@ -92,7 +99,8 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 @dataclass
 class Step:
-    """One step at work: its settings, the folder to write into, and what is to be recorded of it."""
+    """One step at work: its settings, the folder to write into, and what is to be recorded of
+    it."""
 
     config: dict[str, Any]
     folder: Path
@@ -109,7 +117,8 @@ class Step:
         self._metrics.append({"step": step, "name": name, "value": float(value)})
 
     def note(self, **facts: Any) -> None:
-        """Record facts in ``run.json`` under ``facts`` (counts, device, parameter updates, images seen, ...)."""
+        """Record facts in ``run.json`` under ``facts`` (counts, device, parameter updates, images
+        seen, ...)."""
         self.extra.update(facts)
 
 
@@ -214,7 +223,8 @@ def check_file(path: Path) -> None:
 
 
 def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Check every file of a store, and that it was made under ``config`` if one is given; return its ``run.json``.
+    """Check every file of a store, and that it was made under ``config`` if one is given; return
+    its ``run.json``.
 
     Raises:
         ArtifactError: naming the file or the settings that differ.

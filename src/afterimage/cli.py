@@ -1,7 +1,8 @@
 """The command line: ``afterimage <phase> <verb>``, one verb per workflow rule.
 
-Each verb is a module with two functions: ``arguments(parser)`` declares its flags and ``run(args)`` does the work. Modules are
-imported only when their verb is called, so that ``--help`` and the light verbs start fast.
+Each verb is a module with two functions: ``arguments(parser)`` declares its flags and ``run(args)``
+does the work. Modules are imported only when their verb is called, so that ``--help`` and the light
+verbs start fast.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def _attach(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; errors that the user can mend are one message and exit status 2, without a traceback."""
+    """Run one command; errors that the user can mend are one message and exit status 2, without a
+    traceback."""
     from afterimage.artifacts import ArtifactError
     from afterimage.config import ConfigError
     from afterimage.engines.patches import defer_imports

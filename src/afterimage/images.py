@@ -19,7 +19,8 @@ class Images:
         pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 stands for [0, 1].
         ids: int64 or text, (N,), unique: names the row.
         labels: int64, (N,); -1 where there is none.
-        sources: like ``ids``, (N,): the original that the row shows. Planted copies of one image share it.
+        sources: like ``ids``, (N,): the original that the row shows. Planted copies of one image
+            share it.
         official_test: bool, (N,): the row comes from the source's official test part.
     """
 
@@ -59,7 +60,8 @@ class Images:
         sources: np.ndarray | None = None,
         official_test: np.ndarray | None = None,
     ) -> Images:
-        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1 and each row is its own source by default."""
+        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1 and each row is
+        its own source by default."""
         n = len(pixels)
         ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids)
         return cls(
@@ -96,14 +98,16 @@ class Images:
 
 
 def contents(pixels: np.ndarray) -> np.ndarray:
-    """Return a 16-byte digest of each image's bytes, (N,): equal where the images are byte-identical."""
+    """Return a 16-byte digest of each image's bytes, (N,): equal where the images are
+    byte-identical."""
     return np.array(
         [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16"
     )
 
 
 def different(pixels: np.ndarray, flips: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest row of each different image, ascending, and how many rows it has, both int64.
+    """Return the lowest row of each different image, ascending, and how many rows it has, both
+    int64.
 
     Args:
         pixels: (N, H, W, C). Images that differ in any byte are different.
@@ -123,7 +127,8 @@ def load_images(path: Path, check: bool = True) -> Images:
     """Open a stored image set, first checking the file against the ``run.json`` beside it.
 
     Raises:
-        ArtifactError: if the file is missing, truncated, or not the one that ``run.json`` describes.
+        ArtifactError: if the file is missing, truncated, or not the one that ``run.json``
+            describes.
     """
     path = Path(path)
     if check:

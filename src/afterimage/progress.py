@@ -1,4 +1,5 @@
-"""How far a long computation is: a bar on a terminal, and plain lines with the time left in a log."""
+"""How far a long computation is: a bar on a terminal, and plain lines with the time left in a
+log."""
 
 from __future__ import annotations
 
@@ -13,10 +14,12 @@ EVERY = 30.0
 
 
 def batches(total: int, size: int, verb: str, noun: str) -> Iterator[int]:
-    """Yield the first row of each batch, 0, size, 2 size, ..., and say on standard error how many rows are done.
+    """Yield the first row of each batch, 0, size, 2 size, ..., and say on standard error how many
+    rows are done.
 
-    On a terminal it is a bar. Elsewhere it is a line at most every ``EVERY`` seconds, such as "drawn 320 of 1000 generations
-    (32 %), 3 min 10 s left"; what ends sooner prints nothing. The time left supposes that the rest goes as fast as what is done.
+    On a terminal it is a bar. Elsewhere it is a line at most every ``EVERY`` seconds, such as
+    "drawn 320 of 1000 generations (32 %), 3 min 10 s left"; what ends sooner prints nothing. The
+    time left supposes that the rest goes as fast as what is done.
 
     Args:
         total: Rows in all.

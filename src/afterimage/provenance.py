@@ -2,10 +2,10 @@
 
 The fingerprint of a step is the hash of the code that its entry module imports, directly or through
 others, inside this package. Code is the syntax tree: comments, docstrings and formatting change no
-fingerprint, and neither does the version of Python. ``config``, ``plan`` and ``cli.py`` are left out: all
-that they decide for a step is in its resolved config and command line, which are recorded and compared by
-themselves. Methods are found by name (``config.METHODS``), so that a new method changes the
-fingerprint of no other.
+fingerprint, and neither does the version of Python. ``config``, ``plan`` and ``cli.py`` are left
+out: all that they decide for a step is in its resolved config and command line, which are recorded
+and compared by themselves. Methods are found by name (``config.METHODS``), so that a new method
+changes the fingerprint of no other.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def _sha256(module: str) -> str:
 
 
 def modules_of(*entries: str) -> list[str]:
-    """Return the sorted names of ``entries`` and of every module of the package that they import."""
+    """Return the sorted names of ``entries`` and of every module of the package that they
+    import."""
     seen: set[str] = set()
     waiting = list(entries)
     while waiting:
@@ -123,7 +124,8 @@ def modules_of(*entries: str) -> list[str]:
 
 
 def fingerprint(*entries: str) -> str:
-    """Return the sha256 over the code of ``entries`` and of all that they import inside the package.
+    """Return the sha256 over the code of ``entries`` and of all that they import inside the
+    package.
 
     Args:
         entries: Module names, e.g. ``"afterimage.attacks.extraction"``.
@@ -149,7 +151,8 @@ def _git(*arguments: str) -> str | None:
 
 
 def lock_file() -> Path | None:
-    """Return the lock that the running environment was made from (``AFTERIMAGE_LOCK``, by default ``envs/cpu.lock``)."""
+    """Return the lock that the running environment was made from (``AFTERIMAGE_LOCK``, by default
+    ``envs/cpu.lock``)."""
     path = Path(os.environ.get("AFTERIMAGE_LOCK", ROOT / "envs" / "cpu.lock"))
     return path if path.is_file() else None
 

@@ -1,8 +1,9 @@
 """Named, independent random streams from one root seed.
 
-A stream is addressed by a path of names, e.g. ``derive(root, "train", "baseline", 0, "noise", step)``. The address is hashed
-(BLAKE2b over its canonical JSON), never mixed by arithmetic or by Python's own ``hash``, so that two streams that differ in any
-part of the path are unrelated, and the same path gives the same numbers on every machine and Python version.
+A stream is addressed by a path of names, e.g. ``derive(root, "train", "baseline", 0, "noise",
+step)``. The address is hashed (BLAKE2b over its canonical JSON), never mixed by arithmetic or by
+Python's own ``hash``, so that two streams that differ in any part of the path are unrelated, and
+the same path gives the same numbers on every machine and Python version.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def numpy_rng(root: int, *path: str | int) -> np.random.Generator:
 def torch_rng(root: int, *path: str | int) -> torch.Generator:
     """Return a torch generator **on the CPU** for the stream at ``path``.
 
-    Noise is always drawn on the CPU and then moved, so that a GPU and a CPU run see the same numbers.
+    Noise is always drawn on the CPU and then moved, so that a GPU and a CPU run see the same
+    numbers.
     """
     import torch
 

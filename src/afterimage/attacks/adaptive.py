@@ -4,11 +4,13 @@ A generation x̂ with nearest training image x at distance r is called extracted
 
     ratio = r / (alpha * m) <= 1,
 
-where m is a mean distance to n neighbours. Sources differ on whose neighbours: those of the training image x among the other
-training images (anchor ``training``), or those of the generation (anchor ``candidate``). Both are computed everywhere.
+where m is a mean distance to n neighbours. Sources differ on whose neighbours: those of the
+training image x among the other training images (anchor ``training``), or those of the generation
+(anchor ``candidate``). Both are computed everywhere.
 
-What does not depend on alpha is the *relative distance* r / m, the ratio at alpha = 1; a pair is flagged when it is at most
-alpha. Where m = 0 (all n neighbours are copies) it is 0 if r = 0 too, and infinite otherwise.
+What does not depend on alpha is the *relative distance* r / m, the ratio at alpha = 1; a pair is
+flagged when it is at most alpha. Where m = 0 (all n neighbours are copies) it is 0 if r = 0 too,
+and infinite otherwise.
 """
 
 from __future__ import annotations

@@ -27,9 +27,10 @@ class Calibration:
     """A cross-fitted alpha.
 
     Attributes:
-        alpha: Mean of the alphas of all halves; 0, which flags nothing, with fewer than ``FEWEST`` images or no finite distance.
-        flagged: float64 (m,), per held-out image the share of the halvings that flag it while it does not
-            calibrate. Its mean is the out-of-sample rate of false alarms.
+        alpha: Mean of the alphas of all halves; 0, which flags nothing, with fewer than ``FEWEST``
+            images or no finite distance.
+        flagged: float64 (m,), per held-out image the share of the halvings that flag it while it
+            does not calibrate. Its mean is the out-of-sample rate of false alarms.
     """
 
     alpha: float
@@ -37,7 +38,8 @@ class Calibration:
 
 
 def halves(count: int, seed: int, halving: int = 0) -> np.ndarray:
-    """Return which of ``count`` held-out images calibrate, bool (count,); the same for every arm and replicate of a study.
+    """Return which of ``count`` held-out images calibrate, bool (count,); the same for every arm
+    and replicate of a study.
 
     Raises:
         ConfigError: for fewer than 2 images.
@@ -51,7 +53,8 @@ def halves(count: int, seed: int, halving: int = 0) -> np.ndarray:
 
 
 def cross_fit(relative_distances: np.ndarray, rate: float, seed: int) -> Calibration:
-    """Calibrate on the relative distances of held-out images, float64 (m,); see ``largest_alpha``."""
+    """Calibrate on the relative distances of held-out images, float64 (m,); see
+    ``largest_alpha``."""
     count = len(relative_distances)
     finite = relative_distances[np.isfinite(relative_distances)]
     if count < FEWEST or not len(finite):
@@ -67,16 +70,18 @@ def cross_fit(relative_distances: np.ndarray, rate: float, seed: int) -> Calibra
 
 
 def smallest_rate(count: int) -> float:
-    """Return the smallest rate of false alarms that ``count`` held-out images can tell from none: 5 of one half."""
+    """Return the smallest rate of false alarms that ``count`` held-out images can tell from none: 5
+    of one half."""
     return min(1.0, 5 / (count // 2)) if count > 1 else 1.0
 
 
 def largest_alpha(relative_distances: np.ndarray, rate: float) -> float:
     """Return the largest alpha at which at most a share ``rate`` of the images is flagged.
 
-    With a = the largest number of images that the rate allows, that is the largest floating-point number below the (a + 1)-th
-    smallest relative distance. If that distance is 0, i.e. more held-out images than allowed are byte-identical to
-    training images, no alpha keeps the rate; the answer is then 0, which flags nothing.
+    With a = the largest number of images that the rate allows, that is the largest floating-point
+    number below the (a + 1)-th smallest relative distance. If that distance is 0, i.e. more
+    held-out images than allowed are byte-identical to training images, no alpha keeps the rate; the
+    answer is then 0, which flags nothing.
 
     Args:
         relative_distances: Of the calibrating images, float64 (N,), N >= 1; may hold infinities.

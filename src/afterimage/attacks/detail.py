@@ -1,4 +1,5 @@
-"""Blank and blurred images: near to a training image because they show nothing, not because they copy it.
+"""Blank and blurred images: near to a training image because they show nothing, not because they
+copy it.
 
 Detail is the root mean square difference of neighbouring pixels, in units of the full range [0, 1].
 """
@@ -26,6 +27,7 @@ def detail(images: np.ndarray) -> np.ndarray:
 
 
 def low_detail(images: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """Return which images, (N, H, W, C), are blank, or blurred next to ``nearest``, of the same shape; bool (N,)."""
+    """Return which images, (N, H, W, C), are blank, or blurred next to ``nearest``, of the same
+    shape; bool (N,)."""
     own = detail(images)
     return (own < BLANK) | (own < BLURRED * detail(nearest))

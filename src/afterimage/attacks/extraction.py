@@ -1,28 +1,34 @@
-"""``afterimage attack extraction``: which training images come back (Carlini et al. 2023, section 5.1) and MQ (IET-AGC).
+"""``afterimage attack extraction``: which training images come back (Carlini et al. 2023, section
+5.1) and MQ (IET-AGC).
 
-Each generation is matched with its nearest training image. It is flagged if its ratio (see ``adaptive``) is at most 1, and the
-training image is then extracted; images are counted once, however many generations show them, and all copies of a source as
-one. Every count is made with both anchors, and with both the fixed alpha and the alpha calibrated on held-out images; beside it
-stand the same count for held-out images and for never-trained twins.
+Each generation is matched with its nearest training image. It is flagged if its ratio (see
+``adaptive``) is at most 1, and the training image is then extracted; images are counted once,
+however many generations show them, and all copies of a source as one. Every count is made with both
+anchors, and with both the fixed alpha and the alpha calibrated on held-out images; beside it stand
+the same count for held-out images and for never-trained twins.
 
-``extract`` is the attack itself: arrays in, tables out. It needs only generations and training images; held-out images and
-the planted truth add the controls. The store that the verb leaves:
+``extract`` is the attack itself: arrays in, tables out. It needs only generations and training
+images; held-out images and the planted truth add the controls. The store that the verb leaves:
 
 - ``pairs.parquet``: one row per generation: sample, nearest, nearest_source (ids), l2 (normalised l2, or tiled), ratio_training,
   ratio_candidate (both with the fixed alpha; infinite where all neighbours are copies), mq_ratio,
   ``flagged_<anchor>_<fixed|calibrated>``, low_detail (blank or blurred, see ``detail``) and flagged_verdict;
-- ``holdout_pairs.parquet``: the same for the held-out images that are no duplicates of training images;
-- ``images.parquet``: one row per training source: source, id and label of its first row, copies (as planted), best_sample,
-  best_l2 (its nearest generation, where it is the nearest of one), nearest_generations and flagged_generations (how many it is
-  the nearest of, and how many of those the verdict flags), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and k_eidetic:
-  training rows within delta in plain normalised l2, itself counted (Def. 2);
-- ``twins.parquet``: the same for the twins, in place of the planted images: source is the twin's id, twin_of the planted source;
+- ``holdout_pairs.parquet``: the same for the held-out images that are no duplicates of training
+  images;
+- ``images.parquet``: one row per training source: source, id and label of its first row, copies (as
+  planted), best_sample, best_l2 (its nearest generation, where it is the nearest of one),
+  nearest_generations and flagged_generations (how many it is the nearest of, and how many of those
+  the verdict flags), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and k_eidetic: training
+  rows within delta in plain normalised l2, itself counted (Def. 2);
+- ``twins.parquet``: the same for the twins, in place of the planted images: source is the twin's
+  id, twin_of the planted source;
 - ``precision_recall.csv``: planted images against twins, headline anchor;
-- ``results.csv``: the numbers, with the columns of ``results``. ``flagged_holdout`` with the calibrated alpha is the cross-fitted
-  rate of ``calibration``, as a count rounded to whole images.
+- ``results.csv``: the numbers, with the columns of ``results``. ``flagged_holdout`` with the
+  calibrated alpha is the cross-fitted rate of ``calibration``, as a count rounded to whole images.
 
-Held-out images that are training images, exactly or nearly, are left out first, and counted under ``facts`` in ``run.json``. The
-answer (``verdict``: copies shown, not shown, or cannot tell) stands there too.
+Held-out images that are training images, exactly or nearly, are left out first, and counted under
+``facts`` in ``run.json``. The answer (``verdict``: copies shown, not shown, or cannot tell) stands
+there too.
 """
 
 from __future__ import annotations
@@ -58,8 +64,9 @@ class Extraction:
         pairs, images, results: Always there.
         holdout_pairs: With held-out images.
         twins, precision_recall: With a planted truth; empty where nothing is planted.
-        left_out: Held-out images that were left out: sample, nearest, l2, and kind (exact or near duplicate of a training
-            image, or repeated: the same as an earlier held-out one, with no nearest); None without held-out images.
+        left_out: Held-out images that were left out: sample, nearest, l2, and kind (exact or near
+            duplicate of a training image, or repeated: the same as an earlier held-out one, with no
+            nearest); None without held-out images.
         readings: The thresholds used.
         verdict: The answer, with the headline anchor.
         headline: Flat name -> number, with the headline anchor.
@@ -107,7 +114,8 @@ def extract(
         statistics: Of the intervals.
         seed: Root seed; decides the halvings of the held-out images and the resamples.
         flips: The model was trained with random mirroring: compare mirror images too.
-        holdout: Real images of the same kind that the model did not see; they calibrate alpha and are the control.
+        holdout: Real images of the same kind that the model did not see; they calibrate alpha and
+            are the control.
         planted: The planted truth, for the twins' control and the precision-recall curve.
 
     Raises:
@@ -230,7 +238,8 @@ def _check_shapes(train: Images, images: Images, name: str, may_be_empty: bool =
 
 
 def _left_out(holdout: Images, train: Images, flips: bool) -> pd.DataFrame:
-    """Return the held-out images that are training images, exactly or nearly, or that repeat an earlier held-out image."""
+    """Return the held-out images that are training images, exactly or nearly, or that repeat an
+    earlier held-out image."""
     duplicates = near_duplicates.find(holdout.pixels, train.pixels, flips)
     kind = np.full(len(holdout), "", object)
     kind[~np.isin(np.arange(len(holdout)), different(holdout.pixels)[0])] = "repeated"
@@ -247,7 +256,8 @@ def _left_out(holdout: Images, train: Images, flips: bool) -> pd.DataFrame:
 def _pairs(
     images: Images, train: Images, scores: Scores, readings: list[Reading], alpha: float
 ) -> pd.DataFrame:
-    """Return one row per image with its nearest training image; ratios are those of the fixed ``alpha``."""
+    """Return one row per image with its nearest training image; ratios are those of the fixed
+    ``alpha``."""
     columns = {
         "sample": images.ids,
         "nearest": train.ids[scores.row],
@@ -309,7 +319,8 @@ def _twins_control(
     images: pd.DataFrame,
     table: Results,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Attack the same generations with the planted images swapped for their twins; return the twins' table and the curve."""
+    """Attack the same generations with the planted images swapped for their twins; return the
+    twins' table and the curve."""
     swapped = twins.swap(train, planted)
     truth = pd.DataFrame(
         {"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies}
@@ -355,7 +366,8 @@ _HEADLINE = {
     "extraction/alpha_calibrated": ("extracted_images", CALIBRATED, "alpha_value"),
     "extraction/average_precision": ("average_precision", "none", "value"),
 }
-"""Flat name -> metric, alpha and column of ``results``; names with ``unique``, ``twins`` or ``mq`` are counts, others shares."""
+"""Flat name -> metric, alpha and column of ``results``; names with ``unique``, ``twins`` or ``mq``
+are counts, others shares."""
 
 
 def _headline(results: pd.DataFrame, anchor: str) -> dict[str, float]:

@@ -1,26 +1,34 @@
-"""``afterimage attack forgetting``: what is left of images that were to be forgotten, and what became of the rest.
+"""``afterimage attack forgetting``: what is left of images that were to be forgotten, and what
+became of the rest.
 
-A low probability under a classifier, as published for unlearning, says what a model shows when asked politely. So an arm is
-judged on each of its forget sets in five ways:
+A low probability under a classifier, as published for unlearning, says what a model shows when
+asked politely. So an arm is judged on each of its forget sets in five ways:
 
-- by the study's classifier, for sets of one class: P_psi, the mean probability of the class over the generations that were asked
-  for it, their mean entropy, and the share that the classifier puts into it (EraseDiff, Wu et al. 2025); without labels to ask
-  for, over all generations. Beside it stands the same of real held-out images of the class;
-- by the rest, for sets of one class and arms with labels: how often the classifier sees what was asked for, class by class, and
-  the quality measures of those generations against reference images of the same classes;
-- by extraction: how many of the forgotten images the generations give back (see ``extraction``), and how many of the others,
-  among all planted training images. What a retrained arm, which never saw them, "gives back" are the false alarms;
-- by membership inference: do the losses tell forgotten images from held-out images, of the same class where the set is one?
-- by relearning (see ``relearning``): the mean loss of the forgotten images and, for sets of one class, the probability of the
-  class over new generations, along a short training on the forgotten images.
+- by the study's classifier, for sets of one class: P_psi, the mean probability of the class over
+  the generations that were asked for it, their mean entropy, and the share that the classifier puts
+  into it (EraseDiff, Wu et al. 2025); without labels to ask for, over all generations. Beside it
+  stands the same of real held-out images of the class;
+- by the rest, for sets of one class and arms with labels: how often the classifier sees what was
+  asked for, class by class, and the quality measures of those generations against reference images
+  of the same classes;
+- by extraction: how many of the forgotten images the generations give back (see ``extraction``),
+  and how many of the others, among all planted training images. What a retrained arm, which never
+  saw them, "gives back" are the false alarms;
+- by membership inference: do the losses tell forgotten images from held-out images, of the same
+  class where the set is one?
+- by relearning (see ``relearning``): the mean loss of the forgotten images and, for sets of one
+  class, the probability of the class over new generations, along a short training on the forgotten
+  images.
 
 The store that the verb leaves:
 
-- ``results.csv``: set, then the columns of ``results``. Metrics of subset ``forget``: probability, entropy, classified, extracted_images
-  (units: different images), roc_auc, tpr@<rate>, relearn_updates (first look at which the class is back, units: generations per
-  look; value empty if it never is); of subset ``remain``: accuracy, extracted_images and the quality measures; of subsets
-  ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same measure of real held-out images. An arm without labels has subset ``all``
-  in place of ``forget`` where generations are judged by the classifier;
+- ``results.csv``: set, then the columns of ``results``. Metrics of subset ``forget``: probability,
+  entropy, classified, extracted_images (units: different images), roc_auc, tpr@<rate>,
+  relearn_updates (first look at which the class is back, units: generations per look; value empty
+  if it never is); of subset ``remain``: accuracy, extracted_images and the quality measures; of
+  subsets ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same measure of real held-out
+  images. An arm without labels has subset ``all`` in place of ``forget`` where generations are
+  judged by the classifier;
 - ``relearning.csv``: set, update, probability (empty for sets of more than one class), loss.
 """
 
@@ -83,7 +91,8 @@ def by_class(
     Args:
         table: Gets the numbers.
         probabilities: (N, L), column l for label l.
-        asked: int64, (N,): the label that each image was asked for, or has; all -1 where there was none to ask for.
+        asked: int64, (N,): the label that each image was asked for, or has; all -1 where there was
+            none to ask for.
         label: The forgotten class.
         kind: Appended to the names of the metrics.
     """
@@ -101,7 +110,8 @@ def by_class(
 
 
 def by_extraction(table: Results, found: Extraction, sources: np.ndarray, anchor: str) -> None:
-    """Add how many of the forgotten ``sources``, (S,), and of the others came back, with the headline anchor."""
+    """Add how many of the forgotten ``sources``, (S,), and of the others came back, with the
+    headline anchor."""
     forgotten = found.images["source"].isin(sources).to_numpy()
     for reading in found.readings:
         if reading.anchor == anchor:
@@ -111,7 +121,8 @@ def by_extraction(table: Results, found: Extraction, sources: np.ndarray, anchor
 
 
 def back_at(curve: pd.DataFrame, probability: float) -> int | None:
-    """Return the first update of a relearning curve at which the class has this mean probability; None if there is none."""
+    """Return the first update of a relearning curve at which the class has this mean probability;
+    None if there is none."""
     reached = curve.loc[curve["probability"] >= probability, "update"]
     return int(reached.iloc[0]) if len(reached) else None
 
@@ -238,7 +249,8 @@ class Judge:
         return table.frame(), curve
 
     def _asked_for(self, table: Results, name: str, label: int) -> None:
-        """Add what the classifier says of the generations of an arm with labels, and how good those of the other labels are."""
+        """Add what the classifier says of the generations of an arm with labels, and how good those
+        of the other labels are."""
         asked = self.samples.labels
         if label not in asked:
             raise ConfigError(
@@ -263,7 +275,8 @@ class Judge:
     def _probability(
         self, net: UNet2DModel, scheduler_config: dict[str, Any], label: int | None
     ) -> float:
-        """Return the mean probability of the class over new generations; NaN where there is no class or no classifier for it."""
+        """Return the mean probability of the class over new generations; NaN where there is no
+        class or no classifier for it."""
         if label is None or self.classify is None:
             return math.nan
         ids = np.arange(self.settings.relearn_images)
@@ -275,7 +288,8 @@ class Judge:
 
 
 def headline(numbers: pd.DataFrame) -> dict[str, float]:
-    """Return flat name -> number of one set: counts of images, values of all else; controls and numbers that do not exist left out."""
+    """Return flat name -> number of one set: counts of images, values of all else; controls and
+    numbers that do not exist left out."""
     found = {}
     for row in numbers[numbers["subset"].isin(["forget", "all", "remain"])].to_dict("records"):
         value = row["count"] if row["metric"] == "extracted_images" else row["value"]

@@ -1,8 +1,9 @@
 """The denoising loss of single images: the score of loss-threshold membership inference.
 
-Carlini et al. 2023, section 5.2: the squared error of the prediction at a noise level, here for several levels and noises, and for
-both mirrorings where training mirrored. The noise is addressed by the study's seed, the level, the draw and the image, so that it
-is the same for every arm, and the batch size changes a loss by no more than rounding.
+Carlini et al. 2023, section 5.2: the squared error of the prediction at a noise level, here for
+several levels and noises, and for both mirrorings where training mirrored. The noise is addressed
+by the study's seed, the level, the draw and the image, so that it is the same for every arm, and
+the batch size changes a loss by no more than rounding.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def measure(
 
     Args:
         net: The network, in evaluation mode, on the device to use.
-        scheduler_config: Config of the scheduler that it was trained with; its ``prediction_type`` says what the target is.
+        scheduler_config: Config of the scheduler that it was trained with; its ``prediction_type``
+            says what the target is.
         images: The images, at least one; a label-conditional net is told their true labels.
         part: Name of the set, which with an image's id addresses its noise.
         at: The levels: timesteps from 0.

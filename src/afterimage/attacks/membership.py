@@ -1,17 +1,20 @@
 """``afterimage attack membership``: which images were trained on, by their loss.
 
-The global loss threshold of Yeom et al. 2018, as used by Carlini et al. 2023, section 5.2.1: an image is called a member if its
-loss (see ``losses``) is small. Members are the images that the arm trained on, once per source whatever its copies; the others
-are held-out images. Twins, which nobody trained on either, are the control: their area under the curve should be one half.
+The global loss threshold of Yeom et al. 2018, as used by Carlini et al. 2023, section 5.2.1: an
+image is called a member if its loss (see ``losses``) is small. Members are the images that the arm
+trained on, once per source whatever its copies; the others are held-out images. Twins, which nobody
+trained on either, are the control: their area under the curve should be one half.
 
 The store that the verb leaves:
 
-- ``losses.parquet``: one row per source of the training part, held-out image and twin: set (train, holdout, twin), id, source,
-  copies (as planted; a twin's are its planted mate's), label, trained (bool), loss (mean over levels and draws) and ``loss_<t>``
-  (at timestep t alone);
-- ``results.csv``: the numbers, with the columns of ``results``: ``roc_auc`` and ``tpr@<rate>`` for each of ``false_positive_rates``; the same
-  with ``_by_copies`` for members with so many copies (subsets ``copies=<n>``), ``_by_level`` for the loss at one level (``t=<timestep>``)
-  and ``_twins`` for twins in place of members. Intervals of shares hold the threshold fixed: only members are counted anew.
+- ``losses.parquet``: one row per source of the training part, held-out image and twin: set (train,
+  holdout, twin), id, source, copies (as planted; a twin's are its planted mate's), label, trained
+  (bool), loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
+- ``results.csv``: the numbers, with the columns of ``results``: ``roc_auc`` and ``tpr@<rate>`` for
+  each of ``false_positive_rates``; the same with ``_by_copies`` for members with so many copies
+  (subsets ``copies=<n>``), ``_by_level`` for the loss at one level (``t=<timestep>``) and
+  ``_twins`` for twins in place of members. Intervals of shares hold the threshold fixed: only
+  members are counted anew.
 """
 
 from __future__ import annotations
@@ -37,16 +40,19 @@ STEP = "attack/membership"
 
 
 def roc_auc(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the chance that the loss of a member, (M,), is below that of another image, (N,); ties count half."""
+    """Return the chance that the loss of a member, (M,), is below that of another image, (N,); ties
+    count half."""
     ranks = rankdata(np.concatenate([members, others]))[: len(members)]
     above = ranks.sum() - len(members) * (len(members) + 1) / 2
     return float(1 - above / (len(members) * len(others)))
 
 
 def found(members: np.ndarray, others: np.ndarray, rate: float) -> np.ndarray:
-    """Return which members, bool (M,), a threshold finds that calls at most a share ``rate`` of ``others``, (N,), members.
+    """Return which members, bool (M,), a threshold finds that calls at most a share ``rate`` of
+    ``others``, (N,), members.
 
-    The threshold lies below the first loss of ``others`` that is one too many; a member with that very loss is not found.
+    The threshold lies below the first loss of ``others`` that is one too many; a member with that
+    very loss is not found.
     """
     allowed = math.floor(round(rate * len(others), 9))
     return members < np.partition(others, allowed)[allowed]
@@ -60,14 +66,16 @@ def separate(
     subset: str = "all",
     kind: str = "",
 ) -> None:
-    """Add how well losses tell members, (M,), from others, (N,): ``roc_auc<kind>`` and ``tpr<kind>@<rate>``."""
+    """Add how well losses tell members, (M,), from others, (N,): ``roc_auc<kind>`` and
+    ``tpr<kind>@<rate>``."""
     table.contrast(f"roc_auc{kind}", roc_auc, members, others, subset)
     for rate in rates:
         table.share(f"tpr{kind}@{rate:g}", found(members, others, rate), subset=subset)
 
 
 def one_per_source(images: Images, trained: np.ndarray) -> np.ndarray:
-    """Return one row of every source, ascending: its first that ``trained``, bool (N,), marks, or its first."""
+    """Return one row of every source, ascending: its first that ``trained``, bool (N,), marks, or
+    its first."""
     order = np.argsort(~trained, kind="stable")
     _, first = np.unique(images.sources[order], return_index=True)
     return np.sort(order[first])

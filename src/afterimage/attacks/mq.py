@@ -1,11 +1,13 @@
-"""MQ, the memorised quantity of IET-AGC (ECCV 2024): how many generations are much nearer to one training image than to others.
+"""MQ, the memorised quantity of IET-AGC (ECCV 2024): how many generations are much nearer to one
+training image than to others.
 
 With d2 the squared l2 distances of a generation to all training images, without mirror images,
 
     ratio = min(d2) / mean of the n smallest d2, the nearest inside the mean; n = 50,
 
-and MQ at tau is the number of generations with ratio < tau. Distances are squared and there is no alpha, so this ratio and that
-of ``adaptive`` do not convert into each other. An exact copy has ratio 0, also where all n are exact copies.
+and MQ at tau is the number of generations with ratio < tau. Distances are squared and there is no
+alpha, so this ratio and that of ``adaptive`` do not convert into each other. An exact copy has
+ratio 0, also where all n are exact copies.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ def ratios(distances: np.ndarray) -> np.ndarray:
     """Return the ratio of each image, float64 (Q,), in [0, 1].
 
     Args:
-        distances: Plain l2 distances (in any unit) to the n nearest training images, nearest first, float64 (Q, n).
+        distances: Plain l2 distances (in any unit) to the n nearest training images, nearest first,
+            float64 (Q, n).
     """
     squares = distances**2
     mean = squares.mean(axis=1)

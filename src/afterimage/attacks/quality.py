@@ -1,18 +1,23 @@
-"""``afterimage attack quality``: how good and how varied generations are, against real images that no arm was trained on.
+"""``afterimage attack quality``: how good and how varied generations are, against real images that
+no arm was trained on.
 
-A remedy that ruins the images also "forgets"; these numbers stand beside every extraction count. Real held-out images are measured
-in the same way: what they reach is the floor, since they are as good as images of this kind and number get. Fréchet distances
-fall with the number of images, so the floor is fair only with about as many held-out images as generations.
+A remedy that ruins the images also "forgets"; these numbers stand beside every extraction count.
+Real held-out images are measured
+in the same way: what they reach is the floor, since they are as good as images of this kind and
+number get. Fréchet distances fall with the number of images, so the floor is fair only with about
+as many held-out images as generations.
 
-The replication score (``metrics.similarity``) stands beside them: how like the arm's training images the generations are, and, as
-its floor, held-out images and training images of other sources.
+The replication score (``metrics.similarity``) stands beside them: how like the arm's training
+images the generations are, and, as its floor, held-out images and training images of other sources.
 
-The store that the verb leaves is ``results.csv``: metric, of (generations, holdout; training), value, low, high. Each metric carries
-its space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision, recall, density,
-coverage; R[pixels], similarity[pixels] (mean of the same similarities) and similar[pixels] (share of them above 0.5). Intervals: FD,
-the normal interval from a bootstrap over the compared images; KID, the basic one from the full sets; precision, density and the
-three of similarity, a percentile bootstrap over the compared images; recall and coverage, over the reference images, whose shares
-they are. Labels play no part.
+The store that the verb leaves is ``results.csv``: metric, of (generations, holdout; training),
+value, low, high. Each metric carries
+its space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no
+interval), precision, recall, density, coverage; R[pixels], similarity[pixels] (mean of the same
+similarities) and similar[pixels] (share of them above 0.5). Intervals: FD, the normal interval from
+a bootstrap over the compared images; KID, the basic one from the full sets; precision, density and
+the three of similarity, a percentile bootstrap over the compared images; recall and coverage, over
+the reference images, whose shares they are. Labels play no part.
 """
 
 from __future__ import annotations
@@ -81,10 +86,12 @@ def against_holdout(
     statistics: config.Statistics,
     seed: int,
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Measure generations where the held-out images are all the unseen images that there are: one half is the reference.
+    """Measure generations where the held-out images are all the unseen images that there are: one
+    half is the reference.
 
-    The other half, the control, is the floor. The halves are those of the extraction attack, and the classifier, where it is
-    the space, is trained on the reference half only. Sets that are too small stop nothing: what needs more is left out.
+    The other half, the control, is the floor. The halves are those of the extraction attack, and
+    the classifier, where it is the space, is trained on the reference half only. Sets that are too
+    small stop nothing: what needs more is left out.
 
     Args:
         samples: The generations, at least one.
@@ -94,8 +101,9 @@ def against_holdout(
         seed: Root seed of halves, classifier, subsets and resamples.
 
     Returns:
-        The table of ``measure``, with the metrics that can be computed for generations and control alike, and metric -> reason
-        for all others, in words that stand after the metric's name and hold no key of a study.
+        The table of ``measure``, with the metrics that can be computed for generations and control
+        alike, and metric -> reason for all others, in words that stand after the metric's name and
+        hold no key of a study.
 
     Raises:
         ArtifactError: if the sets do not have images of one shape.
@@ -163,7 +171,8 @@ def _table(
     *,
     balls: bool,
 ) -> pd.DataFrame:
-    """Return the rows of all named features, (N, D), against those of the reference images; without ``balls`` the moments only."""
+    """Return the rows of all named features, (N, D), against those of the reference images; without
+    ``balls`` the moments only."""
     frechet = quality.Frechet(real)
     rows = []
     for name, compared in features.items():
@@ -250,7 +259,8 @@ def replication(
     space: Space,
     holdout: Images,
 ) -> pd.DataFrame:
-    """Measure how like the training images generations are, and held-out images, and training images of other sources.
+    """Measure how like the training images generations are, and held-out images, and training
+    images of other sources.
 
     Args:
         samples: The generations.
@@ -295,7 +305,8 @@ def replication(
 
 
 def centred(space: Space, reference: Images) -> Space:
-    """Return the space with the mean of the reference images as its origin: what all images of the kind share does not count."""
+    """Return the space with the mean of the reference images as its origin: what all images of the
+    kind share does not count."""
     centre = space(reference.pixels).mean(axis=0)
     return lambda pixels: space(pixels) - centre
 

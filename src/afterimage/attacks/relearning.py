@@ -1,7 +1,8 @@
 """Relearning: how fast plain training on the forgotten images alone brings them back.
 
-A network that has forgotten needs as long as one that never saw the images (the retrained arm). One that only hides them has them
-back within a few updates. All arms are attacked with the same images in the same order under the same noise.
+A network that has forgotten needs as long as one that never saw the images (the retrained arm). One
+that only hides them has them back within a few updates. All arms are attacked with the same images
+in the same order under the same noise.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def relearn(
     *,
     flips: bool = False,
 ) -> pd.DataFrame:
-    """Train a network on forgotten images and look at it now and then; what ``settings`` leave open is as ``train`` has it by default.
+    """Train a network on forgotten images and look at it now and then; what ``settings`` leave open
+    is as ``train`` has it by default.
 
     Args:
         net: The network that has forgotten; changed in place.
@@ -47,7 +49,8 @@ def relearn(
         flips: Mirror half of the images.
 
     Returns:
-        One row per look: update (0 is before the first, the last one is always there) and the numbers.
+        One row per look: update (0 is before the first, the last one is always there) and the
+            numbers.
     """
     classes = classes_of(net)
     train = Train(

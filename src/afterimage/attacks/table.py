@@ -1,8 +1,8 @@
 """The tidy table of an attack's numbers, each with its interval.
 
-Columns: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value, low, high (bootstrap over the
-``of`` units), exact_low, exact_high (Clopper-Pearson). Cells that do not apply are empty. Every row has its own random stream, so
-that no row depends on another.
+Columns: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value,
+low, high (bootstrap over the ``of`` units), exact_low, exact_high (Clopper-Pearson). Cells that do
+not apply are empty. Every row has its own random stream, so that no row depends on another.
 """
 
 from __future__ import annotations
@@ -88,7 +88,8 @@ class Results:
         others: np.ndarray,
         subset: str = "all",
     ) -> None:
-        """Add a statistic of two samples, (U,) and (V,), each resampled by itself; ``of`` counts the first."""
+        """Add a statistic of two samples, (U,) and (V,), each resampled by itself; ``of`` counts
+        the first."""
         rng = self._rng(metric, "none", "none", subset)
         draws = range(self._statistics.bootstrap)
         values = np.array(

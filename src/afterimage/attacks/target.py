@@ -1,7 +1,9 @@
-"""A training set under attack: for each image shown to it, the nearest training image and how near that is for such an image.
+"""A training set under attack: for each image shown to it, the nearest training image and how near
+that is for such an image.
 
-This is the part of untargeted extraction (Carlini et al. 2023, section 5.1) that has to look at pixels; what follows from its
-answers is counting. It knows nothing of planted truth, held-out images or thresholds.
+This is the part of untargeted extraction (Carlini et al. 2023, section 5.1) that has to look at
+pixels; what follows from its answers is counting. It knows nothing of planted truth, held-out
+images or thresholds.
 """
 
 from __future__ import annotations
@@ -54,9 +56,11 @@ class Target:
     """Training images, ready to be compared with.
 
     Attributes:
-        rows: int64 (G,), the rows of ``images`` that are compared with: the first of each content, or all.
-        neighbours: n of the adaptive distance: the setting, or all other images where there are fewer. With a single image
-            it is 0, and relative distances are 0 for exact copies and infinite for all others.
+        rows: int64 (G,), the rows of ``images`` that are compared with: the first of each content,
+            or all.
+        neighbours: n of the adaptive distance: the setting, or all other images where there are
+            fewer. With a single image it is 0, and relative distances are 0 for exact copies and
+            infinite for all others.
         mq_neighbours: n of MQ, likewise.
     """
 
@@ -124,13 +128,15 @@ class Target:
         )
 
     def rows_within(self, images: np.ndarray, radius: float) -> np.ndarray:
-        """Count the training rows, exact copies each, within ``radius`` of each image in normalised l2, int64 (Q,)."""
+        """Count the training rows, exact copies each, within ``radius`` of each image in normalised
+        l2, int64 (Q,)."""
         return self._plain.count_within(
             images, radius, weights=self._times, block=self.settings.block
         )
 
     def _means_of(self, nearest: np.ndarray) -> np.ndarray:
-        """Return the mean distance of gallery images to their n nearest others (with ``include_self``: themselves counted in)."""
+        """Return the mean distance of gallery images to their n nearest others (with
+        ``include_self``: themselves counted in)."""
         new = np.unique(nearest[np.isnan(self._means[nearest])])
         others = self.neighbours - 1 if self.settings.include_self else self.neighbours
         if others > 0 and len(new):

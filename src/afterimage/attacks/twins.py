@@ -1,9 +1,10 @@
 """The counterfactual control: would the attack have "extracted" an image that was never trained on?
 
-Every planted image has a twin, drawn with it from the same pool by chance, that no arm trains on. Swapping the planted images
-of the training set for their twins and attacking the same generations again answers the question per number of copies.
-Planted images and twins ranked together by their smallest ratio give a precision-recall curve with exact truth, in place of the
-manual labels of Carlini et al. 2023 (figure 4).
+Every planted image has a twin, drawn with it from the same pool by chance, that no arm trains on.
+Swapping the planted images of the training set for their twins and attacking the same generations
+again answers the question per number of copies. Planted images and twins ranked together by their
+smallest ratio give a precision-recall curve with exact truth, in place of the manual labels of
+Carlini et al. 2023 (figure 4).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class Planted:
     twins: Images
 
     def among(self, sources: np.ndarray) -> Planted:
-        """Return the truth about those planted images that ``sources`` holds: an arm may train on a part only."""
+        """Return the truth about those planted images that ``sources`` holds: an arm may train on a
+        part only."""
         there = np.isin(self.sources, sources)
         return Planted(self.sources[there], self.copies[there], self.twins.take(there))
 
@@ -54,7 +56,8 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
 
 
 def swap(train: Images, planted: Planted) -> Images:
-    """Return the training set with every row of a planted source showing its twin instead; ids stay."""
+    """Return the training set with every row of a planted source showing its twin instead; ids
+    stay."""
     which = pd.Index(planted.sources).get_indexer(pd.Index(train.sources))
     there = which >= 0
     pixels, sources, labels = train.pixels.copy(), train.sources.copy(), train.labels.copy()
@@ -80,7 +83,8 @@ class Ranking:
         self._truth = np.repeat([1, 0], len(planted_ratio))
 
     def curve(self) -> pd.DataFrame:
-        """Return the curve: ``recall``, ``precision`` and ``ratio``, the largest ratio called extracted at that point."""
+        """Return the curve: ``recall``, ``precision`` and ``ratio``, the largest ratio called
+        extracted at that point."""
         from sklearn.metrics import precision_recall_curve
 
         precision, recall, score = precision_recall_curve(self._truth, self._score)
@@ -95,7 +99,8 @@ class Ranking:
         return float(average_precision_score(self._truth[chosen], self._score[chosen]))
 
     def auc(self, pairs: np.ndarray | None = None) -> float:
-        """Return the chance that a planted image ranks before a twin (ties count half), of all or of resampled ``pairs``."""
+        """Return the chance that a planted image ranks before a twin (ties count half), of all or
+        of resampled ``pairs``."""
         from sklearn.metrics import roc_auc_score
 
         chosen = self._chosen(pairs)

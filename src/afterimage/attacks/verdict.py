@@ -1,8 +1,9 @@
 """What an attack says of a model: copies shown, not shown, or cannot tell. Never "no memorisation".
 
-Generations and held-out images are compared by their relative distance (``adaptive``) over all thresholds at once (``metrics.exceedance``). Before
-that, held-out images that are (near-)duplicates of training images are left out, since they are copies themselves, and images that
-are blank or blurred next to their nearest training image, on both sides, count as infinitely far.
+Generations and held-out images are compared by their relative distance (``adaptive``) over all
+thresholds at once (``metrics.exceedance``). Before that, held-out images that are (near-)duplicates
+of training images are left out, since they are copies themselves, and images that are blank or
+blurred next to their nearest training image, on both sides, count as infinitely far.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Verdict:
         images: Training images extracted: different ones that a flagged generation is nearest to.
         images_at_least: Lower bound on those that are shown by a copy.
         threshold: Relative distance below which generations are flagged.
-        visible_rate: Copying rate that would have been seen with probability ``POWER``; None if none would.
+        visible_rate: Copying rate that would have been seen with probability ``POWER``; None if
+            none would.
     """
 
     outcome: Outcome
@@ -90,9 +92,12 @@ def decide(
     """Return the verdict, and which generations are flagged, bool (n,).
 
     Args:
-        scores: Relative distance of each generation, float64 (n,); infinite where it is blank or blurred.
-        held_out: Of each held-out image that is no duplicate of a training image, float64 (m,); None without any given.
-        nearest: Row of the nearest training image of each generation, int64 (n,); equal for equal images.
+        scores: Relative distance of each generation, float64 (n,); infinite where it is blank or
+            blurred.
+        held_out: Of each held-out image that is no duplicate of a training image, float64 (m,);
+            None without any given.
+        nearest: Row of the nearest training image of each generation, int64 (n,); equal for equal
+            images.
         low_detail: bool (n,), which generations are blank or blurred.
         zero_means: How many generations have no relative distance, since all neighbours are copies.
         different: Number of different training images.

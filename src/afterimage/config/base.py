@@ -22,7 +22,8 @@ Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
 
 
 def expand(path: str) -> str:
-    """Return a path that exists as it is, and any other with ``~`` and environment variables expanded.
+    """Return a path that exists as it is, and any other with ``~`` and environment variables
+    expanded.
 
     Raises:
         ConfigError: if it is empty, or a variable is not set.

@@ -23,8 +23,8 @@ class Sample(Block):
     weights: Literal["ema", "raw"] = "ema"
     """Sample from the averaged weights or from the last ones."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
-    """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0 the unconditional one.
-    Papers that write (1 + w) eps_c - w eps_null mean 1 + w."""
+    """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0
+    the unconditional one. Papers that write (1 + w) eps_c - w eps_null mean 1 + w."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Images denoised at once; bounds memory, never the result."""
 
@@ -37,19 +37,23 @@ class Extraction(Block):
     tiles: Annotated[int, Field(ge=1)] = 4
     """Tiles per side, with ``distance: tiled``; must divide the image's side."""
     anchor: Literal["training", "candidate"] = "training"
-    """Whose neighbours normalise the distance in the headline numbers; both are computed and reported."""
+    """Whose neighbours normalise the distance in the headline numbers; both are computed and
+    reported."""
     alpha: Annotated[float, Field(gt=0)] = 0.5
     """The paper's fixed factor of the neighbours' mean distance (0.5)."""
     calibrated_rate: Annotated[float, Field(ge=0, lt=1)] = 0.001
-    """The calibrated alpha is the largest at which at most this share of one half of the held-out images is flagged, averaged over
-    random halves. Its rate out of sample is measured; m images cannot show rates below about 10 / m."""
+    """The calibrated alpha is the largest at which at most this share of one half of the held-out
+    images is flagged, averaged over random halves. Its rate out of sample is measured; m images
+    cannot show rates below about 10 / m."""
     neighbours: Annotated[int, Field(ge=1)] = 50
-    """n, the number of training images whose mean distance normalises (fewer where the set is smaller)."""
+    """n, the number of training images whose mean distance normalises (fewer where the set is
+    smaller)."""
     include_self: bool = False
     """Count a training image among its own neighbours, as one public implementation does."""
     gallery: Literal["all", "distinct"] = "distinct"
-    """Neighbours among different images only, so that exact copies do not shrink the mean distance that normalises; or, as
-    published, among all training rows, where a generation near an image with more than ``neighbours`` exact copies is never flagged."""
+    """Neighbours among different images only, so that exact copies do not shrink the mean distance
+    that normalises; or, as published, among all training rows, where a generation near an image
+    with more than ``neighbours`` exact copies is never flagged."""
     delta: Annotated[float, Field(gt=0)] = 0.15
     """Radius of the eidetic count k, in normalised l2."""
     mq_thresholds: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
@@ -71,12 +75,15 @@ class Extraction(Block):
 
 
 class Quality(Block):
-    """How good and how varied generations are, against reference images that no arm was trained on."""
+    """How good and how varied generations are, against reference images that no arm was trained
+    on."""
 
     features: Literal["classifier", "pixels", "inception"] = "classifier"
-    """The named feature space: the study's classifier, raw pixels, or Inception (optional extra)."""
+    """The named feature space: the study's classifier, raw pixels, or Inception (optional
+    extra)."""
     similarity: Literal["pixels", "classifier", "inception"] = "pixels"
-    """The space of the replication score. The classifier puts all images of a class together, and tells copies from kin badly."""
+    """The space of the replication score. The classifier puts all images of a class together, and
+    tells copies from kin badly."""
     neighbours: Annotated[int, Field(ge=1)] = 5
     """k of precision, recall, density and coverage."""
     kid_subsets: Annotated[int, Field(ge=1)] = 50
@@ -84,7 +91,8 @@ class Quality(Block):
     kid_subset_size: Annotated[int, Field(ge=2)] = 200
     """Images per subset (fewer where there are fewer)."""
     inception_weights: str | None = None
-    """Path of torch-fidelity's Inception weights, with ``features: inception`` or ``similarity: inception``."""
+    """Path of torch-fidelity's Inception weights, with ``features: inception`` or ``similarity:
+    inception``."""
     inception_sha256: str | None = None
     """Checksum that this file must have."""
 
@@ -101,7 +109,8 @@ class Quality(Block):
 
 
 class Membership(Block):
-    """Loss-threshold membership inference (Yeom et al. 2018; Carlini et al. 2023, section 5.2.1)."""
+    """Loss-threshold membership inference (Yeom et al. 2018; Carlini et al. 2023, section
+    5.2.1)."""
 
     timesteps: Annotated[int, Field(ge=1)] = 10
     """Noise levels at which the loss of an image is taken, spread evenly over all."""
@@ -156,6 +165,7 @@ class Report(Block):
     """What the pages may show."""
 
     show_images: bool = False
-    """Embed training images and their copies in reports. Leave it off where the data shows people."""
+    """Embed training images and their copies in reports. Leave it off where the data shows
+    people."""
     pairs: Annotated[int, Field(ge=1)] = 24
     """Pairs in the picture grid of each arm."""

@@ -1,8 +1,10 @@
-"""Which skips get blocks, and from which timestep on (LoyalDiffusion, Li et al. 2024): the arms of ``snakemake loyal_selection``.
+"""Which skips get blocks, and from which timestep on (LoyalDiffusion, Li et al. 2024): the arms of
+``snakemake loyal_selection``.
 
-The paper's two versions choose by different words: the skips least essential for quality, or those most sensitive to replication;
-the timesteps where copying is decided, or where quality suffers least. Both curves are measured here, and the choice is by
-replication among what costs little quality.
+The paper's two versions choose by different words: the skips least essential for quality, or those
+most sensitive to replication; the timesteps where copying is decided, or where quality suffers
+least. Both curves are measured here, and the choice is by replication among what costs little
+quality.
 """
 
 from __future__ import annotations
@@ -16,21 +18,25 @@ from afterimage.config.base import Block, Name
 
 
 class LoyalSelection(Block):
-    """Arms derived from one that is trained already, all with the same budget: by skip group, and by switch timestep."""
+    """Arms derived from one that is trained already, all with the same budget: by skip group, and
+    by switch timestep."""
 
     base: Name
-    """Arm whose averaged weights they all start from (same replicate): one network without blocks."""
+    """Arm whose averaged weights they all start from (same replicate): one network without
+    blocks."""
     updates: Annotated[int, Field(ge=2)]
     """Updates of each derived arm, over all its networks."""
     variant: Variant = "trained_random"
     """What their blocks are."""
     groups: list[Annotated[int, Field(ge=0)]] | None = None
-    """Groups with blocks where timesteps are compared. Null: the two deepest levels, as published."""
+    """Groups with blocks where timesteps are compared. Null: the two deepest levels, as
+    published."""
     switch_timesteps: list[Annotated[int, Field(ge=1)]] = []
     """Values of tau to compare, from 1 to T - 1."""
     by: Literal["R", "similarity", "flagged_generations"] = "R"
-    """Measure of copying that ranks: the replication score (as published), which is near 1 where most generations are copies; the
-    mean similarity; or the share of generations that extraction flags at its fixed alpha."""
+    """Measure of copying that ranks: the replication score (as published), which is near 1 where
+    most generations are copies; the mean similarity; or the share of generations that extraction
+    flags at its fixed alpha."""
     largest_cost: Annotated[float, Field(ge=0)] = 0.1
     """Largest relative rise of the Fréchet distance that a choice may cost."""
     keep: Annotated[int, Field(ge=1)] = 2
@@ -41,8 +47,10 @@ class Cell(Block):
     """What one derived arm is."""
 
     arrangement: Literal["none", "groups", "whole", "split", "tail", "front"]
-    """none: no blocks, the control. groups: blocks in one group. whole: in the groups where timesteps are compared, at all of them.
-    tail: the same at t >= tau, in a network of its own. front: mirrored, at t < tau. split: two such networks, no blocks."""
+    """none: no blocks, the control. groups: blocks in one group. whole: in the groups where
+    timesteps are compared, at all of them.
+    tail: the same at t >= tau, in a network of its own. front: mirrored, at t < tau. split: two
+    such networks, no blocks."""
     groups: list[int] = []
     """Groups with blocks."""
     switch_timestep: int | None = None
@@ -75,7 +83,8 @@ def plan(selection: LoyalSelection, levels: int) -> dict[str, Cell]:
 
 
 def settings_of(cell: Cell, selection: LoyalSelection, base: Arm) -> dict[str, Any]:
-    """Return the settings of a derived arm: those of its base, but for network, timesteps and budget."""
+    """Return the settings of a derived arm: those of its base, but for network, timesteps and
+    budget."""
     train = {key: value for key, value in base.train.items() if key not in ("updates", "epochs")}
     settings: dict[str, Any] = {
         "method": "baseline" if cell.switch_timestep is None else "loyal",

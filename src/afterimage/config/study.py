@@ -54,7 +54,8 @@ class Study(Attacks):
     report: Report = Report()
     """What pages show."""
     loyal_selection: LoyalSelection | None = None
-    """Arms of ``snakemake loyal_selection``, which ``all`` leaves out: where blocks go, and from which timestep on."""
+    """Arms of ``snakemake loyal_selection``, which ``all`` leaves out: where blocks go, and from
+    which timestep on."""
     cluster: Cluster = Cluster()
     """How the work is cut into jobs."""
 
@@ -218,7 +219,8 @@ class Study(Attacks):
         return self
 
     def with_selection(self) -> Study:
-        """Return the study with the arms of ``loyal_selection`` as its own; itself if there are none."""
+        """Return the study with the arms of ``loyal_selection`` as its own; itself if there are
+        none."""
         chosen = self.loyal_selection
         if chosen is None:
             return self
@@ -253,7 +255,8 @@ class Study(Attacks):
         return list(_sets_named(self.arms[arm]).values())
 
     def forget_sets_of(self, arm: str) -> list[str]:
-        """Return the names of the sets that the arm is judged on: its own, and those of the arms that start from it."""
+        """Return the names of the sets that the arm is judged on: its own, and those of the arms
+        that start from it."""
         named = self.own_forget_sets(arm)
         for name, other in self.arms.items():
             if other.base == arm:
@@ -261,16 +264,19 @@ class Study(Attacks):
         return list(dict.fromkeys(named))
 
     def states_of(self, arm: str) -> int:
-        """Return how many states of the arm's first training are kept for attribution, the last one included; 0 for others."""
+        """Return how many states of the arm's first training are kept for attribution, the last one
+        included; 0 for others."""
         chosen = self.attribution
         return chosen.checkpoints if chosen is not None and chosen.arm == arm else 0
 
     def processes_of(self, arm: str) -> int:
-        """Return how many processes, each on a GPU of its own, train ``arm`` together: one where its method cannot share."""
+        """Return how many processes, each on a GPU of its own, train ``arm`` together: one where
+        its method cannot share."""
         return self.arms[arm].processes(self.cluster.gpus_per_training)
 
     def train_of(self, arm: str) -> Train:
-        """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over it."""
+        """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over
+        it."""
         own = self.arms[arm].train
         shared = self.train.model_dump()
         if own.keys() & {"updates", "epochs"}:
@@ -307,7 +313,8 @@ def _nearest(word: str, allowed: Any) -> str:
 
 
 def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
-    """Return the keys allowed at ``path`` inside ``model``, following lists, dicts, unions and discriminator tags."""
+    """Return the keys allowed at ``path`` inside ``model``, following lists, dicts, unions and
+    discriminator tags."""
     candidates: list[Any] = [model]
     for part in path:
         following: list[Any] = []

@@ -16,10 +16,12 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-"""First bytes of a text -> its encoding. That of UTF-32 begins with that of UTF-16 and comes first."""
+"""First bytes of a text -> its encoding. That of UTF-32 begins with that of UTF-16 and comes
+first."""
 
 _UNSOUND = (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError)
-"""What PyYAML raises, beside its own errors, for values that are not of the type that they are written as: a 32nd of May."""
+"""What PyYAML raises, beside its own errors, for values that are not of the type that they are
+written as: a 32nd of May."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -28,7 +30,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     """Return the mapping that a file holds.
 
     Raises:
-        ConfigError: naming the file, if it cannot be read, is not text in UTF-8, not YAML, no mapping, or has a key twice.
+        ConfigError: naming the file, if it cannot be read, is not text in UTF-8, not YAML, no
+            mapping, or has a key twice.
     """
     text = _text(path)
     try:
@@ -74,7 +77,8 @@ def _text(path: str | Path) -> str:
 
 
 def _twice(node: yaml.Node, key: str, seen: set[int]) -> list[str]:
-    """Return a line for each key that stands twice in a mapping at or below ``node``. A key may override one merged in by ``<<``."""
+    """Return a line for each key that stands twice in a mapping at or below ``node``. A key may
+    override one merged in by ``<<``."""
     if id(node) in seen:
         return []
     seen.add(id(node))

@@ -25,7 +25,8 @@ class Model(Block):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout inside the residual blocks."""
     time_embedding: Literal["add", "scale_shift"] = "add"
-    """How residual blocks take the timestep: added to their features, or as scale and shift of their second normalisation (D-TRAK, DAS)."""
+    """How residual blocks take the timestep: added to their features, or as scale and shift of
+    their second normalisation (D-TRAK, DAS)."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Model:
@@ -52,7 +53,8 @@ class Diffusion(Block):
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
     """T, the number of noise levels."""
     schedule: Literal["linear", "cosine"] = "linear"
-    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020) or the cosine schedule (Nichol & Dhariwal 2021)."""
+    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020) or the cosine schedule (Nichol & Dhariwal
+    2021)."""
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """What the network predicts: the noise, v (Salimans & Ho 2022) or the clean image."""
 
@@ -77,9 +79,11 @@ class Train(Block):
     ] = [0.9, 0.999]
     """AdamW's decay of the means of gradients and of their squares."""
     warmup: Annotated[int, Field(ge=0)] | Share = 0
-    """Updates over which the learning rate rises linearly from 0; below 1, as a share of the budget."""
+    """Updates over which the learning rate rises linearly from 0; below 1, as a share of the
+    budget."""
     decay: Literal["none", "cosine"] = "none"
-    """cosine: after warm-up the learning rate falls to 0 at the end of the budget, as a half cosine."""
+    """cosine: after warm-up the learning rate falls to 0 at the end of the budget, as a half
+    cosine."""
     ema: Annotated[float, Field(ge=0, lt=1)] = 0.9999
     """Decay of the moving average of the weights; 0 keeps the last weights."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
@@ -87,7 +91,8 @@ class Train(Block):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and averages stay fp32."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of labels replaced by the null label in label-conditional arms (classifier-free guidance)."""
+    """Share of labels replaced by the null label in label-conditional arms (classifier-free
+    guidance)."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     """Updates between two saved states. A stopped run goes on from the last."""
     log_every: Annotated[int, Field(ge=1)] = 25
@@ -95,7 +100,8 @@ class Train(Block):
 
     @property
     def follows_budget(self) -> bool:
-        """Whether the learning rate depends on the budget; what has several budgets, or none of its own, cannot have that."""
+        """Whether the learning rate depends on the budget; what has several budgets, or none of its
+        own, cannot have that."""
         return self.decay != "none" or 0 < self.warmup < 1
 
     @model_validator(mode="after")

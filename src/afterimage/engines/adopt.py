@@ -1,8 +1,9 @@
 """``afterimage adopt``: make pulled results known to Snakemake, after checking them.
 
-A clone that got its results from ``dvc pull`` has none of Snakemake's records, and file times in no order: Snakemake would run
-finished jobs again, or miss a changed setting. While DVC has nothing to report and ``verify`` finds every result right, it is safe
-to declare all of them up to date, which is what this does.
+A clone that got its results from ``dvc pull`` has none of Snakemake's records, and file times in no
+order: Snakemake would run finished jobs again, or miss a changed setting. While DVC has nothing to
+report and ``verify`` finds every result right, it is safe to declare all of them up to date, which
+is what this does.
 """
 
 from __future__ import annotations

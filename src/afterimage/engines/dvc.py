@@ -1,7 +1,9 @@
-"""``afterimage config dvc``: write the keys that each stage of ``dvc.yaml`` depends on, from the declared steps.
+"""``afterimage config dvc``: write the keys that each stage of ``dvc.yaml`` depends on, from the
+declared steps.
 
-DVC runs a stage again when one of its ``params`` changes. They are the blocks that the phase's steps are
-made of (``plan.step.Step.keys``), as far as ``params.yaml`` has them: DVC wants every key to stand there.
+DVC runs a stage again when one of its ``params`` changes. They are the blocks that the phase's
+steps are made of (``plan.step.Step.keys``), as far as ``params.yaml`` has them: DVC wants every key
+to stand there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Faults of other people's programs that a run meets, worked around until they are mended upstream.
 
-Each patch replaces something private, so each names the version that it was written for. With another
+Each patch replaces something private, so each names the version that it was written for. With
+another
 version the run does not start: look whether the fault is still there, then drop the patch or write
 down the version.
 """
@@ -59,9 +60,9 @@ def check(distribution: str, known: str) -> None:
 def drop_rate_limiter(scheduler: Any) -> None:
     """Take the limit on jobs per second away, which nothing here needs.
 
-    At every round of the scheduler it starts a timer that starts a round of its own, so that the more
-    jobs are done the more rounds there are, until they take up a core (after 200 of 670 jobs: a third
-    of one). The limit was rewritten in snakemake/snakemake#3067; no issue names the timers.
+    At every round of the scheduler it starts a timer that starts a round of its own, so that the
+    more jobs are done the more rounds there are, until they take up a core (after 200 of 670 jobs:
+    a third of one). The limit was rewritten in snakemake/snakemake#3067; no issue names the timers.
     """
     scheduler.job_rate_limiter = None
 
@@ -107,7 +108,8 @@ class _Deferred(ModuleType):
         vars(self).update(given)
 
     def __getattr__(self, attribute: str) -> Any:
-        # `from M import x` asks every module for its path, an import of M.x its package; only the second needs it.
+        # `from M import x` asks every module for its path, an import of M.x its package; only the
+        # second needs it.
         importing = sys._getframe(1).f_code.co_filename == "<frozen importlib._bootstrap>"
         # Other names of this form are asked for by programs that look through all modules.
         if attribute.startswith("__") and not (attribute == "__path__" and importing):
@@ -127,13 +129,16 @@ class _Compiled:
 
 
 def defer_imports() -> None:
-    """Do not import ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` for those who do not use them.
+    """Do not import ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` for those who do not
+    use them.
 
-    What is imported already stays. Every network of diffusers (0.42.1) imports all others, hence all schedulers, hence
-    scipy's modules. It marks functions for torch's compiler and asks whether a network is compiled, and so does every optimiser
-    of torch (2.13.0): each imports the compiler, ``torch._dynamo``. That is almost half of the processor time that a job
-    takes to start. As long as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say. All
-    else that is asked of a stand-in imports the module and comes from it, ``torch.compile`` included.
+    What is imported already stays. Every network of diffusers (0.42.1) imports all others, hence
+    all schedulers, hence scipy's modules. It marks functions for torch's compiler and asks whether
+    a network is compiled, and so does every optimiser of torch (2.13.0): each imports the compiler,
+    ``torch._dynamo``. That is almost half of the processor time that a job takes to start. As long
+    as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say.
+    All else that is asked of a stand-in imports the module and comes from it, ``torch.compile``
+    included.
     """
     if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
         return

@@ -1,10 +1,13 @@
-"""``afterimage recover``: after snakemake was killed, or its host restarted: end what it left behind, and unlock the folder.
+"""``afterimage recover``: after snakemake was killed, or its host restarted: end what it left
+behind, and unlock the folder.
 
-A snakemake that is killed cannot end its jobs: on a cluster they go on, and jobs that wait still start. Whoever then unlocks the
-folder and calls snakemake again has every such job running twice, in one folder. So this finds the jobs by what Snakemake's logs
-in ``.snakemake/log`` say of them (its SLURM plugin names all jobs of a run by one id), and jobs on this host by the folder that
-they work in; it ends them, waits until they are gone, and only then removes the lock. A training that is ended saves its state.
-Finished results stay as they are; what was under way is noticed by the next call and done again.
+A snakemake that is killed cannot end its jobs: on a cluster they go on, and jobs that wait still
+start. Whoever then unlocks the folder and calls snakemake again has every such job running twice,
+in one folder. So this finds the jobs by what Snakemake's logs in ``.snakemake/log`` say of them
+(its SLURM plugin names all jobs of a run by one id), and jobs on this host by the folder that they
+work in; it ends them, waits until they are gone, and only then removes the lock. A training that is
+ended saves its state. Finished results stay as they are; what was under way is noticed by the next
+call and done again.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from afterimage.artifacts import ArtifactError
 from afterimage.engines import settings_lock
 
 PATIENCE = 300.0
-"""Seconds until jobs must have ended; SLURM itself kills what has not ended 30 s (KillWait) after `scancel`."""
+"""Seconds until jobs must have ended; SLURM itself kills what has not ended 30 s (KillWait) after
+`scancel`."""
 RUN_ID = re.compile(r"SLURM run ID: (\S+)")
 HEADER = re.compile(r"  (Host|Command): (.+)")
 
@@ -170,7 +174,8 @@ def in_queue(names: list[str]) -> list[Job]:
 
 
 def on_this_host(directory: Path) -> list[psutil.Process]:
-    """Return the steps that still run in a folder without a snakemake above them; steps inside of SLURM jobs are not among them."""
+    """Return the steps that still run in a folder without a snakemake above them; steps inside of
+    SLURM jobs are not among them."""
     found = []
     for process in _working_in(directory):
         words = process.cmdline()

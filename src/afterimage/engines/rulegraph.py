@@ -1,6 +1,7 @@
 """``snakemake all --rulegraph dot | afterimage report rulegraph --out FILE``: draw the rule graph without graphviz.
 
-Rules stand in layers by the longest path from a rule without inputs, so that every arrow points right.
+Rules stand in layers by the longest path from a rule without inputs, so that every arrow points
+right.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def run(args: argparse.Namespace) -> None:
 def parse(dot: str) -> networkx.DiGraph:
     """Read Snakemake's dot text; rules that only gather (``all`` and the phases) are left out.
 
-    So are arrows that lead back to an earlier rule: an arm that starts from another, or that forgets what an attack found.
+    So are arrows that lead back to an earlier rule: an arm that starts from another, or that
+    forgets what an attack found.
 
     Raises:
         SystemExit: if the text holds no graph.

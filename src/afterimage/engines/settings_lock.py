@@ -1,12 +1,15 @@
-"""Who may write the settings of a study: one process of the engine at a time, and nobody under the feet of another's jobs.
+"""Who may write the settings of a study: one process of the engine at a time, and nobody under the
+feet of another's jobs.
 
-Every call of snakemake, a dry run too, writes the settings that it plans with (``resolved.write_configs``), and jobs read them when
-they start, perhaps days later. Two signs say that others are at work with them: the lock of ``results/<study>/config``, which the
-kernel takes away with the process that holds it, and Snakemake's own lock, which stays behind when snakemake is killed and its
-jobs go on.
+Every call of snakemake, a dry run too, writes the settings that it plans with
+(``resolved.write_configs``), and jobs read them when they start, perhaps days later. Two signs say
+that others are at work with them: the lock of ``results/<study>/config``, which the kernel takes
+away with the process that holds it, and Snakemake's own lock, which stays behind when snakemake is
+killed and its jobs go on.
 
-Calls with the same settings may go on: Snakemake's lock refuses those that would make the same files. It knows files by their local
-names, though, which are others with ``slurm/scratch.yaml``; whoever works in that way must be alone.
+Calls with the same settings may go on: Snakemake's lock refuses those that would make the same
+files. It knows files by their local names, though, which are others with ``slurm/scratch.yaml``;
+whoever works in that way must be alone.
 """
 
 from __future__ import annotations
@@ -52,8 +55,8 @@ def write_configs(study: config.Study, results: Path, engine: Path, scratch: boo
         The hold; keep it as long as the settings are to stay as they are.
 
     Raises:
-        ArtifactError: if others are at work, and something would change or one of both calls sends its outputs from another disk;
-            nothing is written then.
+        ArtifactError: if others are at work, and something would change or one of both calls sends
+            its outputs from another disk; nothing is written then.
     """
     folder = Path(results) / study.study / "config"
     folder.mkdir(parents=True, exist_ok=True)
@@ -81,7 +84,8 @@ def write_configs(study: config.Study, results: Path, engine: Path, scratch: boo
 
 
 def holder(folder: Path) -> str | None:
-    """Return who holds the lock of a ``config`` folder, as text; None if nobody does, or if its file system has no such locks."""
+    """Return who holds the lock of a ``config`` folder, as text; None if nobody does, or if its
+    file system has no such locks."""
     try:
         with (folder / LOCK).open() as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -111,7 +115,8 @@ def _take(path: Path, how: str) -> TextIO | None:
 
 
 def _engine_lock(folder: Path, prefix: str) -> tuple[Path, str] | None:
-    """Return a lock of Snakemake that names files below ``prefix``, and how its call works if not as usual; None if there is none."""
+    """Return a lock of Snakemake that names files below ``prefix``, and how its call works if not
+    as usual; None if there is none."""
     for path in sorted(folder.glob("*.lock")):
         with suppress(FileNotFoundError):  # its run has just ended
             lines = path.read_text().splitlines()

@@ -1,11 +1,14 @@
-"""``afterimage status``: how far a study is, by the files in its folder; with ``--watch`` until all is there.
+"""``afterimage status``: how far a study is, by the files in its folder; with ``--watch`` until all
+is there.
 
-It only reads, so it works from any terminal that sees the folder, and next to any engine. A job is done when its ``run.json`` is
-there, and at work while the partial folder of its result is (not seen where results are written on another disk first, as with
-``slurm/scratch.yaml``). Whether a result is up to date it does not ask: ``afterimage verify`` does, and `snakemake --dry-run all`.
+It only reads, so it works from any terminal that sees the folder, and next to any engine. A job is
+done when its ``run.json`` is there, and at work while the partial folder of its result is (not seen
+where results are written on another disk first, as with ``slurm/scratch.yaml``). Whether a result
+is up to date it does not ask: ``afterimage verify`` does, and `snakemake --dry-run all`.
 
-How far a training is comes from its curves and its log, how fast it is from its newest saved state. The time left of the study is
-that of the jobs whose kind has finished in this run of snakemake, at their mean length and as many at a time as so far.
+How far a training is comes from its curves and its log, how fast it is from its newest saved state.
+The time left of the study is that of the jobs whose kind has finished in this run of snakemake, at
+their mean length and as many at a time as so far.
 """
 
 from __future__ import annotations
@@ -97,7 +100,8 @@ class Look:
 
         Args:
             now: Seconds since the epoch.
-            height: Lines that there is room for; arms that are done or wait are only counted if there is too little.
+            height: Lines that there is room for; arms that are done or wait are only counted if
+                there is too little.
         """
         self._see()
         head = [self._summary(now), self._phases()]
@@ -170,7 +174,8 @@ class Look:
         return ", ".join(parts) or "sampled"
 
     def _detail(self, job: Job) -> str:
-        """Return the name of a running job, with the last line of its log where that tells how far it is."""
+        """Return the name of a running job, with the last line of its log where that tells how far
+        it is."""
         name = {"train": "training", "sample": "sampling"}.get(job.step, job.step.split("/")[-1])
         told = OF_ROWS.findall(self._log(job))
         return f"{name}: {told[-1]}" if told else name
@@ -198,14 +203,16 @@ class Look:
         return f"{text}, nothing new for {clock(silent)}" if silent > SILENT else text
 
     def _started(self) -> float | None:
-        """Return when the run of snakemake that holds the folder started, seconds since the epoch; None without one."""
+        """Return when the run of snakemake that holds the folder started, seconds since the epoch;
+        None without one."""
         logs = sorted(self.engine.glob("log/*.snakemake.log"))
         if not logs or not any(self.engine.glob("locks/*")):
             return None
         return datetime.strptime(logs[-1].name.split(".")[0], STARTED).timestamp()
 
     def _left(self, started: float) -> tuple[float, list[str]]:
-        """Return the seconds left for the kinds of jobs that this run has finished, and these kinds."""
+        """Return the seconds left for the kinds of jobs that this run has finished, and these
+        kinds."""
         for job in self.done - self._spans.keys():
             run = artifacts.read_run(self.root / job.folder)
             end = datetime.strptime(run["finished"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)

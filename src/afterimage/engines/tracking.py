@@ -1,9 +1,11 @@
 """``afterimage track import``: finished results in MLflow; doing it twice changes nothing.
 
-Jobs never talk to MLflow: many writers on a fresh SQLite store lose runs, and compute nodes may have no network. One process
-reads ``run.json`` and ``metrics.jsonl`` of finished results instead, so that the store can be thrown away and made again at any
-time. A study is an experiment, an arm a parent run, a replicate its child. A child carries the digest of the ``run.json`` files
-that it shows: the same digest is left alone, another replaces the run, so that old and new numbers never mix.
+Jobs never talk to MLflow: many writers on a fresh SQLite store lose runs, and compute nodes may
+have no network. One process reads ``run.json`` and ``metrics.jsonl`` of finished results instead,
+so that the store can be thrown away and made again at any time. A study is an experiment, an arm a
+parent run, a replicate its child. A child carries the digest of the ``run.json`` files
+that it shows: the same digest is left alone, another replaces the run, so that old and new numbers
+never mix.
 
 This is the only module that imports MLflow.
 """
@@ -93,7 +95,8 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
     """Return every arm of a finished study, every file checked.
 
     Raises:
-        ArtifactError: if a result is missing, changed, or made under other settings than the study's.
+        ArtifactError: if a result is missing, changed, or made under other settings than the
+            study's.
     """
     cells: dict[tuple[str, int], dict[str, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
     report: list[dict[str, Any]] = []
@@ -123,7 +126,8 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
 
 
 def summary(study: config.Study, arms: Mapping[str, Arm]) -> dict[str, Any]:
-    """Return what a store shows of a study: the same for the same results, wherever the store is."""
+    """Return what a store shows of a study: the same for the same results, wherever the store
+    is."""
     shown = {
         name: {"digest": arm.digest, "replicates": [one.digest for one in arm.replicates]}
         for name, arm in arms.items()
@@ -156,7 +160,8 @@ def metric_name(name: str) -> str:
 
 @contextmanager
 def errors_named(uri: str) -> Iterator[None]:
-    """Turn what MLflow and the libraries below it raise into one sentence on the store, and what to do.
+    """Turn what MLflow and the libraries below it raise into one sentence on the store, and what to
+    do.
 
     Raises:
         ArtifactError: for a store that cannot be opened, read or written.
@@ -198,7 +203,8 @@ class StoreError(Exception):
 
 
 def check_store(uri: str) -> None:
-    """Open the store. A file is looked at first: MLflow tries to open a folder for a minute, and writes into others' databases.
+    """Open the store. A file is looked at first: MLflow tries to open a folder for a minute, and
+    writes into others' databases.
 
     Raises:
         StoreError: for a file or folder that cannot be an MLflow store.
@@ -318,7 +324,8 @@ def _times(records: Iterable[dict[str, Any]]) -> tuple[int, int]:
 
 
 def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
-    """Return the finished run with this digest; delete all others, half-made ones of a killed import among them."""
+    """Return the finished run with this digest; delete all others, half-made ones of a killed
+    import among them."""
     kept: str | None = None
     for run in runs:
         if (
@@ -338,7 +345,8 @@ def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
 def import_study(
     study: config.Study, root: Path, arms: Mapping[str, Arm], uri: str
 ) -> dict[str, int]:
-    """Bring the store at ``uri`` in line with the results in ``root``; return how many replicates were made, replaced, ..."""
+    """Bring the store at ``uri`` in line with the results in ``root``; return how many replicates
+    were made, replaced, ..."""
     client = _client(uri)
     experiment = _experiment(client, study.study, uri)
     there = _runs(client, experiment)
@@ -372,7 +380,8 @@ def import_study(
 def _fill_parent(
     client: MlflowClient, run_id: str, study: config.Study, root: Path, arm: str, time_ms: int
 ) -> None:
-    """Give an arm's run the study's settings, the arm's headline numbers (means over replicates), tables and pages."""
+    """Give an arm's run the study's settings, the arm's headline numbers (means over replicates),
+    tables and pages."""
     from mlflow.entities import Metric
 
     settings = study.model_dump(

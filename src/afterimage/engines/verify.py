@@ -1,8 +1,10 @@
-"""``afterimage verify [PHASE]``: check that every result matches the study, its inputs and its code.
+"""``afterimage verify [PHASE]``: check that every result matches the study, its inputs and its
+code.
 
-For every job that the study asks for: its folder is there, made under the settings and by the code of now, from inputs that are
-still the same, and holds exactly the files that it was published with. ``PHASE`` stops after that phase; each stage of
-``dvc.yaml`` ends with it, so that DVC cannot seal results of other settings.
+For every job that the study asks for: its folder is there, made under the settings and by the code
+of now, from inputs that are still the same, and holds exactly the files that it was published with.
+``PHASE`` stops after that phase; each stage of ``dvc.yaml`` ends with it, so that DVC cannot seal
+results of other settings.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
     """Return everything that is wrong with the results of ``study``, upstream first.
 
     Args:
-        results: The folder that holds ``<study>``; recorded inputs are relative to the working folder.
+        results: The folder that holds ``<study>``; recorded inputs are relative to the working
+            folder.
         until: The last phase to check; None checks all.
     """
     root = Path(results) / study.study

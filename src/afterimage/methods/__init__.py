@@ -1,7 +1,8 @@
 """What each published method changes about plain training, one module each.
 
-A method is a module with ``train(run: TrainingRun) -> Trained``. It is found by name through ``config.METHODS``; adding one
-touches no other. It builds its learners, says what an update is, and hands both to ``TrainingRun.run``.
+A method is a module with ``train(run: TrainingRun) -> Trained``. It is found by name through
+``config.METHODS``; adding one touches no other. It builds its learners, says what an update is, and
+hands both to ``TrainingRun.run``.
 """
 
 from __future__ import annotations

@@ -1,22 +1,26 @@
-"""DP-SGD (Abadi et al. 2016, algorithm 1): every image's gradient is clipped, and Gaussian noise hides what is left of it.
+"""DP-SGD (Abadi et al. 2016, algorithm 1): every image's gradient is clipped, and Gaussian noise
+hides what is left of it.
 
-In update s each training row joins the batch with probability q = B / N, independently (Poisson sampling, which the accounting
-presumes), so that a batch may have any size, zero included. With g_i the gradient of row i's loss, the update moves along
+In update s each training row joins the batch with probability q = B / N, independently (Poisson
+sampling, which the accounting presumes), so that a batch may have any size, zero included. With g_i
+the gradient of row i's loss, the update moves along
 
     (sum_i g_i min(1, C / |g_i|) + noise) / B,    noise ~ N(0, (sigma C)^2) per weight,
 
-in AdamW, with C = ``max_grad_norm`` and sigma = ``noise_multiplier``. Clipping and noise are opacus' ``DPOptimizer``. The
-gradients are taken by torch's ``vmap``, in which the network sees one image at a time, so that no layer can mix images; opacus
-1.6.0's own hooks give wrong ones here (its convolutions take every input for a contiguous one, which those behind an attention
-block are not).
+in AdamW, with C = ``max_grad_norm`` and sigma = ``noise_multiplier``. Clipping and noise are
+opacus' ``DPOptimizer``. The gradients are taken by torch's ``vmap``, in which the network sees one
+image at a time, so that no layer can mix images; opacus 1.6.0's own hooks give wrong ones here (its
+convolutions take every input for a contiguous one, which those behind an attention block are not).
 ``train.clip`` is not used: each image's gradient is clipped instead.
 
-The epsilon on record is opacus' RDP bound (Mironov et al. 2019) for all updates together, between training sets that differ by
-one row more or less. To be read with three conditions:
+The epsilon on record is opacus' RDP bound (Mironov et al. 2019) for all updates together, between
+training sets that differ by one row more or less. To be read with three conditions:
 
-- it is that of one training *row*: an image that stands k times in the training set has about k times that epsilon;
+- it is that of one training *row*: an image that stands k times in the training set has about k
+  times that epsilon;
 - it is for somebody who does not know the seed, from which the noise can be drawn again;
-- it counts the updates alone, not what else was chosen by looking at the data (deduplication, settings, the best of many runs).
+- it counts the updates alone, not what else was chosen by looking at the data (deduplication,
+  settings, the best of many runs).
 
 opacus' tighter PRV accountant is not taken: it runs out of memory where there is little noise.
 """
@@ -43,18 +47,21 @@ from afterimage.training.order import Order
 from afterimage.training.task import Task
 
 ORDERS = [1.01, 1.03, 1.06, *RDPAccountant.DEFAULT_ALPHAS, 80, 128, 256, 512, 1024]
-"""Orders of Renyi divergence of which the best is taken: opacus' own, and some for much and little noise."""
+"""Orders of Renyi divergence of which the best is taken: opacus' own, and some for much and little
+noise."""
 
 
 def epsilon_of(noise_multiplier: float, rate: float, updates: int, delta: float) -> float:
-    """Return the epsilon of ``updates`` updates at sampling rate ``rate``; infinity without noise."""
+    """Return the epsilon of ``updates`` updates at sampling rate ``rate``; infinity without
+    noise."""
     accountant = RDPAccountant()
     accountant.history = [(noise_multiplier, rate, updates)]
     return max(0.0, accountant.get_epsilon(delta, alphas=ORDERS))
 
 
 def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
-    """Return the least noise multiplier that keeps to ``epsilon``, within opacus' tolerance of 0.01 in epsilon.
+    """Return the least noise multiplier that keeps to ``epsilon``, within opacus' tolerance of 0.01
+    in epsilon.
 
     Raises:
         ConfigError: if no noise does.
@@ -75,12 +82,14 @@ def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
 
 
 def poisson(seed: int, path: tuple[str | int, ...], s: int, images: int, rate: float) -> np.ndarray:
-    """Return the rows of update ``s``, int64, (B,): each of ``images`` rows with chance ``rate``, independently."""
+    """Return the rows of update ``s``, int64, (B,): each of ``images`` rows with chance ``rate``,
+    independently."""
     return np.flatnonzero(seeds.numpy_rng(seed, *path, "poisson", s).random(images) < rate)
 
 
 class Losses(torch.nn.Module):
-    """A task's losses as a function of the network's weights, which is what torch.func differentiates."""
+    """A task's losses as a function of the network's weights, which is what torch.func
+    differentiates."""
 
     def __init__(self, net: torch.nn.Module, task: Task) -> None:
         super().__init__()
@@ -94,7 +103,8 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
     """Return each sample's own gradient and its loss.
 
     Returns:
-        The gradients, (B, ...) for each trained weight in the order of ``parameters()``, and the losses, (B,).
+        The gradients, (B, ...) for each trained weight in the order of ``parameters()``, and the
+        losses, (B,).
     """
     weights = {
         name: weight.detach() for name, weight in losses.named_parameters() if weight.requires_grad
@@ -136,7 +146,8 @@ class PrivateLearner(Learner):
         )
 
     def private_gradient(self, batch: Batch, noise: torch.Generator) -> float:
-        """Set the weights' gradients; return the batch's summed loss over the *expected* batch size, as the gradient is.
+        """Set the weights' gradients; return the batch's summed loss over the *expected* batch
+        size, as the gradient is.
 
         Args:
             batch: Of any size; worked off in ``accumulation`` pieces.

@@ -1,7 +1,8 @@
 """EraseDiff (Wu et al., CVPR 2025): forgetting as a constrained optimisation.
 
-With r the gradient of the ordinary loss on the rest, L_r, and q that of the forgetting loss L_f, an update goes along the vector
-nearest to r whose product with q is at least the barrier a (theorem 3.1):
+With r the gradient of the ordinary loss on the rest, L_r, and q that of the forgetting loss L_f, an
+update goes along the vector nearest to r whose product with q is at least the barrier a (theorem
+3.1):
 
     delta = r + lambda q,    lambda = max(0, (a - <q, r>) / |q|^2).
 
@@ -10,9 +11,10 @@ L_f is the squared error of the forgotten images' predictions, under their own l
 minimum. That is a constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with ``barrier: gap``.
 With the theorem's a = eta |q|^2 they are skipped.
 
-The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the weights' step. The curves have both
-products. With a fixed eta > 0 the weights run to the optimum of L_f, one end of the Pareto set, and not to a compromise: the number
-of updates is what trades forgetting for keeping.
+The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the weights'
+step. The curves have both products. With a fixed eta > 0 the weights run to the optimum of L_f, one
+end of the Pareto set, and not to a compromise: the number of updates is what trades forgetting for
+keeping.
 """
 
 from __future__ import annotations
@@ -76,12 +78,15 @@ def dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 class Targets:
     """The forgotten images, at timesteps of their own, with what they are to be denoised to.
 
-    - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any dropout.
-    - ``released_relabel``: one wrong label for all samples of a class; dropout and label dropout on, drawn independently in
-      prediction and target. The released code draws from the labels 1 to 9 whatever is forgotten, here from all others; and it
-      noises the forgotten images at the timesteps of the rest.
+    - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any
+      dropout.
+    - ``released_relabel``: one wrong label for all samples of a class; dropout and label dropout
+      on, drawn independently in prediction and target. The released code draws from the labels 1 to
+      9 whatever is forgotten, here from all others; and it noises the forgotten images at the
+      timesteps of the rest.
     - ``uniform``: U(0, 1) in place of the noise, the images being corrupted by Gaussian noise.
-    - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label dropout on.
+    - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label
+      dropout on.
 
     Args:
         job: The run.
@@ -100,7 +105,8 @@ class Targets:
             )
 
     def batch(self, sides: Sides, i: int) -> Batch:
-        """Return the ``i``-th forget batch of ``sides``: a pure function of the seed, ``i`` and the network."""
+        """Return the ``i``-th forget batch of ``sides``: a pure function of the seed, ``i`` and the
+        network."""
         batch = sides.batch("forget", i, keep_labels=not self.released)
         order = sides.orders["forget"]
         generator = seeds.torch_rng(order.seed, *order.path, "target", i)
@@ -138,11 +144,13 @@ class Targets:
 
 
 class Inner:
-    """K steps of a copy of the network towards the least forgetting loss: Adam, started anew each time, without clipping.
+    """K steps of a copy of the network towards the least forgetting loss: Adam, started anew each
+    time, without clipping.
 
-    The copy learns from batches of its own; their targets come from the same network as those of the update, so that the inner
-    steps descend one and the same loss. Nothing of it outlives an update. (The released code has one Adam for inner and outer steps;
-    with its rules for lambda, the moments left behind are all that its inner steps change.)
+    The copy learns from batches of its own; their targets come from the same network as those of
+    the update, so that the inner steps descend one and the same loss. Nothing of it outlives an
+    update. (The released code has one Adam for inner and outer steps; with its rules for lambda,
+    the moments left behind are all that its inner steps change.)
     """
 
     def __init__(self, job: TrainingRun, targets: Targets) -> None:
@@ -161,7 +169,8 @@ class Inner:
         self.task, self.targets, self.steps = job.task, targets, job.arm.inner_updates
 
     def descend(self, net: torch.nn.Module, s: int) -> Learner:
-        """Return the copy, brought from the weights of ``net`` to the end of the inner steps of update ``s``."""
+        """Return the copy, brought from the weights of ``net`` to the end of the inner steps of
+        update ``s``."""
         self.learner.net.load_state_dict(net.state_dict())
         self.learner.optimizer.state.clear()
         for i in range(s * self.steps, (s + 1) * self.steps):
@@ -172,7 +181,8 @@ class Inner:
 
 
 class Pushes:
-    """The number of updates in which lambda was not zero, i.e. the forgotten images moved the weights."""
+    """The number of updates in which lambda was not zero, i.e. the forgotten images moved the
+    weights."""
 
     def __init__(self) -> None:
         self.count = torch.zeros((), dtype=torch.int64)
@@ -187,10 +197,12 @@ class Pushes:
 def train(job: TrainingRun) -> Trained:
     """Make the base's network forget ``job.forgotten``.
 
-    The curves have, per update: loss (L_r), forget_loss (L_f), lambda, cosine (of q and r), barrier (a, for rules that have one),
-    gap (g, where the inner steps run), descent_asked (<q, delta>) and descent_made (<q, theta_old - theta_new>, to first order the
-    fall of L_f), beside grad_norm (of delta, before clipping) and learning_rate. The facts count inner_updates, pushed_updates
-    (lambda not zero), and the passes over a batch with a gradient (backward_passes) and without (forward_only_passes).
+    The curves have, per update: loss (L_r), forget_loss (L_f), lambda, cosine (of q and r), barrier
+    (a, for rules that have one), gap (g, where the inner steps run), descent_asked (<q, delta>) and
+    descent_made (<q, theta_old - theta_new>, to first order the fall of L_f), beside grad_norm (of
+    delta, before clipping) and learning_rate. The facts count inner_updates, pushed_updates (lambda
+    not zero), and the passes over a batch with a gradient (backward_passes) and without
+    (forward_only_passes).
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, EraseDiff)

@@ -1,6 +1,7 @@
 """Gradient ascent on the forgotten images (NegGrad), the plainest of all unlearning methods.
 
-The objective is beta L_remain - (1 - beta) L_forget, both the ordinary loss of Ho et al. 2020. beta = 0 is pure ascent, which
+The objective is beta L_remain - (1 - beta) L_forget, both the ordinary loss of Ho et al. 2020. beta
+= 0 is pure ascent, which
 nothing bounds: clipping and the number of updates decide how far it goes.
 """
 
@@ -18,8 +19,9 @@ from afterimage.training.learner import Learner, plain
 def train(job: TrainingRun) -> Trained:
     """Raise the base's loss on ``job.forgotten``.
 
-    The curves have loss (L_remain) and forget_loss (L_forget). A side of weight zero gets no backward pass: its loss is only
-    recorded. The facts count the passes over a batch with a gradient (backward_passes) and without (forward_only_passes).
+    The curves have loss (L_remain) and forget_loss (L_forget). A side of weight zero gets no
+    backward pass: its loss is only recorded. The facts count the passes over a batch with a
+    gradient (backward_passes) and without (forward_only_passes).
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, GradientAscent)

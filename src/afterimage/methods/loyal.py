@@ -1,13 +1,17 @@
-"""LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that share the timesteps, one or both of them a RAU-Net.
+"""LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that share the timesteps, one or both of
+them a RAU-Net.
 
-The front network is trained on t in [0, tau), then the tail network on t in [tau, T), each as the baseline is, with its own
-optimiser, warm-up, order of images and moving average; sampling goes from one to the other at tau (``diffusion.router``). Both
-start from the same initial weights, or from the averaged weights of ``base``; blocks that a base lacks start as initialised.
-Without ``rau_net`` neither has blocks: the control that tells what two half-range networks do by themselves.
+The front network is trained on t in [0, tau), then the tail network on t in [tau, T), each as the
+baseline is, with its own optimiser, warm-up, order of images and moving average; sampling goes from
+one to the other at tau (``diffusion.router``). Both start from the same initial weights, or from
+the averaged weights of ``base``; blocks that a base lacks start as initialised.
+Without ``rau_net`` neither has blocks: the control that tells what two half-range networks do by
+themselves.
 
-An update trains one network. ``budget: matched_total`` shares the updates in proportion to the timesteps, so that the arm sees as
-many images as a single network with that budget; ``literal`` gives all of them to each, as published. With tau = 0 or tau = T one
-network does everything with the whole budget; the other is stored as initialised and never asked. The training curves show the
+An update trains one network. ``budget: matched_total`` shares the updates in proportion to the
+timesteps, so that the arm sees as many images as a single network with that budget; ``literal``
+gives all of them to each, as published. With tau = 0 or tau = T one network does everything with
+the whole budget; the other is stored as initialised and never asked. The training curves show the
 front network first, then the tail network.
 """
 

@@ -1,24 +1,30 @@
-"""``afterimage train run``: train one replicate of one arm, or continue it; run the same command again after a stop.
+"""``afterimage train run``: train one replicate of one arm, or continue it; run the same command
+again after a stop.
 
-Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a state of the same config,
-inputs and code; after a change of any it starts afresh.
+Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a
+state of the same config, inputs and code; after a change of any it starts afresh.
 
-``--part k/K`` ends a run when k/K of its updates are done, for jobs that have less time than it takes: the state is saved, nothing is
-written into ``--out``, and the status is 0. The last part, or the same command without the flag, does what is left and finishes. The
-bits are those of an uninterrupted run, whatever parts there were.
+``--part k/K`` ends a run when k/K of its updates are done, for jobs that have less time than it
+takes: the state is saved, nothing is written into ``--out``, and the status is 0. The last part, or
+the same command without the flag, does what is left and finishes. The bits are those of an
+uninterrupted run, whatever parts there were.
 
-``--processes W`` shares the work among W processes on one machine, a GPU for each, if the method can (``shares`` of its settings). Where they share
-a run's networks the result has the same bits; where they share every batch, the same data in the same order, and sums of another
-order. A state goes on with any number of processes. They may also be started by ``torchrun -m afterimage.cli train run``; after a
-signal the state is saved in the same way, but torchrun itself ends with status 1.
+``--processes W`` shares the work among W processes on one machine, a GPU for each, if the method
+can (``shares`` of its settings). Where they share a run's networks the result has the same bits;
+where they share every batch, the same data in the same order, and sums of another order. A state
+goes on with any number of processes. They may also be started by ``torchrun -m afterimage.cli train
+run``; after a signal the state is saved in the same way, but torchrun itself ends with status 1.
 
 The store that a finished run leaves:
 
-- ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last weights;
-- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution wants them; else ``states/`` is empty;
+- ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last
+  weights;
+- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution wants
+  them; else ``states/`` is empty;
 - ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
 - ``tables/``: what the arm's method tells of its work, as its module says; for most nothing;
-- ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only value that varies).
+- ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only
+  value that varies).
 """
 
 from __future__ import annotations

@@ -1,7 +1,10 @@
-"""SalUn (Fan et al., ICLR 2024, section 4): wrong labels for the forgotten images, on the most salient weights only.
+"""SalUn (Fan et al., ICLR 2024, section 4): wrong labels for the forgotten images, on the most
+salient weights only.
 
-The mask m is 1 for the weights whose gradient of the ordinary loss on the forgotten images, at theta_0, is largest in absolute
-value: a given share of all (the paper's threshold gamma, by default the median, is the share 0.5). Then
+The mask m is 1 for the weights whose gradient of the ordinary loss on the forgotten images, at
+theta_0, is largest in absolute
+value: a given share of all (the paper's threshold gamma, by default the median, is the share 0.5).
+Then
 
     theta = m * (theta_0 + change) + (1 - m) * theta_0
 
@@ -9,9 +12,9 @@ is trained on the paper's objective for image generation,
 
     E_{(x, c) in D_f, c' != c} |eps(x_t | c') - eps(x_t | c)|^2 + beta L(D_r).
 
-The prediction for the wrong label c' is the target of the other, without a gradient (as released; the paper does not say) and
-without dropout; both know their labels. The released code leaves dropout and label dropout on in both. The loss on the rest is
-that of plain training.
+The prediction for the wrong label c' is the target of the other, without a gradient (as released;
+the paper does not say) and without dropout; both know their labels. The released code leaves
+dropout and label dropout on in both. The loss on the rest is that of plain training.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from afterimage.training.learner import Learner, plain
 
 
 def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
-    """Return which of the values are among the largest ``share`` of all in absolute value: bool tensors of the same shapes.
+    """Return which of the values are among the largest ``share`` of all in absolute value: bool
+    tensors of the same shapes.
 
     Their number is exact (rounded, at least one); of equal values the first are taken.
     """
@@ -44,7 +48,8 @@ def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
 
 
 def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> list[torch.Tensor]:
-    """Return the gradient of the ordinary loss on as many batches of forgotten images, summed, without any dropout."""
+    """Return the gradient of the ordinary loss on as many batches of forgotten images, summed,
+    without any dropout."""
     sides = Sides(replace(job, path=(*job.path, "saliency")))
     learner.net.eval()
     total = [
@@ -60,8 +65,9 @@ def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> lis
 def train(job: TrainingRun) -> Trained:
     """Make the base's network forget ``job.forgotten``.
 
-    The curves have loss (on the rest) and forget_loss (against the predictions for wrong labels), beside grad_norm (of the
-    salient weights, before clipping) and learning_rate. The setup on record is what came before the first update: the mask.
+    The curves have loss (on the rest) and forget_loss (against the predictions for wrong labels),
+    beside grad_norm (of the salient weights, before clipping) and learning_rate. The setup on
+    record is what came before the first update: the mask.
 
     Raises:
         ConfigError: if the network knows fewer than two labels.

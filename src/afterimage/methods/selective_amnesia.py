@@ -1,4 +1,5 @@
-"""Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the rest, and EWC.
+"""Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the
+rest, and EWC.
 
 The paper maximises, with q(x | c_f) in place of the images of the class c_f, p the base's own images of the other classes, F
 the diagonal Fisher information and theta* the base's weights,
@@ -8,15 +9,16 @@ the diagonal Fisher information and theta* the base's weights,
 For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the image's values), and
 F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform noise in [-1, 1], image by image.
 
-As released, the update takes the likelihoods at one timestep per image and F takes them at all, labels are never dropped, and
-the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in these units, in which 10 is published: F of one timestep, or
-of means instead of sums over the image's D values, would be smaller by orders of magnitude. The losses here are means over the
+As released, the update takes the likelihoods at one timestep per image and F takes them at all,
+labels are never dropped, and the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in
+these units, in which 10 is published: F of one timestep, or of means instead of sums over the
+image's D values, would be smaller by orders of magnitude. The losses here are means over the
 values, so what is minimised is that objective over D:
 
     loss(q) + loss(p) + lambda / D sum_i F_i (theta_i - theta*_i)^2,    F from D sum_t of such losses.
 
-F and the images of the replay are made before the first update, from streams of their own; a continued run makes the same
-again.
+F and the images of the replay are made before the first update, from streams of their own; a
+continued run makes the same again.
 """
 
 from __future__ import annotations
@@ -39,13 +41,15 @@ from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 
 STEPS = 50
-"""DDIM steps of the replayed images (fewer where there are fewer timesteps), unguided. Released: 1,000 steps, guided."""
+"""DDIM steps of the replayed images (fewer where there are fewer timesteps), unguided. Released:
+1,000 steps, guided."""
 
 
 def fisher(
     weights: list[torch.Tensor], images: Iterable[Iterable[torch.Tensor]]
 ) -> list[torch.Tensor]:
-    """Return the mean over images of the squared gradient of an image's negative log-likelihood, weight by weight.
+    """Return the mean over images of the squared gradient of an image's negative log-likelihood,
+    weight by weight.
 
     Args:
         weights: What to differentiate by.
@@ -79,9 +83,9 @@ def elastic(
 def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
     """Yield the ``images`` of ``fisher``: ``fisher_samples`` of the job's, under their own labels.
 
-    With K of the T noise levels, the middle ones of K equal ranges, each stands for T / K. (On digits the trace of F is 1.14
-    times that of all 1,000 levels with 50 of them, 4 times with one.) A summand has as many levels as a micro-batch of training
-    has images.
+    With K of the T noise levels, the middle ones of K equal ranges, each stands for T / K. (On
+    digits the trace of F is 1.14 times that of all 1,000 levels with 50 of them, 4 times with one.)
+    A summand has as many levels as a micro-batch of training has images.
     """
     arm, task = job.arm, job.task
     assert isinstance(arm, SelectiveAmnesia)
@@ -112,7 +116,8 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
 
 
 def drawn(job: TrainingRun, label: int) -> TrainingRun:
-    """Return the job with images drawn from its network, all labels in turn, in place of the training images.
+    """Return the job with images drawn from its network, all labels in turn, in place of the
+    training images.
 
     Args:
         label: The class to forget.
@@ -132,7 +137,8 @@ def drawn(job: TrainingRun, label: int) -> TrainingRun:
 
 
 def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
-    """Return the batch of update ``s`` that stands for the forgotten class ``label``: uniform noise images under its label."""
+    """Return the batch of update ``s`` that stands for the forgotten class ``label``: uniform noise
+    images under its label."""
     task, count = job.task, job.train.batch_size
     assert isinstance(task, Pixels)
     channels, height, width = task.images.shape[1:]
@@ -148,8 +154,9 @@ def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
 def train(job: TrainingRun) -> Trained:
     """Make the base's network forget the class of ``job.forgotten``.
 
-    The curves have loss (on the rest), forget_loss (on the surrogate) and penalty, beside grad_norm (of their sum, before
-    clipping) and learning_rate. The setup on record is what came before the first update: replay and F.
+    The curves have loss (on the rest), forget_loss (on the surrogate) and penalty, beside grad_norm
+    (of their sum, before clipping) and learning_rate. The setup on record is what came before the
+    first update: replay and F.
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, SelectiveAmnesia)

@@ -20,7 +20,8 @@ Side = Literal["forget", "remain"]
 
 
 class Sides:
-    """Batches of the forgotten images and of the rest, each in its own shuffled order without replacement.
+    """Batches of the forgotten images and of the rest, each in its own shuffled order without
+    replacement.
 
     Raises:
         ArtifactError: if a side has no image.
@@ -59,12 +60,14 @@ def seed_dropout(sides: Sides, s: int, side: Side = "remain") -> None:
 
 
 def gradients(net: torch.nn.Module) -> list[torch.Tensor]:
-    """Return copies of the gradients of those weights that have one, in the order of ``net.parameters()``."""
+    """Return copies of the gradients of those weights that have one, in the order of
+    ``net.parameters()``."""
     return [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
 
 
 def loss_of(learner: Learner, task: Task, batch: Batch) -> float:
-    """Return the mean loss on ``batch``, computed as ``Learner.gradient`` does, but without a gradient.
+    """Return the mean loss on ``batch``, computed as ``Learner.gradient`` does, but without a
+    gradient.
 
     Raises:
         NonFiniteError: if it is no number.
@@ -88,8 +91,8 @@ def wrong_labels(
         labels: int64, (B,), in [0, classes).
         classes: Number of labels, at least 2.
         generator: On the CPU.
-        one_draw: Draw the distance between wrong and right label once for the whole batch, so that samples of one class all get
-            the same wrong label.
+        one_draw: Draw the distance between wrong and right label once for the whole batch, so that
+            samples of one class all get the same wrong label.
     """
     shift = torch.randint(1, classes, (1 if one_draw else len(labels),), generator=generator)
     return (labels + shift) % classes

@@ -1,11 +1,12 @@
 """The feature network: a small convolutional classifier trained on the reference part only.
 
-Its penultimate layer is the space in which quality is judged and near-duplicates are proposed. No arm trains on the reference
-part, and this network sees nothing else, so that neither memorised nor held-out images have shaped the space. Data without
-labels, or with one class, train it to tell four rotations apart instead (Gidaris et al. 2018); ``classifier.json`` says which.
+Its penultimate layer is the space in which quality is judged and near-duplicates are proposed. No
+arm trains on the reference part, and this network sees nothing else, so that neither memorised nor
+held-out images have shaped the space. Data without labels, or with one class, train it to tell four
+rotations apart instead (Gidaris et al. 2018); ``classifier.json`` says which.
 
-A stored network is two files: ``classifier.safetensors`` (weights) and ``classifier.json`` (architecture, classes,
-normalisation, task).
+A stored network is two files: ``classifier.safetensors`` (weights) and ``classifier.json``
+(architecture, classes, normalisation, task).
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ class Description:
     """Everything needed to rebuild and use the network.
 
     Attributes:
-        task: ``labels`` or ``rotations`` (0, 90, 180 and 270 degrees, told apart where there are no labels to learn).
+        task: ``labels`` or ``rotations`` (0, 90, 180 and 270 degrees, told apart where there are no
+            labels to learn).
         classes: The labels, in the order of the outputs; degrees for rotations.
         input_channels: 1 or 3.
         channels: Width of each convolutional block.
@@ -59,8 +61,8 @@ class Description:
 class Network(nn.Module):
     """Convolutional blocks, global average pooling, a feature layer and a linear classifier.
 
-    Each block is two 3x3 convolutions with group normalisation and SiLU, then 2x2 average pooling that rounds up, so that any
-    side works.
+    Each block is two 3x3 convolutions with group normalisation and SiLU, then 2x2 average pooling
+    that rounds up, so that any side works.
     """
 
     mean: torch.Tensor
@@ -124,16 +126,18 @@ def _turned(pixels: torch.Tensor, quarters: torch.Tensor) -> torch.Tensor:
 def fit(
     images: Images, settings: Classifier, seed: int
 ) -> tuple[Network, Description, list[dict[str, float]]]:
-    """Train the network on nine tenths of ``images`` and judge it on the last tenth after each epoch.
+    """Train the network on nine tenths of ``images`` and judge it on the last tenth after each
+    epoch.
 
     Args:
-        images: The reference part. Rows without a label (-1) are left out where there are labels to learn.
+        images: The reference part. Rows without a label (-1) are left out where there are labels to
+            learn.
         settings: Width, length and pace of the training.
         seed: The study's root seed.
 
     Returns:
-        The network (on the CPU), its description, and per epoch ``loss``, ``accuracy`` (both over the epoch's training batches)
-        and ``validation_accuracy``.
+        The network (on the CPU), its description, and per epoch ``loss``, ``accuracy`` (both over
+        the epoch's training batches) and ``validation_accuracy``.
 
     Raises:
         ConfigError: for images smaller than 8x8 or fewer than two usable images.
@@ -274,12 +278,14 @@ def embed(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
 
 
 def embed_with(network: Network, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
-    """Return the penultimate features of images in a network that was just trained; as ``embed`` otherwise."""
+    """Return the penultimate features of images in a network that was just trained; as ``embed``
+    otherwise."""
     return _apply(network, _to_tensor(pixels), batch, network.embed).numpy()
 
 
 def predict(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
-    """Return class probabilities, float32 (N, classes), in the order of the description's ``classes``; as ``embed`` otherwise."""
+    """Return class probabilities, float32 (N, classes), in the order of the description's
+    ``classes``; as ``embed`` otherwise."""
     network, tensor = _open_for(folder, pixels)
     return _apply(network, tensor, batch, network.forward).softmax(1).numpy()
 

@@ -1,4 +1,5 @@
-"""Distances between images: normalised l2 and its tiled form (Carlini et al. 2023, sections 4.1 and 4.2).
+"""Distances between images: normalised l2 and its tiled form (Carlini et al. 2023, sections 4.1 and
+4.2).
 
 Normalised l2 is the root mean square difference of the values, sqrt(sum_i (a_i - b_i)^2 / d), with pixels in [0, 1]; the tiled
 form is the largest normalised l2 over a grid of tiles, so that a shared plain background cannot hide a difference. Both are
@@ -36,7 +37,8 @@ def cut(images: np.ndarray, tiles: int = 1) -> np.ndarray:
 
 
 def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the largest sum of squared differences over the tiles of paired cut images, in the unit of their values.
+    """Return the largest sum of squared differences over the tiles of paired cut images, in the
+    unit of their values.
 
     Args:
         a: Cut images, (P, T, d).
@@ -50,7 +52,8 @@ def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def normalise(squares: np.ndarray, values: int, dtype: np.dtype) -> np.ndarray:
-    """Turn sums of squared differences over ``values`` values of ``dtype`` into normalised l2, float64, in [0, 1] units."""
+    """Turn sums of squared differences over ``values`` values of ``dtype`` into normalised l2,
+    float64, in [0, 1] units."""
     root = np.sqrt(squares / values)
     return root / 255 if dtype == np.uint8 else root
 
@@ -80,7 +83,8 @@ def check_alike(a: np.ndarray, b: np.ndarray) -> None:
     """Refuse images that cannot be compared.
 
     Raises:
-        ConfigError: unless both are (N, H, W, C) with the same H, W, C, and both uint8 or both floating.
+        ConfigError: unless both are (N, H, W, C) with the same H, W, C, and both uint8 or both
+            floating.
     """
     for images in (a, b):
         if images.ndim != 4 or not (

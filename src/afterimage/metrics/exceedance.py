@@ -1,18 +1,20 @@
-"""Are generations nearer to training images than unseen images are? A one-sided band over all thresholds.
+"""Are generations nearer to training images than unseen images are? A one-sided band over all
+thresholds.
 
-Scores of n generations are compared with scores of m held-out images; a small score means near.
-Let K_j be the number of generations below the (j + 1)-th smallest held-out score, so that j held-out
+Scores of n generations are compared with scores of m held-out images; a small score means near. Let
+K_j be the number of generations below the (j + 1)-th smallest held-out score, so that j held-out
 images lie below that threshold. For generations that are exchangeable with the held-out images, K_j
 is beta-binomial, BetaBin(n, j + 1, m - j), whatever the distribution of the scores: the conformal
 p-values of Bates et al. 2023 ("Testing for outliers with conformal p-values") count the same ranks.
 
 The band u_j holds for all thresholds of the lower tail together: P(K_j <= u_j for all j) >= 0.95.
-Every u_j cuts the distribution of its K_j at one tail probability, chosen as the 5 % quantile of the
-smallest tail probability over j in simulated rankings (Berk and Jones 1979, for two samples). All of
-the following hold together, for any threshold chosen after looking, as in Gazin, Blanchard and
-Roquain 2024 ("Transductive conformal inference with adaptive scores"):
+Every u_j cuts the distribution of its K_j at one tail probability, chosen as the 5 % quantile of
+the smallest tail probability over j in simulated rankings (Berk and Jones 1979, for two samples).
+All of the following hold together, for any threshold chosen after looking, as in Gazin, Blanchard
+and Roquain 2024 ("Transductive conformal inference with adaptive scores"):
 
-- at most u_j generations that are not copies lie below threshold j, so at least K_j - u_j copies do;
+- at most u_j generations that are not copies lie below threshold j, so at least K_j - u_j copies
+  do;
 - if no generation is a copy, K_j > u_j for some j happens with probability at most 5 %.
 
 The alternatives use less. A threshold that 1 in 1,000 held-out images reach is a single order
@@ -119,10 +121,12 @@ def exceedance(scores: np.ndarray, held_out: np.ndarray, confidence: float = 0.9
 
 
 def visible_rate(generations: int, held_out: int, power: float, confidence: float = 0.95) -> float:
-    """Return the smallest copying rate that is shown with probability ``power``; infinite if none is.
+    """Return the smallest copying rate that is shown with probability ``power``; infinite if none
+    is.
 
     A copy here is a generation that is nearer than every held-out image. The rate is the smallest x
-    with P(Bin(n, x) > u_0) >= power; non-copies below the same threshold would only add to the count.
+    with P(Bin(n, x) > u_0) >= power; non-copies below the same threshold would only add to the
+    count.
     """
     upper = int(band(generations, held_out, confidence).upper[0])
     if upper >= generations:

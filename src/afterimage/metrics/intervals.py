@@ -1,12 +1,13 @@
 """Intervals of reported numbers.
 
-Two kinds stand side by side for shares. The percentile bootstrap over units resamples the units that were counted; of 0 in 8 it
-says [0, 0], because no resample holds anything else. The exact interval (Clopper & Pearson 1934) does not have that flaw and
-covers at least as often as it says, so it is the one to read for small counts.
+Two kinds stand side by side for shares. The percentile bootstrap over units resamples the units
+that were counted; of 0 in 8 it says [0, 0], because no resample holds anything else. The exact
+interval (Clopper & Pearson 1934) does not have that flaw and covers at least as often as it says,
+so it is the one to read for small counts.
 
-A unit is what could have come out otherwise: a generation for rates of generations, a held-out image for the control, a
-distinct training image for shares of training images. Intervals say nothing about another training of the same arm;
-only replicates do.
+A unit is what could have come out otherwise: a generation for rates of generations, a held-out
+image for the control, a distinct training image for shares of training images. Intervals say
+nothing about another training of the same arm; only replicates do.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from afterimage.config import ConfigError
 
 @dataclass(frozen=True)
 class Share:
-    """A share of units with its percentile-bootstrap interval and its exact interval, all in [0, 1]."""
+    """A share of units with its percentile-bootstrap interval and its exact interval, all in [0,
+    1]."""
 
     value: float
     low: float
@@ -36,7 +38,8 @@ def share(
 ) -> Share:
     """Return ``count / of`` with intervals.
 
-    A resample of the units holds a binomial number of the counted ones, so it is drawn as that number.
+    A resample of the units holds a binomial number of the counted ones, so it is drawn as that
+    number.
 
     Raises:
         ConfigError: if there are no units, or more counted than there are.
@@ -61,11 +64,13 @@ def basic(value: float, values: np.ndarray, confidence: float) -> tuple[float, f
 
 
 def normal(value: float, values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Return the normal interval: ``value`` plus and minus the resampled values' standard deviation times the normal quantile.
+    """Return the normal interval: ``value`` plus and minus the resampled values' standard deviation
+    times the normal quantile.
 
-    For statistics that resampling shifts, such as a Fréchet distance (a resample has fewer different images, and the distance
-    rises): the percentile interval would hold that shift and the basic one its opposite, and either may miss ``value``. The bias
-    of the value itself for few images stays; it is the same for sets of one size.
+    For statistics that resampling shifts, such as a Fréchet distance (a resample has fewer
+    different images, and the distance rises): the percentile interval would hold that shift and the
+    basic one its opposite, and either may miss ``value``. The bias of the value itself for few
+    images stays; it is the same for sets of one size.
     """
     half = norm.ppf((1 + confidence) / 2) * np.std(values, ddof=1)
     return float(value - half), float(value + half)

@@ -1,16 +1,20 @@
-"""Near-duplicates: images that are a gallery's image but for a re-encoding, a little noise or brightness.
+"""Near-duplicates: images that are a gallery's image but for a re-encoding, a little noise or
+brightness.
 
-An image is a near-duplicate of the gallery image nearest to it when its relative distance is at most ``NEAR``: the normalised l2
-distance to that image, divided by the mean distance of that image to its 50 nearest different others. This is the adaptive
-distance of the extraction attack (Carlini et al. 2023, section 5.1) at alpha = 1, so that a control image that is left out is
-one that the attack would take for a copy.
+An image is a near-duplicate of the gallery image nearest to it when its relative distance is at
+most ``NEAR``: the normalised l2 distance to that image, divided by the mean distance of that image
+to its 50 nearest different others. This is the adaptive distance of the extraction attack (Carlini
+et al. 2023, section 5.1) at alpha = 1, so that a control image that is left out is one that the
+attack would take for a copy.
 
-``NEAR`` = 0.15 was measured on digits, MNIST, CIFAR-10 and emoji at 8 x 8 to 32 x 32: below it lies no independent image of the
-first three (in random galleries of 10 to 1,000 digits at most 0.3 in 1,000) and of the emoji those alone that look the same. It
-finds all images with noise of 2 and nearly all with noise of 8 in 255, most that are brighter by 5 % and, where edges are soft, most
-that were JPEG files in between. It does not find crops or images shifted by a pixel, nor those near-duplicates of CIFAR-10's own
-that lie at 0.28 or more, where independent digits lie too. What is left out is missing from the lower tail of the very distances
-that a control measures, so a larger ``NEAR`` would make false alarms vanish by construction, while a duplicate that stays only
+``NEAR`` = 0.15 was measured on digits, MNIST, CIFAR-10 and emoji at 8 x 8 to 32 x 32: below it lies
+no independent image of the first three (in random galleries of 10 to 1,000 digits at most 0.3 in
+1,000) and of the emoji those alone that look the same. It finds all images with noise of 2 and
+nearly all with noise of 8 in 255, most that are brighter by 5 % and, where edges are soft, most
+that were JPEG files in between. It does not find crops or images shifted by a pixel, nor those
+near-duplicates of CIFAR-10's own that lie at 0.28 or more, where independent digits lie too. What
+is left out is missing from the lower tail of the very distances that a control measures, so a
+larger ``NEAR`` would make false alarms vanish by construction, while a duplicate that stays only
 makes the attack look less certain than it is.
 """
 
@@ -34,10 +38,12 @@ class NearDuplicates:
     """What N images duplicate.
 
     Attributes:
-        rows: int64 (N,), the gallery image that each duplicates, the lowest of equal ones; -1 for none.
+        rows: int64 (N,), the gallery image that each duplicates, the lowest of equal ones; -1 for
+            none.
         exact: bool (N,), byte-identical to it, or to its mirror image where these count.
         distances: float64 (N,), normalised l2 to the nearest gallery image, duplicate or not.
-        relative: float64 (N,), the same as a relative distance; infinite where the gallery has one different image, unless exact.
+        relative: float64 (N,), the same as a relative distance; infinite where the gallery has one
+            different image, unless exact.
     """
 
     rows: np.ndarray

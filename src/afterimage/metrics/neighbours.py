@@ -1,4 +1,5 @@
-"""Nearest images, exactly: a fast float32 search proposes, float64 differences decide, and a bound certifies.
+"""Nearest images, exactly: a fast float32 search proposes, float64 differences decide, and a bound
+certifies.
 
 Float32 searches compute |q|^2 + |g|^2 - 2qg and are off by up to E = gamma (|q| + |g|)^2, where gamma = m u / (1 - m u),
 u = 2^-24 and m is a little over the number of values (Higham 2002, section 3.1; it holds for every order of summation). So if the
@@ -6,10 +7,12 @@ k-th exact distance among the proposals is below the last proposal's float32 dis
 can be among the k nearest. Where that fails, and always for tiled distances, every image whose float32 distance less E is not
 above the k-th exact distance found so far is compared exactly.
 
-Where faiss sees a GPU, the proposals come from a flat index there, in float32 too (faiss leaves TF32 off). All that follows is the
-same, so the result is. The bound is checked on every pair proposed; a query with one beyond it is screened.
+Where faiss sees a GPU, the proposals come from a flat index there, in float32 too (faiss leaves
+TF32 off). All that follows is the same, so the result is. The bound is checked on every pair
+proposed; a query with one beyond it is screened.
 
-Vectors are centred before the search, which makes E small; integer pixels are centred by integers, which loses nothing.
+Vectors are centred before the search, which makes E small; integer pixels are centred by integers,
+which loses nothing.
 The result depends on the images alone: not on the block size, nor on the number of threads.
 """
 
@@ -50,7 +53,8 @@ class Nearest:
 class Gallery:
     """Images to be searched.
 
-    Holds a float32 copy of them; all else is bounded: by the block of queries for proposals, by constants for comparisons.
+    Holds a float32 copy of them; all else is bounded: by the block of queries for proposals, by
+    constants for comparisons.
     """
 
     def __init__(self, images: np.ndarray, tiles: int = 1):
@@ -61,7 +65,8 @@ class Gallery:
             tiles: Tiles per side of the tiled distance; 1 is normalised l2.
 
         Raises:
-            ConfigError: for no images, values that are not finite, or tiles that do not divide the sides.
+            ConfigError: for no images, values that are not finite, or tiles that do not divide the
+                sides.
         """
         if images.ndim != 4 or not images.size:
             raise ConfigError(f"a gallery needs images of shape (N, H, W, C), not {images.shape}")
@@ -101,12 +106,14 @@ class Gallery:
         Args:
             queries: Of the gallery's kind and shape, (Q, H, W, C).
             k: How many.
-            exclude: int, (Q,): for each query one gallery row that does not count (its own, for images of the gallery).
+            exclude: int, (Q,): for each query one gallery row that does not count (its own, for
+                images of the gallery).
             flips: Compare the mirrored query too; per gallery image the smaller distance counts.
             block: Queries at once.
 
         Raises:
-            ConfigError: for queries of another kind, values that are not finite, or more neighbours than there are images.
+            ConfigError: for queries of another kind, values that are not finite, or more neighbours
+                than there are images.
         """
         there = len(self) - (exclude is not None)
         if not 1 <= k <= there:
@@ -174,7 +181,8 @@ class Gallery:
     def _search(
         self, queries: np.ndarray, k: int, exclude: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray, int]:
-        """Return rows, sums of squares (largest tile) and the number of screened queries, for one block."""
+        """Return rows, sums of squares (largest tile) and the number of screened queries, for one
+        block."""
         cut = distances.cut(queries, self.tiles)
         if self.tiles > 1:
             return *self._screen(cut, k, exclude), len(cut)
@@ -201,7 +209,8 @@ class Gallery:
         return rows, squares, len(failed)
 
     def _propose(self, vectors: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return squared float32 distances and rows of the ``count`` gallery images nearest to each vector, nearest first."""
+        """Return squared float32 distances and rows of the ``count`` gallery images nearest to each
+        vector, nearest first."""
         gallery = self._vectors.reshape(len(self), -1)
         if count <= _GPU_PROPOSALS and not self._gpu_failed:
             try:
@@ -222,7 +231,8 @@ class Gallery:
     def _screen(
         self, cut: np.ndarray, k: int, exclude: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search all images: every one whose lower bound is not above the k-th distance found so far is compared exactly."""
+        """Search all images: every one whose lower bound is not above the k-th distance found so
+        far is compared exactly."""
         rows = np.empty((len(cut), k), np.int64)
         squares = np.empty((len(cut), k))
         for part in _slices(len(cut), self._screen_rows()):
@@ -244,7 +254,8 @@ class Gallery:
         return max(1, _SCREEN_PAIRS // len(self))
 
     def _lower_bounds(self, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return a bound from below on the squared distance of all pairs, float32 (Q, N), and half its gap to one from above, (Q,)."""
+        """Return a bound from below on the squared distance of all pairs, float32 (Q, N), and half
+        its gap to one from above, (Q,)."""
         vectors = self._centred(cut)
         norms = _squared_norms(vectors)
         widest = np.zeros(len(cut))
@@ -263,7 +274,8 @@ class Gallery:
         return low, widest
 
     def _exact(self, cut: np.ndarray, query: np.ndarray, row: np.ndarray) -> np.ndarray:
-        """Return the sum of squares (largest tile) of each pair of a query and a gallery row, float64 (P,)."""
+        """Return the sum of squares (largest tile) of each pair of a query and a gallery row,
+        float64 (P,)."""
         out = np.empty(len(query))
         for part in _slices(len(query), max(1, _PAIR_VALUES // self.images[0].size)):
             out[part] = distances.squared(cut[query[part]], self._cut[row[part]])
@@ -271,7 +283,8 @@ class Gallery:
 
 
 def _gpu_index(vectors: np.ndarray) -> faiss.Index:
-    """Return a flat index of float32 vectors, (N, D), in the memory of the first GPU that faiss sees."""
+    """Return a flat index of float32 vectors, (N, D), in the memory of the first GPU that faiss
+    sees."""
     options = faiss.GpuClonerOptions()
     options.use_cuvs = False  # builds with cuVS would compute distances by its kernels, whose rounding has no stated bound
     index = faiss.index_cpu_to_gpu(
@@ -304,7 +317,8 @@ def _first(rows: np.ndarray, squares: np.ndarray, k: int) -> tuple[np.ndarray, n
 def _merge(
     a: tuple[np.ndarray, np.ndarray, int], b: tuple[np.ndarray, np.ndarray, int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the nearest of two searches of the same gallery; an image found by both counts once, at the smaller distance."""
+    """Return the nearest of two searches of the same gallery; an image found by both counts once,
+    at the smaller distance."""
     k = a[0].shape[1]
     rows, squares = np.concatenate([a[0], b[0]], axis=1), np.concatenate([a[1], b[1]], axis=1)
     order = np.lexsort((squares, rows))

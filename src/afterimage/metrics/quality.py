@@ -1,11 +1,14 @@
-"""Distances and overlaps of two sets of features: Fréchet distance, KID, precision, recall, density and coverage.
+"""Distances and overlaps of two sets of features: Fréchet distance, KID, precision, recall, density
+and coverage.
 
 - Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the fitted Gaussians. With any A and B
   such that S1 = A A^T and S2 = B B^T the last trace is the nuclear norm of A^T B. Centred features divided by the root of N - 1
   are such matrices, so that no covariance is made, and neither many dimensions nor few images are a special case.
-- KID (Bińkowski et al. 2018): the unbiased squared maximum mean discrepancy with the kernel (x.y / D + 1)^3, over random subsets.
-- Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): overlap of the unions of balls that
-  reach from each point to its k-th nearest other point of the same set. Balls are closed.
+- KID (Bińkowski et al. 2018): the unbiased squared maximum mean discrepancy with the kernel (x.y /
+  D + 1)^3, over random subsets.
+- Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): overlap
+  of the unions of balls that reach from each point to its k-th nearest other point of the same set.
+  Balls are closed.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ from afterimage.config import ConfigError
 
 
 class Frechet:
-    """Fréchet distance from the Gaussian that is fitted to reference features, with the unbiased covariance."""
+    """Fréchet distance from the Gaussian that is fitted to reference features, with the unbiased
+    covariance."""
 
     def __init__(self, reference: np.ndarray):
         """Fit to features, float64 (N, D).
@@ -48,10 +52,12 @@ class Frechet:
         return self.of_rows(features)(np.arange(len(features)))
 
     def of_rows(self, features: np.ndarray) -> Callable[[np.ndarray], float]:
-        """Return the distance to any rows of the features, as a function of rows, int64 (M,), which may repeat.
+        """Return the distance to any rows of the features, as a function of rows, int64 (M,), which
+        may repeat.
 
-        The features are multiplied by the reference once; what is left for each call is an eigenvalue problem of at most as many
-        dimensions as there are different rows, reference images or features, whichever are fewest.
+        The features are multiplied by the reference once; what is left for each call is an
+        eigenvalue problem of at most as many dimensions as there are different rows, reference
+        images or features, whichever are fewest.
 
         Raises:
             ConfigError: for fewer than two features, or features that are not finite.
@@ -91,7 +97,8 @@ def _check(features: np.ndarray) -> None:
 
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
-    """Return the unbiased squared MMD of two feature sets, (N, D) and (M, D), N, M >= 2; it may be negative."""
+    """Return the unbiased squared MMD of two feature sets, (N, D) and (M, D), N, M >= 2; it may be
+    negative."""
     within = []
     for features in (x, y):
         kernel = _kernel(features, features)
@@ -130,8 +137,8 @@ def resampled_mmd2(
 ) -> np.ndarray:
     """Return how far ``mmd2`` of all features moves when ``x`` is resampled, float64 (resamples,).
 
-    Pairs of one image with its own repetition are left out, as ``mmd2`` leaves out each image with itself; counted in, they
-    would pull every resample up.
+    Pairs of one image with its own repetition are left out, as ``mmd2`` leaves out each image with
+    itself; counted in, they would pull every resample up.
     """
     count = len(x)
     times = rng.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64)

@@ -1,8 +1,10 @@
-"""The replication score: how like the training images the generations are (Somepalli et al. 2023; Li et al. 2024).
+"""The replication score: how like the training images the generations are (Somepalli et al. 2023;
+Li et al. 2024).
 
-S_ij = <f(i), f(j)>, f of unit length, for a generation i and a training image j; top1_i = max_j S_ij; R is the 95th percentile of
-top1. The papers take f from SSCD, a network for finding copies of photographs; here f is a named space of ``spaces``, centred by
-the caller, and R means nothing beside another space's. R of real held-out images is its floor: what no copying at all gives.
+S_ij = <f(i), f(j)>, f of unit length, for a generation i and a training image j; top1_i = max_j
+S_ij; R is the 95th percentile of top1. The papers take f from SSCD, a network for finding copies of
+photographs; here f is a named space of ``spaces``, centred by the caller, and R means nothing
+beside another space's. R of real held-out images is its floor: what no copying at all gives.
 """
 
 from __future__ import annotations
@@ -22,13 +24,15 @@ def top1(
     sources: np.ndarray | None = None,
     gallery_sources: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Return the largest cosine of each image with an image of the gallery, float64 (Q,); 0 for features of length 0.
+    """Return the largest cosine of each image with an image of the gallery, float64 (Q,); 0 for
+    features of length 0.
 
     Args:
         features: (Q, D).
         gallery: (N, D).
-        sources: (Q,), with ``gallery_sources``, (N,): images of one source are not compared. This is how the gallery itself is
-            judged, where each image would find itself or its planted copies.
+        sources: (Q,), with ``gallery_sources``, (N,): images of one source are not compared. This
+            is how the gallery itself is judged, where each image would find itself or its planted
+            copies.
 
     Raises:
         ConfigError: if an image is left with nothing to be compared with.

@@ -1,7 +1,8 @@
 """Feature spaces for quality: pixels, the study's own classifier, and Inception.
 
-A distance between image sets means nothing without the space it was measured in, so every number carries the space's name:
-``FD[pixels]``, ``FD[classifier]``, and ``FID[inception]``, the only one that compares with published FIDs.
+A distance between image sets means nothing without the space it was measured in, so every number
+carries the space's name: ``FD[pixels]``, ``FD[classifier]``, and ``FID[inception]``, the only one
+that compares with published FIDs.
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def inception(weights: Path, sha256: str | None) -> Space:
-    """Return the 2,048 pooled features of torch-fidelity's Inception (weights of the original FID), which grey images enter as RGB.
+    """Return the 2,048 pooled features of torch-fidelity's Inception (weights of the original FID),
+    which grey images enter as RGB.
 
     Raises:
         ConfigError: if the extra is not installed or there is no such file.

@@ -137,7 +137,8 @@ def _forgetting_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _judged(study: Study) -> Iterable[Address]:
-    """Return the addresses of the arms that have something to forget, or whose networks others forget it from."""
+    """Return the addresses of the arms that have something to forget, or whose networks others
+    forget it from."""
     return [cell for cell in per_replicate(study) if study.forget_sets_of(cell["arm"])]
 
 

@@ -21,7 +21,8 @@ CLASSIFIER = "data/classifier/run.json"
 
 
 def asked(study: Study) -> Attribution:
-    """Return the study's ``attribution`` block; the steps here have jobs only where there is one."""
+    """Return the study's ``attribution`` block; the steps here have jobs only where there is
+    one."""
     assert study.attribution is not None
     return study.attribution
 

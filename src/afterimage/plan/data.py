@@ -1,4 +1,5 @@
-"""The steps of ``data``: the source as one array, its parts, the feature network, and deduplication."""
+"""The steps of ``data``: the source as one array, its parts, the feature network, and
+deduplication."""
 
 from __future__ import annotations
 

@@ -22,7 +22,8 @@ def job_of(step: str, wildcards: Mapping[str, str]) -> Job:
 
 
 def inputs_of(study: Study, job: Job) -> dict[str, str | list[str]]:
-    """Return flag -> the files that it gives, with ``results/<study>``; the config and the code are with them."""
+    """Return flag -> the files that it gives, with ``results/<study>``; the config and the code are
+    with them."""
     root = f"results/{study.study}"
     files: dict[str, str | list[str]] = {}
     for name, given in STEPS[job.step].inputs(study_of(study, job), job).items():
@@ -36,7 +37,8 @@ def inputs_of(study: Study, job: Job) -> dict[str, str | list[str]]:
 
 
 def flags_of(study: Study, job: Job) -> str:
-    """Return the flags that give a job its inputs, quoted for a shell; a store is given by its folder."""
+    """Return the flags that give a job its inputs, quoted for a shell; a store is given by its
+    folder."""
     root = f"results/{study.study}"
 
     def path(file: str) -> str:

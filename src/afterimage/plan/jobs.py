@@ -40,10 +40,12 @@ def selection_jobs(study: Study) -> list[Job]:
 
 
 def pages(study: Study) -> list[str]:
-    """Return the notebooks that have something to show of a study; each gives the page of its name."""
+    """Return the notebooks that have something to show of a study; each gives the page of its
+    name."""
     return [page for page, shown in PAGES.items() if shown(study)]
 
 
 def study_of(study: Study, job: Job) -> Study:
-    """Return the study that plans a job: the study itself, or for an arm of its selection the study with these arms."""
+    """Return the study that plans a job: the study itself, or for an arm of its selection the study
+    with these arms."""
     return study if job.arm is None or job.arm in study.arms else study.with_selection()

@@ -1,4 +1,5 @@
-"""The parts that long trainings and samplings are cut into, so that each fits into a job of the cluster."""
+"""The parts that long trainings and samplings are cut into, so that each fits into a job of the
+cluster."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ class Parts:
         return self._known[f"{step}/{arm}/rep{rep}"]
 
     def blocks(self, arm: str, rep: str) -> list[str]:
-        """Return the folders of the blocks that a replicate's generations are drawn in, if they are."""
+        """Return the folders of the blocks that a replicate's generations are drawn in, if they
+        are."""
         return [f"{self.root}/blocks/{arm}/rep{rep}/{part}" for part in self.of("sample", arm, rep)]
 
     def blocks_flag(self, arm: str, rep: str) -> str:
@@ -45,7 +47,8 @@ class Parts:
         return f"--blocks {shlex.join(blocks)}" if blocks else ""
 
     def before(self, arm: str, rep: str, k: int, parts: int) -> list[str]:
-        """Return the mark of the part of a training before the ``k``-th of ``parts``, if there is one."""
+        """Return the mark of the part of a training before the ``k``-th of ``parts``, if there is
+        one."""
         return [f"{self.root}/state/{arm}/rep{rep}/{k - 1}of{parts}"] if k > 1 else []
 
     def last(self, arm: str, rep: str) -> list[str]:
@@ -73,9 +76,11 @@ class Parts:
 
 
 def parts(study: Study, job: Job) -> list[str]:
-    """Return the jobs that do a part of ``job`` before it finishes, by the study's ``cluster``; most jobs have none.
+    """Return the jobs that do a part of ``job`` before it finishes, by the study's ``cluster``;
+    most jobs have none.
 
-    Parts of a training are named by their place, ``1of3`` and ``2of3``, those of a sampling by their images, ``0-256``.
+    Parts of a training are named by their place, ``1of3`` and ``2of3``, those of a sampling by
+    their images, ``0-256``.
     """
     cluster = study.cluster
     if job.step == "train" and cluster.max_minutes_per_job is not None:
@@ -98,8 +103,9 @@ def parts_of_jobs(
 ) -> dict[str, list[str]]:
     """Return folder -> parts of every training and sampling.
 
-    A result that stands keeps the parts that it was made in: others would be other inputs, and Snakemake would make it again. It
-    stands if it was made under the settings of now, by the code of now, and from results that stand.
+    A result that stands keeps the parts that it was made in: others would be other inputs, and
+    Snakemake would make it again. It stands if it was made under the settings of now, by the code
+    of now, and from results that stand.
 
     Args:
         study: With the arms of its selection.
@@ -145,7 +151,8 @@ def store_of(path: Path) -> Path | None:
 
 
 def listed_sha256(path: Path) -> str | None:
-    """Return the hash of a file or folder according to the store that it lies in, None outside of stores."""
+    """Return the hash of a file or folder according to the store that it lies in, None outside of
+    stores."""
     store = store_of(path)
     if store is None:
         return None

@@ -1,8 +1,9 @@
 """What every job sees of a study and which code makes it, as files that the workflow plans by.
 
-``results/<study>/config/<job>.json`` is the resolved config of a job and ``<job>.code`` the fingerprint
-of its code. The workflow writes both before it plans, and every rule takes them as inputs: what changes
-there, and only that, reruns a job. ``config/parts.json`` says which jobs are cut into parts.
+``results/<study>/config/<job>.json`` is the resolved config of a job and ``<job>.code`` the
+fingerprint of its code. The workflow writes both before it plans, and every rule takes them as
+inputs: what changes there, and only that, reruns a job. ``config/parts.json`` says which jobs are
+cut into parts.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def modules(study: Study, job: Job) -> tuple[str, ...]:
 
 
 def write_configs(study: Study, results: Path) -> None:
-    """Write the resolved config and the code fingerprint of every job, and the whole study; touch only what changed."""
+    """Write the resolved config and the code fingerprint of every job, and the whole study; touch
+    only what changed."""
     write(changed_configs(study, results))
 
 

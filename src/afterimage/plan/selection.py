@@ -1,4 +1,5 @@
-"""The steps of ``snakemake loyal_selection``, which ``all`` leaves out (LoyalDiffusion, Li et al. 2024).
+"""The steps of ``snakemake loyal_selection``, which ``all`` leaves out (LoyalDiffusion, Li et al.
+2024).
 
 The trainings, samplings and attacks of its derived arms are those of every other arm.
 """
@@ -19,7 +20,8 @@ from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
 
 def asked(study: Study) -> LoyalSelection:
-    """Return the study's ``loyal_selection`` block; the steps here have jobs only where there is one."""
+    """Return the study's ``loyal_selection`` block; the steps here have jobs only where there is
+    one."""
     assert study.loyal_selection is not None
     return study.loyal_selection
 

@@ -1,9 +1,10 @@
-"""What planning knows of a step of the workflow: its jobs, and of each job the settings, the inputs and the cost.
+"""What planning knows of a step of the workflow: its jobs, and of each job the settings, the inputs
+and the cost.
 
-The steps are declared in ``data``, ``train``, ``sample``, ``attack``, ``attribution``, ``report`` and
-``selection``, one file for each file of rules, and listed by ``jobs.STEPS``. The command line, the
-resolved configs, the rules' inputs, ``verify``, MLflow, the tables, the simulation and DVC's params
-all read that list. Nothing here imports torch.
+The steps are declared in ``data``, ``train``, ``sample``, ``attack``, ``attribution``, ``report``
+and ``selection``, one file for each file of rules, and listed by ``jobs.STEPS``. The command line,
+the resolved configs, the rules' inputs, ``verify``, MLflow, the tables, the simulation and DVC's
+params all read that list. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -47,9 +48,9 @@ Address = dict[str, Any]
 """The fields of a ``Job`` that tell a step's jobs apart: some of arm, replicate and job."""
 
 Inputs = dict[str, str | list[str] | dict[str, str]]
-"""Flag of the verb, without dashes -> the files given by it, relative to ``results/<study>``: one, a
-list, or name -> file where the flag is repeated as NAME=FILE. A ``run.json`` stands for the store that
-it describes. Flags of which there is nothing to give are left out."""
+"""Flag of the verb, without dashes -> the files given by it, relative to ``results/<study>``: one,
+a list, or name -> file where the flag is repeated as NAME=FILE. A ``run.json`` stands for the store
+that it describes. Flags of which there is nothing to give are left out."""
 
 Settings = dict[str, Any]
 """What a job sees of the study, as plain JSON values."""
@@ -66,7 +67,8 @@ def per_replicate(study: Study) -> Iterable[Address]:
 
 
 def small_work(study: Study, name: str) -> Work:
-    """Return the work of a step that gathers, copies or draws pictures; on digits none took longer."""
+    """Return the work of a step that gathers, copies or draws pictures; on digits none took
+    longer."""
     return Work(host=20.0)
 
 
@@ -85,7 +87,8 @@ class Step:
         verb: Of the command line.
         module: Whose ``run`` does the work.
         help: One line for the command line.
-        folder: Of a job, relative to ``results/<study>``; ``{arm}``, ``{rep}`` and ``{job}`` address it.
+        folder: Of a job, relative to ``results/<study>``; ``{arm}``, ``{rep}`` and ``{job}``
+            address it.
         keys: Blocks of the study that the settings are made of.
         settings: Returns what a job sees.
         inputs: Returns what a job reads.

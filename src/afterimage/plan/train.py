@@ -13,7 +13,8 @@ from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 
 def arm_settings(study: Study, name: str) -> dict[str, Any]:
-    """Return the settings of an arm's training: what its base gives filled in, what only tables use left out."""
+    """Return the settings of an arm's training: what its base gives filled in, what only tables use
+    left out."""
     settings = study.arms[name].model_dump(mode="json", exclude={"control"})
     blocks = study.rau_net_of(name)
     return settings | {
@@ -38,7 +39,8 @@ def forget_sets(study: Study, names: list[str]) -> dict[str, Any]:
 
 
 def extractions(study: Study, job: Job, names: list[str]) -> dict[str, str]:
-    """Return set -> the attack that names its images, of those forget sets that are made of extracted images."""
+    """Return set -> the attack that names its images, of those forget sets that are made of
+    extracted images."""
     origins = {name: study.forget[name].extracted_from for name in names}
     return {
         name: f"attack/{arm}/rep{job.replicate}/extraction/run.json"

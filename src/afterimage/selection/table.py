@@ -1,16 +1,21 @@
-"""``afterimage selection table``: which skip groups get blocks, and from which timestep on (LoyalDiffusion, Li et al. 2024).
+"""``afterimage selection table``: which skip groups get blocks, and from which timestep on
+(LoyalDiffusion, Li et al. 2024).
 
-Of every arm of the selection, and of every range of ``swap``: how far copying falls against the control that was trained as long
-without blocks, s = (control - arm) / control, and how far the Fréchet distance rises, c = (arm - control) / control. A network with
-blocks at some timesteps only is one of two; so it is also compared with two such networks without blocks (``split``), which alone
+Of every arm of the selection, and of every range of ``swap``: how far copying falls against the
+control that was trained as long without blocks, s = (control - arm) / control, and how far the
+Fréchet distance rises, c = (arm - control) / control. A network with blocks at some timesteps only
+is one of two; so it is also compared with two such networks without blocks (``split``), which alone
 change what is copied.
 
-Groups are ranked by s among those with c of at most ``largest_cost``, and the first ``keep`` that lower copying at all are chosen. Of
-the switch timesteps with c of at most ``largest_cost`` the smallest is chosen: the largest range with blocks that is affordable.
+Groups are ranked by s among those with c of at most ``largest_cost``, and the first ``keep`` that
+lower copying at all are chosen. Of
+the switch timesteps with c of at most ``largest_cost`` the smallest is chosen: the largest range
+with blocks that is affordable.
 
-The store: ``arms.csv``, every number of every replicate beside the held-out floor; ``changes.csv``: arm, against, measure, change
-(s for copying, c for FD), low, high (Student's interval between replicates, paired), replicates; ``ranking.csv``: one row per group
-and switch timestep, with s, c, admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s and c against the first.
+The store: ``arms.csv``, every number of every replicate beside the held-out floor; ``changes.csv``:
+arm, against, measure, change (s for copying, c for FD), low, high (Student's interval between
+replicates, paired), replicates; ``ranking.csv``: one row per group and switch timestep, with s, c,
+admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s and c against the first.
 """
 
 from __future__ import annotations
@@ -107,7 +112,8 @@ def _read(store: Path, name: str) -> pd.DataFrame:
 
 
 def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
-    """Return the numbers of one replicate of an arm: copying, quality, the same of held-out images, and the budget."""
+    """Return the numbers of one replicate of an arm: copying, quality, the same of held-out images,
+    and the budget."""
     attack, judged, trained = (
         stores[f"{name}/{arm}/rep{k}"] for name in ("extraction", "quality", "train")
     )
@@ -137,11 +143,13 @@ def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
 
 
 def relative(values: np.ndarray, control: np.ndarray, measure: str, confidence: float) -> Interval:
-    """Return s (c for FD) as the mean over replicates, with Student's interval where there are several.
+    """Return s (c for FD) as the mean over replicates, with Student's interval where there are
+    several.
 
     Args:
         values: Of the arm, (replicates,).
-        control: Of what it is compared with, (replicates,); a replicate where it is 0 does not count.
+        control: Of what it is compared with, (replicates,); a replicate where it is 0 does not
+            count.
         measure: Name of what is compared.
         confidence: Of the interval.
     """
@@ -210,7 +218,8 @@ def ranking(arms: pd.DataFrame, changed: pd.DataFrame, selection: dict[str, Any]
 
 
 def against_first(swaps: pd.DataFrame) -> pd.DataFrame:
-    """Return the ranges of ``swap`` with ``s_<measure>`` and ``c`` of each replicate against its own first range, the control."""
+    """Return the ranges of ``swap`` with ``s_<measure>`` and ``c`` of each replicate against its
+    own first range, the control."""
     first = swaps.groupby("replicate").transform("first")
     table = swaps[["replicate", *[name for name in swaps if name != "replicate"]]].copy()
     for measure in COPYING:

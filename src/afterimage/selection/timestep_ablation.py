@@ -1,12 +1,15 @@
-"""``afterimage selection timestep_ablation``: at which timesteps do blocks matter? A look that needs no further training.
+"""``afterimage selection timestep_ablation``: at which timesteps do blocks matter? A look that
+needs no further training.
 
-Two arms of the selection, the control without blocks and the one with blocks at all timesteps, take turns while sampling: the
-network with blocks predicts for t in [low, high), the control for all other t. Ranges are both ends and the pieces in between, cut
-at the study's ``switch_timesteps``. Neither network was trained for its part of the range alone, so that this is a hint at what
-two networks trained for it would do, not a measurement of LoyalDiffusion.
+Two arms of the selection, the control without blocks and the one with blocks at all timesteps, take
+turns while sampling: the network with blocks predicts for t in [low, high), the control for all
+other t. Ranges are both ends and the pieces in between, cut at the study's ``switch_timesteps``.
+Neither network was trained for its part of the range alone, so that this is a hint at what two
+networks trained for it would do, not a measurement of LoyalDiffusion.
 
-The store: ``table.csv``, one row per range: low, high, R, similarity, flagged_generations (fixed alpha, headline anchor) and FD;
-the first row is the control alone (an empty range), the second the network with blocks alone.
+The store: ``table.csv``, one row per range: low, high, R, similarity, flagged_generations (fixed
+alpha, headline anchor) and FD; the first row is the control alone (an empty range), the second the
+network with blocks alone.
 """
 
 from __future__ import annotations

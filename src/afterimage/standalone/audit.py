@@ -1,7 +1,9 @@
-"""``afterimage audit``: does this model copy its training images? For somebody's own images or diffusers pipeline.
+"""``afterimage audit``: does this model copy its training images? For somebody's own images or
+diffusers pipeline.
 
-No study is needed. What a study knows from its split has to be given here: the images that the model was trained on, and real images
-of the same kind that it never saw. Without the latter the attack still runs, but cannot tell copies from chance resemblance.
+No study is needed. What a study knows from its split has to be given here: the images that the
+model was trained on, and real images of the same kind that it never saw. Without the latter the
+attack still runs, but cannot tell copies from chance resemblance.
 
 Written to ``--out``: see ``HELP``, which ``afterimage audit --help`` prints.
 """
@@ -290,7 +292,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quality]:
-    """Return the settings of the attack and of the quality measures, whose weights are looked for."""
+    """Return the settings of the attack and of the quality measures, whose weights are looked
+    for."""
     if args.features == "inception" and not (args.inception_weights and args.inception_sha256):
         raise ConfigError(
             "--features inception needs --inception-weights FILE and --inception-sha256 HASH"
@@ -313,7 +316,8 @@ def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quali
 
 
 def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, Any]]:
-    """Draw generations from ``--pipeline``; return them, and what the record says of the drawing."""
+    """Draw generations from ``--pipeline``; return them, and what the record says of the
+    drawing."""
     from accelerate import PartialState
 
     from afterimage.diffusion import pipelines, sample
@@ -370,7 +374,8 @@ def _check_shapes(sets: dict[str, ImageSet]) -> None:
 
 
 def _by_content(train: Images) -> Images:
-    """Return the training images with byte-identical ones as copies of one source, the first of them."""
+    """Return the training images with byte-identical ones as copies of one source, the first of
+    them."""
     _, first, inverse = np.unique(contents(train.pixels), return_index=True, return_inverse=True)
     return replace(train, sources=train.ids[first[inverse]])
 
@@ -481,7 +486,8 @@ def _record(
         (row["metric"], row["anchor"], row["alpha"]): row
         for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
     }
-    # An alpha of 0 stands for no calibrated alpha: it flags nothing, which would read as an all-clear.
+    # An alpha of 0 stands for no calibrated alpha: it flags nothing, which would read as an
+    # all-clear.
     readings = [reading for reading in extraction.readings if reading.value > 0]
 
     def numbers(metric: str, anchor: str = "none", kind: str = "none") -> dict[str, float] | None:
@@ -588,7 +594,8 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _print(
     record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, out: Path
 ) -> None:
-    """Print what limits the answer, the answer, and the first ten training images that came back."""
+    """Print what limits the answer, the answer, and the first ten training images that came
+    back."""
     for line in [*record["notices"], *record["limits"]]:
         print(line)
     print(f"\n{record['verdict']['sentence']}\n")

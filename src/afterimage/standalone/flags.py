@@ -1,4 +1,5 @@
-"""A study's key in a library's message, as the flag of a command: ``sample.steps`` becomes ``--steps``."""
+"""A study's key in a library's message, as the flag of a command: ``sample.steps`` becomes
+``--steps``."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ RENAMED = {"sample.images": "generate"}
 
 
 def flag(key: str) -> str:
-    """Return the flag of a study's key, e.g. ``--inception-weights`` of ``quality.inception_weights``."""
+    """Return the flag of a study's key, e.g. ``--inception-weights`` of
+    ``quality.inception_weights``."""
     return "--" + RENAMED.get(key, key.rpartition(".")[2]).replace("_", "-")
 
 
@@ -25,8 +27,8 @@ def named(*blocks: str) -> Iterator[None]:
     """Raise errors on keys of ``blocks`` again, as errors on flags.
 
     Args:
-        blocks: Dotted, e.g. ``sample`` or ``attribution.features``. A pydantic error has the keys of
-            the first.
+        blocks: Dotted, e.g. ``sample`` or ``attribution.features``. A pydantic error has the keys
+            of the first.
 
     Raises:
         ConfigError: naming each flag, its value and what is allowed.

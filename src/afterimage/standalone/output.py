@@ -16,12 +16,14 @@ def check(out: Path, ours: Collection[str], replaced: bool = False, flag: str = 
 
     Args:
         out: The folder. It need not be there, and nor need the folders above it.
-        ours: Names (relative, with ``/``) of what may be there already: the files of an earlier result.
+        ours: Names (relative, with ``/``) of what may be there already: the files of an earlier
+            result.
         flag: The flag that names it, for messages.
         replaced: The result is written beside the folder, and the folder then replaced as a whole.
 
     Raises:
-        ConfigError: if it, or what it lies below, is a file or cannot be written, or if anything but ``ours`` is in it.
+        ConfigError: if it, or what it lies below, is a file or cannot be written, or if anything
+            but ``ours`` is in it.
     """
     try:
         place = out.resolve()
@@ -48,7 +50,8 @@ def check(out: Path, ours: Collection[str], replaced: bool = False, flag: str = 
 
 
 def earlier(out: Path, step: str) -> set[str]:
-    """Return the names of the files that an earlier run of ``step`` left in ``out``; none if its record is not there."""
+    """Return the names of the files that an earlier run of ``step`` left in ``out``; none if its
+    record is not there."""
     try:
         run = artifacts.read_run(out)
         return {artifacts.RUN, *run["outputs"]} if run["config"]["step"] == step else set()

@@ -1,4 +1,5 @@
-"""The page of an audit: the answer and what limits it, the images that came back, and the distances behind it."""
+"""The page of an audit: the answer and what limits it, the images that came back, and the distances
+behind it."""
 
 from __future__ import annotations
 

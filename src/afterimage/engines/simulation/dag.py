@@ -1,7 +1,8 @@
 """The jobs of a study and what each waits for, as the workflow itself plans them.
 
-``snakemake --dry-run`` lists every job with its files. A job waits for those that make its inputs. Nothing here knows a rule,
-so that nothing can go out of step with the rules; the study is planned in a folder of its own, where nothing is finished yet.
+``snakemake --dry-run`` lists every job with its files. A job waits for those that make its inputs.
+Nothing here knows a rule, so that nothing can go out of step with the rules; the study is planned
+in a folder of its own, where nothing is finished yet.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Planned(NamedTuple):
         rule: Its rule.
         outputs: Its files and folders, relative to ``results/<study>``.
         needs: Positions of the jobs that it waits for; all smaller than its own.
-        submitted: Whether it is one for the cluster: it says how long it may run. The others are local.
+        submitted: Whether it is one for the cluster: it says how long it may run. The others are
+            local.
     """
 
     rule: str
@@ -35,14 +37,16 @@ class Planned(NamedTuple):
 
 
 def plan(study: Study, folder: Path) -> tuple[list[Planned], dict[str, list[str]]]:
-    """Plan a study from the start; must be called where ``snakemake`` would be, beside the Snakefile.
+    """Plan a study from the start; must be called where ``snakemake`` would be, beside the
+    Snakefile.
 
     Args:
         study: The study.
         folder: Empty; takes the study and what Snakemake writes when it plans.
 
     Returns:
-        The jobs, each after those that it waits for, and the parts that jobs are cut into, by folder (``layout.parts``).
+        The jobs, each after those that it waits for, and the parts that jobs are cut into, by
+        folder (``layout.parts``).
 
     Raises:
         ArtifactError: if Snakemake cannot plan it.
@@ -107,7 +111,8 @@ def _below(listed: str, root: Path) -> list[str]:
 
 
 def in_order(listed: Iterator[Listed]) -> list[Planned]:
-    """Return the jobs, each after those that make its inputs, otherwise by name: Snakemake's order varies."""
+    """Return the jobs, each after those that make its inputs, otherwise by name: Snakemake's order
+    varies."""
     jobs = sorted(listed, key=lambda job: job.outputs)
     maker = {path: at for at, job in enumerate(jobs) for path in job.outputs}
     needs = [sorted({maker[path] for path in job.inputs if path in maker}) for job in jobs]

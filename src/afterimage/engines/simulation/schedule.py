@@ -1,8 +1,8 @@
 """List scheduling: whatever is ready starts as soon as there are GPUs for it.
 
-Jobs start in the order in which they became ready, as SLURM starts those of one user; a job that does not fit lets later ones
-pass, which stands for its backfilling. For jobs that need one GPU each this takes at most 2 - 1/G times as long as the best
-order (Graham 1969).
+Jobs start in the order in which they became ready, as SLURM starts those of one user; a job that
+does not fit lets later ones pass, which stands for its backfilling. For jobs that need one GPU each
+this takes at most 2 - 1/G times as long as the best order (Graham 1969).
 """
 
 from __future__ import annotations
@@ -94,7 +94,8 @@ def schedule(
 
 
 def longest_chain(tasks: Sequence[Task], notice: float = 0.0) -> list[int]:
-    """Return the tasks, first to last, that no number of GPUs can make shorter: the critical path."""
+    """Return the tasks, first to last, that no number of GPUs can make shorter: the critical
+    path."""
     length: list[float] = []
     before: list[int | None] = []
     for task in tasks:
@@ -112,7 +113,8 @@ def longest_chain(tasks: Sequence[Task], notice: float = 0.0) -> list[int]:
 
 
 def busy(tasks: Sequence[Task], spans: Sequence[Span]) -> list[tuple[float, int]]:
-    """Return the times at which the number of busy GPUs changes, each with the number from then on."""
+    """Return the times at which the number of busy GPUs changes, each with the number from then
+    on."""
     changes: dict[float, int] = {}
     for task, span in zip(tasks, spans, strict=True):
         if task.gpu and task.minutes:

@@ -1,13 +1,17 @@
-"""``afterimage cluster simulate``: how long a study would take on so many GPUs, and what it would wait for.
+"""``afterimage cluster simulate``: how long a study would take on so many GPUs, and what it would
+wait for.
 
-The jobs and what each waits for are Snakemake's (``dag``), their times estimated (``cost``), and the cluster starts whatever is
-ready (``schedule``). So the answer is as good as the estimates: GPUs are assumed to reach a certain speed. Processors are taken
-to be plenty; a queue shared with others, failures and slow file systems are left out.
+The jobs and what each waits for are Snakemake's (``dag``), their times estimated (``cost``), and
+the cluster starts whatever is ready (``schedule``). So the answer is as good as the estimates: GPUs
+are assumed to reach a certain speed. Processors are taken to be plenty; a queue shared with others,
+failures and slow file systems are left out.
 
-What it prints: for each number of GPUs the time from the first job to the last (makespan), the share of all GPU time in which
-networks run, and what limits it: the longest chain of jobs, which no number of GPUs makes shorter; the GPUs; or that jobs come
-in waves which do not fill them. ``--out`` gets the same as ``simulation.json``, the jobs of every simulation as ``jobs.csv``
-(gpus, job, gpu, start, end; minutes; gpus is empty for as many as are of use), and ``width.svg``, the GPUs in use over time.
+What it prints: for each number of GPUs the time from the first job to the last (makespan), the
+share of all GPU time in which
+networks run, and what limits it: the longest chain of jobs, which no number of GPUs makes shorter;
+the GPUs; or that jobs come in waves which do not fill them. ``--out`` gets the same as
+``simulation.json``, the jobs of every simulation as ``jobs.csv`` (gpus, job, gpu, start, end;
+minutes; gpus is empty for as many as are of use), and ``width.svg``, the GPUs in use over time.
 """
 
 from __future__ import annotations
@@ -178,7 +182,8 @@ def simulate(
 
 
 def chain_minutes(tasks: Sequence[Task], notice: float) -> float:
-    """Return how long the longest chain takes; nobody waits for the end of the last job to be seen."""
+    """Return how long the longest chain takes; nobody waits for the end of the last job to be
+    seen."""
     *first, last = longest_chain(tasks, notice)
     return (
         sum(tasks[at].minutes + notice * tasks[at].submitted for at in first) + tasks[last].minutes

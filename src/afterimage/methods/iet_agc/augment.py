@@ -1,7 +1,7 @@
 """A small set of changes that suit any image: mirroring, shifts and brightness.
 
-It stands where IET-AGC+ (Guan et al. 2025) uses RandAugment, which needs torchvision; which of RandAugment's operations they take,
-and how strongly, is not published.
+It stands where IET-AGC+ (Guan et al. 2025) uses RandAugment, which needs torchvision; which of
+RandAugment's operations they take, and how strongly, is not published.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ BRIGHTNESS = 0.2
 
 
 def vary(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return every image mirrored or not, shifted, and brighter or darker; the place that a shift lays bare repeats the border.
+    """Return every image mirrored or not, shifted, and brighter or darker; the place that a shift
+    lays bare repeats the border.
 
     Args:
         images: float32, (B, C, H, W), in [-1, 1], on the CPU.

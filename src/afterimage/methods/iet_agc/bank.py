@@ -1,7 +1,9 @@
-"""Anti-gradient control (Liu et al., ECCV 2024, section 3.2): samples whose loss is abnormally low are left out of the mean.
+"""Anti-gradient control (Liu et al., ECCV 2024, section 3.2): samples whose loss is abnormally low
+are left out of the mean.
 
-"Abnormal" is judged per timestep against a bank that holds a moving average of the losses seen there. As released, a bank starts
-at zero without bias correction, so that nothing is skipped at a timestep's first visit and little at its next few.
+"Abnormal" is judged per timestep against a bank that holds a moving average of the losses seen
+there. As released, a bank starts at zero without bias correction, so that nothing is skipped at a
+timestep's first visit and little at its next few.
 """
 
 from __future__ import annotations
@@ -49,8 +51,8 @@ class Bank:
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
         """Take in the losses of a whole batch, skipped samples too, one after the other.
 
-        Samples of one timestep are taken in turns: all first ones together, then all second ones, and so on. That gives the same
-        bits as a loop over the batch.
+        Samples of one timestep are taken in turns: all first ones together, then all second ones,
+            and so on. That gives the same bits as a loop over the batch.
 
         Args:
             timesteps: int64, (B,), on the CPU.

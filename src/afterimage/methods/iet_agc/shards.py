@@ -1,7 +1,9 @@
-"""Splitting a training set into shards, each the data of one model (Liu et al., ECCV 2024, section 3.1).
+"""Splitting a training set into shards, each the data of one model (Liu et al., ECCV 2024, section
+3.1).
 
-Shards are disjoint and complete: where K does not divide the images, some shards hold one more (the released code drops the
-remainder). An image is a row of the training set, so that planted copies of one image may lie in several shards.
+Shards are disjoint and complete: where K does not divide the images, some shards hold one more (the
+released code drops the remainder). An image is a row of the training set, so that planted copies of
+one image may lie in several shards.
 """
 
 from __future__ import annotations
@@ -23,9 +25,10 @@ def assign(
     Args:
         labels: int64, (N,); images without a label (-1) count as one class.
         shards: K.
-        sharding: How to share them out. ``balanced``: class-balanced at random; sizes, too, differ by one at most.
-            ``balanced_in_order``: blocks of each class, in the order of the training set. ``random``: whatever the class.
-            ``contiguous``: blocks of the training set.
+        sharding: How to share them out. ``balanced``: class-balanced at random; sizes, too, differ
+            by one at most. ``balanced_in_order``: blocks of each class, in the order of the
+            training set. ``random``: whatever the class. ``contiguous``: blocks of the training
+            set.
         rng: Used by ``balanced`` and ``random``.
 
     Raises:
@@ -54,14 +57,16 @@ def assign(
 
 
 def _blocks(images: int, shards: int) -> np.ndarray:
-    """Return the shard of each of ``images`` places in a row, cut into blocks whose sizes differ by one at most."""
+    """Return the shard of each of ``images`` places in a row, cut into blocks whose sizes differ by
+    one at most."""
     return np.arange(images) * shards // images
 
 
 def redistribute(shard: np.ndarray, moving: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return the shards after the ``moving`` images changed places with each other.
 
-    Every shard gets as many images as it gives, so that sizes stay. No image comes back to its own shard, unless one shard gives
+    Every shard gets as many images as it gives, so that sizes stay. No image comes back to its own
+    shard, unless one shard gives
     more than all others together: then some of its images must stay.
 
     Args:

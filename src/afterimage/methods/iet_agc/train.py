@@ -1,22 +1,30 @@
-"""Iterative ensemble training with anti-gradient control, IET-AGC (Liu et al., ECCV 2024), and its two parts alone.
+"""Iterative ensemble training with anti-gradient control, IET-AGC (Liu et al., ECCV 2024), and its
+two parts alone.
 
-IET (section 3.1): the training images are split into K shards. K models of one start train on a shard each; R times their weights
-are averaged, weighted by the shards' sizes, and every shard goes on from the average. AGC (section 3.2) leaves samples of
-abnormally low loss out of the batch (``methods.agc``). ``agc_threshold: 0`` is IET alone, ``shards: 1`` is AGC alone, both
-together are the baseline to the last bit. As in the released code the models' own moving averages are averaged too, and each
-shard keeps its optimiser's moments and its bank. With ``base`` all models and their averages start from the averaged weights of
-another arm (released: the models from its last weights).
+IET (section 3.1): the training images are split into K shards. K models of one start train on a
+shard each; R times their weights are averaged, weighted by the shards' sizes, and every shard goes
+on from the average. AGC (section 3.2) leaves samples of abnormally low loss out of the batch
+(``methods.agc``). ``agc_threshold: 0`` is IET alone, ``shards: 1`` is AGC alone, both together are
+the baseline to the last bit. As in the released code the models' own moving averages are averaged
+too, and each shard keeps its optimiser's moments and its bank. With ``base`` all models and their
+averages start from the averaged weights of another arm (released: the models from its last
+weights).
 
-IET-AGC+ (Guan et al. 2025) adds that often-skipped images change shards and that samples just above the skipping limit are
-augmented. Its constants are not published; both are off by default. A sample is augmented within the same update: its loss is
-computed once more on the changed image, with the same noise, and that one is learned from. The bank takes the first.
+IET-AGC+ (Guan et al. 2025) adds that often-skipped images change shards and that samples just above
+the skipping limit are augmented. Its constants are not published; both are off by default. A sample
+is augmented within the same update: its loss is computed once more on the changed image, with the
+same noise, and that one is learned from. The bank takes the first.
 
-An update of the curves and of ``checkpoint_every`` is one local step of *every* shard, and warm-up counts local steps. So a state
-is the same whatever the number of processes: shard k trains in process k mod W, and everything is exchanged bit for bit. The
-process of shard k holds its network, average and moments: 4 (K / W + 1) copies of the weights at most.
+An update of the curves and of ``checkpoint_every`` is one local step of *every* shard, and warm-up
+counts local steps. So a state
+is the same whatever the number of processes: shard k trains in process k mod W, and everything is
+exchanged bit for bit. The
+process of shard k holds its network, average and moments: 4 (K / W + 1) copies of the weights at
+most.
 
-Tables: ``skips_by_timestep`` (timestep, seen, skipped) and ``skips_by_image`` (row, seen, skipped, shard), row being the image's
-place among the arm's training images, i.e. among the rows of ``members.parquet`` with ``trained``; shard is the last it was in.
+Tables: ``skips_by_timestep`` (timestep, seen, skipped) and ``skips_by_image`` (row, seen, skipped,
+shard), row being the image's place among the arm's training images, i.e. among the rows of
+``members.parquet`` with ``trained``; shard is the last it was in.
 """
 
 from __future__ import annotations
@@ -100,16 +108,19 @@ def _arm(job: TrainingRun) -> IetAgc:
 
 
 def steps_per_round(updates: int, arm: IetAgc) -> int:
-    """Return how many local steps each shard takes in a round: the budget's equal share, rounded down, and one at least."""
+    """Return how many local steps each shard takes in a round: the budget's equal share, rounded
+    down, and one at least."""
     return max(1, updates // (arm.rounds * (arm.shards if arm.budget == "total" else 1)))
 
 
 def weighted_mean(
     states: Iterable[Mapping[str, torch.Tensor]], sizes: Sequence[int]
 ) -> dict[str, torch.Tensor]:
-    """Return the mean of states, weighted by ``sizes``, on the CPU; integers are copied from the first.
+    """Return the mean of states, weighted by ``sizes``, on the CPU; integers are copied from the
+    first.
 
-    Sums are float64 and in the order of the states, so that equal states have their own bits as mean.
+    Sums are float64 and in the order of the states, so that equal states have their own bits as
+    mean.
     """
     whole = sum(sizes)
     sums: dict[str, torch.Tensor] = {}
@@ -129,7 +140,8 @@ def weighted_mean(
 
 
 class Shard:
-    """One shard's model: its learner, its bank, and the samples seen and skipped since the last averaging.
+    """One shard's model: its learner, its bank, and the samples seen and skipped since the last
+    averaging.
 
     Args:
         job: The run.
@@ -145,14 +157,16 @@ class Shard:
         self.bank = Bank(
             timesteps, arm.bank_decay, arm.agc_threshold, arm.skip_t_max, job.accelerator.device
         )
-        # One shard draws as the baseline does; redistribution leaves sizes as they are, so that the order stands.
+        # One shard draws as the baseline does; redistribution leaves sizes as they are, so that the
+        # order stands.
         path = job.path if arm.shards == 1 else (*job.path, "shard", k)
         self.order = Order(job.seed, path, len(rows), job.train.batch_size)
         self.by_image = torch.zeros(2, len(job.task), dtype=torch.int64)
         self.by_timestep = torch.zeros(2, timesteps, dtype=torch.int64)
 
     def update(self, s: int) -> dict[str, float]:
-        """Do local step ``s``; return its loss, gradient norm and learning rate, and the shares of samples skipped and augmented.
+        """Do local step ``s``; return its loss, gradient norm and learning rate, and the shares of
+        samples skipped and augmented.
 
         Raises:
             NonFiniteError: before the weights are touched.
@@ -198,7 +212,8 @@ class Shard:
         }
 
     def _varied(self, s: int, rows: np.ndarray) -> Batch:
-        """Return the batch of local step ``s`` with every image changed, but the same timesteps, noise and labels."""
+        """Return the batch of local step ``s`` with every image changed, but the same timesteps,
+        noise and labels."""
         generator = seeds.torch_rng(self.job.seed, *self.order.path, "augment", s)
         return self.job.task.batch(
             rows, self.order.generator(s), lambda images: vary(images, generator)
@@ -250,7 +265,8 @@ class Ensemble:
         )
 
     def update(self, s: int) -> dict[str, float]:
-        """Do local step ``s`` of every shard; return the shards' mean numbers, the same in every process.
+        """Do local step ``s`` of every shard; return the shards' mean numbers, the same in every
+        process.
 
         Raises:
             NonFiniteError: in every process, if it happened in any.
@@ -315,7 +331,8 @@ class Ensemble:
             shard.rows = np.flatnonzero(shard_of == k)
 
     def _state(self, k: int, prefixes: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
-        """Return the state of shard ``k``, whichever process has it; where it is another's, one's own says what to expect."""
+        """Return the state of shard ``k``, whichever process has it; where it is another's, one's
+        own says what to expect."""
         shard = self.own.get(k) or next(iter(self.own.values()))
         wanted = {
             name: tensor for name, tensor in shard.tensors().items() if name.startswith(prefixes)
@@ -339,7 +356,8 @@ class Ensemble:
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the state of all shards, in the first process; the others send theirs and return nothing."""
+        """Return the state of all shards, in the first process; the others send theirs and return
+        nothing."""
         found = {
             "shard_of": torch.from_numpy(self.shard_of),
             "by_image": self.by_image,

@@ -1,12 +1,14 @@
-"""What every job of a study costs: wall time, memory, GPUs and threads, from counted work (``work``, ``memory``) and a few
-speeds.
+"""What every job of a study costs: wall time, memory, GPUs and threads, from counted work
+(``work``, ``memory``) and a few speeds.
 
-The speeds of ``cpu`` are measured, on one thread of a server processor (AMD EPYC with AVX-512, torch 2.13): with them the jobs
-of the default study are estimated within a factor of two of what they took (``tests/cluster/test_cost.py`` has the numbers).
-Those of GPUs are assumed: 30 % of the peak that their maker states. That n threads are n times as fast as one is assumed too.
+The speeds of ``cpu`` are measured, on one thread of a server processor (AMD EPYC with AVX-512,
+torch 2.13): with them the jobs of the default study are estimated within a factor of two of what
+they took (``tests/cluster/test_cost.py`` has the numbers).
+Those of GPUs are assumed: 30 % of the peak that their maker states. That n threads are n times as
+fast as one is assumed too.
 
-No result depends on an estimate: it is there to ask a cluster for enough, to cut long trainings into parts, and to see what a
-study costs before it runs.
+No result depends on an estimate: it is there to ask a cluster for enough, to cut long trainings
+into parts, and to see what a study costs before it runs.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class Device(NamedTuple):
 
     Attributes:
         gpu: Whether a job that runs networks asks for one.
-        fp32: Sustained FLOP/s; on GPUs with convolutions in TF32, which torch takes unless told otherwise.
+        fp32: Sustained FLOP/s; on GPUs with convolutions in TF32, which torch takes unless told
+            otherwise.
         bf16: The same with bf16 autocast.
         launch: Seconds that a forward pass takes beside its FLOP.
         touch: Seconds per weight and image that a random projection takes.
@@ -46,9 +49,11 @@ SUSTAINED = 0.3
 """Share of the stated peak that networks reach on a GPU: assumed."""
 
 DEVICES = {
-    # Measured, one thread: trainings and samplings of digits' networks, and countsketch to 4,096 numbers. bf16: assumed.
+    # Measured, one thread: trainings and samplings of digits' networks, and countsketch to 4,096
+    # numbers. bf16: assumed.
     "cpu": Device(False, 60e9, 60e9, 3e-3, 7e-9, 0),
-    # Peaks as stated, without sparsity. Assumed: a pass is some 400 kernels of 5 us; a projected weight moves 40 bytes.
+    # Peaks as stated, without sparsity. Assumed: a pass is some 400 kernels of 5 us; a projected
+    # weight moves 40 bytes.
     "a100": Device(True, SUSTAINED * 156e12, SUSTAINED * 312e12, 2e-3, 2.0e-11, 80_000),
     "h100": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 1.2e-11, 80_000),
     "h200": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 0.8e-11, 141_000),
@@ -59,13 +64,15 @@ SHARING = 0.9
 """Speed of W processes that share a training, beside W times that of one: assumed."""
 
 START, START_TORCH, START_GPU = 2.0, 5.5, 15.0
-"""Seconds until a step computes, without torch, with torch (both measured) and with a GPU's libraries (assumed)."""
+"""Seconds until a step computes, without torch, with torch (both measured) and with a GPU's
+libraries (assumed)."""
 
 SLACK_MINUTES = 5
 """What every job asks for beside its estimate: programs and data come over a network at first."""
 
 ENGINE_MB, SMALL_MB, TORCH_MB, GPU_MB = 260, 250, 550, 4000
-"""Memory of Snakemake in a job, of a step without torch, with torch (all measured), and with a GPU's libraries (assumed)."""
+"""Memory of Snakemake in a job, of a step without torch, with torch (all measured), and with a
+GPU's libraries (assumed)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,8 @@ class Cost:
     device_mb: float = 0.0
 
     def asks(self, headroom: float, attempt: int, limit: float | None = None) -> dict[str, int]:
-        """Return what to ask a cluster for: gpu, mem_mb and runtime (minutes), the last two times the number of the attempt.
+        """Return what to ask a cluster for: gpu, mem_mb and runtime (minutes), the last two times
+        the number of the attempt.
 
         Args:
             headroom: How many times the estimate.
@@ -133,8 +141,8 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
         study: With the arms of its selection, if the job is one of theirs.
         step: Key of ``jobs.STEPS``.
         name: The job's arm, or what tells the step's jobs apart.
-        share: Of the work, for one of several jobs that do it in parts; each has a start of its own. What only puts
-            parts together runs no network.
+        share: Of the work, for one of several jobs that do it in parts; each has a start of its
+            own. What only puts parts together runs no network.
 
     Raises:
         KeyError: for an unknown step.
@@ -171,7 +179,8 @@ def asks(study: Study, job: Job, share: float, attempt: int) -> dict[str, int]:
 
 
 def job_cost(study: Study, job: Job) -> Cost:
-    """Return what a job of ``jobs.jobs`` or ``jobs.selection_jobs`` costs; a training is taken as a whole."""
+    """Return what a job of ``jobs.jobs`` or ``jobs.selection_jobs`` costs; a training is taken as a
+    whole."""
     return step_cost(study_of(study, job), job.step, job.arm or job.job or "")
 
 

@@ -1,7 +1,8 @@
-"""What the jobs of a study hold in memory, beside their libraries: a few large tensors and arrays, counted from the settings.
+"""What the jobs of a study hold in memory, beside their libraries: a few large tensors and arrays,
+counted from the settings.
 
-Only what grows with the study is counted. How often an array is there at once was read in the step's code; nothing here is
-exact.
+Only what grows with the study is counted. How often an array is there at once was read in the
+step's code; nothing here is exact.
 """
 
 from __future__ import annotations
@@ -29,10 +30,11 @@ class Bytes(NamedTuple):
 
 
 def learning(study: Study, arm: str, images: int) -> Bytes:
-    """Return what a training holds: five copies of the weights of every network, activations of a micro-batch, a state to be
-    saved.
+    """Return what a training holds: five copies of the weights of every network, activations of a
+    micro-batch, a state to be saved.
 
-    With dp_sgd the gradients of each image of a micro-batch are there too, several times (as measured on digits).
+    With dp_sgd the gradients of each image of a micro-batch are there too, several times (as
+    measured on digits).
 
     Args:
         study: The study.
@@ -53,32 +55,37 @@ def learning(study: Study, arm: str, images: int) -> Bytes:
 
 
 def passing(study: Study, arm: str, batch: int) -> float:
-    """Return the bytes of forward passes without gradients: the weights, and some six tensors of the finest level."""
+    """Return the bytes of forward passes without gradients: the weights, and some six tensors of
+    the finest level."""
     height, width, _ = shape(study)
     return SINGLE * (weights(study, arm) + 6 * batch * study.model.channels[0] * height * width)
 
 
 def searched(study: Study) -> float:
-    """Return the bytes of a search for neighbours: the gallery, as floating numbers too, and what is compared with it."""
+    """Return the bytes of a search for neighbours: the gallery, as floating numbers too, and what
+    is compared with it."""
     values = math.prod(shape(study))
     split = study.data.split
     return values * (split.train * (SINGLE + 2) + split.holdout + 2 * study.sample.images)
 
 
 def resampled(study: Study) -> float:
-    """Return the bytes of the intervals of distances between features: resamples of all images, and blocks of pairs."""
+    """Return the bytes of the intervals of distances between features: resamples of all images, and
+    blocks of pairs."""
     width = study.statistics.bootstrap + 4 * 1024 + 2 * dimension(study, study.quality.features)
     return DOUBLE * study.sample.images * width
 
 
 def compared(study: Study) -> float:
-    """Return the bytes of the replication score: features as they are, centred and of unit length."""
+    """Return the bytes of the replication score: features as they are, centred and of unit
+    length."""
     images = 2 * study.data.split.train + 3 * study.sample.images
     return DOUBLE * images * dimension(study, study.quality.similarity)
 
 
 def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
-    """Return what projected gradients of images hold: what layers keep, a batch's largest gradients, and the features."""
+    """Return what projected gradients of images hold: what layers keep, a batch's largest
+    gradients, and the features."""
     assert study.attribution is not None
     settings = study.attribution.features_of(variant)
     size, readouts = weights(study, arm), readouts_of(settings)

@@ -1,7 +1,8 @@
 """The work, the weights and the memory of a network, counted from the study's settings alone.
 
-The counts are those that torch would give (``torch.utils.flop_counter``, ``numel``): the tests hold the two together. They are
-done again here because the workflow asks for them whenever it plans, and importing torch would take longer than the plan.
+The counts are those that torch would give (``torch.utils.flop_counter``, ``numel``): the tests hold
+the two together. They are done again here because the workflow asks for them whenever it plans, and
+importing torch would take longer than the plan.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ class Network(NamedTuple):
     """One network, and one image that goes through it.
 
     Attributes:
-        flop: Of a forward pass, two for each multiplication and addition; those of convolutions, linear layers and attention.
-            A backward pass has twice as many.
+        flop: Of a forward pass, two for each multiplication and addition; those of convolutions,
+            linear layers and attention. A backward pass has twice as many.
         parameters: Weights.
         values: Activations that a forward pass keeps for its backward pass.
     """
@@ -59,7 +60,8 @@ class _UNet(_Count):
         self.scales = 2 if model.time_embedding == "scale_shift" else 1
 
     def residual(self, inside: int, outside: int, pixels: int) -> None:
-        """Norm, SiLU, convolution, the timestep, norm, SiLU, convolution, and a 1x1 convolution where the width changes."""
+        """Norm, SiLU, convolution, the timestep, norm, SiLU, convolution, and a 1x1 convolution
+        where the width changes."""
         self.norm(inside)
         self.convolution(inside, outside, pixels)
         self.linear(self.time, self.scales * outside)

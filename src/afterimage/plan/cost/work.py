@@ -1,13 +1,15 @@
 """What every job of a study computes, counted from the study's settings.
 
-The networks' part is FLOP (``network``; a backward pass has twice those of a forward pass) and passes, whatever they run on.
-What the processor does beside them, neighbours, bootstraps and random numbers, is given in seconds of one thread: as counts
-too, with the speeds below. Those whose comment says measured were measured on one thread of a server processor (AMD EPYC with
-AVX-512, torch 2.13, numpy 2.4).
+The networks' part is FLOP (``network``; a backward pass has twice those of a forward pass) and
+passes, whatever they run on.
+What the processor does beside them, neighbours, bootstraps and random numbers, is given in seconds
+of one thread: as counts too, with the speeds below. Those whose comment says measured were measured
+on one thread of a server processor (AMD EPYC with AVX-512, torch 2.13, numpy 2.4).
 
-What a study does not say is taken at its largest: an arm with ``matched_to: {by: kept_samples}`` skips nothing, deduplication
-removes nothing. Images of a source whose size only the files know are taken for 32 x 32 x 3, and a forget set that only the
-data or an attack knows for a tenth of the sources.
+What a study does not say is taken at its largest: an arm with ``matched_to: {by: kept_samples}``
+skips nothing, deduplication removes nothing. Images of a source whose size only the files know are
+taken for 32 x 32 x 3, and a forget set that only the data or an attack knows for a tenth of the
+sources.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from afterimage.plan.cost import network
 SINGLE, DOUBLE = 60e9, 40e9
 """FLOP/s of products of matrices in float32 and float64: measured."""
 UPDATE = 4
-"""Passes that an update takes the time of, beside its FLOP: forward, backward (two), optimiser and averages; measured."""
+"""Passes that an update takes the time of, beside its FLOP: forward, backward (two), optimiser and
+averages; measured."""
 NOISE = 12e-6, 4.5e-9
 """Seconds of one image's own noise, and of each of its values: measured."""
 EXACT = 20e-6, 0.9e-9
@@ -38,7 +41,8 @@ HASH = 150e-6
 NORMAL = 7e-9
 """Seconds of a random number of a dense projection: measured."""
 PROJECTIONS = {"none": 0.3, "countsketch": 1.0, "srht": 3.0, "kronecker": 0.1, "gaussian": 1.0}
-"""Time of each projection beside that of countsketch: measured on digits' network, but for ``none``, which is assumed."""
+"""Time of each projection beside that of countsketch: measured on digits' network, but for
+``none``, which is assumed."""
 INCEPTION = 11.4e9
 """FLOP of an image in Inception: assumed."""
 
@@ -113,7 +117,8 @@ def forgotten(study: Study, name: str) -> int:
 
 
 class Spent(NamedTuple):
-    """The budget of a training, as ``job.Spent`` records it afterwards; samples that may be skipped count as kept."""
+    """The budget of a training, as ``job.Spent`` records it afterwards; samples that may be skipped
+    count as kept."""
 
     updates: int
     updates_per_model: int
@@ -147,7 +152,8 @@ def spent(study: Study, arm: str) -> Spent:
 def passes(
     flop: float, images: float, batch: float, precision: str = "fp32", *, backward: bool = False
 ) -> Work:
-    """Return the work of images going through a network in batches; with ``backward`` back again, too, and an update."""
+    """Return the work of images going through a network in batches; with ``backward`` back again,
+    too, and an update."""
     whole = images * flop * (3 if backward else 1)
     launches = math.ceil(images / batch) * (UPDATE if backward else 1)
     return Work(**{precision: whole, "launches": launches})
@@ -193,7 +199,8 @@ def search(study: Study, queries: int, gallery: int, neighbours: int) -> Work:
 
 
 def extraction(study: Study, arm: str, *, planted: bool) -> Work:
-    """Return the work of the extraction attack: generations and held-out images, the means of what is found, and twins."""
+    """Return the work of the extraction attack: generations and held-out images, the means of what
+    is found, and twins."""
     own, gallery = study.extraction, trained_images(study, arm)
     sides = 2 if study.data.flips else 1
     separate = study.data.flips or own.distance == "tiled"  # MQ then needs a search of its own
@@ -250,7 +257,8 @@ def quality(study: Study, generations: int) -> Work:
 
 
 def reference_images(study: Study) -> int:
-    """Return how many reference images there are; where the study takes all that are left, as many as are held out."""
+    """Return how many reference images there are; where the study takes all that are left, as many
+    as are held out."""
     return study.data.split.reference or study.data.split.holdout
 
 
@@ -263,7 +271,8 @@ def replication(study: Study, arm: str) -> Work:
 
 
 def gradients(study: Study, arm: str, images: int, settings: Features, readouts: int) -> Work:
-    """Return the work of projected gradients: a forward pass, and one backward pass and one projection per readout."""
+    """Return the work of projected gradients: a forward pass, and one backward pass and one
+    projection per readout."""
     precision, size = settings.precision, weights(study, arm)
     one = passes((1 + 2 * readouts) * forward(study, arm), images, settings.batch_size, precision)
     one += Work(
@@ -278,5 +287,6 @@ def gradients(study: Study, arm: str, images: int, settings: Features, readouts:
 
 
 def readouts_of(settings: Features, final: bool = True) -> int:
-    """Return how many numbers are read out of the final network, or of an earlier state (``attribution.features``)."""
+    """Return how many numbers are read out of the final network, or of an earlier state
+    (``attribution.features``)."""
     return 4 + settings.rows if final else 1
