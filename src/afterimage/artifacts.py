@@ -138,7 +138,7 @@ def step(
     """Run one step: give it a partial folder to write into, then record and publish it.
 
     Args:
-        config: The resolved config (``config.resolve``).
+        config: The resolved config (``plan.resolved.resolve``).
         out: The step's own folder; replaced as a whole.
         inputs: Name -> file or folder that the step reads; hashed before it starts.
         entries: Modules whose code made the result, for the fingerprint.
