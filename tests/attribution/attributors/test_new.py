@@ -54,7 +54,7 @@ IMAGES, SUBSETS, DIMENSION, QUERIES = 12, 8, 6, {"holdout": 3, "generated": 2, "
 def source(tmp_path, root) -> Path:
     """A copy of the package with the toy."""
     copy = tmp_path / "src"
-    shutil.copytree(root / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "src", copy)
     (copy / "afterimage" / "attribution" / "attributors" / "toy.py").write_text(FAMILY)
     table = copy / "afterimage" / "config" / "attribution.py"
     head, marker, tail = table.read_text().partition("ATTRIBUTOR_TABLE = {\n")
