@@ -55,5 +55,5 @@ def test_subsets_families_and_seeds_differ_and_more_subsets_leave_the_first():
 
 @pytest.mark.parametrize(("images", "share"), [(1, 0.5), (3, 0.1), (3, 0.9)])
 def test_too_few_images_are_refused(images, share):
-    with pytest.raises(ArtifactError, match="no choice"):
+    with pytest.raises(ArtifactError, match="some must be kept and some left out"):
         masks(np.zeros(images, int), share, 1, 0)
