@@ -26,7 +26,8 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def tiny_net():
-    """Return a function that builds an untrained U-Net with attention: plain, conditional (10 labels) or rau_net."""
+    """Return a function that builds an untrained U-Net with attention: plain, conditional (10
+    labels) or rau_net."""
 
     def build(kind: str = "plain", channels: int = 1, dropout: float = 0.0) -> UNet2DModel:
         blocks = TransferBlocks(groups=[1, 2], variant="k_conv_silu") if kind == "rau_net" else None

@@ -54,7 +54,8 @@ def test_two_stages_of_the_same_scores_keep_the_ranking(cheap, careful):
 
 
 def test_a_shortlist_of_all_that_matters_loses_nothing():
-    """Where only three images count, and the first stage finds them, two stages predict additive losses perfectly."""
+    """Where only three images count, and the first stage finds them, two stages predict additive
+    losses perfectly."""
     rng = np.random.default_rng(1)
     weights = np.zeros((2, 40))
     weights[:, :3] = [[3, 2, 1], [1, 5, 2]]

@@ -1,4 +1,5 @@
-"""``afterimage attribution features``: blocks of one network's features, and what may be put together again."""
+"""``afterimage attribution features``: blocks of one network's features, and what may be put
+together again."""
 
 import argparse
 import json
@@ -36,7 +37,8 @@ READOUTS = ("mean", "l1", "square", "loss")
 
 @pytest.fixture
 def command(params, images, tmp_path):
-    """Return a function that writes inputs and gives the arguments of a job: 7 of 9 digits trained on, four different networks."""
+    """Return a function that writes inputs and gives the arguments of a job: 7 of 9 digits trained
+    on, four different networks."""
 
     def make(job: str, out: str = "", weights: str = "ema", images_per_job: int = 3, **settings):
         params["sample"]["weights"] = weights
@@ -85,7 +87,8 @@ def opened(args: argparse.Namespace, network: str) -> tuple[UNet2DModel, dict]:
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, command, images):
-    """All readouts of the trained network; of an earlier state the loss alone. Nothing depends on the other blocks."""
+    """All readouts of the trained network; of an earlier state the loss alone. Nothing depends on
+    the other blocks."""
     name, weights = network.split("/")
     args = command(f"main/{name}/train1", weights=weights)
     found = made(args)
@@ -107,7 +110,8 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
 
 
 def test_blocks_together_are_one_large_block(command):
-    """Three blocks of 3, 3 and 1 images, bit for bit: with a batch size of 1 no sum changes its order."""
+    """Three blocks of 3, 3 and 1 images, bit for bit: with a batch size of 1 no sum changes its
+    order."""
     whole = made(command("main/final/train0", "whole", images_per_job=100))
     blocks = [command(f"main/final/train{at}") for at in range(3)]
     assert [len(made(args)["train/loss"]) for args in blocks] == [3, 3, 1]
@@ -163,7 +167,7 @@ def test_inputs_that_changed_since_they_were_written_are_refused(command):
                 features.run(args)
 
 
-# ---- putting stores together --------------------------------------------------------------------------------------------------
+# ---- putting stores together ---------------------------------------------------------------------
 
 SETTINGS = {
     "features": SMALL,

@@ -1,4 +1,5 @@
-"""``afterimage attribution queries``: what is drawn, what is taken first, and whose origin is known."""
+"""``afterimage attribution queries``: what is drawn, what is taken first, and whose origin is
+known."""
 
 import argparse
 import json
@@ -28,7 +29,8 @@ SAMPLES = Images.of(
 
 
 def found(rows: list[tuple[int, int | None, float, bool]]) -> pd.DataFrame:
-    """Return ``images.parquet`` of an attack: source, best sample (None: nearest to no generation), its l2, extracted."""
+    """Return ``images.parquet`` of an attack: source, best sample (None: nearest to no generation),
+    its l2, extracted."""
     sources, samples, distances, extracted = map(list, zip(*rows, strict=True))
     return pd.DataFrame(
         {
@@ -134,7 +136,8 @@ def test_generations_are_the_first_of_the_sample(command):
 def test_extracted_generations_come_nearest_first_with_the_image_that_they_show(
     count, anchor, ids, sources, command
 ):
-    """By the attack's own anchor and its calibrated threshold; a nearer generation that extracts nothing is left out."""
+    """By the attack's own anchor and its calibrated threshold; a nearer generation that extracts
+    nothing is left out."""
     found = drawn(command(extracted=count, anchor=anchor))["extracted"]
     assert found.ids.tolist() == ids
     assert found.sources.tolist() == sources

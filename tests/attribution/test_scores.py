@@ -1,8 +1,9 @@
 """``afterimage attribution scores`` on planted features and losses, whose tables are known.
 
-The training images' loss gradients are a diagonal matrix s and those of query q are w_q / s, so that ``gradient_dot`` scores w_q. The
-losses are minus the sum of w_q over the images that a network saw: what ``gradient_dot`` predicts without an error. ``trak`` scores
-w_q / (s^2 + lambda), which is w_q again for a large lambda.
+The training images' loss gradients are a diagonal matrix s and those of query q are w_q / s, so
+that ``gradient_dot`` scores w_q. The losses are minus the sum of w_q over the images that a network
+saw: what ``gradient_dot`` predicts without an error. ``trak`` scores w_q / (s^2 + lambda), which is
+w_q again for a large lambda.
 """
 
 import argparse
@@ -66,12 +67,14 @@ MASKS = subsets.masks(MEMBERS.labels, 0.5, SUBSETS, SEED)
 
 
 def additive(weights: np.ndarray = W, repeats: int = 1) -> np.ndarray:
-    """Return the losses of networks that weigh images so, each query on a level of its own, float64 (S, M, Q)."""
+    """Return the losses of networks that weigh images so, each query on a level of its own, float64
+    (S, M, Q)."""
     return np.repeat((rng(4).normal(size=len(weights)) - MASKS @ weights.T)[None], repeats, axis=0)
 
 
 def correlation(weights: np.ndarray, losses: np.ndarray, half: slice = SECOND) -> np.ndarray:
-    """Return Spearman's correlation of predictions by ``weights``, (Q, N), and losses, (M, Q), over some subsets."""
+    """Return Spearman's correlation of predictions by ``weights``, (Q, N), and losses, (M, Q), over
+    some subsets."""
     predicted = -(MASKS[half] @ weights.T)
     return np.array(
         [spearmanr(a, b).statistic for a, b in zip(predicted.T, losses[half].T, strict=True)]
@@ -116,7 +119,8 @@ def side(part: str, loss: np.ndarray, rows: np.ndarray | None = None) -> dict[st
 
 @pytest.fixture
 def study(params, tmp_path):
-    """Return a function that writes all inputs and gives the arguments of the job; the keywords are what differs."""
+    """Return a function that writes all inputs and gives the arguments of the job; the keywords are
+    what differs."""
 
     def make(
         out: str = "out",
@@ -222,7 +226,8 @@ def study(params, tmp_path):
 
 
 def scored(args: argparse.Namespace) -> SimpleNamespace:
-    """Return the tables of the store, those of LDS for the loss, ``lds`` and ``copies`` by attributor and set, and the scores."""
+    """Return the tables of the store, those of LDS for the loss, ``lds`` and ``copies`` by
+    attributor and set, and the scores."""
     scores.run(args)
     run = artifacts.check_store(args.out)
     tables = {
@@ -243,7 +248,8 @@ def scored(args: argparse.Namespace) -> SimpleNamespace:
 
 
 def test_scores_that_made_the_losses_predict_them_without_an_error(study):
-    """DAS known answer 12, through all files. The tables have the rows and columns that are promised, in their order."""
+    """DAS known answer 12, through all files. The tables have the rows and columns that are
+    promised, in their order."""
     args = study()
     found = scored(args)
     assert found.lds.columns.tolist() == COLUMNS
@@ -275,7 +281,8 @@ def test_scores_that_made_the_losses_predict_them_without_an_error(study):
 
 
 def test_the_shift_is_a_target_of_its_own(study):
-    """Where shifts order the networks the other way round, what predicts the loss without an error is always wrong."""
+    """Where shifts order the networks the other way round, what predicts the loss without an error
+    is always wrong."""
     args = study(losses=noisy())
     found = scored(args)
     table = pd.read_csv(args.out / "lds.csv")
@@ -293,7 +300,8 @@ def test_the_shift_is_a_target_of_its_own(study):
 
 
 def test_the_regulariser_is_chosen_on_the_first_half_and_reported_on_the_second(study):
-    """DAS known answer 15. Networks of the first half weigh images by w / s^2, trak without a regulariser; the others by w."""
+    """DAS known answer 15. Networks of the first half weigh images by w / s^2, trak without a
+    regulariser; the others by w."""
     losses = additive(W / S**2)
     losses[:, SECOND] = additive()[:, SECOND]
     found = scored(study(losses=losses))
@@ -338,14 +346,16 @@ def test_shuffled_scores_are_those_of_trak_for_other_images_and_predict_nothing(
 
 
 def noisy() -> np.ndarray:
-    """Losses under two trainings, of which the noise is that of the seed; of the extracted queries they say the opposite."""
+    """Losses under two trainings, of which the noise is that of the seed; of the extracted queries
+    they say the opposite."""
     losses = additive(repeats=2) + rng(6).normal(size=(2, SUBSETS, 9))
     losses[1][:, OF["extracted"]] = -losses[0][:, OF["extracted"]] * 0.9
     return losses
 
 
 def test_with_several_seeds_a_ceiling_stands_beside_each_score(study):
-    """DAS known answer 13: of the half that is reported on, by the formula of Spearman and Brown; none where seeds contradict."""
+    """DAS known answer 13: of the half that is reported on, by the formula of Spearman and Brown;
+    none where seeds contradict."""
     losses = noisy()
     found = scored(study(losses=losses, attributors=("gradient_dot",)))
     assert found.lds.columns.tolist() == [
@@ -398,7 +408,8 @@ def test_queries_that_order_nothing_are_counted_and_left_out(study):
 
 
 def test_copies_are_found_by_scores_that_rank_them_first(study):
-    """DAS known answer 16. Query 0 shows the image that is there three times, query 1 the one that is there twice."""
+    """DAS known answer 16. Query 0 shows the image that is there three times, query 1 the one that
+    is there twice."""
     weights = W.copy()
     weights[7, :3], weights[8, 3:5] = [8, 9, 7], [9, -9]
     args = study(
@@ -451,10 +462,12 @@ def test_equal_scores_keep_the_order_of_the_training_images():
 
 
 def test_low_leverages_tell_copies(study):
-    """DAS known answer 16: copies share their rows, and so the leverage of one image; unless the regulariser lets lengths decide.
+    """DAS known answer 16: copies share their rows, and so the leverage of one image; unless the
+    regulariser lets lengths decide.
 
-    Of an image there m times with two rows of length 2 it is 8 / (4 m + lambda), of a single one with rows of length 1
-    2 / (1 + lambda). At a lambda of 35 / 17 that of the three copies is smaller, that of the two is not.
+    Of an image there m times with two rows of length 2 it is 8 / (4 m + lambda), of a single one
+    with rows of length 1 2 / (1 + lambda). At a lambda of 35 / 17 that of the three copies is
+    smaller, that of the two is not.
     """
     rows = np.eye(2 * 17, dtype=np.float32).reshape(17, 2, -1)[SOURCES - 50]
     rows[:5] *= 2
@@ -554,7 +567,7 @@ def test_the_recorded_code_is_what_the_workflow_asks_for(study, params):
     )
 
 
-# ---- what is refused ----------------------------------------------------------------------------------------------------------
+# ---- what is refused -----------------------------------------------------------------------------
 
 
 def test_networks_are_put_in_their_order(study):

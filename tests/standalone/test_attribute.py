@@ -1,4 +1,5 @@
-"""Attribution for an outside pipeline: the attributors' scores, in files that name the images, and clear errors."""
+"""Attribution for an outside pipeline: the attributors' scores, in files that name the images, and
+clear errors."""
 
 import json
 
@@ -29,7 +30,8 @@ FLAGS = ("--timesteps", SMALL.timesteps, "--dimension", SMALL.dimension, "--seed
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory, tiny_net):
-    """Two pipelines, 17 training images, and 3 queries, the first of which is training image 5; read only."""
+    """Two pipelines, 17 training images, and 3 queries, the first of which is training image 5;
+    read only."""
     folder = tmp_path_factory.mktemp("outside")
     digits = load_digits()
     pixels = np.round(digits.images[:40] * 255 / 16).astype(np.uint8)[..., None]
@@ -60,7 +62,8 @@ def run(sets, out, *flags, pipeline="plain", train="train.npz", queries="queries
 def scores_in(folder):
     with safe_open(folder / "scores.safetensors", "np") as stored:
         names = {side: json.loads(text) for side, text in stored.metadata().items()}
-        return {name: stored.get_tensor(name) for name in stored.keys()}, names  # noqa: SIM118 -- not a dict
+        keys = stored.keys()  # not a dict
+        return {name: stored.get_tensor(name) for name in keys}, names
 
 
 def images_in(path):
@@ -70,7 +73,8 @@ def images_in(path):
 
 @pytest.mark.parametrize("kind", ["plain", "conditional"])
 def test_scores_are_those_of_the_features(kind, sets, tmp_path, tiny_net, scheduler_config):
-    """phi_z (Phi^T Phi + lambda I)^-1 Phi^T written out, lambda 0.5 times the mean of the eigenvalues that are not 0."""
+    """phi_z (Phi^T Phi + lambda I)^-1 Phi^T written out, lambda 0.5 times the mean of the
+    eigenvalues that are not 0."""
     assert run(sets, tmp_path / "out", "--regulariser", 0.5, pipeline=kind) == 0
     found, names = scores_in(tmp_path / "out")
     assert set(found) == {"das_revised", "dtrak"}
@@ -183,7 +187,8 @@ def made_up():
 
 @pytest.mark.parametrize("name", ATTRIBUTORS)
 def test_allowed_is_what_the_readouts_suffice_for(name, made_up):
-    """Those that are refused have no scores even with all readouts; the others have them with their own, and with no fewer."""
+    """Those that are refused have no scores even with all readouts; the others have them with their
+    own, and with no fewer."""
     if name not in attribute.ALLOWED:
         with pytest.raises(ArtifactError):
             attributors.scorer(name, made_up(("mean", "l1", "square", "loss", "probe")))
@@ -277,7 +282,8 @@ def test_bad_input_is_explained_and_nothing_is_written(
 
 
 def test_of_a_network_that_also_predicts_a_variance_the_mean_counts(sets, tmp_path, tiny_net):
-    """Without a projection, the scores are those of the same network without the other half of its outputs."""
+    """Without a projection, the scores are those of the same network without the other half of its
+    outputs."""
     whole = UNet2DModel.from_config({**tiny_net().config, "out_channels": 2})
     half = UNet2DModel.from_config({**tiny_net().config, "out_channels": 1})
     weights = whole.state_dict()
@@ -354,7 +360,7 @@ def test_the_weights_of_a_checkpoint_are_chosen_said_and_recorded(sets, tmp_path
 
 @pytest.mark.parametrize("kind", ["DPMSolverMultistepScheduler", "CMStochasticIterativeScheduler"])
 def test_only_a_scheduler_of_another_family_is_refused(kind, sets, tmp_path, tiny_net, capsys):
-    """A solver for networks trained as DDPMs has the same forward process, and so the same scores."""
+    """A solver for networks trained as DDPMs has the same forward process and thus the scores."""
     save_pipeline(tiny_net(), getattr(diffusers, kind)(), tmp_path / "p")
     status = run(sets, tmp_path / "out", "--attributor", "dtrak", pipeline=tmp_path / "p")
     if kind.startswith("CM"):

@@ -8,7 +8,7 @@ import pytest
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
-from afterimage.config.attribution import ATTRIBUTOR_TABLE, ATTRIBUTORS
+from afterimage.config.attribution import ATTRIBUTOR_TABLE, ATTRIBUTORS, Attribution
 from afterimage.images import Images
 
 N, Q, R = 11, 4, 3
@@ -189,6 +189,18 @@ def test_every_attributor_scores_every_pair(name):
     np.testing.assert_array_equal(scores(0.1), found)
 
 
+def test_variants_are_scored_by_what_the_gradients_of_one_network_suffice_for():
+    study = Attribution(
+        arm="baseline", variants={"long": {"timesteps": 20}, "light": {"rows": False}}
+    )
+    assert study.attributors_of("main") == list(ATTRIBUTORS)
+    other_inputs = {"journey_trak", "tracin", "gas", "feature_cosine", "empirical_influence"}
+    without_gradients, control = {"pixel_cosine", "pixel_l2"}, {"shuffled"}
+    long, light = (set(study.attributors_of(variant)) for variant in ("long", "light"))
+    assert set(ATTRIBUTORS) - long == other_inputs | without_gradients | control
+    assert long - light == {"das", "das_scalar", "ggn_influence"}
+
+
 @pytest.mark.parametrize("name", ["trak", "pixel_l2"])
 def test_a_wrong_row_of_the_table_is_refused(name, monkeypatch):
     """The table is no part of a result's fingerprint: it must not change scores."""
@@ -222,7 +234,8 @@ def test_copies_get_equal_scores(name, k):
 
 @pytest.mark.parametrize("name", ["trak", "renormalised_influence"])
 def test_large_lambda_leaves_the_gradients(name):
-    """DAS known answer 8: rankings become those of the inner product, or of its share of the training gradient's length."""
+    """DAS known answer 8: rankings become those of the inner product, or of its share of the
+    training gradient's length."""
     inputs = made_up()
     z, phi = pair(inputs, "loss")
     plain = z @ phi.T / (np.linalg.norm(phi, axis=1) if name == "renormalised_influence" else 1)
@@ -231,7 +244,7 @@ def test_large_lambda_leaves_the_gradients(name):
 
 
 def test_a_helpful_image_has_a_positive_score():
-    """A query with the training image's own gradient, and networks that did better with the image."""
+    """A query with the training image's gradient, and networks that did better with the image."""
     inputs = made_up()
     own = replace(inputs, queries=take(inputs.train, np.arange(N)), losses=1.0 - inputs.masks)
     for name in (

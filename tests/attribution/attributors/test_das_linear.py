@@ -1,4 +1,5 @@
-"""Leaving an image out of a linear model, where the formulas are exact: every image is left out and the model fitted again."""
+"""Leaving an image out of a linear model, where the formulas are exact: every image is left out and
+the model fitted again."""
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from afterimage.images import Images
 
 
 def fit(J: np.ndarray, y: np.ndarray, regulariser: float) -> np.ndarray:
-    """Minimise sum |J_i theta - y_i|^2 + regulariser |theta|^2 over theta, for J, (N, R, p), and y, (N, R)."""
+    """Minimise sum |J_i theta - y_i|^2 + regulariser |theta|^2 over theta, for J, (N, R, p), and y,
+    (N, R)."""
     rows = J.reshape(-1, J.shape[-1])
     return np.linalg.solve(rows.T @ rows + regulariser * np.eye(rows.shape[1]), rows.T @ y.ravel())
 
@@ -18,7 +20,8 @@ def fit(J: np.ndarray, y: np.ndarray, regulariser: float) -> np.ndarray:
 def linear(
     J: np.ndarray, y: np.ndarray, Jz: np.ndarray, relative: float
 ) -> tuple[AttributionInputs, np.ndarray]:
-    """A linear model with all outputs as rows, and how its predictions change by a fit without each image, (Q, R, N)."""
+    """A linear model with all outputs as rows, and how its predictions change by a fit without each
+    image, (Q, R, N)."""
     regulariser = Spectrum(J.reshape(-1, J.shape[-1])).regulariser(relative)
     theta = fit(J, y, regulariser)
     residuals = J @ theta - y
@@ -50,7 +53,8 @@ def dense(n: int, r: int, p: int, q: int = 4) -> tuple[np.ndarray, np.ndarray, n
 def random_features(
     n: int, timesteps: int, pixels: int, width: int, q: int = 4
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A denoiser eps(x_t, t) = W psi(x_t, t), psi fixed random features: all outputs as rows, (n, T D, D width)."""
+    """A denoiser eps(x_t, t) = W psi(x_t, t), psi fixed random features: all outputs as rows, (n, T
+    D, D width)."""
     rng = np.random.default_rng(5)
     into = rng.standard_normal((width, pixels + 1))
 
@@ -80,7 +84,8 @@ MODELS = {
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize("relative", [1e-4, 0.1, 30.0])
 def test_das_is_the_squared_change_of_the_prediction(name, relative):
-    """DAS known answers 2 and 3: the block form equals refitting without each image, whatever lambda."""
+    """DAS known answers 2 and 3: the block form equals refitting without each image, whatever
+    lambda."""
     inputs, change = linear(*MODELS[name], relative)
     np.testing.assert_allclose(das(inputs)(relative), np.square(change).mean(axis=1), rtol=1e-6)
 

@@ -1,4 +1,5 @@
-"""A toy attributor, added by its family's file and its row of the table: it takes part in everything."""
+"""A toy attributor, added by its family's file and its row of the table: it takes part in
+everything."""
 
 import json
 import os
@@ -40,7 +41,8 @@ from afterimage.config.attribution import ATTRIBUTORS
 
 params, scores, attribute = json.loads(sys.argv[1])
 study = config.parse(params)
-assert study.attribution.attributors_of("main") == study.attribution.attributors_of("long") == ["toy"]
+for variant in ("main", "long"):
+    assert study.attribution.attributors_of(variant) == ["toy"]
 assert cli.main(scores) == 0
 assert cli.main(attribute) == 0
 print(json.dumps([afterimage.__file__, ATTRIBUTORS["toy"]]))
@@ -52,7 +54,7 @@ IMAGES, SUBSETS, DIMENSION, QUERIES = 12, 8, 6, {"holdout": 3, "generated": 2, "
 def source(tmp_path, root) -> Path:
     """A copy of the package with the toy."""
     copy = tmp_path / "src"
-    shutil.copytree(root / "src", copy, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(root / "src", copy)
     (copy / "afterimage" / "attribution" / "attributors" / "toy.py").write_text(FAMILY)
     table = copy / "afterimage" / "config" / "attribution.py"
     head, marker, tail = table.read_text().partition("ATTRIBUTOR_TABLE = {\n")

@@ -1,4 +1,5 @@
-"""The spectrum against inverses written out, on random features with fewer and with more images than coordinates."""
+"""The spectrum against inverses written out, on random features with fewer and with more images
+than coordinates."""
 
 import numpy as np
 import pytest
@@ -30,7 +31,8 @@ def relative_for(phi: np.ndarray, regulariser: float) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("relative", [1e-3, 0.7, 50.0])
 def test_primal_and_dual_give_what_the_inverse_gives(shape, relative):
-    """DAS known answer 4: kernel, leverage and length of A phi, from one decomposition, in both forms."""
+    """DAS known answer 4: kernel, leverage and length of A phi, from one decomposition, in both
+    forms."""
     phi, z = features(*shape), features(3, shape[1], 1)
     spectrum, A = Spectrum(phi), inverse(phi, relative)
     kernel = spectrum.kernel(z)(relative)
@@ -82,7 +84,8 @@ def test_one_direction_that_no_row_has():
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(-6, 6), st.integers(0, 1000))
 def test_leverages_are_shares(n, k, power, seed):
-    """DAS known answer 7: 0 <= h < 1, and their sum is the trace of K (K + lambda)^-1, at most min(N, k)."""
+    """DAS known answer 7: 0 <= h < 1, and their sum is the trace of K (K + lambda)^-1, at most
+    min(N, k)."""
     phi, relative = features(n, k, seed), 10.0**power
     spectrum = Spectrum(phi)
     h = spectrum.leverage(relative)
@@ -105,7 +108,8 @@ def test_large_lambda_leaves_the_inner_product(shape):
 
 
 def test_small_lambda_gives_every_training_image_to_itself():
-    """DAS known answer 8: with at least as many coordinates as images the kernel goes to the identity, the leverages to 1."""
+    """DAS known answer 8: with at least as many coordinates as images the kernel goes to the
+    identity, the leverages to 1."""
     phi = features(6, 15)
     spectrum = Spectrum(phi)
     np.testing.assert_allclose(spectrum.kernel(phi)(1e-12), np.eye(6), atol=1e-9)
@@ -114,7 +118,8 @@ def test_small_lambda_gives_every_training_image_to_itself():
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_scaling_all_gradients_is_scaling_lambda(shape):
-    """DAS known answer 6: gradients times c at lambda are gradients at lambda / c^2; a relative lambda does not notice."""
+    """DAS known answer 6: gradients times c at lambda are gradients at lambda / c^2; a relative
+    lambda does not notice."""
     phi, z, c = features(*shape), features(3, shape[1], 1), 7.0
     plain = Spectrum(phi).kernel(z)
     scaled = Spectrum(c * phi).kernel(c * z)
@@ -141,7 +146,8 @@ def test_order_does_not_matter_and_copies_are_alike(shape):
 
 
 def test_a_rescaled_inverse_ranks_alike_but_has_no_leverages():
-    """DAS known answer 6: A over its mean absolute entry multiplies all scores by one number, and puts h outside [0, 1)."""
+    """DAS known answer 6: A over its mean absolute entry multiplies all scores by one number, and
+    puts h outside [0, 1)."""
     phi, z = 10 * features(6, 15), features(3, 15, 1)
     A = inverse(phi, 1e-3)
     rescaled = A / np.abs(A).mean()

@@ -1,4 +1,5 @@
-"""The features of a set of images, against plain automatic differentiation and for what must not change them."""
+"""The features of a set of images, against plain automatic differentiation and for what must not
+change them."""
 
 import copy
 
@@ -61,7 +62,8 @@ def close(
 def test_features_are_means_of_the_gradients_of_single_images(
     tiny_net, scheduler_config, images, features
 ):
-    """Image by image and timestep by timestep, with torch's own backward pass and the DDPM formula for the noisy image."""
+    """Image by image and timestep by timestep, with torch's own backward pass and the DDPM formula
+    for the noisy image."""
     net, few = tiny_net(), images.take(np.arange(3))
     found = features(net, of=few, projection="none")
     betas = torch.linspace(scheduler_config["beta_start"], scheduler_config["beta_end"], 1000)
@@ -134,7 +136,8 @@ def test_an_image_has_the_same_features_wherever_it_stands(tiny_net, features, i
 
 @pytest.mark.parametrize("projection", ["gaussian", "srht"])
 def test_every_projection_comes_near_the_exact_kernel(projection, tiny_net, features):
-    """Within five standard deviations of a dense Gaussian projection, which are at most |a| |b| sqrt(2 / k)."""
+    """Within five standard deviations of a dense Gaussian projection, which are at most |a| |b|
+    sqrt(2 / k)."""
     net = tiny_net()
     exact = features(net, ["loss"], projection="none").features["loss"]
     found = features(net, ["loss"], projection=projection, dimension=512).features["loss"]

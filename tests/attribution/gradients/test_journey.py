@@ -31,7 +31,8 @@ def generations(tiny_net, scheduler_config):
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_the_journey_ends_at_the_generation(generations, scheduler_config, sampler):
-    """The last step's estimate of the final image is the image: neither sampler adds anything after it."""
+    """The last step's estimate of the final image is the image: neither sampler adds anything after
+    it."""
     net, images, sampling = generations(sampler=sampler)
     found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
     assert list(found) == [750, 500, 250, 0]

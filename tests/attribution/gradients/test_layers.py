@@ -1,4 +1,5 @@
-"""Gradients of single images against automatic differentiation, finite differences and known answers."""
+"""Gradients of single images against automatic differentiation, finite differences and known
+answers."""
 
 from typing import get_args
 
@@ -70,7 +71,7 @@ def same(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> Non
 
 
 def padded(net: UNet2DModel) -> UNet2DModel:
-    """The same with diffusers' other downsampling, which pads on two sides before its convolution."""
+    """The same with diffusers' other downsampling, which pads two sides before its convolution."""
     return UNet2DModel.from_config(
         {**net.config, "downsample_padding": 0, "resnet_time_scale_shift": "scale_shift"}
     )
@@ -90,7 +91,8 @@ def test_every_gradient_is_that_of_automatic_differentiation(kind, tiny_net):
 
 
 class Odd(nn.Module):
-    """Layers as the U-Nets do not use them: strides, dilation, a rectangular kernel, several embeddings per image, in-place."""
+    """Layers as the U-Nets do not use them: strides, dilation, a rectangular kernel, several
+    embeddings per image, in-place."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -234,7 +236,8 @@ class Folded(Twice):
     [
         (
             nn.Sequential(nn.LayerNorm(3)),
-            r"0\.weight has no per-image gradient.* LayerNorm.*supported are Linear, Conv2d, GroupNorm, Embedding",
+            r"0\.weight has no per-image gradient.* LayerNorm.*supported are Linear, Conv2d, "
+            "GroupNorm, Embedding",
         ),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)),
@@ -292,6 +295,7 @@ def test_a_layer_that_does_not_see_one_row_per_image_is_refused():
 def test_a_pattern_without_a_match_is_refused(pattern, tiny_net):
     with pytest.raises(
         ConfigError,
-        match=rf"'{pattern[:-1]}\*' matches no trained parameter.*from conv_in.weight to conv_out.bias",
+        match=rf"'{pattern[:-1]}\*' matches no trained parameter.*from conv_in.weight to "
+        "conv_out.bias",
     ):
         Layers(tiny_net(), [pattern])

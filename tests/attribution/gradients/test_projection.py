@@ -1,4 +1,5 @@
-"""Random projections: unbiased, better with more dimensions, and the same whatever stands beside a parameter."""
+"""Random projections: unbiased, better with more dimensions, and the same whatever stands beside a
+parameter."""
 
 import math
 
@@ -48,7 +49,8 @@ def test_none_is_every_coordinate_in_the_order_of_the_parameters():
 
 @pytest.mark.parametrize("kind", RANDOM)
 def test_inner_products_are_right_on_average_over_seeds(kind):
-    """DAS known answer 5: within four standard errors, for vectors alike, unlike and orthogonal, and for their squares."""
+    """DAS known answer 5: within four standard errors, for vectors alike, unlike and orthogonal,
+    and for their squares."""
     one, other = normal(COUNT), normal(COUNT, seed=1)
     rows = torch.stack(
         [one, one + other, other - one * (one @ other) / (one @ one), torch.arange(COUNT) == 3]
@@ -118,7 +120,8 @@ def test_what_is_done_to_a_parameter_does_not_depend_on_the_others(kind):
     for name, part in split(rows):
         alone = project(kind, 16, part[:, 0], shapes={name: SHAPES[name]})
         among, _ = projection.build(kind, 16, SHAPES, 0)([(name, part)], 3, 1)
-        # Up to rounding: which kernel multiplies matrices, and in which order it sums, goes by the processor and the strides.
+        # Up to rounding: the kernel of a matrix product, and the order of its sums, depend on the
+        # processor and the strides.
         torch.testing.assert_close(alone, among[:, 0], rtol=1e-5, atol=1e-5)
         assert alone.abs().max() > 0.1
 

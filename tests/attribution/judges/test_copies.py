@@ -74,7 +74,8 @@ def test_no_queries_give_an_empty_table():
 
 
 def planted(noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features, sources and copies of the rows of 30 images, the first ones planted 4, 3 and 2 times, in 400 coordinates."""
+    """Features, sources and copies of the rows of 30 images, the first ones planted 4, 3 and 2
+    times, in 400 coordinates."""
     rng = np.random.default_rng(0)
     sources = np.repeat(np.arange(30), [4, 3, 2] + [1] * 27)
     features = rng.standard_normal((30, 400))[sources]

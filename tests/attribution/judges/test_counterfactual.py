@@ -1,4 +1,5 @@
-"""``afterimage attribution counterfactual``: what is taken out, and what becomes of the generation then."""
+"""``afterimage attribution counterfactual``: what is taken out, and what becomes of the generation
+then."""
 
 import argparse
 import json
@@ -53,7 +54,8 @@ def parsed(module, **given: Path) -> argparse.Namespace:
 
 @pytest.fixture
 def study(params, tmp_path):
-    """Return a function that trains the arm, draws its sample and gives the arguments of a job: 13 digits, 3 taken out."""
+    """Return a function that trains the arm, draws its sample and gives the arguments of a job: 13
+    digits, 3 taken out."""
 
     def make(
         job: str, weights: str = "ema", condition: str = "none", remove: int = 3
@@ -147,7 +149,7 @@ def done(args: argparse.Namespace) -> tuple[pd.DataFrame, Images]:
     return pd.read_csv(args.out / "changes.csv"), load_images(args.out / "regenerated.npz")
 
 
-# ---- what is taken out --------------------------------------------------------------------------------------------------------
+# ---- what is taken out ---------------------------------------------------------------------------
 
 
 @settings(max_examples=50, deadline=None)
@@ -157,7 +159,8 @@ def done(args: argparse.Namespace) -> tuple[pd.DataFrame, Images]:
     st.integers(1, N),
 )
 def test_the_first_images_of_the_ranking_are_taken_out(scores, query, count):
-    """Those and no others; among equal scores the earlier image goes first. Other queries' scores do not matter."""
+    """Those and no others; among equal scores the earlier image goes first. Other queries' scores
+    do not matter."""
     removed = images_to_remove("trak", query, count, scores, N, 1)
     ranking = sorted(range(N), key=lambda i: (-scores[query, i], i))
     assert set(np.flatnonzero(removed)) == set(ranking[:count])
@@ -183,14 +186,15 @@ def test_random_images_follow_the_seed_and_the_query():
     assert abs(often - 4 / 30).max() < 5 * np.sqrt(4 / 30 * 26 / 30 / 600)
 
 
-# ---- the verb -----------------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("weights", "condition"), [("ema", "none"), ("raw", "label")])
 def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(
     weights, condition, study, monkeypatch
 ):
-    """Bit for bit: the same initial weights, order, noise and length. All changes are then 0, and the loss is the arm's."""
+    """Bit for bit: the same initial weights, order, noise and length. All changes are then 0, and
+    the loss is the arm's."""
     args = study("random/1", weights, condition)
     monkeypatch.setattr(counterfactual, "images_to_remove", lambda *_: np.zeros(N, bool))
     table, pictures = done(args)
@@ -228,7 +232,8 @@ def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(
     ],
 )
 def test_the_network_is_trained_without_what_is_taken_out(job, removed, study, jobs):
-    """From the arm's own initial weights, for as many epochs: ceil(5 * 10 / 13) updates. The store is whole."""
+    """From the arm's own initial weights, for as many epochs: ceil(5 * 10 / 13) updates. The store
+    is whole."""
     args = study(job)
     arm = jobs.pop()
     table, pictures = done(args)

@@ -36,7 +36,7 @@ def test_images_that_always_lead_are_always_larger_and_share_what_is_theirs():
     )
 
 
-# ---- the verb ------------------------------------------------------------------------------------------------------------
+# ---- the command ---------------------------------------------------------------------------------
 
 
 def store(folder: Path, write) -> Path:
@@ -46,7 +46,8 @@ def store(folder: Path, write) -> Path:
 
 
 def test_generations_are_told_apart_by_what_they_show(tmp_path, monkeypatch):
-    """Three generations show forgotten images and one another. Before: forgotten images lead for the three, and come last for the other.
+    """Three generations show forgotten images and one another. Before: forgotten images lead for
+    the three, and come last for the other.
 
     After: all images of a query score alike. The table says which is which, and how many.
     """

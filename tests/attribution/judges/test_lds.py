@@ -1,4 +1,5 @@
-"""The linear data-modelling score on planted truth, its intervals, its ceiling, and the regulariser chosen for it."""
+"""The linear data-modelling score on planted truth, its intervals, its ceiling, and the regulariser
+chosen for it."""
 
 import math
 
@@ -29,11 +30,12 @@ def score(scores: np.ndarray, kept: np.ndarray, truth: np.ndarray) -> lds.Score:
     return lds.lds(lds.predictions(scores, kept), truth, 100, 0.95, rng())
 
 
-# ---- the score (DAS known answer 12) ------------------------------------------------------------------------------------------
+# ---- the score (DAS known answer 12) -------------------------------------------------------------
 
 
 def test_additive_losses_are_predicted_by_their_own_weights(kept):
-    """Losses -sum of weights of the kept images: the weights score 1, in every resample too; with the sign turned -1."""
+    """Losses -sum of weights of the kept images: the weights score 1, in every resample too; with
+    the sign turned -1."""
     weights = rng().normal(size=(QUERIES, IMAGES))
     truth = -(kept @ weights.T) + rng(1).normal(size=QUERIES)
     exact, turned = score(weights, kept, truth), score(-weights, kept, truth)
@@ -68,7 +70,8 @@ def test_noise_in_the_losses_lowers_the_score(kept):
 
 
 def test_queries_that_order_nothing_are_counted_and_leave_the_others_as_they_are(kept):
-    """Equal scores (not only 0), equal losses, and a score that is no number; the interval is that of the others."""
+    """Equal scores (not only 0), equal losses, and a score that is no number; the interval is that
+    of the others."""
     scores, truth = rng(7).normal(size=(QUERIES, IMAGES)), rng(8).normal(size=(SUBSETS, QUERIES))
     others = score(scores[3:], kept, truth[:, 3:])
     scores[0], truth[:, 1], scores[2, 5] = 0.1, 0.7, np.nan
@@ -96,7 +99,7 @@ def test_subsets_of_different_sizes_are_refused():
         lds.predictions(np.ones((1, 3)), np.array([[True, False, False], [True, True, False]]))
 
 
-# ---- rank correlation -------------------------------------------------------------------------------------------------------
+# ---- rank correlation ----------------------------------------------------------------------------
 
 FEW_VALUES = arrays(np.float64, (7, 3), elements=st.integers(-2, 2).map(float))
 DIFFERENT = arrays(np.float64, (7, 3), elements=st.floats(-5, 5, width=16), unique=True)
@@ -144,7 +147,7 @@ def test_the_score_of_dattri_is_the_same(kept):
     assert ours == pytest.approx(-theirs.numpy())  # they leave the sign to the user
 
 
-# ---- intervals over subsets (DAS known answer 14) ---------------------------------------------------------------------------
+# ---- intervals over subsets (DAS known answer 14) ------------------------------------------------
 
 
 def test_resamples_are_those_of_the_rows():
@@ -166,7 +169,8 @@ def test_a_query_seen_a_hundred_times_is_no_more_certain_than_once(kept):
 
 
 def test_intervals_cover_the_score_over_all_subsets():
-    """Truth and prediction share half their variance, and queries that part: Spearman's rho is 6 / pi asin(1 / 4)."""
+    """Truth and prediction share half their variance, and queries that part: Spearman's rho is 6 /
+    pi asin(1 / 4)."""
     expected, covered = 6 / math.pi * math.asin(1 / 4), 0
     for trial in range(200):
         shared = rng(trial).normal(size=(40, 1))
@@ -176,11 +180,12 @@ def test_intervals_cover_the_score_over_all_subsets():
     assert 0.82 < covered / 200 < 0.97
 
 
-# ---- the regulariser (DAS known answer 15) ----------------------------------------------------------------------------------
+# ---- the regulariser (DAS known answer 15) -------------------------------------------------------
 
 
 def planted() -> tuple[np.ndarray, np.ndarray]:
-    """Three regularisers: the first predicts the first half of the subsets well, the second the second half, the third nothing."""
+    """Three regularisers: the first predicts the first half of the subsets well, the second the
+    second half, the third nothing."""
     truth = rng(1).normal(size=(SUBSETS, QUERIES))
     noise = rng(2).normal(size=(3, SUBSETS, QUERIES)) * np.array([0.1, 0.6, 9])[:, None, None]
     noise[0, SUBSETS // 2 :] *= 10
@@ -233,12 +238,13 @@ def test_where_choice_and_oracle_agree_so_do_their_intervals():
     assert found.score == found.oracle
 
 
-# ---- the ceiling (DAS known answer 13) --------------------------------------------------------------------------------------
+# ---- the ceiling (DAS known answer 13) -----------------------------------------------------------
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 4, 5])
 def test_the_ceiling_is_what_the_expected_losses_score(seeds):
-    """Losses of a network: what the subset does, of variance 1, and the seed's noise, of variance 2."""
+    """Losses of a network: what the subset does, of variance 1, and the seed's noise, of variance
+    2."""
     expected = rng(1).normal(size=(300, 60))
     losses = expected + math.sqrt(2) * rng(2).normal(size=(seeds, 300, 60))
     best = lds.ceiling(losses, 20, 0.95, rng())
@@ -258,7 +264,8 @@ def test_the_ceiling_is_what_the_expected_losses_score(seeds):
 
 
 def test_the_formula_of_two_seeds():
-    """A correlation of 1/2 between two seeds is one of 2/3 between two means of two, and sqrt(2/3) with the expectation."""
+    """A correlation of 1/2 between two seeds is one of 2/3 between two means of two, and sqrt(2/3)
+    with the expectation."""
     losses = np.array([[0.0, 1, 2], [0, 2, 1]])[:, :, None]
     best = lds.ceiling(losses, 20, 0.95, rng())
     assert (best.between_seeds, best.reliability, best.value) == pytest.approx(

@@ -1,4 +1,5 @@
-"""``afterimage attribution retrain``, from the command line's arguments to the losses under retrained networks."""
+"""``afterimage attribution retrain``, from the command line's arguments to the losses under
+retrained networks."""
 
 import argparse
 import json
@@ -33,7 +34,8 @@ MODEL = {"channels": [8, 16], "attention": [False, True], "layers_per_block": 1,
 
 @pytest.fixture
 def command(params, tmp_path):
-    """Return a function that writes the inputs of a job and gives its arguments: 4 subsets of 13 digits, 2 seeds, 2 networks."""
+    """Return a function that writes the inputs of a job and gives its arguments: 4 subsets of 13
+    digits, 2 seeds, 2 networks."""
 
     def make(
         out: str = "out",
@@ -194,7 +196,8 @@ def test_stacked_networks_have_the_losses_of_those_trained_one_by_one(weights, c
 def test_stopped_anywhere_and_started_again_it_leaves_the_same_losses(
     stacked, command, monkeypatch
 ):
-    """One by one: within the first network, in the first update of the second, and later. Stacked: in the middle."""
+    """One by one: within the first network, in the first update of the second, and later. Stacked:
+    in the middle."""
     whole = command("whole", stacked=stacked)
     retrain.run(whole)
     stops = {1: [[2]]} if stacked else {1: [[2], []], 4: [[4], [1]], 6: [[4], [3]]}

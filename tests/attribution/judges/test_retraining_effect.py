@@ -39,7 +39,8 @@ def measure(scheduler_config, images):
 
 
 def test_shift_and_loss_of_constant_predictions(measure, images):
-    """The shift is the squared difference of the two; the loss that of the noise, which is read off its own stream."""
+    """The shift is the squared difference of the two; the loss that of the noise, which is read off
+    its own stream."""
     found = measure(Constant(0.5), Constant(-1.0), draws=2)
     assert found["shift"] == pytest.approx(np.full(len(images), 2.25))
     noise = torch.stack(

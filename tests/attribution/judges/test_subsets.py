@@ -31,7 +31,8 @@ def test_halves_of_even_classes_are_halves():
 
 
 def test_every_image_has_the_same_chance_also_where_classes_do_not_divide():
-    """Classes of 3, 5 and 1 images, of which 4 in 9 are kept; five standard deviations over 4,000 subsets."""
+    """Classes of 3, 5 and 1 images, of which 4 in 9 are kept; five standard deviations over 4,000
+    subsets."""
     found = masks(np.array([0, 0, 0, 1, 1, 1, 1, 1, 2]), 4 / 9, 4000, 2)
     assert np.abs(found.mean(axis=0) - 4 / 9).max() < 5 * np.sqrt(4 / 9 * 5 / 9 / 4000)
 
@@ -54,5 +55,5 @@ def test_subsets_families_and_seeds_differ_and_more_subsets_leave_the_first():
 
 @pytest.mark.parametrize(("images", "share"), [(1, 0.5), (3, 0.1), (3, 0.9)])
 def test_too_few_images_are_refused(images, share):
-    with pytest.raises(ArtifactError, match="no choice"):
+    with pytest.raises(ArtifactError, match="some must be kept and some left out"):
         masks(np.zeros(images, int), share, 1, 0)

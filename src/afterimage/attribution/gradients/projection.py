@@ -1,6 +1,6 @@
 """Random projections of gradients to k dimensions, parameter by parameter.
 
-The gradient of the whole network is never formed. Each projection preserves inner products in
+The gradient of the whole network need not be formed. Each projection preserves inner products in
 expectation over seeds, E <Pa, Pb> = <a, b> (Johnson & Lindenstrauss 1984). Its random numbers are
 seeded by the parameter's name; for countsketch and gaussian they do not depend on the other
 parameters.

@@ -38,7 +38,8 @@ def masks(
     size = round(share * images)
     if not 0 < size < images:
         raise ArtifactError(
-            f"attribution.share = {share} of {images} training images is {size}: no choice"
+            f"attribution.share = {share} keeps {size} of {images} training images; some must be "
+            "kept and some left out"
         )
     kept = np.zeros((count, images), bool)
     for m, row in enumerate(kept):
