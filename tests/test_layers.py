@@ -13,12 +13,13 @@ FLOORS = (
     {"artifacts"},
     {"images"},
     {"plan", "metrics", "diffusion"},
-    {"data", "training", "engines"},
+    {"tracking", "data", "training"},
+    {"engines"},
     {"methods", "attacks", "cli"},
     {"attribution", "report"},
     {"selection", "standalone"},
 )
-PLANNERS = {"plan", "engines", "cli"}
+PLANNERS = {"plan", "tracking", "engines", "cli"}
 """Rooms that plan a study or look after it. No step's code reads the plan: a step sees its resolved config."""
 
 

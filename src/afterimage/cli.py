@@ -22,7 +22,7 @@ OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ),
     ("report", "rulegraph"): ("afterimage.engines.rulegraph", "draw the workflow's rule graph"),
     ("track", "import"): (
-        "afterimage.engines.tracking",
+        "afterimage.tracking",
         "import finished results into MLflow; doing it twice changes nothing",
     ),
     ("cluster", "simulate"): (

@@ -13,9 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from afterimage import cli, config
+from afterimage import cli, config, tracking
 from afterimage.artifacts import ArtifactError
-from afterimage.engines import tracking
 
 Build = Callable[..., None]
 ROOT = Path("results/default")

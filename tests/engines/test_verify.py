@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from afterimage import artifacts, cli, config, provenance
+from afterimage import artifacts, cli, config, provenance, tracking
 from afterimage.artifacts import ArtifactError
-from afterimage.engines import adopt, tracking, verify
+from afterimage.engines import adopt, verify
 from afterimage.plan import jobs
 from afterimage.plan.jobs import selection_jobs
 from afterimage.plan.resolved import modules, resolved

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from afterimage import config
+from afterimage import config, tracking
 from afterimage.artifacts import ArtifactError
-from afterimage.engines import tracking, verify
+from afterimage.engines import verify
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
