@@ -352,7 +352,8 @@ class Unlearning:
             axes[1].plot(curve.index, curve["lambda"], **style)
             axes[2].plot(curve.index, curve["descent_asked"], **style)
             if "barrier" in curve:
-                axes[2].plot(curve.index, curve["barrier"], linewidth=0.9, linestyle=":", **style)
+                style |= {"linewidth": 0.9, "linestyle": ":"}
+                (lines["barrier"],) = axes[2].plot(curve.index, curve["barrier"], **style)
         axes[0].axhline(0, color="grey", linewidth=0.7)
         axes[2].set_yscale("symlog", linthresh=1e-3)
         titles = ("cosine of the two gradients", "lambda", "descent of the forgetting loss")
@@ -401,7 +402,9 @@ class Unlearning:
             strips = [figures.side_by_side(list(images.pixels[rows])) for rows in blocks.values()]
             figures.picture(axis, figures.side_by_side(strips, gap=strips[0].shape[0] // 2))
             figures.row_title(axis, arm)
-        axes[0].set_title(" | ".join(blocks), fontsize=8)
+        sides = ("left: ", "; right: ") if len(blocks) > 1 else ("",)
+        title = "".join(side + block for side, block in zip(sides, blocks, strict=True))
+        axes[0].set_title(title, fontsize=8)
         figure.subplots_adjust(hspace=0.05)
         return figure
 
