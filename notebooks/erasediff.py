@@ -30,8 +30,6 @@ pairs = 24
 confidence = 0.95
 
 # %%
-from IPython.display import HTML, display
-
 from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.erasediff import Unlearning, counted
@@ -176,4 +174,4 @@ for name in page.sets:
 # Metrics ending in `_holdout` are the same measure of real held-out images.
 
 # %%
-display(HTML(book.table("forgetting").to_html(**format.PLAIN_TABLE)))
+book.html(book.table("forgetting").to_html(**format.PLAIN_TABLE))

@@ -27,8 +27,6 @@ pairs = 24
 confidence = 0.95
 
 # %%
-from IPython.display import HTML, display
-
 from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.extraction import DISTANCES, THRESHOLDS, Extraction
@@ -152,4 +150,4 @@ book.show(page.deduplication())
 # and MQ as IET-AGC defines it; below them the quality. Click on an arm to unfold its tables.
 
 # %%
-display(HTML(page.every_number()))
+book.html(page.every_number())

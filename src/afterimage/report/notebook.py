@@ -66,6 +66,11 @@ class Notebook:
         if text:
             IPython.display.display(IPython.display.Markdown(text))
 
+    def html(self, text: str) -> None:
+        """Show HTML, in a frame that scrolls where it is wider than the page."""
+        framed = f"<div style='overflow-x:auto'>{text}</div>"
+        IPython.display.display(IPython.display.HTML(framed))
+
     def keep(self, figure: Figure, name: str) -> None:
         """Write a figure, the same bytes for the same figure, and show it."""
         path = self.figures / f"{name}.png"
@@ -94,5 +99,4 @@ class Notebook:
             lambda row: [f"background:{shade if row.name in set(shaded) else 'white'}"] * len(row),
             axis="columns",
         )
-        table = f"<div style='overflow-x:auto'>{styler.to_html()}</div>"
-        IPython.display.display(IPython.display.HTML(table))
+        self.html(styler.to_html())
