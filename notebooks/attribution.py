@@ -11,12 +11,13 @@
 # %% [markdown]
 # # Which training images made this image?
 #
-# An **attributor** gives every training image a score for a query, from the gradients of one trained
-# network. Whether the scores mean anything is judged by retraining: networks are trained on random subsets
-# of the training images, and the sum of the scores of the images that a subset keeps is compared with the
-# loss of the query under the network trained on it (**linear datamodeling score**, LDS: Spearman's
-# correlation over subsets, mean over queries). DAS (Lin et al., ICLR 2025) is one attributor; its rivals
-# are judged next to it, with the same subsets and the same noise for all.
+# An **attributor** gives every training image a score for a query, from the gradients of one
+# trained network. Whether the scores mean anything is judged by retraining: networks are trained
+# on random subsets of the training images, and the sum of the scores of the images that a subset
+# keeps is compared with the loss of the query under the network trained on it (**linear
+# datamodeling score**, LDS: Spearman's correlation over subsets, mean over queries). DAS (Lin et
+# al., ICLR 2025) is one attributor; its rivals are judged next to it, with the same subsets and
+# the same noise for all.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -46,29 +47,31 @@ book.show(rows, shaded=control)
 book.say(f"In brackets: {book.level} bootstrap intervals over subsets.")
 
 # %% [markdown]
-# Queries share the subsets, so that resampling queries would give far too narrow intervals. *Oracle λ* is
-# the score at the regulariser that is best on the very subsets reported, as the published tables have it:
-# more than a user can get. The *ceiling* is what a prediction that knows the expected losses would score
-# against the measured ones, from independent trainings of the same subsets. `shuffled` is the control: the
-# scores of `trak`, given to other images. Squared scores (`das`, `das_scalar`, and those named so) have no
-# sign.
+# Queries share the subsets, so that resampling queries would give far too narrow intervals.
+# *Oracle λ* is the score at the regulariser that is best on the very subsets reported, as the
+# published tables have it: more than a user can get. The *ceiling* is what a prediction that
+# knows the expected losses would score against the measured ones, from independent trainings of
+# the same subsets. `shuffled` is the control: the scores of `trak`, given to other images.
+# Squared scores (`das`, `das_scalar`, and those named so) have no sign.
 #
-# **The order of this table is no ranking.** The intervals are too narrow, since resampling subsets lowers
-# Spearman's correlation: in simulations nominal 95 % intervals held the true score in 53 to 95 % of cases
-# with 64 queries and 32 subsets, and in 48 to 85 % with 48 queries and 8, least often for high scores. No
-# interval of a difference between two attributors is computed, and with few subsets all scores come out too
-# low. All of it is of one trained network and one draw of the noise: with noise drawn again, scores
-# from few timesteps may hardly correlate with themselves (10 timesteps of another small network: `das`,
-# `trak` and `ggn_influence` 0.15 to 0.17, `dtrak` 0.38, `das_revised` 0.77), so that the table judges the
-# noise of an estimate as much as its definition.
+# **The order of this table is no ranking.** The intervals are too narrow, since resampling
+# subsets lowers Spearman's correlation: in simulations nominal 95 % intervals held the true score
+# in 53 to 95 % of cases with 64 queries and 32 subsets, and in 48 to 85 % with 48 queries and 8,
+# least often for high scores. No interval of a difference between two attributors is computed,
+# and with few subsets all scores come out too low. All of it is of one trained network and one
+# draw of the noise: with noise drawn again, scores from few timesteps may hardly correlate with
+# themselves (10 timesteps of another small network: `das`, `trak` and `ggn_influence` 0.15 to
+# 0.17, `dtrak` 0.38, `das_revised` 0.77), so that the table judges the noise of an estimate as
+# much as its definition.
 
 # %%
 book.keep(page.lds_figure(), "attribution_lds")
 
 # %% [markdown]
-# The table and the left panel have the target of the published protocol, the query's **loss**. What DAS
-# derives is of another quantity, the **shift**: how far the prediction for the query moves from that of the
-# explained network (mean squared change). The right panel judges the same scores by it.
+# The table and the left panel have the target of the published protocol, the query's **loss**.
+# What DAS derives is of another quantity, the **shift**: how far the prediction for the query
+# moves from that of the explained network (mean squared change). The right panel judges the same
+# scores by it.
 
 # %%
 rows, control = page.table("shift")
@@ -76,8 +79,8 @@ book.show(rows, shaded=control)
 
 # %% [markdown]
 # ## The regulariser
-# Published scores use the regulariser λ that gives the best LDS. How much that choice is worth, and how well
-# a choice on other subsets does:
+# Published scores use the regulariser λ that gives the best LDS. How much that choice is worth,
+# and how well a choice on other subsets does:
 
 # %%
 book.keep(page.regularisers(), "attribution_regularisers")
@@ -86,15 +89,17 @@ book.keep(page.regularisers(), "attribution_regularisers")
 # Dots: the regulariser chosen on the first half of the subsets.
 #
 # ## Copies whose number is known
-# A generation that shows a training image planted m times was made by those m copies. Does an attributor
-# rank them first? And does a low leverage give duplicates away without any query?
+# A generation that shows a training image planted m times was made by those m copies. Does an
+# attributor rank them first? And does a low leverage give duplicates away without any query?
 
 # %%
 if len(page.copies()):
     book.keep(page.copies_figure(), "attribution_copies")
     book.say(page.copies_caption())
 else:
-    book.say("The extraction attack found nothing in this arm's generations: none is of known origin.")
+    book.say(
+        "The extraction attack found nothing in this arm's generations: none is of known origin."
+    )
 book.say(page.leverage())
 
 # %% [markdown]
@@ -112,10 +117,10 @@ else:
 # One row per attributor. Green frames: copies of the image that the generation shows.
 #
 # ## Without the images that made it
-# The first images of a ranking are taken out, a network is trained on the others, and the same noise is
-# denoised again. The more the picture changes, and the more the query's loss rises, the more these images
-# had made it. `random` takes out as many by chance; `again` takes none out and trains with other random
-# numbers: what any retraining changes.
+# The first images of a ranking are taken out, a network is trained on the others, and the same
+# noise is denoised again. The more the picture changes, and the more the query's loss rises, the
+# more these images had made it. `random` takes out as many by chance; `again` takes none out and
+# trains with other random numbers: what any retraining changes.
 
 # %%
 counterfactual = len(page.changes()) > 0
@@ -129,9 +134,9 @@ if counterfactual and show_images:
 
 # %% [markdown]
 # ## Forgotten images
-# Does a remedy remove the influence of the images that it makes a network forget? For the same generations,
-# the chance that a forgotten training image is scored higher than another one, in the network before the
-# remedy and after it (0.5: no more influence than others).
+# Does a remedy remove the influence of the images that it makes a network forget? For the same
+# generations, the chance that a forgotten training image is scored higher than another one, in
+# the network before the remedy and after it (0.5: no more influence than others).
 
 # %%
 if page.influence_stores():
@@ -144,10 +149,10 @@ else:
 # Squared scores (`das`) are large for any effect, helpful or harmful.
 #
 # ## Cost against quality
-# The same scores from cheaper features, and from two stages: all images by the main features, the best of
-# them again by the reference's. Cost is the time that the features took. *Agreement* is Spearman's
-# correlation with the reference's scores over the training images; *first* the share of its first images
-# that are kept.
+# The same scores from cheaper features, and from two stages: all images by the main features, the
+# best of them again by the reference's. Cost is the time that the features took. *Agreement* is
+# Spearman's correlation with the reference's scores over the training images; *first* the share
+# of its first images that are kept.
 
 # %%
 if page.has_variants():
@@ -162,9 +167,10 @@ if page.has_variants() and any(len(points) > 1 for points in page.dials().values
 
 # %% [markdown]
 # ## Published numbers
-# LDS on CIFAR-2 from the executed notebooks of D-TRAK (Zheng et al., ICLR 2024), in percent, at T = 10 /
-# T = 100, regulariser by oracle, 64 subsets. Networks, data and queries are different there: scores of
-# different set-ups cannot be compared, and their order only where it is known here.
+# LDS on CIFAR-2 from the executed notebooks of D-TRAK (Zheng et al., ICLR 2024), in percent, at T
+# = 10 / T = 100, regulariser by oracle, 64 subsets. Networks, data and queries are different
+# there: scores of different set-ups cannot be compared, and their order only where it is known
+# here.
 
 # %%
 book.show(page.published())

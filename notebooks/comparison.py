@@ -47,13 +47,13 @@ book.say(page.criteria())
 
 # %% [markdown]
 # An arm **beats its control** if it remembers less, no quality measure is worse, and its network
-# was trained for no fewer updates. A count of copies is *not testable* where the control's does not
-# exceed its false alarms (held-out images flagged; for planted images, their twins). “No difference
-# seen” means that the interval covers zero, not that there is none; **“no loss of quality seen” is
-# not “no loss”**: no margin is stated that the interval would have to keep, and a noisy arm passes
-# more easily. Fréchet distance and coverage are of all classes together, and so measure **class
-# shares** too, which planted copies skew: an arm that copies less may be better in them without
-# drawing better.
+# was trained for no fewer updates. A count of copies is *not testable* where the control's does
+# not exceed its false alarms (held-out images flagged; for planted images, their twins). “No
+# difference seen” means that the interval covers zero, not that there is none; **“no loss of
+# quality seen” is not “no loss”**: no margin is stated that the interval would have to keep, and
+# a noisy arm passes more easily. Fréchet distance and coverage are of all classes together, and
+# so measure **class shares** too, which planted copies skew: an arm that copies less may be
+# better in them without drawing better.
 #
 # ## What an arm and its control share
 
@@ -76,10 +76,10 @@ book.keep(figure, "pareto")
 book.say(caption)
 
 # %% [markdown]
-# A thin line in an arm's colour leads to its control. The dashed front joins the arms that no other
-# arm beats in both. It is drawn through the points alone: neighbours on the front may well lie
-# within each other's intervals. Training less also moves an arm down, and mostly to the right;
-# copying less moves it to the left by the class shares alone.
+# A thin line in an arm's colour leads to its control. The dashed front joins the arms that no
+# other arm beats in both. It is drawn through the points alone: neighbours on the front may well
+# lie within each other's intervals. Training less also moves an arm down, and mostly to the
+# right; copying less moves it to the left by the class shares alone.
 #
 # ## How far each arm moved from its control
 
@@ -103,8 +103,8 @@ book.show(rows, shaded=heads)
 book.say(format.brackets(confidence, replicates))
 
 # %% [markdown]
-# An arm that is the control of others heads its group (grey), and appears again in the group of its
-# own control if it has one.
+# An arm that is the control of others heads its group (grey), and appears again in the group of
+# its own control if it has one.
 #
 # ## What each arm cost
 # An arm that saw less may remember less for that reason alone.
@@ -114,8 +114,8 @@ rows, heads = page.costs()
 book.show(rows, shaded=heads)
 
 # %% [markdown]
-# *Updates* are the optimiser's, over all networks of the arm, *updates per network* those that each
-# got; *samples with gradient* are those not skipped; *passes* are images seen divided by training
-# images. For an arm that starts from another, all of these count its own training alone, except the
-# column that says otherwise. *Seconds* are those of the training loop on this machine, whatever
-# else ran there; *setup* is what a method does before its first update.
+# *Updates* are the optimiser's, over all networks of the arm, *updates per network* those that
+# each got; *samples with gradient* are those not skipped; *passes* are images seen divided by
+# training images. For an arm that starts from another, all of these count its own training alone,
+# except the column that says otherwise. *Seconds* are those of the training loop on this machine,
+# whatever else ran there; *setup* is what a method does before its first update.

@@ -11,13 +11,13 @@
 # %% [markdown]
 # # Has the model forgotten, or has it just stopped showing it?
 #
-# EraseDiff (Wu et al., CVPR 2025) and its rivals start from a trained model, the **base**, and are meant
-# to make it forget some of its training images. Published tables ask a classifier: what is the
-# probability of the forgotten class (P_psi) over the images that the model generates when it is asked for
-# that class? A low one says what the model shows, not what it holds. So every arm here is also attacked:
-# are forgotten images extracted, do the losses give them away as trained on, and how soon does a little
-# plain training bring them back? The **retrained** arm, which never saw them, is the honest answer to
-# each question.
+# EraseDiff (Wu et al., CVPR 2025) and its rivals start from a trained model, the **base**, and
+# are meant to make it forget some of its training images. Published tables ask a classifier: what
+# is the probability of the forgotten class (P_psi) over the images that the model generates when
+# it is asked for that class? A low one says what the model shows, not what it holds. So every arm
+# here is also attacked: are forgotten images extracted, do the losses give them away as trained
+# on, and how soon does a little plain training bring them back? The **retrained** arm, which
+# never saw them, is the honest answer to each question.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -44,26 +44,26 @@ book.say(page.summary(study))
 # ## The table, with the published one next to it
 # **P_psi**: mean probability of the forgotten class. **entropy**: of the classifier on the same
 # generations; at most the logarithm of the number of classes. **accuracy, rest**: how often the
-# classifier sees what was asked for, other labels. **FD, precision, recall, rest**: generations of the
-# other labels against reference images of the same; all generations where the set has no class of its own
-# or the arm no labels. **extracted**: forgotten images given back, calibrated threshold. **AUC**: how well
-# losses tell forgotten from held-out images; 0.5 is not at all. **back after**: updates of the relearning
-# attack.
+# classifier sees what was asked for, other labels. **FD, precision, recall, rest**: generations
+# of the other labels against reference images of the same; all generations where the set has no
+# class of its own or the arm no labels. **extracted**: forgotten images given back, calibrated
+# threshold. **AUC**: how well losses tell forgotten from held-out images; 0.5 is not at all.
+# **back after**: updates of the relearning attack.
 
 # %%
 for name in page.sets:
     book.say(f"**{name}**: {page.described(name)}")
     book.show(page.table(name))
 book.say(format.brackets(confidence, replicates))
-book.say(f"Guidance has the scale {page.settings['sample']['guidance']:g} here, 3 as published.")
+book.say(page.guidance())
 
 # %% [markdown]
-# *trained on* counts the forgotten images that were in the arm's own training data, including those that
-# it was then made to forget; 0 marks an arm that never saw them, whose extractions are false alarms. (A
-# fine-tuned arm shows 0 as well: its base saw them.) Published values: EraseDiff's table for CIFAR-10
-# (conditional DDPM, class airplane), **second-hand**, copied from a public note on the paper and not
-# checked against the paper itself; other images, another classifier, another feature space and other
-# guidance: compare orders, not values.
+# *trained on* counts the forgotten images that were in the arm's own training data, including
+# those that it was then made to forget; 0 marks an arm that never saw them, whose extractions are
+# false alarms. (A fine-tuned arm shows 0 as well: its base saw them.) Published values:
+# EraseDiff's table for CIFAR-10 (conditional DDPM, class airplane), **second-hand**, copied from
+# a public note on the paper and not checked against the paper itself; other images, another
+# classifier, another feature space and other guidance: compare orders, not values.
 #
 # ## Forgetting against quality
 
@@ -75,11 +75,11 @@ book.say(f"Bars: {book.level} intervals.")
 book.say(page.chosen_sets())
 
 # %% [markdown]
-# Above arm by arm, below forgetting against the Fréchet distance of generations with other labels (of all
-# generations where the set has no class of its own, or the arm no labels); lower and further left is
-# better. Squares: the arm that the others start from. Stars and dotted lines: retrained without the
-# images; it need not be beaten, and what it gives back are false alarms. Extraction at the calibrated
-# threshold.
+# Above arm by arm, below forgetting against the Fréchet distance of generations with other labels
+# (of all generations where the set has no class of its own, or the arm no labels); lower and
+# further left is better. Squares: the arm that the others start from. Stars and dotted lines:
+# retrained without the images; it need not be beaten, and what it gives back are false alarms.
+# Extraction at the calibrated threshold.
 #
 # ## Along the steps
 
@@ -90,9 +90,9 @@ else:
     book.say("No arm on this page starts from another.")
 
 # %% [markdown]
-# Each method's own losses, logarithmic: that of the rest, and that which it takes the forgotten images by.
-# The second differs between methods: gradient ascent drives the ordinary loss **up**, the others drive the
-# error against another target **down**.
+# Each method's own losses, logarithmic: that of the rest, and that which it takes the forgotten
+# images by. The second differs between methods: gradient ascent drives the ordinary loss **up**,
+# the others drive the error against another target **down**.
 
 # %%
 if page.erasing():
@@ -102,11 +102,12 @@ else:
     book.say("No arm on this page is EraseDiff's.")
 
 # %% [markdown]
-# Where the cosine of the gradients of the two losses is negative, a step that serves the rest alone would
-# undo forgetting, and lambda has to make up for it; where it is above the barrier's share, lambda is zero
-# and the step is an ordinary one on the rest. The right panel shows the product of the forgetting gradient
-# with the step direction that was asked for: with the theorem's rule never below the barrier (dotted).
-# Points are means over the updates between two points of the training curve.
+# Where the cosine of the gradients of the two losses is negative, a step that serves the rest
+# alone would undo forgetting, and lambda has to make up for it; where it is above the barrier's
+# share, lambda is zero and the step is an ordinary one on the rest. The right panel shows the
+# product of the forgetting gradient with the step direction that was asked for: with the
+# theorem's rule never below the barrier (dotted). Points are means over the updates between two
+# points of the training curve.
 #
 # ## Before and after, from the same noise
 
@@ -118,8 +119,8 @@ else:
     book.say(format.IMAGES_WITHHELD)
 
 # %% [markdown]
-# One row per arm, one column per start: all arms sample from the same noise and labels, so that a column
-# shows what unlearning made of one image.
+# One row per arm, one column per start: all arms sample from the same noise and labels, so that a
+# column shows what unlearning made of one image.
 #
 # ## Class by class
 
@@ -129,8 +130,9 @@ for name in page.sets:
         book.keep(page.classes(name), f"classes_{name}")
 
 # %% [markdown]
-# Share of the generations, in percent, that the classifier sees as the class that was asked for, for
-# forget sets that are a class. A forgotten class should be light, all others as dark as in the base.
+# Share of the generations, in percent, that the classifier sees as the class that was asked for,
+# for forget sets that are a class. A forgotten class should be light, all others as dark as in
+# the base.
 #
 # ## Relearning
 
@@ -140,9 +142,9 @@ for name in page.sets:
     book.say(page.relearning_updates(name))
 
 # %% [markdown]
-# Every arm is trained plainly on the forgotten images alone, all in the same order and noise. An arm that
-# has forgotten needs as many updates as one that never saw them; an arm whose curve is up much sooner only
-# hid them. Copies count as often as they occur in the training set.
+# Every arm is trained plainly on the forgotten images alone, all in the same order and noise. An
+# arm that has forgotten needs as many updates as one that never saw them; an arm whose curve is
+# up much sooner only hid them. Copies count as often as they occur in the training set.
 #
 # ## What holds here
 
@@ -155,11 +157,12 @@ for name in page.sets:
 book.say(f"Differences with {book.level} intervals.")
 
 # %% [markdown]
-# The rules are those of the comparison page: one training gives no verdict, none is corrected for how many
-# there are, and a set that an attack chose is not testable against the arm that it was chosen from. An arm
-# has forgotten, as far as these attacks can tell, if it is lower than its base in P_psi, no higher than the
-# retrained arm in what is extracted and in AUC, and needs as many updates to relearn. *No difference seen*
-# means that the interval covers zero, not that there is none.
+# The rules are those of the comparison page: one training gives no verdict, none is corrected for
+# how many there are, and a set that an attack chose is not testable against the arm that it was
+# chosen from. An arm has forgotten, as far as these attacks can tell, if it is lower than its
+# base in P_psi, no higher than the retrained arm in what is extracted and in AUC, and needs as
+# many updates to relearn. *No difference seen* means that the interval covers zero, not that
+# there is none.
 
 # %%
 for name in page.sets:
@@ -174,4 +177,4 @@ for name in page.sets:
 # Metrics ending in `_holdout` are the same measure of real held-out images.
 
 # %%
-book.html(book.table("forgetting").to_html(**format.PLAIN_TABLE))
+book.html(format.plain_table(book.table("forgetting")))

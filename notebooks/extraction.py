@@ -11,10 +11,10 @@
 # %% [markdown]
 # # Which training images does the model give back?
 #
-# Each **arm** is one way of training the same small diffusion model. Images are generated with every
-# arm, and each is compared with all images that the arm was trained on (Carlini et al. 2023, section
-# 5.1). Real held-out images that no model saw are compared in the same way: what is flagged among
-# those is a false alarm, so read every count next to that control.
+# Each **arm** is one way of training the same small diffusion model. Images are generated with
+# every arm, and each is compared with all images that the arm was trained on (Carlini et al.
+# 2023, section 5.1). Real held-out images that no model saw are compared in the same way: what is
+# flagged among those is a false alarm, so read every count next to that control.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -41,10 +41,10 @@ book.say(page.provenance(study))
 # ## Does the model copy?
 #
 # For each training, generations are compared with held-out images over all thresholds at once.
-# *Copies shown*: more generations are close to training images than held-out images leave to chance.
-# *Not shown*: a copying rate of the given size would have been seen in 95 of 100 such attacks, if its
-# copies are closer than every held-out image. Without copies at most 5 of 100 attacks say *shown*;
-# the answers of several trainings are not corrected for how many there are.
+# *Copies shown*: more generations are close to training images than held-out images leave to
+# chance. *Not shown*: a copying rate of the given size would have been seen in 95 of 100 such
+# attacks, if its copies are closer than every held-out image. Without copies at most 5 of 100
+# attacks say *shown*; the answers of several trainings are not corrected for how many there are.
 
 # %%
 book.show(page.answers())
@@ -59,9 +59,10 @@ book.show(page.at_a_glance())
 book.say(f"{format.brackets(confidence, replicates)} {page.scope()}")
 
 # %% [markdown]
-# The threshold is calibrated on halves of the held-out images and its false alarms are counted on the
-# other halves, averaged over random halvings, except in the columns with the published one. Every
-# number is in `report/tables/arms.csv`; the page `comparison` compares each arm with its own control.
+# The threshold is calibrated on halves of the held-out images and its false alarms are counted on
+# the other halves, averaged over random halvings, except in the columns with the published one.
+# Every number is in `report/tables/arms.csv`; the page `comparison` compares each arm with its
+# own control.
 #
 # ## The pairs
 # Left the generation, right the training image nearest to it, above them the distance (root mean
@@ -79,9 +80,9 @@ else:
         book.show(table)
 
 # %% [markdown]
-# A pair that the eye cannot tell apart is a training image that the model holds. The ratio compares
-# the pair's distance with how far that training image is from its own neighbours, so that a plain
-# image is not called copied merely because everything is close to it.
+# A pair that the eye cannot tell apart is a training image that the model holds. The ratio
+# compares the pair's distance with how far that training image is from its own neighbours, so
+# that a plain image is not called copied merely because everything is close to it.
 #
 # ## Distances of generations and of held-out images
 
@@ -91,9 +92,9 @@ for name in DISTANCES:
 book.say(page.below_one())
 
 # %% [markdown]
-# Where the filled histogram has mass at the left that the outline lacks, generations are closer to
-# training images than real images of the same kind are. The share of held-out images left of the red
-# line is what the rule gets wrong without any model.
+# Where the filled histogram has mass at the left that the outline lacks, generations are closer
+# to training images than real images of the same kind are. The share of held-out images left of
+# the red line is what the rule gets wrong without any model.
 #
 # ## Extraction against multiplicity
 
@@ -105,10 +106,11 @@ if replicates > 1:
     book.say("They are too narrow: every replicate attacks the same images, counted as others.")
 
 # %% [markdown]
-# Each point is the share of the different images with that many planted copies that came back, pooled
-# over replicates; crosses are the twins that were drawn together with the planted images but never
-# trained on. With a model that memorises, the share rises with the number of copies while the twins
-# stay low; deduplication is meant to bring the right part of the curve down to its left end.
+# Each point is the share of the different images with that many planted copies that came back,
+# pooled over replicates; crosses are the twins that were drawn together with the planted images
+# but never trained on. With a model that memorises, the share rises with the number of copies
+# while the twins stay low; deduplication is meant to bring the right part of the curve down to
+# its left end.
 #
 # ## The arms side by side
 
@@ -119,12 +121,13 @@ book.say(f"Points are the arms with {book.level} intervals. {page.passes()}")
 # %% [markdown]
 # Black bars are the same measure on images that the model never saw (real held-out images, or the
 # twins of the planted ones). A remedy is worth having if extraction falls while the distance to
-# reference images (which no arm was trained on) does not rise; that distance measures class shares
-# too, which planted copies skew. Whether the intervals of two arms overlap is no test of their
-# difference: the page `comparison` has that.
+# reference images (which no arm was trained on) does not rise; that distance measures class
+# shares too, which planted copies skew. Whether the intervals of two arms overlap is no test of
+# their difference: the page `comparison` has that.
 #
 # With the same number of updates an arm that trains on fewer images sees each of them more often,
-# and more passes alone make a model remember more: compare arms at equal updates with that in mind.
+# and more passes alone make a model remember more: compare arms at equal updates with that in
+# mind.
 #
 # ## Can the attack tell trained from never trained?
 
@@ -132,9 +135,9 @@ book.say(f"Points are the arms with {book.level} intervals. {page.passes()}")
 book.keep(page.precision_recall(), "precision_recall")
 
 # %% [markdown]
-# Planted images and their never-trained twins are ranked together by their smallest ratio. An attack
-# that learns nothing from the model stays on the dotted line; one that never mistakes a twin stays at
-# the top.
+# Planted images and their never-trained twins are ranked together by their smallest ratio. An
+# attack that learns nothing from the model stays on the dotted line; one that never mistakes a
+# twin stays at the top.
 #
 # ## Deduplication against the planted truth
 
@@ -146,8 +149,9 @@ book.show(page.deduplication())
 # detector found but nobody planted count as false here even where the eye would agree with them.
 #
 # ## Every number
-# Both choices of whose neighbours normalise the distance (`training`, `candidate`), both thresholds,
-# and MQ as IET-AGC defines it; below them the quality. Click on an arm to unfold its tables.
+# Both choices of whose neighbours normalise the distance (`training`, `candidate`), both
+# thresholds, and MQ as IET-AGC defines it; below them the quality. Click on an arm to unfold its
+# tables.
 
 # %%
 book.html(page.every_number())

@@ -11,14 +11,15 @@
 # %% [markdown]
 # # Do blocks in skip connections keep training images from coming back?
 #
-# LoyalDiffusion (Li et al. 2024; CVPR 2026) puts **information transfer blocks** into skip connections
-# of the denoising network (RAU-Net) and uses that network at high noise only: a *front* network
-# denoises timesteps below the switch τ, a *tail* network those from τ on. Two things change at once,
-# the blocks and the split of one network into two. So every arm here has a control without blocks, and
-# the arm with two networks has one with **two networks without blocks**, trained for as long. Arm and
-# control draw initial weights, order and noise of their own, so they differ by chance as well. Which
-# skips get blocks, and τ, are chosen by experiment in the paper; `snakemake loyal_selection` repeats
-# that and has a page of its own, `selection/page/loyal_selection.html` among the study's results.
+# LoyalDiffusion (Li et al. 2024; CVPR 2026) puts **information transfer blocks** into skip
+# connections of the denoising network (RAU-Net) and uses that network at high noise only: a
+# *front* network denoises timesteps below the switch τ, a *tail* network those from τ on. Two
+# things change at once, the blocks and the split of one network into two. So every arm here has a
+# control without blocks, and the arm with two networks has one with **two networks without
+# blocks**, trained for as long. Arm and control draw initial weights, order and noise of their
+# own, so they differ by chance as well. Which skips get blocks, and τ, are chosen by experiment
+# in the paper; `snakemake loyal_selection` repeats that and has a page of its own,
+# `selection/page/loyal_selection.html` among the study's results.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -48,9 +49,9 @@ book.show(page.arms())
 book.say(f"This network has levels 1 to {page.levels()}.")
 
 # %% [markdown]
-# Group 0 is the skip of the first convolution, group g that of level g; the paper puts blocks into its
-# two deepest. With the budget `matched_total` two networks share the updates of one, so that equal
-# values of *images seen* are equal work.
+# Group 0 is the skip of the first convolution, group g that of level g; the paper puts blocks
+# into its two deepest. With the budget `matched_total` two networks share the updates of one, so
+# that equal values of *images seen* are equal work.
 #
 # ## Copies and quality of every arm
 
@@ -61,16 +62,16 @@ if page.shown:
     book.say(f"R is measured in the space `{page.space}`.")
 
 # %% [markdown]
-# Lower is better everywhere. Black bars are the floor: the same measure of real images that no model
-# saw (for planted images: of their never-trained twins). R is centred on the mean of other real
-# images; it cannot be compared with published values of R, which are computed in SSCD's space. Where
-# more than one generation in twenty is a copy R is near 1 whatever the arm does: read the mean
-# similarity and the flagged share next to it.
+# Lower is better everywhere. Black bars are the floor: the same measure of real images that no
+# model saw (for planted images: of their never-trained twins). R is centred on the mean of other
+# real images; it cannot be compared with published values of R, which are computed in SSCD's
+# space. Where more than one generation in twenty is a copy R is near 1 whatever the arm does:
+# read the mean similarity and the flagged share next to it.
 #
 # ## The published rows
-# The paper's table as far as it is public: its rows, what is published of each, and the arms of this
-# study that stand for them. The abstract does not say which row the headline of 48.63 % is relative
-# to, so both reductions are given here.
+# The paper's table as far as it is public: its rows, what is published of each, and the arms of
+# this study that stand for them. The abstract does not say which row the headline of 48.63 % is
+# relative to, so both reductions are given here.
 
 # %%
 book.show(page.published())
@@ -85,8 +86,8 @@ book.say(page.findings())
 book.say(page.brackets())
 
 # %% [markdown]
-# That no difference, or no loss of quality, was seen does not say that there is none. At this scale a
-# network is trained from scratch on a few hundred small images, while the paper fine-tunes Stable
-# Diffusion 2.1. What does not hold here may hold there; what the published blocks were at all is open,
-# since the authors' surviving code neither trains nor saves them (variants `frozen_fixed` and
-# `frozen_redrawn` do the same).
+# That no difference, or no loss of quality, was seen does not say that there is none. At this
+# scale a network is trained from scratch on a few hundred small images, while the paper
+# fine-tunes Stable Diffusion 2.1. What does not hold here may hold there; what the published
+# blocks were at all is open, since the authors' surviving code neither trains nor saves them
+# (variants `frozen_fixed` and `frozen_redrawn` do the same).

@@ -12,10 +12,10 @@
 # # Which skips should get blocks, and from which timestep on?
 #
 # LoyalDiffusion (Li et al. 2024; CVPR 2026) puts **information transfer blocks** into some skip
-# connections, at timesteps from the switch τ on. The paper chooses skip groups and τ by experiment.
-# `snakemake loyal_selection` repeats that: from one trained network, arms with blocks in one group
-# each, and pairs of networks for each τ, all trained further for as long as a control without blocks.
-# Group 0 is the skip of the first convolution, group g that of level g.
+# connections, at timesteps from the switch τ on. The paper chooses skip groups and τ by
+# experiment. `snakemake loyal_selection` repeats that: from one trained network, arms with blocks
+# in one group each, and pairs of networks for each τ, all trained further for as long as a
+# control without blocks. Group 0 is the skip of the first convolution, group g that of level g.
 
 # %% tags=["parameters"]
 results = "results/default"
@@ -42,9 +42,9 @@ book.say(page.summary(study))
 book.keep(page.groups(), "loyal_groups")
 
 # %% [markdown]
-# Copies (left) and quality (right) by skip group, blocks at all timesteps; lower is better. Small points
-# are replicates. Dashed: the control without blocks; dotted: the floor, the same measure of held-out
-# images; red: the largest distance that a choice may have. Green: chosen.
+# Copies (left) and quality (right) by skip group, blocks at all timesteps; lower is better. Small
+# points are replicates. Dashed: the control without blocks; dotted: the floor, the same measure
+# of held-out images; red: the largest distance that a choice may have. Green: chosen.
 #
 # ## By switch timestep
 
@@ -56,9 +56,9 @@ else:
     book.say("This study tries no switch timesteps.")
 
 # %% [markdown]
-# Arms are trained for each τ, two networks sharing the control's budget. What the blocks do is the
-# distance between the coloured line and the grey one of two networks without; what the split itself
-# does is the grey line's distance from the dashed one.
+# Arms are trained for each τ, two networks sharing the control's budget. What the blocks do is
+# the distance between the coloured line and the grey one of two networks without; what the split
+# itself does is the grey line's distance from the dashed one.
 #
 # ## Without further training
 
@@ -67,9 +67,9 @@ book.keep(page.swap(), "loyal_swap")
 
 # %% [markdown]
 # The cheap look without further training: the control and the network with blocks throughout take
-# turns while sampling. Each bar covers the timesteps at which the network with blocks predicts. Neither
-# was trained for its range alone, so this hints at where copying is decided and does not stand for
-# LoyalDiffusion.
+# turns while sampling. Each bar covers the timesteps at which the network with blocks predicts.
+# Neither was trained for its range alone, so this hints at where copying is decided and does not
+# stand for LoyalDiffusion.
 #
 # ## The choice
 

@@ -1,4 +1,4 @@
-"""The page of attribution on made-up scores: what it shows with everything that a study can ask for, and with little."""
+"""The page of attribution on made-up scores, of a study that asks for all, and for little."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def scores(sets: tuple[str, ...], copies: bool) -> dict[str, pd.DataFrame]:
             for target in ("loss", "shift"):
                 own = {"regulariser": 0.1, "lds": lds, "low": lds - 0.1, "high": lds + 0.1}
                 own |= {"oracle": lds + 0.05, "undefined": int(name == "das")}
-                rows.append(about | {"target": target, **own, "ceiling": 0.8, "of_ceiling": lds / 0.8})
+                rows.append(
+                    about | {"target": target, **own, "ceiling": 0.8, "of_ceiling": lds / 0.8}
+                )
             for regulariser in (0.01, 0.1, 1.0) if name != "shuffled" else (1.0,):
                 row = about | {"target": "loss", "half": "second", "regulariser": regulariser}
                 regularisers.append(row | {"lds": lds - 0.1 * abs(np.log10(regulariser) + 1)})
@@ -67,7 +69,10 @@ def scores(sets: tuple[str, ...], copies: bool) -> dict[str, pd.DataFrame]:
 
 
 def make_phase(results: Path, everything: bool) -> None:
-    """Write the results of the phase; without counterfactuals, remedies and variants unless ``everything``."""
+    """Write the results of the phase.
+
+    Without counterfactuals, remedies and variants unless ``everything``.
+    """
     rng = np.random.default_rng(0)
 
     def images(count: int) -> Images:

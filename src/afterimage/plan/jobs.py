@@ -120,7 +120,10 @@ def entries(study: config.Study, job: Job) -> tuple[str, ...]:
             config.ATTRIBUTORS[name]
             for name in study.attribution.scored_by(job.step, job.job or "")
         )
-    return (module, "afterimage.report.notebook") if job.step == "report/page" else (module,)
+    if job.step == "report/page":
+        page = "loyal_selection" if job.folder == "selection/page" else Path(job.folder).name
+        return module, f"afterimage.report.pages.{page}"
+    return (module,)
 
 
 def parts(study: config.Study, job: Job) -> list[str]:

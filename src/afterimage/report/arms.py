@@ -1,4 +1,4 @@
-"""What an arm is, read from its settings: its method, its networks, its role, and the colours of them.
+"""What an arm is, from its settings: its method, its networks, its role, and their colours.
 
 ``settings`` is everywhere the block of the arm as its ``run.json`` has it.
 """
@@ -73,7 +73,7 @@ def role_of(settings: Settings) -> str:
     if settings["method"] == "erasediff":
         return "EraseDiff noise" if "uniform" in settings["target"] else "EraseDiff rl"
     names = {"gradient_ascent": "NegGrad", "selective_amnesia": "SA", "salun": "SalUn"}
-    return names.get(settings["method"], settings["method"])
+    return names.get(settings["method"]) or settings["method"]
 
 
 def alike(settings: Settings, other: Settings) -> bool:

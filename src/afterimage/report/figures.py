@@ -16,8 +16,10 @@ from matplotlib.ticker import MaxNLocator
 
 from afterimage.report import comparison
 
+Style = dict[str, Any]
+"""Options of a call of matplotlib."""
 VERDICTS = {comparison.BETTER: ("C0", "better"), comparison.WORSE: ("C1", "worse")}
-"""Verdict -> colour and label; any other is ``UNDECIDED``. Blue and orange, which every eye tells apart."""
+"""Verdict -> colour and label; any other is ``UNDECIDED``. Every eye tells blue from orange."""
 UNDECIDED = ("0.5", "no difference seen, or no verdict")
 FLOOR = "C3"
 """Colour of what chance, or a limit, gives."""
@@ -29,12 +31,17 @@ def verdict_colour(verdict: object) -> str:
 
 
 def error(value: float, low: float, high: float) -> list[list[float]] | None:
-    """Return the lengths of an error bar, (2, 1), as matplotlib takes them; None without interval."""
+    """Return the lengths of an error bar, (2, 1), as matplotlib takes them.
+
+    None without interval.
+    """
     return None if pd.isna(low) else [[max(value - low, 0)], [max(high - value, 0)]]
 
 
-def grid(count: int, columns: int, width: float, height: float, **shared: Any) -> tuple[Figure, Any]:
-    """Return a figure of ``count`` panels in rows of ``columns``, and its panels; left-over ones are blank.
+def grid(
+    count: int, columns: int, width: float, height: float, **shared: Any
+) -> tuple[Figure, Any]:
+    """Return a figure of ``count`` panels in rows of ``columns``, and its panels.
 
     Args:
         width, height: Of one panel, in inches.
@@ -92,7 +99,11 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], title: str = "") ->
         entries: Label -> what was drawn.
     """
     if entries:
-        options = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "ncol": min(len(entries), 5)}
+        options: Style = {
+            "loc": "upper center",
+            "bbox_to_anchor": (0.5, 0),
+            "ncol": min(len(entries), 5),
+        }
         figure.legend(list(entries.values()), list(entries), title=title or None, **options)
 
 
@@ -112,7 +123,7 @@ def percent_axis(axis: Axes, which: Literal["x", "y"]) -> None:
 
 
 def log_axis(axis: Axes, which: Literal["x", "y"], most: int = 6) -> None:
-    """Make an axis logarithmic, with ticks at 1, 2 and 5 times powers of ten, written as plain numbers.
+    """Make an axis logarithmic, with plain ticks at 1, 2 and 5 times powers of ten.
 
     Args:
         most: Ticks at most; an axis that has fewer than two of that kind gets even ones.
@@ -132,7 +143,10 @@ def log_axis(axis: Axes, which: Literal["x", "y"], most: int = 6) -> None:
 
 
 def trim(axis: Axes, top: float = 1.0) -> None:
-    """Trim a dot plot to values from 0 to ``top``, those that can be: intervals between few replicates reach beyond."""
+    """Trim a dot plot to values from 0 to ``top``, those that can be.
+
+    Intervals between few replicates reach beyond.
+    """
     axis.margins(x=0.12)
     low, high = (float(np.clip(end, -0.02 * min(top, 1), 1.02 * top)) for end in axis.get_xlim())
     axis.set_xlim(low, high if high > low else low + 0.1)
@@ -151,8 +165,8 @@ def label_points(
 
     halo = [Stroke(linewidth=2, foreground="white"), Normal()]
     texts = [
-        axis.text(*point, label, fontsize=8, color=colour, zorder=6, path_effects=halo)
-        for point, label, colour in zip(points, labels, colours, strict=True)
+        axis.text(x, y, label, fontsize=8, color=colour, zorder=6, path_effects=halo)
+        for (x, y), label, colour in zip(points, labels, colours, strict=True)
     ]
     axis.figure.canvas.draw()
     adjust_text(  # a limit of iterations, not of time: the same figure every time

@@ -1,7 +1,7 @@
 """How pages write numbers: with their intervals, as HTML, in one way everywhere.
 
-Text that may come from a study (names of arms) is escaped; what is returned as ``Markup`` is HTML and
-is shown as it is.
+Text that may come from a study (names of arms) is escaped; what is returned as ``Markup`` is HTML
+and is shown as it is.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ Unit = Literal["", "%", "points"]
 """Plain numbers; shares in percent; differences of shares in percentage points."""
 Table = list[dict[str, object]]
 """Rows of a table that is to be shown: heading -> cell."""
+IMAGES_WITHHELD = "The study does not allow its images to be shown (`report.show_images: false`)."
 
 
 def number(value: float, unit: Unit = "", sign: Literal["", "+"] = "", digits: int = 3) -> str:
@@ -97,8 +98,6 @@ def brackets(confidence: float, replicates: int) -> str:
     return f"In brackets: {level(confidence)} intervals {spread_in_full(replicates)}."
 
 
-IMAGES_WITHHELD = (
-    "The study does not allow its images to be shown (`report.show_images: false`)."
-)
-PLAIN_TABLE = {"index": False, "na_rep": "", "float_format": "{:.4g}".format}
-"""How tables of all numbers are written (``DataFrame.to_html``)."""
+def plain_table(frame: pd.DataFrame) -> str:
+    """Return a table of all numbers as HTML, without its index."""
+    return frame.to_html(index=False, na_rep="", float_format="{:.4g}".format)

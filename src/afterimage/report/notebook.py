@@ -1,9 +1,10 @@
-"""A notebook at work: where a study's results lie, and how figures, tables and sentences are shown."""
+"""A notebook at work: where results are, and how figures, tables and sentences are shown."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
 import IPython.display
 import pandas as pd
@@ -15,13 +16,13 @@ from afterimage.report import format
 
 GREY, GREEN = "#f0f0f0", "#e9f5e9"
 """Shades of rows: a head or a control; what was chosen or won."""
-_STYLES = [
+_STYLES: list[Any] = [
     {"selector": "", "props": "border-collapse:collapse"},
     {"selector": "th, td", "props": "text-align:left;padding:0.35em 0.7em;vertical-align:top"},
     {"selector": "th", "props": "vertical-align:bottom"},
     {"selector": "b, small", "props": "white-space:nowrap"},
 ]
-_RC = {
+_RC: dict[Any, Any] = {
     "figure.dpi": 110,
     "font.size": 9,
     "axes.spines.top": False,
@@ -57,6 +58,11 @@ class Notebook:
         """Return one of the study's tidy tables."""
         return pd.read_csv(self.results / "report" / "tables" / f"{name}.csv")
 
+    def controls(self) -> dict[str, str]:
+        """Return arm -> its control, of arms that have one, in the order of the study."""
+        control = self.table("comparison_wide").set_index("arm")["control"].dropna()
+        return {str(arm): str(name) for arm, name in control.items()}
+
     def training(self, arm: str, replicate: int = 0) -> dict:
         """Return ``run.json`` of an arm's training."""
         return artifacts.read_run(self.folder("train", arm, replicate=replicate))
@@ -87,7 +93,7 @@ class Notebook:
         """Show a table, which scrolls where it is wider than the page.
 
         Args:
-            rows: The table; texts are escaped, unless they are HTML (``format``). Its index is not shown.
+            rows: The table, without its index. Texts are escaped, unless they are HTML (``format``).
             shaded: Positions of the rows to shade.
             shade: Their colour.
         """
@@ -100,3 +106,16 @@ class Notebook:
             axis="columns",
         )
         self.html(styler.to_html())
+
+
+def by_keys(table: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the rows of a table by their values in some columns.
+
+    Raises:
+        ArtifactError: if two rows have the same.
+    """
+    records = [{str(key): cell for key, cell in row.items()} for row in table.to_dict("records")]
+    rows = {tuple(row[key] for key in keys): row for row in records}
+    if len(rows) < len(table):
+        raise artifacts.ArtifactError(f"two rows of a table have the same {' and '.join(keys)}")
+    return rows

@@ -26,9 +26,11 @@ ERASEDIFF = {
     "EraseDiff noise": Unlearning(0.22, 7.61, 0.43, 0.72),
     "EraseDiff rl": Unlearning(0.24, 8.66, 0.43, 0.77),
 }
-"""EraseDiff (Wu et al., CVPR 2025) on CIFAR-10, conditional DDPM, airplane forgotten: probability of
-the forgotten class, and FID, precision and recall of the other classes. Roles are those of
-``arms.role_of``. SECOND-HAND: copied from a public note on the paper, not checked against the paper."""
+"""EraseDiff (Wu et al., CVPR 2025) on CIFAR-10, conditional DDPM, airplane forgotten: probability
+of the forgotten class, and FID, precision and recall of the other classes. Roles are those of
+``arms.role_of``. SECOND-HAND: copied from a public note on the paper, not checked against it."""
+GUIDANCE = 3
+"""Scale of the guidance in that table, in this package's notation (2 in its authors')."""
 
 DTRAK = {
     "dtrak": ("27.2 / 34.2", "19.1 / 26.0"),
@@ -42,7 +44,10 @@ T = 10 / T = 100, regulariser by oracle, 64 subsets: held-out images, generation
 
 
 class Loyal(NamedTuple):
-    """A row of LoyalDiffusion's table: what it is, which networks stand for it here, what is known."""
+    """A row of LoyalDiffusion's table.
+
+    What it is, which networks stand for it here, what is known.
+    """
 
     row: str
     networks: str | None
@@ -94,7 +99,8 @@ _ABSTRACT = "the paper's abstract"
 IET_AGC = {
     "MQ": Claim(
         "MQ down by up to about 87 % over the data sets",
-        "as reported in a secondary source (a summary of the paper); the paper's tables were not read",
+        "as reported in a secondary source (a summary of the paper); the paper's tables were not "
+        "read",
     ),
     "quality": Claim("FID equal or slightly better", _ABSTRACT),
     "losses": Claim("losses of easily memorised images are lower", _ABSTRACT),

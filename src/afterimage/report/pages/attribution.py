@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from afterimage import artifacts
 from afterimage.images import load_images
 from afterimage.report import figures, format
 from afterimage.report.format import Table
-from afterimage.report.notebook import Notebook
+from afterimage.report.notebook import Notebook, by_keys
 from afterimage.report.published import DTRAK
 
 SETS = {
@@ -77,29 +77,33 @@ class Attribution:
         """Return what was explained, and how it was judged, in Markdown."""
         queries = ", ".join(f"{self.facts['queries'][name]} {SETS[name]}" for name in self.sets)
         return (
-            f"Study `{study}`, arm **{self.explained()}**: {self.facts['training_images']} training images; "
-            f"queries: {queries}. Retrained on {self.settings['subsets']} subsets of "
-            f"{100 * self.settings['share']:g} % of the images, {self.settings['seeds']} time(s) each. "
-            "Regularisers, and what is learned from retraining, come from the first half of the subsets; what "
-            f"is shown is measured on the {self.facts['reported_subsets']} others."
+            f"Study `{study}`, arm **{self.explained()}**: {self.facts['training_images']} "
+            f"training images; queries: {queries}. Retrained on {self.settings['subsets']} "
+            f"subsets of {100 * self.settings['share']:g} % of the images, "
+            f"{self.settings['seeds']} time(s) each. Regularisers, and what is learned from "
+            "retraining, come from the first half of the subsets; what is shown is measured on "
+            f"the {self.facts['reported_subsets']} others."
         )
 
     # ---- how well retraining is predicted
 
     def table(self, target: str) -> tuple[Table, list[int]]:
-        """Return one row per attributor: its scores for a target; and the position of the control."""
+        """Return one row per attributor.
+
+        Its scores for a target; and the position of the control.
+        """
         names = by_mean(self.lds[target])
-        cell = self.lds[target].set_index(["attributor", "queries"])
+        cell = by_keys(self.lds[target], "attributor", "queries")
         rows: Table = []
         for name in names:
             row: dict[str, object] = {"attributor": format.bold(name)}
             for queries in self.sets:
-                row |= self._scores(cell.loc[(name, queries)], target, queries)
+                row |= self._scores(cell[name, queries], target, queries)
             rows.append(row)
         return rows, [row for row, name in enumerate(names) if name == "shuffled"]
 
     @staticmethod
-    def _scores(score: pd.Series, target: str, queries: str) -> dict[str, object]:
+    def _scores(score: Mapping[str, Any], target: str, queries: str) -> dict[str, object]:
         shown = format.interval(score["lds"], score["low"], score["high"])
         if score["undefined"]:
             without = format.Markup(f" <small>({score['undefined']:.0f} queries without)</small>")
@@ -118,14 +122,16 @@ class Attribution:
         entries: dict[str, Any] = {}
         for axis, (target, rows) in zip(axes, self.lds.items(), strict=True):
             ceiling = rows.drop_duplicates("queries").set_index("queries").get("ceiling")
-            for shift, queries in zip(np.linspace(-0.22, 0.22, len(self.sets)), self.sets, strict=True):
+            for shift, queries in zip(
+                np.linspace(-0.22, 0.22, len(self.sets)), self.sets, strict=True
+            ):
                 some = rows[rows["queries"] == queries].set_index("attributor").loc[self.order]
                 at, colour = np.arange(len(some)) + shift, COLOURS[queries]
                 axis.hlines(at, some["low"], some["high"], color=colour, linewidth=1)
                 (dots,) = axis.plot(some["lds"], at, "o", color=colour, markersize=4)
                 entries[SETS[queries]] = dots
                 if ceiling is not None and pd.notna(ceiling[queries]):
-                    style = {"color": colour, "linewidth": 0.9, "linestyle": "--"}
+                    style: figures.Style = {"color": colour, "linewidth": 0.9, "linestyle": "--"}
                     entries["ceiling"] = axis.axvline(ceiling[queries], **style)
             axis.axvline(0, color="0.7", linewidth=0.8)
             axis.set_xlabel(f"LDS of the {target}, {self.book.level} intervals")
@@ -140,14 +146,14 @@ class Attribution:
         table = pd.read_csv(self.scores / "regularisers.csv")
         table = table[(table["target"] == "loss") & (table["half"] == "second")]
         counts = table.groupby("attributor")["regulariser"].nunique()
-        chosen = self.lds["loss"].set_index(["attributor", "queries"])
+        chosen = by_keys(self.lds["loss"], "attributor", "queries")
         count = len(self.sets)
         figure, axes = figures.grid(count, count, 3.6, 3.3, sharey=True)
         for axis, queries in zip(axes, self.sets, strict=True):
             for name in (name for name in self.order if counts.get(name, 0) > 1):
                 some = table[(table["attributor"] == name) & (table["queries"] == queries)]
                 (line,) = axis.plot(some["regulariser"], some["lds"], linewidth=1.2, label=name)
-                best = chosen.loc[(name, queries)]
+                best = chosen[name, queries]
                 colour = line.get_color()
                 axis.plot(best["regulariser"], best["lds"], "o", color=colour, markersize=4)
             axis.set(xscale="log", xlabel="λ / mean eigenvalue", title=SETS[queries])
@@ -168,9 +174,10 @@ class Attribution:
         mean = mean.loc[[name for name in self.order if name in mean.index]]
         figure, (axis,) = figures.row_panels(list(mean.index), 1, width=6.5, height=0.25)
         bars = axis.barh(range(len(mean)), mean["recall"], color="0.6")
-        style = {"color": figures.FLOOR, "markersize": 9}
+        style: figures.Style = {"color": figures.FLOOR, "markersize": 9}
         (chance,) = axis.plot(mean["chance"], range(len(mean)), "|", **style)
         axis.set(xlabel="share of the m copies among the first m images", xlim=(0, 1.02))
+        figure.tight_layout()
         figures.legend_below(figure, {"attributor": bars, "chance": chance})
         return figure
 
@@ -179,21 +186,24 @@ class Attribution:
         copies = self.copies()
         several = copies[copies["copies"] > 1]
         return (
-            f"{copies['query'].nunique()} extracted generations, {several['query'].nunique()} of images that "
-            "occur several times in the training set."
+            f"{copies['query'].nunique()} extracted generations, {several['query'].nunique()} of "
+            "images that occur several times in the training set."
         )
 
     def leverage(self) -> str:
-        """Return how well leverage tells images with copies from others, as a sentence; nothing without any."""
+        """Return how well leverage tells images with copies from others, as a sentence.
+
+        Nothing without any.
+        """
         table = pd.read_csv(self.scores / "leverage.csv")
         if table.empty:
             return ""
-        best = table.loc[(table["auc"] - 0.5).abs().idxmax()]
+        best = table.iloc[int((table["auc"] - 0.5).abs().to_numpy().argmax())]
         return (
             "Leverage: an image with copies has a smaller one than an image without in "
-            f"{100 * best['auc']:.0f} % of pairs at the regulariser where this share is farthest from one half "
-            f"(λ = {best['regulariser']:g}); over all regularisers from {100 * table['auc'].min():.0f} to "
-            f"{100 * table['auc'].max():.0f} %."
+            f"{100 * best['auc']:.0f} % of pairs at the regulariser where this share is farthest "
+            f"from one half (λ = {best['regulariser']:g}); over all regularisers from "
+            f"{100 * table['auc'].min():.0f} to {100 * table['auc'].max():.0f} %."
         )
 
     # ---- first choices
@@ -222,7 +232,10 @@ class Attribution:
             figures.row_title(line[0], name)
             for axis, row in zip(line[1:], rows, strict=False):
                 figures.picture(axis, train.pixels[row])
-                if self.pictured_set() == "extracted" and train.sources[row] == asked.sources[query]:
+                if (
+                    self.pictured_set() == "extracted"
+                    and train.sources[row] == asked.sources[query]
+                ):
                     axis.spines[:].set(visible=True, color="C2", linewidth=2)
             for axis in line[1 + len(rows) :]:
                 axis.axis("off")
@@ -231,7 +244,10 @@ class Attribution:
     # ---- without the images that made it
 
     def changes(self) -> pd.DataFrame:
-        """Return how far pictures change without some images, per choice and query; empty if not done."""
+        """Return how far pictures change without some images, per choice and query.
+
+        Empty if not done.
+        """
         paths = sorted((self.phase / "counterfactual").glob("*/**/changes.csv"))
         if not paths:
             return pd.DataFrame()
@@ -252,7 +268,7 @@ class Attribution:
         for axis, (column, label) in zip(axes, CHANGES.items(), strict=True):
             for y, choice in enumerate(choices):
                 values = changes.loc[changes["choice"] == choice, column]
-                style = {"color": "C0", "alpha": 0.35, "markersize": 4}
+                style: figures.Style = {"color": "C0", "alpha": 0.35, "markersize": 4}
                 (dots,) = axis.plot(values, np.full(len(values), y), "o", **style)
                 style = {"color": "black", "markersize": 11, "markeredgewidth": 2}
                 (bar,) = axis.plot(values.median(), y, "|", **style)
@@ -267,9 +283,8 @@ class Attribution:
         changes = self.changes()
         count = (changes["choice"] == "again").sum()
         removed = changes.loc[changes["choice"] != "again", "removed"].max()
-        return (
-            f"{count} generations, {removed} of {self.facts['training_images']} training images taken out."
-        )
+        images = f"{removed} of {self.facts['training_images']} training images"
+        return f"{count} generations, {images} taken out."
 
     def regenerated(self) -> Figure:
         """Draw the queries, and below them what comes of their noise without some images."""
@@ -303,7 +318,10 @@ class Attribution:
     def influence(self, arms: Sequence[str]) -> Figure:
         """Draw the chance that a forgotten image is scored higher, before and after a remedy."""
         influence = pd.concat(
-            [pd.read_csv(path / "influence.csv").assign(arm=path.name) for path in self.influence_stores()]
+            [
+                pd.read_csv(path / "influence.csv").assign(arm=path.name)
+                for path in self.influence_stores()
+            ]
         )
         of = {"forgotten": "forgotten images", "others": "other images"}
         groups = [name for name in of if name in set(influence["queries"])]
@@ -384,7 +402,8 @@ class Attribution:
                 axis.vlines(row["seconds"], row["low"], row["high"], color=colour, linewidth=0.8)
                 (dots,) = axis.plot(row["seconds"], row["lds"], "o", color=colour, markersize=5)
                 entries[row["variant"]] = dots
-            axis.set(xscale="log", xlabel="time of the features (s)", title=name)
+            axis.set(xlabel="time of the features (s)", title=name)
+            figures.log_axis(axis, "x", most=4)
             axis.grid(axis="y", color="0.93")
         axes[0].set_ylabel(f"LDS, {SETS[GENERATED]}")
         figure.tight_layout()
@@ -392,7 +411,7 @@ class Attribution:
         return figure
 
     def dials(self) -> dict[str, list[tuple[int, str]]]:
-        """Return, per setting of the features, its values with their variants that differ in it alone."""
+        """Return, per setting of the features, its values with the variants that vary it alone."""
         paths = (self.phase / "features").glob("*/final/queries/run.json")
         features = {
             path.parts[-4]: artifacts.read_run(path.parent)["config"]["settings"]["features"]
@@ -430,13 +449,13 @@ class Attribution:
 
     def published(self) -> Table:
         """Return the published scores next to those of this study."""
-        cell = self.lds["loss"].set_index(["attributor", "queries"])["lds"]
+        cell = by_keys(self.lds["loss"], "attributor", "queries")
         rows: Table = []
         for name, (held_out, generated) in DTRAK.items():
             if name in self.order:
                 row = {"CIFAR-2, held out": held_out, "CIFAR-2, generated": generated}
                 own = {
-                    f"here, {SETS[queries]}": format.interval(cell[name, queries], unit="%")
+                    f"here, {SETS[queries]}": format.interval(cell[name, queries]["lds"], unit="%")
                     for queries in ("holdout", GENERATED)
                 }
                 rows.append({"attributor": name, **row, **own})
@@ -444,5 +463,5 @@ class Attribution:
 
 
 def by_mean(lds: pd.DataFrame) -> list[str]:
-    """Return the attributors, the one with the highest mean score over the sets of queries first."""
+    """Return the attributors by their mean score over the sets of queries, the highest first."""
     return lds.groupby("attributor")["lds"].mean().sort_values(ascending=False).index.tolist()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +16,7 @@ from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, name_of, unit_of
-from afterimage.report.notebook import Notebook
+from afterimage.report.notebook import Notebook, by_keys
 
 BUDGETS = ("updates", "updates_per_model", "network_updates", "kept_samples", "training_images")
 """In what an arm and its control may be equal."""
@@ -25,11 +27,21 @@ COSTS = (
 HEADS = {
     comparison.YES: "Beat their own control, not corrected for {count} verdict(s)",
     comparison.NO: "Do not (remember more, or are worse in quality)",
-    comparison.NOT_SHOWN: "Not shown (no difference in memorization seen, which does not say that there is none)",
-    comparison.TRAINED_LESS: "Remember less, but so may any network that was trained for as few updates: the control's was trained longer",
-    comparison.NOT_TESTABLE: "Not testable (the control's copies do not exceed false alarms: nothing can remember less than nothing)",
+    comparison.NOT_SHOWN: (
+        "Not shown (no difference in memorization seen, which does not say that there is none)"
+    ),
+    comparison.TRAINED_LESS: (
+        "Remember less, but so may any network that was trained for as few updates: the control's "
+        "was trained longer"
+    ),
+    comparison.NOT_TESTABLE: (
+        "Not testable (the control's copies do not exceed false alarms: nothing can remember less "
+        "than nothing)"
+    ),
     comparison.UNMEASURED: "Not measured",
-    comparison.ONE_TRAINING: "One training: no verdict (another training of the same arm would give other numbers)",
+    comparison.ONE_TRAINING: (
+        "One training: no verdict (another training of the same arm would give other numbers)"
+    ),
 }
 """``beats_control`` -> head of the list of arms of which it is true."""
 ABOUT = ("memorization", "quality", "forgetting")
@@ -54,13 +66,11 @@ class Comparison:
         self.book, self.arms, self.replicates = book, arms, replicates
         self.compared, self.points = book.table("comparison"), book.table("points")
         wide = book.table("comparison_wide").set_index("arm")
-        self.control_of: dict[str, str] = {
-            arm: wide["control"][arm] for arm in arms if pd.notna(wide["control"][arm])
-        }
+        self.control_of = book.controls()
         self.verdict = wide["verdict"]
         self.beats = {arm: str(wide["beats_control"][arm]) for arm in self.control_of}
-        self.cell = self.compared.set_index(["arm", "metric"])
-        self.known = set(self.cell.index[self.cell["value"].notna()])
+        self.cell = by_keys(self.compared, "arm", "metric")
+        self.known = {key for key, row in self.cell.items() if pd.notna(row["value"])}
         self.deciding: dict[str, list[str]] = {
             about: list(dict.fromkeys(self.compared["metric"][self.compared["decides"] == about]))
             for about in ABOUT
@@ -73,14 +83,17 @@ class Comparison:
         """Return a number of an arm with its interval; nothing if it has none."""
         if (arm, metric) not in self.known:
             return ""
-        row = self.cell.loc[(arm, metric)]
+        row = self.cell[arm, metric]
         return format.interval(row["value"], row["low"], row["high"], unit=unit_of(metric))
 
     def difference(self, arm: str, metric: str) -> str:
-        """Return an arm's number minus its control's with the interval; nothing where one is missing."""
-        if (arm, metric) not in self.known or pd.isna(self.cell.loc[(arm, metric), "difference"]):
+        """Return an arm's number minus its control's with the interval.
+
+        Nothing where one is missing.
+        """
+        if (arm, metric) not in self.known or pd.isna(self.cell[arm, metric]["difference"]):
             return ""
-        row = self.cell.loc[(arm, metric)]
+        row = self.cell[arm, metric]
         ends = (row["difference"], row["difference_low"], row["difference_high"])
         return format.interval(*ends, unit=unit_of(metric, difference=True), sign="+")
 
@@ -124,27 +137,28 @@ class Comparison:
         )
         of_rest = ", of the remaining classes where both arms are judged on forgetting"
         text = (
-            f"Numbers are the arm's minus its control's, with {self.book.level} intervals (shares in "
-            f"percentage points){self._method()} An arm *remembers less* if its interval lies below zero for "
-            f"{' or '.join(memorization)} and above it for none; *quality* is judged in the same way by "
-            f"{' and '.join(quality)}{of_rest if forgetting else ''}."
+            f"Numbers are the arm's minus its control's, with {self.book.level} intervals (shares "
+            f"in percentage points){self._method()} An arm *remembers less* if its interval lies "
+            f"below zero for {' or '.join(memorization)} and above it for none; *quality* is "
+            f"judged in the same way by {' and '.join(quality)}{of_rest if forgetting else ''}."
         )
         if forgetting:
             text += (
-                f" *Forgetting* is judged by {' and '.join(forgetting)}; an arm whose control is retraining "
-                "need not beat it: no difference is what it is meant to reach."
+                f" *Forgetting* is judged by {' and '.join(forgetting)}; an arm whose control is "
+                "retraining need not beat it: no difference is what it is meant to reach."
             )
         return text + self._multiplicity()
 
     def _method(self) -> str:
         if self.replicates > 1:
             return (
-                f", paired over {self.replicates} replicates (Student's t); there is no interval where all "
-                "replicates have the same difference."
+                f", paired over {self.replicates} replicates (Student's t); there is no interval "
+                "where all replicates have the same difference."
             )
         return (
-            ": score intervals for shares, the two bootstrap intervals combined for others, all **within one "
-            "training**. They do not say what another training would have given, so no verdict is given."
+            ": score intervals for shares, the two bootstrap intervals combined for others, all "
+            "**within one training**. They do not say what another training would have given, so "
+            "no verdict is given."
         )
 
     def _multiplicity(self) -> str:
@@ -154,21 +168,24 @@ class Comparison:
         tested = [comparison.BETTER, comparison.WORSE, comparison.UNSEEN]
         count = int(self.compared["verdict"][decided].isin(tested).sum())
         return (
-            f" **Verdicts are not corrected for how many there are**: {count} intervals decide here, and "
-            f"where nothing differs about {(1 - self.book.confidence) * count:.1f} of them would still "
-            "exclude zero."
+            f" **Verdicts are not corrected for how many there are**: {count} intervals decide "
+            f"here, and where nothing differs about {(1 - self.book.confidence) * count:.1f} of "
+            "them would still exclude zero."
         )
 
     # ---- what an arm and its control share
 
     def budgets(self) -> Table:
-        """Return one row per arm with a control: which budgets are equal, which not, initial weights."""
+        """Return one row per arm with a control.
+
+        Which budgets are equal, which not, initial weights.
+        """
         rows: Table = []
         for arm, control in self.control_of.items():
             equal, unequal = [], []
             for metric in BUDGETS:
                 if {(arm, metric), (control, metric)} <= self.known and self._applies(metric, arm):
-                    own, other = (self.cell.loc[(name, metric), "value"] for name in (arm, control))
+                    own, other = (self.cell[name, metric]["value"] for name in (arm, control))
                     if abs(own - other) <= 0.01 * max(own, other):
                         equal.append(name_of(metric))
                     else:
@@ -185,7 +202,7 @@ class Comparison:
         return rows
 
     def _applies(self, metric: str, arm: str) -> bool:
-        """Updates since the first weights say something new only where an arm starts from another."""
+        """Updates since the first weights say more only where an arm starts from another."""
         bases = [self.settings[name]["base"] for name in (arm, self.control_of[arm])]
         return metric != "network_updates" or any(bases)
 
@@ -233,15 +250,15 @@ class Comparison:
         shown = [
             arm for arm in self.arms if {(arm, memory), (arm, self.frechet)} <= self.known
         ]  # both coordinates
-        across = self.cell.loc[[(arm, self.frechet) for arm in shown]]
-        up = self.cell.loc[[(arm, memory) for arm in shown]]
+        across = pd.DataFrame([self.cell[arm, self.frechet] for arm in shown])
+        up = pd.DataFrame([self.cell[arm, memory] for arm in shown])
         means = np.stack([across["value"], up["value"]], axis=1)
         colours = [roles.method_colour(self.methods[arm]) for arm in shown]
         single = self.points[self.points["arm"].isin(shown)].dropna(subset=[self.frechet, memory])
         self._points(axis, shown, means, (across, up), colours)
         if self.replicates > 1:
             of_each = [roles.method_colour(self.methods[arm]) for arm in single["arm"]]
-            options = {"color": of_each, "alpha": 0.45, "linewidth": 0, "zorder": 3}
+            options: figures.Style = {"color": of_each, "alpha": 0.45, "linewidth": 0, "zorder": 3}
             axis.scatter(single[self.frechet], single[memory], s=7, **options)
         self._limits(axis, means, (across, up), single[[self.frechet, memory]].to_numpy())
         axis.set_xlabel(f"{self.frechet} to images that no arm saw (log scale, lower is better)")
@@ -260,17 +277,19 @@ class Comparison:
         colours: list[str],
     ) -> None:
         """Draw every arm's mean with its intervals, and a line to its control."""
-        bar = {"fmt": "none", "elinewidth": 0.8, "alpha": 0.45, "zorder": 2}
+        bar: figures.Style = {"fmt": "none", "elinewidth": 0.8, "alpha": 0.45, "zorder": 2}
         for row, (arm, mean, colour) in enumerate(zip(shown, means, colours, strict=True)):
             lengths = [
                 figures.error(mean[i], table["low"].iloc[row], table["high"].iloc[row])
                 for i, table in enumerate(tables)
             ]
-            axis.errorbar(*mean, xerr=lengths[0], yerr=lengths[1], ecolor=colour, **bar)
+            x, y = mean
+            axis.errorbar(x, y, xerr=lengths[0], yerr=lengths[1], ecolor=colour, **bar)
             if self.control_of.get(arm) in shown:
                 control = means[shown.index(self.control_of[arm])]
                 axis.plot(*zip(mean, control, strict=True), color=colour, lw=0.6, alpha=0.5)
-        axis.scatter(*means.T, s=36, color=colours, edgecolor="white", linewidth=0.6, zorder=4)
+        dots: figures.Style = {"edgecolor": "white", "linewidth": 0.6, "zorder": 4}
+        axis.scatter(means[:, 0], means[:, 1], s=36, color=colours, **dots)
 
     @staticmethod
     def _limits(
@@ -303,20 +322,21 @@ class Comparison:
             self.control_of, key=lambda arm: (order.index(self.control_of[arm]), order.index(arm))
         )
         controls = [self.control_of[arm] for arm in rows]
-        new = np.array([False] + [a != b for a, b in zip(controls, controls[1:], strict=False)])
+        new = np.array([False, *(first != second for first, second in pairwise(controls))])
         at = np.arange(len(rows)) + 0.8 * np.cumsum(new)
         labels = [f"{arm}  –  {control}" for arm, control in zip(rows, controls, strict=True)]
-        figure, axes = figures.row_panels(labels, len(self.moved()), height=0.24, at=at)
+        figure, axes = figures.row_panels(labels, len(self.moved()), height=0.24, at=list(at))
         for axis, metric in zip(axes, self.moved(), strict=True):
             found = {
-                y: self.cell.loc[(arm, metric)]
+                y: self.cell[arm, metric]
                 for arm, y in zip(rows, at, strict=True)
-                if (arm, metric) in self.known
-                and pd.notna(self.cell.loc[(arm, metric), "difference"])
+                if (arm, metric) in self.known and pd.notna(self.cell[arm, metric]["difference"])
             }
             unit = unit_of(metric, difference=True)
             _differences(axis, found, 100 if unit else 1)
-            axis.set_title(name_of(metric) + ("\n(percentage points)" if unit else "\n"), fontsize=8)
+            axis.set_title(
+                name_of(metric) + ("\n(percentage points)" if unit else "\n"), fontsize=8
+            )
         figure.tight_layout(w_pad=1.5)
         figures.verdict_legend(figure)
         return figure
@@ -371,12 +391,21 @@ def _stairs(axis: Axes, front: np.ndarray) -> None:
     """Draw the front, (N, 2), as stairs from its left to the edge."""
     stairs = front[np.lexsort(front.T[::-1])]
     end = axis.get_xlim()[1]
-    style = {"color": "black", "linewidth": 0.9, "linestyle": "--", "alpha": 0.6, "zorder": 1}
+    style: figures.Style = {
+        "color": "black",
+        "linewidth": 0.9,
+        "linestyle": "--",
+        "alpha": 0.6,
+        "zorder": 1,
+    }
     axis.step([*stairs[:, 0], end], [*stairs[:, 1], stairs[-1, 1]], where="post", **style)
 
 
-def axis_limit(rows: Sequence[pd.Series]) -> float:
-    """Return how far a panel of differences reaches: intervals much wider than most end at its edge."""
+def axis_limit(rows: Sequence[Mapping[str, Any]]) -> float:
+    """Return how far a panel of differences reaches.
+
+    Intervals much wider than most end at its edge.
+    """
     ends = [(row["difference_low"], row["difference_high"]) for row in rows]
     sizes = np.abs([pair for pair in ends if not np.isnan(pair).any()]).max(axis=1, initial=0)
     if not len(sizes):
@@ -384,7 +413,7 @@ def axis_limit(rows: Sequence[pd.Series]) -> float:
     return 1.1 * max(sizes[sizes <= 3 * np.quantile(sizes, 0.75)].max(), 1e-9) if len(sizes) else 1
 
 
-def _differences(axis: Axes, rows: dict[float, pd.Series], scale: float) -> None:
+def _differences(axis: Axes, rows: Mapping[float, Mapping[str, Any]], scale: float) -> None:
     """Draw differences with intervals, coloured by verdict; an arrow for those beyond the panel."""
     limit = scale * axis_limit(list(rows.values()))
     for y, row in rows.items():
@@ -397,8 +426,10 @@ def _differences(axis: Axes, rows: dict[float, pd.Series], scale: float) -> None
             edge = limit if right else -limit
             arrow = CARETRIGHT if right else CARETLEFT
             axis.plot(edge, y, marker=arrow, color=colour, markersize=5, clip_on=False)
-            options = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
-            side = {"xytext": (-6, 0), "ha": "right"} if right else {"xytext": (6, 0), "ha": "left"}
+            options: figures.Style = {"textcoords": "offset points", "fontsize": 7, "va": "center"}
+            side: figures.Style = (
+                {"xytext": (-6, 0), "ha": "right"} if right else {"xytext": (6, 0), "ha": "left"}
+            )
             axis.annotate(f"{value:+.3g}", (edge, y), color=colour, **options, **side)
         else:
             axis.plot(np.clip([low, high], -limit, limit), [y, y], color=colour, linewidth=1.2)

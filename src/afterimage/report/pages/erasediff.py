@@ -21,7 +21,7 @@ from afterimage.report.comparison import Interval
 from afterimage.report.format import Table
 from afterimage.report.names import in_space
 from afterimage.report.notebook import Notebook
-from afterimage.report.published import ERASEDIFF
+from afterimage.report.published import ERASEDIFF, GUIDANCE
 
 RETRAINED_COLOUR = "black"
 COLUMNS = 8
@@ -54,7 +54,7 @@ class Unlearning:
     Attributes:
         sets: Names of the forget sets.
         settings: Those of the attack.
-        chosen_from: Set -> the arm that its images were extracted from, of sets that an attack chose.
+        chosen_from: Set that an attack chose -> the arm that its images were extracted from.
         frechet: The Fréchet distance, in the space that the attack uses.
     """
 
@@ -117,9 +117,10 @@ class Unlearning:
     def chosen_sets(self) -> str:
         """Return what cannot be read off sets that an attack chose, in Markdown."""
         return "\n\n".join(
-            f"**{name}** is what the attack got out of {origin} with one noise: under that noise all of it "
-            f"comes back from {origin} by construction, under other noise a part would not, **with no remedy "
-            "at all**. How much a remedy takes away cannot be read off here."
+            f"**{name}** is what the attack got out of {origin} with one noise: under that noise "
+            f"all of it comes back from {origin} by construction, under other noise a part would "
+            "not, **with no remedy at all**. How much a remedy takes away cannot be read off "
+            "here."
             for name, origin in self.chosen_from.items()
         )
 
@@ -134,7 +135,10 @@ class Unlearning:
         return self.numbers[chosen]
 
     def of_forgotten(self, name: str, arm: str, metric: str, alpha: str = "none") -> pd.DataFrame:
-        """Return the rows of a number about the forgotten images; of all images for arms without labels."""
+        """Return the rows of a number about the forgotten images.
+
+        Of all images for arms without labels.
+        """
         rows = self.rows(name, arm, metric, "forget", alpha)
         return rows if len(rows) else self.rows(name, arm, metric, "all", alpha)
 
@@ -155,18 +159,27 @@ class Unlearning:
         return comparison.over_replicates(rows, self.book.confidence)[0]
 
     def cell(self, rows: pd.DataFrame, unit: format.Unit = "", digits: int = 3) -> str:
-        """Return the mean over replicates with its interval as HTML; nothing where there is none."""
+        """Return the mean over replicates with its interval as HTML.
+
+        Nothing where there is none.
+        """
         mean = self.mean(rows)
         return "" if mean is None else format.interval(*mean, unit=unit, digits=digits)
 
     def relearned(self, name: str, arm: str) -> str:
-        """Return after how many updates the images came back, per replicate; nothing if not measured."""
+        """Return after how many updates the images came back, per replicate.
+
+        Nothing if not measured.
+        """
         limit = self.settings["relearn_updates"]
         updates = self.of_forgotten(name, arm, "relearn_updates")["value"]
         return ", ".join(f"{n:.0f}" if pd.notna(n) else f"not within {limit}" for n in updates)
 
     def extracted(self, name: str, arm: str) -> str:
-        """Return how many forgotten images were extracted, per replicate; with interval if there is one."""
+        """Return how many forgotten images were extracted, per replicate.
+
+        With interval if there is one.
+        """
         rows = self.of_forgotten(name, arm, "extracted_images", "calibrated")
         counts = ", ".join(
             f"{count:.0f} of {of:.0f}" for count, of in zip(rows["count"], rows["of"], strict=True)
@@ -179,7 +192,7 @@ class Unlearning:
     # ---- the table
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return one row per arm, the numbers of a set next to the published ones, and held-out images."""
+        """Return one row per arm, a set's numbers next to the published ones, and held-out images."""
         rows = [self._row(name, arm) for arm in self.judged_on(name)]
         control = self._held_out(name)
         frame = pd.DataFrame([*rows, *([control] if control else [])], dtype=object).fillna("")
@@ -206,7 +219,7 @@ class Unlearning:
         return {"arm": format.italic("real held-out images"), **known} if known else {}
 
     def _measures(self, name: str, arm: str, of: str) -> dict[str, object]:
-        """What a classifier and its features say, of generations or (``_holdout``) of real images."""
+        """What a classifier and its features say of generations or (``_holdout``) real images."""
         measures: dict[str, object] = {
             "P_psi": self.cell(self.of_forgotten(name, arm, f"probability{of}")),
             "entropy": self.cell(self.of_forgotten(name, arm, f"entropy{of}")),
@@ -223,10 +236,18 @@ class Unlearning:
             measures[f"{title}, rest"] = self.cell(rows, digits=digits)
         return measures
 
+    def guidance(self) -> str:
+        """Return the scale of the guidance here and in the published table, as a sentence."""
+        scale = self.settings["sample"]["guidance"]
+        return f"Guidance has the scale {scale:g} here, {GUIDANCE:g} in the published table."
+
     # ---- forgetting against quality
 
     def forgets(self, name: str) -> dict[str, dict[str, Interval]]:
-        """Return what tells that images are not forgotten, of all arms: measure -> arm -> number."""
+        """Return what tells that images are not forgotten, of all arms.
+
+        Measure -> arm -> number.
+        """
         return self._complete(
             name,
             {
@@ -259,7 +280,10 @@ class Unlearning:
         return complete
 
     def _mark(self, name: str, arm: str) -> dict[str, Any]:
-        """How an arm is drawn: a star never saw the images, an open square is what the others start from."""
+        """How an arm is drawn.
+
+        A star never saw the images, an open square is what the others start from.
+        """
         if arm == self.retrained(name):
             return {"marker": "*", "markersize": 10}
         if arm in {self.own[other]["base"] for other in self.judged_on(name)}:
@@ -274,9 +298,11 @@ class Unlearning:
         figure, axes = figures.row_panels(arms, len(measures), height=0.32)
         for axis, (title, of_arm) in zip(axes, measures.items(), strict=True):
             for y, arm in enumerate(arms):
-                style = {"color": self.colour[arm], "elinewidth": 1, "capsize": 2}
+                style: figures.Style = {"color": self.colour[arm], "elinewidth": 1, "capsize": 2}
                 error = figures.error(*of_arm[arm])
-                axis.errorbar([of_arm[arm].value], [y], xerr=error, **style, **self._mark(name, arm))
+                axis.errorbar(
+                    [of_arm[arm].value], [y], xerr=error, **style, **self._mark(name, arm)
+                )
             if never is not None:
                 axis.axvline(of_arm[never].value, color=RETRAINED_COLOUR, lw=0.7, ls=":")
             axis.set_title(title, fontsize=8)
@@ -303,16 +329,23 @@ class Unlearning:
         return figure
 
     def _draw_point(self, axis: Axes, name: str, arm: str, x: Interval, y: Interval) -> None:
-        bars = {"xerr": figures.error(*x), "yerr": figures.error(*y), "elinewidth": 0.7}
+        bars: figures.Style = {
+            "xerr": figures.error(*x),
+            "yerr": figures.error(*y),
+            "elinewidth": 0.7,
+        }
         colour = self.colour[arm]
         axis.errorbar([x.value], [y.value], fmt="none", ecolor=colour, alpha=0.4, **bars)
-        style = {"linestyle": "", "color": colour, "label": arm, "zorder": 4}
+        style: figures.Style = {"linestyle": "", "color": colour, "label": arm, "zorder": 4}
         axis.plot([x.value], [y.value], **style, **self._mark(name, arm))
 
     # ---- along the steps
 
     def curves(self) -> dict[str, pd.DataFrame]:
-        """Return the training curves of the arms that start from another: one column per name, by update."""
+        """Return the training curves of the arms that start from another.
+
+        One column per name, by update.
+        """
         curves = {}
         for arm in self.arms:
             if self.own[arm]["base"]:
@@ -340,14 +373,16 @@ class Unlearning:
     def erasing(self) -> dict[str, pd.DataFrame]:
         """Return the curves of EraseDiff's arms."""
         curves = self.curves()
-        return {arm: curve for arm, curve in curves.items() if self.own[arm]["method"] == "erasediff"}
+        return {
+            arm: curve for arm, curve in curves.items() if self.own[arm]["method"] == "erasediff"
+        }
 
     def gradients(self) -> Figure:
         """Draw how the two gradients of EraseDiff agree, and what its rule makes of them."""
         figure, axes = figures.grid(3, 3, 3.2, 2.8)
         lines = {}
         for arm, curve in self.erasing().items():
-            style = {"color": self.colour[arm]}
+            style: figures.Style = {"color": self.colour[arm]}
             (lines[arm],) = axes[0].plot(curve.index, curve["cosine"], **style)
             axes[1].plot(curve.index, curve["lambda"], **style)
             axes[2].plot(curve.index, curve["descent_asked"], **style)
@@ -372,8 +407,8 @@ class Unlearning:
             negative = 100 * (curve["cosine"] < 0).mean()
             lines.append(
                 f"**{arm}** (target {own['target']}, barrier {own['barrier']}): mean cosine "
-                f"{curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; mean lambda "
-                f"{curve['lambda'].mean():.3g}; the forgotten images moved the weights in "
+                f"{curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; mean "
+                f"lambda {curve['lambda'].mean():.3g}; the forgotten images moved the weights in "
                 f"{facts['pushed_updates']} of {facts['updates']} updates."
             )
         return "  \n".join(lines)
@@ -381,7 +416,10 @@ class Unlearning:
     # ---- pictures
 
     def pictures(self, name: str) -> Figure:
-        """Draw generations of every arm from the same noise: those of the forgotten class, and others."""
+        """Draw generations of every arm from the same noise.
+
+        Those of the forgotten class, and others.
+        """
         drawn = {
             arm: load_images(self.book.folder("sample", arm, "images.npz"))
             for arm in self.judged_on(name)
@@ -411,7 +449,7 @@ class Unlearning:
     # ---- class by class
 
     def by_class(self, name: str) -> pd.DataFrame:
-        """Return the share seen as the class that was asked for, one row per arm, one column per label."""
+        """Return the share seen as the class that was asked for: rows are arms, columns labels."""
         label = self.definitions[name]["label"]
         rows = self.numbers.query("set == @name and metric == 'accuracy_by_label'")
         if label is None or rows.empty:
@@ -426,11 +464,15 @@ class Unlearning:
     def classes(self, name: str) -> Figure:
         """Draw ``by_class``."""
         table, label = self.by_class(name), self.definitions[name]["label"]
-        figure, (axis,) = figures.grid(1, 1, 0.55 * len(table.columns) + 1.6, 0.34 * len(table) + 0.8)
+        figure, (axis,) = figures.grid(
+            1, 1, 0.55 * len(table.columns) + 1.6, 0.34 * len(table) + 0.8
+        )
         axis.imshow(table, cmap="Blues", vmin=0, vmax=1, aspect="auto")
         for (y, x), value in np.ndenumerate(table.to_numpy()):
-            style = {"ha": "center", "va": "center", "fontsize": 8}
-            axis.text(x, y, f"{100 * value:.0f}", color="white" if value > 0.6 else "black", **style)
+            style: figures.Style = {"ha": "center", "va": "center", "fontsize": 8}
+            axis.text(
+                x, y, f"{100 * value:.0f}", color="white" if value > 0.6 else "black", **style
+            )
         named = [f"{of}\nforgotten" if of == label else str(of) for of in table.columns]
         axis.set_xticks(range(len(named)), named, fontsize=8)
         axis.set_yticks(range(len(table)), table.index, fontsize=8)
@@ -441,7 +483,7 @@ class Unlearning:
     # ---- relearning
 
     def relearning_curves(self, name: str) -> dict[str, pd.DataFrame]:
-        """Return arm -> mean over replicates of probability and loss, by update of the relearning attack."""
+        """Return, per arm, mean probability and loss by update of the relearning attack."""
         curves = {}
         for arm in self.judged_on(name):
             paths = [
@@ -460,7 +502,12 @@ class Unlearning:
         figure, axes = figures.grid(len(panels), 2, 4.2, 3)
         for axis, column in zip(axes, panels, strict=True):
             for arm, curve in curves.items():
-                style = {"color": self.colour[arm], "label": arm, "marker": ".", "linewidth": 1.2}
+                style: figures.Style = {
+                    "color": self.colour[arm],
+                    "label": arm,
+                    "marker": ".",
+                    "linewidth": 1.2,
+                }
                 axis.plot(curve.index, curve[column], **style)
             axis.set_xlabel("updates on the forgotten images alone")
             axis.set_title(RELEARNED[column], fontsize=9)
@@ -475,7 +522,10 @@ class Unlearning:
         return figure
 
     def relearning_updates(self, name: str) -> str:
-        """Return when the class came back, a line per arm, in Markdown; nothing for sets without a class."""
+        """Return when the class came back, a line per arm, in Markdown.
+
+        Nothing for sets without a class.
+        """
         updates = {arm: self.relearned(name, arm) for arm in self.judged_on(name)}
         lines = [f"**{arm}**: {of}" for arm, of in updates.items() if of]
         if not lines:
@@ -490,7 +540,10 @@ class Unlearning:
     # ---- what holds
 
     def measured(self, measure: str, name: str, arm: str) -> pd.DataFrame:
-        """Return the rows of what arms are compared in (see ``compared_in``); lower is better in all."""
+        """Return the rows of what arms are compared in (see ``compared_in``).
+
+        Lower is better in all.
+        """
         if measure == "P_psi":
             return self.of_forgotten(name, arm, "probability")
         if measure == "extracted":
@@ -503,10 +556,8 @@ class Unlearning:
         """Return the names of the numbers that arms are compared in."""
         return "P_psi", "extracted", "AUC", f"{self.frechet} of the rest"
 
-    def against(
-        self, measure: str, name: str, arm: str, other: str
-    ) -> tuple[Interval, str] | None:
-        """Return an arm's difference to another and the verdict on it; None where a number is missing.
+    def against(self, measure: str, name: str, arm: str, other: str) -> tuple[Interval, str] | None:
+        """Return an arm's difference to another and the verdict; None where a number is missing.
 
         A set that an attack chose is not testable against the arm that it was chosen from.
         """
@@ -521,7 +572,10 @@ class Unlearning:
         return change, verdict
 
     def against_base_and_retrained(self, name: str) -> pd.DataFrame:
-        """Return one row per arm that starts from another: its differences, and updates to relearn."""
+        """Return one row per arm that starts from another.
+
+        Its differences, and updates to relearn.
+        """
         arms, never = self.judged_on(name), self.retrained(name)
         rows: Table = []
         for arm in arms:
@@ -545,7 +599,10 @@ class Unlearning:
         return "its base; no arm was retrained without the images"
 
     def published_order(self, name: str) -> Table:
-        """Return EraseDiff's published order among the methods, and the order here: a row per pair and number."""
+        """Return EraseDiff's published order among the methods, and the order here.
+
+        A row per pair and number.
+        """
         arms = self.judged_on(name) if self.definitions[name]["label"] is not None else []
         erasing = [arm for arm in arms if self.role[arm].startswith("EraseDiff")]
         others = [arm for arm in arms if self.role[arm] in ERASEDIFF and arm not in erasing]
@@ -571,7 +628,7 @@ class Unlearning:
 
 
 def with_exact_intervals(numbers: pd.DataFrame) -> pd.DataFrame:
-    """Return the table ``forgetting`` with exact intervals as ``low`` and ``high`` where there are any."""
+    """Return the table ``forgetting`` with exact intervals as ``low`` and ``high`` if known."""
     exact = numbers["exact_low"].notna()
     ends = {end: numbers[end].where(~exact, numbers[f"exact_{end}"]) for end in ("low", "high")}
     return numbers.assign(**ends)
@@ -587,7 +644,7 @@ def worded(found: tuple[Interval, str] | None) -> str:
 
 
 def order(verdict: str, lower: bool) -> str:
-    """Return whether two methods stand in the published order, of which the first is ``lower`` there."""
+    """Return whether two methods are in the published order, where the first may be ``lower``."""
     if verdict not in WORDS:
         return verdict
     same = (verdict == comparison.BETTER) == lower

@@ -15,7 +15,7 @@ from afterimage.images import Images, load_images
 from afterimage.report import figures, format
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, is_share, name_of, unit_of
-from afterimage.report.notebook import Notebook
+from afterimage.report.notebook import Notebook, by_keys
 
 OWN, CONTROL, HELD_OUT = "C0", "0.55", "black"
 """Colours of an arm, of the arm it is compared with (names would need more colours than the eye can
@@ -54,22 +54,21 @@ class Extraction:
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
         self.book, self.arms, self.replicates = book, arms, replicates
         self.headline, self.copies = book.table("arms"), book.table("copies")
-        self.cell = self.headline.set_index(["arm", "metric"])
-        control = book.table("comparison_wide").set_index("arm")["control"].dropna()
-        self.control_of: dict[str, str] = control.to_dict()
+        self.cell = by_keys(self.headline, "arm", "metric")
+        self.control_of = book.controls()
         self.in_full = arms if len(arms) <= FEW else arms[:1]
         self.metrics = list(dict.fromkeys(self.headline["metric"]))
         self.frechet = frechet_of(self.metrics)
 
     def has(self, arm: str, metric: str) -> bool:
         """Return whether an arm has a headline number."""
-        return (arm, metric) in self.cell.index
+        return (arm, metric) in self.cell
 
     def value(self, arm: str, metric: str) -> str:
         """Return a headline number with its interval; nothing if there is none."""
         if not self.has(arm, metric):
             return ""
-        row = self.cell.loc[(arm, metric)]
+        row = self.cell[arm, metric]
         return format.interval(row["value"], row["low"], row["high"], unit=unit_of(metric))
 
     def provenance(self, study: str) -> str:
@@ -106,7 +105,8 @@ class Extraction:
         cells = [(arm, k) for arm in self.arms for k in range(self.replicates)]
         smallest = max(self.facts(*cell)["holdout_smallest_rate"] for cell in cells)
         share = f"{100 * smallest:.2g} %"
-        return f"With this many held-out images, false-alarm rates below about {share} cannot be shown."
+        limit = f"false-alarm rates below about {share} cannot be shown"
+        return f"With this many held-out images, {limit}."
 
     # ---- the arms at a glance
 
@@ -123,8 +123,8 @@ class Extraction:
         """Return what the intervals do and do not cover, as a sentence."""
         if self.replicates == 1:
             return (
-                "They say how sure the number is **for these images and generations**; only several "
-                "replicates say what another training would have given."
+                "They say how sure the number is **for these images and generations**; only "
+                "several replicates say what another training would have given."
             )
         return "They cover another training and sampling of the same arm on the same images."
 
@@ -137,7 +137,7 @@ class Extraction:
         return pairs.drop_duplicates("nearest_source").head(count)
 
     def pair_figures(self, count: int) -> Iterator[tuple[str, Figure]]:
-        """Draw the best ``count`` pairs of each arm shown in full, and six of every arm if there are more."""
+        """Draw the best ``count`` pairs of each arm shown in full, and six of every arm."""
         training = load_images(self.book.results / "data" / "split" / "train.npz")
         for arm in self.in_full:
             figure, axes = figures.grid(count, 8, 1.45, 1.15)
@@ -181,14 +181,17 @@ class Extraction:
             axis.axis("off")
 
     def pair_tables(self, count: int) -> Iterator[tuple[str, pd.DataFrame]]:
-        """Return the numbers of the best pairs of each arm shown in full, without their pictures."""
+        """Return the numbers of the best pairs of each arm shown in full, without pictures."""
         for arm in self.in_full:
-            yield arm, self.pairs(arm, count)[["sample", "nearest", "l2", "ratio_training"]].round(4)
+            yield (
+                arm,
+                self.pairs(arm, count)[["sample", "nearest", "l2", "ratio_training"]].round(4),
+            )
 
     # ---- distances
 
     def distances(self, name: str) -> Figure:
-        """Draw, per arm, distances (a key of ``DISTANCES``) of generations and of held-out images."""
+        """Draw distances (a key of ``DISTANCES``) of generations and of held-out images."""
         column, label = DISTANCES[name]
         figure, axes = figures.grid(len(self.arms), 4, 2.6, 2.1, sharex=True)
         both = {arm: [self._column(arm, of, column) for of in PAIRS] for arm in self.arms}
@@ -213,23 +216,23 @@ class Extraction:
         return pd.read_parquet(path)[column].to_numpy(float)
 
     def below_one(self) -> str:
-        """Return which shares have a ratio of at most 1, a line per arm shown in full, in Markdown."""
+        """Return which shares have a ratio of at most 1, per arm shown in full, in Markdown."""
         lines = []
         for arm in self.in_full:
             generated, held_out = (
-                format.interval(self.cell.loc[(arm, f"flagged_{of}"), "value"], unit="%")
+                format.interval(self.cell[arm, f"flagged_{of}"]["value"], unit="%")
                 for of in ("generations", "holdout")
             )
             lines.append(
-                f"**{arm}**: {generated} of generations and {held_out} of real held-out images have a "
-                "ratio of at most 1."
+                f"**{arm}**: {generated} of generations and {held_out} of real held-out images "
+                "have a ratio of at most 1."
             )
         return "  \n".join(lines)
 
     # ---- multiplicity
 
     def multiplicity(self, name: str) -> Figure:
-        """Draw, per arm, the share extracted against copies, at a threshold (a key of ``THRESHOLDS``)."""
+        """Draw the share extracted against copies, at a threshold (a key of ``THRESHOLDS``)."""
         alpha, threshold = THRESHOLDS[name]
         figure, axes = figures.grid(len(self.arms), 4, 2.6, 2.1, sharex=True, sharey=True)
         ticks = sorted(self.copies["copies"].unique())
@@ -241,7 +244,9 @@ class Extraction:
             axis.set_xticks(ticks, [str(copies) for copies in ticks])
             axis.set_ylim(-0.04, 1.04)
             figures.percent_axis(axis, "y")
-        figure.supxlabel(f"copies in the training set as planted (threshold {threshold})", fontsize=9)
+        figure.supxlabel(
+            f"copies in the training set as planted (threshold {threshold})", fontsize=9
+        )
         figure.supylabel("share of images extracted", fontsize=9)
         figure.tight_layout()
         entries = {"trained": figures.dot(OWN), "never-trained twins": figures.dot(OWN, "x")}
@@ -262,7 +267,13 @@ class Extraction:
         chosen = (self.copies["arm"] == arm) & (self.copies["alpha"] == alpha)
         rows = self.copies[chosen].sort_values("copies")
         lengths = [rows["share"] - rows["low"], rows["high"] - rows["share"]]
-        style = {"marker": "o", "markersize": 3, "linewidth": 1, "capsize": 1.5, "color": colour}
+        style: figures.Style = {
+            "marker": "o",
+            "markersize": 3,
+            "linewidth": 1,
+            "capsize": 1.5,
+            "color": colour,
+        }
         at, error = rows["copies"] * shift, np.clip(np.stack(lengths), 0, None)
         axis.errorbar(at, rows["share"], error, **style)
         twins = rows.dropna(subset=["twins_share"])
@@ -272,7 +283,10 @@ class Extraction:
     # ---- side by side
 
     def side_by_side(self) -> Figure:
-        """Draw all arms: extraction and quality, each with the same measure of images never seen."""
+        """Draw all arms.
+
+        Extraction and quality, each with the same measure of images never seen.
+        """
         shown = [
             *("flagged_generations_calibrated", "planted_extracted_calibrated"),
             *("unique_images_calibrated", "flagged_generations", self.frechet),
@@ -296,24 +310,30 @@ class Extraction:
 
     def _draw_value(self, axis: Axes, y: int, arm: str, metric: str) -> None:
         if self.has(arm, metric):
-            row = self.cell.loc[(arm, metric)]
+            row = self.cell[arm, metric]
             error = figures.error(row["value"], row["low"], row["high"])
-            style = {"fmt": "o", "markersize": 4, "color": OWN, "capsize": 2, "linewidth": 1}
+            style: figures.Style = {
+                "fmt": "o",
+                "markersize": 4,
+                "color": OWN,
+                "capsize": 2,
+                "linewidth": 1,
+            }
             axis.errorbar([row["value"]], [y], xerr=error, **style)
         floor = floor_of(metric)
         if self.has(arm, floor):
-            value = self.cell.loc[(arm, floor), "value"]
+            value = self.cell[arm, floor]["value"]
             axis.plot([value] * 2, [y - 0.3, y + 0.3], color=HELD_OUT, linewidth=1.2)
 
     def passes(self) -> str:
         """Return how often each arm passed over its training images, as a sentence."""
-        passes = (f"{arm} {self.cell.loc[(arm, 'passes'), 'value']:.3g}" for arm in self.arms)
+        passes = (f"{arm} {self.cell[arm, 'passes']['value']:.3g}" for arm in self.arms)
         return f"Passes over the training images: {', '.join(passes)}."
 
     # ---- precision and recall
 
     def precision_recall(self) -> Figure:
-        """Draw, per arm, how well the attack tells planted images from their never-trained twins."""
+        """Draw how well the attack tells planted images from their never-trained twins."""
         figure, axes = figures.grid(len(self.arms), 4, 2.6, 2.1, sharex=True, sharey=True)
         for axis, arm in zip(axes, self.arms, strict=True):
             for other, colour, _ in self._with_control(arm):
@@ -322,7 +342,7 @@ class Extraction:
                 axis.plot(curve["recall"], curve["precision"], color=colour, linewidth=1.2)
             axis.axhline(0.5, color="0.3", linewidth=0.7, linestyle=":")
             ranked = self.has(arm, "average_precision")
-            value = self.cell.loc[(arm, "average_precision"), "value"] if ranked else np.nan
+            value = self.cell[arm, "average_precision"]["value"] if ranked else np.nan
             title = f"{arm}  AP {value:.2f}" if ranked else arm
             axis.set_title(title + self._control_note(arm), fontsize=8)
             axis.set(xlim=(0, 1.02), ylim=(0, 1.04), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
@@ -336,8 +356,8 @@ class Extraction:
     def deduplication(self) -> pd.DataFrame:
         """Return what each method of deduplication found, one column per method."""
         table = self.book.table("dedup").set_index("method").T
-        return table.map(lambda value: f"{value:.4g}").rename_axis(None, axis=1).reset_index(
-            names=""
+        return (
+            table.map(lambda value: f"{value:.4g}").rename_axis(None, axis=1).reset_index(names="")
         )
 
     def every_number(self) -> str:
@@ -346,7 +366,7 @@ class Extraction:
         folded = []
         for arm in self.arms:
             tables = (
-                table[table["arm"] == arm].drop(columns="arm").to_html(**format.PLAIN_TABLE)
+                format.plain_table(table[table["arm"] == arm].drop(columns="arm"))
                 for table in (extraction, self.book.table("quality"))
             )
             folded.append(f"<details><summary>{arm}</summary>{''.join(tables)}</details>")
@@ -380,4 +400,8 @@ def floor_of(metric: str) -> str:
     """Return the metric that is the same measure of images that the model never saw."""
     if metric == "planted_extracted_calibrated":
         return "twins_flagged_calibrated"
-    return metric.replace("generations", "holdout") if "generations" in metric else f"{metric} of holdout"
+    return (
+        metric.replace("generations", "holdout")
+        if "generations" in metric
+        else f"{metric} of holdout"
+    )

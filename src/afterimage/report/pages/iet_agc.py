@@ -39,8 +39,8 @@ WORDS = {
     comparison.ONE_TRAINING: comparison.ONE_TRAINING,
     comparison.NOT_TESTABLE: comparison.NOT_TESTABLE,
     comparison.TRAINED_LESS: (
-        "lower here, but so may any network be that was trained for as few updates: the other was trained "
-        "longer"
+        "lower here, but so may any network be that was trained for as few updates: the other "
+        "was trained longer"
     ),
 }
 """Verdict -> what it says of a claim."""
@@ -129,8 +129,7 @@ class IetAgc:
         self.book, self.replicates = book, replicates
         self.runs = {arm: [book.training(arm, k) for k in range(replicates)] for arm in arms}
         self.own = {arm: runs[0]["config"]["settings"]["arm"] for arm, runs in self.runs.items()}
-        control = book.table("comparison_wide").set_index("arm")["control"].dropna()
-        self.control_of: dict[str, str] = control.to_dict()
+        self.control_of = book.controls()
         self.iet = [arm for arm in arms if self.own[arm]["method"] == "iet_agc"]
         self.skipping = [arm for arm in self.iet if self.own[arm]["agc_threshold"] > 0]
         self.plain = [
@@ -167,7 +166,8 @@ class IetAgc:
         table = table.assign(low=table["exact_low"], high=table["exact_high"])
         name, _, tau = (table["metric"].str.partition("@")[place] for place in range(3))
         self.mq, self.held_out = (
-            table[name == of].assign(tau=tau[name == of].astype(float)) for of in ("mq", "mq_holdout")
+            table[name == of].assign(tau=tau[name == of].astype(float))
+            for of in ("mq", "mq_holdout")
         )
         self.taus = sorted(self.mq["tau"].unique())
         self.paper_taus = [tau for tau in IET_AGC_TAUS if tau in self.taus]
@@ -176,7 +176,10 @@ class IetAgc:
     # ---- arms
 
     def colours(self) -> dict[str, Any]:
-        """Return the colours of the arms: of their own for the method's, black to grey for others."""
+        """Return the colours of the arms.
+
+        Of their own for the method's, black to grey for others.
+        """
         others = [arm for arm in self.shown if arm not in self.iet]
         shades = np.linspace(0, 0.72, max(2, len(others)))
         greys = {arm: str(shade) for arm, shade in zip(others, shades, strict=False)}
@@ -200,8 +203,8 @@ class IetAgc:
         own = ", ".join(f"**{arm}**" for arm in self.iet)
         others = ", ".join(arm for arm in self.shown if arm not in self.iet) or "none"
         return (
-            f"Study `{study}`, {self.replicates} replicate(s), seed {seed}. Arms of the method: {own}. "
-            f"Compared with them: {others}."
+            f"Study `{study}`, {self.replicates} replicate(s), seed {seed}. Arms of the method: "
+            f"{own}. Compared with them: {others}."
         )
 
     def trained(self) -> Table:
@@ -241,7 +244,10 @@ class IetAgc:
         return comparison.copies(self.mq_at(arm, tau), alarms)
 
     def real(self) -> pd.Series:
-        """Return MQ of held-out images, a share, by threshold; against the first arm's training images."""
+        """Return MQ of held-out images, a share, by threshold.
+
+        Against the first arm's training images.
+        """
         rows = self.held_out[self.held_out["arm"] == self.shown[0]]
         return rows.groupby("tau")["value"].mean()
 
@@ -252,7 +258,7 @@ class IetAgc:
         for place, arm in enumerate(self.shown):
             self._draw_mq(axis, arm, 0.004 * (place - (len(self.shown) - 1) / 2), floor)
         real = self.real()
-        style = {"color": figures.FLOOR, "linewidth": 1.4, "label": HELD_OUT}
+        style: figures.Style = {"color": figures.FLOOR, "linewidth": 1.4, "label": HELD_OUT}
         axis.plot(real.index, np.maximum(real, floor), ":", **style)
         axis.set_yscale("log")
         ticks = [tick for tick in (1, 0.1, 0.01, 0.001, 0.0001) if tick > 2 * floor]
@@ -265,24 +271,29 @@ class IetAgc:
         return figure
 
     def _draw_mq(self, axis: Axes, arm: str, shift: float, floor: float) -> None:
-        points = [over_replicates(self.mq_at(arm, tau), self.book.confidence)[0] for tau in self.taus]
+        points = [
+            over_replicates(self.mq_at(arm, tau), self.book.confidence)[0] for tau in self.taus
+        ]
         mean, low, high = np.array(points).T
         bars = np.stack([mean - np.maximum(low, floor), np.minimum(high, 1) - mean])
         bars = np.where(mean > 0, np.clip(np.nan_to_num(bars), 0, None), 0)
         full = arm in self.iet or arm in self.default_of.values()
-        style = {"color": self.colours()[arm], "linestyle": "-" if full else "--", "label": arm}
+        style: figures.Style = {
+            "color": self.colours()[arm],
+            "linestyle": "-" if full else "--",
+            "label": arm,
+        }
         style |= {"marker": "o", "markersize": 3.5, "capsize": 2, "linewidth": 1.2}
         axis.errorbar(np.array(self.taus) + shift, np.maximum(mean, floor), bars, **style)
 
     def mq_caption(self) -> str:
         """Return what the figure of MQ counts, as a sentence."""
         kind = format.spread(self.replicates) if self.replicates > 1 else "(exact)"
-        return (
-            f"Shares of {self.generations:,} generations per replicate with {self.book.level} intervals {kind}."
-        )
+        intervals = f"{self.book.level} intervals {kind}"
+        return f"Shares of {self.generations:,} generations per replicate with {intervals}."
 
     def paper_table(self) -> Table:
-        """Return MQ, as numbers of generations, and Fréchet distance of every arm, as the paper's table has them."""
+        """Return MQ, as numbers of generations, and Fréchet distance of every arm."""
         title = {tau: f"MQ at {tau:g}, of {self.generations:,}" for tau in self.paper_taus}
         rows: Table = []
         for arm in self.shown:
@@ -307,7 +318,7 @@ class IetAgc:
     # ---- against plain training, and against the control
 
     def trained_less(self, arm: str, other: str) -> bool:
-        """Return whether an arm's networks had fewer updates than another's, from the same weights."""
+        """Return whether an arm's networks had fewer updates than another's of the same base."""
         own, others = (self.mean_fact(name, "updates_per_model") for name in (arm, other))
         return self.own[arm]["base"] == self.own[other]["base"] and own < 0.99 * others
 
@@ -347,12 +358,13 @@ class IetAgc:
         return Change(arm, kind, other, number, tau, difference, relative, verdict)
 
     def changes_figure(self) -> Figure:
-        """Draw how far each arm of the method is from plain training (above), and from its control."""
+        """Draw how far each arm of the method is from plain training, and from its control."""
         pairs = list(dict.fromkeys((c.arm, c.kind, c.other) for c in self.changes))
         pairs.sort(key=lambda pair: (pair[1] != "default", self.iet.index(pair[0])))
         at = np.arange(len(pairs)) + 0.8 * np.array([kind != "default" for _, kind, _ in pairs])
         labels = [
-            f"{arm}  –  {other}" + (f" (equal: {self.equal(arm, other)})" if kind == "control" else "")
+            f"{arm}  –  {other}"
+            + (f" (equal: {self.equal(arm, other)})" if kind == "control" else "")
             for arm, kind, other in pairs
         ]
         numbers = list(dict.fromkeys(change.number for change in self.changes))
@@ -381,12 +393,10 @@ class IetAgc:
         """Return what the intervals of the differences are, as a sentence."""
         paired = f"paired over {self.replicates} replicates"
         kind = paired if self.replicates > 1 else format.spread(1)
-        return (
-            f"Arm minus the arm that it is compared with, {self.book.level} intervals ({kind})."
-        )
+        return f"Arm minus the arm that it is compared with, {self.book.level} intervals ({kind})."
 
     def chain(self) -> str:
-        """Return how many generations MQ counts under plain training, the method and its control, in Markdown."""
+        """Return what MQ counts under plain training, the method and its control, in Markdown."""
         tau = self.paper_taus[len(self.paper_taus) // 2]
         lines = [f"MQ at {tau:g}, mean over replicates:"]
         for arm in self.iet:
@@ -397,8 +407,9 @@ class IetAgc:
                     for name in (default, arm, control)
                 )
                 lines.append(
-                    f"**{arm}**: {before} generations under {default}, {own} under {arm}, {matched} under its "
-                    f"control {control}, which is plain training too (equal: {self.equal(arm, control)})."
+                    f"**{arm}**: {before} generations under {default}, {own} under {arm}, "
+                    f"{matched} under its control {control}, which is plain training too (equal: "
+                    f"{self.equal(arm, control)})."
                 )
         return "  \n".join(lines)
 
@@ -409,7 +420,7 @@ class IetAgc:
         figure, axes = figures.grid(2, 2, 4.5, 3.2)
         for arm in self.skipping:
             edges, share = self.skipped_by_timestep(arm)
-            style = {"color": self.colours()[arm]}
+            style: figures.Style = {"color": self.colours()[arm]}
             axes[0].step(edges, 100 * np.append(share, share[-1]), where="post", **style)
             curve = 100 * self.skipped_by_update(arm)
             done = curve.index / curve.index.max()
@@ -426,14 +437,17 @@ class IetAgc:
         return figure
 
     def skipped_by_timestep(self, arm: str) -> tuple[np.ndarray, np.ndarray]:
-        """Return at most 40 ranges of timesteps, as edges (B + 1,), and the share skipped in each, (B,)."""
+        """Return edges of timesteps, (B + 1,), and the share skipped between them, (B,).
+
+        B <= 40.
+        """
         paths = [
             self.book.folder("train", arm, "tables", "skips_by_timestep.parquet", replicate=k)
             for k in range(self.replicates)
         ]
         counts = pd.concat([pd.read_parquet(path) for path in paths]).groupby("timestep").sum()
         edges = np.linspace(0, len(counts), min(40, len(counts)) + 1).astype(int)
-        bins = pd.cut(counts.index, edges, right=False, labels=False)
+        bins = np.searchsorted(edges, counts.index, side="right")
         binned = counts.groupby(bins).sum()
         return edges, (binned["skipped"] / binned["seen"]).to_numpy()
 
@@ -448,7 +462,7 @@ class IetAgc:
         return pd.concat(curves, axis=1).mean(axis=1)
 
     def skips_of_sources(self, arm: str) -> pd.DataFrame:
-        """Return one row per replicate and different image: copies, and the share of visits skipped.
+        """Return one row per replicate and image: copies, and the share of visits skipped.
 
         All copies of an image are counted together.
         """
@@ -456,7 +470,9 @@ class IetAgc:
         planted = index.query("part == 'train'").set_index("id")["copies"]
         rows = []
         for k in range(self.replicates):
-            members = pd.read_parquet(self.book.folder("train", arm, "members.parquet", replicate=k))
+            members = pd.read_parquet(
+                self.book.folder("train", arm, "members.parquet", replicate=k)
+            )
             trained = members[members["trained"]].reset_index(drop=True)
             path = self.book.folder("train", arm, "tables", "skips_by_image.parquet", replicate=k)
             counts = pd.read_parquet(path)[["seen", "skipped"]]
@@ -475,13 +491,15 @@ class IetAgc:
             order = sorted(sources["copies"].unique())
             jitter = np.random.default_rng(0).uniform(-0.22, 0.22, len(sources))
             at = sources["copies"].map(order.index) + jitter
-            style = {"color": self.colours()[arm], "alpha": 0.3, "linewidth": 0}
+            style: figures.Style = {"color": self.colours()[arm], "alpha": 0.3, "linewidth": 0}
             axis.scatter(at, 100 * sources["share"], s=5, **style)
             by_copies = sources.groupby("copies")["share"]
-            bar = {"color": "black", "markersize": 22, "markeredgewidth": 1.6}
+            bar: figures.Style = {"color": "black", "markersize": 22, "markeredgewidth": 1.6}
             axis.plot(range(len(order)), 100 * by_copies.mean()[order], "_", **bar)
             images = by_copies.size() // self.replicates
-            axis.set_xticks(range(len(order)), [f"{copies}\n({images[copies]})" for copies in order])
+            axis.set_xticks(
+                range(len(order)), [f"{copies}\n({images[copies]})" for copies in order]
+            )
             axis.set_title(arm, fontsize=9)
             axis.set_xlabel("copies planted (images)")
         axes[0].set_ylabel("share of visits skipped (%)")
@@ -490,7 +508,10 @@ class IetAgc:
         return figure
 
     def skipping_of_planted(self) -> list[Skipping]:
-        """Return how often each arm skips images planted several times; none where nothing is planted."""
+        """Return how often each arm skips images planted several times.
+
+        None where nothing is planted.
+        """
         found = []
         for arm in self.skipping:
             sources = self.skips_of_sources(arm)
@@ -521,9 +542,9 @@ class IetAgc:
     def skipping_sentences(self) -> str:
         """Return ``skipping_of_planted``, a line per arm, in Markdown."""
         lines = [
-            f"**{arm}**: images planted more than once were skipped in {100 * planted:.1f} % of their visits, "
-            f"others in {100 * other:.1f} %; difference in points, with its {self.book.level} interval: "
-            f"{format.interval(*gap, unit='points', sign='+')}."
+            f"**{arm}**: images planted more than once were skipped in {100 * planted:.1f} % of "
+            f"their visits, others in {100 * other:.1f} %; difference in points, with its "
+            f"{self.book.level} interval: {format.interval(*gap, unit='points', sign='+')}."
             for arm, planted, other, gap, _ in self.skipping_of_planted()
         ]
         return "  \n".join(lines) or "Nothing is planted in this study."
@@ -535,7 +556,10 @@ class IetAgc:
         return next((arm for arm in self.default_of.values() if arm), self.shown[0])
 
     def losses_of(self, arm: str) -> pd.DataFrame:
-        """Return one row per trained image and replicate: source, loss, memorised (by plain training)."""
+        """Return one row per trained image and replicate.
+
+        Source, loss, memorised (by plain training).
+        """
         folder = self.book.folder("attack", self.shown[0], "extraction")
         anchor = artifacts.read_run(folder)["config"]["settings"]["anchor"]
         parts = []
@@ -564,7 +588,7 @@ class IetAgc:
             for memorised, (colour, label) in MEMORISED.items():
                 some = rows["loss"][rows["memorised"] == memorised]
                 if len(some):
-                    style = {"color": colour, "alpha": 0.65, "label": label}
+                    style: figures.Style = {"color": colour, "alpha": 0.65, "label": label}
                     weights = np.full(len(some), 1 / len(some))
                     entries[label] = axis.hist(some, bins, weights=weights, **style)[2]
             axis.set_xlim(bins[0], bins[-1])
@@ -578,7 +602,10 @@ class IetAgc:
         return figure
 
     def losses(self) -> list[Losses]:
-        """Return, per arm, how the losses of memorised images differ; none where one side is empty."""
+        """Return, per arm, how the losses of memorised images differ.
+
+        None where one side is empty.
+        """
         return [losses for arm in self.shown if (losses := self._losses(arm)) is not None]
 
     def _losses(self, arm: str) -> Losses | None:
@@ -614,22 +641,31 @@ class IetAgc:
 
     def claims(self) -> Table:
         """Return the paper's claims, and what the intervals of this study say of them."""
-        rows = [self._claim_of_change(change) for change in self.changes if change.tau in (None, 0.5)]
+        rows = [
+            self._claim_of_change(change) for change in self.changes if change.tau in (None, 0.5)
+        ]
         for losses in self.losses():
             if losses.arm == self.reference():
                 statement = "images that plain training memorises have a lower loss"
                 ratio = format.Markup("ratio {}").format(format.interval(*losses.ratio))
                 known = IET_AGC["losses"]
-                rows.append(
-                    self._claim(losses.arm, statement, known, ratio, WORDS[losses.verdict])
-                )
+                rows.append(self._claim(losses.arm, statement, known, ratio, WORDS[losses.verdict]))
         for skipping in self.skipping_of_planted():
             statement = "images planted more than once are skipped more often"
             gap = format.interval(*skipping.gap, unit="points", sign="+")
             number = format.Markup("{} points").format(gap)
             known = Claim("not reported", "")
-            rows.append(self._claim(skipping.arm, statement, known, number, WORDS[skipping.verdict]))
+            rows.append(
+                self._claim(skipping.arm, statement, known, number, WORDS[skipping.verdict])
+            )
         return rows
+
+    def decided(self) -> str:
+        """Return how many intervals decide, and what they are of, as a sentence."""
+        return (
+            f"{len(self.claims())} intervals decide here, of {self.generations:,} generations and "
+            f"{self.replicates} replicate(s)."
+        )
 
     def _claim(
         self, arm: str, statement: str, known: Claim, number: str, verdict: str
@@ -660,6 +696,8 @@ class IetAgc:
             verdict = QUALITY_WORDS[change.verdict]
         else:
             equal = self.equal(change.arm, change.other)
-            statement = f"{change.number} is lower than with {other} ({change.other}; equal: {equal})"
+            statement = (
+                f"{change.number} is lower than with {other} ({change.other}; equal: {equal})"
+            )
             verdict = WORDS[change.verdict]
         return self._claim(change.arm, statement, known, number, verdict)

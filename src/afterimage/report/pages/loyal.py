@@ -1,10 +1,9 @@
-"""The page of LoyalDiffusion: blocks in skip connections, and two networks, each against its control."""
+"""The page of LoyalDiffusion: blocks in skip connections, and two networks, against controls."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -12,7 +11,7 @@ from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format, published
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, is_share, space_of, unit_of
-from afterimage.report.notebook import Notebook
+from afterimage.report.notebook import Notebook, by_keys
 
 WITH_BLOCKS = ("tail", "front", "both", "blocks")
 FLOOR = "black"
@@ -36,20 +35,24 @@ class Loyal:
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
         self.book, self.replicates = book, replicates
         headline = book.table("arms")
-        self.cell = headline.set_index(["arm", "metric"])
+        self.cell = by_keys(headline, "arm", "metric")
         self.wide = book.table("comparison_wide").set_index("arm")
-        self.compared = book.table("comparison").set_index(["arm", "metric"])
+        self.compared = by_keys(book.table("comparison"), "arm", "metric")
         self.runs = {arm: book.training(arm) for arm in arms}
         self.settings = {arm: run["config"]["settings"]["arm"] for arm, run in self.runs.items()}
         self.networks = {arm: roles.networks_of(own) for arm, own in self.settings.items()}
         self.named = [arm for arm in arms if self.networks[arm] not in (None, "plain")]
-        controls = {self.wide["control"][arm] for arm in self.named}
+        self.control_of = book.controls()
+        controls = {self.control_of.get(arm) for arm in self.named}
         self.shown = [arm for arm in arms if arm in self.named or arm in controls]
         self.space = space_of("R", headline["metric"])
         self.frechet = frechet_of(headline["metric"])
         space = self.space
         self.measures = {
-            f"R[{space}]": (f"R: 95th percentile\nof similarity ({space})", f"R[{space}] of holdout"),
+            f"R[{space}]": (
+                f"R: 95th percentile\nof similarity ({space})",
+                f"R[{space}] of holdout",
+            ),
             f"similarity[{space}]": ("mean similarity", f"similarity[{space}] of holdout"),
             "flagged_generations_calibrated": (
                 "generations flagged\n(calibrated)",
@@ -61,11 +64,6 @@ class Loyal:
             ),
             self.frechet: (self.frechet, f"{self.frechet} of holdout"),
         }
-
-    def control(self, arm: str) -> str | None:
-        """Return the control of an arm, if it has one."""
-        control = self.wide["control"][arm]
-        return None if pd.isna(control) else control
 
     def arms(self) -> Table:
         """Return one row per arm: its control, networks, blocks and budgets."""
@@ -83,7 +81,7 @@ class Loyal:
         of_each = f" ({', '.join(each)}; {settings['budget']})" if each else ""
         return {
             "arm": format.bold(arm),
-            "control": self.control(arm) or "",
+            "control": self.control_of.get(arm, ""),
             "networks": roles.NETWORKS[networks] if networks else settings["method"],
             "blocks": f"{blocks['variant']} in groups {groups}" if groups else "none",
             "τ": settings.get("switch_timestep", ""),
@@ -106,9 +104,7 @@ class Loyal:
                 self._draw(axis, y, arm, metric, floor)
             axis.set_title(title, fontsize=8)
             known = [
-                self.cell.loc[(arm, metric), "value"]
-                for arm in self.shown
-                if (arm, metric) in self.cell.index
+                self.cell[arm, metric]["value"] for arm in self.shown if (arm, metric) in self.cell
             ]
             figures.trim(axis, top=2.5 * max(known) if metric == self.frechet else 1)
             if is_share(metric):
@@ -124,14 +120,14 @@ class Loyal:
         return figure
 
     def _draw(self, axis: Axes, y: int, arm: str, metric: str, floor: str) -> None:
-        if (arm, metric) not in self.cell.index:
+        if (arm, metric) not in self.cell:
             return
-        row = self.cell.loc[(arm, metric)]
+        row = self.cell[arm, metric]
         colour = roles.NETWORK_COLOURS.get(self.networks[arm] or "", "black")
         error = figures.error(row["value"], row["low"], row["high"])
         axis.errorbar([row["value"]], [y], xerr=error, fmt="o", color=colour, ms=4.5, lw=1.2)
-        if (arm, floor) in self.cell.index:
-            value = self.cell.loc[(arm, floor), "value"]
+        if (arm, floor) in self.cell:
+            value = self.cell[arm, floor]["value"]
             axis.plot([value] * 2, [y - 0.3, y + 0.3], color=FLOOR, linewidth=1)
 
     # ---- the published rows
@@ -140,7 +136,7 @@ class Loyal:
         """Return the rows of the paper's table with the arms of this study that stand for them."""
         rows: Table = []
         for row, networks, known in published.LOYAL:
-            start = {"row": row, "arm": "", "published": known}
+            start: dict[str, object] = {"row": row, "arm": "", "published": known}
             arms = [arm for arm in self.shown if networks and self.networks[arm] == networks]
             if networks == published.HELD_OUT and self.shown:
                 first = self._first("plain") or self.shown[0]
@@ -158,7 +154,7 @@ class Loyal:
         return next((arm for arm in self.shown if self.networks[arm] == networks), None)
 
     def _numbers(self, arm: str, of: str = "") -> dict[str, object]:
-        """R, mean similarity, share above 0.5 and the Fréchet distance of an arm, or of held-out images."""
+        """Similarities and the Fréchet distance of an arm, or of held-out images."""
         metrics = {
             "R": f"R[{self.space}]",
             "mean similarity": f"similarity[{self.space}]",
@@ -167,7 +163,7 @@ class Loyal:
         }
         numbers: dict[str, object] = {}
         for name, metric in metrics.items():
-            row = self.cell.loc[(arm, metric + of)]
+            row = self.cell[arm, metric + of]
             unit: format.Unit = "%" if name.startswith("share") else ""
             numbers[name] = format.interval(row["value"], row["low"], row["high"], unit=unit)
         return numbers
@@ -184,9 +180,7 @@ class Loyal:
         """Return the relative fall of R against a reference; nothing for the reference itself."""
         if reference is None or arm == reference:
             return ""
-        before, after = (
-            self.cell.loc[(name, f"R[{self.space}]"), "value"] for name in (reference, arm)
-        )
+        before, after = (self.cell[name, f"R[{self.space}]"]["value"] for name in (reference, arm))
         return format.interval((before - after) / before, unit="%", sign="+")
 
     # ---- what holds
@@ -198,12 +192,12 @@ class Loyal:
         return "\n".join(self._finding(arm) for arm in self.named)
 
     def _finding(self, arm: str) -> str:
-        control = self.control(arm)
+        control = self.control_of.get(arm)
         if control is None:
             return f"- **{arm}** names no control in this study."
         numbers = []
         for metric in (f"R[{self.space}]", self.frechet):
-            row = self.compared.loc[(arm, metric)]
+            row = self.compared[arm, metric]
             ends = (row["difference"], row["difference_low"], row["difference_high"])
             change = format.interval(*ends, unit=unit_of(metric, difference=True), sign="+")
             values = f"{row['value']:.3g} against {row['control_value']:.3g}"

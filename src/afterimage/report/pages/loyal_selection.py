@@ -64,10 +64,11 @@ class Selection:
         tau = self.facts["chosen_switch_timestep"]
         seen = self.control["images_seen"].mean()
         return (
-            f"Study `{study}`, {self.replicates} replicate(s). Base: **{self.settings['base']}**; blocks: "
-            f"{self.settings['variant']}; {self.settings['updates']:,} further updates for each arm, "
-            f"{seen:,.0f} images seen. By `{self.settings['by']}`, at a cost of at most {self.cost} in the "
-            f"Fréchet distance: **groups {groups}**, {f'**τ = {tau}**' if tau else '**no τ**'}."
+            f"Study `{study}`, {self.replicates} replicate(s). Base: **{self.settings['base']}**; "
+            f"blocks: {self.settings['variant']}; {self.settings['updates']:,} further updates "
+            f"for each arm, {seen:,.0f} images seen. By `{self.settings['by']}`, at a cost of at "
+            f"most {self.cost} in the Fréchet distance: **groups {groups}**, "
+            f"{f'**τ = {tau}**' if tau else '**no τ**'}."
         )
 
     # ---- groups
@@ -76,14 +77,12 @@ class Selection:
         """Draw copies and quality by skip group, blocks at all timesteps."""
         one_network = self.cases["arrangement"].isin(["none", "groups", "whole"])
         rows = self.cases[one_network].drop_duplicates("arm")
-        labels = [
-            self.label(*row) for row in zip(rows["arrangement"], rows["groups"], strict=True)
-        ]
+        labels = [self.label(*row) for row in zip(rows["arrangement"], rows["groups"], strict=True)]
         figure, axes = figures.row_panels(labels, len(PANELS), width=2.6, height=0.34)
         for axis, (measure, (title, floor)) in zip(axes, PANELS.items(), strict=True):
             for y, arm in enumerate(rows["arm"]):
                 self._draw_arm(axis, y, self.cases[self.cases["arm"] == arm], measure)
-            style = {"color": "black", "linewidth": 0.8}
+            style: figures.Style = {"color": "black", "linewidth": 0.8}
             axis.axvline(self.control[measure].mean(), ls="--", label="no blocks: mean", **style)
             axis.axvline(self.control[floor].mean(), ls=":", label="held-out images", **style)
             if measure == "FD":
@@ -137,7 +136,7 @@ class Selection:
             cases = self.cases[self.cases["arrangement"] == arrangement]
             by_tau = cases.groupby("switch_timestep")[measure]
             mean, error = by_tau.mean(), by_tau.sem() if self.replicates > 1 else None
-            style = {"marker": "o", "markersize": 4, "capsize": 2, "label": label}
+            style: figures.Style = {"marker": "o", "markersize": 4, "capsize": 2, "label": label}
             at = mean.index + shift * (place - 1)
             axis.errorbar(at, mean, error, color=NETWORK_COLOURS[arrangement], **style)
 
@@ -161,9 +160,15 @@ class Selection:
             "in between": (NETWORK_COLOURS["both"], means[~before & ~after]),
         }
         for axis, measure in zip(axes, ("R", "FD"), strict=True):
-            for row, (networks, line, _) in zip(means.to_dict("records"), WHOLE.values(), strict=False):
+            for row, (networks, line, _) in zip(
+                means.to_dict("records"), WHOLE.values(), strict=False
+            ):
                 where = "nowhere" if networks == "plain" else "throughout"
-                style = {"color": NETWORK_COLOURS[networks], "linewidth": 1, "linestyle": line}
+                style: figures.Style = {
+                    "color": NETWORK_COLOURS[networks],
+                    "linewidth": 1,
+                    "linestyle": line,
+                }
                 axis.axhline(row[measure], label=f"blocks {where}", **style)
             for label, (colour, rows) in ranges.items():
                 bars = (rows[measure], rows["low"], rows["high"])
@@ -177,7 +182,10 @@ class Selection:
     # ---- the choice
 
     def ranking(self) -> tuple[Table, list[int]]:
-        """Return one row per candidate: benefit, cost, rank; and the positions of the chosen ones."""
+        """Return one row per candidate.
+
+        Benefit, cost, rank; and the positions of the chosen ones.
+        """
         rows = [self._candidate(row) for row in self.ranked.to_dict("records")]
         return rows, [row for row, chosen in enumerate(self.ranked["chosen"]) if chosen]
 
@@ -210,22 +218,24 @@ class Selection:
             return "With one replicate it is not known whether any choice is more than chance."
         chosen = self.ranked[self.ranked["chosen"]]
         return (
-            f"Of the {len(chosen)} chosen, {(chosen['s_low'] > 0).sum()} lower `{self.settings['by']}` with "
-            "an interval above zero; they were chosen by the same numbers, so that chance has helped them."
+            f"Of the {len(chosen)} chosen, {(chosen['s_low'] > 0).sum()} lower "
+            f"`{self.settings['by']}` with an interval above zero; they were chosen by the same "
+            "numbers, so that chance has helped them."
         )
 
     def rules(self) -> str:
         """Return how candidates are ranked, as far as it depends on the study."""
         text = (
-            f"s: relative fall of `{self.settings['by']}` against the control without blocks; c: relative rise "
-            f"of the Fréchet distance. A candidate is admissible if c is at most {self.cost}. Groups are ranked "
-            f"by s, the first {self.settings['keep']} that lower copying are chosen; of the timesteps the "
-            "smallest admissible one, which leaves the largest range with blocks."
+            f"s: relative fall of `{self.settings['by']}` against the control without blocks; c: "
+            "relative rise of the Fréchet distance. A candidate is admissible if c is at most "
+            f"{self.cost}. Groups are ranked by s, the first {self.settings['keep']} that lower "
+            "copying are chosen; of the timesteps the smallest admissible one, which leaves the "
+            "largest range with blocks."
         )
         if self.replicates == 1:
             return text
         return (
-            f"{text} In brackets: {self.book.level} intervals between replicates, paired by replicate, not "
-            "corrected for how many candidates there are. Ranks and what is admissible follow the values, "
-            "not the intervals."
+            f"{text} In brackets: {self.book.level} intervals between replicates, paired by "
+            "replicate, not corrected for how many candidates there are. Ranks and what is "
+            "admissible follow the values, not the intervals."
         )
