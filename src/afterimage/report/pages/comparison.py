@@ -407,10 +407,12 @@ def axis_limit(rows: Sequence[Mapping[str, Any]]) -> float:
     Intervals much wider than most end at its edge.
     """
     ends = [(row["difference_low"], row["difference_high"]) for row in rows]
-    sizes = np.abs([pair for pair in ends if not np.isnan(pair).any()]).max(axis=1, initial=0)
-    if not len(sizes):
-        sizes = np.abs([row["difference"] for row in rows])
-    return 1.1 * max(sizes[sizes <= 3 * np.quantile(sizes, 0.75)].max(), 1e-9) if len(sizes) else 1
+    known = [pair for pair in ends if not np.isnan(pair).any()]
+    pairs = known or [(row["difference"], 0) for row in rows]
+    if not pairs:
+        return 1
+    sizes = np.abs(pairs).max(axis=1)
+    return 1.1 * max(sizes[sizes <= 3 * np.quantile(sizes, 0.75)].max(), 1e-9)
 
 
 def _differences(axis: Axes, rows: Mapping[float, Mapping[str, Any]], scale: float) -> None:
