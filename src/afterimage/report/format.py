@@ -53,8 +53,12 @@ def interval(
     text = number(value, unit, sign, digits) + (" %" if unit == "%" else "")
     if pd.isna(low) or low == high:
         return Markup(text)
-    ends = ", ".join(number(end, unit, sign, digits) for end in (low, high))
-    return Markup(f"{text} <small>[{ends}]</small>")
+    return bracketed(text, *(number(end, unit, sign, digits) for end in (low, high)))
+
+
+def bracketed(text: str, low: str, high: str) -> Markup:
+    """Return a text followed by the ends of its interval."""
+    return Markup("{} <small>[{}, {}]</small>").format(text, low, high)
 
 
 def bold(text: object) -> Markup:

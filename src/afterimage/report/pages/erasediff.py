@@ -187,7 +187,7 @@ class Unlearning:
         if not len(rows) or self.replicates > 1:
             return counts
         low, high = (rows[end].iloc[0] * rows["of"].iloc[0] for end in ("low", "high"))
-        return format.Markup(f"{counts} <small>[{low:.1f}, {high:.1f}]</small>")
+        return format.bracketed(counts, f"{low:.1f}", f"{high:.1f}")
 
     # ---- the table
 
