@@ -313,7 +313,7 @@ def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Gene
 
 @pytest.fixture
 def show(root, tmp_path, monkeypatch):
-    """Run a notebook; return what it displayed as text, and the names of its figures."""
+    """Run a notebook; return its text, written or displayed, and the names of its figures."""
 
     def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
         shown = []
@@ -327,6 +327,8 @@ def show(root, tmp_path, monkeypatch):
             for cell in jupytext.read(root / "notebooks" / f"{name}.py").cells:
                 if cell.cell_type == "code":
                     exec(cell.source, space)
+                else:
+                    shown.append(cell.source.replace("\n", " "))
                 if "parameters" in cell.metadata.get("tags", []):
                     assert parameters.keys() <= space.keys()
                     space |= parameters

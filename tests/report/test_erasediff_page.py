@@ -228,5 +228,5 @@ def test_replicates_and_images_that_may_not_be_shown(study, show):
     text, figures = show("erasediff", *study(2, show_images=False))
     assert not any(name.startswith("images") for name in figures)
     assert text.count("does not allow its images to be shown") == 1
-    assert "between replicates (Student's t)" in text
+    assert "between 2 replicates (Student's t)" in text
     assert "not within 8, not within 8" in text

@@ -89,7 +89,7 @@ STEPS = (
         settings=page_settings,
         inputs=_page_inputs,
         addresses=_shown,
-        code=lambda study, job: ("afterimage.report.notebook",),
+        code=lambda study, job: (f"afterimage.report.pages.{job.job}",),
         libraries=True,
     ),
 )

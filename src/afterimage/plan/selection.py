@@ -129,7 +129,7 @@ STEPS = (
         settings=page_settings,
         inputs=lambda study, job: {"tables": "selection/table/run.json"},
         addresses=_once,
-        code=lambda study, job: ("afterimage.report.notebook",),
+        code=lambda study, job: ("afterimage.report.pages.loyal_selection",),
         libraries=True,
         phase="report",
     ),

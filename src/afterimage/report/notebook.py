@@ -1,16 +1,34 @@
-"""What the notebooks share: where a study's results lie, its tables, and how figures, tables and numbers are kept and shown."""
+"""A notebook at work: where results are, and how figures, tables and sentences are shown."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+import IPython.display
 import pandas as pd
 from matplotlib import pyplot as plt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+
+from afterimage import artifacts
+from afterimage.report import format
+
+GREY, GREEN = "#f0f0f0", "#e9f5e9"
+"""Shades of rows: a head or a control; what was chosen or won."""
+_STYLES: list[Any] = [
+    {"selector": "", "props": "border-collapse:collapse"},
+    {"selector": "th, td", "props": "text-align:left;padding:0.35em 0.7em;vertical-align:top"},
+    {"selector": "th", "props": "vertical-align:bottom"},
+    {"selector": "b, small", "props": "white-space:nowrap"},
+]
+_RC: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
 
 
 class Notebook:
@@ -26,17 +44,11 @@ class Notebook:
     """
 
     def __init__(self, results: str | Path, figures: str | Path, confidence: float) -> None:
-        self.results, self.figures = Path(results), Path(figures)
+        self.results, self.figures, self.confidence = Path(results), Path(figures), confidence
         self.figures.mkdir(exist_ok=True)
-        plt.rcParams.update(
-            {
-                "figure.dpi": 110,
-                "font.size": 9,
-                "axes.spines.top": False,
-                "axes.spines.right": False,
-            }
-        )
-        self.level = f"{100 * confidence:g} %"
+        self.level = format.level(confidence)
+        self._tables = 0
+        plt.rcParams.update(_RC)
 
     def folder(self, phase: str, arm: str, *rest: str, replicate: int = 0) -> Path:
         """Return the folder, or a file in it, of one replicate of an arm."""
@@ -46,70 +58,64 @@ class Notebook:
         """Return one of the study's tidy tables."""
         return pd.read_csv(self.results / "report" / "tables" / f"{name}.csv")
 
+    def controls(self) -> dict[str, str]:
+        """Return arm -> its control, of arms that have one, in the order of the study."""
+        control = self.table("comparison_wide").set_index("arm")["control"].dropna()
+        return {str(arm): str(name) for arm, name in control.items()}
+
+    def training(self, arm: str, replicate: int = 0) -> dict:
+        """Return ``run.json`` of an arm's training."""
+        return artifacts.read_run(self.folder("train", arm, replicate=replicate))
+
+    def say(self, text: str) -> None:
+        """Show a text in Markdown; nothing if it is empty."""
+        if text:
+            IPython.display.display(IPython.display.Markdown(text))
+
+    def html(self, text: str) -> None:
+        """Show HTML, in a frame that scrolls where it is wider than the page."""
+        framed = f"<div style='overflow-x:auto'>{text}</div>"
+        IPython.display.display(IPython.display.HTML(framed))
+
     def keep(self, figure: Figure, name: str) -> None:
         """Write a figure, the same bytes for the same figure, and show it."""
-        import IPython.display
-
-        figure.savefig(
-            self.figures / f"{name}.png", bbox_inches="tight", metadata={"Software": None}
-        )
+        path = self.figures / f"{name}.png"
+        figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
         plt.close(figure)
-        IPython.display.display(IPython.display.Image(filename=self.figures / f"{name}.png"))
+        IPython.display.display(IPython.display.Image(filename=path))
 
     def show(
         self,
-        frame: pd.DataFrame,
-        shaded: Collection = (),
-        shade: str = "#f0f0f0",
-        cells: str = "white-space:nowrap",
+        rows: pd.DataFrame | format.Table,
+        shaded: Collection[int] = (),
+        shade: str = GREY,
     ) -> None:
-        """Show a table whose cells are HTML, in a frame that scrolls.
+        """Show a table, which scrolls where it is wider than the page.
 
         Args:
-            frame: The table; its index only names rows.
-            shaded: Index of the rows to shade.
+            rows: The table, without its index. Texts are escaped, unless they are HTML (``format``).
+            shaded: Positions of the rows to shade.
             shade: Their colour.
-            cells: CSS of the cells.
         """
-        import IPython.display
-
-        head = "".join(f"<th style='text-align:left'>{column}</th>" for column in frame)
-        rows = [
-            f"<tr style='background:{shade if at in shaded else 'white'}'>"
-            + "".join(f"<td style='text-align:left;{cells}'>{entry}</td>" for entry in row)
-            + "</tr>"
-            for at, row in zip(frame.index, frame.itertuples(index=False), strict=True)
-        ]
-        table = f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
-        IPython.display.display(IPython.display.HTML(f"<div style='overflow-x:auto'>{table}</div>"))
+        frame = pd.DataFrame(rows, dtype=object).reset_index(drop=True)  # else HTML becomes text
+        self._tables += 1
+        styler = frame.style.format(format.html).format_index(format.html, axis="columns")
+        styler = styler.hide(axis="index").set_uuid(f"{self._tables}").set_table_styles(_STYLES)
+        styler = styler.apply(
+            lambda row: [f"background:{shade if row.name in set(shaded) else 'white'}"] * len(row),
+            axis="columns",
+        )
+        self.html(styler.to_html())
 
 
-def text(
-    value: float,
-    low: float = math.nan,
-    high: float = math.nan,
-    percent: bool = False,
-    sign: str = "",
-) -> str:
-    """Return a number with its interval, if it has one, as HTML.
+def by_keys(table: pd.DataFrame, *keys: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Return the rows of a table by their values in some columns.
 
-    Args:
-        percent: Show a share in percent.
-        sign: ``"+"`` shows the sign of positive numbers too.
+    Raises:
+        ArtifactError: if two rows have the same.
     """
-    if pd.isna(value):
-        return "n/a"
-    scale, form = (100, f"{sign}.1f") if percent else (1, f"{sign}.3g")
-    shown = format(scale * value, form) + (" %" if percent else "")
-    if pd.isna(low) or low == high:
-        return shown
-    return f"{shown} <small>[{format(scale * low, form)}, {format(scale * high, form)}]</small>"
-
-
-def within(axis: Axes, top: float = 1.0) -> None:
-    """Trim a dot plot to values from 0 to ``top``, those that can be: intervals between few replicates reach beyond."""
-    axis.margins(x=0.12)
-    low, high = (float(np.clip(end, -0.02 * min(top, 1), 1.02 * top)) for end in axis.get_xlim())
-    axis.set_xlim(low, high if high > low else low + 0.1)
-    axis.tick_params(labelsize=7.5, length=2)
-    axis.grid(axis="y", color="0.93")
+    records = [{str(key): cell for key, cell in row.items()} for row in table.to_dict("records")]
+    rows = {tuple(row[key] for key in keys): row for row in records}
+    if len(rows) < len(table):
+        raise artifacts.ArtifactError(f"two rows of a table have the same {' and '.join(keys)}")
+    return rows

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import html
+import importlib.util
 import os
 import re
 import shutil
@@ -55,9 +56,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "report/page", "selection/page")
     inputs = {"notebook": args.notebook, "tables": args.tables / artifacts.RUN}
-    with artifacts.step(
-        config, args.out, inputs=inputs, entries=(__name__, "afterimage.report.notebook")
-    ) as step:
+    with artifacts.step(config, args.out, inputs, (__name__, module_of(args.notebook))) as step:
         figures = step.folder / "figures"
         figures.mkdir()
         executed = step.folder / f"{args.notebook.stem}.ipynb"
@@ -65,6 +64,15 @@ def run(args: argparse.Namespace) -> None:
         with isolated_jupyter() as scratch:
             execute(args.notebook, executed, parameters, scratch)
             (step.folder / f"{args.notebook.stem}.html").write_text(to_html(executed))
+
+
+def module_of(notebook: Path) -> str:
+    """Return the module whose code makes what a notebook shows: that of its name in ``report.pages``.
+
+    A notebook without one is taken to need ``report.notebook`` alone.
+    """
+    module = f"afterimage.report.pages.{notebook.stem}"
+    return module if importlib.util.find_spec(module) else "afterimage.report.notebook"
 
 
 @contextmanager

@@ -1,0 +1,81 @@
+"""What an arm is, from its settings: its method, its networks, its role, and their colours.
+
+``settings`` is everywhere the block of the arm as its ``run.json`` has it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Settings = Mapping[str, Any]
+
+METHOD_COLOURS = {
+    "baseline": "0.35",
+    "rau_net": "C2",
+    "loyal": "C9",
+    "iet_agc": "C0",
+    "dp_sgd": "C5",
+    "erasediff": "C3",
+    "salun": "C1",
+    "selective_amnesia": "C4",
+    "gradient_ascent": "C6",
+}
+OTHER_METHOD = "C7"
+NETWORK_COLOURS = {
+    "plain": "0.35",
+    "blocks": "C2",
+    "split": "C7",
+    "tail": "C0",
+    "front": "C1",
+    "both": "C4",
+}
+"""Of ``networks_of``."""
+NETWORKS = {
+    "plain": "one, no blocks",
+    "blocks": "one with blocks, all timesteps",
+    "split": "two, no blocks",
+    "tail": "two, blocks in the tail (as published)",
+    "front": "two, blocks in the front (mirrored)",
+    "both": "two, blocks in both",
+}
+"""Of ``networks_of``, in words."""
+RETRAINED = "retrained"
+_SHARED = ("data", "without", "fraction", "condition", "base", "rau_net", "train")
+
+
+def method_of(settings: Settings) -> str:
+    """Return an arm's method; ``rau_net`` for plain training of a network with blocks."""
+    blocks = settings["method"] == "baseline" and settings["rau_net"]
+    return "rau_net" if blocks else settings["method"]
+
+
+def method_colour(method: str) -> str:
+    """Return the colour of a method: methods differ in it, arms of one method do not."""
+    return METHOD_COLOURS.get(method, OTHER_METHOD)
+
+
+def networks_of(settings: Settings) -> str | None:
+    """Return what an arm's networks are: a key of ``NETWORKS``; None for methods with neither."""
+    rau_net = settings["rau_net"]
+    blocks = rau_net is not None and rau_net["variant"] != "none" and bool(rau_net["groups"])
+    if settings["method"] == "loyal":
+        return settings["blocks_in"] if blocks else "split"
+    return ("blocks" if blocks else "plain") if settings["method"] == "baseline" else None
+
+
+def role_of(settings: Settings) -> str:
+    """Return what the published tables of unlearning call an arm of this kind."""
+    if settings["method"] == "baseline":
+        if settings["base"]:
+            return "fine-tune"
+        return RETRAINED if settings["without"] else "unscrubbed"
+    if settings["method"] == "erasediff":
+        return "EraseDiff noise" if "uniform" in settings["target"] else "EraseDiff rl"
+    names = {"gradient_ascent": "NegGrad", "selective_amnesia": "SA", "salun": "SalUn"}
+    return names.get(settings["method"]) or settings["method"]
+
+
+def alike(settings: Settings, other: Settings) -> bool:
+    """Return whether two arms differ in nothing but methods, budgets and random numbers."""
+    return all(settings[key] == other[key] for key in _SHARED)

@@ -1,0 +1,83 @@
+"""What the pages call a metric, and what kind of number it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from afterimage.report.format import Unit
+
+NAMES = {
+    "flagged_generations_calibrated": "generations flagged",
+    "flagged_holdout_calibrated": "held-out images flagged",
+    "planted_extracted_calibrated": "planted images extracted",
+    "twins_flagged_calibrated": "never-trained twins “extracted”",
+    "unique_images_calibrated": "different images extracted",
+    "flagged_generations": "generations flagged, published threshold",
+    "flagged_holdout": "held-out images flagged, published threshold",
+    "membership_auc": "membership AUC",
+    "forgotten_probability": "probability of forgotten class",
+    "forgotten_extracted_calibrated": "forgotten images extracted",
+    "updates": "updates",
+    "updates_per_model": "updates per network",
+    "network_updates": "updates per network since its first weights",
+    "images_seen": "images seen",
+    "kept_samples": "samples with gradient",
+    "training_images": "training images",
+    "passes": "passes",
+    "parameters": "weights",
+    "setup_seconds": "seconds of setup",
+    "training_seconds": "seconds",
+    "epsilon": "epsilon of DP",
+}
+"""Metric of the tables -> its name; forget sets and feature spaces stand behind it in brackets."""
+_SHARES = ("flagged_", "planted_", "twins_", "forgotten_extracted", "mq@")
+_FRECHET = ("FD[", "FID[")
+
+
+def name_of(metric: str) -> str:
+    """Return what the pages call a metric; one that has no name goes by its own."""
+    stem, _, rest = metric.partition("[")
+    if metric in NAMES:
+        return NAMES[metric]
+    return f"{NAMES[stem]} ({rest.removesuffix(']')})" if stem in NAMES else metric
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric is a share, which is shown in percent."""
+    return metric.startswith(_SHARES)
+
+
+def unit_of(metric: str, difference: bool = False) -> Unit:
+    """Return the unit in which a metric is shown, or the difference of two values of it."""
+    if not is_share(metric):
+        return ""
+    return "points" if difference else "%"
+
+
+def frechet_of(metrics: Iterable[str]) -> str:
+    """Return which metric is the Fréchet distance of the generations (FID in Inception's space).
+
+    Raises:
+        StopIteration: if none is.
+    """
+    return next(
+        metric for metric in metrics if metric.startswith(_FRECHET) and metric.endswith("]")
+    )
+
+
+def in_space(measure: str, space: str) -> str:
+    """Return the metric of a measure in a feature space, e.g. ``R[pixels]``.
+
+    The Fréchet distance (``FD``) is called FID in Inception's space.
+    """
+    return f"{'FID' if (measure, space) == ('FD', 'inception') else measure}[{space}]"
+
+
+def space_of(measure: str, metrics: Iterable[str]) -> str:
+    """Return the feature space of a measure's metric, e.g. ``pixels`` of ``R[pixels]``.
+
+    Raises:
+        StopIteration: if there is no such metric.
+    """
+    start = f"{measure}["
+    return next(metric for metric in metrics if metric.startswith(start))[len(start) : -1]

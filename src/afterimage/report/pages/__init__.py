@@ -1,0 +1,1 @@
+"""One module per page: what the notebook of its name shows, as tables, figures and sentences."""
