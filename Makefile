@@ -28,10 +28,13 @@ COMPILE := env -u UV_TORCH_BACKEND UV_INDEX= UV_FIND_LINKS= envs/uv.sh "$(VENV)"
 all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
 
-# Status 5: PYTEST_ARGS chose no test of this kind.
+# pytest's status is 2 when it is interrupted, 5 when PYTEST_ARGS chooses no test: one of the two kinds may have none, not both.
 test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses): the fast ones two at a time, then whole studies
-	$(IN_VENV) $(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS) || [ $$? = 5 ]
-	$(IN_VENV) $(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || [ $$? = 5 ]
+	@export $(IN_VENV); fast=0; slow=0; \
+	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS) || fast=$$?; \
+	[ $$fast != 2 ] || exit 2; \
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || slow=$$?; \
+	case $$fast$$slow in 00|05|50) ;; 55) echo "PYTEST_ARGS chooses no test" >&2; exit 5 ;; *) exit 1 ;; esac
 
 test-slurm: setup ## Run the tests on a throw-away SLURM cluster (root on a Debian-like system; installs slurm)
 	AFTERIMAGE_TEST_SLURM=1 $(IN_VENV) $(BIN)/python -m pytest -n 0 tests/slurm $(PYTEST_ARGS)

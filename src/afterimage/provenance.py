@@ -45,12 +45,17 @@ def _file_of(module: str) -> Path | None:
 
 
 @cache
-def _imports(module: str) -> frozenset[str]:
-    """Return the package's own modules that ``module`` imports anywhere in its text."""
+def _tree(module: str) -> ast.Module:
     path = _file_of(module)
     assert path is not None, module
+    return ast.parse(path.read_text())
+
+
+@cache
+def _imports(module: str) -> frozenset[str]:
+    """Return the package's own modules that ``module`` imports anywhere in its text."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -70,7 +75,7 @@ def digest(config: dict[str, Any]) -> str:
     ).hexdigest()
 
 
-def canonical(source: str) -> str:
+def canonical(tree: ast.Module) -> str:
     """Return the code of a module as text that formatting and the version of Python do not change.
 
     It is the syntax tree without positions, strings that stand as statements (docstrings) and empty
@@ -92,7 +97,7 @@ def canonical(source: str) -> str:
             return f"[{','.join(items)}]" if items else ""
         return "" if node is None else ascii(node)
 
-    return text(ast.parse(source))
+    return text(tree)
 
 
 def _is_docstring(node: object) -> bool:
@@ -105,9 +110,7 @@ def _is_docstring(node: object) -> bool:
 
 @cache
 def _sha256(module: str) -> str:
-    path = _file_of(module)
-    assert path is not None, module
-    return hashlib.sha256(canonical(path.read_text()).encode()).hexdigest()
+    return hashlib.sha256(canonical(_tree(module)).encode()).hexdigest()
 
 
 def modules_of(*entries: str) -> list[str]:

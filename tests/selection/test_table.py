@@ -48,7 +48,7 @@ def test_derived_arms_differ_from_their_control_in_what_they_are_named_after(stu
         "data": "deduplicated",
         "train": {"updates": 7, "learning_rate": 0.5},
     }
-    arms = config.parse(study).with_selection().arms
+    arms = config.parse(study).with_selection.arms
     control = arms["select_none"].model_dump(exclude={"rau_net", "method"})
     assert (
         control.items()
@@ -85,7 +85,7 @@ def test_the_study_itself_stays_as_it_was(study, params, tmp_path):
         "selection/table",
         "selection/page",
     ]
-    assert without.with_selection() is without
+    assert without.with_selection is without
     write_configs(with_block, tmp_path)
     for job in jobs.jobs(with_block) + selection_jobs(with_block):
         assert (tmp_path / "default" / "config" / f"{job.folder}.json").is_file()

@@ -98,4 +98,4 @@ rule selection_page:
 rule loyal_selection:
     """Choose skip groups and the switch timestep of LoyalDiffusion."""
     input:
-        selection_results,
+        PLAN.selection_results,

@@ -26,14 +26,14 @@ rule slice:
     wildcard_constraints:
         k=r"\d+",
         parts=r"\d+",
-    threads: training_threads
+    threads: PLAN.training_threads
     resources:
         **needs("train"),
     params:
         inputs=flags("train"),
         out="results/{study}/train/{arm}/rep{rep}",
         state="results/{study}/state/{arm}/rep{rep}",
-        processes=processes_flag,
+        processes=PLAN.processes_flag,
     shell:
         "afterimage train run {params.inputs} --state {params.state:q} --part {wildcards.k}/{wildcards.parts} {params.processes}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
@@ -56,7 +56,7 @@ rule fit:
         "results/{study}/logs/train/{arm}/rep{rep}.log",
     benchmark:
         "results/{study}/benchmarks/train/{arm}/rep{rep}.tsv"
-    threads: training_threads
+    threads: PLAN.training_threads
     resources:
         **needs("train"),
     params:
@@ -64,7 +64,7 @@ rule fit:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/{arm}/rep{rep}",
         part=lambda wildcards: PARTS.flag(wildcards.arm, wildcards.rep),
-        processes=processes_flag,
+        processes=PLAN.processes_flag,
     shell:
         "afterimage train run {params.inputs} --state {params.state:q} {params.part} {params.processes}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"

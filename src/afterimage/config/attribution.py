@@ -287,17 +287,6 @@ class Attribution(Block):
             and (variant == MAIN or ATTRIBUTOR_TABLE[name].in_variants)
         ]
 
-    def scored_by(self, step: str, job: str) -> list[str]:
-        """Return the attributors of a job of ``attribution/scores`` or ``attribution/remedied``.
-
-        Args:
-            step: Name of the step.
-            job: A variant, or a remedied arm.
-        """
-        if step == "attribution/scores":
-            return self.attributors_of(job)
-        return self.remedied.attributors if self.remedied else []
-
     def jobs(self, images: int) -> dict[str, list[str]]:
         """Return step -> names of its jobs.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -213,14 +214,14 @@ class Study(Attacks):
                 f"arms.{taken[0]}: loyal_selection makes an arm of this name; give yours another"
             )
         try:
-            self.with_selection()
+            _ = self.with_selection
         except ValidationError as error:
             raise ValueError(f"loyal_selection: {_explain(error)}") from error
         return self
 
+    @cached_property
     def with_selection(self) -> Study:
-        """Return the study with the arms of ``loyal_selection`` as its own; itself if there are
-        none."""
+        """The study with the arms of ``loyal_selection`` as its own; itself if there are none."""
         chosen = self.loyal_selection
         if chosen is None:
             return self

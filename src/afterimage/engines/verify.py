@@ -81,7 +81,7 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
     found: list[Problem] = []
     other_locks: set[str | None] = set()
     here = provenance.environment()["lock_sha256"]
-    derived = study.with_selection()
+    derived = study.with_selection
     for job in _jobs(study, root, until):
         folder = root / job.folder
         try:

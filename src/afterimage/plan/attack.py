@@ -15,6 +15,14 @@ from afterimage.plan.train import extractions, forget_sets
 FOLDER = "attack/{arm}/rep{rep}/"
 
 
+_CONTROLS: Inputs = {
+    "holdout": f"{SPLIT}/holdout.npz",
+    "twins": f"{SPLIT}/twins.npz",
+    "index": f"{SPLIT}/index.parquet",
+}
+"""Images that no arm trained on, and which images were planted."""
+
+
 def _statistics(study: Study) -> Settings:
     return {"statistics": study.statistics.model_dump(mode="json")}
 
@@ -41,8 +49,7 @@ def _extraction_settings(study: Study, job: Job) -> Settings:
 
 
 def _extraction_inputs(study: Study, job: Job) -> Inputs:
-    parts = {"holdout": "holdout.npz", "twins": "twins.npz", "index": "index.parquet"}
-    return _attacked(job) | {name: f"{SPLIT}/{file}" for name, file in parts.items()}
+    return _attacked(job) | _CONTROLS
 
 
 # ---- quality --------------------------------------------------------------------------------------
@@ -79,9 +86,7 @@ def _membership_settings(study: Study, job: Job) -> Settings:
 
 
 def _membership_inputs(study: Study, job: Job) -> Inputs:
-    parts = {"holdout": "holdout.npz", "twins": "twins.npz", "index": "index.parquet"}
-    inputs: Inputs = {name: f"{SPLIT}/{file}" for name, file in parts.items()}
-    return inputs | {
+    return _CONTROLS | {
         "model": f"{_trained(job)}/run.json",
         "members": f"{_trained(job)}/members.parquet",
         "train": f"{SPLIT}/train.npz",
@@ -209,7 +214,6 @@ STEPS = (
         work=_membership_work,
         memory=_membership_memory,
         networks=True,
-        libraries=True,
     ),
     Step(
         name="attack/forgetting",
@@ -233,6 +237,5 @@ STEPS = (
         work=_forgetting_work,
         memory=_forgetting_memory,
         networks=True,
-        libraries=True,
     ),
 )

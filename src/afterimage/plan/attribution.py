@@ -334,7 +334,6 @@ STEPS = (
         work=_features_work,
         memory=_features_memory,
         networks=True,
-        libraries=True,
     ),
     Step(
         name="attribution/retrain",
@@ -349,7 +348,6 @@ STEPS = (
         work=_retrain_work,
         memory=_retrain_memory,
         networks=True,
-        libraries=True,
     ),
     Step(
         name="attribution/scores",
@@ -393,7 +391,6 @@ STEPS = (
         work=_counterfactual_work,
         memory=lambda study, name: _trained_memory(study, 1),
         networks=True,
-        libraries=True,
     ),
     Step(
         name="attribution/remedied",
@@ -409,6 +406,5 @@ STEPS = (
         work=_remedied_work,
         memory=lambda study, name: memory.projected(study, name, MAIN, study.data.split.train),
         networks=True,
-        libraries=True,
     ),
 )

@@ -102,7 +102,6 @@ STEPS = (
         work=_classifier_work,
         memory=_classifier_memory,
         networks=True,
-        libraries=True,
     ),
     Step(
         name="data/dedup",

@@ -6,9 +6,10 @@ import shlex
 from collections.abc import Mapping
 from pathlib import PurePosixPath
 
+from afterimage.artifacts import RUN
 from afterimage.config.study import Study
 from afterimage.plan.jobs import STEPS, study_of
-from afterimage.plan.step import RUN, Job
+from afterimage.plan.step import Job
 
 
 def job_of(step: str, wildcards: Mapping[str, str]) -> Job:

@@ -32,7 +32,7 @@ def jobs(study: Study) -> list[Job]:
 
 def selection_jobs(study: Study) -> list[Job]:
     """Return the jobs of ``snakemake loyal_selection`` that the study itself does not have."""
-    derived = study.with_selection()
+    derived = study.with_selection
     made = [
         job for name in DERIVED for job in STEPS[name].jobs(derived) if job.arm not in study.arms
     ]
@@ -48,4 +48,4 @@ def pages(study: Study) -> list[str]:
 def study_of(study: Study, job: Job) -> Study:
     """Return the study that plans a job: the study itself, or for an arm of its selection the study
     with these arms."""
-    return study if job.arm is None or job.arm in study.arms else study.with_selection()
+    return study if job.arm is None or job.arm in study.arms else study.with_selection

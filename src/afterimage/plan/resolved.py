@@ -62,7 +62,7 @@ def changed_configs(study: Study, results: Path) -> dict[Path, bytes]:
     # Arms in their order, which pages follow; how the work is cut is no part of what was asked.
     texts = {root / "study.json": study.model_dump_json(indent=2, exclude={"cluster"})}
     settings: dict[str, tuple[str, str]] = {}
-    derived = study.with_selection()
+    derived = study.with_selection
     for job in jobs(study) + selection_jobs(study):
         asked = study_of(study, job)
         seen = resolved(asked, job)

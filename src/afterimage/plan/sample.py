@@ -32,6 +32,5 @@ STEPS = (
         work=_work,
         memory=_memory,
         networks=True,
-        libraries=True,
     ),
 )

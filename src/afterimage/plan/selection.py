@@ -101,7 +101,6 @@ ABLATION = Step(
     work=_ablation_work,
     memory=_ablation_memory,
     networks=True,
-    libraries=True,
     phase="report",
 )
 

@@ -13,12 +13,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from afterimage.artifacts import RUN
 from afterimage.config.study import Study
 from afterimage.plan.cost import work
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-
-RUN = "run.json"
 
 
 class Job(NamedTuple):
@@ -37,6 +36,11 @@ class Job(NamedTuple):
     arm: str | None = None
     replicate: int | None = None
     job: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What tells the step's jobs apart when they are costed: the arm or the job, if any."""
+        return self.arm or self.job or ""
 
     @property
     def run(self) -> str:
@@ -97,7 +101,7 @@ class Step:
         work: Returns what the job with a name (its arm, or what tells it apart) computes.
         memory: Returns what that job holds.
         networks: Whether it runs networks for most of its time, and asks for a GPU.
-        libraries: Whether it loads torch.
+        libraries: Whether it loads torch without running networks.
         phase: Of the workflow and of DVC; the first part of ``name`` unless given.
     """
 

@@ -90,6 +90,5 @@ STEPS = (
         work=work.training,
         memory=_memory,
         networks=True,
-        libraries=True,
     ),
 )

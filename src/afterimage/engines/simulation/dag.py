@@ -46,7 +46,7 @@ def plan(study: Study, folder: Path) -> tuple[list[Planned], dict[str, list[str]
 
     Returns:
         The jobs, each after those that it waits for, and the parts that jobs are cut into, by
-        folder (``layout.parts``).
+        folder (``plan.parts``).
 
     Raises:
         ArtifactError: if Snakemake cannot plan it.

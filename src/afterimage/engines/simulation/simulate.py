@@ -146,7 +146,7 @@ def price(study: Study, jobs: Sequence[Planned], parts: dict[str, list[str]]) ->
             1.0,
         )  # like what is no result of its own: the import into MLflow
         if name in known:
-            step, arm = known[name].step, known[name].arm or known[name].job or ""
+            step, arm = known[name].step, known[name].name
             share = estimate.share_of(study, step, None, parts.get(name, []))
         elif top in PARTS:
             name, step, arm = job.outputs[0], PARTS[top], replicate.split("/")[0]

@@ -3,7 +3,7 @@
 
 The speeds of ``cpu`` are measured, on one thread of a server processor (AMD EPYC with AVX-512,
 torch 2.13): with them the jobs of the default study are estimated within a factor of two of what
-they took (``tests/cluster/test_cost.py`` has the numbers).
+they took (``tests/plan/test_cost.py`` has the numbers).
 Those of GPUs are assumed: 30 % of the peak that their maker states. That n threads are n times as
 fast as one is assumed too.
 
@@ -157,7 +157,7 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
     held = declared.memory(study, name)
     if networks and device.gpu:
         start, libraries = START_GPU, GPU_MB
-    elif networks or declared.libraries:
+    elif declared.networks or declared.libraries:
         start, libraries = START_TORCH, TORCH_MB
     else:
         start, libraries = START, SMALL_MB
@@ -174,14 +174,12 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
 def asks(study: Study, job: Job, share: float, attempt: int) -> dict[str, int]:
     """Return what a job, or a part of it, asks a cluster for (``Cost.asks``)."""
     limit = study.cluster.max_minutes_per_job if job.step == "train" else None
-    cost = step_cost(study_of(study, job), job.step, job.arm or job.job or "", share=share)
-    return cost.asks(study.cluster.headroom, attempt, limit)
+    return job_cost(study, job, share).asks(study.cluster.headroom, attempt, limit)
 
 
-def job_cost(study: Study, job: Job) -> Cost:
-    """Return what a job of ``jobs.jobs`` or ``jobs.selection_jobs`` costs; a training is taken as a
-    whole."""
-    return step_cost(study_of(study, job), job.step, job.arm or job.job or "")
+def job_cost(study: Study, job: Job, share: float = 1.0) -> Cost:
+    """Return what a job of ``jobs.jobs`` or ``jobs.selection_jobs``, or a share of it, costs."""
+    return step_cost(study_of(study, job), job.step, job.name, share=share)
 
 
 def training_minutes(study: Study, arm: str) -> float:

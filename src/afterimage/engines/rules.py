@@ -1,0 +1,176 @@
+"""What rules take from the plan, as Snakemake wants it: functions of wildcards, and flags of files.
+
+``workflow/rules/common.smk`` gives these functions short names; rule files hold rules alone.
+"""
+
+from __future__ import annotations
+
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from snakemake.exceptions import WorkflowError
+from snakemake.io import AnnotatedString, expand, get_flag_value
+from snakemake.ioflags import update
+
+from afterimage import config
+from afterimage.plan.cost import estimate
+from afterimage.plan.inputs import flags_of, inputs_of, job_of
+from afterimage.plan.jobs import jobs, selection_jobs
+from afterimage.plan.parts import Parts
+from afterimage.plan.step import Job
+
+NAMES = {
+    "train": "fit",
+    "sample": "draw",
+    "selection/table": "selection",
+    "selection/page": "selection_page",
+}
+"""Step -> the rule that makes it, where it is not called as its verb."""
+
+
+def read_study(values: dict[str, Any], files: list[Path]) -> config.Study:
+    """Return the study that Snakemake read.
+
+    Args:
+        values: Snakemake's ``config``, merged from the files.
+        files: The study files. Of several keys of one name Snakemake keeps the last without a word,
+            so they are read again.
+
+    Raises:
+        WorkflowError: naming the key, its value and what is allowed.
+    """
+    try:
+        for path in files:
+            config.read_yaml(path)
+        return config.parse(values, name=", ".join(map(str, files)))
+    except config.ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def uses_scratch(storage: Any) -> bool:
+    """Tell whether outputs are written on the disk of the machine that makes them, and sent from
+    there (``slurm/scratch.yaml``).
+
+    Args:
+        storage: ``workflow.storage_settings``.
+
+    Raises:
+        WorkflowError: if that cannot work on this machine.
+    """
+    if storage.default_storage_provider is None:
+        return False
+    place = storage.local_storage_prefix
+    if "$" in str(place):
+        raise WorkflowError(
+            f"the prefix for unfinished results is {place}, with a variable that is not set on "
+            f"{platform.node()}: name another folder in slurm/scratch.yaml"
+        )
+    if not shutil.which("rsync"):
+        raise WorkflowError(
+            f"slurm/scratch.yaml needs rsync, which is not found on {platform.node()}"
+        )
+    return True
+
+
+def in_place(path: Any) -> Any:
+    """Mark an input that is read where it lies, not from a copy: steps open what lies next to it,
+    too."""
+    if not hasattr(path, "flags"):
+        path = AnnotatedString(path)
+    stored = get_flag_value(path, "storage_object")
+    if stored:
+        path.flags["storage_object"] = type(stored)(
+            query=stored.query,
+            keep_local=stored.keep_local,
+            retrieve=False,
+            provider=stored.provider,
+        )
+    return path
+
+
+class Rules:
+    """What the rules of a study are made of.
+
+    Args:
+        study: The study.
+        made: Snakemake's ``rules``, with a member for each rule.
+        scratch: As ``uses_scratch`` says.
+    """
+
+    def __init__(self, study: config.Study, made: Any, scratch: bool) -> None:
+        self.study, self.made, self.scratch = study, made, scratch
+        # The arms of `loyal_selection` are found like others; only `all` leaves them out.
+        self.whole = study.with_selection
+        self.parts = Parts(self.whole)
+
+    def inputs(self, step: str) -> Callable[[Any], dict[str, str | list[str]]]:
+        """The inputs of a step's jobs, by the flag that gives them, with config and code."""
+        return lambda wildcards: inputs_of(self.study, _job(step, wildcards))
+
+    def flags(self, step: str) -> Callable[[Any], str]:
+        """The flags that give a step's jobs their inputs."""
+        return lambda wildcards: flags_of(self.study, _job(step, wildcards))
+
+    def needs(self, step: str) -> dict[str, Callable[[Any, int], int]]:
+        """What jobs of a step ask for, as estimated: gpu, mem_mb and runtime (minutes), of the last
+        two more at each attempt."""
+
+        def asked(wildcards: Any, attempt: int) -> dict[str, int]:
+            share = self.parts.share(step, dict(wildcards.items()))
+            return estimate.asks(self.study, _job(step, wildcards), share, attempt)
+
+        return {
+            "gpu": lambda wildcards, attempt: asked(wildcards, attempt)["gpu"],
+            "mem_mb": lambda wildcards, attempt: asked(wildcards, attempt)["mem_mb"],
+            "runtime": lambda wildcards, attempt: asked(wildcards, attempt)["runtime"],
+        }
+
+    def training_threads(self, wildcards: Any) -> int:
+        """The threads of all processes of a training."""
+        return self.study.cluster.threads * self.whole.processes_of(wildcards.arm)
+
+    def processes_flag(self, wildcards: Any, resources: Any) -> str:
+        """The flag for several processes. As it takes the resources it is no setting for Snakemake,
+        whose change would rerun the job."""
+        count = self.whole.processes_of(wildcards.arm)
+        return f"--processes {count}" if count > 1 else ""
+
+    def kept(self, path: str) -> Any:
+        """Mark an output of which a failed job leaves the earlier version.
+
+        ``run.json`` next to it must not be one: without it the job is due, and the version known to
+        be old. Snakemake looks for the earlier version on the job's disk; with a storage provider
+        it is not there.
+        """
+        return path if self.scratch else update(path)
+
+    def results(self, planned: Iterable[Job]) -> list[str]:
+        """Return every file of some jobs' results, as the rules that make them name it."""
+        files: list[str] = []
+        for job in planned:
+            made_by = getattr(self.made, NAMES.get(job.step, job.step.rpartition("/")[2]))
+            address = {"arm": job.arm, "rep": job.replicate, "job": job.job}
+            given = {name: value for name, value in address.items() if value is not None}
+            files += expand(made_by.output, study=self.study.study, **given)
+        return files
+
+    def phase(self, name: str) -> Callable[[Any], list[str]]:
+        """Every file of a phase."""
+        return lambda wildcards: self.results(job for job in jobs(self.study) if job.phase == name)
+
+    def selection_results(self, wildcards: Any) -> list[str]:
+        """What ``loyal_selection`` makes."""
+        if self.study.loyal_selection is None:
+            raise WorkflowError(
+                "the study has no loyal_selection: say what to select in a block of this name"
+            )
+        planned = selection_jobs(self.study)
+        return self.results(job for job in planned if job.step.startswith("selection/"))
+
+
+def _job(step: str, wildcards: Any) -> Job:
+    named: Mapping[str, str] = dict(wildcards.items())
+    return job_of(step, named)

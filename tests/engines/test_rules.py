@@ -1,0 +1,129 @@
+"""What rules take from the plan: studies read with clear errors, inputs, resources and flags of files."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+from snakemake.exceptions import WorkflowError
+from snakemake.io import AnnotatedString
+from snakemake.iocontainers import Wildcards
+
+from afterimage import config
+from afterimage.engines import rules
+from afterimage.engines.rules import Rules, in_place, read_study, uses_scratch
+
+
+def wildcards(**named):
+    return Wildcards(fromdict=named)
+
+
+@pytest.fixture
+def made():
+    names = ("fit", "draw", "extraction", "quality", "membership", "forgetting")
+    return SimpleNamespace(
+        **{
+            name: SimpleNamespace(output=[f"results/{{study}}/{name}/{{arm}}/{{rep}}.json"])
+            for name in names
+        }
+    )
+
+
+@pytest.fixture
+def planned(params, made):
+    return Rules(config.parse(params), made, scratch=False)
+
+
+def test_a_key_given_twice_is_refused_though_snakemake_keeps_the_last(params, tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(params, sort_keys=False) + "seed: 8\n")
+    with pytest.raises(WorkflowError, match="seed"):
+        read_study(params | {"seed": 8}, [path])
+
+
+def test_an_error_of_a_study_names_its_file_and_key(params, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump(params | {"replicates": 0}))
+    with pytest.raises(WorkflowError, match=r"mine.yaml[\s\S]*replicates"):
+        read_study(params | {"replicates": 0}, [path])
+
+
+def test_scratch_is_what_a_storage_provider_makes_it(monkeypatch):
+    monkeypatch.setattr(rules.shutil, "which", lambda name: f"/usr/bin/{name}")
+    none = SimpleNamespace(default_storage_provider=None)
+    some = SimpleNamespace(default_storage_provider="fs", local_storage_prefix=Path("/scratch/me"))
+    assert not uses_scratch(none)
+    assert uses_scratch(some)
+
+
+def test_a_scratch_folder_that_cannot_be_is_refused(monkeypatch):
+    storage = SimpleNamespace(
+        default_storage_provider="fs", local_storage_prefix=Path("/scratch/$NOWHERE")
+    )
+    with pytest.raises(WorkflowError, match=r"\$NOWHERE.*slurm/scratch.yaml"):
+        uses_scratch(storage)
+
+
+def test_scratch_without_rsync_is_refused(monkeypatch):
+    monkeypatch.setattr(rules.shutil, "which", lambda name: None)
+    storage = SimpleNamespace(default_storage_provider="fs", local_storage_prefix=Path("/scratch"))
+    with pytest.raises(WorkflowError, match="rsync"):
+        uses_scratch(storage)
+
+
+def test_an_input_in_storage_is_read_where_it_lies():
+    stored = SimpleNamespace(query="q", keep_local=True, retrieve=True, provider="fs")
+    path = AnnotatedString("results/a")
+    path.flags["storage_object"] = stored
+    marked = in_place(path).flags["storage_object"]
+    assert vars(marked) == vars(stored) | {"retrieve": False}
+    assert in_place("results/a") == "results/a"
+
+
+def test_inputs_are_those_of_the_job_that_the_wildcards_address(planned):
+    inputs = planned.inputs("attack/extraction")(wildcards(arm="baseline", rep="1"))
+    root = f"results/{planned.study.study}"
+    assert inputs["samples"] == f"{root}/sample/baseline/rep1/images.npz"
+    assert inputs["config"] == f"{root}/config/attack/baseline/rep1/extraction.json"
+    flags = planned.flags("attack/extraction")(wildcards(arm="baseline", rep="1"))
+    assert f"--samples {root}/sample/baseline/rep1/images.npz" in flags
+    assert "--config" not in flags  # rules give it themselves
+
+
+def test_a_second_attempt_asks_for_twice_as_much(planned):
+    needs = planned.needs("attack/membership")
+    cell = wildcards(arm="baseline", rep="0")
+    for name, times in (("mem_mb", 2), ("runtime", 2), ("gpu", 1)):
+        assert needs[name](cell, 2) == times * needs[name](cell, 1)
+
+
+def test_processes_are_the_clusters_and_threads_are_theirs(params, made):
+    cluster = {"device": "h100", "gpus_per_training": 4, "threads": 8}
+    planned = Rules(config.parse(params | {"cluster": cluster}), made, scratch=False)
+    cell = wildcards(arm="baseline")
+    assert planned.processes_flag(cell, None) == "--processes 4"
+    assert planned.training_threads(cell) == 32
+
+
+def test_one_process_needs_no_flag(planned):
+    assert planned.processes_flag(wildcards(arm="baseline"), None) == ""
+
+
+def test_an_earlier_version_is_kept_where_outputs_are_written_in_place(params, made):
+    study = config.parse(params)
+    assert Rules(study, made, scratch=False).kept("page.html").flags["update"]
+    assert Rules(study, made, scratch=True).kept("page.html") == "page.html"
+
+
+def test_a_phase_is_every_file_of_its_jobs(planned):
+    study = planned.study
+    cells = {(arm, k) for arm in study.arms for k in range(study.replicates)}
+    assert set(planned.phase("train")(None)) == {
+        f"results/{study.study}/fit/{arm}/{k}.json" for arm, k in cells
+    }
+
+
+def test_a_study_without_a_selection_cannot_select(params, made):
+    planned = Rules(config.parse(params | {"loyal_selection": None}), made, scratch=False)
+    with pytest.raises(WorkflowError, match="loyal_selection"):
+        planned.selection_results(None)
