@@ -127,6 +127,73 @@ def test_failure_keeps_the_old_result(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def kept(out, config=CONFIG, **inputs):
+    """Tell whether a step that may keep its result does."""
+    with artifacts.keeping_results():
+        try:
+            make(out, config, **inputs)
+        except artifacts.UpToDate:
+            return True
+    return False
+
+
+def test_an_up_to_date_result_is_kept_on_request_alone(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("x")
+    out = make(tmp_path / "out", source=source)
+    before = (out / "run.json").stat().st_mtime_ns
+    assert kept(out, source=source)
+    assert (out / "run.json").stat().st_mtime_ns == before
+    make(out, source=source)
+    assert (out / "run.json").stat().st_mtime_ns > before
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda out, source: source.write_text("y"),
+        lambda out, source: (out / "metrics.jsonl").write_text("{}"),
+        lambda out, source: (out / "images.npz").unlink(),
+        lambda out, source: (out / "foreign.txt").write_text(""),
+        lambda out, source: (out / "run.json").unlink(),
+    ],
+    ids=["input", "content", "missing", "foreign", "unfinished"],
+)
+def test_a_result_that_is_not_up_to_date_is_made_again(tmp_path, change):
+    source = tmp_path / "in.txt"
+    source.write_text("x")
+    out = make(tmp_path / "out", source=source)
+    change(out, source)
+    assert not kept(out, source=source)
+    assert artifacts.check_store(out)
+    assert kept(out, source=source)
+
+
+def test_a_result_of_another_config_input_or_code_is_made_again(tmp_path, monkeypatch):
+    source, other = tmp_path / "in.txt", tmp_path / "other.txt"
+    source.write_text("x")
+    other.write_text("x")
+    out = make(tmp_path / "out", source=source)
+    assert not kept(out, CONFIG | {"seed": 2}, source=source)
+    assert not kept(out, CONFIG, source=source)
+    assert not kept(out, CONFIG, source=other)
+    assert not kept(out, CONFIG, source=other, second=source)
+    assert kept(out, CONFIG, source=other, second=source)
+    monkeypatch.setattr(provenance, "fingerprint", lambda *entries: "other code")
+    assert not kept(out, CONFIG, source=other, second=source)
+
+
+def test_start_up_is_what_a_process_spent_before_its_first_step(tmp_path, monkeypatch):
+    clock = iter([3.0, 5.0, 5.5, 7.0])
+    monkeypatch.setattr(artifacts, "cpu_seconds", lambda: next(clock))
+    monkeypatch.setattr(artifacts.Step, "accounted", 0.0)
+    runs = [artifacts.read_run(make(tmp_path / name)) for name in ("first", "second")]
+    assert [(run["startup_cpu_seconds"], run["cpu_seconds"]) for run in runs] == [
+        (3.0, 2.0),
+        (0.5, 1.5),
+    ]
+
+
 def test_killed_step_leaves_nothing_that_looks_finished(tmp_path):
     code = textwrap.dedent(
         f"""

@@ -16,9 +16,10 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from afterimage import provenance
 
@@ -29,6 +30,25 @@ _IGNORED = {RUN, ".snakemake_timestamp"}
 class ArtifactError(RuntimeError):
     """A stored result that is missing, truncated, changed, or made under other settings than asked
     for."""
+
+
+class UpToDate(Exception):  # noqa: N818
+    """A step that need not run: its result was made under the same config by the same code from the
+    same inputs, and is whole."""
+
+
+_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+
+
+@contextmanager
+def keeping_results() -> Iterator[None]:
+    """Have ``step`` raise ``UpToDate`` where the result is up to date, instead of making it
+    again."""
+    token = _keeping.set(True)
+    try:
+        yield
+    finally:
+        _keeping.reset(token)
 
 
 def sha256(path: Path) -> str:
@@ -91,16 +111,17 @@ def replace_folder(partial: Path, target: Path) -> None:
     partial.rename(target)
 
 
-# ---- images -------------------------------------------------------------------------------------------------------------
-
-
-# ---- steps --------------------------------------------------------------------------------------------------------------
+# ---- steps ---------------------------------------------------------------------------------------
 
 
 @dataclass
 class Step:
     """One step at work: its settings, the folder to write into, and what is to be recorded of
     it."""
+
+    accounted: ClassVar[float] = 0.0
+    """Processor time of this process up to the end of its last step: what comes before the next one
+    is its start-up."""
 
     config: dict[str, Any]
     folder: Path
@@ -142,12 +163,25 @@ def step(
         out: The step's own folder; replaced as a whole.
         inputs: Name -> file or folder that the step reads; hashed before it starts.
         entries: Modules whose code made the result, for the fingerprint.
+
+    Raises:
+        UpToDate: inside ``keeping_results``, if there is nothing to do.
     """
     out = Path(out)
-    started, cpu = time.time(), time.process_time()
+    started, cpu = time.time(), cpu_seconds()
+    startup = cpu - Step.accounted
     hashes = {
         name: {"path": _relative(path), "sha256": sha256(path)} for name, path in inputs.items()
     }
+    made_from = {
+        "config": config,
+        "config_sha256": provenance.digest(config),
+        "code_sha256": provenance.fingerprint(*entries),
+        "code_entries": list(entries),
+        "inputs": hashes,
+    }
+    if _keeping.get() and _is_up_to_date(out, made_from):
+        raise UpToDate(out)
     partial = partial_folder(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -157,19 +191,16 @@ def step(
         if work._metrics:
             lines = [json.dumps(row, allow_nan=True) + "\n" for row in work._metrics]
             (partial / "metrics.jsonl").write_text("".join(lines))
-        record = {
-            "config": config,
-            "config_sha256": provenance.digest(config),
-            "code_sha256": provenance.fingerprint(*entries),
-            "code_entries": list(entries),
-            "inputs": hashes,
+        Step.accounted = cpu_seconds()
+        record = made_from | {
             "outputs": {
                 file.relative_to(partial).as_posix(): sha256(file) for file in files_in(partial)
             },
             "environment": provenance.environment(),
             "facts": work.extra,
             "seconds": round(time.time() - started, 3),
-            "cpu_seconds": round(time.process_time() - cpu, 3),
+            "cpu_seconds": round(Step.accounted - cpu, 3),
+            "startup_cpu_seconds": round(startup, 3),
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
@@ -177,6 +208,23 @@ def step(
         replace_folder(partial, out)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def cpu_seconds() -> float:
+    """Return the processor time of this process and of its finished children, in seconds."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
+    try:
+        run = check_store(out)
+    except ArtifactError:
+        return False
+    there = {file.relative_to(out).as_posix() for file in files_in(out)}
+    return there == run["outputs"].keys() and all(
+        run.get(key) == value for key, value in made_from.items()
+    )
 
 
 def _relative(path: Path) -> str:

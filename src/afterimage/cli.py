@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 from importlib import import_module
+from itertools import groupby
 
 from afterimage.plan.jobs import STEPS
 
@@ -99,24 +100,44 @@ def _attach(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
         parser.set_defaults(run=command.run)
 
 
+THEN = "--then"
+"""Between two commands of one process."""
+
+
 def main(argv: list[str] | None = None) -> int:
-    """Run one command; errors that the user can mend are one message and exit status 2, without a
-    traceback."""
-    from afterimage.artifacts import ArtifactError
+    """Run a command, or several with ``--then`` between them, one after the other.
+
+    Several commands start Python once, and those whose results are up to date are skipped. Errors
+    that the user can mend are one message and exit status 2, without a traceback.
+    """
+    from afterimage.artifacts import ArtifactError, UpToDate, keeping_results
     from afterimage.config import ConfigError
     from afterimage.engines.patches import defer_imports
 
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] and argv[0] in COMMANDS:  # other commands open what others made, and may compile
-        defer_imports()
+    commands = [list(words) for last, words in groupby(argv, THEN.__eq__) if not last] or [[]]
+    if all(words[:1] and words[0] in COMMANDS for words in commands):
+        defer_imports()  # other commands open what others made, and may compile
     try:
-        args = _parser(argv).parse_args(argv)
-        args.argv = argv
-        return args.run(args) or 0
+        parsed = [_parser(words).parse_args(words) for words in commands]
+        if len(parsed) == 1:
+            parsed[0].argv = argv
+            return parsed[0].run(parsed[0]) or 0
+        with keeping_results():
+            for args in parsed:
+                try:
+                    if status := args.run(args):
+                        return status
+                except UpToDate as result:
+                    print(f"{result} is up to date")
+        return 0
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "afterimage":
             raise
-        message = f"{error.name} is not installed; studies need the extra `workflow`: pip install '.[workflow]'"
+        message = (
+            f"{error.name} is not installed; studies need the extra `workflow`: "
+            "pip install '.[workflow]'"
+        )
     except (ConfigError, ArtifactError) as error:
         message = str(error)
     print(f"afterimage: error: {message}", file=sys.stderr)

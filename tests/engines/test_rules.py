@@ -12,25 +12,31 @@ from snakemake.iocontainers import Wildcards
 from afterimage import config
 from afterimage.engines import rules
 from afterimage.engines.rules import Rules, in_place, read_study, uses_scratch
+from afterimage.plan.jobs import STEPS
 
 
 def wildcards(**named):
     return Wildcards(fromdict=named)
 
 
-@pytest.fixture
 def made():
-    names = ("fit", "draw", "extraction", "quality", "membership", "forgetting")
-    return SimpleNamespace(
-        **{
-            name: SimpleNamespace(output=[f"results/{{study}}/{name}/{{arm}}/{{rep}}.json"])
-            for name in names
-        }
-    )
+    """Rules of which one makes the results of two steps."""
+    places = {
+        "fit": ["train/{arm}/rep{rep}/run.json", "train/{arm}/rep{rep}/pipeline"],
+        "slice": ["state/{arm}/rep{rep}/{k}of{parts}"],
+        "attacks": [
+            "attack/{arm}/rep{rep}/extraction/run.json",
+            "attack/{arm}/rep{rep}/quality/run.json",
+        ],
+    }
+    return [
+        SimpleNamespace(output=[f"results/{{study}}/{path}" for path in files])
+        for files in places.values()
+    ]
 
 
 @pytest.fixture
-def planned(params, made):
+def planned(params):
     return Rules(config.parse(params), made, scratch=False)
 
 
@@ -97,7 +103,7 @@ def test_a_second_attempt_asks_for_twice_as_much(planned):
         assert needs[name](cell, 2) == times * needs[name](cell, 1)
 
 
-def test_processes_are_the_clusters_and_threads_are_theirs(params, made):
+def test_processes_are_the_clusters_and_threads_are_theirs(params):
     cluster = {"device": "h100", "gpus_per_training": 4, "threads": 8}
     planned = Rules(config.parse(params | {"cluster": cluster}), made, scratch=False)
     cell = wildcards(arm="baseline")
@@ -109,7 +115,7 @@ def test_one_process_needs_no_flag(planned):
     assert planned.processes_flag(wildcards(arm="baseline"), None) == ""
 
 
-def test_an_earlier_version_is_kept_where_outputs_are_written_in_place(params, made):
+def test_an_earlier_version_is_kept_where_outputs_are_written_in_place(params):
     study = config.parse(params)
     assert Rules(study, made, scratch=False).kept("page.html").flags["update"]
     assert Rules(study, made, scratch=True).kept("page.html") == "page.html"
@@ -117,13 +123,48 @@ def test_an_earlier_version_is_kept_where_outputs_are_written_in_place(params, m
 
 def test_a_phase_is_every_file_of_its_jobs(planned):
     study = planned.study
-    cells = {(arm, k) for arm in study.arms for k in range(study.replicates)}
+    cells = [(arm, k) for arm in study.arms for k in range(study.replicates)]
     assert set(planned.phase("train")(None)) == {
-        f"results/{study.study}/fit/{arm}/{k}.json" for arm, k in cells
+        f"results/{study.study}/train/{arm}/rep{k}/{file}"
+        for arm, k in cells
+        for file in ("run.json", "pipeline")
     }
 
 
-def test_a_study_without_a_selection_cannot_select(params, made):
+def test_the_files_of_a_step_are_found_in_the_rule_that_makes_several(planned):
+    root = f"results/{planned.study.study}/attack/baseline/rep0"
+    for verb in ("extraction", "quality"):
+        job = STEPS[f"attack/{verb}"].job("baseline", 0)
+        assert planned.results([job]) == [f"{root}/{verb}/run.json"]
+
+
+def test_steps_of_one_process_share_inputs_and_resources(planned):
+    steps = ("attack/extraction", "attack/membership")
+    cell = wildcards(arm="baseline", rep="0")
+    alone = [planned.inputs(step)(cell) for step in steps]
+    both = planned.inputs(*steps)(cell)
+    assert both["config"] == [inputs["config"] for inputs in alone]
+    assert both["train"] == [alone[0]["train"]] == [alone[1]["train"]]
+    assert both.keys() == alone[0].keys() | alone[1].keys()
+    needs = [planned.needs(step) for step in steps]
+    assert planned.needs(*steps)["runtime"](cell, 1) == sum(n["runtime"](cell, 1) for n in needs)
+    assert planned.needs(*steps)["mem_mb"](cell, 1) == max(n["mem_mb"](cell, 1) for n in needs)
+
+
+def test_commands_of_one_process_are_those_of_the_steps(planned):
+    cell = wildcards(arm="baseline", rep="0")
+    steps = ("attack/extraction", "attack/quality")
+    first, second = planned.commands(*steps)(cell).split(" --then ")
+    root = f"results/{planned.study.study}"
+    assert first == (
+        f"attack extraction {planned.flags(steps[0])(cell)}"
+        f" --config {root}/config/attack/baseline/rep0/extraction.json"
+        f" --out {root}/attack/baseline/rep0/extraction"
+    )
+    assert second.startswith("attack quality ")
+
+
+def test_a_study_without_a_selection_cannot_select(params):
     planned = Rules(config.parse(params | {"loyal_selection": None}), made, scratch=False)
     with pytest.raises(WorkflowError, match="loyal_selection"):
         planned.selection_results(None)

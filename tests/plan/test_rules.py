@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from afterimage.plan.jobs import STEPS
+from afterimage.plan.jobs import DERIVED, STEPS
 
 RULE = re.compile(r"^rule (\w+):\n((?:    .*\n|\n)*)", re.MULTILINE)
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)*)", re.MULTILINE)
@@ -26,12 +26,21 @@ def rules(root):
 
 def test_rules_that_compute_ask_by_their_step(rules):
     found, local = rules
-    asked = {name: re.findall(r"""\*\*needs\("([\w/]+)"\)""", body) for name, body in found.items()}
+    asked = {name: re.findall(r"\*\*needs\((.+)\)", body) for name, body in found.items()}
     assert {name for name, steps in asked.items() if not steps} == local
     assert all(
         len(steps) == 1 and "    threads: " in found[name] for name, steps in asked.items() if steps
     )
-    assert {steps[0] for steps in asked.values() if steps} <= set(STEPS)
+    assert asked["attacks"] == ["*ATTACKS"]
+    named = {steps[0].strip('"') for name, steps in asked.items() if steps and name != "attacks"}
+    assert named <= set(STEPS)
+
+
+def test_the_selections_arms_go_through_all_that_one_rule_makes(root):
+    [listed] = re.findall(
+        r"^ATTACKS = \((.+)\)$", (root / "workflow/rules/attack.smk").read_text(), re.M
+    )
+    assert set(re.findall(r'"([\w/]+)"', listed)) <= set(DERIVED)
 
 
 def test_only_small_steps_and_targets_are_local(rules):

@@ -4,7 +4,7 @@ import pandas as pd
 
 PHASES = ("data", "train", "sample", "attack")
 ONCE = ("classifier", "dedup")
-OF_AN_ARM = ("fit", "draw", "extraction", "quality", "membership")
+OF_AN_ARM = ("fit", "draw", "attacks")
 
 
 def tables(study):

@@ -15,7 +15,7 @@ from afterimage.plan import jobs
 
 pytestmark = pytest.mark.slow
 
-OF_AN_ARM = ("fit", "draw", "extraction", "quality", "membership")
+OF_AN_ARM = ("fit", "draw", "attacks")
 REPORTED = {"tables": 1, "page": 2, "mlflow": 1}
 
 
@@ -50,17 +50,49 @@ def test_replicates_multiply_what_is_trained_and_nothing_else(empty):
     [
         (("arms", "dedup", "train"), {"updates": 5}, dict.fromkeys(OF_AN_ARM, 1)),
         (("arms", "dedup", "control"), None, {}),
-        (("sample", "steps"), 5, {"draw": 2, "extraction": 2, "quality": 2}),
-        (("extraction", "alpha"), 0.6, {"extraction": 2}),
-        (("quality", "neighbours"), 3, {"quality": 2}),
-        (("membership", "draws"), 2, {"membership": 2}),
-        (("statistics", "confidence"), 0.9, {"extraction": 2, "quality": 2, "membership": 2}),
+        (("sample", "steps"), 5, {"draw": 2, "attacks": 2}),
+        (("extraction", "alpha"), 0.6, {"attacks": 2}),
+        (("quality", "neighbours"), 3, {"attacks": 2}),
+        (("membership", "draws"), 2, {"attacks": 2}),
+        (("statistics", "confidence"), 0.9, {"attacks": 2}),
         (("dedup", "keep"), "medoid", {"dedup": 1} | dict.fromkeys(OF_AN_ARM, 1)),
     ],
 )
 def test_a_setting_reruns_what_depends_on_it_alone(workspace, path, value, expected):
     workspace.edit(*path, value=value)
     assert workspace.planned() == expected | REPORTED
+
+
+def test_attacks_of_one_process_are_made_again_one_by_one(workspace):
+    """A store that is up to date is kept, and what reads it does not run again."""
+    stores = {
+        (arm, attack): workspace.results / "attack" / arm / "rep0" / attack / "run.json"
+        for arm in ("baseline", "dedup")
+        for attack in ("extraction", "quality", "membership")
+    }
+    before = {name: path.read_bytes() for name, path in stores.items()}
+    workspace.edit("membership", "draws", value=2)
+    workspace.snakemake("--", "all")
+    changed = {name for name, path in stores.items() if path.read_bytes() != before[name]}
+    assert changed == {("baseline", "membership"), ("dedup", "membership")}
+    assert workspace.planned() == {}
+    assert workspace.run("afterimage", "verify").returncode == 0
+
+
+def test_an_attack_that_fails_leaves_the_earlier_results_and_is_due(workspace):
+    store = workspace.results / "attack" / "baseline" / "rep0"
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    [weights] = (workspace.results / "train/baseline/rep0/pipeline/unet").glob("*.safetensors")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:1000])
+    workspace.edit("membership", "draws", value=2)
+    assert workspace.snakemake("--", "all", check=False).returncode != 0
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    weights.write_bytes(whole)
+    assert workspace.planned()["attacks"] >= 1
+    workspace.snakemake("--", "all")
+    assert workspace.planned() == {}
+    assert workspace.run("afterimage", "verify").returncode == 0
 
 
 def test_a_setting_of_pages_reruns_no_table(workspace):
@@ -96,7 +128,7 @@ def test_a_harmed_artifact_is_noticed_and_remade(workspace, harm):
         images.write_bytes(b"")
         refused = workspace.snakemake("--", "all", check=False)
         assert refused.returncode != 0
-        log = (workspace.results / "logs/attack/dedup/rep0/extraction.log").read_text()
+        log = (workspace.results / "logs/attack/dedup/rep0.log").read_text()
         assert "images.npz is not the file that" in log
         shutil.rmtree(images.parent)
     workspace.snakemake("--", "all")

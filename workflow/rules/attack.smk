@@ -12,76 +12,49 @@ localrules:
     attack,
 
 
-rule extraction:
-    """Which training images come back (Carlini et al. 2023, section 5.1)."""
+ATTACKS = ("attack/extraction", "attack/quality", "attack/membership")
+
+
+rule attacks:
+    """What every arm meets, in one process: which training images come back (Carlini et al. 2023, section 5.1); how good and
+    how varied the generations are, against images that no arm saw, and how like the training images; which images were trained
+    on, by their loss (section 5.2.1). Each has a store of its own, and one that is up to date is left as it is.
+    """
     input:
-        unpack(inputs("attack/extraction")),
+        unpack(inputs(*ATTACKS)),
     output:
-        run="results/{study}/attack/{arm}/rep{rep}/extraction/run.json",
-        metrics="results/{study}/attack/{arm}/rep{rep}/extraction/metrics.jsonl",
-        results="results/{study}/attack/{arm}/rep{rep}/extraction/results.csv",
-        pairs="results/{study}/attack/{arm}/rep{rep}/extraction/pairs.parquet",
-        holdout="results/{study}/attack/{arm}/rep{rep}/extraction/holdout_pairs.parquet",
-        images="results/{study}/attack/{arm}/rep{rep}/extraction/images.parquet",
-        twins="results/{study}/attack/{arm}/rep{rep}/extraction/twins.parquet",
-        curve="results/{study}/attack/{arm}/rep{rep}/extraction/precision_recall.csv",
+        extraction=[
+            kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/extraction/{file}")
+            for file in (
+                "run.json",
+                "metrics.jsonl",
+                "results.csv",
+                "pairs.parquet",
+                "holdout_pairs.parquet",
+                "images.parquet",
+                "twins.parquet",
+                "precision_recall.csv",
+            )
+        ],
+        quality=[
+            kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/quality/{file}")
+            for file in ("run.json", "metrics.jsonl", "results.csv")
+        ],
+        membership=[
+            kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/membership/{file}")
+            for file in ("run.json", "metrics.jsonl", "results.csv", "losses.parquet")
+        ],
     log:
-        "results/{study}/logs/attack/{arm}/rep{rep}/extraction.log",
+        "results/{study}/logs/attack/{arm}/rep{rep}.log",
     benchmark:
-        "results/{study}/benchmarks/attack/{arm}/rep{rep}/extraction.tsv"
+        "results/{study}/benchmarks/attack/{arm}/rep{rep}.tsv"
     threads: STUDY.cluster.threads
     resources:
-        **needs("attack/extraction"),
+        **needs(*ATTACKS),
     params:
-        inputs=flags("attack/extraction"),
-        out=subpath(output.run, parent=True),
+        commands=commands(*ATTACKS),
     shell:
-        "afterimage attack extraction {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
-
-
-rule quality:
-    """How good and how varied the generations are, against images that no arm saw, and how like the training images."""
-    input:
-        unpack(inputs("attack/quality")),
-    output:
-        run="results/{study}/attack/{arm}/rep{rep}/quality/run.json",
-        metrics="results/{study}/attack/{arm}/rep{rep}/quality/metrics.jsonl",
-        results="results/{study}/attack/{arm}/rep{rep}/quality/results.csv",
-    log:
-        "results/{study}/logs/attack/{arm}/rep{rep}/quality.log",
-    benchmark:
-        "results/{study}/benchmarks/attack/{arm}/rep{rep}/quality.tsv"
-    threads: STUDY.cluster.threads
-    resources:
-        **needs("attack/quality"),
-    params:
-        inputs=flags("attack/quality"),
-        out=subpath(output.run, parent=True),
-    shell:
-        "afterimage attack quality {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
-
-
-rule membership:
-    """Which images were trained on, by their loss (Carlini et al. 2023, section 5.2.1)."""
-    input:
-        unpack(inputs("attack/membership")),
-    output:
-        run="results/{study}/attack/{arm}/rep{rep}/membership/run.json",
-        metrics="results/{study}/attack/{arm}/rep{rep}/membership/metrics.jsonl",
-        results="results/{study}/attack/{arm}/rep{rep}/membership/results.csv",
-        losses="results/{study}/attack/{arm}/rep{rep}/membership/losses.parquet",
-    log:
-        "results/{study}/logs/attack/{arm}/rep{rep}/membership.log",
-    benchmark:
-        "results/{study}/benchmarks/attack/{arm}/rep{rep}/membership.tsv"
-    threads: STUDY.cluster.threads
-    resources:
-        **needs("attack/membership"),
-    params:
-        inputs=flags("attack/membership"),
-        out=subpath(output.run, parent=True),
-    shell:
-        "afterimage attack membership {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage {params.commands} > {log:q} 2>&1"
 
 
 rule forgetting:

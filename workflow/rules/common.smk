@@ -38,11 +38,12 @@ if workflow.is_main_process and "--unlock" not in sys.argv:
 if not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
-PLAN = Rules(STUDY, rules, SCRATCH)
+PLAN = Rules(STUDY, lambda: [getattr(rules, r.name) for r in workflow.rules], SCRATCH)
 PARTS = PLAN.parts
-inputs, flags, needs, phase, kept = (
+inputs, flags, commands, needs, phase, kept = (
     PLAN.inputs,
     PLAN.flags,
+    PLAN.commands,
     PLAN.needs,
     PLAN.phase,
     PLAN.kept,

@@ -17,18 +17,10 @@ from snakemake.ioflags import update
 
 from afterimage import config
 from afterimage.plan.cost import estimate
-from afterimage.plan.inputs import flags_of, inputs_of, job_of
-from afterimage.plan.jobs import jobs, selection_jobs
+from afterimage.plan.inputs import commands_of, flags_of, inputs_of, job_of
+from afterimage.plan.jobs import STEPS, jobs, selection_jobs
 from afterimage.plan.parts import Parts
 from afterimage.plan.step import Job
-
-NAMES = {
-    "train": "fit",
-    "sample": "draw",
-    "selection/table": "selection",
-    "selection/page": "selection_page",
-}
-"""Step -> the rule that makes it, where it is not called as its verb."""
 
 
 def read_study(values: dict[str, Any], files: list[Path]) -> config.Study:
@@ -96,36 +88,59 @@ class Rules:
 
     Args:
         study: The study.
-        made: Snakemake's ``rules``, with a member for each rule.
+        made: Returns Snakemake's rules once all files of rules are read.
         scratch: As ``uses_scratch`` says.
     """
 
-    def __init__(self, study: config.Study, made: Any, scratch: bool) -> None:
+    def __init__(
+        self, study: config.Study, made: Callable[[], Iterable[Any]], scratch: bool
+    ) -> None:
         self.study, self.made, self.scratch = study, made, scratch
         # The arms of `loyal_selection` are found like others; only `all` leaves them out.
         self.whole = study.with_selection
         self.parts = Parts(self.whole)
 
-    def inputs(self, step: str) -> Callable[[Any], dict[str, str | list[str]]]:
-        """The inputs of a step's jobs, by the flag that gives them, with config and code."""
-        return lambda wildcards: inputs_of(self.study, _job(step, wildcards))
+    def inputs(self, *steps: str) -> Callable[[Any], dict[str, str | list[str]]]:
+        """The inputs of a job that does one or several steps, by the flag that gives them, with
+        config and code."""
+
+        def function(wildcards: Any) -> dict[str, str | list[str]]:
+            first, *others = (inputs_of(self.study, _job(step, wildcards)) for step in steps)
+            for files in others:
+                for name, given in files.items():
+                    both = [*_listed(first.get(name, [])), *_listed(given)]
+                    first[name] = given if name not in first else list(dict.fromkeys(both))
+            return first
+
+        return function
 
     def flags(self, step: str) -> Callable[[Any], str]:
         """The flags that give a step's jobs their inputs."""
         return lambda wildcards: flags_of(self.study, _job(step, wildcards))
 
-    def needs(self, step: str) -> dict[str, Callable[[Any, int], int]]:
-        """What jobs of a step ask for, as estimated: gpu, mem_mb and runtime (minutes), of the last
-        two more at each attempt."""
+    def commands(self, *steps: str) -> Callable[[Any], str]:
+        """The whole command line of several steps in one process, without ``afterimage``."""
+        return lambda wildcards: commands_of(self.study, [_job(step, wildcards) for step in steps])
 
-        def asked(wildcards: Any, attempt: int) -> dict[str, int]:
-            share = self.parts.share(step, dict(wildcards.items()))
-            return estimate.asks(self.study, _job(step, wildcards), share, attempt)
+    def needs(self, *steps: str) -> dict[str, Callable[[Any, int], int]]:
+        """What a job asks for that does one or several steps after each other, as estimated: gpu,
+        mem_mb and runtime (minutes), of the last two more at each attempt."""
+
+        def asked(name: str, wildcards: Any, attempt: int) -> list[int]:
+            return [
+                estimate.asks(
+                    self.study,
+                    _job(step, wildcards),
+                    self.parts.share(step, dict(wildcards.items())),
+                    attempt,
+                )[name]
+                for step in steps
+            ]
 
         return {
-            "gpu": lambda wildcards, attempt: asked(wildcards, attempt)["gpu"],
-            "mem_mb": lambda wildcards, attempt: asked(wildcards, attempt)["mem_mb"],
-            "runtime": lambda wildcards, attempt: asked(wildcards, attempt)["runtime"],
+            "gpu": lambda wildcards, attempt: max(asked("gpu", wildcards, attempt)),
+            "mem_mb": lambda wildcards, attempt: max(asked("mem_mb", wildcards, attempt)),
+            "runtime": lambda wildcards, attempt: sum(asked("runtime", wildcards, attempt)),
         }
 
     def training_threads(self, wildcards: Any) -> int:
@@ -149,12 +164,14 @@ class Rules:
 
     def results(self, planned: Iterable[Job]) -> list[str]:
         """Return every file of some jobs' results, as the rules that make them name it."""
+        patterns = [str(path) for rule in self.made() for path in rule.output]
         files: list[str] = []
         for job in planned:
-            made_by = getattr(self.made, NAMES.get(job.step, job.step.rpartition("/")[2]))
+            folder = f"results/{{study}}/{STEPS[job.step].folder}/"
             address = {"arm": job.arm, "rep": job.replicate, "job": job.job}
             given = {name: value for name, value in address.items() if value is not None}
-            files += expand(made_by.output, study=self.study.study, **given)
+            own = [path for path in patterns if path.startswith(folder)]
+            files += expand(own, study=self.study.study, **given)
         return files
 
     def phase(self, name: str) -> Callable[[Any], list[str]]:
@@ -174,3 +191,7 @@ class Rules:
 def _job(step: str, wildcards: Any) -> Job:
     named: Mapping[str, str] = dict(wildcards.items())
     return job_of(step, named)
+
+
+def _listed(given: str | list[str]) -> list[str]:
+    return [given] if isinstance(given, str) else given

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 
 from afterimage.artifacts import RUN
@@ -55,3 +55,15 @@ def flags_of(study: Study, job: Job) -> str:
         else:
             words += [flag, *map(path, [given] if isinstance(given, str) else given)]
     return shlex.join(words)
+
+
+def commands_of(study: Study, jobs: Iterable[Job]) -> str:
+    """Return the command line, without ``afterimage``, that does jobs one after the other in one
+    process, quoted for a shell."""
+    root = f"results/{study.study}"
+    commands = []
+    for job in jobs:
+        places = ["--config", f"{root}/config/{job.folder}.json", "--out", f"{root}/{job.folder}"]
+        verb = " ".join(STEPS[job.step].command)
+        commands.append(f"{verb} {flags_of(study, job)} {shlex.join(places)}")
+    return " --then ".join(commands)

@@ -20,8 +20,9 @@ STEPS: dict[str, Step] = {
 PHASES = tuple(dict.fromkeys(step.phase_name for step in STEPS.values()))
 """In the order in which they depend on each other; DVC has one stage for each."""
 
-DERIVED = ("train", "sample", "attack/extraction", "attack/quality")
-"""Steps that the arms of ``loyal_selection`` go through."""
+DERIVED = ("train", "sample", "attack/extraction", "attack/quality", "attack/membership")
+"""Steps that the arms of ``loyal_selection`` go through. No table of theirs has the membership
+attack, but one rule makes the attacks of an arm."""
 
 
 def jobs(study: Study) -> list[Job]:

@@ -107,7 +107,8 @@ def read(listing: str, root: Path) -> Iterator[Listed]:
 
 def _below(listed: str, root: Path) -> list[str]:
     prefix = f"{root.as_posix()}/"
-    return [path.removeprefix(prefix) for path in listed.split(", ") if path.startswith(prefix)]
+    paths = (path.removesuffix(" (update)") for path in listed.split(", "))
+    return [path.removeprefix(prefix) for path in paths if path.startswith(prefix)]
 
 
 def in_order(listed: Iterator[Listed]) -> list[Planned]:

@@ -20,6 +20,7 @@ import argparse
 import csv
 import json
 import math
+import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -140,19 +141,23 @@ def price(study: Study, jobs: Sequence[Planned], parts: dict[str, list[str]]) ->
     for job in jobs:
         name, _, part = job.outputs[0].rpartition("/")
         top, _, replicate = name.partition("/")
-        step, arm, share = (
-            "report/tables",
-            "",
-            1.0,
-        )  # like what is no result of its own: the import into MLflow
+        stores = dict.fromkeys(path.rpartition("/")[0] for path in job.outputs)
+        steps = [(known[store].step, known[store].name) for store in stores if store in known]
+        share = 1.0
         if name in known:
-            step, arm = known[name].step, known[name].name
-            share = estimate.share_of(study, step, None, parts.get(name, []))
+            share = estimate.share_of(study, steps[0][0], None, parts.get(name, []))
         elif top in PARTS:
             name, step, arm = job.outputs[0], PARTS[top], replicate.split("/")[0]
             share = estimate.share_of(study, step, part, parts[f"{step}/{replicate}"])
-        price = estimate.step_cost(study, step, arm, share=share)
-        found.append(Priced(name, price, Task(price.minutes, price.gpu, job.needs, job.submitted)))
+            steps = [(step, arm)]
+        else:  # no result of its own: the import into MLflow
+            steps = [("report/tables", "")]
+        cost = estimate.together(
+            [estimate.step_cost(study, step, arm, share=share) for step, arm in steps]
+        )
+        if len(steps) > 1:
+            name = os.path.commonpath(list(stores))
+        found.append(Priced(name, cost, Task(cost.minutes, cost.gpu, job.needs, job.submitted)))
     return found
 
 

@@ -171,6 +171,17 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
     )
 
 
+def together(costs: Sequence[Cost]) -> Cost:
+    """Return what several steps cost that one job does after each other."""
+    return Cost(
+        minutes=sum(cost.minutes for cost in costs),
+        mem_mb=max(cost.mem_mb for cost in costs),
+        gpu=max(cost.gpu for cost in costs),
+        threads=max(cost.threads for cost in costs),
+        device_mb=max(cost.device_mb for cost in costs),
+    )
+
+
 def asks(study: Study, job: Job, share: float, attempt: int) -> dict[str, int]:
     """Return what a job, or a part of it, asks a cluster for (``Cost.asks``)."""
     limit = study.cluster.max_minutes_per_job if job.step == "train" else None
