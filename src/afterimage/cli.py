@@ -103,6 +103,9 @@ def _attach(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
 THEN = "--then"
 """Between two commands of one process."""
 
+HEADING = "afterimage {} {}:"
+"""What is printed before each command of several."""
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command, or several with ``--then`` between them, one after the other.
@@ -125,6 +128,7 @@ def main(argv: list[str] | None = None) -> int:
             return parsed[0].run(parsed[0]) or 0
         with keeping_results():
             for args in parsed:
+                print(HEADING.format(args.phase, args.verb), flush=True)
                 try:
                     if status := args.run(args):
                         return status

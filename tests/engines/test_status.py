@@ -119,6 +119,12 @@ def test_what_follows_a_training(study, root):
     finish(root, "sample/baseline/rep0", "attack/baseline/rep0/quality")
     begin(root, "attack/baseline/rep0/extraction")
     begin(root, "sample/longer/rep0")
+    log = root / "logs" / "attack" / "baseline" / "rep0.log"
+    log.parent.mkdir(parents=True)
+    log.write_text(
+        "afterimage attack quality:\nmeasured 9 of 9 images, 0 s left\n"
+        "afterimage attack extraction:\nsearched 5 of 9 images, 2 min left\n"
+    )
     log = root / "logs" / "sample" / "longer" / "rep0.log"
     log.parent.mkdir(parents=True)
     log.write_text("drawn 64 of 1024 generations (6 %), 3 min 10 s left\nsomething else\n")
@@ -126,7 +132,7 @@ def test_what_follows_a_training(study, root):
         "study default: 5 of 17 jobs done",
         "data 0/4  train 2/2  sample 1/2  attack 2/6  report 0/3",
         "",
-        "baseline rep0  attacks 2/3 (extraction)",
+        "baseline rep0  attacks 2/3 (extraction: searched 5 of 9 images, 2 min left)",
         "longer rep0    sampling: drawn 64 of 1024 generations (6 %), 3 min 10 s left",
     ]
 

@@ -181,8 +181,16 @@ class Look:
         return f"{name}: {told[-1]}" if told else name
 
     def _log(self, job: Job) -> str:
-        path = self.root / "logs" / f"{job.folder}.log"
-        return path.read_text(errors="replace") if path.is_file() else ""
+        """Return what the job logged so far; a log of several jobs has a heading for each."""
+        own = self.root / "logs" / job.folder
+        heading = "afterimage {} {}:\n".format(*jobs.STEPS[job.step].command)
+        for path in (
+            own.with_name(f"{own.name}.log"),
+            own.parent.with_name(f"{own.parent.name}.log"),
+        ):
+            if path.is_file():
+                return path.read_text(errors="replace").rpartition(heading)[2]
+        return ""
 
     def _training(self, job: Job, now: float) -> str:
         folder = self.root / "state" / job.folder.removeprefix("train/")
