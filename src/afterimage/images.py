@@ -38,7 +38,8 @@ class Images:
             or self.pixels.shape[-1] not in (1, 3)
         ):
             raise ArtifactError(
-                f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} {self.pixels.shape}"
+                f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} "
+                f"{self.pixels.shape}"
             )
         for name in ("ids", "labels", "sources", "official_test"):
             if getattr(self, name).shape != (n,):

@@ -10,9 +10,10 @@ the same count for held-out images and for never-trained twins.
 ``extract`` is the attack itself: arrays in, tables out. It needs only generations and training
 images; held-out images and the planted truth add the controls. The store that the verb leaves:
 
-- ``pairs.parquet``: one row per generation: sample, nearest, nearest_source (ids), l2 (normalised l2, or tiled), ratio_training,
-  ratio_candidate (both with the fixed alpha; infinite where all neighbours are copies), mq_ratio,
-  ``flagged_<anchor>_<fixed|calibrated>``, low_detail (blank or blurred, see ``detail``) and flagged_verdict;
+- ``pairs.parquet``: one row per generation: sample, nearest, nearest_source (ids), l2 (normalised
+  l2, or tiled), ratio_training, ratio_candidate (both with the fixed alpha; infinite where all
+  neighbours are copies), mq_ratio, ``flagged_<anchor>_<fixed|calibrated>``, low_detail (blank or
+  blurred, see ``detail``) and flagged_verdict;
 - ``holdout_pairs.parquet``: the same for the held-out images that are no duplicates of training
   images;
 - ``images.parquet``: one row per training source: source, id and label of its first row, copies (as
@@ -231,7 +232,8 @@ def extract(
 def _check_shapes(train: Images, images: Images, name: str, may_be_empty: bool = False) -> None:
     if images.pixels.shape[1:] != train.pixels.shape[1:]:
         raise ArtifactError(
-            f"the {name} have shape {images.pixels.shape[1:]}, but the training images {train.pixels.shape[1:]}"
+            f"the {name} have shape {images.pixels.shape[1:]}, but the training images "
+            f"{train.pixels.shape[1:]}"
         )
     if not len(images) and not may_be_empty:
         raise ArtifactError(f"there are no {name}")

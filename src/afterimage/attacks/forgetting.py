@@ -254,7 +254,8 @@ class Judge:
         asked = self.samples.labels
         if label not in asked:
             raise ConfigError(
-                f"forget.{name}.label = {label}: none of the {len(asked)} generations (sample.images) has it"
+                f"forget.{name}.label = {label}: none of the {len(asked)} generations "
+                "(sample.images) has it"
             )
         if self.classify is not None:
             by_class(table, self.classify(self.samples.pixels), asked, label)
@@ -348,7 +349,8 @@ def extractions(given: list[str], sets: dict[str, dict[str, Any]]) -> dict[str, 
     wanted = [name for name, one in sets.items() if one["extracted_from"] is not None]
     if sorted(stores) != sorted(wanted):
         raise ConfigError(
-            f"--extraction SET=DIR must be given for: {', '.join(wanted) or 'no set'}; given: {given or 'none'}"
+            f"--extraction SET=DIR must be given for: {', '.join(wanted) or 'no set'}; given: "
+            f"{given or 'none'}"
         )
     return stores
 

@@ -163,5 +163,6 @@ def check_range(images: np.ndarray, name: str) -> None:
     """
     if images.dtype != np.uint8 and images.size and not (images.min() >= 0 and images.max() <= 1):
         raise ConfigError(
-            f"{name} images must be uint8, or floating with finite values in [0, 1]; theirs are in [{images.min()}, {images.max()}]"
+            f"{name} images must be uint8, or floating with finite values in [0, 1]; theirs are "
+            f"in [{images.min()}, {images.max()}]"
         )

@@ -49,7 +49,8 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
     rows = index[index["part"] == "twin"].set_index("id")
     if set(rows.index) != set(twins.ids.tolist()):
         raise ArtifactError(
-            "the index and the twins' images do not name the same twins: they come from different splits"
+            "the index and the twins' images do not name the same twins: they come from different "
+            "splits"
         )
     rows = rows.loc[twins.ids]
     return Planted(rows["twin_of"].to_numpy(), rows["copies"].to_numpy(np.int64), twins)

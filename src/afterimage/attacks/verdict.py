@@ -69,14 +69,19 @@ class Verdict:
             return f"Cannot tell: {self.reason}"
         if self.outcome == NOT_SHOWN:
             return (
-                f"Copies are not shown, though a copying rate of {_percent(self.visible_rate or 0)} would have been seen in "
-                f"{100 * POWER:.0f} of 100 such attacks ({self.generations} generations, {self.held_out} held-out images), if its copies are nearer than "
+                "Copies are not shown, though a copying rate of "
+                f"{_percent(self.visible_rate or 0)} would have been seen in "
+                f"{100 * POWER:.0f} of 100 such attacks ({self.generations} generations, "
+                f"{self.held_out} held-out images), if its copies are nearer than "
                 "every held-out image. Rarer or less exact copies may be there."
             )
         return (
-            f"Copies shown: at least {self.copies} of {self.generations} generations ({_percent(self.copies / self.generations)}) are copies of training "
-            f"images. {self.flagged} are nearer than {self.held_out - self.held_out_flagged} of {self.held_out} held-out images, at most "
-            f"{self.false_alarms} of them by chance (95 %); they show {self.images} different training "
+            f"Copies shown: at least {self.copies} of {self.generations} generations "
+            f"({_percent(self.copies / self.generations)}) are copies of training "
+            f"images. {self.flagged} are nearer than {self.held_out - self.held_out_flagged} of "
+            f"{self.held_out} held-out images, at most "
+            f"{self.false_alarms} of them by chance (95 %); they show {self.images} different "
+            "training "
             f"images, at least {self.images_at_least} of which are copied."
         )
 
@@ -109,11 +114,13 @@ def decide(
 
     if different < 2:
         return cannot_tell(
-            "the attack compares distances between different training images, and there is only one."
+            "the attack compares distances between different training images, and there is only "
+            "one."
         )
     if held_out is None:
         return cannot_tell(
-            "no held-out images were given. Real images that the model never saw can be near to training images too; without them "
+            "no held-out images were given. Real images that the model never saw can be near to "
+            "training images too; without them "
             "nothing says how many of the near generations are false alarms."
         )
     if not len(held_out):
@@ -125,12 +132,14 @@ def decide(
     if not result.copies:
         if visible > LARGEST_VISIBLE:
             return cannot_tell(
-                f"{count} generations and {len(held_out)} held-out images are too few: not even a copying rate of {_percent(LARGEST_VISIBLE)} "
+                f"{count} generations and {len(held_out)} held-out images are too few: not even a "
+                f"copying rate of {_percent(LARGEST_VISIBLE)} "
                 "would have been seen. More of both are needed."
             )
         if zero_means:
             return cannot_tell(
-                f"{zero_means} generations are nearest to a training image all of whose neighbours are its own copies, so that their relative distance is infinite. "
+                f"{zero_means} generations are nearest to a training image all of whose "
+                "neighbours are its own copies, so that their relative distance is infinite. "
                 "Count neighbours among different images (gallery: distinct)."
             )
         return Verdict(NOT_SHOWN, "", count, len(held_out), visible_rate=visible), nobody

@@ -50,7 +50,8 @@ class ForgetSet(Block):
         given = [name for name, value in kinds.items() if value is not None]
         if len(given) != 1:
             raise ValueError(
-                f"give exactly one of label, ids and extracted_from, not {' and '.join(given) or 'none'}"
+                "give exactly one of label, ids and extracted_from, not "
+                f"{' and '.join(given) or 'none'}"
             )
         return self
 
@@ -186,8 +187,10 @@ class Arm(Block):
         train = study.train_of(name)
         if train.follows_budget and not self.follows_budget:
             return (
-                f"decay = {train.decay!r} and warmup = {train.warmup} of train follow the budget, which "
-                "only method baseline supports; here decay must be none and warmup a number of updates"
+                f"decay = {train.decay!r} and warmup = {train.warmup} of train follow the budget, "
+                "which "
+                "only method baseline supports; here decay must be none and warmup a number of "
+                "updates"
             )
         return None
 
@@ -230,7 +233,8 @@ class Unlearning(Arm):
             return f"data = {self.data!r}, but {given} was trained on data = {base.data!r}: give the same"
         if (self.fraction, base.fraction) != (1, 1):
             return (
-                f"method {self.method} needs to know what its base saw: fraction = {self.fraction} of "
+                f"method {self.method} needs to know what its base saw: fraction = "
+                f"{self.fraction} of "
                 f"{given} with fraction = {base.fraction} is not supported, only 1 of 1"
             )
         if self.without is not None:
@@ -302,7 +306,8 @@ class IetAgc(Arm):
             of_shards = f" of shards = {self.shards}" if self.budget == "total" else ""
             nearest = max(1, round(updates / pieces)) * pieces
             return (
-                f"{updates} updates cannot be shared equally by rounds = {self.rounds}{of_shards}; the "
+                f"{updates} updates cannot be shared equally by rounds = "
+                f"{self.rounds}{of_shards}; the "
                 f"nearest number that can is {nearest}"
             )
         return super().refusal(study, name)
@@ -313,11 +318,13 @@ class IetAgc(Arm):
             for key in ("redistribute_above", "augment_below"):
                 if getattr(self, key) is not None:
                     raise ValueError(
-                        f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold = 0 skips none"
+                        f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold "
+                        "= 0 skips none"
                     )
         if self.redistribute_above is not None and self.shards == 1:
             raise ValueError(
-                f"redistribute_above = {self.redistribute_above} needs shards to move images between, but shards = 1"
+                f"redistribute_above = {self.redistribute_above} needs shards to move images "
+                "between, but shards = 1"
             )
         return self
 
@@ -376,7 +383,8 @@ class EraseDiff(Unlearning):
     released_uniform: the same uniform tensor also corrupts the image; label dropout on. The uniform
     ones need ``diffusion.prediction: epsilon``."""
     barrier: Literal["gradnorm", "gap", "cosine", "fixed"] = "gradnorm"
-    """lambda's rule: the theorem's, a_t = eta |grad g|^2; a_t = eta g; the released code's eta - cos; the constant ``weight``."""
+    """lambda's rule: the theorem's, a_t = eta |grad g|^2; a_t = eta g; the released code's eta -
+    cos; the constant ``weight``."""
     eta: Annotated[float, Field(ge=0)] = 0.1
     """Strength of the barrier."""
     weight: Annotated[float, Field(ge=0)] = 0.1
@@ -407,7 +415,8 @@ class EraseDiff(Unlearning):
         prediction = study.diffusion.prediction
         if "uniform" in self.target and prediction != "epsilon":
             return (
-                f"target = {self.target!r} stands in place of the noise, but diffusion.prediction = "
+                f"target = {self.target!r} stands in place of the noise, but diffusion.prediction "
+                "= "
                 f"{prediction!r}"
             )
         return super().refusal(study, name)
@@ -521,7 +530,8 @@ class DpSgd(Arm):
     def refusal(self, study: Study, name: str) -> str | None:
         if self.base is not None:
             return (
-                f"method dp_sgd counts the privacy of its own updates only: base = {self.base!r} cannot "
+                f"method dp_sgd counts the privacy of its own updates only: base = {self.base!r} "
+                "cannot "
                 "be given"
             )
         return super().refusal(study, name)

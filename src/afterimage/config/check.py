@@ -16,7 +16,8 @@ def run(args: argparse.Namespace) -> None:
     planted = sum(plant.images for plant in study.data.plant)
     print(f"{args.study}: study {study.study!r} is valid")
     print(
-        f"  data    {study.data.source.kind}: {study.data.split.train} training images, {study.data.distinct} distinct, {planted} planted"
+        f"  data    {study.data.source.kind}: {study.data.split.train} training images, "
+        f"{study.data.distinct} distinct, {planted} planted"
     )
     print(f"  arms    {', '.join(study.arms)}; {study.replicates} replicate(s) each")
     print(f"  sample  {study.sample.images} generations per replicate")

@@ -66,18 +66,21 @@ class Study(Attacks):
             for key, other in _arms_named(arm).items():
                 if other not in self.arms:
                     raise ValueError(
-                        f"arms.{name}.{key} = {other!r} is not an arm; {_allowed('arms', other, self.arms)}"
+                        f"arms.{name}.{key} = {other!r} is not an arm; "
+                        f"{_allowed('arms', other, self.arms)}"
                     )
             for key, wanted in _sets_named(arm).items():
                 if wanted not in self.forget:
                     raise ValueError(
-                        f"arms.{name}.{key} = {wanted!r} is not a set under forget; {_allowed('sets', wanted, self.forget)}"
+                        f"arms.{name}.{key} = {wanted!r} is not a set under forget; "
+                        f"{_allowed('sets', wanted, self.forget)}"
                     )
         for name, forgotten in self.forget.items():
             origin = forgotten.extracted_from
             if origin is not None and origin not in self.arms:
                 raise ValueError(
-                    f"forget.{name}.extracted_from = {origin!r} is not an arm; {_allowed('arms', origin, self.arms)}"
+                    f"forget.{name}.extracted_from = {origin!r} is not an arm; "
+                    f"{_allowed('arms', origin, self.arms)}"
                 )
         for name in self.arms:
             self._no_circle([name])
@@ -104,13 +107,15 @@ class Study(Attacks):
         each, size = self.cluster.generations_per_job, self.sample.batch_size
         if each is not None and each % size:
             raise ValueError(
-                f"cluster.generations_per_job = {each} is no multiple of sample.batch_size = {size}: jobs draw whole batches"
+                f"cluster.generations_per_job = {each} is no multiple of sample.batch_size = "
+                f"{size}: jobs draw whole batches"
             )
         for name, arm in self.arms.items():
             train, processes = self.train_of(name), self.processes_of(name)
             if arm.shares == "batch" and train.batch_size % (processes * train.accumulation):
                 raise ValueError(
-                    f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = {train.batch_size}, which is no "
+                    f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = "
+                    f"{train.batch_size}, which is no "
                     f"multiple of {processes} processes x accumulation = {train.accumulation}"
                 )
         return self
@@ -122,7 +127,8 @@ class Study(Attacks):
             return self
         if chosen.arm not in self.arms:
             raise ValueError(
-                f"attribution.arm = {chosen.arm!r} is not an arm; {_allowed('arms', chosen.arm, self.arms)}"
+                f"attribution.arm = {chosen.arm!r} is not an arm; "
+                f"{_allowed('arms', chosen.arm, self.arms)}"
             )
         arm = self.arms[chosen.arm]
         if (
@@ -132,7 +138,8 @@ class Study(Attacks):
             or arm.fraction < 1
         ):
             raise ValueError(
-                f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), from the start, on all its images, "
+                f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
+                "from the start, on all its images, "
                 "with a budget of its own"
             )
         levels = {
@@ -144,24 +151,29 @@ class Study(Attacks):
         for key, count in levels.items():
             if count > self.diffusion.timesteps:
                 raise ValueError(
-                    f"attribution.{key} = {count} is more than diffusion.timesteps = {self.diffusion.timesteps}"
+                    f"attribution.{key} = {count} is more than diffusion.timesteps = "
+                    f"{self.diffusion.timesteps}"
                 )
         if chosen.stacked and self.model.dropout:
             raise ValueError(
-                f"attribution.stacked: networks trained at once cannot have dropout (model.dropout = {self.model.dropout})"
+                "attribution.stacked: networks trained at once cannot have dropout "
+                f"(model.dropout = {self.model.dropout})"
             )
         if chosen.queries.generated > self.sample.images:
             raise ValueError(
-                f"attribution.queries.generated = {chosen.queries.generated} is more than sample.images = {self.sample.images}"
+                f"attribution.queries.generated = {chosen.queries.generated} is more than "
+                f"sample.images = {self.sample.images}"
             )
         if chosen.queries.holdout > self.data.split.holdout:
             raise ValueError(
-                f"attribution.queries.holdout = {chosen.queries.holdout} is more than data.split.holdout = {self.data.split.holdout}"
+                f"attribution.queries.holdout = {chosen.queries.holdout} is more than "
+                f"data.split.holdout = {self.data.split.holdout}"
             )
         removed = chosen.counterfactual.remove if chosen.counterfactual else 0
         if removed >= self.data.split.train:
             raise ValueError(
-                f"attribution.counterfactual.remove = {removed}: some of data.split.train = {self.data.split.train} images must be left"
+                f"attribution.counterfactual.remove = {removed}: some of data.split.train = "
+                f"{self.data.split.train} images must be left"
             )
         if chosen.remedied is not None:
             self._remedied_fits(chosen.remedied)
@@ -171,22 +183,26 @@ class Study(Attacks):
         for key, name in [("before", chosen.before), *(("after", name) for name in chosen.after)]:
             if name not in self.arms:
                 raise ValueError(
-                    f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}"
+                    f"attribution.remedied.{key} = {name!r} is not an arm; "
+                    f"{_allowed('arms', name, self.arms)}"
                 )
             if not self.arms[name].single_network:
                 raise ValueError(
-                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method {self.arms[name].method})"
+                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two "
+                    f"(method {self.arms[name].method})"
                 )
             if key == "after" and not self.own_forget_sets(name):
                 raise ValueError(f"attribution.remedied.after = {name!r}: this arm forgets nothing")
             if self.arms[name].data != self.arms[chosen.before].data:
                 raise ValueError(
-                    f"attribution.remedied.after = {name!r} trains on {self.arms[name].data} images, "
+                    f"attribution.remedied.after = {name!r} trains on {self.arms[name].data} "
+                    "images, "
                     f"{chosen.before!r} on {self.arms[chosen.before].data} ones"
                 )
         if chosen.queries > self.sample.images:
             raise ValueError(
-                f"attribution.remedied.queries = {chosen.queries} is more than sample.images = {self.sample.images}"
+                f"attribution.remedied.queries = {chosen.queries} is more than sample.images = "
+                f"{self.sample.images}"
             )
 
     @model_validator(mode="after")
@@ -196,17 +212,20 @@ class Study(Attacks):
             return self
         if chosen.base not in self.arms:
             raise ValueError(
-                f"loyal_selection.base = {chosen.base!r} is not an arm; {_allowed('arms', chosen.base, self.arms)}"
+                f"loyal_selection.base = {chosen.base!r} is not an arm; "
+                f"{_allowed('arms', chosen.base, self.arms)}"
             )
         base = self.arms[chosen.base]
         if not base.single_network or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
             raise ValueError(
-                f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, trained on all its images"
+                f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, "
+                "trained on all its images"
             )
         for tau in chosen.switch_timesteps:
             if tau >= self.diffusion.timesteps:
                 raise ValueError(
-                    f"loyal_selection.switch_timesteps = {chosen.switch_timesteps}: allowed are 1 to {self.diffusion.timesteps - 1}"
+                    f"loyal_selection.switch_timesteps = {chosen.switch_timesteps}: allowed are 1 "
+                    f"to {self.diffusion.timesteps - 1}"
                 )
         taken = sorted(self.arms.keys() & plan(chosen, len(self.model.channels)).keys())
         if taken:
@@ -352,7 +371,8 @@ def _explain(error: ValidationError, prefix: str = "", model: type[BaseModel] = 
         if problem["type"] == "extra_forbidden":
             allowed = _fields_at(model, location[:-1])
             lines.append(
-                f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: {', '.join(allowed)})"
+                f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: "
+                f"{', '.join(allowed)})"
             )
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; it must be given")

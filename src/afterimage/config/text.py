@@ -72,7 +72,8 @@ def _text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
-            f"{path} is not UTF-8: byte {data[error.start]:#04x} in line {line} (Latin-1?); save it as UTF-8"
+            f"{path} is not UTF-8: byte {data[error.start]:#04x} in line {line} (Latin-1?); save "
+            "it as UTF-8"
         ) from error
 
 
@@ -94,7 +95,8 @@ def _twice(node: yaml.Node, key: str, seen: set[int]) -> list[str]:
                 lines.setdefault((name.tag, name.value), []).append(name.start_mark.line + 1)
             said += _twice(value, below, seen)
         said = [
-            f"{key + '.' if key else ''}{name} stands {len(at)} times in one mapping, in lines {', '.join(map(str, at))}"
+            f"{key + '.' if key else ''}{name} stands {len(at)} times in one mapping, in lines "
+            f"{', '.join(map(str, at))}"
             for (_, name), at in lines.items()
             if len(at) > 1
         ] + said

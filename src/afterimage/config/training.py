@@ -32,7 +32,8 @@ class Model(Block):
     def _levels_agree(self) -> Model:
         if len(self.attention) != len(self.channels):
             raise ValueError(
-                f"attention has {len(self.attention)} entries but channels has {len(self.channels)}: one per level"
+                f"attention has {len(self.attention)} entries but channels has "
+                f"{len(self.channels)}: one per level"
             )
         for width in self.channels:
             if width % self.norm_groups:
@@ -42,7 +43,8 @@ class Model(Block):
         for width, on in zip(self.channels, self.attention, strict=True):
             if on and width % self.attention_head_dim:
                 raise ValueError(
-                    f"channels: {width} has attention but is not a multiple of attention_head_dim = {self.attention_head_dim}"
+                    f"channels: {width} has attention but is not a multiple of attention_head_dim "
+                    f"= {self.attention_head_dim}"
                 )
         return self
 
@@ -108,7 +110,8 @@ class Train(Block):
     def _budget(self) -> Train:
         if (self.updates is None) == (self.epochs is None):
             raise ValueError(
-                f"give exactly one of updates and epochs (updates = {self.updates}, epochs = {self.epochs})"
+                f"give exactly one of updates and epochs (updates = {self.updates}, epochs = "
+                f"{self.epochs})"
             )
         if self.batch_size % self.accumulation:
             raise ValueError(

@@ -1,4 +1,5 @@
-"""The noising of images: the forward process of Ho et al. 2020, equation 4, and the loss of equation 14 per sample."""
+"""The noising of images: the forward process of Ho et al. 2020, equation 4, and the loss of
+equation 14 per sample."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ Change = Callable[[torch.Tensor], torch.Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, noised and ready for the network. All tensors have the batch as their first dimension.
+    """One batch, noised and ready for the network. All tensors have the batch as their first
+    dimension.
 
     Attributes:
         rows: int64, (B,): positions in the training set.
@@ -105,9 +107,11 @@ class Pixels:
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
     ) -> Batch:
-        """Noise the images at ``rows``, after ``change`` if one is given; t comes from [0, T), or from [low, high).
+        """Noise the images at ``rows``, after ``change`` if one is given; t comes from [0, T), or
+        from [low, high).
 
-        Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones do not move the earlier.
+        Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones
+        do not move the earlier.
         """
         index = torch.from_numpy(rows)
         count = len(index)
@@ -166,11 +170,13 @@ class Pixels:
                 return clean
             case other:
                 raise ConfigError(
-                    f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and sample"
+                    f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and "
+                    "sample"
                 )
 
     def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the network's prediction for each sample, float32, (B, C, H, W): without the variance that it may make too."""
+        """Return the network's prediction for each sample, float32, (B, C, H, W): without the
+        variance that it may make too."""
         condition = {} if batch.labels is None else {"class_labels": batch.labels}
         made = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
         return made[:, : batch.noisy.shape[1]].float()

@@ -1,7 +1,9 @@
-"""Two networks that share the timesteps (LoyalDiffusion, Li et al. 2024): one for low noise, one for high noise.
+"""Two networks that share the timesteps (LoyalDiffusion, Li et al. 2024): one for low noise, one
+for high noise.
 
-To everything around it the router is a ``UNet2DModel``: ``DDPMPipeline``, ``DDIMPipeline`` and any other diffusers pipeline of
-such a network samples with it, stores it by ``save_pretrained``, and opens it again after ``import afterimage``.
+To everything around it the router is a ``UNet2DModel``: ``DDPMPipeline``, ``DDIMPipeline`` and any
+other diffusers pipeline of such a network samples with it, stores it by ``save_pretrained``, and
+opens it again after ``import afterimage``.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from afterimage.diffusion.rau_net import RAUNet
 
 NULL = "_null_label"
-"""Key of a network's config: the label that stands for none. diffusers keeps keys with a leading underscore as they are."""
+"""Key of a network's config: the label that stands for none. diffusers keeps keys with a leading
+underscore as they are."""
 
 NETS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RAUNet": RAUNet}
 
@@ -23,8 +26,8 @@ NETS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RAUNet": RAUN
 class TimestepRouter(UNet2DModel):
     """Sends each sample to the front network where t < tau and to the tail network where t >= tau.
 
-    With tau = 0 the tail does all, with tau = T the front does. Guidance needs nothing of its own: the conditional and the null
-    branch of a sample have one timestep, and so one network.
+    With tau = 0 the tail does all, with tau = T the front does. Guidance needs nothing of its own:
+    the conditional and the null branch of a sample have one timestep, and so one network.
 
     Args:
         front_net: The network of low noise, or its config.
@@ -51,7 +54,8 @@ class TimestepRouter(UNet2DModel):
 
     @property
     def config(self) -> FrozenDict:
-        """The router's own config, and that of its networks: image size, channels and labels, which they share."""
+        """The router's own config, and that of its networks: image size, channels and labels, which
+        they share."""
         return FrozenDict({**self.tail.config, **super().config})
 
     def forward(

@@ -1,13 +1,15 @@
-"""``afterimage sample draw``: generate images from a trained pipeline, each from its own seeded noise.
+"""``afterimage sample draw``: generate images from a trained pipeline, each from its own seeded
+noise.
 
-DDIM (Song et al. 2021) or ancestral sampling (Ho et al. 2020), both by diffusers' schedulers, with classifier-free guidance (Ho &
-Salimans 2022) for label-conditional nets. The noise of an image depends on the study's seed, the replicate and the image's id
-only: not on the arm, so that arms are compared on the same starts, and not on the batch size, which changes an image by no more
-than the rounding of the convolutions (another batch shape, another order of summation; measured at batch sizes 1, 7 and 64 on
-the default study: 1e-5 on the scale [-1, 1], no 8-bit value).
+DDIM (Song et al. 2021) or ancestral sampling (Ho et al. 2020), both by diffusers' schedulers, with
+classifier-free guidance (Ho & Salimans 2022) for label-conditional nets. The noise of an image
+depends on the study's seed, the replicate and the image's id only: not on the arm, so that arms are
+compared on the same starts, and not on the batch size, which changes an image by no more than the
+rounding of the convolutions (another batch shape, another order of summation; measured at batch
+sizes 1, 7 and 64 on the default study: 1e-5 on the scale [-1, 1], no 8-bit value).
 
-``--block A:B`` draws the images with ids A to B-1 alone, in whole batches, and ``--blocks DIR ...`` makes the result of such blocks:
-the same bytes as one process would have drawn.
+``--block A:B`` draws the images with ids A to B-1 alone, in whole batches, and ``--blocks DIR ...``
+makes the result of such blocks: the same bytes as one process would have drawn.
 
 The store: ``images.npz``; ``grid.png``, the first 64 of them, which a block does not have.
 """
@@ -83,13 +85,15 @@ def span(text: str) -> tuple[int, int]:
 
 
 def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dict[str, Any]]:
-    """Return the net and the scheduler's config of a pipeline, opened and checked as ``pipelines.open_pipeline`` does."""
+    """Return the net and the scheduler's config of a pipeline, opened and checked as
+    ``pipelines.open_pipeline`` does."""
     opened = open_pipeline(pipeline, seed=seed)
     return opened.net, opened.scheduler_config
 
 
 def default_steps(sampler: str, timesteps: int) -> int:
-    """Return how many steps an audit takes: 50 of DDIM, 250 of ancestral sampling, at most the training's timesteps."""
+    """Return how many steps an audit takes: 50 of DDIM, 250 of ancestral sampling, at most the
+    training's timesteps."""
     return min(DEFAULT_STEPS[sampler], timesteps)
 
 
@@ -113,7 +117,8 @@ def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Pat
 
 
 def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel, dict[str, Any]]:
-    """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same redrawn blocks."""
+    """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same
+    redrawn blocks."""
     net, scheduler_config = load_denoiser(
         pipeline, seeds.derive(seed, "sample", replicate, "blocks")
     )
@@ -143,8 +148,9 @@ def denoise(
     """Take one batch of noise to images.
 
     Args:
-        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``. Of one that makes 2C channels the
-            first C are the prediction; the others are the variance of ancestral sampling, where the scheduler takes one.
+        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``. Of one
+            that makes 2C channels the first C are the prediction; the others are the variance of
+            ancestral sampling, where the scheduler takes one.
         scheduler_config: Config of the scheduler that it was trained with.
         start: float32, (n, C, H, W): standard normal noise, on the network's device.
         generators: One per image, for samplers that add noise.
@@ -156,7 +162,8 @@ def denoise(
         float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
 
     Raises:
-        ConfigError: if there are more steps than training timesteps, or guidance is asked for without a null label.
+        ConfigError: if there are more steps than training timesteps, or guidance is asked for
+            without a null label.
         ArtifactError: naming the first step, if a prediction or an image is not finite.
     """
     timesteps = scheduler_config["num_train_timesteps"]
@@ -174,8 +181,10 @@ def denoise(
     scheduler.set_timesteps(settings.steps)
     if scheduler.timesteps.max() >= timesteps:
         raise ConfigError(
-            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of {scheduler.config['steps_offset']} the first "
-            f"step is at timestep {scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are allowed"
+            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of "
+            f"{scheduler.config['steps_offset']} the first "
+            f"step is at timestep {scheduler.timesteps.max()}, and the model has 0 to "
+            f"{timesteps - 1}; fewer steps are allowed"
         )
     w, channels = settings.guidance, start.shape[1]
     if labels is not None and w != 1 and null is None:
@@ -216,7 +225,8 @@ def denoise(
     if len(bad):
         step, what = bad[0].tolist()
         raise ArtifactError(
-            f"the {('prediction of the network', 'image')[what]} at step {step + 1} of {settings.steps} (timestep "
+            f"the {('prediction of the network', 'image')[what]} at step {step + 1} of "
+            f"{settings.steps} (timestep "
             f"{scheduler.timesteps[step]}) is not finite: it has NaN or infinite values"
         )
     return x
@@ -251,7 +261,8 @@ def generate(
     classes = classes_of(unet)
     if (classes is None) != (labels is None):
         raise ConfigError(
-            f"the network knows {classes or 'no'} labels, but labels were {'not ' if labels is None else ''}given"
+            f"the network knows {classes or 'no'} labels, but labels were "
+            f"{'not ' if labels is None else ''}given"
         )
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -275,7 +286,8 @@ def generate(
 
 
 def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:
-    """Arrange uint8 images, (N, H, W, C), in rows, each enlarged without smoothing to at least ``pixels`` high."""
+    """Arrange uint8 images, (N, H, W, C), in rows, each enlarged without smoothing to at least
+    ``pixels`` high."""
     scale = -(-pixels // images.shape[1])
     big = images.repeat(scale, axis=1).repeat(scale, axis=2)
     rows = -(-len(big) // columns)
@@ -301,7 +313,8 @@ def check_block(block: tuple[int, int], settings: Sample) -> None:
         or (end % settings.batch_size and end != settings.images)
     ):
         raise ConfigError(
-            f"--block {first}:{end} must begin and end at a multiple of sample.batch_size = {settings.batch_size}, "
+            f"--block {first}:{end} must begin and end at a multiple of sample.batch_size = "
+            f"{settings.batch_size}, "
             f"or end at sample.images = {settings.images}"
         )
 
@@ -309,7 +322,8 @@ def check_block(block: tuple[int, int], settings: Sample) -> None:
 def put_together(
     blocks: Sequence[Path], resolved: dict[str, Any], model_sha256: str
 ) -> tuple[Images, dict[str, Any]]:
-    """Return the images of all blocks in the order of their ids, and what ``run.json`` says of the drawing.
+    """Return the images of all blocks in the order of their ids, and what ``run.json`` says of the
+    drawing.
 
     Args:
         blocks: Results of ``--block``.
@@ -317,8 +331,8 @@ def put_together(
         model_sha256: The network's pipeline folder.
 
     Raises:
-        ArtifactError: naming the block that is damaged, was made under another config, from another network or by other code; or
-            the images that are missing or there twice.
+        ArtifactError: naming the block that is damaged, was made under another config, from another
+            network or by other code; or the images that are missing or there twice.
     """
     found: dict[tuple[int, int], tuple[Images, dict[str, Any]]] = {}
     for folder in blocks:
@@ -327,7 +341,8 @@ def put_together(
         model = run["inputs"]["model"]
         if model["sha256"] != model_sha256:
             raise ArtifactError(
-                f"{folder} was drawn from another network than the one that is now in {model['path']}"
+                f"{folder} was drawn from another network than the one that is now in "
+                f"{model['path']}"
             )
         if run["code_sha256"] != provenance.fingerprint(__name__):
             raise ArtifactError(
@@ -339,7 +354,8 @@ def put_together(
     for first, end in [*spans, (resolved["settings"]["images"], 0)]:
         if first != at:
             raise ArtifactError(
-                f"images {min(first, at)} to {max(first, at) - 1} are {'missing' if at < first else 'there twice'}"
+                f"images {min(first, at)} to {max(first, at) - 1} are "
+                f"{'missing' if at < first else 'there twice'}"
             )
         at = end
     images, facts = zip(*(found[block] for block in spans), strict=True)

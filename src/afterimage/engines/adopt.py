@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     study = config.load(args.study)
     if changed := dvc_changes():
         raise ArtifactError(
-            f"`dvc status` is not clean, so nothing was adopted: {', '.join(changed)}; run `dvc pull`, or `dvc repro` for new results"
+            f"`dvc status` is not clean, so nothing was adopted: {', '.join(changed)}; run `dvc "
+            "pull`, or `dvc repro` for new results"
         )
     wrong = [problem for problem in verify.problems(study, args.results) if not problem.warning]
     if wrong:
@@ -58,7 +59,8 @@ def run(args: argparse.Namespace) -> int:
     done = _call(*command, "--", "all")
     if done.returncode:
         raise ArtifactError(
-            f"`{' '.join(command)} -- all` failed; Snakemake's records are incomplete:\n{done.stderr.strip()}"
+            f"`{' '.join(command)} -- all` failed; Snakemake's records are "
+            f"incomplete:\n{done.stderr.strip()}"
         )
     print(f"study {study.study!r}: all results are right and known to Snakemake")
     return 0

@@ -84,15 +84,18 @@ def run(args: argparse.Namespace) -> int:
     locks = directory / ".snakemake" / "locks"  # not there after a run that ended by itself
     if alive := at_work(directory):
         raise ArtifactError(
-            f"snakemake is at work in {directory}: {alive}. Stop it there (Ctrl-C ends its jobs); nothing was done"
+            f"snakemake is at work in {directory}: {alive}. Stop it there (Ctrl-C ends its jobs); "
+            "nothing was done"
         )
     past = runs(directory)
     locked = locks.is_dir() and any(locks.iterdir())
     elsewhere = past[-1].host if past and past[-1].host != socket.gethostname() else None
     if elsewhere and locked and not (args.force or args.dry_run):
         raise ArtifactError(
-            f"snakemake was last started on {elsewhere}, and whether it is still at work there cannot be seen from here. Type this "
-            "there, or give --force if that host is down or has no snakemake any more; nothing was done"
+            f"snakemake was last started on {elsewhere}, and whether it is still at work there "
+            "cannot be seen from here. Type this "
+            "there, or give --force if that host is down or has no snakemake any more; nothing "
+            "was done"
         )
     names = [run.slurm_id for run in past if run.slurm_id]
     queued, orphans = in_queue(names), on_this_host(directory)
@@ -102,7 +105,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"process {process.pid} on this host: {shlex.join(process.cmdline())}")
     if args.dry_run:
         print(
-            f"{len(queued) + len(orphans)} job(s) left behind; the folder is {'' if locked else 'not '}locked; nothing was done"
+            f"{len(queued) + len(orphans)} job(s) left behind; the folder is "
+            f"{'' if locked else 'not '}locked; nothing was done"
         )
         return 0
     _end(names, orphans)
@@ -110,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
         shutil.rmtree(locks)  # what `snakemake --unlock` does, which needs a study without mistakes
         locks.mkdir()
     print(
-        f"{len(queued) + len(orphans)} job(s) ended; {directory} {'is unlocked' if locked else 'was not locked'}"
+        f"{len(queued) + len(orphans)} job(s) ended; {directory} "
+        f"{'is unlocked' if locked else 'was not locked'}"
     )
     if past:
         print(f"to go on, type: {past[-1].command}")
@@ -162,7 +167,8 @@ def in_queue(names: list[str]) -> list[Job]:
         return []
     if shutil.which("squeue") is None:
         raise ArtifactError(
-            f"snakemake worked on a SLURM cluster from here (run {names[-1]}), but there is no squeue on this host to look for its "
+            f"snakemake worked on a SLURM cluster from here (run {names[-1]}), but there is no "
+            "squeue on this host to look for its "
             "jobs; type this where `squeue` works. Nothing was done"
         )
     jobs = []
@@ -217,7 +223,8 @@ def _end(names: list[str], orphans: list[psutil.Process]) -> None:
             told.update(new)
         if time.monotonic() > deadline:
             raise ArtifactError(
-                f"still there after {PATIENCE:.0f} s: {', '.join(map(str, left))}; the folder stays as it was"
+                f"still there after {PATIENCE:.0f} s: {', '.join(map(str, left))}; the folder "
+                "stays as it was"
             )
         time.sleep(1)
     _, alive = psutil.wait_procs(orphans, timeout=max(0.0, deadline - time.monotonic()))

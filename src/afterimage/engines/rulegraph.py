@@ -1,4 +1,5 @@
-"""``snakemake all --rulegraph dot | afterimage report rulegraph --out FILE``: draw the rule graph without graphviz.
+"""``snakemake all --rulegraph dot | afterimage report rulegraph --out FILE``: draw the rule graph
+without graphviz.
 
 Rules stand in layers by the longest path from a rule without inputs, so that every arrow points
 right.
@@ -41,7 +42,8 @@ def parse(dot: str) -> networkx.DiGraph:
     names = dict(re.findall(r'^\s*(\d+)\[label = "(\w+)"', dot, flags=re.MULTILINE))
     if not names:
         sys.exit(
-            "no rule graph on standard input; use: snakemake all --rulegraph dot | afterimage report rulegraph --out FILE"
+            "no rule graph on standard input; use: snakemake all --rulegraph dot | afterimage "
+            "report rulegraph --out FILE"
         )
     graph = networkx.DiGraph()
     graph.add_nodes_from(names.values())

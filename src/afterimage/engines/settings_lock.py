@@ -76,7 +76,8 @@ def write_configs(study: config.Study, results: Path, engine: Path, scratch: boo
     changed = resolved.changed_configs(study, results)
     if others and changed:
         raise ArtifactError(
-            f"{others}. The study or the code is another one now, and jobs of that run would read the new settings "
+            f"{others}. The study or the code is another one now, and jobs of that run would read "
+            "the new settings "
             f"({len(changed)} files, first {next(iter(changed))}). {LATER}"
         )
     resolved.write(changed)
@@ -108,7 +109,8 @@ def _take(path: Path, how: str) -> TextIO | None:
     lock.seek(0)
     lock.truncate()
     lock.write(
-        f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')}{how})\n"
+        f"process {os.getpid()} on {socket.gethostname()} (since "
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')}{how})\n"
     )
     lock.flush()
     return lock

@@ -62,7 +62,8 @@ def run(args: argparse.Namespace) -> int:
         print(problem)
     errors = sum(not problem.warning for problem in found)
     print(
-        f"study {study.study!r}: {len(_jobs(study, args.results / study.study, args.until))} results checked, {errors} problem(s), "
+        f"study {study.study!r}: {len(_jobs(study, args.results / study.study, args.until))} "
+        f"results checked, {errors} problem(s), "
         f"{len(found) - errors} warning(s), {time.monotonic() - started:.1f} s"
     )
     return 1 if errors else 0

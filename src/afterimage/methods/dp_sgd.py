@@ -69,7 +69,8 @@ def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
     least = epsilon_of(MAX_SIGMA, rate, updates, delta)
     if epsilon <= least:
         raise ConfigError(
-            f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than {least:.3g}"
+            f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than "
+            f"{least:.3g}"
         )
     return get_noise_multiplier(
         target_epsilon=epsilon,
@@ -198,7 +199,8 @@ def train(job: TrainingRun) -> Trained:
     images = len(job.task)
     if settings.batch_size > images:
         raise ConfigError(
-            f"train.batch_size = {settings.batch_size} is more than this arm's {images} training images"
+            f"train.batch_size = {settings.batch_size} is more than this arm's {images} training "
+            "images"
         )
     rate = settings.batch_size / images
     delta = arm.delta or 1 / images

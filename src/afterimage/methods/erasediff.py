@@ -6,9 +6,10 @@ update goes along the vector nearest to r whose product with q is at least the b
 
     delta = r + lambda q,    lambda = max(0, (a - <q, r>) / |q|^2).
 
-L_f is the squared error of the forgotten images' predictions, under their own labels, against another target than the true noise
-(``Targets``). The paper's constraint is g = L_f(theta) - min L_f <= 0, and a few inner steps on a copy of the network stand for the
-minimum. That is a constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with ``barrier: gap``.
+L_f is the squared error of the forgotten images' predictions, under their own labels, against
+another target than the true noise (``Targets``). The paper's constraint is g = L_f(theta) - min L_f
+<= 0, and a few inner steps on a copy of the network stand for the minimum. That is a constant: it
+has no gradient, so the steps matter only where the value of g enters, i.e. with ``barrier: gap``.
 With the theorem's a = eta |q|^2 they are skipped.
 
 The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the weights'
@@ -56,9 +57,10 @@ def direction(rr: float, qr: float, qq: float, arm: EraseDiff, gap: float = 0.0)
         rr: |r|^2.
         qr: <q, r>.
         qq: |q|^2.
-        arm: Settings: ``barrier``, ``eta`` and ``weight``. ``gradnorm``, a = eta |q|^2, is the paper's; ``gap``, a = eta max(g, 0),
-            the other choice of the optimiser that it builds on (Ye et al., NeurIPS 2022); ``cosine``, lambda = max(0, eta - cos),
-            and ``fixed``, lambda = weight, are those of the released code.
+        arm: Settings: ``barrier``, ``eta`` and ``weight``. ``gradnorm``, a = eta |q|^2, is the
+            paper's; ``gap``, a = eta max(g, 0), the other choice of the optimiser that it builds on
+            (Ye et al., NeurIPS 2022); ``cosine``, lambda = max(0, eta - cos), and ``fixed``, lambda
+            = weight, are those of the released code.
         gap: g.
     """
     cosine = qr / (math.sqrt(qq) * math.sqrt(rr)) if qq > 0 and rr > 0 else 0.0

@@ -104,7 +104,8 @@ def budgets(updates: int, arm: Loyal, timesteps: int) -> dict[str, int]:
     for name, width in (("front", tau), ("tail", timesteps - tau)):
         if width and not shares[name]:
             raise ConfigError(
-                f"a budget of {updates} updates, shared at switch_timestep = {tau} of {timesteps}, leaves none for the {name} "
+                f"a budget of {updates} updates, shared at switch_timestep = {tau} of "
+                f"{timesteps}, leaves none for the {name} "
                 "network; give more updates, or budget: literal"
             )
     return shares

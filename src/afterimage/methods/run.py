@@ -143,7 +143,8 @@ def run(args: argparse.Namespace) -> int | None:
     ):
         if bool(wanted) != bool(getattr(args, flag)):
             raise ConfigError(
-                f"the arm says {flag} = {wanted!r}, but --{flag} is {getattr(args, flag)}: give both or neither"
+                f"the arm says {flag} = {wanted!r}, but --{flag} is {getattr(args, flag)}: give "
+                "both or neither"
             )
 
     same_bits()
@@ -156,7 +157,8 @@ def run(args: argparse.Namespace) -> int | None:
         )
     if arm.shares == "batch" and train.batch_size % (distributed.count() * train.accumulation):
         raise ConfigError(
-            f"train.batch_size = {train.batch_size} is no multiple of {distributed.count()} processes x accumulation = {train.accumulation}"
+            f"train.batch_size = {train.batch_size} is no multiple of {distributed.count()} "
+            f"processes x accumulation = {train.accumulation}"
         )
 
     inputs = {"train": args.train}

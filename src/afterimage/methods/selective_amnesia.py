@@ -1,13 +1,15 @@
 """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the
 rest, and EWC.
 
-The paper maximises, with q(x | c_f) in place of the images of the class c_f, p the base's own images of the other classes, F
-the diagonal Fisher information and theta* the base's weights,
+The paper maximises, with q(x | c_f) in place of the images of the class c_f, p the base's own
+images of the other classes, F the diagonal Fisher information and theta* the base's weights,
 
-    E_q log p(x | theta, c_f) + E_{p, c != c_f} log p(x | theta, c) - lambda / 2 sum_i F_i (theta_i - theta*_i)^2.
+    E_q log p(x | theta, c_f) + E_{p, c != c_f} log p(x | theta, c) - lambda / 2 sum_i F_i (theta_i
+    - theta*_i)^2.
 
-For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the image's values), and
-F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform noise in [-1, 1], image by image.
+For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the
+image's values), and F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform
+noise in [-1, 1], image by image.
 
 As released, the update takes the likelihoods at one timestep per image and F takes them at all,
 labels are never dropped, and the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in

@@ -36,7 +36,8 @@ class Sides:
         for side, rows in self.rows.items():
             if not len(rows):
                 raise ArtifactError(
-                    f"this arm's {len(job.task)} training images hold none to {side}; see its data and fraction"
+                    f"this arm's {len(job.task)} training images hold none to {side}; see its "
+                    "data and fraction"
                 )
         self.orders = {
             side: Order(job.seed, (*job.path, side), len(rows), job.train.batch_size)

@@ -148,7 +148,8 @@ def fit(
     pixels = _to_tensor(images.pixels)
     if min(pixels.shape[-2:]) < SMALLEST_SIDE:
         raise ConfigError(
-            f"the classifier needs images of side {SMALLEST_SIDE} or more, not {tuple(pixels.shape[-2:])}"
+            f"the classifier needs images of side {SMALLEST_SIDE} or more, not "
+            f"{tuple(pixels.shape[-2:])}"
         )
     if len(pixels) < 2:
         raise ConfigError(f"the classifier needs at least 2 reference images, not {len(pixels)}")
@@ -199,7 +200,8 @@ def fit(
             loss = nn.functional.cross_entropy(logits, target)
             if not torch.isfinite(loss):
                 raise ConfigError(
-                    f"classifier.learning_rate = {settings.learning_rate}: the loss is no longer finite; lower it"
+                    f"classifier.learning_rate = {settings.learning_rate}: the loss is no longer "
+                    "finite; lower it"
                 )
             optimiser.zero_grad()
             loss.backward()
@@ -251,7 +253,8 @@ def _open_for(folder: Path, pixels: np.ndarray) -> tuple[Network, torch.Tensor]:
         or pixels.shape[-1] != description.input_channels
     ):
         raise ArtifactError(
-            f"the classifier in {folder} takes uint8 images of shape (N, H, W, {description.input_channels}), "
+            f"the classifier in {folder} takes uint8 images of shape (N, H, W, "
+            f"{description.input_channels}), "
             f"not {pixels.dtype} {pixels.shape}"
         )
     if not len(pixels):

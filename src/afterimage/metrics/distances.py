@@ -1,10 +1,11 @@
 """Distances between images: normalised l2 and its tiled form (Carlini et al. 2023, sections 4.1 and
 4.2).
 
-Normalised l2 is the root mean square difference of the values, sqrt(sum_i (a_i - b_i)^2 / d), with pixels in [0, 1]; the tiled
-form is the largest normalised l2 over a grid of tiles, so that a shared plain background cannot hide a difference. Both are
-computed from differences in float64, never from |a|^2 + |b|^2 - 2ab, which loses near-copies. For uint8 pixels the sums of
-squares are exact integers.
+Normalised l2 is the root mean square difference of the values, sqrt(sum_i (a_i - b_i)^2 / d), with
+pixels in [0, 1]; the tiled form is the largest normalised l2 over a grid of tiles, so that a shared
+plain background cannot hide a difference. Both are computed from differences in float64, never from
+|a|^2 + |b|^2 - 2ab, which loses near-copies. For uint8 pixels the sums of squares are exact
+integers.
 """
 
 from __future__ import annotations
@@ -99,5 +100,6 @@ def check_alike(a: np.ndarray, b: np.ndarray) -> None:
         )
     if (a.dtype == np.uint8) != (b.dtype == np.uint8):
         raise ConfigError(
-            f"images must be uint8 on both sides or floating on both sides, not {a.dtype} and {b.dtype}"
+            f"images must be uint8 on both sides or floating on both sides, not {a.dtype} and "
+            f"{b.dtype}"
         )

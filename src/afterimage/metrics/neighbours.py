@@ -1,11 +1,12 @@
 """Nearest images, exactly: a fast float32 search proposes, float64 differences decide, and a bound
 certifies.
 
-Float32 searches compute |q|^2 + |g|^2 - 2qg and are off by up to E = gamma (|q| + |g|)^2, where gamma = m u / (1 - m u),
-u = 2^-24 and m is a little over the number of values (Higham 2002, section 3.1; it holds for every order of summation). So if the
-k-th exact distance among the proposals is below the last proposal's float32 distance less E, no image that was not proposed
-can be among the k nearest. Where that fails, and always for tiled distances, every image whose float32 distance less E is not
-above the k-th exact distance found so far is compared exactly.
+Float32 searches compute |q|^2 + |g|^2 - 2qg and are off by up to E = gamma (|q| + |g|)^2, where
+gamma = m u / (1 - m u), u = 2^-24 and m is a little over the number of values (Higham 2002, section
+3.1; it holds for every order of summation). So if the k-th exact distance among the proposals is
+below the last proposal's float32 distance less E, no image that was not proposed can be among the k
+nearest. Where that fails, and always for tiled distances, every image whose float32 distance less E
+is not above the k-th exact distance found so far is compared exactly.
 
 Where faiss sees a GPU, the proposals come from a flat index there, in float32 too (faiss leaves
 TF32 off). All that follows is the same, so the result is. The bound is checked on every pair
@@ -168,7 +169,7 @@ class Gallery:
             np.add.at(counts[part], query[within], weights[row[within]])
         return counts
 
-    # ---- the parts of a search --------------------------------------------------------------------------------------------
+    # ---- the parts of a search -------------------------------------------------------------------
 
     def _check(self, queries: np.ndarray) -> None:
         distances.check_alike(queries, self.images)
@@ -223,7 +224,8 @@ class Gallery:
             ) as error:  # all that faiss raises; mostly too little memory on the device
                 self._gpu, self._gpu_failed = None, True
                 warnings.warn(
-                    f"no neighbour search on the GPU, the CPU does it with the same result: {error}",
+                    "no neighbour search on the GPU, the CPU does it with the same result: "
+                    f"{error}",
                     stacklevel=2,
                 )
         return faiss.knn(vectors, gallery, count)

@@ -41,7 +41,8 @@ def find(settings: config.Quality, network: Path | None, name: str | None = None
         return inception(Path(config.expand(settings.inception_weights)), settings.inception_sha256)
     if network is None:
         raise ConfigError(
-            "quality.features = classifier needs a trained classifier; allowed without one: pixels, inception"
+            "quality.features = classifier needs a trained classifier; allowed without one: "
+            "pixels, inception"
         )
     return lambda images: classifier.embed(network, images).astype(np.float64)
 
@@ -63,7 +64,8 @@ def inception(weights: Path, sha256: str | None) -> Space:
         raise ConfigError(f"quality.inception_weights = {weights}: there is no such file")
     if artifacts.sha256(weights) != sha256:
         raise ArtifactError(
-            f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = {sha256}"
+            f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = "
+            f"{sha256}"
         )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

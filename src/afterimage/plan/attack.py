@@ -40,7 +40,7 @@ def _attacked(job: Job) -> Inputs:
     }
 
 
-# ---- extraction -----------------------------------------------------------------------------------
+# ---- extraction ----------------------------------------------------------------------------------
 
 
 def _extraction_settings(study: Study, job: Job) -> Settings:
@@ -52,7 +52,7 @@ def _extraction_inputs(study: Study, job: Job) -> Inputs:
     return _attacked(job) | _CONTROLS
 
 
-# ---- quality --------------------------------------------------------------------------------------
+# ---- quality -------------------------------------------------------------------------------------
 
 
 def _quality_settings(study: Study, job: Job) -> Settings:
@@ -77,7 +77,7 @@ def _quality_memory(study: Study, name: str) -> Bytes:
     return Bytes(0, memory.resampled(study) + memory.compared(study) + images)
 
 
-# ---- membership -----------------------------------------------------------------------------------
+# ---- membership ----------------------------------------------------------------------------------
 
 
 def _membership_settings(study: Study, job: Job) -> Settings:
@@ -115,7 +115,7 @@ def _membership_memory(study: Study, name: str) -> Bytes:
     )
 
 
-# ---- forgetting -----------------------------------------------------------------------------------
+# ---- forgetting ----------------------------------------------------------------------------------
 
 
 def _forgetting_settings(study: Study, job: Job) -> Settings:

@@ -61,7 +61,7 @@ def _retrained(study: Study) -> list[str]:
     return [f"attribution/retrain/{name}/run.json" for name in names]
 
 
-# ---- queries --------------------------------------------------------------------------------------
+# ---- queries -------------------------------------------------------------------------------------
 
 
 def _queries_inputs(study: Study, job: Job) -> Inputs:
@@ -78,7 +78,7 @@ def _queries(study: Study) -> int:
     return chosen.holdout + chosen.generated + chosen.extracted
 
 
-# ---- features -------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------------
 
 
 def _features_settings(study: Study, job: Job) -> Settings:
@@ -119,7 +119,7 @@ def _features_memory(study: Study, name: str) -> Bytes:
     return memory.projected(study, chosen.arm, name.split("/")[0], chosen.images_per_job)
 
 
-# ---- retrain, counterfactual ----------------------------------------------------------------------
+# ---- retrain, counterfactual ---------------------------------------------------------------------
 
 
 def _retrain_settings(study: Study, job: Job) -> Settings:
@@ -186,7 +186,7 @@ def _counterfactual_work(study: Study, name: str) -> Work:
     return trained + work.drawing(study, chosen.arm, images) + measured
 
 
-# ---- scores, acceleration -------------------------------------------------------------------------
+# ---- scores, acceleration ------------------------------------------------------------------------
 
 
 def _scores_settings(study: Study, job: Job) -> Settings:
@@ -264,7 +264,7 @@ def _acceleration_work(study: Study, name: str) -> Work:
     return Work(host=2 * ranked * work.RANKING)
 
 
-# ---- remedied -------------------------------------------------------------------------------------
+# ---- remedied ------------------------------------------------------------------------------------
 
 
 def _remedied_settings(study: Study, job: Job) -> Settings:

@@ -288,7 +288,7 @@ def run(args: argparse.Namespace) -> None:
     _print(record, rows, extracted, args.out)
 
 
-# ---- what is compared ---------------------------------------------------------------------------------------------------
+# ---- what is compared ----------------------------------------------------------------------------
 
 
 def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quality]:
@@ -332,7 +332,8 @@ def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, 
             "x".join(map(str, shape)) for shape in (opened.shape, (height, width, channels))
         )
         raise ConfigError(
-            f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and --colour make them one"
+            f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and "
+            "--colour make them one"
         )
     sampler = opened.sampler(args.sampler)
     steps = args.steps or sample.default_steps(sampler, opened.timesteps)
@@ -380,7 +381,7 @@ def _by_content(train: Images) -> Images:
     return replace(train, sources=train.ids[first[inverse]])
 
 
-# ---- what is written ----------------------------------------------------------------------------------------------------
+# ---- what is written -----------------------------------------------------------------------------
 
 
 def _named(table: pd.DataFrame, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
@@ -436,41 +437,49 @@ def _limits(
             f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out
         )
         limits.append(
-            f"--holdout: {sum(left_out.values())} images were left out, since they are training images too or stand there twice "
+            f"--holdout: {sum(left_out.values())} images were left out, since they are training "
+            "images too or stand there twice "
             f"({counts}): {named}"
         )
     held_out = record["counts"]["holdout"] - record["counts"]["holdout_left_out"]
     if record["counts"]["holdout"] and held_out < calibration.FEWEST:
         limits.append(
-            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a calibrated alpha; none is reported."
+            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a "
+            "calibrated alpha; none is reported."
         )
     elif impossible := facts.get("calibration_impossible"):
         limits.append(
-            f"--holdout: no image has a ratio, so that no alpha is calibrated (anchor {', '.join(impossible)})."
+            "--holdout: no image has a ratio, so that no alpha is calibrated (anchor "
+            f"{', '.join(impossible)})."
         )
     elif held_out:
         limits.append(
-            f"The calibrated alpha rests on {held_out} held-out images, which cannot show rates of false alarms below about "
+            f"The calibrated alpha rests on {held_out} held-out images, which cannot show rates "
+            "of false alarms below about "
             f"{100 * facts['holdout_smallest_rate']:.2g} %."
         )
     for name, count in (("generations", len(samples)), ("holdout", held_out)):
         called = {"generations": "generations", "holdout": "held-out images"}[name]
         if low := facts.get(f"low_detail_{name}"):
             limits.append(
-                f"{low} of {count} {called} are blank or blurred next to their nearest training image, and are not counted as copies."
+                f"{low} of {count} {called} are blank or blurred next to their nearest training "
+                "image, and are not counted as copies."
             )
         if zero := facts.get(f"zero_means_{name}", {}).get(anchor):
             limits.append(
-                f"{zero} of {count} {called} are nearest to a training image whose neighbours are all its copies: no ratio."
+                f"{zero} of {count} {called} are nearest to a training image whose neighbours are "
+                "all its copies: no ratio."
             )
     if facts["neighbours"] < 50:
         limits.append(
-            f"The ratio's mean is over {facts['neighbours']} neighbours: there are {record['counts']['training_distinct']} different "
+            f"The ratio's mean is over {facts['neighbours']} neighbours: there are "
+            f"{record['counts']['training_distinct']} different "
             "training images, or fewer neighbours were asked for."
         )
     if identical := int((extraction.pairs["l2"] == 0).sum()):
         limits.append(
-            f"{identical} of {len(samples)} generations are identical to a training image, byte for byte."
+            f"{identical} of {len(samples)} generations are identical to a training image, byte "
+            "for byte."
         )
     return limits
 
@@ -602,7 +611,8 @@ def _print(
     if len(extracted):
         shown = extracted.head(10).round(3)
         print(
-            f"training images extracted, the first {len(shown)} of {len(extracted)} in extracted.csv:"
+            f"training images extracted, the first {len(shown)} of {len(extracted)} in "
+            "extracted.csv:"
         )
         print(shown.to_string(index=False) + "\n")
     table = [("measure", "value", "95 % interval"), *rows]

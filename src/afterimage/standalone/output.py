@@ -33,7 +33,8 @@ def check(out: Path, ours: Collection[str], replaced: bool = False, flag: str = 
         foreign = sorted(_files(place) - set(ours)) if nearest == place else []
         if foreign:
             raise ConfigError(
-                f"{flag} {out}: {foreign[0]} is not of an earlier result; allowed are a new or empty folder, or such a result alone"
+                f"{flag} {out}: {foreign[0]} is not of an earlier result; allowed are a new or "
+                "empty folder, or such a result alone"
             )
         if replaced and place.is_mount():
             raise ConfigError(

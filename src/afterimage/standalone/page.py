@@ -18,11 +18,15 @@ PAIRS, COLUMNS = 32, 8
 """Most pairs in a picture, and pairs per row."""
 
 NOTES = (
-    "The answer compares generations with held-out images over all thresholds at once: without copies, at most 5 of 100 audits say "
+    "The answer compares generations with held-out images over all thresholds at once: without "
+    "copies, at most 5 of 100 audits say "
     "that copies are shown. Another training of the same model may give others.",
-    "The ratio of a generation is its distance to the nearest training image, divided by alpha times the mean distance of that image "
-    "to its nearest neighbours among the training images (Carlini et al. 2023, section 5.1). A generation is flagged, and that training "
-    "image extracted, where the ratio is at most 1. Intervals are exact (Clopper-Pearson) for counts and shares.",
+    "The ratio of a generation is its distance to the nearest training image, divided by alpha "
+    "times the mean distance of that image "
+    "to its nearest neighbours among the training images (Carlini et al. 2023, section 5.1). A "
+    "generation is flagged, and that training "
+    "image extracted, where the ratio is at most 1. Intervals are exact (Clopper-Pearson) for "
+    "counts and shares.",
 )
 
 Figure = tuple[str, str, str]
@@ -54,7 +58,8 @@ def figures(
             .head(PAIRS)
         )
         text = (
-            "Left the generation, right the training image nearest to it, with their distance and ratio; one pair per training "
+            "Left the generation, right the training image nearest to it, with their distance and "
+            "ratio; one pair per training "
             "image, smallest ratio first. Pairs that the verdict flags have a red title."
         )
         if len(best):

@@ -1,7 +1,9 @@
-"""The state of an unfinished run: safetensors and JSON, written whole or not at all, the last two kept.
+"""The state of an unfinished run: safetensors and JSON, written whole or not at all, the last two
+kept.
 
-It lies outside the step's outputs (a workflow engine deletes those of a failed job), in a folder named by the hash of what the
-run depends on: ``STATE / <hash> / update-00000250 / {state.safetensors, state.json}``, beside the training curves so far.
+It lies outside the step's outputs (a workflow engine deletes those of a failed job), in a folder
+named by the hash of what the run depends on: ``STATE / <hash> / update-00000250 /
+{state.safetensors, state.json}``, beside the training curves so far.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class Store:
 
     Args:
         root: Where the states of all runs lie.
-        identity: What the run depends on, as plain JSON values: its resolved config, the hashes of its inputs and of its code.
+        identity: What the run depends on, as plain JSON values: its resolved config, the hashes of
+            its inputs and of its code.
     """
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
@@ -89,7 +92,8 @@ class Store:
         A damaged one is removed with a warning, and the one before it is taken.
 
         Raises:
-            ArtifactError: if a state was made under another config, from other inputs or by other code.
+            ArtifactError: if a state was made under another config, from other inputs or by other
+                code.
         """
         for folder in self.saved():
             try:
@@ -105,7 +109,8 @@ class Store:
                 continue
             if record["identity"] != self.identity:
                 raise ArtifactError(
-                    f"{folder} was made under another config: {artifacts.difference(record['identity'], self.identity)}"
+                    f"{folder} was made under another config: "
+                    f"{artifacts.difference(record['identity'], self.identity)}"
                 )
             return Checkpoint(
                 record["update"], load_file(folder / "state.safetensors"), record["facts"]

@@ -1,6 +1,8 @@
-"""The processes of one training run, started by accelerate or torchrun: which one this is, and what they tell each other.
+"""The processes of one training run, started by accelerate or torchrun: which one this is, and what
+they tell each other.
 
-In a run of one process every function is a plain copy. All processes must call the same functions in the same order.
+In a run of one process every function is a plain copy. All processes must call the same functions
+in the same order.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def wait() -> None:
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum over all processes; exact where at most one of them has anything but zero at a place."""
+    """Return the sum over all processes; exact where at most one of them has anything but zero at a
+    place."""
     if count() == 1:
         return values
     summed = values.to(PartialState().device, copy=True)
@@ -42,7 +45,8 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 def add(tensors: list[torch.Tensor]) -> None:
-    """Replace tensors, of one dtype and device, by their sums over all processes; float sums come in the same order in each."""
+    """Replace tensors, of one dtype and device, by their sums over all processes; float sums come
+    in the same order in each."""
     if count() > 1:
         summed = total(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, piece in zip(
@@ -57,7 +61,8 @@ def anywhere(flag: bool) -> bool:
 
 
 def sent_by(sender: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the ``tensors`` of process ``sender``; the others give some of the same names, shapes, dtypes and devices."""
+    """Return the ``tensors`` of process ``sender``; the others give some of the same names, shapes,
+    dtypes and devices."""
     if count() == 1:
         return dict(tensors)
     device = PartialState().device

@@ -37,15 +37,19 @@ class TrainingRun:
         train: The arm's optimisation settings.
         updates: The budget in optimiser updates, over all networks of the run.
         net: The initialised network, with the arm's information transfer blocks.
-        build: Makes a further network: takes the blocks, or None, and the name of its random stream.
+        build: Makes a further network: takes the blocks, or None, and the name of its random
+            stream.
         scheduler: The forward process.
         task: What is denoised.
-        labels: The class of each of the task's items, int64, (N,), whether or not the network is told; -1 where there is none.
-        forgotten: Which of the task's items are to be forgotten, bool, (N,); all False for methods that forget nothing.
+        labels: The class of each of the task's items, int64, (N,), whether or not the network is
+            told; -1 where there is none.
+        forgotten: Which of the task's items are to be forgotten, bool, (N,); all False for methods
+            that forget nothing.
         base: Pipeline folder of the arm that this one starts from, or None.
         accelerator: Device and precision.
         store: Where unfinished states go.
-        states: Networks to keep of this run, evenly spread over the budget, the last one included; 0 or 1 keeps that alone.
+        states: Networks to keep of this run, evenly spread over the budget, the last one included;
+            0 or 1 keeps that alone.
         share: (k, K): this process leaves when k/K of the budget is spent.
     """
 
@@ -68,7 +72,8 @@ class TrainingRun:
 
     @property
     def kept(self) -> Path:
-        """Folder of the networks kept under way: ``state1/``, ``state2/``, ..., each with ``pipeline/`` and ``raw/``."""
+        """Folder of the networks kept under way: ``state1/``, ``state2/``, ..., each with
+        ``pipeline/`` and ``raw/``."""
         return self.store.folder / "kept"
 
     def keep(self, update: int, learner: Learner) -> None:
@@ -90,7 +95,8 @@ class TrainingRun:
         updates: int | None = None,
         batch_size: int | None = None,
     ) -> Progress:
-        """Call ``update`` until the budget is spent (see ``training.loop``), with this run's store and pace.
+        """Call ``update`` until the budget is spent (see ``training.loop``), with this run's store
+        and pace.
 
         Args:
             update: Does update s and returns numbers for the curves.
@@ -156,7 +162,8 @@ class Trained:
         kept_samples: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> Trained:
-        """Return what the training of one network gives; without ``kept_samples`` all samples carried gradient."""
+        """Return what the training of one network gives; without ``kept_samples`` all samples
+        carried gradient."""
         spent = Spent(
             updates=progress.update,
             updates_per_model=progress.update,
@@ -188,7 +195,8 @@ def classes_of(images: Images, arm: Arm) -> int | None:
     """Return the number of labels of a label-conditional arm, None of another.
 
     Args:
-        images: The whole training part, so that a class that the arm never sees still has its place.
+        images: The whole training part, so that a class that the arm never sees still has its
+            place.
 
     Raises:
         ArtifactError: if an image has no label.

@@ -1,8 +1,10 @@
-"""One network that learns: AdamW, linear warm-up, gradient clipping and a moving average of the weights.
+"""One network that learns: AdamW, linear warm-up, gradient clipping and a moving average of the
+weights.
 
-The average is torch's own ``AveragedModel`` with constant decay, e <- mu e + (1 - mu) theta, started at the initial weights.
-(diffusers' ``EMAModel`` always ramps its decay up; torch's has the plain form, updates all tensors in one call and is a network
-that can be saved as it is.) The learning rate is a function of the update number, so that it has no state to save.
+The average is torch's own ``AveragedModel`` with constant decay, e <- mu e + (1 - mu) theta,
+started at the initial weights. (diffusers' ``EMAModel`` always ramps its decay up; torch's has the
+plain form, updates all tensors in one call and is a network that can be saved as it is.) The
+learning rate is a function of the update number, so that it has no state to save.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from afterimage.training import distributed
 from afterimage.training.task import Task
 
 Objective = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x losses) / sum(weights)."""
+"""(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x
+losses) / sum(weights)."""
 
 
 def plain(task: Task) -> Objective:
@@ -40,7 +43,8 @@ class NonFiniteError(ArithmeticError):
 def learning_rate(settings: Train, s: int, updates: int | None = None) -> float:
     """Return the learning rate of update ``s`` (from 0).
 
-    Linear from 0 over ``warmup`` updates, then constant, or with ``decay: cosine`` half a cosine that ends at 0.
+    Linear from 0 over ``warmup`` updates, then constant, or with ``decay: cosine`` half a cosine
+    that ends at 0.
 
     Args:
         updates: The budget; needed where ``settings.follows_budget``.
@@ -66,8 +70,9 @@ class Learner:
         settings: The arm's ``train`` block.
         accelerator: Decides device and precision.
         updates: The budget; needed where the learning rate follows it.
-        shared: All processes of the run train this one network: each works off its part of every batch, and the gradients are
-            summed. The states of all stay the same, and are those of a single process up to the order of summation.
+        shared: All processes of the run train this one network: each works off its part of every
+            batch, and the gradients are summed. The states of all stay the same, and are those of a
+            single process up to the order of summation.
     """
 
     def __init__(
@@ -99,7 +104,8 @@ class Learner:
         )
 
     def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
-        """Do update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and learning rate.
+        """Do update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and
+        learning rate.
 
         Raises:
             NonFiniteError: before the weights are touched.
@@ -110,9 +116,10 @@ class Learner:
     def gradient(self, batch: Batch, objective: Objective) -> float:
         """Set the weights' gradients to that of ``objective`` on ``batch``; return the loss.
 
-        With ``accumulation`` the batch is worked off in micro-batches. Their gradients are summed, each with its own weights,
-        which is the gradient of the whole batch up to the order of summation (and the network's own dropout, if any). The
-        same holds where processes share the network.
+        With ``accumulation`` the batch is worked off in micro-batches. Their gradients are summed,
+        each with its own weights, which is the gradient of the whole batch up to the order of
+        summation (and the network's own dropout, if any). The same holds where processes share the
+        network.
 
         Raises:
             NonFiniteError: if the loss is no number.
@@ -142,7 +149,8 @@ class Learner:
         return loss
 
     def step(self, s: int) -> dict[str, float]:
-        """Move the weights along their gradients, as update ``s``; return gradient norm (before clipping) and learning rate.
+        """Move the weights along their gradients, as update ``s``; return gradient norm (before
+        clipping) and learning rate.
 
         Raises:
             NonFiniteError: before the weights are touched.

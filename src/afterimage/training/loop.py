@@ -1,15 +1,18 @@
 """The one training loop: budget, curves, progress, saved states, signals.
 
-What an update does is the method's affair: the loop calls ``update(s)`` for s = 0, 1, ... and keeps the state of the ``parts``
-that it is given. As ``update`` draws everything from (seed, s), a run that was stopped anywhere and started again with the same
-command ends with the same bits on a CPU (with the same number of threads).
+What an update does is the method's affair: the loop calls ``update(s)`` for s = 0, 1, ... and keeps
+the state of the ``parts`` that it is given. As ``update`` draws everything from (seed, s), a run
+that was stopped anywhere and started again with the same command ends with the same bits on a CPU
+(with the same number of threads).
 
-SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the running update finish, save the state, and leave with exit
-status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second SIGINT stops at once. A process that is to spend only a
-share of the budget leaves in the same way when it has, but with status 0.
+SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the running update finish, save
+the state, and leave with exit status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second
+SIGINT stops at once. A process that is to spend only a share of the budget leaves in the same way
+when it has, but with status 0.
 
-Where a method trains in several processes, all of them call ``run``. ``update`` must return the same numbers in each. The first
-writes, and saves what ``tensors`` returns to it; a signal to any stops all after the same update.
+Where a method trains in several processes, all of them call ``run``. ``update`` must return the
+same numbers in each. The first writes, and saves what ``tensors`` returns to it; a signal to any
+stops all after the same update.
 """
 
 from __future__ import annotations
@@ -82,22 +85,26 @@ def run(
     checkpoint_every: int,
     share: tuple[int, int] = (1, 1),
 ) -> Progress:
-    """Call ``update`` until the budget is spent, or a share of it, going on from the last saved state.
+    """Call ``update`` until the budget is spent, or a share of it, going on from the last saved
+    state.
 
     Args:
-        update: Does update s and returns numbers; the curves get their means over ``log_every`` updates.
+        update: Does update s and returns numbers; the curves get their means over ``log_every``
+            updates.
         parts: Name -> part; all that ``update`` changes.
         store: Where the states and the curves are kept.
         updates: The budget.
         batch_size: Images per update, for the speed.
         log_every: Updates between two points of the curves.
         checkpoint_every: Updates between two saved states. The last update is always saved.
-        share: (k, K): stop when k/K of the budget, rounded up, is spent. Processes that do the shares tell each other nothing but
-            the state, so that it does not matter how many there are, or whether one is left out.
+        share: (k, K): stop when k/K of the budget, rounded up, is spent. Processes that do the
+            shares tell each other nothing but the state, so that it does not matter how many there
+            are, or whether one is left out.
 
     Raises:
         DivergedError: naming the update and the last saved state.
-        SystemExit: with status 75 after a signal, with 0 when a share that is not the whole is spent, the state being saved.
+        SystemExit: with status 75 after a signal, with 0 when a share that is not the whole is
+            spent, the state being saved.
     """
     progress = _resume(parts, store)
     goal = -(-updates * share[0] // share[1])
@@ -176,7 +183,8 @@ def run(
     if share[0] < share[1]:
         if distributed.first():
             print(
-                f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} updates",
+                f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} "
+                "updates",
                 file=sys.stderr,
             )
         raise SystemExit(0)
@@ -192,7 +200,8 @@ def _gather(parts: Mapping[str, Part]) -> dict[str, torch.Tensor]:
 
 
 def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
-    """Bring the parts and the curves to the newest saved state, or empty the curves if there is none."""
+    """Bring the parts and the curves to the newest saved state, or empty the curves if there is
+    none."""
     if not distributed.first():
         distributed.wait()  # until the first process has removed what is damaged
     found = store.load()
@@ -201,7 +210,8 @@ def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
         with store.curves.open("ab") as curves:
             if curves.tell() < length:
                 raise ArtifactError(
-                    f"{store.curves} is shorter than its saved state says; delete {store.folder} to start afresh"
+                    f"{store.curves} is shorter than its saved state says; delete {store.folder} "
+                    "to start afresh"
                 )
             curves.truncate(length)
         distributed.wait()

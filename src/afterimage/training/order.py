@@ -1,8 +1,10 @@
-"""What makes update ``s``: a pure function of the seed and ``s``, so that a stopped run goes on bit for bit.
+"""What makes update ``s``: a pure function of the seed and ``s``, so that a stopped run goes on bit
+for bit.
 
-Images come in shuffled epochs without replacement. The permutations of all epochs are laid end to end, and update ``s`` takes
-positions ``[s B, (s + 1) B)``: a batch may span two epochs, and no image is ever dropped. All other randomness of the update
-comes from one generator addressed by ``s`` and is drawn for the whole batch before that is cut into micro-batches.
+Images come in shuffled epochs without replacement. The permutations of all epochs are laid end to
+end, and update ``s`` takes positions ``[s B, (s + 1) B)``: a batch may span two epochs, and no
+image is ever dropped. All other randomness of the update comes from one generator addressed by
+``s`` and is drawn for the whole batch before that is cut into micro-batches.
 """
 
 from __future__ import annotations
@@ -46,13 +48,16 @@ class Order:
         return np.concatenate(parts)
 
     def generator(self, s: int) -> torch.Generator:
-        """Return the CPU generator of timesteps, noise, flips and dropped labels of update ``s``."""
+        """Return the CPU generator of timesteps, noise, flips and dropped labels of update
+        ``s``."""
         return seeds.torch_rng(self.seed, *self.path, "batch", s)
 
     def dropout_seed(self, s: int) -> int:
-        """Return the seed of the network's own dropout in update ``s``, which torch draws from its global generator."""
+        """Return the seed of the network's own dropout in update ``s``, which torch draws from its
+        global generator."""
         return seeds.derive(self.seed, *self.path, "dropout", s)
 
     def updates(self, epochs: int) -> int:
-        """Return the number of updates that cover ``epochs`` passes over the images: ceil(epochs N / B)."""
+        """Return the number of updates that cover ``epochs`` passes over the images: ceil(epochs N
+        / B)."""
         return -(-epochs * self.images // self.batch_size)

@@ -1,9 +1,11 @@
-"""Plain training of several networks of one architecture at once: their parameters stacked, one pass for all of them.
+"""Plain training of several networks of one architecture at once: their parameters stacked, one
+pass for all of them.
 
-Every network has its own images, order, noise and initial weights, and gets the updates that ``methods.baseline`` would give it
-alone, up to rounding. Gradient norms are clipped network by network; AdamW and the moving average work on each weight by itself,
-so that nothing else tells a stack from a network. It is meant for a GPU that one small network leaves idle; on one CPU core it takes
-about as long as training one after the other.
+Every network has its own images, order, noise and initial weights, and gets the updates that
+``methods.baseline`` would give it alone, up to rounding. Gradient norms are clipped network by
+network; AdamW and the moving average work on each weight by itself, so that nothing else tells a
+stack from a network. It is meant for a GPU that one small network leaves idle; on one CPU core it
+takes about as long as training one after the other.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from afterimage.training.order import Order
 
 
 class Stack(torch.nn.Module):
-    """J networks of one architecture as one, which takes and gives their items in turn: item b of network j is row b J + j.
+    """J networks of one architecture as one, which takes and gives their items in turn: item b of
+    network j is row b J + j.
 
     Args:
         nets: The networks, without buffers; their weights are copied.
@@ -117,7 +120,8 @@ class StackLearner(Learner):
         self.count, self.clip = len(nets), settings.clip or math.inf
 
     def gradient(self, batch: Batch, objective: Objective) -> float:
-        """Set every network's gradient to that of its own items in ``batch``, clipped; return the mean loss.
+        """Set every network's gradient to that of its own items in ``batch``, clipped; return the
+        mean loss.
 
         Raises:
             NonFiniteError: if the loss of a network is no number.
@@ -135,7 +139,8 @@ class StackLearner(Learner):
         return loss
 
     def step(self, s: int) -> dict[str, float]:
-        """Move the weights along their gradients, as update ``s``; return mean gradient norm (before clipping) and learning rate.
+        """Move the weights along their gradients, as update ``s``; return mean gradient norm
+        (before clipping) and learning rate.
 
         Raises:
             NonFiniteError: before the weights are touched.
@@ -143,7 +148,8 @@ class StackLearner(Learner):
         return super().step(s) | {"grad_norm": self._norm}
 
     def networks(self, j: int, net: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """Return network ``j`` with its last weights, which is ``net``, and with their moving average, a copy of it."""
+        """Return network ``j`` with its last weights, which is ``net``, and with their moving
+        average, a copy of it."""
         raw = net.to(self.accelerator.device)
         last, average = cast(Stack, self.net), cast(Stack, self.average.module)
         return last.fill(j, raw), average.fill(j, copy.deepcopy(raw))
@@ -153,8 +159,8 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
     """Train the network of every job as ``methods.baseline`` does without a base, all at once.
 
     Args:
-        jobs: Runs of one architecture, with one budget and one set of optimisation settings, those of the first. Its store keeps
-            the state and the curves (means over the networks) of all.
+        jobs: Runs of one architecture, with one budget and one set of optimisation settings, those
+            of the first. Its store keeps the state and the curves (means over the networks) of all.
 
     Raises:
         ConfigError: if the networks have dropout.
@@ -183,7 +189,8 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
 
 
 def in_turn(batches: Sequence[Batch]) -> Batch:
-    """Return J batches of one size as one, their items in turn: item b of batch j is row b J + j."""
+    """Return J batches of one size as one, their items in turn: item b of batch j is row b J +
+    j."""
     found: dict[str, Any] = {}
     for name in (field.name for field in fields(Batch)):
         values = [getattr(batch, name) for batch in batches]

@@ -197,7 +197,8 @@ def run(args: argparse.Namespace) -> None:
     if not device.gpu:
         gpus = ", ".join(name for name, other in estimate.DEVICES.items() if other.gpu)
         raise ConfigError(
-            f"cluster.device = {study.cluster.device!r}: no job asks for a GPU; give --set cluster.device=..., one of {gpus}"
+            f"cluster.device = {study.cluster.device!r}: no job asks for a GPU; give --set "
+            f"cluster.device=..., one of {gpus}"
         )
     with tempfile.TemporaryDirectory() as folder:
         jobs = price(study, *plan(study, Path(folder)))
@@ -247,9 +248,11 @@ def run(args: argparse.Namespace) -> None:
 def text(summary: dict[str, Any], memory_mb: int) -> str:
     """Return what is printed."""
     shown = [
-        f"study {summary['study']} on {summary['device']}: {summary['jobs']} jobs, {summary['submitted']} of them submitted; "
+        f"study {summary['study']} on {summary['device']}: {summary['jobs']} jobs, "
+        f"{summary['submitted']} of them submitted; "
         f"{summary['gpu_hours']:.1f} GPU-hours; {summary['width']} GPUs are of use at once",
-        f"a job needs {summary['largest']} GPU(s) at most, and about {summary['device_mb'] / 1000:.1f} GB of the {memory_mb / 1000:.0f} "
+        f"a job needs {summary['largest']} GPU(s) at most, and about "
+        f"{summary['device_mb'] / 1000:.1f} GB of the {memory_mb / 1000:.0f} "
         "that one has",
         "longest chain: "
         + ", ".join(
@@ -262,7 +265,8 @@ def text(summary: dict[str, Any], memory_mb: int) -> str:
         f"{'GPUs':>6} {'makespan':>10} {'GPUs busy':>10} {'at least':>10}  limited by",
     ]
     shown += [
-        f"{found['gpus']:>6} {hours(found['makespan']):>10} {found['utilisation']:>10.0%} {hours(found['least']):>10}  "
+        f"{found['gpus']:>6} {hours(found['makespan']):>10} {found['utilisation']:>10.0%} "
+        f"{hours(found['least']):>10}  "
         f"{found['limit']}"
         for found in summary["runs"]
     ]

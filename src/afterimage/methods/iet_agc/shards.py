@@ -51,7 +51,8 @@ def assign(
     empty = shards - len(np.unique(found))
     if empty:
         raise ConfigError(
-            f"shards = {shards}: {empty} of them get none of the {len(labels)} training images ({sharding})"
+            f"shards = {shards}: {empty} of them get none of the {len(labels)} training images "
+            f"({sharding})"
         )
     return found
 

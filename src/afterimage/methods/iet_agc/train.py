@@ -62,7 +62,8 @@ def train(job: TrainingRun) -> Trained:
     arm, settings = _arm(job), job.train
     if distributed.count() > arm.shards:
         raise ConfigError(
-            f"started with {distributed.count()} processes, but there are only shards = {arm.shards} to share"
+            f"started with {distributed.count()} processes, but there are only shards = "
+            f"{arm.shards} to share"
         )
     if job.base is not None:
         load_weights(job.net, job.base)
