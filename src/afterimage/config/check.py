@@ -1,4 +1,4 @@
-"""``afterimage config check STUDY``: say what is wrong with a study file, or what it asks for."""
+"""``afterimage config check STUDY``: validate a study file, and summarise a valid one."""
 
 from __future__ import annotations
 
