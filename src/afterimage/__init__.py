@@ -9,12 +9,13 @@ __version__ = "0.1.0"
 _NAMED_BY_PIPELINES = {
     "RAUNet": "afterimage.diffusion.rau_net",
     "TimestepRouter": "afterimage.diffusion.router",
-    "ModelMixin": "diffusers.models.modeling_utils",  # by which diffusers sees how the two are loaded
+    # diffusers looks it up to decide how to load the two.
+    "ModelMixin": "diffusers.models.modeling_utils",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Find the networks that stored pipelines name, so that diffusers opens them after ``import
+    """Look up the networks named by stored pipelines, so that diffusers opens them after ``import
     afterimage`` alone."""
     if name not in _NAMED_BY_PIPELINES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

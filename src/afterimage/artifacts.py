@@ -1,9 +1,9 @@
-"""The stores: written whole or not at all, each described by a ``run.json`` that it is checked
-against when opened.
+"""The stores: written atomically, each described by a ``run.json`` that it is checked against when
+opened.
 
-A step owns one folder. It writes into a partial folder beside it; only when everything is there,
-``run.json`` last, does the partial folder take the place of the old one. A killed job or a full
-disk therefore leaves either the old result or none.
+A step owns one folder. It writes into a partial folder next to it; only when everything is written,
+``run.json`` last, does the partial folder replace the old one. A killed job or a full disk
+therefore leaves either the old result or none.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ _IGNORED = {RUN, ".snakemake_timestamp"}
 
 
 class ArtifactError(RuntimeError):
-    """A stored result that is missing, truncated, changed, or made under other settings than asked
-    for."""
+    """A stored result that is missing, truncated, changed, or from other settings than
+    requested."""
 
 
 class UpToDate(Exception):  # noqa: N818
@@ -69,15 +69,14 @@ def folder_sha256(files: Mapping[Path, str]) -> str:
 
 def files_in(folder: Path) -> list[Path]:
     """Return the files of a store in sorted order, without ``run.json`` and the workflow engine's
-    marks."""
+    marker files."""
     return sorted(
         path for path in Path(folder).rglob("*") if path.is_file() and path.name not in _IGNORED
     )
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` so that a reader sees the old file or the new one, never a part of
-    it."""
+    """Write ``data`` to ``path`` so that a reader sees either the old file or the new one."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -99,13 +98,13 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def partial_folder(out: Path) -> Path:
-    """Return the folder into which a step writes before it publishes ``out``; it is there while the
-    step is at work."""
+    """Return the folder into which a step writes before it publishes ``out``; it exists while the
+    step is running."""
     return out.with_name(f".{out.name}.partial")
 
 
 def replace_folder(partial: Path, target: Path) -> None:
-    """Put the finished folder ``partial`` in the place of ``target``."""
+    """Replace ``target`` by the finished folder ``partial``."""
     if target.exists():
         shutil.rmtree(target)
     partial.rename(target)
@@ -116,8 +115,7 @@ def replace_folder(partial: Path, target: Path) -> None:
 
 @dataclass
 class Step:
-    """One step at work: its settings, the folder to write into, and what is to be recorded of
-    it."""
+    """A running step: its settings, the folder to write into, and the facts to record."""
 
     accounted: ClassVar[float] = 0.0
     """Processor time of this process up to the end of its last step: what comes before the next one
@@ -144,7 +142,7 @@ class Step:
 
 
 def read_config(path: Path, *steps: str) -> dict[str, Any]:
-    """Read a resolved config and check that it is one for one of ``steps``."""
+    """Read a resolved config and check that it belongs to one of ``steps``."""
     config = json.loads(Path(path).read_text())
     if config.get("step") not in steps:
         needed = " or ".join(map(repr, steps))
@@ -156,7 +154,7 @@ def read_config(path: Path, *steps: str) -> dict[str, Any]:
 def step(
     config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries: tuple[str, ...]
 ) -> Iterator[Step]:
-    """Run one step: give it a partial folder to write into, then record and publish it.
+    """Run one step: provide a partial folder to write into, then record and publish it.
 
     Args:
         config: The resolved config (``plan.resolved.resolve``).
@@ -254,7 +252,7 @@ def check_file(path: Path) -> None:
     """Check one file of a store against the store's ``run.json``.
 
     Raises:
-        ArtifactError: naming the file, if it is missing, unlisted, or has other content.
+        ArtifactError: naming the file, if it is missing, unlisted, or has different content.
     """
     path = Path(path)
     folder = next((parent for parent in path.parents if (parent / RUN).is_file()), path.parent)
@@ -271,8 +269,8 @@ def check_file(path: Path) -> None:
 
 
 def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Check every file of a store, and that it was made under ``config`` if one is given; return
-    its ``run.json``.
+    """Check every file of a store, and its config against ``config`` if given; return its
+    ``run.json``.
 
     Raises:
         ArtifactError: naming the file or the settings that differ.
@@ -288,7 +286,7 @@ def check_store(folder: Path, config: dict[str, Any] | None = None) -> dict[str,
 
 
 def difference(old: Any, new: Any, at: str = "") -> str:
-    """Name the keys in which two nested settings differ, with both values."""
+    """Return the keys in which two nested settings differ, with both values."""
     if isinstance(old, dict) and isinstance(new, dict):
         parts = [
             difference(

@@ -1,8 +1,8 @@
 """The command line: ``afterimage <phase> <verb>``, one verb per workflow rule.
 
 Each verb is a module with two functions: ``arguments(parser)`` declares its flags and ``run(args)``
-does the work. Modules are imported only when their verb is called, so that ``--help`` and the light
-verbs start fast.
+does the work. Modules are imported only when their verb is called, so that ``--help`` and the
+lightweight verbs start fast.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ OTHERS: dict[tuple[str, str], tuple[str, str]] = {
     ("report", "rulegraph"): ("afterimage.engines.rulegraph", "draw the workflow's rule graph"),
     ("track", "import"): (
         "afterimage.tracking",
-        "import finished results into MLflow; doing it twice changes nothing",
+        "import finished results into MLflow; idempotent",
     ),
     ("cluster", "simulate"): (
         "afterimage.engines.simulation.simulate",
-        "how long a study would take on so many GPUs, and what it would wait for",
+        "estimate how long a study takes on a number of GPUs, and what limits it",
     ),
 }
-"""Phase and verb -> (module, one line of help) of verbs that are no steps of the workflow."""
+"""Phase and verb -> (module, one line of help) for verbs that are not workflow steps."""
 
 COMMANDS: dict[str, dict[str, tuple[str, str]]] = {}
 """Phase -> verb -> (module, one line of help)."""
@@ -44,7 +44,7 @@ for (phase, verb), command in [
 SINGLE: dict[str, tuple[str, str]] = {
     "status": (
         "afterimage.engines.status",
-        "how far a study is: phases, arms, and each training's rate and time left",
+        "show the progress of a study: phases, arms, and each training's rate and time left",
     ),
     "verify": (
         "afterimage.engines.verify",
@@ -52,19 +52,19 @@ SINGLE: dict[str, tuple[str, str]] = {
     ),
     "adopt": (
         "afterimage.engines.adopt",
-        "make pulled results known to Snakemake, after checking them",
+        "check pulled results and register them with Snakemake",
     ),
     "recover": (
         "afterimage.engines.recover",
-        "after snakemake was killed: end the jobs that it left behind, and unlock its folder",
+        "after snakemake was killed: end the jobs it left behind, and unlock its folder",
     ),
     "audit": (
         "afterimage.standalone.audit",
-        "attack somebody's own images or diffusers pipeline; needs no study",
+        "attack your own images or diffusers pipeline; needs no study",
     ),
     "attribute": (
         "afterimage.standalone.attribute",
-        "which training images made these, for any pipeline; needs no study",
+        "rank the training images behind generations of any pipeline; needs no study",
     ),
 }
 """Commands without a verb."""
@@ -82,19 +82,19 @@ def _parser(argv: list[str]) -> argparse.ArgumentParser:
             _attach(
                 verb_parsers.add_parser(verb, help=text, description=text),
                 module,
-                wanted=argv[:2] == [phase, verb],
+                called=argv[:2] == [phase, verb],
             )
     for phase, (module, text) in SINGLE.items():
         _attach(
             phases.add_parser(phase, help=text, description=text),
             module,
-            wanted=argv[:1] == [phase],
+            called=argv[:1] == [phase],
         )
     return parser
 
 
-def _attach(parser: argparse.ArgumentParser, module: str, wanted: bool) -> None:
-    if wanted:
+def _attach(parser: argparse.ArgumentParser, module: str, called: bool) -> None:
+    if called:
         command = import_module(module)
         command.arguments(parser)
         parser.set_defaults(run=command.run)

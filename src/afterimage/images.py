@@ -1,4 +1,4 @@
-"""Sets of images in memory and in files, one row for each image."""
+"""Sets of images in memory and in files, one row per image."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from afterimage.artifacts import ArtifactError, check_file
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images held in memory.
+    """A set of images in memory.
 
     Attributes:
-        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 stands for [0, 1].
-        ids: int64 or text, (N,), unique: names the row.
-        labels: int64, (N,); -1 where there is none.
-        sources: like ``ids``, (N,): the original that the row shows. Planted copies of one image
+        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 represents [0, 1].
+        ids: int64 or text, (N,), unique: identifies the row.
+        labels: int64, (N,); -1 without a label.
+        sources: like ``ids``, (N,): the original image of the row. Planted copies of one image
             share it.
-        official_test: bool, (N,): the row comes from the source's official test part.
+        official_test: bool, (N,): the row comes from the source's official test split.
     """
 
     pixels: np.ndarray
@@ -38,7 +38,8 @@ class Images:
             or self.pixels.shape[-1] not in (1, 3)
         ):
             raise ArtifactError(
-                f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} {self.pixels.shape}"
+                f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} "
+                f"{self.pixels.shape}"
             )
         for name in ("ids", "labels", "sources", "official_test"):
             if getattr(self, name).shape != (n,):
@@ -75,7 +76,7 @@ class Images:
         )
 
     def take(self, rows: np.ndarray) -> Images:
-        """Return the chosen rows (positions or a mask)."""
+        """Return some of the rows (positions or a mask)."""
         return Images(
             self.pixels[rows],
             self.ids[rows],
@@ -98,16 +99,14 @@ class Images:
 
 
 def contents(pixels: np.ndarray) -> np.ndarray:
-    """Return a 16-byte digest of each image's bytes, (N,): equal where the images are
-    byte-identical."""
+    """Return a 16-byte digest of each image's bytes, (N,): equal for byte-identical images."""
     return np.array(
         [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16"
     )
 
 
 def different(pixels: np.ndarray, flips: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Return the lowest row of each different image, ascending, and how many rows it has, both
-    int64.
+    """Return the lowest row of each different image, ascending, and its number of rows, both int64.
 
     Args:
         pixels: (N, H, W, C). Images that differ in any byte are different.
@@ -124,7 +123,7 @@ def different(pixels: np.ndarray, flips: bool = False) -> tuple[np.ndarray, np.n
 
 
 def load_images(path: Path, check: bool = True) -> Images:
-    """Open a stored image set, first checking the file against the ``run.json`` beside it.
+    """Open a stored image set, first checking the file against the ``run.json`` of its store.
 
     Raises:
         ArtifactError: if the file is missing, truncated, or not the one that ``run.json``

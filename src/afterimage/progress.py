@@ -1,4 +1,4 @@
-"""How far a long computation is: a bar on a terminal, and plain lines with the time left in a
+"""Progress of a long computation: a bar on a terminal, or plain lines with the time left in a
 log."""
 
 from __future__ import annotations
@@ -14,23 +14,22 @@ EVERY = 30.0
 
 
 def batches(total: int, size: int, verb: str, noun: str) -> Iterator[int]:
-    """Yield the first row of each batch, 0, size, 2 size, ..., and say on standard error how many
-    rows are done.
+    """Yield the first row of each batch, 0, size, 2 size, ..., and report the finished rows on
+    standard error.
 
-    On a terminal it is a bar. Elsewhere it is a line at most every ``EVERY`` seconds, such as
-    "drawn 320 of 1000 generations (32 %), 3 min 10 s left"; what ends sooner prints nothing. The
-    time left supposes that the rest goes as fast as what is done.
+    On a terminal the report is a bar. Elsewhere it is a line at most every ``EVERY`` seconds, such
+    as "drawn 320 of 1000 generations (32 %), 3 min 10 s left"; a shorter computation prints
+    nothing. The time left assumes a constant speed.
 
     Args:
-        total: Rows in all.
-        size: Rows of a batch; the last may be shorter.
+        total: Total number of rows.
+        size: Rows per batch; the last may be shorter.
         verb: What is done with each row, as a participle: "drawn".
         noun: What rows are, in the plural: "generations".
     """
     started = printed = time.monotonic()
-    with tqdm(
-        total=total, desc=verb, unit=f" {noun}", disable=None
-    ) as bar:  # None: disabled where it is no terminal
+    # disable=None: disabled without a terminal.
+    with tqdm(total=total, desc=verb, unit=f" {noun}", disable=None) as bar:
         for first in range(0, total, size):
             yield first
             done = min(first + size, total)
@@ -47,7 +46,7 @@ def batches(total: int, size: int, verb: str, noun: str) -> Iterator[int]:
 
 
 def span(seconds: float) -> str:
-    """Return a length of time as a person says it: "40 s", "3 min 10 s", "2 h 5 min"."""
+    """Return a duration for people: "40 s", "3 min 10 s", "2 h 5 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

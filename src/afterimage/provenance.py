@@ -1,11 +1,11 @@
-"""What made a result: code fingerprint, git commit, environment lock, versions and device.
+"""The origin of a result: code fingerprint, git commit, environment lock, versions and device.
 
-The fingerprint of a step is the hash of the code that its entry module imports, directly or through
-others, inside this package. Code is the syntax tree: comments, docstrings and formatting change no
-fingerprint, and neither does the version of Python. ``config``, ``plan`` and ``cli.py`` are left
-out: all that they decide for a step is in its resolved config and command line, which are recorded
-and compared by themselves. Methods are found by name (``config.METHODS``), so that a new method
-changes the fingerprint of no other.
+The fingerprint of a step is the hash of the code that its entry module imports, directly or
+indirectly, from this package. Code means the syntax tree: comments, docstrings and formatting do
+not change a fingerprint, and neither does the version of Python. ``config``, ``plan`` and
+``cli.py`` are excluded: everything they determine for a step is in its resolved config and command
+line, which are recorded and compared separately. Methods are looked up by name
+(``config.METHODS``), so that a new method leaves the fingerprints of the others unchanged.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def _tree(module: str) -> ast.Module:
 
 @cache
 def _imports(module: str) -> frozenset[str]:
-    """Return the package's own modules that ``module`` imports anywhere in its text."""
-    found: set[str] = set()
+    """Return the package's modules that ``module`` imports anywhere in its text."""
+    names: set[str] = set()
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+            names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return frozenset(
-        name for name in found if name.split(".")[0] == "afterimage" and _file_of(name)
+        name for name in names if name.split(".")[0] == "afterimage" and _file_of(name)
     )
 
 
@@ -69,29 +69,32 @@ EMPTY = "str:''"
 
 
 def digest(config: dict[str, Any]) -> str:
-    """Return the sha256 of a resolved config, whatever the order of its keys."""
+    """Return the sha256 of a resolved config, independent of the order of its keys."""
     return hashlib.sha256(
         json.dumps(config, sort_keys=True, separators=(",", ":")).encode()
     ).hexdigest()
 
 
 def canonical(tree: ast.Module) -> str:
-    """Return the code of a module as text that formatting and the version of Python do not change.
+    """Return the code of a module as text that does not depend on formatting or the version of
+    Python.
 
-    It is the syntax tree without positions, strings that stand as statements (docstrings) and empty
-    fields: later versions of Python add fields to nodes, which are empty in earlier syntax.
+    It is the syntax tree without positions, string statements (docstrings) and empty fields: later
+    versions of Python add fields to nodes, which are empty in earlier syntax.
     """
 
     def text(node: object) -> str:
-        if isinstance(
-            node, ast.Constant
-        ):  # ascii: which characters are printable depends on the version
+        # As ASCII, since the version of Python determines which characters are printable.
+        if isinstance(node, ast.Constant):
             return f"{type(node.value).__name__}:{node.value!a}"
-        if isinstance(node, ast.JoinedStr):  # Python 3.12 has empty pieces where others have none
-            return f"JoinedStr({','.join(piece for piece in map(text, node.values) if piece != EMPTY)})"
+        # Python 3.12 has empty pieces where other versions have none.
+        if isinstance(node, ast.JoinedStr):
+            pieces = [piece for piece in map(text, node.values) if piece != EMPTY]
+            return f"JoinedStr({','.join(pieces)})"
         if isinstance(node, ast.AST):
-            fields = ((name, text(value)) for name, value in ast.iter_fields(node))
-            return f"{type(node).__name__}({','.join(f'{name}={value}' for name, value in fields if value)})"
+            fields = [(name, text(value)) for name, value in ast.iter_fields(node)]
+            arguments = ",".join(f"{name}={value}" for name, value in fields if value)
+            return f"{type(node).__name__}({arguments})"
         if isinstance(node, list):
             items = [text(item) for item in node if not _is_docstring(item)]
             return f"[{','.join(items)}]" if items else ""
@@ -127,8 +130,7 @@ def modules_of(*entries: str) -> list[str]:
 
 
 def fingerprint(*entries: str) -> str:
-    """Return the sha256 over the code of ``entries`` and of all that they import inside the
-    package.
+    """Return the sha256 of the code of ``entries`` and of everything they import from the package.
 
     Args:
         entries: Module names, e.g. ``"afterimage.attacks.extraction"``.
@@ -154,7 +156,7 @@ def _git(*arguments: str) -> str | None:
 
 
 def lock_file() -> Path | None:
-    """Return the lock that the running environment was made from (``AFTERIMAGE_LOCK``, by default
+    """Return the lock file of the running environment (``AFTERIMAGE_LOCK``, by default
     ``envs/cpu.lock``)."""
     path = Path(os.environ.get("AFTERIMAGE_LOCK", ROOT / "envs" / "cpu.lock"))
     return path if path.is_file() else None

@@ -1,9 +1,9 @@
 """Named, independent random streams from one root seed.
 
 A stream is addressed by a path of names, e.g. ``derive(root, "train", "baseline", 0, "noise",
-step)``. The address is hashed (BLAKE2b over its canonical JSON), never mixed by arithmetic or by
-Python's own ``hash``, so that two streams that differ in any part of the path are unrelated, and
-the same path gives the same numbers on every machine and Python version.
+step)``. The address is hashed (BLAKE2b over its canonical JSON), never combined arithmetically or
+with Python's own ``hash``, so that streams with different paths are unrelated, and the same path
+gives the same numbers on every machine and Python version.
 """
 
 from __future__ import annotations

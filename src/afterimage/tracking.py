@@ -73,7 +73,7 @@ def default_uri() -> str:
     return f"{SQLITE}{Path('mlflow.db').resolve()}"
 
 
-# ---- what is to be shown ------------------------------------------------------------------------------------------------
+# ---- what is to be shown -------------------------------------------------------------------------
 
 
 class Replicate(NamedTuple):
@@ -155,7 +155,7 @@ def metric_name(name: str) -> str:
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", " at "))
 
 
-# ---- the store ----------------------------------------------------------------------------------------------------------
+# ---- the store -----------------------------------------------------------------------------------
 
 
 @contextmanager
@@ -186,8 +186,10 @@ def errors_named(uri: str) -> Iterator[None]:
     reason = re.sub(r"^\((\w+\.)+\w+\) ", "", reason.strip())  # SQLAlchemy's name of the class
     path = _sqlite_path(uri)
     message = (
-        f"the MLflow store {uri} cannot be used: {reason}. It can be rebuilt from the results at any time: repeat the command when that is"
-        f" mended,{f' or move {path} away for a new one,' if path else ''} or name another store by --uri or MLFLOW_TRACKING_URI"
+        f"the MLflow store {uri} cannot be used: {reason}. It can be rebuilt from the results at "
+        "any time: repeat the command when that is"
+        f" mended,{f' or move {path} away for a new one,' if path else ''} or name another store "
+        "by --uri or MLFLOW_TRACKING_URI"
         " (without either it is mlflow.db in the working folder)"
     )
     raise artifacts.ArtifactError(without_password(message))
@@ -339,7 +341,7 @@ def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
     return kept
 
 
-# ---- import -------------------------------------------------------------------------------------------------------------
+# ---- import --------------------------------------------------------------------------------------
 
 
 def import_study(

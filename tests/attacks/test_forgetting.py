@@ -393,6 +393,6 @@ def test_classes_that_nothing_can_be_compared_with(trained):
         resolved, arm, network, samples, parts["train"], trained_on, others, parts["reference"]
     )
     with pytest.raises(
-        ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout part has it"
+        ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout split has it"
     ):
         judge.judge("zeros", chosen, 0)

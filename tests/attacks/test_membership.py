@@ -200,7 +200,7 @@ def test_true_labels_are_told_and_must_be_there(images):
 
 
 def test_a_loss_that_is_no_number_is_an_error(images):
-    with pytest.raises(ArtifactError, match="holdout part is no number"):
+    with pytest.raises(ArtifactError, match="holdout set is not finite"):
         losses.measure(Fixed(lambda x, t: x / 0), scheduler_config(), images, "holdout", [5], 1, 1)
 
 

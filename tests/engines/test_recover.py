@@ -129,7 +129,7 @@ def test_jobs_of_all_runs_from_here_are_ended_and_no_others(folder, log, slurm, 
     assert "SLURM job 11 (fit of tiny_baseline_0, running)" in out
     assert "SLURM job 12 (dedup of tiny, pending)" in out
     assert (
-        f"3 job(s) ended; {folder} is unlocked\nto go on, type: snakemake --profile slurm all\n"
+        f"3 job(s) ended; {folder} is unlocked\nto resume, type: snakemake --profile slurm all\n"
         in out
     )
 
@@ -260,7 +260,7 @@ def test_a_step_that_goes_on_without_snakemake_is_ended_and_saves(
     assert other.poll() is None
     assert in_a_job.poll() is None
     assert not locked(folder)
-    assert "to go on, type: snakemake -c2 all" in capsys.readouterr().out
+    assert "to resume, type: snakemake -c2 all" in capsys.readouterr().out
 
 
 def test_a_living_snakemake_is_left_alone(folder, log, slurm, process, capsys):

@@ -235,7 +235,7 @@ def test_a_killed_snakemake_is_recovered_from(cluster, untrained, same, stop, wh
     done = {arm: untrained.progress(arm) for arm in BOTH}
     said = untrained.run("afterimage", "recover").stdout
     assert f"2 job(s) ended; {untrained.folder} is unlocked" in said
-    assert "to go on, type: snakemake --profile slurm" in said
+    assert "to resume, type: snakemake --profile slurm" in said
     assert not cluster.jobs()
 
     untrained.slurm(*where, "--", "train")
@@ -264,7 +264,7 @@ def test_two_calls_at_once(cluster, untrained, same, stop):
         other = untrained.slurm(*command, check=False)
         assert other.returncode != 0
         assert (
-            "works with results/slurm/config. The study or the code is another one now"
+            "works with results/slurm/config. The study or the code has changed since"
             in other.stdout + other.stderr
         )
     assert untrained.settings() == settings

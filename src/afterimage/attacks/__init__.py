@@ -1,1 +1,1 @@
-"""What an attacker, or a judge of quality, learns from generations."""
+"""What an attacker, or a quality metric, learns from generations."""

@@ -8,9 +8,9 @@ where m is a mean distance to n neighbours. Sources differ on whose neighbours: 
 training image x among the other training images (anchor ``training``), or those of the generation
 (anchor ``candidate``). Both are computed everywhere.
 
-What does not depend on alpha is the *relative distance* r / m, the ratio at alpha = 1; a pair is
-flagged when it is at most alpha. Where m = 0 (all n neighbours are copies) it is 0 if r = 0 too,
-and infinite otherwise.
+The *relative distance* r / m, the ratio at alpha = 1, does not depend on alpha; a pair is flagged
+if it is at most alpha. If m = 0 (all n neighbours are copies) the relative distance is 0 if r = 0
+too, and infinite otherwise.
 """
 
 from __future__ import annotations
@@ -33,10 +33,11 @@ def relative(distance: np.ndarray, mean: np.ndarray) -> np.ndarray:
 
 
 def flagged(relative_distance: np.ndarray, alpha: float) -> np.ndarray:
-    """Return which pairs have a ratio of at most 1, bool (Q,). An alpha of 0 flags nothing."""
+    """Return the mask of pairs with a ratio of at most 1, bool (Q,). An alpha of 0 flags
+    nothing."""
     return (relative_distance <= alpha) & (alpha > 0)
 
 
 def ratio(relative_distance: np.ndarray, alpha: float) -> np.ndarray:
-    """Return the ratio of the paper, float64 (Q,)."""
+    """Return the paper's ratio, float64 (Q,)."""
     return relative_distance / alpha

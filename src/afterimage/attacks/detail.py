@@ -1,7 +1,8 @@
 """Blank and blurred images: near to a training image because they show nothing, not because they
 copy it.
 
-Detail is the root mean square difference of neighbouring pixels, in units of the full range [0, 1].
+Detail is the root mean square difference between neighbouring pixels, in units of the full range
+[0, 1].
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 BLANK = 1 / 255
-"""Images with less detail are blank, whatever they are nearest to."""
+"""Images with less detail are blank, whatever their nearest training image."""
 BLURRED = 0.5
 """Images with less than this share of the detail of their nearest training image are blurred."""
 
@@ -27,7 +28,7 @@ def detail(images: np.ndarray) -> np.ndarray:
 
 
 def low_detail(images: np.ndarray, nearest: np.ndarray) -> np.ndarray:
-    """Return which images, (N, H, W, C), are blank, or blurred next to ``nearest``, of the same
-    shape; bool (N,)."""
-    own = detail(images)
-    return (own < BLANK) | (own < BLURRED * detail(nearest))
+    """Return the mask of images, (N, H, W, C), that are blank, or blurred compared with
+    ``nearest``, of the same shape; bool (N,)."""
+    details = detail(images)
+    return (details < BLANK) | (details < BLURRED * detail(nearest))

@@ -1,34 +1,35 @@
-"""``afterimage attack extraction``: which training images come back (Carlini et al. 2023, section
-5.1) and MQ (IET-AGC).
+"""``afterimage attack extraction``: training images recovered from generations (Carlini et al.
+2023, section 5.1) and MQ (IET-AGC).
 
 Each generation is matched with its nearest training image. It is flagged if its ratio (see
-``adaptive``) is at most 1, and the training image is then extracted; images are counted once,
-however many generations show them, and all copies of a source as one. Every count is made with both
-anchors, and with both the fixed alpha and the alpha calibrated on held-out images; beside it stand
-the same count for held-out images and for never-trained twins.
+``adaptive``) is at most 1, and the training image is then extracted; an image counts once, however
+many generations show it, and all copies of a source count as one. Every count is given for both
+anchors, and for both the fixed alpha and the alpha calibrated on held-out images; next to it come
+the same counts for held-out images and for never-trained twins.
 
 ``extract`` is the attack itself: arrays in, tables out. It needs only generations and training
-images; held-out images and the planted truth add the controls. The store that the verb leaves:
+images; held-out images and the planted ground truth add the controls. The store of the command:
 
-- ``pairs.parquet``: one row per generation: sample, nearest, nearest_source (ids), l2 (normalised l2, or tiled), ratio_training,
-  ratio_candidate (both with the fixed alpha; infinite where all neighbours are copies), mq_ratio,
-  ``flagged_<anchor>_<fixed|calibrated>``, low_detail (blank or blurred, see ``detail``) and flagged_verdict;
-- ``holdout_pairs.parquet``: the same for the held-out images that are no duplicates of training
+- ``pairs.parquet``: one row per generation: sample, nearest, nearest_source (ids), l2 (normalised
+  l2, or tiled), ratio_training, ratio_candidate (both with the fixed alpha; infinite if all
+  neighbours are copies), mq_ratio, ``flagged_<anchor>_<fixed|calibrated>``, low_detail (blank or
+  blurred, see ``detail``) and flagged_verdict;
+- ``holdout_pairs.parquet``: the same for the held-out images that are not duplicates of training
   images;
 - ``images.parquet``: one row per training source: source, id and label of its first row, copies (as
-  planted), best_sample, best_l2 (its nearest generation, where it is the nearest of one),
-  nearest_generations and flagged_generations (how many it is the nearest of, and how many of those
-  the verdict flags), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and k_eidetic: training
-  rows within delta in plain normalised l2, itself counted (Def. 2);
-- ``twins.parquet``: the same for the twins, in place of the planted images: source is the twin's
-  id, twin_of the planted source;
+  planted), best_sample, best_l2 (the nearest of the generations matched with it),
+  nearest_generations and flagged_generations (how many generations are matched with it, and how
+  many of those the verdict flags), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and
+  k_eidetic: training rows within delta in plain normalised l2, including itself (Def. 2);
+- ``twins.parquet``: the same for the twins, instead of the planted images: source is the twin's id,
+  twin_of the planted source;
 - ``precision_recall.csv``: planted images against twins, headline anchor;
 - ``results.csv``: the numbers, with the columns of ``results``. ``flagged_holdout`` with the
   calibrated alpha is the cross-fitted rate of ``calibration``, as a count rounded to whole images.
 
-Held-out images that are training images, exactly or nearly, are left out first, and counted under
-``facts`` in ``run.json``. The answer (``verdict``: copies shown, not shown, or cannot tell) stands
-there too.
+Held-out images that are training images, exactly or nearly, are removed first, and counted under
+``facts`` in ``run.json``. The answer (``verdict``: copies shown, not shown, or cannot tell) is
+recorded there too.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -58,16 +59,16 @@ FIXED, CALIBRATED = "fixed", "calibrated"
 
 @dataclass(frozen=True)
 class Extraction:
-    """What the attack found; the tables have the columns that this module's docstring lists.
+    """The result of the attack; this module's docstring lists the columns of the tables.
 
     Attributes:
-        pairs, images, results: Always there.
+        pairs, images, results: Always present.
         holdout_pairs: With held-out images.
-        twins, precision_recall: With a planted truth; empty where nothing is planted.
-        left_out: Held-out images that were left out: sample, nearest, l2, and kind (exact or near
-            duplicate of a training image, or repeated: the same as an earlier held-out one, with no
-            nearest); None without held-out images.
-        readings: The thresholds used.
+        twins, precision_recall: With a planted ground truth; empty if nothing is planted.
+        left_out: Held-out images that were removed: sample, nearest, l2, and kind (exact or near
+            duplicate of a training image, or repeated: the same as an earlier held-out image,
+            without nearest); None without held-out images.
+        readings: The anchors and thresholds used.
         verdict: The answer, with the headline anchor.
         headline: Flat name -> number, with the headline anchor.
         facts: Counts that the numbers depend on.
@@ -110,102 +111,65 @@ def extract(
     Args:
         samples: The generations, at least one.
         train: The images that the model was trained on, copies included.
-        settings: Of the attack.
-        statistics: Of the intervals.
-        seed: Root seed; decides the halvings of the held-out images and the resamples.
+        settings: Settings of the attack.
+        statistics: Settings of the intervals.
+        seed: Root seed; determines the splits of the held-out images and the resamples.
         flips: The model was trained with random mirroring: compare mirror images too.
-        holdout: Real images of the same kind that the model did not see; they calibrate alpha and
-            are the control.
-        planted: The planted truth, for the twins' control and the precision-recall curve.
+        holdout: Real images from the same distribution that the model did not see; they calibrate
+            alpha and are the control.
+        planted: The planted ground truth, for the control by twins and the precision-recall curve.
 
     Raises:
-        ArtifactError: if the sets do not have images of one shape, or one is empty.
-        ConfigError: for no training images, or settings that do not fit the images.
+        ArtifactError: if the sets differ in image shape, or one is empty.
+        ConfigError: without training images, or for settings that do not fit the images.
     """
+    # Match the generations with the training images.
     _check_shapes(train, samples, "generations")
     target = Target(train.pixels, settings, flips)
     scores = target.score(samples.pixels)
     readings = [Reading(anchor, FIXED, settings.alpha) for anchor in adaptive.ANCHORS]
+    low_detail = detail.low_detail(samples.pixels, train.pixels[scores.row])
     facts = {
         "training_rows": len(train),
         "gallery_images": len(target.rows),
         "neighbours": target.neighbours,
         "mq_neighbours": target.mq_neighbours,
         "zero_means_generations": scores.zero_means,
+        "low_detail_generations": int(low_detail.sum()),
     }
-    low_detail = detail.low_detail(samples.pixels, train.pixels[scores.row])
-    facts["low_detail_generations"] = int(low_detail.sum())
     table = Results(statistics, seed)
-    holdout_pairs, left_out, held_scores = None, None, None
-    if holdout is not None:
-        _check_shapes(train, holdout, "held-out images")
-        held = target.score(holdout.pixels)
-        left_out = _left_out(holdout, train, flips)
-        kept = ~np.isin(holdout.ids, left_out["sample"])
-        facts["holdout_left_out"] = left_out["kind"].value_counts().to_dict()
-        facts["holdout_smallest_rate"] = calibration.smallest_rate(int(kept.sum()))
-        holdout, held = holdout.take(kept), held.take(kept)
-        held_low = detail.low_detail(holdout.pixels, train.pixels[held.row])
-        held_scores = np.where(held_low, np.inf, held.relative[settings.anchor])
-        facts["zero_means_holdout"] = held.zero_means
-        facts["low_detail_holdout"] = int(held_low.sum())
-    if holdout is not None and len(holdout):
-        crossed = {
-            anchor: calibration.cross_fit(held.relative[anchor], settings.calibrated_rate, seed)
-            for anchor in adaptive.ANCHORS
-        }
-        readings += [
-            Reading(anchor, CALIBRATED, crossed[anchor].alpha) for anchor in adaptive.ANCHORS
-        ]
-        facts["calibration_impossible"] = [r.anchor for r in readings if r.value == 0]
-        holdout_pairs = _pairs(holdout, train, held, readings, settings.alpha)
-        for reading in readings:
-            flags = adaptive.flagged(held.relative[reading.anchor], reading.value)
-            if reading.alpha == CALIBRATED:
-                flags = np.arange(len(holdout)) < np.rint(crossed[reading.anchor].flagged.sum())
-            table.share("flagged_holdout", flags, reading)
-        for tau in settings.mq_thresholds:
-            table.share(f"mq_holdout@{tau:g}", mq.below(held.mq, tau))
 
+    # Match the held-out images likewise, and calibrate alpha on them.
+    control = None if holdout is None else _match_holdout(holdout, train, target, flips)
+    holdout_pairs = None
+    if control is not None:
+        facts |= control.facts
+        if len(control.images):
+            readings = _calibrate(control, readings, settings, seed, table)
+            facts["calibration_impossible"] = [r.anchor for r in readings if r.value == 0]
+            holdout_pairs = _pairs(control.images, train, control.scores, readings, settings.alpha)
+
+    # Decide whether copies are shown.
     first_rows = different(train.pixels)[0]
-    answer, flagged = verdict.decide(
-        np.where(low_detail, np.inf, scores.relative[settings.anchor]),
-        held_scores,
-        np.unique(contents(train.pixels[scores.row]), return_inverse=True)[1],
-        low_detail,
-        scores.zero_means[settings.anchor],
-        len(first_rows),
-    )
+    answer, flagged = _decide(scores, low_detail, control, train, len(first_rows), settings.anchor)
     facts["verdict"] = answer.record
+    # Tabulate the generations and the training images.
     pairs = _pairs(samples, train, scores, readings, settings.alpha)
     pairs["low_detail"], pairs["flagged_verdict"] = low_detail, flagged
     images = _images(pairs, train, target.rows, readings)
     if planted is not None:
         _check_shapes(train, planted.twins, "twins", may_be_empty=True)
         planted = planted.among(train.sources)
-        copies = pd.Series(planted.copies, planted.sources).reindex(images["source"]).fillna(1)
-    else:
-        copies = pd.Series(train.sources).value_counts().reindex(images["source"])
-    images.insert(3, "copies", copies.to_numpy(np.int64))
+    images.insert(3, "copies", _copies(images["source"], train, planted))
     first = pd.Index(train.ids).get_indexer(pd.Index(images["id"]))
     images["k_eidetic"] = target.rows_within(train.pixels[first], settings.delta)
-    for reading in readings:
-        flags = pairs[f"flagged_{reading.name}"].to_numpy()
-        found = images[f"extracted_{reading.name}"].to_numpy()
-        table.share("flagged_generations", flags, reading)
-        table.share("extracted_images", found, reading)
-        table.share("extracted_contents", np.isin(first_rows, scores.row[flags]), reading)
-        for number in np.unique(images["copies"]):
-            table.share(
-                "extracted_by_copies",
-                found[images["copies"] == number],
-                reading,
-                f"copies={number}",
-            )
+    facts["sources"] = len(images)
+
+    # Count, also with the planted images swapped for their twins.
+    _count(table, pairs, images, readings, scores, first_rows)
     for tau in settings.mq_thresholds:
         table.share(f"mq@{tau:g}", mq.below(scores.mq, tau))
-    facts["sources"] = len(images)
-    del target  # its search copy of the images, before the swapped one is made
+    del target  # frees its float32 copy of the images before the swapped one is built
     twin_images, curve = None, None
     if planted is not None:
         twin_images, curve = _twins_control(
@@ -219,7 +183,7 @@ def extract(
         holdout_pairs=holdout_pairs,
         twins=twin_images,
         precision_recall=curve,
-        left_out=left_out,
+        left_out=None if control is None else control.left_out,
         readings=readings,
         verdict=answer,
         headline=_headline(results, settings.anchor)
@@ -231,10 +195,119 @@ def extract(
 def _check_shapes(train: Images, images: Images, name: str, may_be_empty: bool = False) -> None:
     if images.pixels.shape[1:] != train.pixels.shape[1:]:
         raise ArtifactError(
-            f"the {name} have shape {images.pixels.shape[1:]}, but the training images {train.pixels.shape[1:]}"
+            f"the {name} have shape {images.pixels.shape[1:]}, but the training images "
+            f"{train.pixels.shape[1:]}"
         )
     if not len(images) and not may_be_empty:
         raise ArtifactError(f"there are no {name}")
+
+
+class _Control(NamedTuple):
+    """The held-out images that are not duplicates, matched with the training images."""
+
+    images: Images
+    scores: Scores
+    low_detail: np.ndarray
+    left_out: pd.DataFrame
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {
+            "holdout_left_out": self.left_out["kind"].value_counts().to_dict(),
+            "holdout_smallest_rate": calibration.smallest_rate(len(self.images)),
+            "zero_means_holdout": self.scores.zero_means,
+            "low_detail_holdout": int(self.low_detail.sum()),
+        }
+
+    def distances(self, anchor: str) -> np.ndarray:
+        """Return the relative distances; infinite for blank and blurred images."""
+        return np.where(self.low_detail, np.inf, self.scores.relative[anchor])
+
+
+def _match_holdout(holdout: Images, train: Images, target: Target, flips: bool) -> _Control:
+    _check_shapes(train, holdout, "held-out images")
+    scores = target.score(holdout.pixels)
+    left_out = _left_out(holdout, train, flips)
+    kept = ~np.isin(holdout.ids, left_out["sample"])
+    images, scores = holdout.take(kept), scores.take(kept)
+    low_detail = detail.low_detail(images.pixels, train.pixels[scores.row])
+    return _Control(images, scores, low_detail, left_out)
+
+
+def _calibrate(
+    control: _Control,
+    fixed: list[Reading],
+    settings: config.Extraction,
+    seed: int,
+    table: Results,
+) -> list[Reading]:
+    """Return the fixed and the calibrated readings; add the held-out counts of all of them."""
+    scores = control.scores
+    crossed = {
+        anchor: calibration.cross_fit(scores.relative[anchor], settings.calibrated_rate, seed)
+        for anchor in adaptive.ANCHORS
+    }
+    calibrated = [Reading(anchor, CALIBRATED, crossed[anchor].alpha) for anchor in adaptive.ANCHORS]
+    for reading in fixed + calibrated:
+        flags = adaptive.flagged(scores.relative[reading.anchor], reading.value)
+        if reading.alpha == CALIBRATED:
+            flags = np.arange(len(flags)) < np.rint(crossed[reading.anchor].flagged.sum())
+        table.share("flagged_holdout", flags, reading)
+    for tau in settings.mq_thresholds:
+        table.share(f"mq_holdout@{tau:g}", mq.below(scores.mq, tau))
+    return fixed + calibrated
+
+
+def _decide(
+    scores: Scores,
+    low_detail: np.ndarray,
+    control: _Control | None,
+    train: Images,
+    different_images: int,
+    anchor: str,
+) -> tuple[verdict.Verdict, np.ndarray]:
+    return verdict.decide(
+        np.where(low_detail, np.inf, scores.relative[anchor]),
+        None if control is None else control.distances(anchor),
+        np.unique(contents(train.pixels[scores.row]), return_inverse=True)[1],
+        low_detail,
+        scores.zero_means[anchor],
+        different_images,
+    )
+
+
+def _copies(sources: pd.Series, train: Images, planted: Planted | None) -> np.ndarray:
+    """Return how often each source was planted; without a planted ground truth, how many training
+    rows it has; int64 (S,)."""
+    if planted is None:
+        copies = pd.Series(train.sources).value_counts().reindex(sources)
+    else:
+        copies = pd.Series(planted.copies, planted.sources).reindex(sources).fillna(1)
+    return copies.to_numpy(np.int64)
+
+
+def _count(
+    table: Results,
+    pairs: pd.DataFrame,
+    images: pd.DataFrame,
+    readings: list[Reading],
+    scores: Scores,
+    first_rows: np.ndarray,
+) -> None:
+    """Add the shares of flagged generations and of extracted images, under every reading."""
+    for reading in readings:
+        flags = pairs[f"flagged_{reading.name}"].to_numpy()
+        extracted = images[f"extracted_{reading.name}"].to_numpy()
+        table.share("flagged_generations", flags, reading)
+        table.share("extracted_images", extracted, reading)
+        table.share("extracted_contents", np.isin(first_rows, scores.row[flags]), reading)
+        for number in np.unique(images["copies"]):
+            table.share(
+                "extracted_by_copies",
+                extracted[images["copies"] == number],
+                reading,
+                f"copies={number}",
+            )
 
 
 def _left_out(holdout: Images, train: Images, flips: bool) -> pd.DataFrame:
@@ -279,7 +352,7 @@ def _pairs(
 def _images(
     pairs: pd.DataFrame, train: Images, rows: np.ndarray, readings: list[Reading]
 ) -> pd.DataFrame:
-    """Return one row per source in the gallery with what the generations show of it."""
+    """Return one row per source in the gallery, with its matched and flagged generations."""
     gallery = pd.DataFrame(
         {"source": train.sources[rows], "id": train.ids[rows], "label": train.labels[rows]}
     )
@@ -289,23 +362,21 @@ def _images(
         ["source", "best_sample", "best_l2"], axis=1
     )
     if pd.api.types.is_integer_dtype(nearest["best_sample"]):
-        nearest["best_sample"] = nearest["best_sample"].astype(
-            "Int64"
-        )  # an image that is nearest to no generation has none
+        # Nullable: an image that is not the nearest of any generation has no best sample.
+        nearest["best_sample"] = nearest["best_sample"].astype("Int64")
     images = images.merge(nearest, on="source", how="left")
     flagged = (
         pairs["flagged_verdict"] if "flagged_verdict" in pairs else pd.Series(False, pairs.index)
     )
-    for column, some in (("nearest_generations", pairs), ("flagged_generations", pairs[flagged])):
-        images[column] = (
-            images["source"].map(some["nearest_source"].value_counts()).fillna(0).astype(np.int64)
-        )
+    for column, subset in (("nearest_generations", pairs), ("flagged_generations", pairs[flagged])):
+        counts = subset["nearest_source"].value_counts()
+        images[column] = images["source"].map(counts).fillna(0).astype(np.int64)
     for anchor in adaptive.ANCHORS:
         smallest = pairs.groupby("nearest_source")[f"ratio_{anchor}"].min()
         images[f"best_ratio_{anchor}"] = smallest.reindex(images["source"]).to_numpy()
     for reading in readings:
-        found = pairs.loc[pairs[f"flagged_{reading.name}"], "nearest_source"]
-        images[f"extracted_{reading.name}"] = images["source"].isin(found)
+        extracted = pairs.loc[pairs[f"flagged_{reading.name}"], "nearest_source"]
+        images[f"extracted_{reading.name}"] = images["source"].isin(extracted)
     return images
 
 
@@ -319,8 +390,8 @@ def _twins_control(
     images: pd.DataFrame,
     table: Results,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Attack the same generations with the planted images swapped for their twins; return the
-    twins' table and the curve."""
+    """Attack the same generations with the planted images swapped for their twins; return the table
+    of the twins and the precision-recall curve."""
     swapped = twins.swap(train, planted)
     truth = pd.DataFrame(
         {"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies}
@@ -332,26 +403,26 @@ def _twins_control(
         )
     target = Target(swapped.pixels, settings, flips)
     pairs = _pairs(samples, swapped, target.score(samples.pixels), readings, settings.alpha)
-    shown = _images(pairs, swapped, target.rows, readings).drop(
-        columns="id"
-    )  # which is that of the planted row
-    found = truth.merge(shown, on="source", how="left", validate="1:1")
+    matched = _images(pairs, swapped, target.rows, readings)
+    matched = matched.drop(columns="id")  # the id of the planted row
+    twin_images = truth.merge(matched, on="source", how="left", validate="1:1")
     for reading in readings:
-        flags = found[f"extracted_{reading.name}"].to_numpy(bool)
+        flags = twin_images[f"extracted_{reading.name}"].to_numpy(bool)
         table.share("twins_flagged", flags, reading)
-        for number in np.unique(found["copies"]):
+        for number in np.unique(twin_images["copies"]):
             table.share(
                 "twins_flagged_by_copies",
-                flags[found["copies"] == number],
+                flags[twin_images["copies"] == number],
                 reading,
                 f"copies={number}",
             )
     column = f"best_ratio_{settings.anchor}"
-    own = images.set_index("source")[column].reindex(planted.sources)
-    ranking = Ranking(own.fillna(np.inf).to_numpy(), found[column].fillna(np.inf).to_numpy())
+    planted_ratio = images.set_index("source")[column].reindex(planted.sources).fillna(np.inf)
+    twin_ratio = twin_images[column].fillna(np.inf)
+    ranking = Ranking(planted_ratio.to_numpy(), twin_ratio.to_numpy())
     table.ranking("average_precision", ranking.average_precision, len(truth), settings.anchor)
     table.ranking("roc_auc", ranking.auc, len(truth), settings.anchor)
-    return found, ranking.curve()
+    return twin_images, ranking.curve()
 
 
 _HEADLINE = {
@@ -385,20 +456,16 @@ def _headline(results: pd.DataFrame, anchor: str) -> dict[str, float]:
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument(
-        "--train", type=Path, required=True, help="training part of the split (.npz)"
-    )
+    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
     parser.add_argument(
         "--members",
         type=Path,
         required=True,
-        help="which of its rows the arm trained on (.parquet)",
+        help="the rows of --train that the arm trained on (.parquet)",
     )
-    parser.add_argument(
-        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
-    )
+    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
     parser.add_argument(
         "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
     )
@@ -410,19 +477,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Attack one arm's generations and store what came back."""
+    """Attack one arm's generations and store the results."""
     resolved = artifacts.read_config(args.config, STEP)
     names = ("samples", "train", "members", "holdout", "twins", "index")
     inputs = {name: getattr(args, name) for name in names}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
-        own = dict(step.settings)
-        flips, statistics = own.pop("flips"), config.Statistics(**own.pop("statistics"))
+        settings = dict(step.settings)
+        flips, statistics = settings.pop("flips"), config.Statistics(**settings.pop("statistics"))
         for path in (args.members, args.index):
             artifacts.check_file(path)
-        found = extract(
+        result = extract(
             load_images(args.samples),
             trained_rows(load_images(args.train), pd.read_parquet(args.members)),
-            config.Extraction(**own),
+            config.Extraction(**settings),
             statistics,
             resolved["seed"],
             flips=flips,
@@ -430,9 +497,9 @@ def run(args: argparse.Namespace) -> None:
             planted=twins.read(pd.read_parquet(args.index), load_images(args.twins)),
         )
         for name in ("pairs", "holdout_pairs", "images", "twins"):
-            getattr(found, name).to_parquet(step.folder / f"{name}.parquet", index=False)
+            getattr(result, name).to_parquet(step.folder / f"{name}.parquet", index=False)
         for name in ("results", "precision_recall"):
-            getattr(found, name).to_csv(step.folder / f"{name}.csv", index=False)
-        for name, value in found.headline.items():
+            getattr(result, name).to_csv(step.folder / f"{name}.csv", index=False)
+        for name, value in result.headline.items():
             step.metric(name, value)
-        step.note(**found.facts)
+        step.note(**result.facts)

@@ -1,34 +1,34 @@
-"""``afterimage attack forgetting``: what is left of images that were to be forgotten, and what
-became of the rest.
+"""``afterimage attack forgetting``: what a model retains of a forget set, and the effect on the
+remaining images.
 
-A low probability under a classifier, as published for unlearning, says what a model shows when
-asked politely. So an arm is judged on each of its forget sets in five ways:
+A low probability under a classifier, as published for unlearning, only measures what a model shows
+on ordinary prompts. So an arm is judged on each of its forget sets in five ways:
 
 - by the study's classifier, for sets of one class: P_psi, the mean probability of the class over
-  the generations that were asked for it, their mean entropy, and the share that the classifier puts
-  into it (EraseDiff, Wu et al. 2025); without labels to ask for, over all generations. Beside it
-  stands the same of real held-out images of the class;
-- by the rest, for sets of one class and arms with labels: how often the classifier sees what was
-  asked for, class by class, and the quality measures of those generations against reference images
-  of the same classes;
-- by extraction: how many of the forgotten images the generations give back (see ``extraction``),
-  and how many of the others, among all planted training images. What a retrained arm, which never
-  saw them, "gives back" are the false alarms;
-- by membership inference: do the losses tell forgotten images from held-out images, of the same
-  class where the set is one?
+  the generations conditioned on it, their mean entropy, and the share classified as it (EraseDiff,
+  Wu et al. 2025); for unconditional models, over all generations. The same numbers are given for
+  real held-out images of the class;
+- by the remaining classes, for sets of one class and arms with labels: the accuracy of the
+  classifier on the requested labels, class by class, and the quality metrics of those generations
+  against reference images of the same classes;
+- by extraction: how many of the forgotten images are extracted from the generations (see
+  ``extraction``), and how many of the others, among all planted training images. The extractions
+  from a retrained arm, which never saw them, are the false alarms;
+- by membership inference: do the losses separate forgotten images from held-out images, of the same
+  class if the set is one?
 - by relearning (see ``relearning``): the mean loss of the forgotten images and, for sets of one
   class, the probability of the class over new generations, along a short training on the forgotten
   images.
 
-The store that the verb leaves:
+The store of the command:
 
 - ``results.csv``: set, then the columns of ``results``. Metrics of subset ``forget``: probability,
   entropy, classified, extracted_images (units: different images), roc_auc, tpr@<rate>,
-  relearn_updates (first look at which the class is back, units: generations per look; value empty
-  if it never is); of subset ``remain``: accuracy, extracted_images and the quality measures; of
-  subsets ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same measure of real held-out
-  images. An arm without labels has subset ``all`` in place of ``forget`` where generations are
-  judged by the classifier;
+  relearn_updates (first evaluation at which the class is back, units: generations per evaluation;
+  value empty if it never is); of subset ``remain``: accuracy, extracted_images and the quality
+  metrics; of subsets ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real
+  held-out images. For an unconditional arm the subset of generations judged by the classifier is
+  ``all`` instead of ``forget``;
 - ``relearning.csv``: set, update, probability (empty for sets of more than one class), loss.
 """
 
@@ -70,7 +70,7 @@ Classify = Callable[[np.ndarray], np.ndarray]
 
 
 def label_classifier(network: Path) -> Classify | None:
-    """Return the study's classifier; None if there were no labels that it could learn."""
+    """Return the study's classifier; None if it was trained without labels."""
     _, description = classifier.load(network)
     if description.task != "labels":
         return None
@@ -86,15 +86,15 @@ def label_classifier(network: Path) -> Classify | None:
 def by_class(
     table: Results, probabilities: np.ndarray, asked: np.ndarray, label: int, kind: str = ""
 ) -> None:
-    """Add what a classifier says of generations, or of real images.
+    """Add the classifier's numbers for generations, or for real images.
 
     Args:
-        table: Gets the numbers.
+        table: Table that the numbers are added to.
         probabilities: (N, L), column l for label l.
-        asked: int64, (N,): the label that each image was asked for, or has; all -1 where there was
-            none to ask for.
+        asked: int64, (N,): the label that each image is conditioned on, or has; all -1 for
+            unconditional generations.
         label: The forgotten class.
-        kind: Appended to the names of the metrics.
+        kind: Suffix of the metrics' names.
     """
     labelled = asked.min() >= 0
     subset = "forget" if labelled else "all"
@@ -109,36 +109,36 @@ def by_class(
             table.share(f"accuracy_by_label{kind}", right[asked == other], subset=f"label={other}")
 
 
-def by_extraction(table: Results, found: Extraction, sources: np.ndarray, anchor: str) -> None:
-    """Add how many of the forgotten ``sources``, (S,), and of the others came back, with the
+def by_extraction(table: Results, extraction: Extraction, sources: np.ndarray, anchor: str) -> None:
+    """Add how many of the forgotten ``sources``, (S,), and of the others were extracted, with the
     headline anchor."""
-    forgotten = found.images["source"].isin(sources).to_numpy()
-    for reading in found.readings:
+    forgotten = extraction.images["source"].isin(sources).to_numpy()
+    for reading in extraction.readings:
         if reading.anchor == anchor:
-            flags = found.images[f"extracted_{reading.name}"].to_numpy()
+            flags = extraction.images[f"extracted_{reading.name}"].to_numpy()
             table.share("extracted_images", flags[forgotten], reading, "forget")
             table.share("extracted_images", flags[~forgotten], reading, "remain")
 
 
 def back_at(curve: pd.DataFrame, probability: float) -> int | None:
-    """Return the first update of a relearning curve at which the class has this mean probability;
-    None if there is none."""
+    """Return the first update of a relearning curve at which the class has at least this mean
+    probability; None if there is none."""
     reached = curve.loc[curve["probability"] >= probability, "update"]
     return int(reached.iloc[0]) if len(reached) else None
 
 
 class Judge:
-    """One trained arm and all that it is judged with.
+    """One trained arm and everything it is judged with.
 
     Args:
         resolved: Resolved config of the step.
         pipeline: Folder of the arm's pipeline.
         network: Folder of the study's classifier.
         samples: The arm's generations.
-        train: The training part of the split.
-        trained: bool, (N,): which of its rows the arm trained on.
+        train: The training split.
+        trained: bool, (N,): mask of the rows that the arm trained on.
         holdout: Real images that no arm saw: the control.
-        reference: Others, which quality is measured against.
+        reference: Other real images, against which quality is measured.
     """
 
     def __init__(
@@ -152,24 +152,21 @@ class Judge:
         holdout: Images,
         reference: Images,
     ) -> None:
-        own = resolved["settings"]
+        settings = resolved["settings"]
         self.settings = config.Forgetting(
-            **{key: own[key] for key in config.Forgetting.model_fields}
+            **{key: settings[key] for key in config.Forgetting.model_fields}
         )
-        self.sample, self.membership = (
-            config.Sample(**own["sample"]),
-            config.Membership(**own["membership"]),
-        )
-        self.extraction, self.quality = (
-            config.Extraction(**own["extraction"]),
-            config.Quality(**own["quality"]),
-        )
-        self.statistics, self.flips = config.Statistics(**own["statistics"]), own["flips"]
+        self.sample = config.Sample(**settings["sample"])
+        self.membership = config.Membership(**settings["membership"])
+        self.extraction = config.Extraction(**settings["extraction"])
+        self.quality = config.Quality(**settings["quality"])
+        self.statistics = config.Statistics(**settings["statistics"])
+        self.flips = settings["flips"]
         self.seed, self.replicate = resolved["seed"], resolved["replicate"]
         self.pipeline, self.samples, self.train, self.trained = pipeline, samples, train, trained
         self.holdout, self.reference = holdout, reference
         self.classify, self.space = label_classifier(network), spaces.find(self.quality, network)
-        self.found = extract(
+        self.extracted = extract(
             samples,
             train,
             self.extraction,
@@ -180,26 +177,27 @@ class Judge:
         )
 
     def judge(
-        self, name: str, chosen: np.ndarray, label: int | None
+        self, name: str, rows: np.ndarray, label: int | None
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return the numbers and the relearning curve of one set.
 
         Args:
             name: The set's name.
-            chosen: bool, (N,): its rows of the training part.
-            label: The class that it is, if it is one.
+            rows: bool, (N,): mask of its rows in the training split.
+            label: The class of the set, if it is one class.
 
         Raises:
-            ConfigError: if no generation was asked for the class.
-            ArtifactError: if no held-out image or no reference image is of the class.
+            ConfigError: if no generation is conditioned on the class.
+            ArtifactError: if the held-out or the reference split has no image of the class.
         """
+        # Judge the generations by the classifier and by the extraction attack.
         table = Results(self.statistics, self.seed, "forgetting", name)
         others = self.holdout
         if label is not None:
-            for part, images in (("holdout", self.holdout), ("reference", self.reference)):
+            for split, images in (("holdout", self.holdout), ("reference", self.reference)):
                 if label not in images.labels:
                     raise ArtifactError(
-                        f"forget.{name}.label = {label}: no image of the {part} part has it"
+                        f"forget.{name}.label = {label}: no image of the {split} split has it"
                     )
             others = others.take(others.labels == label)
             if self.samples.labels.max() >= 0:
@@ -213,25 +211,28 @@ class Judge:
                     label,
                     "_holdout",
                 )
-        by_extraction(
-            table, self.found, np.unique(self.train.sources[chosen]), self.extraction.anchor
-        )
+        sources = np.unique(self.train.sources[rows])
+        by_extraction(table, self.extracted, sources, self.extraction.anchor)
 
+        # Infer membership from the losses.
         net, scheduler_config = load_trained(self.pipeline, self.seed, self.replicate)
         net.to(PartialState().device)
-        at = levels(self.membership.timesteps, scheduler_config["num_train_timesteps"])
-        rows = membership.one_per_source(self.train, self.trained)
-        forgotten = self.train.take(rows[chosen[rows]])
+        timesteps = levels(self.membership.timesteps, scheduler_config["num_train_timesteps"])
+        unique_rows = membership.one_per_source(self.train, self.trained)
+        forgotten = self.train.take(unique_rows[rows[unique_rows]])
 
-        def loss_of(images: Images, part: str) -> np.ndarray:
+        def loss_of(images: Images, split: str) -> np.ndarray:
             draws = self.membership.draws
             return losses.measure(
-                net, scheduler_config, images, part, at, draws, self.seed, flips=self.flips
+                net, scheduler_config, images, split, timesteps, draws, self.seed, flips=self.flips
             ).mean(axis=1)
 
-        own, rates = loss_of(forgotten, "train"), self.membership.false_positive_rates
-        membership.separate(table, own, loss_of(others, "holdout"), rates, "forget")
+        rates = self.membership.false_positive_rates
+        membership.separate(
+            table, loss_of(forgotten, "train"), loss_of(others, "holdout"), rates, "forget"
+        )
 
+        # Relearn the set.
         def look() -> dict[str, float]:
             return {
                 "probability": self._probability(net, scheduler_config, label),
@@ -239,9 +240,9 @@ class Judge:
             }
 
         path = ("forgetting", name, self.replicate)
-        shown = self.train.take(chosen)
+        images = self.train.take(rows)
         curve = relearn(
-            net, scheduler_config, shown, self.settings, look, self.seed, path, flips=self.flips
+            net, scheduler_config, images, self.settings, look, self.seed, path, flips=self.flips
         )
         if curve["probability"].notna().all():
             back = back_at(curve, self.settings.relearn_probability)
@@ -249,12 +250,13 @@ class Judge:
         return table.frame(), curve
 
     def _asked_for(self, table: Results, name: str, label: int) -> None:
-        """Add what the classifier says of the generations of an arm with labels, and how good those
-        of the other labels are."""
+        """Add the classifier's numbers for the generations of an arm with labels, and the quality
+        of those with other labels."""
         asked = self.samples.labels
         if label not in asked:
             raise ConfigError(
-                f"forget.{name}.label = {label}: none of the {len(asked)} generations (sample.images) has it"
+                f"forget.{name}.label = {label}: none of the {len(asked)} generations "
+                "(sample.images) has it"
             )
         if self.classify is not None:
             by_class(table, self.classify(self.samples.pixels), asked, label)
@@ -275,8 +277,8 @@ class Judge:
     def _probability(
         self, net: UNet2DModel, scheduler_config: dict[str, Any], label: int | None
     ) -> float:
-        """Return the mean probability of the class over new generations; NaN where there is no
-        class or no classifier for it."""
+        """Return the mean probability of the class over new generations; NaN without a class or a
+        classifier for it."""
         if label is None or self.classify is None:
             return math.nan
         ids = np.arange(self.settings.relearn_images)
@@ -288,40 +290,34 @@ class Judge:
 
 
 def headline(numbers: pd.DataFrame) -> dict[str, float]:
-    """Return flat name -> number of one set: counts of images, values of all else; controls and
-    numbers that do not exist left out."""
-    found = {}
+    """Return flat name -> number of one set: counts of images, values of all other metrics, without
+    controls and missing numbers."""
+    flat = {}
     for row in numbers[numbers["subset"].isin(["forget", "all", "remain"])].to_dict("records"):
         value = row["count"] if row["metric"] == "extracted_images" else row["value"]
         if not row["metric"].endswith("_holdout") and pd.notna(value):
             suffix = ("_calibrated" if row["alpha"] == "calibrated" else "") + (
                 "_remain" if row["subset"] == "remain" else ""
             )
-            found[row["metric"] + suffix] = float(value)
-    return found
+            flat[row["metric"] + suffix] = float(value)
+    return flat
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
         "--model", type=Path, required=True, help="result of `afterimage train run`"
     )
     parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument(
-        "--train", type=Path, required=True, help="training part of the split (.npz)"
-    )
+    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
     parser.add_argument(
         "--members",
         type=Path,
         required=True,
-        help="which of its rows the arm trained on (.parquet)",
+        help="the rows of --train that the arm trained on (.parquet)",
     )
-    parser.add_argument(
-        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
-    )
-    parser.add_argument(
-        "--reference", type=Path, required=True, help="reference part of the split (.npz)"
-    )
+    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
+    parser.add_argument("--reference", type=Path, required=True, help="reference split (.npz)")
     parser.add_argument(
         "--classifier", type=Path, required=True, help="folder of the feature network"
     )
@@ -330,7 +326,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="SET=DIR",
-        help="extraction attack whose finds are this set, once for every set of extracted images",
+        help="extraction attack that defines this set, once for every set of extracted images",
     )
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved config of this step (JSON)"
@@ -338,17 +334,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
-def extractions(given: list[str], sets: dict[str, dict[str, Any]]) -> dict[str, Path]:
-    """Return set -> store of the attack that names its images, from flags of the form ``SET=DIR``.
+def extractions(flags: list[str], sets: dict[str, dict[str, Any]]) -> dict[str, Path]:
+    """Return set -> store of the attack that defines it, from flags of the form ``SET=DIR``.
 
     Raises:
-        ConfigError: unless there is one for every set of extracted images, and for no other.
+        ConfigError: unless there is exactly one for every set of extracted images.
     """
-    stores = {name: Path(folder) for name, _, folder in (one.partition("=") for one in given)}
-    wanted = [name for name, one in sets.items() if one["extracted_from"] is not None]
-    if sorted(stores) != sorted(wanted):
+    stores = {name: Path(folder) for name, _, folder in (flag.partition("=") for flag in flags)}
+    required = [name for name, block in sets.items() if block["extracted_from"] is not None]
+    if sorted(stores) != sorted(required):
         raise ConfigError(
-            f"--extraction SET=DIR must be given for: {', '.join(wanted) or 'no set'}; given: {given or 'none'}"
+            f"--extraction SET=DIR must be given for: {', '.join(required) or 'no set'}; given: "
+            f"{flags or 'none'}"
         )
     return stores
 
@@ -379,17 +376,17 @@ def run(args: argparse.Namespace) -> None:
         results: list[pd.DataFrame] = []
         curves: list[pd.DataFrame] = []
         facts = {}
-        for name, one in sets.items():
-            chosen = forget.rows(train, name, one, stores.get(name))
-            numbers, curve = arm.judge(name, chosen, one["label"])
+        for name, block in sets.items():
+            rows = forget.rows(train, name, block, stores.get(name))
+            numbers, curve = arm.judge(name, rows, block["label"])
             results.append(numbers.assign(set=name))
             curves.append(curve.assign(set=name))
             for metric, value in headline(numbers).items():
                 step.metric(f"{name}/{metric}", value)
-            sources = train.sources[chosen]
+            sources = train.sources[rows]
             facts[name] = {
                 "sources": len(np.unique(sources)),
-                "trained": len(np.unique(sources[trained[chosen]])),
+                "trained": len(np.unique(sources[trained[rows]])),
             }
         for file, tables in (("results.csv", results), ("relearning.csv", curves)):
             table = pd.concat(tables, ignore_index=True)

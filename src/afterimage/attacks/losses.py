@@ -1,9 +1,9 @@
 """The denoising loss of single images: the score of loss-threshold membership inference.
 
 Carlini et al. 2023, section 5.2: the squared error of the prediction at a noise level, here for
-several levels and noises, and for both mirrorings where training mirrored. The noise is addressed
-by the study's seed, the level, the draw and the image, so that it is the same for every arm, and
-the batch size changes a loss by no more than rounding.
+several levels and noise draws, and for both orientations if the training mirrored images. The noise
+is addressed by the study's seed, the level, the draw and the image, so that it is the same for
+every arm, and the batch size changes a loss by no more than rounding.
 """
 
 from __future__ import annotations
@@ -39,18 +39,20 @@ def measure(
 
     Args:
         net: The network, in evaluation mode, on the device to use.
-        scheduler_config: Config of the scheduler that it was trained with; its ``prediction_type``
-            says what the target is.
-        images: The images, at least one; a label-conditional net is told their true labels.
+        scheduler_config: Config of the scheduler that the network was trained with; its
+            ``prediction_type`` determines the target.
+        images: The images, at least one; a label-conditional net is conditioned on their true
+            labels.
         part: Name of the set, which with an image's id addresses its noise.
         at: The levels: timesteps from 0.
-        draws: Noises per image and level.
+        draws: Noise draws per image and level.
         seed: Root seed.
         flips: Average over the image and its mirror image, under the same noise.
-        batch_size: Images at once; bounds memory.
+        batch_size: Images per batch; bounds memory.
 
     Raises:
-        ArtifactError: if an image lacks the label that the network needs, or a loss is no number.
+        ArtifactError: if an image lacks the label that the network needs, or a loss is NaN or
+            infinite.
     """
     classes = classes_of(net)
     labels = None if classes is None else images.labels
@@ -58,8 +60,8 @@ def measure(
     device = next(net.parameters()).device
     losses = np.zeros((len(images), len(at)))
     for start in range(0, len(images), batch_size):
-        part_of = slice(start, start + batch_size)
-        rows = torch.arange(len(images))[part_of]
+        batch_rows = slice(start, start + batch_size)
+        rows = torch.arange(len(images))[batch_rows]
         for column, t in enumerate(at):
             timesteps = torch.full_like(rows, t)
             for draw in range(draws):
@@ -69,15 +71,15 @@ def measure(
                             task.images.shape[1:],
                             generator=seeds.torch_rng(seed, "membership", part, name, t, draw),
                         )
-                        for name in images.ids[part_of].tolist()
+                        for name in images.ids[batch_rows].tolist()
                     ]
                 )
                 for mirror in (False, True)[: 1 + flips]:
                     batch = task.noised(
                         rows, timesteps, noise, torch.full(rows.shape, mirror), task.labels_of(rows)
                     )
-                    losses[part_of, column] += task.losses(net, batch.to(device)).cpu().numpy()
+                    losses[batch_rows, column] += task.losses(net, batch.to(device)).cpu().numpy()
     losses /= draws * (1 + flips)
     if not np.isfinite(losses).all():
-        raise ArtifactError(f"the network's loss on an image of the {part} part is no number")
+        raise ArtifactError(f"the network's loss on an image of the {part} set is not finite")
     return losses

@@ -1,20 +1,20 @@
-"""``afterimage attack membership``: which images were trained on, by their loss.
+"""``afterimage attack membership``: infer from the loss which images were trained on.
 
 The global loss threshold of Yeom et al. 2018, as used by Carlini et al. 2023, section 5.2.1: an
 image is called a member if its loss (see ``losses``) is small. Members are the images that the arm
-trained on, once per source whatever its copies; the others are held-out images. Twins, which nobody
-trained on either, are the control: their area under the curve should be one half.
+trained on, once per source regardless of its copies; non-members are held-out images. Twins, which
+no arm trains on either, are the control: their area under the curve should be one half.
 
-The store that the verb leaves:
+The store of the command:
 
-- ``losses.parquet``: one row per source of the training part, held-out image and twin: set (train,
-  holdout, twin), id, source, copies (as planted; a twin's are its planted mate's), label, trained
-  (bool), loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
+- ``losses.parquet``: one row per source of the training split, held-out image and twin: set (train,
+  holdout, twin), id, source, copies (as planted; for a twin those of its planted counterpart),
+  label, trained (bool), loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
 - ``results.csv``: the numbers, with the columns of ``results``: ``roc_auc`` and ``tpr@<rate>`` for
   each of ``false_positive_rates``; the same with ``_by_copies`` for members with so many copies
   (subsets ``copies=<n>``), ``_by_level`` for the loss at one level (``t=<timestep>``) and
-  ``_twins`` for twins in place of members. Intervals of shares hold the threshold fixed: only
-  members are counted anew.
+  ``_twins`` for twins instead of members. Intervals of shares hold the threshold fixed: only
+  members are resampled.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ STEP = "attack/membership"
 
 
 def roc_auc(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the chance that the loss of a member, (M,), is below that of another image, (N,); ties
-    count half."""
+    """Return the probability that the loss of a member, (M,), is below that of a non-member, (N,);
+    ties count half."""
     ranks = rankdata(np.concatenate([members, others]))[: len(members)]
     above = ranks.sum() - len(members) * (len(members) + 1) / 2
     return float(1 - above / (len(members) * len(others)))
 
 
 def found(members: np.ndarray, others: np.ndarray, rate: float) -> np.ndarray:
-    """Return which members, bool (M,), a threshold finds that calls at most a share ``rate`` of
-    ``others``, (N,), members.
+    """Return the mask of members, bool (M,), detected by a threshold that calls at most a share
+    ``rate`` of the non-members ``others``, (N,), members.
 
-    The threshold lies below the first loss of ``others`` that is one too many; a member with that
-    very loss is not found.
+    The threshold lies below the first loss of ``others`` that is one too many; a member with
+    exactly that loss is not detected.
     """
     allowed = math.floor(round(rate * len(others), 9))
     return members < np.partition(others, allowed)[allowed]
@@ -66,7 +66,7 @@ def separate(
     subset: str = "all",
     kind: str = "",
 ) -> None:
-    """Add how well losses tell members, (M,), from others, (N,): ``roc_auc<kind>`` and
+    """Add how well losses separate members, (M,), from non-members, (N,): ``roc_auc<kind>`` and
     ``tpr<kind>@<rate>``."""
     table.contrast(f"roc_auc{kind}", roc_auc, members, others, subset)
     for rate in rates:
@@ -74,8 +74,8 @@ def separate(
 
 
 def one_per_source(images: Images, trained: np.ndarray) -> np.ndarray:
-    """Return one row of every source, ascending: its first that ``trained``, bool (N,), marks, or
-    its first."""
+    """Return one row per source, ascending: its first row in the mask ``trained``, bool (N,), or
+    else its first row."""
     order = np.argsort(~trained, kind="stable")
     _, first = np.unique(images.sources[order], return_index=True)
     return np.sort(order[first])
@@ -89,10 +89,10 @@ def attack(
     members = scores[(scores["set"] == "train") & scores["trained"]]
     others = scores[scores["set"] == "holdout"]
     separate(table, members["loss"].to_numpy(), others["loss"].to_numpy(), rates)
-    for copies, some in members.groupby("copies"):
+    for copies, group in members.groupby("copies"):
         separate(
             table,
-            some["loss"].to_numpy(),
+            group["loss"].to_numpy(),
             others["loss"].to_numpy(),
             rates,
             f"copies={copies}",
@@ -103,29 +103,25 @@ def attack(
         separate(
             table, members[column].to_numpy(), others[column].to_numpy(), rates, level, "_by_level"
         )
-    mates = scores.loc[scores["set"] == "twin", "loss"].to_numpy()
-    if len(mates):
-        separate(table, mates, others["loss"].to_numpy(), rates, kind="_twins")
+    twin_losses = scores.loc[scores["set"] == "twin", "loss"].to_numpy()
+    if len(twin_losses):
+        separate(table, twin_losses, others["loss"].to_numpy(), rates, kind="_twins")
     return table.frame()
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
+    """Declare the command's flags."""
     parser.add_argument(
         "--model", type=Path, required=True, help="result of `afterimage train run`"
     )
-    parser.add_argument(
-        "--train", type=Path, required=True, help="training part of the split (.npz)"
-    )
+    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
     parser.add_argument(
         "--members",
         type=Path,
         required=True,
-        help="which of its rows the arm trained on (.parquet)",
+        help="the rows of --train that the arm trained on (.parquet)",
     )
-    parser.add_argument(
-        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
-    )
+    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
     parser.add_argument(
         "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
     )
@@ -138,15 +134,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """Attack one arm and store losses and numbers."""
+    # Read the settings.
     resolved = artifacts.read_config(args.config, STEP)
-    own = dict(resolved["settings"])
-    pipeline = trained_pipeline(args.model, own.pop("weights"))
-    flips, statistics = own.pop("flips"), config.Statistics(**own.pop("statistics"))
-    settings = config.Membership(**own)
+    keys = dict(resolved["settings"])
+    pipeline = trained_pipeline(args.model, keys.pop("weights"))
+    flips, statistics = keys.pop("flips"), config.Statistics(**keys.pop("statistics"))
+    settings = config.Membership(**keys)
     inputs = {
         name: getattr(args, name) for name in ("train", "members", "holdout", "twins", "index")
     } | {"model": pipeline}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+        # Load the images.
         for path in (args.members, args.index):
             artifacts.check_file(path)
         train, holdout = load_images(args.train), load_images(args.holdout)
@@ -154,7 +152,7 @@ def run(args: argparse.Namespace) -> None:
         planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         rows = one_per_source(train, trained)
         copies = pd.Series(planted.copies, planted.sources)
-        parts = {
+        sets = {
             "train": (
                 train.take(rows),
                 copies.reindex(train.sources[rows]).fillna(1).to_numpy(),
@@ -163,35 +161,41 @@ def run(args: argparse.Namespace) -> None:
             "holdout": (holdout, 0, False),
             "twin": (planted.twins, planted.copies, False),
         }
+
+        # Measure the losses.
         net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
         net.to(PartialState().device)
-        at = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
+        timesteps = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
         tables = []
-        for part, (images, times, known) in parts.items():
+        for set_name, (images, multiplicity, is_member) in sets.items():
             if not len(images):
                 continue
-            each = losses.measure(
+            measured = losses.measure(
                 net,
                 scheduler_config,
                 images,
-                part,
-                at,
+                set_name,
+                timesteps,
                 settings.draws,
                 resolved["seed"],
                 flips=flips,
             )
             table = pd.DataFrame(
                 {
-                    "set": part,
+                    "set": set_name,
                     "id": images.ids,
                     "source": images.sources,
-                    "copies": times,
+                    "copies": multiplicity,
                     "label": images.labels,
                 }
             )
-            table = table.assign(trained=known, loss=each.mean(axis=1)).astype({"copies": "int64"})
-            tables.append(table.join(pd.DataFrame(each, columns=[f"loss_{t}" for t in at])))
+            table = table.assign(trained=is_member, loss=measured.mean(axis=1))
+            columns = [f"loss_{t}" for t in timesteps]
+            table = table.astype({"copies": "int64"}).join(pd.DataFrame(measured, columns=columns))
+            tables.append(table)
         scores = pd.concat(tables, ignore_index=True)
+
+        # Attack, and write the results.
         results = attack(scores, settings.false_positive_rates, statistics, resolved["seed"])
         scores.to_parquet(step.folder / "losses.parquet", index=False)
         results.to_csv(step.folder / "results.csv", index=False)
@@ -202,5 +206,5 @@ def run(args: argparse.Namespace) -> None:
             members=int(trained[rows].sum()),
             non_members=len(holdout),
             twins=len(planted.twins),
-            timesteps=at,
+            timesteps=timesteps,
         )

@@ -1,13 +1,13 @@
-"""MQ, the memorised quantity of IET-AGC (ECCV 2024): how many generations are much nearer to one
-training image than to others.
+"""MQ, the memorised quantity of IET-AGC (ECCV 2024): the number of generations that are much nearer
+to one training image than to others.
 
 With d2 the squared l2 distances of a generation to all training images, without mirror images,
 
-    ratio = min(d2) / mean of the n smallest d2, the nearest inside the mean; n = 50,
+    ratio = min(d2) / mean of the n smallest d2, including the nearest; n = 50,
 
 and MQ at tau is the number of generations with ratio < tau. Distances are squared and there is no
-alpha, so this ratio and that of ``adaptive`` do not convert into each other. An exact copy has
-ratio 0, also where all n are exact copies.
+alpha, so this ratio and that of ``adaptive`` cannot be converted into each other. An exact copy has
+ratio 0, even if all n are exact copies.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def ratios(distances: np.ndarray) -> np.ndarray:
 
 
 def below(ratio: np.ndarray, tau: float) -> np.ndarray:
-    """Return which images MQ at ``tau`` counts, bool (Q,); MQ itself is their number."""
+    """Return the mask of images counted by MQ at ``tau``, bool (Q,); MQ itself is their number."""
     return ratio < tau

@@ -1,7 +1,7 @@
-"""Relearning: how fast plain training on the forgotten images alone brings them back.
+"""Relearning: how quickly plain training on the forgotten images alone restores them.
 
 A network that has forgotten needs as long as one that never saw the images (the retrained arm). One
-that only hides them has them back within a few updates. All arms are attacked with the same images
+that only hides them restores them within a few updates. All arms are attacked with the same images
 in the same order under the same noise.
 """
 
@@ -35,22 +35,22 @@ def relearn(
     *,
     flips: bool = False,
 ) -> pd.DataFrame:
-    """Train a network on forgotten images and look at it now and then; what ``settings`` leave open
-    is as ``train`` has it by default.
+    """Train a network on forgotten images and evaluate it at intervals; settings outside
+    ``settings`` have the defaults of ``train``.
 
     Args:
         net: The network that has forgotten; changed in place.
-        scheduler_config: Config of the scheduler that it was trained with.
+        scheduler_config: Config of the scheduler that the network was trained with.
         images: The forgotten images.
         settings: Length and pace.
         look: Returns numbers of ``net``, which is then in evaluation mode.
         seed: Root seed.
-        path: Address of the attack's random streams below it.
+        path: Address of the attack's random streams under that seed.
         flips: Mirror half of the images.
 
     Returns:
-        One row per look: update (0 is before the first, the last one is always there) and the
-            numbers.
+        One row per evaluation: update (0 is before the first; the last is always included) and the
+        numbers.
     """
     classes = classes_of(net)
     train = Train(

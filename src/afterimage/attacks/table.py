@@ -2,7 +2,7 @@
 
 Columns: metric, anchor, alpha (fixed, calibrated or none), alpha_value, subset, count, of, value,
 low, high (bootstrap over the ``of`` units), exact_low, exact_high (Clopper-Pearson). Cells that do
-not apply are empty. Every row has its own random stream, so that no row depends on another.
+not apply are empty. Every row has its own random stream, so that rows are independent.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ COLUMNS += ["value", "low", "high", "exact_low", "exact_high"]
 
 
 class Reading(NamedTuple):
-    """One way to decide: whose neighbours normalise, and which threshold."""
+    """One decision rule: the anchor, whose neighbours normalise the distance, and the threshold."""
 
     anchor: str
     alpha: str
@@ -33,12 +33,12 @@ class Reading(NamedTuple):
 
 
 class Results:
-    """The table, row by row.
+    """The table, built row by row.
 
     Args:
-        statistics: Of the intervals.
+        statistics: Settings of the intervals.
         seed: Root seed.
-        path: Address of the resamples' streams below it.
+        path: Address of the resamples' streams under that seed.
     """
 
     def __init__(self, statistics: config.Statistics, seed: int, *path: str):
@@ -67,7 +67,8 @@ class Results:
     def ranking(
         self, metric: str, statistic: Callable[..., float], units: int, anchor: str
     ) -> None:
-        """Add a statistic of ``units`` pairs, which takes the resampled pairs or nothing."""
+        """Add a statistic of ``units`` pairs, called with the resampled pairs or without
+        arguments."""
         rng = self._rng(metric, anchor, "none", "all")
         values = intervals.resampled(statistic, units, self._statistics.bootstrap, rng)
         self.number(metric, statistic(), units, self._percentile(values), anchor=anchor)
@@ -88,8 +89,8 @@ class Results:
         others: np.ndarray,
         subset: str = "all",
     ) -> None:
-        """Add a statistic of two samples, (U,) and (V,), each resampled by itself; ``of`` counts
-        the first."""
+        """Add a statistic of two samples, (U,) and (V,), each resampled independently; ``of``
+        counts the first."""
         rng = self._rng(metric, "none", "none", subset)
         draws = range(self._statistics.bootstrap)
         values = np.array(
@@ -109,7 +110,7 @@ class Results:
         subset: str = "all",
         anchor: str = "none",
     ) -> None:
-        """Add a number of ``of`` units with its interval, if it has one."""
+        """Add a number of ``of`` units with its interval, if any."""
         row = {
             "metric": metric,
             "anchor": anchor,

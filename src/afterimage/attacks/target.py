@@ -1,9 +1,9 @@
-"""A training set under attack: for each image shown to it, the nearest training image and how near
-that is for such an image.
+"""A training set under attack: the nearest training image of each query, and its distance relative
+to that of neighbours.
 
-This is the part of untargeted extraction (Carlini et al. 2023, section 5.1) that has to look at
-pixels; what follows from its answers is counting. It knows nothing of planted truth, held-out
-images or thresholds.
+This is the part of untargeted extraction (Carlini et al. 2023, section 5.1) that looks at pixels;
+everything after it is counting. It is independent of planted ground truth, held-out images and
+thresholds.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from afterimage.progress import batches
 
 @dataclass(frozen=True)
 class Scores:
-    """What a target says of Q images.
+    """The result of comparing Q images with a target.
 
     Attributes:
         row: int64 (Q,), nearest training image, a row of the target's images; the lowest on ties.
         distance: float64 (Q,), distance to it, normalised l2 or tiled l2.
         relative: anchor -> float64 (Q,), ``adaptive.relative``: the ratio at alpha = 1.
         mq: float64 (Q,), the ratio of ``mq``.
-        zero_mean: anchor -> bool (Q,), where the neighbours' mean distance is 0.
+        zero_mean: anchor -> bool (Q,), whether the neighbours' mean distance is 0.
     """
 
     row: np.ndarray
@@ -40,27 +40,26 @@ class Scores:
 
     @property
     def zero_means(self) -> dict[str, int]:
-        """Anchor -> how often the neighbours' mean distance was 0."""
+        """Anchor -> number of images for which the neighbours' mean distance is 0."""
         return {anchor: int(zero.sum()) for anchor, zero in self.zero_mean.items()}
 
     def take(self, rows: np.ndarray) -> Scores:
-        """Return the scores of the chosen images (positions or a mask)."""
+        """Return the scores of some of the images (positions or a mask)."""
         relative, zero_mean = (
-            {anchor: values[rows] for anchor, values in each.items()}
-            for each in (self.relative, self.zero_mean)
+            {anchor: values[rows] for anchor, values in by_anchor.items()}
+            for by_anchor in (self.relative, self.zero_mean)
         )
         return Scores(self.row[rows], self.distance[rows], relative, self.mq[rows], zero_mean)
 
 
 class Target:
-    """Training images, ready to be compared with.
+    """Training images, prepared for comparison.
 
     Attributes:
-        rows: int64 (G,), the rows of ``images`` that are compared with: the first of each content,
-            or all.
-        neighbours: n of the adaptive distance: the setting, or all other images where there are
-            fewer. With a single image it is 0, and relative distances are 0 for exact copies and
-            infinite for all others.
+        rows: int64 (G,), the rows of ``images`` in the gallery: the first of each content, or all.
+        neighbours: n of the adaptive distance: the setting, or the number of other images if that
+            is smaller. With a single image it is 0, and relative distances are 0 for exact copies
+            and infinite for all others.
         mq_neighbours: n of MQ, likewise.
     """
 
@@ -69,11 +68,11 @@ class Target:
 
         Args:
             images: uint8 or floating in [0, 1], (N, H, W, C).
-            settings: Of the attack.
-            flips: Compare mirrored images too (not in MQ, which does not know them).
+            settings: Settings of the attack.
+            flips: Compare mirrored images too (not in MQ, which is defined without them).
 
         Raises:
-            ConfigError: for no images, values outside [0, 1], or tiles that do not fit.
+            ConfigError: without images, for values outside [0, 1], or for tiles that do not fit.
         """
         check_range(images, "training")
         self.images, self.settings, self.flips = images, settings, flips
@@ -87,35 +86,29 @@ class Target:
         gallery = images if len(self.rows) == len(images) else images[self.rows]
         self._gallery = Gallery(gallery, settings.tiles if settings.distance == "tiled" else 1)
         self._plain = self._gallery if settings.distance == "l2" else Gallery(gallery)
-        self._means = np.full(len(self.rows), np.nan)  # of each gallery image, once it is asked for
+        self._means = np.full(len(self.rows), np.nan)  # of each gallery image, on demand
 
     def score(self, images: np.ndarray) -> Scores:
-        """Compare images, of the training images' kind and shape, with the target.
+        """Compare images, of the training images' dtype and shape, with the target.
 
         Raises:
-            ConfigError: for images of another kind or with values outside [0, 1].
+            ConfigError: for images of another dtype or shape, or with values outside [0, 1].
         """
         check_range(images, "compared")
         count, block = len(images), self.settings.block
-        nearest, distance, mean, mq_ratio = (
-            np.empty(count, np.int64),
-            np.empty(count),
-            np.empty(count),
-            np.empty(count),
-        )
+        nearest = np.empty(count, np.int64)
+        distance, mean, mq_ratio = np.empty(count), np.empty(count), np.empty(count)
         shared = self._plain is self._gallery and not self.flips
         k = max(self.neighbours, self.mq_neighbours) if shared else max(1, self.neighbours)
         for start in batches(count, block, "compared", "images"):
-            part = slice(start, start + block)
-            found = self._gallery.nearest(images[part], k, flips=self.flips, block=block)
-            nearest[part], distance[part] = found.rows[:, 0], found.distances[:, 0]
-            mean[part] = found.distances[:, : self.neighbours].sum(axis=1) / max(1, self.neighbours)
-            plain = (
-                found
-                if shared
-                else self._plain.nearest(images[part], self.mq_neighbours, block=block)
-            )
-            mq_ratio[part] = mq.ratios(plain.distances[:, : self.mq_neighbours])
+            rows = slice(start, start + block)
+            result = self._gallery.nearest(images[rows], k, flips=self.flips, block=block)
+            nearest[rows], distance[rows] = result.rows[:, 0], result.distances[:, 0]
+            n = self.neighbours
+            mean[rows] = result.distances[:, :n].sum(axis=1) / max(1, n)
+            if not shared:
+                result = self._plain.nearest(images[rows], self.mq_neighbours, block=block)
+            mq_ratio[rows] = mq.ratios(result.distances[:, : self.mq_neighbours])
         means = {"training": self._means_of(nearest), "candidate": mean}
         return Scores(
             row=self.rows[nearest],
@@ -128,28 +121,28 @@ class Target:
         )
 
     def rows_within(self, images: np.ndarray, radius: float) -> np.ndarray:
-        """Count the training rows, exact copies each, within ``radius`` of each image in normalised
-        l2, int64 (Q,)."""
+        """Count the training rows, including exact copies, within ``radius`` of each image in
+        normalised l2, int64 (Q,)."""
         return self._plain.count_within(
             images, radius, weights=self._times, block=self.settings.block
         )
 
     def _means_of(self, nearest: np.ndarray) -> np.ndarray:
         """Return the mean distance of gallery images to their n nearest others (with
-        ``include_self``: themselves counted in)."""
+        ``include_self``: including themselves)."""
         new = np.unique(nearest[np.isnan(self._means[nearest])])
         others = self.neighbours - 1 if self.settings.include_self else self.neighbours
         if others > 0 and len(new):
             for start in range(0, len(new), self.settings.block):
-                some = new[start : start + self.settings.block]
-                found = self._gallery.nearest(
-                    self._gallery.images[some],
+                block = new[start : start + self.settings.block]
+                nearest_others = self._gallery.nearest(
+                    self._gallery.images[block],
                     others,
-                    exclude=some,
+                    exclude=block,
                     flips=self.flips,
                     block=self.settings.block,
                 )
-                self._means[some] = found.distances.sum(axis=1) / self.neighbours
+                self._means[block] = nearest_others.distances.sum(axis=1) / self.neighbours
         else:
             self._means[new] = 0.0
         return self._means[nearest]
@@ -163,5 +156,6 @@ def check_range(images: np.ndarray, name: str) -> None:
     """
     if images.dtype != np.uint8 and images.size and not (images.min() >= 0 and images.max() <= 1):
         raise ConfigError(
-            f"{name} images must be uint8, or floating with finite values in [0, 1]; theirs are in [{images.min()}, {images.max()}]"
+            f"{name} images must be uint8, or floating with finite values in [0, 1]; theirs are "
+            f"in [{images.min()}, {images.max()}]"
         )

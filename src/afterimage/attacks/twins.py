@@ -1,10 +1,10 @@
 """The counterfactual control: would the attack have "extracted" an image that was never trained on?
 
-Every planted image has a twin, drawn with it from the same pool by chance, that no arm trains on.
+Every planted image has a twin, drawn with it at random from the same pool, that no arm trains on.
 Swapping the planted images of the training set for their twins and attacking the same generations
 again answers the question per number of copies. Planted images and twins ranked together by their
-smallest ratio give a precision-recall curve with exact truth, in place of the manual labels of
-Carlini et al. 2023 (figure 4).
+smallest ratio give a precision-recall curve with exact ground truth, instead of the manual labels
+of Carlini et al. 2023 (figure 4).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from afterimage.images import Images
 
 @dataclass(frozen=True)
 class Planted:
-    """The planted truth.
+    """The planted ground truth.
 
     Attributes:
         sources: (P,), the planted images' source ids.
@@ -34,14 +34,14 @@ class Planted:
     twins: Images
 
     def among(self, sources: np.ndarray) -> Planted:
-        """Return the truth about those planted images that ``sources`` holds: an arm may train on a
-        part only."""
-        there = np.isin(self.sources, sources)
-        return Planted(self.sources[there], self.copies[there], self.twins.take(there))
+        """Return the ground truth restricted to the planted images in ``sources``: an arm may train
+        on a subset."""
+        mask = np.isin(self.sources, sources)
+        return Planted(self.sources[mask], self.copies[mask], self.twins.take(mask))
 
 
 def read(index: pd.DataFrame, twins: Images) -> Planted:
-    """Build the truth from the split's index and its twins.
+    """Build the ground truth from the split's index and its twins.
 
     Raises:
         ArtifactError: if the two do not name the same twins.
@@ -49,26 +49,26 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
     rows = index[index["part"] == "twin"].set_index("id")
     if set(rows.index) != set(twins.ids.tolist()):
         raise ArtifactError(
-            "the index and the twins' images do not name the same twins: they come from different splits"
+            "the index and the twins' images do not name the same twins: they come from different "
+            "splits"
         )
     rows = rows.loc[twins.ids]
     return Planted(rows["twin_of"].to_numpy(), rows["copies"].to_numpy(np.int64), twins)
 
 
 def swap(train: Images, planted: Planted) -> Images:
-    """Return the training set with every row of a planted source showing its twin instead; ids
-    stay."""
-    which = pd.Index(planted.sources).get_indexer(pd.Index(train.sources))
-    there = which >= 0
+    """Return the training set with every row of a planted source replaced by its twin; ids stay."""
+    position = pd.Index(planted.sources).get_indexer(pd.Index(train.sources))
+    swapped = position >= 0
     pixels, sources, labels = train.pixels.copy(), train.sources.copy(), train.labels.copy()
-    pixels[there] = planted.twins.pixels[which[there]]
-    sources[there] = planted.twins.ids[which[there]]
-    labels[there] = planted.twins.labels[which[there]]
+    pixels[swapped] = planted.twins.pixels[position[swapped]]
+    sources[swapped] = planted.twins.ids[position[swapped]]
+    labels[swapped] = planted.twins.labels[position[swapped]]
     return replace(train, pixels=pixels, sources=sources, labels=labels)
 
 
 class Ranking:
-    """Planted images and twins in one list, smallest ratio first."""
+    """Planted images and twins in one list, in order of increasing ratio."""
 
     def __init__(self, planted_ratio: np.ndarray, twin_ratio: np.ndarray):
         """Rank P planted images and their P twins; infinite means that no generation came near.
@@ -92,21 +92,21 @@ class Ranking:
         return pd.DataFrame({"recall": recall, "precision": precision, "ratio": ratio})
 
     def average_precision(self, pairs: np.ndarray | None = None) -> float:
-        """Return the average precision, of all or of the resampled ``pairs``, int64 (P,)."""
+        """Return the average precision, over all or over the resampled ``pairs``, int64 (P,)."""
         from sklearn.metrics import average_precision_score
 
-        chosen = self._chosen(pairs)
-        return float(average_precision_score(self._truth[chosen], self._score[chosen]))
+        rows = self._rows(pairs)
+        return float(average_precision_score(self._truth[rows], self._score[rows]))
 
     def auc(self, pairs: np.ndarray | None = None) -> float:
-        """Return the chance that a planted image ranks before a twin (ties count half), of all or
-        of resampled ``pairs``."""
+        """Return the probability that a planted image ranks before a twin (ties count half), over
+        all or over resampled ``pairs``."""
         from sklearn.metrics import roc_auc_score
 
-        chosen = self._chosen(pairs)
-        return float(roc_auc_score(self._truth[chosen], self._score[chosen]))
+        rows = self._rows(pairs)
+        return float(roc_auc_score(self._truth[rows], self._score[rows]))
 
-    def _chosen(self, pairs: np.ndarray | None) -> np.ndarray:
+    def _rows(self, pairs: np.ndarray | None) -> np.ndarray:
         half = len(self._truth) // 2
         pairs = np.arange(half) if pairs is None else pairs
         return np.concatenate([pairs, pairs + half])

@@ -1,9 +1,9 @@
 """The typed study: every key of ``params.yaml``, its type, range, default and meaning.
 
 Unknown keys are errors that name the nearest allowed key. ``workflow/schemas/params.schema.json``
-is generated from these classes (``afterimage config schema``) and a test holds the two together.
-What one job depends on is cut out by ``plan.resolved``: a change of any other key cannot change, or
-rerun, that step.
+is generated from these classes (``afterimage config schema``), and a test compares the two.
+``plan.resolved`` extracts the settings that one job depends on: a change of any other key cannot
+change, or rerun, that step.
 """
 
 from afterimage.config.arms import (

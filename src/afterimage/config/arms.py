@@ -1,8 +1,8 @@
-"""The arms: what is trained, by which method, from what, and against which control.
+"""The arms: trainings, each with its method, its starting point and its control.
 
 Methods compose by configuration: ``data`` (deduplication), ``without`` (retraining), ``rau_net``
-(the network) and ``base`` (fine-tuning) go with every method that ``Study`` does not refuse by
-name.
+(the network) and ``base`` (fine-tuning) can be combined with every method unless ``Study`` refuses
+the combination by name.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class Passes(NamedTuple):
     """Batches that go through the networks of a training.
 
     Attributes:
-        backward: Forward and back, each with an update of the weights.
+        backward: Forward and backward, each with an update of the weights.
         forward: Forward only.
     """
 
@@ -37,33 +37,34 @@ class ForgetSet(Block):
     label: Annotated[int, Field(ge=0)] | None = None
     """Every image of this class."""
     ids: Annotated[list[int], Field(min_length=1)] | None = None
-    """The sources of these rows of the training part (column ``id`` of the split's index)."""
+    """The sources of these rows of the training split (column ``id`` of the split's index)."""
     extracted_from: str | None = None
-    """Every image that the extraction attack got out of this arm (same replicate, headline
+    """Every image that the extraction attack extracts from this arm (same replicate, headline
     anchor)."""
     alpha: Literal["fixed", "calibrated"] = "calibrated"
-    """Which threshold of the attack counts, with ``extracted_from``."""
+    """Which threshold of the attack is used, with ``extracted_from``."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ForgetSet:
         kinds = {"label": self.label, "ids": self.ids, "extracted_from": self.extracted_from}
-        given = [name for name, value in kinds.items() if value is not None]
-        if len(given) != 1:
+        keys = [name for name, value in kinds.items() if value is not None]
+        if len(keys) != 1:
             raise ValueError(
-                f"give exactly one of label, ids and extracted_from, not {' and '.join(given) or 'none'}"
+                "give exactly one of label, ids and extracted_from, not "
+                f"{' and '.join(keys) or 'none'}"
             )
         return self
 
 
 class Match(Block):
-    """A budget taken from another arm's finished training (same replicate), in place of the arm's
+    """A budget taken from another arm's finished training (same replicate), instead of the arm's
     own ``updates``."""
 
     arm: str
     """The arm whose budget is matched."""
     by: Literal["updates", "updates_per_model", "kept_samples"]
-    """All its optimiser updates; those that each of its networks got (e.g. one shard of IET); or
-    the samples that carried gradient (not skipped by AGC), as updates of this arm's batch size,
+    """All its optimiser updates; those of each of its networks (e.g. one shard of IET); or the
+    samples that carried a gradient (not skipped by AGC), as updates of this arm's batch size,
     rounded up."""
 
 
@@ -78,7 +79,7 @@ Variant = Literal[
     "drop",
     "none",
 ]
-"""What an information transfer block is; see ``TransferBlocks``."""
+"""The kind of an information transfer block; see ``TransferBlocks``."""
 
 
 class TransferBlocks(Block):
@@ -88,83 +89,81 @@ class TransferBlocks(Block):
     """Skip groups with a block: 0 is the skip of the first convolution, g the skips of the g-th
     level, finest first. The paper puts blocks on its two deepest levels (3 and 4)."""
     variant: Variant = "trained_random"
-    """trained_random: a 3x3 convolution from torch's default start, trained (the paper's text).
-    trained_identity: the same from the identity. frozen_fixed, frozen_redrawn: never trained, and
-    kept, or drawn anew (from the study's seed) whenever the network is opened (what the released
-    training and sampling codes do, whose blocks torch does not know of). conv_silu, k_conv_silu:
-    with activation. maxpool: keeps local maxima only. drop: the decoder's own state in place of the
-    skip, where their channels agree.
-    none: no block (control)."""
+    """trained_random: a 3x3 convolution with torch's default initialisation, trained (the paper's
+    text). trained_identity: the same, initialised to the identity. frozen_fixed, frozen_redrawn:
+    never trained, and stored, or reinitialised (from the study's seed) whenever the network is
+    opened (as in the released training and sampling code, whose blocks are not registered with
+    torch). conv_silu, k_conv_silu: with activation. maxpool: keeps only local maxima. drop: the
+    decoder's own state instead of the skip, if their channels agree. none: no block (control)."""
     convolutions: Annotated[int, Field(ge=1)] = 2
     """k, with ``variant: k_conv_silu``."""
 
 
 class Arm(Block):
-    """What every arm has: a method and the settings that it trains with."""
+    """Common to every arm: a method and its training settings."""
 
     if TYPE_CHECKING:
         method: str
 
     data: Literal["planted", "deduplicated"] = "planted"
-    """Train on the training set as planted, or on what deduplication left of it."""
+    """Train on the training set as planted, or on the deduplicated one."""
     without: str | None = None
-    """Name of a set under ``forget`` to leave out of the training images."""
+    """Name of a set under ``forget`` to exclude from the training images."""
     fraction: Share = 1.0
     """Train each replicate on its own random share of those images (Carlini et al. 2023, section 5:
     one half)."""
     condition: Literal["none", "label"] | None = None
-    """Train without labels, or conditioned on them with label dropout. By default as the base, and
-    without labels where there is none."""
+    """Train without labels, or conditioned on them with label dropout. By default as the base;
+    without a base, without labels."""
     base: str | None = None
-    """Arm of the same study whose averaged weights this one starts from (same replicate)."""
+    """Arm of the same study whose averaged weights this arm starts from (same replicate)."""
     rau_net: TransferBlocks | None = None
-    """Blocks in the network's skip connections. By default the base's, and none where there is no
-    base."""
+    """Blocks in the network's skip connections. By default the base's; without a base, none."""
     matched_to: Match | None = None
     """Take the budget from another arm."""
     control: str | None = None
-    """Arm that this one is compared with: meant to be the same but for what is claimed to help."""
+    """Arm that this arm is compared with: ideally identical except for the claimed remedy."""
     train: dict[str, Any] = {}
     """Keys of the study's ``train`` block that differ in this arm."""
 
     module: ClassVar[str]
-    """Module that trains it, with ``train(run)``."""
+    """Module with its ``train(run)``."""
     shares: ClassVar[Literal["batch", "shards"] | None] = None
-    """What several processes share in a training: every batch, the networks, or nothing."""
+    """How several processes divide a training: by batches, by networks, or not at all."""
     follows_budget: ClassVar[bool] = False
     """Whether learning-rate schedules that follow the budget are supported."""
     single_network: ClassVar[bool] = True
-    """Whether the result is one network, which any method can start from."""
+    """Whether the result is a single network, from which any method can start."""
     per_sample_gradients: ClassVar[bool] = False
     """Whether the gradients of all images of a micro-batch are in memory at once."""
 
     @abstractmethod
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        """Return the batches of a training with so many updates, for its estimated cost."""
+        """Return the batches of a training with ``updates`` updates, for its estimated cost."""
 
     def updates_of(self, updates: int, timesteps: int) -> tuple[int, int]:
-        """Return the updates of all networks and of the network that gets most, of a budget."""
+        """Return how a budget is spent: the updates of all networks, and of the network with the
+        most."""
         return updates, updates
 
     def networks(
         self, blocks: TransferBlocks | None, timesteps: int
     ) -> list[tuple[TransferBlocks | None, float]]:
-        """Return the blocks of every network that denoises, each with its share of the
-        timesteps."""
+        """Return the blocks of every denoising network, each with its share of the timesteps."""
         return [(blocks, 1.0)]
 
     @property
     def networks_held(self) -> int:
-        """How many times the networks' weights are in memory while they are trained."""
+        """Number of networks held in memory during training."""
         return 1
 
     def processes(self, gpus: int) -> int:
-        """Return how many processes train it where ``gpus`` are offered."""
+        """Return the number of processes that train it on ``gpus`` available GPUs."""
         return 1 if self.shares is None else gpus
 
     def refusal(self, study: Study, name: str) -> str | None:
-        """Return why the settings of this arm, called ``name``, do not go together; None if they
-        do."""
+        """Return why the settings of this arm, called ``name``, are incompatible; None if they are
+        not."""
         if self.matched_to is not None and self.train.keys() & {"updates", "epochs"}:
             return "give matched_to or train.updates (train.epochs), not both"
         if self.base is not None:
@@ -186,8 +185,9 @@ class Arm(Block):
         train = study.train_of(name)
         if train.follows_budget and not self.follows_budget:
             return (
-                f"decay = {train.decay!r} and warmup = {train.warmup} of train follow the budget, which "
-                "only method baseline supports; here decay must be none and warmup a number of updates"
+                f"decay = {train.decay!r} and warmup = {train.warmup} of train follow the budget, "
+                "which only method baseline supports; here decay must be none and warmup a number "
+                "of updates"
             )
         return None
 
@@ -207,69 +207,77 @@ class Baseline(Arm):
 
 
 class Unlearning(Arm):
-    """What every unlearning method has: a trained base and what is to be forgotten."""
+    """Common to every unlearning method: a trained base and a forget set."""
 
     base: str
-    """Arm whose averaged weights are to forget (same replicate)."""
+    """Arm whose averaged weights the method starts from (same replicate)."""
     forget: str
     """Name of the set under ``forget``."""
 
     @property
     def needs_labels(self) -> str | None:
-        """What of the settings takes labels; None if nothing does."""
+        """The setting that requires labels; None if none does."""
         return None
 
     def refusal(self, study: Study, name: str) -> str | None:
         refused = super().refusal(study, name)
         if refused is not None:
             return refused
-        base, given = study.arms[self.base], f"base = {self.base!r}"
+        base, named_base = study.arms[self.base], f"base = {self.base!r}"
         if self.rau_net is not None:
             return f"method {self.method} takes its base's network: rau_net cannot be given"
         if self.data != base.data:
-            return f"data = {self.data!r}, but {given} was trained on data = {base.data!r}: give the same"
+            return (
+                f"data = {self.data!r}, but {named_base} was trained on data = {base.data!r}: give "
+                "the same"
+            )
         if (self.fraction, base.fraction) != (1, 1):
             return (
-                f"method {self.method} needs to know what its base saw: fraction = {self.fraction} of "
-                f"{given} with fraction = {base.fraction} is not supported, only 1 of 1"
+                f"method {self.method} needs to know what its base saw: fraction = "
+                f"{self.fraction} of {named_base} with fraction = {base.fraction} is not "
+                "supported, only 1 of 1"
             )
         if self.without is not None:
             return f"method {self.method} has forget: without cannot be given too"
         if study.condition_of(name) == "none" and self.needs_labels:
-            return f"{self.needs_labels} needs labels, but {given} was trained without (condition: label)"
+            return (
+                f"{self.needs_labels} needs labels, but {named_base} was trained without "
+                "(condition: label)"
+            )
         return None
 
 
 class IetAgc(Arm):
     """Iterative ensemble training with anti-gradient control (Liu et al., ECCV 2024), and its two
-    parts alone."""
+    components alone."""
 
     method: Literal["iet_agc"]
     shards: Annotated[int, Field(ge=1)] = 10
     """K, the number of shards and models; 1 leaves AGC alone."""
     rounds: Annotated[int, Field(ge=1)] = 10
-    """R, how often the shards' models are averaged."""
+    """R, the number of times that the shards' models are averaged."""
     budget: Literal["total", "per_model"] = "total"
     """Whether ``train.updates`` is shared by all shards (as released: the sum is about the
     baseline's), or each shard gets all of it."""
     sharding: Literal["balanced", "balanced_in_order", "random", "contiguous"] = "balanced"
     """Class-balanced at random; class-balanced in the order of the training set (released, CIFAR);
-    at random whatever the class; blocks in the order of the training set (released, other data)."""
+    at random regardless of class; blocks in the order of the training set (released, other
+    data)."""
     agc_threshold: Annotated[float, Field(ge=0)] = 0.5
-    """lambda: a sample is skipped where its loss is below lambda times the bank at its timestep; 0
+    """lambda: a sample is skipped if its loss is below lambda times the bank at its timestep; 0
     leaves IET alone."""
     bank_decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """gamma of the bank's moving average."""
     bank_scope: Literal["shard", "global"] = "shard"
     """One bank for each shard (as released), or banks averaged with the weights."""
     optimizer_sync: Literal["keep", "reset", "average"] = "keep"
-    """What happens to the shards' moments at an averaging: kept per shard (as released), started
-    anew, or averaged."""
+    """What happens to the shards' moments at an averaging: kept per shard (as released), reset, or
+    averaged."""
     skip_t_max: Annotated[int, Field(ge=1)] | None = None
-    """Skip only at timesteps below this; null skips at all."""
+    """Skip only at timesteps below this; null skips at all timesteps."""
     on_all_skipped: Literal["step", "skip"] = "step"
-    """Where a whole batch is skipped: step with a gradient of zero, which moves by momentum (as
-    released), or leave everything."""
+    """When a whole batch is skipped: step with a gradient of zero, which moves by momentum (as
+    released), or change nothing."""
     redistribute_above: Annotated[float, Field(gt=0, lt=1)] | None = None
     """IET-AGC+: at an averaging, images skipped in more than this share of their visits in the
     round change shards. Null: never."""
@@ -302,8 +310,8 @@ class IetAgc(Arm):
             of_shards = f" of shards = {self.shards}" if self.budget == "total" else ""
             nearest = max(1, round(updates / pieces)) * pieces
             return (
-                f"{updates} updates cannot be shared equally by rounds = {self.rounds}{of_shards}; the "
-                f"nearest number that can is {nearest}"
+                f"{updates} updates cannot be shared equally by rounds = "
+                f"{self.rounds}{of_shards}; the nearest number that can is {nearest}"
             )
         return super().refusal(study, name)
 
@@ -313,17 +321,19 @@ class IetAgc(Arm):
             for key in ("redistribute_above", "augment_below"):
                 if getattr(self, key) is not None:
                     raise ValueError(
-                        f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold = 0 skips none"
+                        f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold "
+                        "= 0 skips none"
                     )
         if self.redistribute_above is not None and self.shards == 1:
             raise ValueError(
-                f"redistribute_above = {self.redistribute_above} needs shards to move images between, but shards = 1"
+                f"redistribute_above = {self.redistribute_above} needs shards to move images "
+                "between, but shards = 1"
             )
         return self
 
 
 class Loyal(Arm):
-    """LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that share the timesteps, one or
+    """LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that split the timesteps, one or
     both of them a RAU-Net."""
 
     method: Literal["loyal"]
@@ -354,43 +364,46 @@ class Loyal(Arm):
     ) -> list[tuple[TransferBlocks | None, float]]:
         front = self.switch_timestep / timesteps
         return [
-            (blocks if self.blocks_in in (part, "both") else None, share)
-            for part, share in (("front", front), ("tail", 1 - front))
+            (blocks if self.blocks_in in (network, "both") else None, share)
+            for network, share in (("front", front), ("tail", 1 - front))
         ]
 
     def refusal(self, study: Study, name: str) -> str | None:
         timesteps = study.diffusion.timesteps
         if self.switch_timestep > timesteps:
-            return f"switch_timestep = {self.switch_timestep} is more than diffusion.timesteps = {timesteps}"
+            return (
+                f"switch_timestep = {self.switch_timestep} is more than diffusion.timesteps = "
+                f"{timesteps}"
+            )
         return super().refusal(study, name)
 
 
 class EraseDiff(Unlearning):
-    """EraseDiff (Wu et al., CVPR 2025): forgetting as a constrained optimisation."""
+    """EraseDiff (Wu et al., CVPR 2025): unlearning as constrained optimisation."""
 
     method: Literal["erasediff"]
     target: Literal["relabel", "uniform", "released_relabel", "released_uniform"] = "relabel"
-    """What the forgotten images are to be denoised to: the network's own prediction for a wrong
-    label, drawn per sample; U(0, 1) in place of the noise. released_relabel: one wrong label for
-    all images of a class in the batch, dropout and label dropout on.
-    released_uniform: the same uniform tensor also corrupts the image; label dropout on. The uniform
-    ones need ``diffusion.prediction: epsilon``."""
+    """Target for the forget set: the network's own prediction for a wrong label, drawn per sample;
+    U(0, 1) instead of the noise. released_relabel: one wrong label for all images of a class in the
+    batch, dropout and label dropout on. released_uniform: the same uniform tensor also corrupts the
+    image; label dropout on. The uniform targets need ``diffusion.prediction: epsilon``."""
     barrier: Literal["gradnorm", "gap", "cosine", "fixed"] = "gradnorm"
-    """lambda's rule: the theorem's, a_t = eta |grad g|^2; a_t = eta g; the released code's eta - cos; the constant ``weight``."""
+    """lambda's rule: the theorem's, a_t = eta |grad g|^2; a_t = eta g; the released code's eta -
+    cos; the constant ``weight``."""
     eta: Annotated[float, Field(ge=0)] = 0.1
     """Strength of the barrier."""
     weight: Annotated[float, Field(ge=0)] = 0.1
     """lambda, with ``barrier: fixed`` (the released default)."""
     inner_updates: Annotated[int, Field(ge=0)] = 1
-    """K: inner steps towards the smallest forgetting loss. Run where ``barrier: gap`` or
-    ``log_gap`` needs them, else skipped."""
+    """K: inner steps towards the minimum of the forgetting loss. Run if ``barrier: gap`` or
+    ``log_gap`` needs them, otherwise skipped."""
     inner_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Step size of the inner steps."""
     log_gap: bool = False
     """Run the inner steps only to record g."""
     target_network: Literal["current", "initial"] = "current"
-    """Whose predictions the relabelled target takes: the network at its present state (as released)
-    or the base."""
+    """Whose predictions are the relabelled target: the current network's (as released) or the
+    base's."""
 
     module: ClassVar[str] = "afterimage.methods.erasediff"
 
@@ -407,15 +420,15 @@ class EraseDiff(Unlearning):
         prediction = study.diffusion.prediction
         if "uniform" in self.target and prediction != "epsilon":
             return (
-                f"target = {self.target!r} stands in place of the noise, but diffusion.prediction = "
-                f"{prediction!r}"
+                f"target = {self.target!r} stands in place of the noise, but diffusion.prediction "
+                f"= {prediction!r}"
             )
         return super().refusal(study, name)
 
 
 class GradientAscent(Unlearning):
-    """Gradient ascent on the loss of the forgotten images (NegGrad), with a share of ordinary
-    training on the rest."""
+    """Gradient ascent on the loss of the forget set (NegGrad), with a share of ordinary training on
+    the remaining images."""
 
     method: Literal["gradient_ascent"]
     remain: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -439,9 +452,8 @@ class SalUn(Unlearning):
     saliency_samples: Annotated[int, Field(ge=1)] = 512
     """Noised samples that this gradient is averaged over, rounded up to whole batches."""
     remain_weight: Annotated[float, Field(ge=0)] = 1.0
-    """beta: weight of the loss on the rest, both losses being means over an image's values. (The
-    released 1e-3 multiplies a loss
-    summed over them: 3.07 here, for 32 x 32 x 3.)"""
+    """beta: weight of the loss on the remaining images, both losses being means over an image's
+    values. (The released 1e-3 multiplies a loss summed over them: 3.07 here, for 32 x 32 x 3.)"""
     relabel: Literal["random", "next"] = "random"
     """The wrong label: any other, drawn per sample (the paper's c' != c), or the next class (as
     released)."""
@@ -458,22 +470,22 @@ class SalUn(Unlearning):
 
 class SelectiveAmnesia(Unlearning):
     """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of
-    the rest, and EWC."""
+    the other classes, and EWC."""
 
     method: Literal["selective_amnesia"]
     ewc: Annotated[float, Field(ge=0)] = 10.0
-    """lambda of the penalty lambda sum F (theta - theta_0)^2, in the units that it is published in:
-    beside squared errors summed over an image's values (the released code; the paper writes lambda
-    / 2). The published 10 is for a large network trained to the end; where F is larger, as in small
-    studies, it holds every weight (digits: try 0.01)."""
+    """lambda of the penalty lambda sum F (theta - theta_0)^2, in the published units: relative to
+    squared errors summed over an image's values (the released code; the paper writes lambda / 2).
+    The published 10 is for a large network trained to convergence; where F is larger, as in small
+    studies, it freezes every weight (digits: try 0.01)."""
     fisher_samples: Annotated[int, Field(ge=1)] = 500
-    """Images that the diagonal Fisher information F is averaged over (published: 5,000)."""
+    """Images over which the diagonal Fisher information F is averaged (published: 5,000)."""
     fisher_timesteps: Annotated[int, Field(ge=1)] | None = 50
-    """Noise levels, spread evenly, that stand for all in the gradient of one image's likelihood;
-    null takes all (published)."""
+    """Noise levels, evenly spaced, used for the gradient of one image's likelihood; null uses all
+    (published)."""
     replay: Literal["generated", "training"] = "generated"
-    """What stands for the rest, and for all classes in F: images drawn from the base (generative
-    replay, as published), or the training images."""
+    """Images of the other classes, and of all classes in F: drawn from the base (generative replay,
+    as published), or the training images."""
     replay_images: Annotated[int, Field(ge=1)] = 1000
     """Images drawn from the base, evenly over all labels, with ``replay: generated`` (published:
     5,000)."""
@@ -493,20 +505,23 @@ class SelectiveAmnesia(Unlearning):
     def refusal(self, study: Study, name: str) -> str | None:
         refused = super().refusal(study, name)
         if refused is None and study.forget[self.forget].label is None:
-            return f"method selective_amnesia forgets a class: forget.{self.forget} must be given by label"
+            return (
+                f"method selective_amnesia forgets a class: forget.{self.forget} must be given by "
+                "label"
+            )
         return refused
 
 
 class DpSgd(Arm):
-    """DP-SGD (Abadi et al. 2016) by opacus; Carlini et al. 2023 report that it diverges.
+    """DP-SGD (Abadi et al. 2016) with opacus; Carlini et al. 2023 report that it diverges.
     ``train.clip`` is not used."""
 
     method: Literal["dp_sgd"]
     epsilon: Annotated[float, Field(gt=0)] | None = None
     """Spend this much privacy over the budget. Give this or ``noise_multiplier``."""
     noise_multiplier: Annotated[float, Field(ge=0)] | None = None
-    """Standard deviation of the noise in units of ``max_grad_norm``; the epsilon that it comes to
-    is recorded."""
+    """Standard deviation of the noise in units of ``max_grad_norm``; the resulting epsilon is
+    recorded."""
     delta: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Failure probability; by default 1 / (number of training images)."""
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
@@ -516,13 +531,13 @@ class DpSgd(Arm):
     per_sample_gradients: ClassVar[bool] = True
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        return Passes(2.6 * updates)  # its time beside that of a batch, image by image: measured
+        return Passes(2.6 * updates)  # measured: time of per-sample gradients, in batches
 
     def refusal(self, study: Study, name: str) -> str | None:
         if self.base is not None:
             return (
-                f"method dp_sgd counts the privacy of its own updates only: base = {self.base!r} cannot "
-                "be given"
+                f"method dp_sgd counts the privacy of its own updates only: base = {self.base!r} "
+                "cannot be given"
             )
         return super().refusal(study, name)
 
@@ -540,7 +555,7 @@ AnyArm = Annotated[
     Baseline | IetAgc | Loyal | EraseDiff | GradientAscent | SalUn | SelectiveAmnesia | DpSgd,
     Field(discriminator="method"),
 ]
-"""A new method adds its block above and stands here."""
+"""Union of all arm blocks; a new method adds its block above and here."""
 
 METHODS: dict[str, str] = {
     get_args(block.model_fields["method"].annotation)[0]: block.module

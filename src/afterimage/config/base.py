@@ -1,4 +1,4 @@
-"""What all blocks of a study share."""
+"""Common to all blocks of a study."""
 
 from __future__ import annotations
 

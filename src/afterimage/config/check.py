@@ -1,4 +1,4 @@
-"""``afterimage config check STUDY``: say what is wrong with a study file, or what it asks for."""
+"""``afterimage config check STUDY``: validate a study file, and summarise a valid one."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ def run(args: argparse.Namespace) -> None:
     planted = sum(plant.images for plant in study.data.plant)
     print(f"{args.study}: study {study.study!r} is valid")
     print(
-        f"  data    {study.data.source.kind}: {study.data.split.train} training images, {study.data.distinct} distinct, {planted} planted"
+        f"  data    {study.data.source.kind}: {study.data.split.train} training images, "
+        f"{study.data.distinct} distinct, {planted} planted"
     )
     print(f"  arms    {', '.join(study.arms)}; {study.replicates} replicate(s) each")
     print(f"  sample  {study.sample.images} generations per replicate")

@@ -1,4 +1,4 @@
-"""How the work is cut into jobs of a cluster."""
+"""How the work is split into the jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -13,28 +13,27 @@ PACKAGE = Path(__file__).parent.parent
 
 
 class Cluster(Block):
-    """How the work is cut into jobs. No setting of any result depends on it: what is finished stays
-    finished when it changes."""
+    """How the work is split into jobs. No setting of a result depends on it: finished results stay
+    valid when it changes."""
 
     device: Literal["cpu", "a100", "h100", "h200"] = "cpu"
-    """What networks run on, which decides whether jobs ask for a GPU, and how long they are
-    estimated to take (``cluster.cost`` says how fast each is taken to be)."""
+    """Device that networks run on, which determines whether jobs request a GPU, and their estimated
+    run time (``plan.cost`` has the assumed speed of each)."""
     threads: Annotated[int, Field(ge=1)] = 1
-    """CPU threads of each job, or of each process of one. More than one changes sums in their last
-    bits."""
+    """CPU threads of each job, or of each process of a job. More than one changes the last bits of
+    sums."""
     headroom: Annotated[float, Field(ge=1)] = 2.0
-    """How many times the estimated time and memory jobs ask for. A second attempt asks for twice as
-    much, a third for three times."""
+    """Factor by which the requested time and memory exceed the estimate. A second attempt requests
+    twice as much, a third three times."""
 
     max_minutes_per_job: Annotated[float, Field(gt=0)] | None = None
-    """Longest job of a training. One that is estimated to take longer becomes a chain of jobs, each
-    of which goes on where the one before stopped, bit for bit. null: one job each. Networks
-    retrained for attribution are short, and come in bundles (``attribution.networks_per_job``)
-    instead."""
+    """Maximum length of a training job. A longer training becomes a chain of jobs, each of which
+    resumes where the previous one stopped, bit for bit. null: one job each. Networks retrained for
+    attribution are short, and are bundled (``attribution.networks_per_job``) instead."""
     gpus_per_training: Annotated[int, Field(ge=1)] = 1
-    """GPUs, and processes, of a training whose method can share its work; others always take one.
+    """GPUs, and processes, of a training whose method can be distributed; others always use one.
     Processes that share every batch (baseline, loyal) see the same data in the same order, but sum
-    in another."""
+    in a different order."""
     generations_per_job: Annotated[int, Field(ge=1)] | None = None
-    """Generations that one job draws, a multiple of ``sample.batch_size``; the result has the same
+    """Generations drawn by one job, a multiple of ``sample.batch_size``; the result has the same
     bytes. null: all of a replicate."""

@@ -1,4 +1,4 @@
-"""The data of a study: sources of images, parts, planted duplicates, deduplication, classifier.
+"""The data of a study: sources of images, splits, planted duplicates, deduplication, classifier.
 
 A new source is a block here, listed in ``Source``, and the module that its ``reader`` names, with
 ``contents(source, reading) -> afterimage.data.records.Contents``. Nothing else lists the sources.
@@ -24,12 +24,12 @@ Shape = tuple[int, int, int]
 
 
 class SourceBlock(Block):
-    """What every source says of itself without a file being read."""
+    """What is known of every source before a file is read."""
 
     reader: ClassVar[str]
     """Module whose ``contents`` reads the source."""
     known_shape: ClassVar[Shape | None] = None
-    """Shape of the images as they are stored; None where only the files tell."""
+    """Shape of the images as stored; None if only the files tell."""
 
 
 class SklearnDigits(SourceBlock):
@@ -58,7 +58,7 @@ class HuggingFace(SourceBlock):
     """Name of the data set's configuration (folder), where it has several."""
     split: str = "train"
     """``train``, ``test``, or several joined by ``+``; a split named test or validation counts as
-    the official test part."""
+    the official test split."""
     image_column: str | None = None
     """Column with the images; optional where only one column holds images."""
     label_column: str | Literal[False] | None = None
@@ -86,7 +86,7 @@ class Parquet(SourceBlock):
     """File, folder of parquet files, glob pattern, or a list of them. A path that exists is taken
     literally; in any other, environment variables are expanded."""
     test_path: str | list[str] | None = None
-    """Files of the official test part, if it is to be used too."""
+    """Files of the official test split, if it is to be used too."""
     image_column: str | None = None
     """Column with the images; optional where only one column holds images."""
     label_column: str | Literal[False] | None = None
@@ -158,22 +158,22 @@ class Plant(Block):
 
 
 class Split(Block):
-    """Sizes of the three parts, drawn once from the study's seed."""
+    """Sizes of the training, held-out and reference splits, drawn once from the study's seed."""
 
     train: Annotated[int, Field(ge=2)]
-    """Number of training images, planted copies counted in."""
+    """Number of training images, including planted copies."""
     holdout: Annotated[int, Field(ge=2)]
     """Real images that no model and no feature network sees: the control of every attack."""
     reference: Annotated[int, Field(ge=2)] | None = None
-    """Real images for reference statistics and for the feature classifier; None takes all that
+    """Real images for reference statistics and for the feature classifier; None uses all that
     remain."""
     official: bool = False
-    """Draw training images from the source's official training part only, and all others from its
-    official test part only."""
+    """Draw training images only from the source's official training split, and all others only from
+    its official test split."""
 
 
 class Data(Block):
-    """The images of a study: source, size, parts and planted duplicates."""
+    """The images of a study: source, size, splits and planted duplicates."""
 
     source: Source
     """Where the images come from."""
@@ -194,9 +194,9 @@ class Data(Block):
     flips: bool = False
     """Train with random horizontal flips. The attacks then compare with mirrored images too."""
     split: Split
-    """Sizes of the parts."""
+    """Sizes of the splits."""
     plant: list[Plant] = []
-    """Groups of duplicates to plant in the training part; empty plants none."""
+    """Groups of duplicates to plant in the training split; empty plants none."""
 
     @model_validator(mode="after")
     def _plants_fit(self) -> Data:
@@ -274,14 +274,14 @@ class Dedup(Block):
 
 class Classifier(Block):
     """The small network whose features measure quality and propose duplicates; trained on the
-    reference part only."""
+    reference split only."""
 
     channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)] = [32, 64]
     """Width of each convolutional block."""
     features: Annotated[int, Field(ge=2)] = 64
     """Width of the penultimate layer, i.e. the dimension of the feature space."""
     epochs: Annotated[int, Field(ge=1)] = 30
-    """Passes over the training share of the reference part."""
+    """Passes over the training share of the reference split."""
     batch_size: Annotated[int, Field(ge=1)] = 64
     """Images per update."""
     learning_rate: Annotated[float, Field(gt=0)] = 2e-3

@@ -19,14 +19,14 @@ class Sample(Block):
     steps: Annotated[int, Field(ge=1)] = 50
     """Denoising steps."""
     eta: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """DDIM's noise share; 0 is deterministic given the start."""
+    """DDIM's noise share; 0 is deterministic given the starting noise."""
     weights: Literal["ema", "raw"] = "ema"
     """Sample from the averaged weights or from the last ones."""
     guidance: Annotated[float, Field(ge=0)] = 1.0
     """Classifier-free guidance scale of label-conditional arms: 1 is the plain conditional model, 0
     the unconditional one. Papers that write (1 + w) eps_c - w eps_null mean 1 + w."""
     batch_size: Annotated[int, Field(ge=1)] = 256
-    """Images denoised at once; bounds memory, never the result."""
+    """Images denoised at once; bounds memory and does not change the result."""
 
 
 class Extraction(Block):
@@ -46,7 +46,7 @@ class Extraction(Block):
     images is flagged, averaged over random halves. Its rate out of sample is measured; m images
     cannot show rates below about 10 / m."""
     neighbours: Annotated[int, Field(ge=1)] = 50
-    """n, the number of training images whose mean distance normalises (fewer where the set is
+    """n, the number of nearest training images whose mean distance normalises (fewer if the set is
     smaller)."""
     include_self: bool = False
     """Count a training image among its own neighbours, as one public implementation does."""
@@ -67,11 +67,11 @@ class Extraction(Block):
         0.8,
         0.9,
     ]
-    """Ratios below which a generation counts in MQ."""
+    """Ratios below which a generation counts towards MQ."""
     mq_neighbours: Annotated[int, Field(ge=1)] = 50
-    """Neighbours in the denominator of MQ, the nearest one among them."""
+    """Neighbours in the denominator of MQ, including the nearest."""
     block: Annotated[int, Field(ge=1)] = 1024
-    """Images compared at once; bounds memory, never the result."""
+    """Images compared at once; bounds memory and does not change the result."""
 
 
 class Quality(Block):
@@ -113,24 +113,24 @@ class Membership(Block):
     5.2.1)."""
 
     timesteps: Annotated[int, Field(ge=1)] = 10
-    """Noise levels at which the loss of an image is taken, spread evenly over all."""
+    """Noise levels at which the loss of an image is measured, evenly spaced."""
     draws: Annotated[int, Field(ge=1)] = 4
-    """Noises per image and level; the same for every arm."""
+    """Noise draws per image and level; the same for every arm."""
     false_positive_rates: Annotated[
         list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)
     ] = [0.01, 0.05]
-    """Rates of false alarms at which the share of members found is reported."""
+    """False-positive rates at which the true-positive rate is reported."""
 
 
 class Forgetting(Block):
-    """How an arm is judged on a set of images that it is to have forgotten."""
+    """How an arm is judged on a set of images that it should have forgotten."""
 
     relearn_updates: Annotated[int, Field(ge=1)] = 100
-    """Longest relearning attack: updates of plain training on the forgotten images."""
+    """Length of the relearning attack: updates of plain training on the forgotten images."""
     relearn_every: Annotated[int, Field(ge=1)] = 10
-    """Updates between two looks at what it generates."""
+    """Updates between two evaluations of its generations."""
     relearn_images: Annotated[int, Field(ge=8)] = 64
-    """Generations per look."""
+    """Generations per evaluation."""
     relearn_batch_size: Annotated[int, Field(ge=1)] = 32
     """Images per update of the attack."""
     relearn_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
@@ -140,7 +140,7 @@ class Forgetting(Block):
 
 
 class Attacks(Block):
-    """The blocks of the attacks that every arm meets; a new attack's stands here."""
+    """The blocks of the attacks on every arm; a new attack adds its block here."""
 
     extraction: Extraction = Extraction()
     """The extraction attack."""
@@ -162,7 +162,7 @@ class Statistics(Block):
 
 
 class Report(Block):
-    """What the pages may show."""
+    """What pages may show."""
 
     show_images: bool = False
     """Embed training images and their copies in reports. Leave it off where the data shows

@@ -1,10 +1,10 @@
-"""Which skips get blocks, and from which timestep on (LoyalDiffusion, Li et al. 2024): the arms of
-``snakemake loyal_selection``.
+"""The arms of ``snakemake loyal_selection``, which choose skips for blocks and a switch timestep
+(LoyalDiffusion, Li et al. 2024).
 
-The paper's two versions choose by different words: the skips least essential for quality, or those
+The paper's two versions state different criteria: the skips least essential for quality, or those
 most sensitive to replication; the timesteps where copying is decided, or where quality suffers
-least. Both curves are measured here, and the choice is by replication among what costs little
-quality.
+least. Both curves are measured here, and the choice is by replication among the candidates that
+cost little quality.
 """
 
 from __future__ import annotations
@@ -18,50 +18,49 @@ from afterimage.config.base import Block, Name
 
 
 class LoyalSelection(Block):
-    """Arms derived from one that is trained already, all with the same budget: by skip group, and
-    by switch timestep."""
+    """Arms derived from a trained arm, all with the same budget: by skip group, and by switch
+    timestep."""
 
     base: Name
-    """Arm whose averaged weights they all start from (same replicate): one network without
+    """Arm whose averaged weights they all start from (same replicate): a single network without
     blocks."""
     updates: Annotated[int, Field(ge=2)]
     """Updates of each derived arm, over all its networks."""
     variant: Variant = "trained_random"
-    """What their blocks are."""
+    """Kind of their blocks."""
     groups: list[Annotated[int, Field(ge=0)]] | None = None
-    """Groups with blocks where timesteps are compared. Null: the two deepest levels, as
+    """Groups with blocks when timesteps are compared. Null: the two deepest levels, as
     published."""
     switch_timesteps: list[Annotated[int, Field(ge=1)]] = []
     """Values of tau to compare, from 1 to T - 1."""
     by: Literal["R", "similarity", "flagged_generations"] = "R"
-    """Measure of copying that ranks: the replication score (as published), which is near 1 where
-    most generations are copies; the mean similarity; or the share of generations that extraction
-    flags at its fixed alpha."""
+    """Measure of copying used for the ranking: the replication score (as published), which is near
+    1 if most generations are copies; the mean similarity; or the share of generations that
+    extraction flags at its fixed alpha."""
     largest_cost: Annotated[float, Field(ge=0)] = 0.1
-    """Largest relative rise of the Fréchet distance that a choice may cost."""
+    """Largest relative increase of the Fréchet distance that a choice may cost."""
     keep: Annotated[int, Field(ge=1)] = 2
-    """How many groups are chosen at most."""
+    """Maximum number of chosen groups."""
 
 
 class Cell(Block):
-    """What one derived arm is."""
+    """One derived arm."""
 
     arrangement: Literal["none", "groups", "whole", "split", "tail", "front"]
-    """none: no blocks, the control. groups: blocks in one group. whole: in the groups where
-    timesteps are compared, at all of them.
-    tail: the same at t >= tau, in a network of its own. front: mirrored, at t < tau. split: two
-    such networks, no blocks."""
+    """none: no blocks, the control. groups: blocks in one group. whole: blocks in the groups used
+    for comparing timesteps, at all timesteps. tail: the same at t >= tau, in a separate network.
+    front: mirrored, at t < tau. split: two such networks without blocks."""
     groups: list[int] = []
     """Groups with blocks."""
     switch_timestep: int | None = None
-    """tau, of the last three."""
+    """tau, for the last three."""
 
 
 CONTROL, WHOLE = "select_none", "select_whole"
 
 
 def plan(selection: LoyalSelection, levels: int) -> dict[str, Cell]:
-    """Return name -> what it is of all derived arms, for a network with ``levels`` levels."""
+    """Return name -> cell of all derived arms, for a network with ``levels`` levels."""
     groups = (
         [group for group in (levels - 1, levels) if group]
         if selection.groups is None
@@ -83,7 +82,7 @@ def plan(selection: LoyalSelection, levels: int) -> dict[str, Cell]:
 
 
 def settings_of(cell: Cell, selection: LoyalSelection, base: Arm) -> dict[str, Any]:
-    """Return the settings of a derived arm: those of its base, but for network, timesteps and
+    """Return the settings of a derived arm: those of its base, except for network, timesteps and
     budget."""
     train = {key: value for key, value in base.train.items() if key not in ("updates", "epochs")}
     settings: dict[str, Any] = {

@@ -22,7 +22,7 @@ from afterimage.config.training import Diffusion, Model, Train
 
 
 class Study(Attacks):
-    """One study: everything that ``snakemake all`` needs to know."""
+    """One study: all settings of ``snakemake all``."""
 
     study: Name
     """Results go to ``results/<study>``."""
@@ -31,9 +31,9 @@ class Study(Attacks):
     replicates: Annotated[int, Field(ge=1)] = 1
     """Independent trainings and samplings of every arm."""
     data: Data
-    """Source, parts and planted duplicates."""
+    """Source, splits and planted duplicates."""
     dedup: Dedup = Dedup()
-    """Deduplication of the training part."""
+    """Deduplication of the training split."""
     classifier: Classifier = Classifier()
     """The feature network."""
     model: Model
@@ -43,22 +43,22 @@ class Study(Attacks):
     train: Train
     """The training of every arm."""
     arms: Annotated[dict[Name, AnyArm], Field(min_length=1)]
-    """Name of each arm -> how it is trained. Every arm meets every attack."""
+    """Name of each arm -> how it is trained. Every attack is run on every arm."""
     forget: dict[Name, ForgetSet] = {}
     """Name -> images that arms forget (``forget``) or never see (``without``)."""
     sample: Sample
     """How generations are drawn."""
     attribution: Attribution | None = None
-    """Which training images made an image; null leaves the phase out."""
+    """Attribution of images to training images; null skips the phase."""
     statistics: Statistics = Statistics()
     """Intervals."""
     report: Report = Report()
     """What pages show."""
     loyal_selection: LoyalSelection | None = None
-    """Arms of ``snakemake loyal_selection``, which ``all`` leaves out: where blocks go, and from
+    """Arms of ``snakemake loyal_selection``, not part of ``all``: which skips get blocks, and from
     which timestep on."""
     cluster: Cluster = Cluster()
-    """How the work is cut into jobs."""
+    """How the work is split into jobs."""
 
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
@@ -66,18 +66,21 @@ class Study(Attacks):
             for key, other in _arms_named(arm).items():
                 if other not in self.arms:
                     raise ValueError(
-                        f"arms.{name}.{key} = {other!r} is not an arm; {_allowed('arms', other, self.arms)}"
+                        f"arms.{name}.{key} = {other!r} is not an arm; "
+                        f"{_allowed('arms', other, self.arms)}"
                     )
-            for key, wanted in _sets_named(arm).items():
-                if wanted not in self.forget:
+            for key, forget_set in _sets_named(arm).items():
+                if forget_set not in self.forget:
                     raise ValueError(
-                        f"arms.{name}.{key} = {wanted!r} is not a set under forget; {_allowed('sets', wanted, self.forget)}"
+                        f"arms.{name}.{key} = {forget_set!r} is not a set under forget; "
+                        f"{_allowed('sets', forget_set, self.forget)}"
                     )
-        for name, forgotten in self.forget.items():
-            origin = forgotten.extracted_from
+        for name, block in self.forget.items():
+            origin = block.extracted_from
             if origin is not None and origin not in self.arms:
                 raise ValueError(
-                    f"forget.{name}.extracted_from = {origin!r} is not an arm; {_allowed('arms', origin, self.arms)}"
+                    f"forget.{name}.extracted_from = {origin!r} is not an arm; "
+                    f"{_allowed('arms', origin, self.arms)}"
                 )
         for name in self.arms:
             self._no_circle([name])
@@ -101,17 +104,19 @@ class Study(Attacks):
 
     @model_validator(mode="after")
     def _cluster_fits(self) -> Study:
-        each, size = self.cluster.generations_per_job, self.sample.batch_size
-        if each is not None and each % size:
+        per_job, size = self.cluster.generations_per_job, self.sample.batch_size
+        if per_job is not None and per_job % size:
             raise ValueError(
-                f"cluster.generations_per_job = {each} is no multiple of sample.batch_size = {size}: jobs draw whole batches"
+                f"cluster.generations_per_job = {per_job} is no multiple of sample.batch_size = "
+                f"{size}: jobs draw whole batches"
             )
         for name, arm in self.arms.items():
             train, processes = self.train_of(name), self.processes_of(name)
             if arm.shares == "batch" and train.batch_size % (processes * train.accumulation):
                 raise ValueError(
-                    f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = {train.batch_size}, which is no "
-                    f"multiple of {processes} processes x accumulation = {train.accumulation}"
+                    f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = "
+                    f"{train.batch_size}, which is no multiple of {processes} processes x "
+                    f"accumulation = {train.accumulation}"
                 )
         return self
 
@@ -122,7 +127,8 @@ class Study(Attacks):
             return self
         if chosen.arm not in self.arms:
             raise ValueError(
-                f"attribution.arm = {chosen.arm!r} is not an arm; {_allowed('arms', chosen.arm, self.arms)}"
+                f"attribution.arm = {chosen.arm!r} is not an arm; "
+                f"{_allowed('arms', chosen.arm, self.arms)}"
             )
         arm = self.arms[chosen.arm]
         if (
@@ -132,8 +138,8 @@ class Study(Attacks):
             or arm.fraction < 1
         ):
             raise ValueError(
-                f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), from the start, on all its images, "
-                "with a budget of its own"
+                f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
+                "from the start, on all its images, with a budget of its own"
             )
         levels = {
             "ground_truth.timesteps": chosen.ground_truth.timesteps,
@@ -144,24 +150,29 @@ class Study(Attacks):
         for key, count in levels.items():
             if count > self.diffusion.timesteps:
                 raise ValueError(
-                    f"attribution.{key} = {count} is more than diffusion.timesteps = {self.diffusion.timesteps}"
+                    f"attribution.{key} = {count} is more than diffusion.timesteps = "
+                    f"{self.diffusion.timesteps}"
                 )
         if chosen.stacked and self.model.dropout:
             raise ValueError(
-                f"attribution.stacked: networks trained at once cannot have dropout (model.dropout = {self.model.dropout})"
+                "attribution.stacked: networks trained at once cannot have dropout "
+                f"(model.dropout = {self.model.dropout})"
             )
         if chosen.queries.generated > self.sample.images:
             raise ValueError(
-                f"attribution.queries.generated = {chosen.queries.generated} is more than sample.images = {self.sample.images}"
+                f"attribution.queries.generated = {chosen.queries.generated} is more than "
+                f"sample.images = {self.sample.images}"
             )
         if chosen.queries.holdout > self.data.split.holdout:
             raise ValueError(
-                f"attribution.queries.holdout = {chosen.queries.holdout} is more than data.split.holdout = {self.data.split.holdout}"
+                f"attribution.queries.holdout = {chosen.queries.holdout} is more than "
+                f"data.split.holdout = {self.data.split.holdout}"
             )
         removed = chosen.counterfactual.remove if chosen.counterfactual else 0
         if removed >= self.data.split.train:
             raise ValueError(
-                f"attribution.counterfactual.remove = {removed}: some of data.split.train = {self.data.split.train} images must be left"
+                f"attribution.counterfactual.remove = {removed}: some of data.split.train = "
+                f"{self.data.split.train} images must be left"
             )
         if chosen.remedied is not None:
             self._remedied_fits(chosen.remedied)
@@ -171,22 +182,25 @@ class Study(Attacks):
         for key, name in [("before", chosen.before), *(("after", name) for name in chosen.after)]:
             if name not in self.arms:
                 raise ValueError(
-                    f"attribution.remedied.{key} = {name!r} is not an arm; {_allowed('arms', name, self.arms)}"
+                    f"attribution.remedied.{key} = {name!r} is not an arm; "
+                    f"{_allowed('arms', name, self.arms)}"
                 )
             if not self.arms[name].single_network:
                 raise ValueError(
-                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two (method {self.arms[name].method})"
+                    f"attribution.remedied.{key} = {name!r}: it must be one network, not two "
+                    f"(method {self.arms[name].method})"
                 )
             if key == "after" and not self.own_forget_sets(name):
                 raise ValueError(f"attribution.remedied.after = {name!r}: this arm forgets nothing")
             if self.arms[name].data != self.arms[chosen.before].data:
                 raise ValueError(
-                    f"attribution.remedied.after = {name!r} trains on {self.arms[name].data} images, "
-                    f"{chosen.before!r} on {self.arms[chosen.before].data} ones"
+                    f"attribution.remedied.after = {name!r} trains on {self.arms[name].data} "
+                    f"images, {chosen.before!r} on {self.arms[chosen.before].data} ones"
                 )
         if chosen.queries > self.sample.images:
             raise ValueError(
-                f"attribution.remedied.queries = {chosen.queries} is more than sample.images = {self.sample.images}"
+                f"attribution.remedied.queries = {chosen.queries} is more than sample.images = "
+                f"{self.sample.images}"
             )
 
     @model_validator(mode="after")
@@ -196,22 +210,25 @@ class Study(Attacks):
             return self
         if chosen.base not in self.arms:
             raise ValueError(
-                f"loyal_selection.base = {chosen.base!r} is not an arm; {_allowed('arms', chosen.base, self.arms)}"
+                f"loyal_selection.base = {chosen.base!r} is not an arm; "
+                f"{_allowed('arms', chosen.base, self.arms)}"
             )
         base = self.arms[chosen.base]
         if not base.single_network or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
             raise ValueError(
-                f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, trained on all its images"
+                f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, "
+                "trained on all its images"
             )
         for tau in chosen.switch_timesteps:
             if tau >= self.diffusion.timesteps:
                 raise ValueError(
-                    f"loyal_selection.switch_timesteps = {chosen.switch_timesteps}: allowed are 1 to {self.diffusion.timesteps - 1}"
+                    f"loyal_selection.switch_timesteps = {chosen.switch_timesteps}: allowed are 1 "
+                    f"to {self.diffusion.timesteps - 1}"
                 )
-        taken = sorted(self.arms.keys() & plan(chosen, len(self.model.channels)).keys())
-        if taken:
+        clashes = sorted(self.arms.keys() & plan(chosen, len(self.model.channels)).keys())
+        if clashes:
             raise ValueError(
-                f"arms.{taken[0]}: loyal_selection makes an arm of this name; give yours another"
+                f"arms.{clashes[0]}: loyal_selection makes an arm of this name; give yours another"
             )
         try:
             _ = self.with_selection
@@ -221,7 +238,7 @@ class Study(Attacks):
 
     @cached_property
     def with_selection(self) -> Study:
-        """The study with the arms of ``loyal_selection`` as its own; itself if there are none."""
+        """The study including the arms of ``loyal_selection``; itself without such a block."""
         chosen = self.loyal_selection
         if chosen is None:
             return self
@@ -236,20 +253,20 @@ class Study(Attacks):
 
     def needs(self, arm: str) -> list[str]:
         """Return the arms whose results the training of ``arm`` needs."""
-        own = self.arms[arm]
-        named: list[str | None] = [own.base, own.matched_to.arm if own.matched_to else None]
-        named += [self.forget[wanted].extracted_from for wanted in self.own_forget_sets(arm)]
-        return list(dict.fromkeys(name for name in named if name is not None))
+        block = self.arms[arm]
+        names: list[str | None] = [block.base, block.matched_to.arm if block.matched_to else None]
+        names += [self.forget[name].extracted_from for name in self.own_forget_sets(arm)]
+        return list(dict.fromkeys(name for name in names if name is not None))
 
     def condition_of(self, arm: str) -> str:
         """Return ``none`` or ``label``: the arm's own condition, its base's, or none."""
-        own = self.arms[arm]
-        return own.condition or (self.condition_of(own.base) if own.base else "none")
+        block = self.arms[arm]
+        return block.condition or (self.condition_of(block.base) if block.base else "none")
 
     def rau_net_of(self, arm: str) -> TransferBlocks | None:
         """Return the blocks of the arm's network: its own, or its base's."""
-        own = self.arms[arm]
-        return own.rau_net or (self.rau_net_of(own.base) if own.base else None)
+        block = self.arms[arm]
+        return block.rau_net or (self.rau_net_of(block.base) if block.base else None)
 
     def own_forget_sets(self, arm: str) -> list[str]:
         """Return the names of the sets that the arm forgets or is trained without."""
@@ -258,50 +275,49 @@ class Study(Attacks):
     def forget_sets_of(self, arm: str) -> list[str]:
         """Return the names of the sets that the arm is judged on: its own, and those of the arms
         that start from it."""
-        named = self.own_forget_sets(arm)
+        sets = self.own_forget_sets(arm)
         for name, other in self.arms.items():
             if other.base == arm:
-                named += self.own_forget_sets(name)
-        return list(dict.fromkeys(named))
+                sets += self.own_forget_sets(name)
+        return list(dict.fromkeys(sets))
 
     def states_of(self, arm: str) -> int:
-        """Return how many states of the arm's first training are kept for attribution, the last one
-        included; 0 for others."""
+        """Return the number of states of the arm's first training to keep for attribution,
+        including the last; 0 for other arms."""
         chosen = self.attribution
         return chosen.checkpoints if chosen is not None and chosen.arm == arm else 0
 
     def processes_of(self, arm: str) -> int:
-        """Return how many processes, each on a GPU of its own, train ``arm`` together: one where
-        its method cannot share."""
+        """Return the number of processes, each on its own GPU, that train ``arm`` together: one if
+        its method cannot be distributed."""
         return self.arms[arm].processes(self.cluster.gpus_per_training)
 
     def train_of(self, arm: str) -> Train:
-        """Return the ``train`` block of ``arm``: the study's, with the arm's own keys laid over
-        it."""
-        own = self.arms[arm].train
+        """Return the ``train`` block of ``arm``: the study's, overridden by the arm's own keys."""
+        overrides = self.arms[arm].train
         shared = self.train.model_dump()
-        if own.keys() & {"updates", "epochs"}:
+        if overrides.keys() & {"updates", "epochs"}:
             shared.update(updates=None, epochs=None)
         try:
-            return Train.model_validate(shared | own)
+            return Train.model_validate(shared | overrides)
         except ValidationError as error:
             raise ValueError(_explain(error, prefix=f"arms.{arm}.train", model=Train)) from error
 
 
 def _arms_named(arm: Arm) -> dict[str, str]:
     """Return key -> the other arms that an arm names."""
-    named = {
+    names = {
         "base": arm.base,
         "control": arm.control,
         "matched_to.arm": arm.matched_to.arm if arm.matched_to else None,
     }
-    return {key: name for key, name in named.items() if name is not None}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def _sets_named(arm: Arm) -> dict[str, str]:
     """Return key -> the forget sets that an arm names."""
-    named = {"forget": arm.forget if isinstance(arm, Unlearning) else None, "without": arm.without}
-    return {key: name for key, name in named.items() if name is not None}
+    names = {"forget": arm.forget if isinstance(arm, Unlearning) else None, "without": arm.without}
+    return {key: name for key, name in names.items() if name is not None}
 
 
 def _allowed(what: str, word: str, names: Iterable[str]) -> str:
@@ -326,7 +342,7 @@ def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
                 elif any(
                     part in get_args(field.annotation) for field in candidate.model_fields.values()
                 ):
-                    following.append(candidate)  # a discriminator tag names the class itself
+                    following.append(candidate)  # a discriminator tag names the class
                 elif isinstance(part, int) or not candidates[1:]:
                     following.append(candidate)
         candidates = following or candidates
@@ -343,27 +359,25 @@ def _explain(error: ValidationError, prefix: str = "", model: type[BaseModel] = 
     lines = []
     for problem in error.errors():
         location = problem["loc"]
-        shown = [
+        parts = [
             part
-            for at, part in enumerate(location)
-            if not (at == 2 and location[0] == "arms" and part in METHODS)
+            for depth, part in enumerate(location)
+            if not (depth == 2 and location[0] == "arms" and part in METHODS)
         ]
-        key = ".".join(str(part) for part in ([prefix] if prefix else []) + shown)
+        key = ".".join(str(part) for part in ([prefix] if prefix else []) + parts)
         if problem["type"] == "extra_forbidden":
             allowed = _fields_at(model, location[:-1])
             lines.append(
-                f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: {', '.join(allowed)})"
+                f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: "
+                f"{', '.join(allowed)})"
             )
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; it must be given")
         elif problem["type"].startswith("union_tag_"):
             tag = problem["ctx"]["discriminator"].strip("'")
-            given = (
-                problem["input"].get(tag)
-                if isinstance(problem["input"], dict)
-                else problem["input"]
-            )
-            lines.append(f"{key}.{tag} = {given!r}: {problem['msg']}")
+            value = problem["input"]
+            value = value.get(tag) if isinstance(value, dict) else value
+            lines.append(f"{key}.{tag} = {value!r}: {problem['msg']}")
         elif problem["type"] == "value_error":
             lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")
         else:
@@ -387,7 +401,7 @@ def load(path: str | Path) -> Study:
     """Read and validate a study file (YAML).
 
     Raises:
-        ConfigError: if there is no such file, or it is no valid study.
+        ConfigError: if the file is missing or not a valid study.
     """
     return parse(read_yaml(path), str(path))
 

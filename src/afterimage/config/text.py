@@ -1,4 +1,4 @@
-"""A study file's text: UTF-8 and YAML, a mapping, and no key in it twice."""
+"""The text of a study file: UTF-8 and YAML, a mapping without repeated keys."""
 
 from __future__ import annotations
 
@@ -16,22 +16,21 @@ _MARKS = {
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
-"""First bytes of a text -> its encoding. That of UTF-32 begins with that of UTF-16 and comes
-first."""
+"""Byte order mark -> encoding. The mark of UTF-32 begins with that of UTF-16 and comes first."""
 
 _UNSOUND = (ValueError, KeyError, AttributeError, TypeError, OverflowError, RecursionError)
-"""What PyYAML raises, beside its own errors, for values that are not of the type that they are
-written as: a 32nd of May."""
+"""Exceptions that PyYAML raises, besides its own errors, for values that do not match the type they
+are written as: a 32nd of May."""
 
 _MERGE = "tag:yaml.org,2002:merge"
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Return the mapping that a file holds.
+    """Return the mapping in a file.
 
     Raises:
-        ConfigError: naming the file, if it cannot be read, is not text in UTF-8, not YAML, no
-            mapping, or has a key twice.
+        ConfigError: naming the file, if it cannot be read, is not UTF-8 text, is not YAML, is not a
+            mapping, or repeats a key.
     """
     text = _text(path)
     try:
@@ -52,8 +51,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
             f"{path} is not YAML: a value is not of the type that it is written as: {error}"
         ) from error
     if not isinstance(params, dict):
-        held = "nothing" if params is None else f"a {type(params).__name__}"
-        raise ConfigError(f"{path} must hold a mapping of keys, but it holds {held}")
+        content = "nothing" if params is None else f"a {type(params).__name__}"
+        raise ConfigError(f"{path} must hold a mapping of keys, but it holds {content}")
     return params
 
 
@@ -72,30 +71,32 @@ def _text(path: str | Path) -> str:
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise ConfigError(
-            f"{path} is not UTF-8: byte {data[error.start]:#04x} in line {line} (Latin-1?); save it as UTF-8"
+            f"{path} is not UTF-8: byte {data[error.start]:#04x} in line {line} (Latin-1?); save "
+            "it as UTF-8"
         ) from error
 
 
 def _twice(node: yaml.Node, key: str, seen: set[int]) -> list[str]:
-    """Return a line for each key that stands twice in a mapping at or below ``node``. A key may
+    """Return a message for each key that is repeated in a mapping at or below ``node``. A key may
     override one merged in by ``<<``."""
     if id(node) in seen:
         return []
     seen.add(id(node))
-    said: list[str] = []
+    messages: list[str] = []
     if isinstance(node, yaml.SequenceNode):
         for number, item in enumerate(node.value):
-            said += _twice(item, f"{key}.{number}" if key else str(number), seen)
+            messages += _twice(item, f"{key}.{number}" if key else str(number), seen)
     if isinstance(node, yaml.MappingNode):
         lines: dict[tuple[str, str], list[int]] = {}
         for name, value in node.value:
             below = f"{key}.{name.value}" if key else str(name.value)
             if isinstance(name, yaml.ScalarNode) and name.tag != _MERGE:
                 lines.setdefault((name.tag, name.value), []).append(name.start_mark.line + 1)
-            said += _twice(value, below, seen)
-        said = [
-            f"{key + '.' if key else ''}{name} stands {len(at)} times in one mapping, in lines {', '.join(map(str, at))}"
-            for (_, name), at in lines.items()
-            if len(at) > 1
-        ] + said
-    return said
+            messages += _twice(value, below, seen)
+        messages = [
+            f"{key + '.' if key else ''}{name} stands {len(numbers)} times in one mapping, in "
+            f"lines {', '.join(map(str, numbers))}"
+            for (_, name), numbers in lines.items()
+            if len(numbers) > 1
+        ] + messages
+    return messages

@@ -25,14 +25,15 @@ class Model(Block):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Dropout inside the residual blocks."""
     time_embedding: Literal["add", "scale_shift"] = "add"
-    """How residual blocks take the timestep: added to their features, or as scale and shift of
-    their second normalisation (D-TRAK, DAS)."""
+    """How residual blocks use the timestep: added to their features, or as scale and shift of their
+    second normalisation (D-TRAK, DAS)."""
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Model:
         if len(self.attention) != len(self.channels):
             raise ValueError(
-                f"attention has {len(self.attention)} entries but channels has {len(self.channels)}: one per level"
+                f"attention has {len(self.attention)} entries but channels has "
+                f"{len(self.channels)}: one per level"
             )
         for width in self.channels:
             if width % self.norm_groups:
@@ -42,7 +43,8 @@ class Model(Block):
         for width, on in zip(self.channels, self.attention, strict=True):
             if on and width % self.attention_head_dim:
                 raise ValueError(
-                    f"channels: {width} has attention but is not a multiple of attention_head_dim = {self.attention_head_dim}"
+                    f"channels: {width} has attention but is not a multiple of attention_head_dim "
+                    f"= {self.attention_head_dim}"
                 )
         return self
 
@@ -94,21 +96,22 @@ class Train(Block):
     """Share of labels replaced by the null label in label-conditional arms (classifier-free
     guidance)."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
-    """Updates between two saved states. A stopped run goes on from the last."""
+    """Updates between two checkpoints. A stopped run resumes from the last."""
     log_every: Annotated[int, Field(ge=1)] = 25
     """Updates between two points of the training curves."""
 
     @property
     def follows_budget(self) -> bool:
-        """Whether the learning rate depends on the budget; what has several budgets, or none of its
-        own, cannot have that."""
+        """Whether the learning rate depends on the budget, which a training with several budgets,
+        or without its own, does not support."""
         return self.decay != "none" or 0 < self.warmup < 1
 
     @model_validator(mode="after")
     def _budget(self) -> Train:
         if (self.updates is None) == (self.epochs is None):
             raise ValueError(
-                f"give exactly one of updates and epochs (updates = {self.updates}, epochs = {self.epochs})"
+                f"give exactly one of updates and epochs (updates = {self.updates}, epochs = "
+                f"{self.epochs})"
             )
         if self.batch_size % self.accumulation:
             raise ValueError(

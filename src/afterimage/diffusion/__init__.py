@@ -1,1 +1,1 @@
-"""Networks, schedules and samplers, all of them diffusers' own."""
+"""Networks, schedules and samplers, all from diffusers."""

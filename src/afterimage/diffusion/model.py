@@ -1,13 +1,16 @@
-"""The network and its forward process: diffusers' ``UNet2DModel`` and ``DDPMScheduler``, built from the study.
+"""The network and its forward process: diffusers' ``UNet2DModel`` and ``DDPMScheduler``, built from
+the study.
 
-Ho et al. 2020 (linear betas, the U-Net) and Nichol & Dhariwal 2021 (cosine betas). Trained models are stored as diffusers
-pipeline folders, so that ``DDPMPipeline.from_pretrained(folder)`` opens every one of them: a plain ``UNet2DModel`` without this
-package, one with information transfer blocks (``rau_net``) or two networks in one (``router``) after ``import afterimage``.
+Ho et al. 2020 (linear betas, the U-Net) and Nichol & Dhariwal 2021 (cosine betas). Trained models
+are stored as diffusers pipeline folders, so that ``DDPMPipeline.from_pretrained(folder)`` opens
+every one of them: a plain ``UNet2DModel`` without this package, one with information transfer
+blocks (``rau_net``) or two networks in one (``router``) after ``import afterimage``.
 
-A net without a condition is sampled by that pipeline as it is. A label-conditional net (``num_class_embeds`` = classes + 1, the
-last index being the null label of classifier-free guidance, named in its config) is only *opened* by it: ``__call__`` passes no
-``class_labels``, without which ``UNet2DModel`` raises ``ValueError``. Call ``pipeline.unet(x, t, class_labels=labels)`` in a
-loop over ``pipeline.scheduler``, or use ``afterimage sample draw``.
+An unconditional net is sampled by that pipeline as is. A label-conditional net
+(``num_class_embeds`` = classes + 1, the last index being the null label of classifier-free
+guidance, named in its config) can only be *opened* by it: ``__call__`` passes no ``class_labels``,
+without which ``UNet2DModel`` raises ``ValueError``. Call ``pipeline.unet(x, t,
+class_labels=labels)`` in a loop over ``pipeline.scheduler``, or use ``afterimage sample draw``.
 """
 
 from __future__ import annotations
@@ -38,25 +41,29 @@ def build_unet(
     Args:
         model: The study's ``model`` block.
         shape: Height, width and channels of one image.
-        classes: Number of labels of a conditional net; its label ``classes`` is the null label. None builds one without labels.
-        seed: Seed of the initial weights, which are the same with and without blocks. The global random state is left as it was.
-        blocks: Information transfer blocks in the skip connections (``rau_net``); without any it is a plain ``UNet2DModel``.
+        classes: Number of labels of a conditional net; its label ``classes`` is the null label.
+            None builds an unconditional net.
+        seed: Seed of the initial weights, which are the same with and without blocks. The global
+            random state is restored.
+        blocks: Information transfer blocks in the skip connections (``rau_net``); without blocks
+            the net is a plain ``UNet2DModel``.
 
     Raises:
-        ConfigError: if the image sides cannot be halved once per level but the first, or the attention of the middle block,
-            which is there as soon as any level has attention, does not fit its width, or blocks do not fit the network.
+        ConfigError: if the image sides cannot be halved once per level after the first; if the
+            attention of the middle block, present as soon as any level has attention, does not fit
+            its width; or if blocks do not fit the network.
     """
     height, width, channels = shape
     halvings = 2 ** (len(model.channels) - 1)
     if height % halvings or width % halvings:
         raise ConfigError(
-            f"model.channels has {len(model.channels)} levels, which need image sides that are multiples of {halvings}; "
-            f"the images are {height} x {width}"
+            f"model.channels has {len(model.channels)} levels, which need image sides that are "
+            f"multiples of {halvings}; the images are {height} x {width}"
         )
     if any(model.attention) and model.channels[-1] % model.attention_head_dim:
         raise ConfigError(
-            f"model.channels: the middle block has attention, but its width {model.channels[-1]} is not a multiple of "
-            f"attention_head_dim = {model.attention_head_dim}"
+            f"model.channels: the middle block has attention, but its width {model.channels[-1]} "
+            f"is not a multiple of attention_head_dim = {model.attention_head_dim}"
         )
     settings: dict[str, Any] = {}
     if blocks is not None and blocks.groups and blocks.variant != "none":
@@ -104,34 +111,39 @@ def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
 
 
 def classes_of(unet: UNet2DModel) -> int | None:
-    """Return the number of labels of a conditional net, the null label not counted; None for one without labels.
+    """Return the number of labels of a conditional net, excluding the null label; None for an
+    unconditional net.
 
-    Of a network that names no null label (see ``null_of``) every embedding is a label.
+    In a network without a named null label (see ``null_of``) every embedding is a label.
     """
     embeddings = unet.config["num_class_embeds"]
     return None if embeddings is None else embeddings - (null_of(unet) is not None)
 
 
 def null_of(unet: UNet2DModel) -> int | None:
-    """Return the label that stands for none, which networks of this package name in their config; None if none is named."""
+    """Return the null label, which networks of this package name in their config; None if none is
+    named."""
     return unet.config.get(NULL)
 
 
 def mark_null(unet: UNet2DModel) -> None:
-    """Write into a network's config, and so into its stored pipeline, that its last embedding is the null label."""
+    """Record in a network's config, and so in its stored pipeline, that its last embedding is the
+    null label."""
     unet.register_to_config(**{NULL: unet.config["num_class_embeds"] - 1})
 
 
 def save_pipeline(unet: torch.nn.Module, scheduler: DDPMScheduler, folder: Path) -> None:
     """Write a diffusers pipeline folder: JSON and safetensors only."""
-    DDPMPipeline(unet, scheduler).save_pretrained(folder, safe_serialization=True)  # type: ignore[arg-type]
+    pipeline = DDPMPipeline(unet, scheduler)  # type: ignore[arg-type]
+    pipeline.save_pretrained(folder, safe_serialization=True)
 
 
 def load_weights(unet: UNet2DModel, pipeline: Path) -> None:
     """Fill ``unet`` with the weights of a stored pipeline of the same architecture.
 
-    A network with information transfer blocks can be filled from one without: its blocks stay as they are. So do those that are
-    ``frozen_redrawn``, which no loading brings back. Both networks of a router are filled from a single one, or each from its own.
+    A network with information transfer blocks can be filled from one without: its blocks keep
+    their weights. So do ``frozen_redrawn`` blocks, which loading never restores. Both networks of a
+    router are filled from a single network, or each from its counterpart.
 
     Raises:
         ArtifactError: naming the settings in which the two architectures differ.

@@ -1,4 +1,5 @@
-"""The noising of images: the forward process of Ho et al. 2020, equation 4, and the loss of equation 14 per sample."""
+"""The noising of images: the forward process of Ho et al. 2020, equation 4, and the loss of
+equation 14 per sample."""
 
 from __future__ import annotations
 
@@ -14,19 +15,20 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-"""Clean images, float32, (B, C, H, W), in [-1, 1] -> the same changed."""
+"""A transformation of clean images, float32, (B, C, H, W), in [-1, 1]."""
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch, noised and ready for the network. All tensors have the batch as their first dimension.
+    """One batch, noised and ready for the network. All tensors have the batch as their first
+    dimension.
 
     Attributes:
         rows: int64, (B,): positions in the training set.
         noisy: float32, (B, C, H, W): x_t.
         timesteps: int64, (B,): t, from 0.
-        target: float32, (B, C, H, W): what the network is to predict.
-        labels: int64, (B,), the null label included; None without a condition.
+        target: float32, (B, C, H, W): what the network should predict.
+        labels: int64, (B,), including the null label; None without a condition.
     """
 
     rows: torch.Tensor
@@ -45,7 +47,7 @@ class Batch:
     def split(self, parts: int) -> list[Batch]:
         """Cut the batch into ``parts`` equal micro-batches."""
         size = len(self) // parts
-        return [self[at : at + size] for at in range(0, len(self), size)]
+        return [self[start : start + size] for start in range(0, len(self), size)]
 
     def __getitem__(self, rows: slice | torch.Tensor) -> Batch:
         return self._map(lambda tensor: tensor[rows])
@@ -63,14 +65,14 @@ class Pixels:
 
     Args:
         images: uint8, (N, H, W, C).
-        scheduler: The forward process; its ``prediction_type`` says what the target is.
+        scheduler: The forward process; its ``prediction_type`` determines the target.
         labels: int64, (N,), in [0, classes), or None.
         classes: Number of labels, which is also the null label; used with ``labels`` only.
         label_dropout: Share of labels replaced by the null label.
-        flips: Mirror half of the images, drawn anew each time.
+        flips: Mirror a random half of the images in every batch.
 
     Raises:
-        ArtifactError: if an image has no label though labels are asked for.
+        ArtifactError: if labels are passed and an image has none.
     """
 
     def __init__(
@@ -88,12 +90,8 @@ class Pixels:
             )
         self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.labels = None if labels is None else torch.from_numpy(labels)
-        self.scheduler, self.classes, self.label_dropout, self.flips = (
-            scheduler,
-            classes,
-            label_dropout,
-            flips,
-        )
+        self.scheduler, self.classes = scheduler, classes
+        self.label_dropout, self.flips = label_dropout, flips
 
     def __len__(self) -> int:
         return len(self.images)
@@ -105,14 +103,16 @@ class Pixels:
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
     ) -> Batch:
-        """Noise the images at ``rows``, after ``change`` if one is given; t comes from [0, T), or from [low, high).
+        """Noise the images at ``rows``, after ``change`` if given; t comes from [0, T), or from
+        [low, high).
 
-        Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones do not move the earlier.
+        Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones
+        do not shift the earlier ones.
         """
         index = torch.from_numpy(rows)
         count = len(index)
         low, high = timesteps or (0, self.scheduler.config["num_train_timesteps"])
-        drawn = torch.randint(low, high, (count,), generator=generator)
+        drawn_timesteps = torch.randint(low, high, (count,), generator=generator)
         noise = torch.randn((count, *self.images.shape[1:]), generator=generator)
         mirrored = (
             torch.rand(count, generator=generator) < 0.5
@@ -123,7 +123,7 @@ class Pixels:
         if labels is not None:
             dropped = torch.rand(count, generator=generator) < self.label_dropout
             labels = torch.where(dropped, self.classes, labels)
-        return self.noised(index, drawn, noise, mirrored, labels, change)
+        return self.noised(index, drawn_timesteps, noise, mirrored, labels, change)
 
     def noised(
         self,
@@ -140,9 +140,9 @@ class Pixels:
             rows: int64, (B,).
             timesteps: int64, (B,).
             noise: float32, (B, C, H, W), standard normal.
-            mirrored: bool, (B,): which images to mirror.
+            mirrored: bool, (B,): mask of the images to mirror.
             labels: int64, (B,), or None.
-            change: Applied to the images before the noise.
+            change: Applied to the images before noising.
         """
         clean = self.images[rows].float() / 127.5 - 1
         clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
@@ -161,19 +161,22 @@ class Pixels:
             case "epsilon":
                 return noise
             case "v_prediction":
-                return self.scheduler.get_velocity(clean, noise, timesteps)  # type: ignore[arg-type]
+                velocity = self.scheduler.get_velocity
+                return velocity(clean, noise, timesteps)  # type: ignore[arg-type]
             case "sample":
                 return clean
             case other:
                 raise ConfigError(
-                    f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and sample"
+                    f"diffusion.prediction = {other!r}: allowed are epsilon, v_prediction and "
+                    "sample"
                 )
 
     def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the network's prediction for each sample, float32, (B, C, H, W): without the variance that it may make too."""
+        """Return the network's prediction for each sample, float32, (B, C, H, W), without a
+        predicted variance."""
         condition = {} if batch.labels is None else {"class_labels": batch.labels}
-        made = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
-        return made[:, : batch.noisy.shape[1]].float()
+        output = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
+        return output[:, : batch.noisy.shape[1]].float()
 
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the squared error of each sample, mean over C, H and W; float32, (B,)."""
@@ -181,13 +184,13 @@ class Pixels:
 
 
 def levels(count: int, timesteps: int) -> list[int]:
-    """Return ``count`` timesteps in [0, ``timesteps``): the middles of as many equal parts.
+    """Return ``count`` timesteps in [0, ``timesteps``): the middles of as many equal ranges.
 
     Raises:
-        ConfigError: if there are not so many.
+        ConfigError: if ``count`` is more than ``timesteps``.
     """
     if count > timesteps:
         raise ConfigError(
             f"membership.timesteps = {count} is more than the model's {timesteps} timesteps"
         )
-    return [(2 * part + 1) * timesteps // (2 * count) for part in range(count)]
+    return [(2 * k + 1) * timesteps // (2 * count) for k in range(count)]

@@ -1,8 +1,8 @@
-"""Open a diffusers pipeline that anybody trained, and check it before any work starts.
+"""Open a diffusers pipeline from any source, and check it before any work starts.
 
 A pipeline can be opened if it is a pixel-space network (``UNet2DModel``, or one of this package)
 with a scheduler of the DDPM family, stored as safetensors; code that comes with a pipeline is never
-run. Anything that would silently turn the model into a different one (a scheduler of another
+executed. Anything that would silently turn the model into a different one (a scheduler of another
 family, weights that do not fill the network, a network that cannot take images of its own size) is
 an error of one sentence.
 
@@ -55,11 +55,11 @@ class Opened:
         scheduler_config: Config for ``DDPMScheduler`` and ``DDIMScheduler``, both of which then
             have the pipeline's own betas.
         scheduler_class: Name of the pipeline's own scheduler.
-        weights: Which were opened: ``ema`` or ``raw`` of a checkpoint (or where they were asked
-            for), or the ``unet`` that the ``pipeline`` names.
+        weights: Which weights were opened: ``ema`` or ``raw`` of a checkpoint (or on request), or
+            ``pipeline`` for the ``unet`` that a pipeline's index names.
         weights_sha256: Over names, dtypes, shapes and bytes of the stored tensors.
         pipeline_class: Name of the pipeline's class; None for a trainer's checkpoint.
-        notes: Sentences that a command prints: what was chosen, and what else is there.
+        notes: Sentences for the user: which weights were opened, and which others exist.
     """
 
     net: UNet2DModel
@@ -72,13 +72,13 @@ class Opened:
 
     @property
     def classes(self) -> int | None:
-        """Number of labels that the network takes, a null label not counted; None for one without
-        labels."""
+        """Number of labels that the network takes, excluding a null label; None for an
+        unconditional network."""
         return classes_of(self.net)
 
     @property
     def null(self) -> int | None:
-        """The null label; None where there is none, or none is known."""
+        """The null label; None if the network has none, or none is known."""
         return null_of(self.net)
 
     @property
@@ -90,16 +90,15 @@ class Opened:
 
     @property
     def timesteps(self) -> int:
-        """Number of the training's timesteps."""
+        """Number of training timesteps."""
         return self.scheduler_config["num_train_timesteps"]
 
     def sampler(self, asked: Sampler | None = None) -> Sampler:
-        """Return the sampler to draw with: the pipeline's own, unless another is asked for.
+        """Return the sampler to draw with: ``asked``, or else the pipeline's own.
 
         Raises:
-            ConfigError: naming ``--sampler``, if the pipeline's scheduler is a solver that is not
-                drawn with, or if ancestral sampling needs a variance that the network does not
-                predict.
+            ConfigError: naming ``--sampler``, if the pipeline's scheduler is an unsupported solver,
+                or if ancestral sampling needs a variance that the network does not predict.
         """
         return choose_sampler(
             asked,
@@ -111,7 +110,7 @@ class Opened:
         )
 
     def facts(self) -> dict[str, Any]:
-        """Return what a record says of the pipeline, as JSON values."""
+        """Return the pipeline's description for a record, as JSON values."""
         return {
             "pipeline_class": self.pipeline_class,
             "network_class": type(self.net).__name__,
@@ -139,16 +138,16 @@ def open_pipeline(
         pipeline: A pipeline folder, a Hub id (owner/name, or owner/name@revision) or a trainer's
             ``checkpoint-N`` folder. The last has ``unet/``, ``unet_ema/`` or both; its scheduler
             may lie in the folder above.
-        weights: Averaged weights (``unet_ema/``) or those of the last update (``unet/``). None is
-            the averaged ones of a checkpoint that has them, and the ``unet`` that a pipeline's
-            index names.
+        weights: Averaged weights (``unet_ema/``) or those of the last update (``unet/``). None
+            opens the averaged weights of a checkpoint that has them, and the ``unet`` that a
+            pipeline's index names.
         seed: For the blocks that a RAU-Net redraws whenever it is loaded (variant
             ``frozen_redrawn``); no other network uses it.
         size: Height and width of the images, or a function that returns them; used only if the
             network's config has none.
 
     Raises:
-        ArtifactError: naming what is there, why it is not opened, and what to do.
+        ArtifactError: naming the files found, why they cannot be opened, and what to do.
     """
     # Find the folders of the network and of the scheduler.
     name = str(pipeline)
@@ -167,11 +166,11 @@ def open_pipeline(
                 f"its class is {pipeline_class}, of which only the unet and the scheduler are "
                 "used, as DDPMPipeline does"
             )
-        place = folder / "scheduler"
+        scheduler_folder = folder / "scheduler"
     else:
         unet, label, notes = _of_checkpoint(folder, weights, name)
         net_class = scheduler_class = pipeline_class = None
-        place = next(
+        scheduler_folder = next(
             (
                 candidate
                 for candidate in (folder / "scheduler", folder.resolve().parent / "scheduler")
@@ -179,14 +178,14 @@ def open_pipeline(
             ),
             folder,
         )
-        if place == folder:
+        if scheduler_folder == folder:
             raise ArtifactError(
                 f"{name} has {unet.name}/, but no scheduler/ is in it or in the folder above; copy "
                 "the scheduler/ of the training's pipeline into either"
             )
 
-    # Open both, and try them once.
-    scheduler_class, scheduler_config = read_scheduler(place, scheduler_class, name)
+    # Open both, and run them once.
+    scheduler_class, scheduler_config = read_scheduler(scheduler_folder, scheduler_class, name)
     net, sha256 = read_network(unet, net_class, name)
     check_network(net, size, name)
     redraw(net, seed)
@@ -261,7 +260,7 @@ def _fetched(repository: str, revision: str | None, weights: str | None, name: s
 
 
 def _check_index(index: dict[str, Any], name: str) -> None:
-    """Check that a pipeline's index names a network of pixels and a scheduler, both of known
+    """Check that a pipeline's index names a pixel-space network and a scheduler, both from known
     libraries, and nothing else."""
     parts = {
         key: value

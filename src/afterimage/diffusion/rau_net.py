@@ -1,15 +1,19 @@
-"""RAU-Net (LoyalDiffusion, Li et al. 2024): a U-Net with information transfer blocks in chosen skip connections.
+"""RAU-Net (LoyalDiffusion, Li et al. 2024): a U-Net with information transfer blocks in selected
+skip connections.
 
-A block stands between a tensor of the encoder and the residual block of the decoder that takes it. ``UNet2DModel`` lays its skip
-tensors end to end (that of ``conv_in``, then of each level every residual block's and the downsampler's) and the decoder takes
-them last in, first out: the j-th residual block of the decoder gets skip N - 1 - j, as the second half of its input. There, in a
-hook that runs before that residual block, the block does its work; diffusers' own ``forward`` stays as it is, of whatever types the
-levels are. Group 0 is the skip of ``conv_in`` and group g the skips of the g-th level: in Stable Diffusion 2.1 groups 3 and 4 are
-the paper's SC3 and SC4, its skip tensors 7 to 11.
+A block sits between a tensor of the encoder and the residual block of the decoder that receives it.
+``UNet2DModel`` concatenates its skip tensors in order (that of ``conv_in``, then for each level
+those of every residual block and of the downsampler) and the decoder takes them last in, first out:
+the j-th residual block of the decoder gets skip N - 1 - j, as the second half of its input. A hook
+that runs before that residual block applies the transfer block; diffusers' own ``forward`` stays
+unchanged, whatever the types of the levels. Group 0 is the skip of ``conv_in`` and group g the
+skips of the g-th level: in Stable Diffusion 2.1 groups 3 and 4 are the paper's SC3 and SC4, its
+skip tensors 7 to 11.
 
-The authors' code keeps its blocks in a tuple, which torch does not look into: they were never trained, never saved, and drawn
-anew by whatever built the network to sample from it. Here blocks are ``transfers``, a registered ``ModuleDict`` by skip index, and
-that behaviour has names: ``frozen_fixed`` (never trained, but saved) and ``frozen_redrawn`` (see ``redraw``).
+The authors' code keeps its blocks in a tuple, which torch does not look into: they were never
+trained, never saved, and initialised again whenever the network was built for sampling. Here blocks
+are ``transfers``, a registered ``ModuleDict`` by skip index, and that behaviour has names:
+``frozen_fixed`` (never trained, but saved) and ``frozen_redrawn`` (see ``redraw``).
 """
 
 from __future__ import annotations
@@ -29,7 +33,8 @@ VARIANTS = tuple(variant for variant in get_args(Variant) if variant != "none")
 
 
 class RAUNet(UNet2DModel):
-    """A ``UNet2DModel`` with blocks; everything else, initial weights included, is that of the same network without.
+    """A ``UNet2DModel`` with blocks; everything else, including the initial weights, is that of the
+    same network without blocks.
 
     Args:
         transfer_groups: Skip groups with a block; every tensor of a group has its own.
@@ -41,7 +46,7 @@ class RAUNet(UNet2DModel):
         transfers: Skip index -> block.
 
     Raises:
-        ConfigError: for groups or a variant that there are not, or a group that ``drop`` does not fit.
+        ConfigError: for unknown groups or variants, or a group that ``drop`` does not fit.
     """
 
     __module__ = "afterimage"  # what stored pipelines name; ``afterimage.__getattr__`` finds it
@@ -68,7 +73,8 @@ class RAUNet(UNet2DModel):
         groups = {group for group, _ in skips}
         if not groups.issuperset(transfer_groups):
             raise ConfigError(
-                f"rau_net.groups = {list(transfer_groups)}: the network has groups 0 to {max(groups)}"
+                f"rau_net.groups = {list(transfer_groups)}: the network has groups 0 to "
+                f"{max(groups)}"
             )
         decoder = [
             resnet for level in self.up_blocks for resnet in cast(nn.ModuleList, level.resnets)
@@ -82,8 +88,9 @@ class RAUNet(UNet2DModel):
             hidden = cast(int, resnet.in_channels) - channels
             if transfer_variant == "drop" and hidden != channels:
                 raise ConfigError(
-                    f"rau_net.variant = 'drop' does not fit group {group}: the decoder's state has {hidden} channels where skip "
-                    f"{index}, whose place it would take, has {channels}"
+                    f"rau_net.variant = 'drop' does not fit group {group}: the decoder's state "
+                    f"has {hidden} channels where skip {index}, whose place it would take, has "
+                    f"{channels}"
                 )
             block = Transfer(channels, transfer_variant, transfer_convolutions)
             self.transfers[str(index)] = block
@@ -91,18 +98,19 @@ class RAUNet(UNet2DModel):
         self.transfers.requires_grad_(not transfer_variant.startswith("frozen"))
 
     def skips(self) -> list[tuple[int, int]]:
-        """Return group and number of channels of every skip tensor, in the order in which the encoder makes them."""
+        """Return group and number of channels of every skip tensor, in the order in which the
+        encoder produces them."""
         widths, layers = self.config["block_out_channels"], self.config["layers_per_block"]
-        found = [(0, widths[0])]
+        skips = [(0, widths[0])]
         for group, width in enumerate(widths, start=1):
-            found += [(group, width)] * (
-                layers + (group < len(widths))
-            )  # all levels but the last have a downsampler
-        return found
+            downsamplers = int(group < len(widths))  # in all levels but the last
+            skips += [(group, width)] * (layers + downsamplers)
+        return skips
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
-        """Name the keywords of ``UNet2DModel`` too, which ``__init__`` passes on: diffusers restores only keys named here."""
+        """Include the keywords of ``UNet2DModel``, which ``__init__`` passes on: diffusers restores
+        only the keys named here."""
         return (
             UNet2DModel._get_init_keys(input_class) | UNet2DModel._get_init_keys(UNet2DModel)
         ) - {"unet"}
@@ -112,7 +120,7 @@ class Transfer(nn.Module):
     """One information transfer block.
 
     Args:
-        channels: Of its skip tensor, and of what it gives.
+        channels: Channels of the skip tensor, and of the output.
         variant: One of ``VARIANTS``.
         convolutions: k, with variant ``k_conv_silu``.
     """
@@ -128,10 +136,10 @@ class Transfer(nn.Module):
         self.convolutions = nn.ModuleList(stack)
 
     def forward(self, hidden: torch.Tensor, skip: torch.Tensor) -> torch.Tensor:
-        """Return what takes the place of the skip tensor.
+        """Return the tensor that replaces the skip tensor.
 
         Args:
-            hidden: The decoder's state beside it, (B, C', H, W).
+            hidden: The decoder's state that is concatenated with it, (B, C', H, W).
             skip: (B, C, H, W).
         """
         if self.variant == "drop":
@@ -147,7 +155,8 @@ class Transfer(nn.Module):
     def between(
         self, resnet: nn.Module, inputs: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, ...]:
-        """Change the input of a residual block of the decoder: (state and skip tensor, joined along the channels; ...)."""
+        """Replace the skip tensor in the input of a residual block of the decoder: (state and skip
+        tensor, concatenated along the channels; ...)."""
         joined, *rest = inputs
         hidden, skip = joined.split([joined.shape[1] - self.channels, self.channels], dim=1)
         return torch.cat([hidden, self(hidden, skip)], dim=1), *rest
@@ -155,21 +164,25 @@ class Transfer(nn.Module):
 
 @torch.no_grad()
 def _is_largest(x: torch.Tensor) -> torch.Tensor:
-    """Return 1 at the largest value of each 2x2 window (the first of equal ones) and 0 elsewhere, of the shape of ``x``.
+    """Return 1 at the largest value of each 2x2 window (the first of equal values) and 0 elsewhere,
+    with the shape of ``x``.
 
-    x times this is max-unpooling of max-pooling, which torch cannot do under deterministic algorithms.
+    x times this mask is max-unpooling of max-pooling, which torch cannot do under deterministic
+    algorithms.
     """
-    _, places = functional.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
-    return torch.zeros_like(x).flatten(2).scatter_(2, places.flatten(2), 1).view_as(x)
+    _, positions = functional.max_pool2d(x, 2, ceil_mode=True, return_indices=True)
+    return torch.zeros_like(x).flatten(2).scatter_(2, positions.flatten(2), 1).view_as(x)
 
 
 def redraw(net: nn.Module, seed: int) -> None:
-    """Draw the ``frozen_redrawn`` blocks anew, in ``net`` itself or in the networks inside it; others keep theirs.
+    """Reinitialise the ``frozen_redrawn`` blocks of ``net`` or of the networks inside it; other
+    blocks keep their weights.
 
-    The released sampling code gets other blocks at every loading, from an unseeded generator. Here ``sample.load_denoiser``, through
-    which every sampling and attack opens a network, redraws them from a seed: as unrelated to those of the training, but the same
-    whenever a step is repeated. diffusers' own ``from_pretrained`` gives those of the training, which are stored. The global random
-    state is left as it was.
+    The released sampling code gets different blocks at every loading, from an unseeded generator.
+    Here ``sample.load_denoiser``, through which every sampling and attack opens a network, redraws
+    them from a seed: equally unrelated to those of the training, but the same whenever a step is
+    repeated. diffusers' own ``from_pretrained`` restores those of the training, which are stored.
+    The global random state is restored.
     """
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)

@@ -1,7 +1,9 @@
-"""Two networks that share the timesteps (LoyalDiffusion, Li et al. 2024): one for low noise, one for high noise.
+"""Two networks that split the timesteps (LoyalDiffusion, Li et al. 2024): one for low noise, one
+for high noise.
 
-To everything around it the router is a ``UNet2DModel``: ``DDPMPipeline``, ``DDIMPipeline`` and any other diffusers pipeline of
-such a network samples with it, stores it by ``save_pretrained``, and opens it again after ``import afterimage``.
+To the outside the router is a ``UNet2DModel``: ``DDPMPipeline``, ``DDIMPipeline`` and any other
+diffusers pipeline of such a network samples with it, stores it with ``save_pretrained``, and
+opens it again after ``import afterimage``.
 """
 
 from __future__ import annotations
@@ -15,20 +17,22 @@ from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from afterimage.diffusion.rau_net import RAUNet
 
 NULL = "_null_label"
-"""Key of a network's config: the label that stands for none. diffusers keeps keys with a leading underscore as they are."""
+"""Key of the null label in a network's config. diffusers leaves keys with a leading underscore
+unchanged."""
 
 NETS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RAUNet": RAUNet}
 
 
 class TimestepRouter(UNet2DModel):
-    """Sends each sample to the front network where t < tau and to the tail network where t >= tau.
+    """Routes each sample to the front network if t < tau and to the tail network if t >= tau.
 
-    With tau = 0 the tail does all, with tau = T the front does. Guidance needs nothing of its own: the conditional and the null
-    branch of a sample have one timestep, and so one network.
+    With tau = 0 the tail network covers all timesteps, with tau = T the front network. Guidance
+    needs nothing special: the conditional and the null branch of a sample have the same timestep,
+    and so the same network.
 
     Args:
-        front_net: The network of low noise, or its config.
-        tail_net: That of high noise, for images of the same shape and the same labels.
+        front_net: The network for low noise, or its config.
+        tail_net: The network for high noise, with the same image shape and labels.
         switch_timestep: tau.
     """
 
@@ -40,7 +44,7 @@ class TimestepRouter(UNet2DModel):
         tail_net: UNet2DModel | dict[str, Any],
         switch_timestep: int,
     ) -> None:
-        super(UNet2DModel, self).__init__()  # its two networks are all that there is to build
+        super(UNet2DModel, self).__init__()  # its two networks are all it consists of
         self.front, self.tail = _net(front_net), _net(tail_net)
         self.switch_timestep = switch_timestep
         self.register_to_config(
@@ -51,7 +55,8 @@ class TimestepRouter(UNet2DModel):
 
     @property
     def config(self) -> FrozenDict:
-        """The router's own config, and that of its networks: image size, channels and labels, which they share."""
+        """The router's own config, and the part that its networks share: image size, channels and
+        labels."""
         return FrozenDict({**self.tail.config, **super().config})
 
     def forward(
@@ -90,10 +95,11 @@ class TimestepRouter(UNet2DModel):
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
-def _net(given: UNet2DModel | dict[str, Any]) -> UNet2DModel:
-    if isinstance(given, dict):
-        return cast(UNet2DModel, NETS[given["_class_name"]].from_config(given))
-    return given
+def _net(net_or_config: UNet2DModel | dict[str, Any]) -> UNet2DModel:
+    if isinstance(net_or_config, dict):
+        kind = NETS[net_or_config["_class_name"]]
+        return cast(UNet2DModel, kind.from_config(net_or_config))
+    return net_or_config
 
 
 def _config(net: UNet2DModel) -> dict[str, Any]:

@@ -1,15 +1,17 @@
-"""``afterimage sample draw``: generate images from a trained pipeline, each from its own seeded noise.
+"""``afterimage sample draw``: generate images from a trained pipeline, each from its own seeded
+noise.
 
-DDIM (Song et al. 2021) or ancestral sampling (Ho et al. 2020), both by diffusers' schedulers, with classifier-free guidance (Ho &
-Salimans 2022) for label-conditional nets. The noise of an image depends on the study's seed, the replicate and the image's id
-only: not on the arm, so that arms are compared on the same starts, and not on the batch size, which changes an image by no more
-than the rounding of the convolutions (another batch shape, another order of summation; measured at batch sizes 1, 7 and 64 on
-the default study: 1e-5 on the scale [-1, 1], no 8-bit value).
+DDIM (Song et al. 2021) or ancestral sampling (Ho et al. 2020), both with diffusers' schedulers, and
+classifier-free guidance (Ho & Salimans 2022) for label-conditional nets. The noise of an image
+depends only on the study's seed, the replicate and the image's id: not on the arm, so that arms are
+compared from the same starting noise, and not on the batch size, which changes an image by no more
+than the rounding of the convolutions (another batch shape, another order of summation; measured at
+batch sizes 1, 7 and 64 on the default study: 1e-5 on the scale [-1, 1], no 8-bit value).
 
-``--block A:B`` draws the images with ids A to B-1 alone, in whole batches, and ``--blocks DIR ...`` makes the result of such blocks:
-the same bytes as one process would have drawn.
+``--block A:B`` draws only the images with ids A to B-1, in whole batches, and ``--blocks DIR ...``
+merges the results of such blocks: the same bytes as those of a single process.
 
-The store: ``images.npz``; ``grid.png``, the first 64 of them, which a block does not have.
+The store: ``images.npz``; ``grid.png``, the first 64 images (not in a block).
 """
 
 from __future__ import annotations
@@ -58,7 +60,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         nargs="+",
         metavar="DIR",
-        help="results of --block that are to be put together",
+        help="results of --block to be merged",
     )
     parser.add_argument(
         "--out",
@@ -75,21 +77,23 @@ def span(text: str) -> tuple[int, int]:
     Raises:
         argparse.ArgumentTypeError: unless 0 <= A < B.
     """
-    found = re.fullmatch(r"(\d+):(\d+)", text)
-    first, end = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    first, end = map(int, match.groups()) if match else (0, 0)
     if first >= end:
         raise argparse.ArgumentTypeError(f"{text!r} is no block of images, such as 0:256")
     return first, end
 
 
 def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dict[str, Any]]:
-    """Return the net and the scheduler's config of a pipeline, opened and checked as ``pipelines.open_pipeline`` does."""
+    """Return the net and the scheduler's config of a pipeline, opened and checked as
+    ``pipelines.open_pipeline`` does."""
     opened = open_pipeline(pipeline, seed=seed)
     return opened.net, opened.scheduler_config
 
 
 def default_steps(sampler: str, timesteps: int) -> int:
-    """Return how many steps an audit takes: 50 of DDIM, 250 of ancestral sampling, at most the training's timesteps."""
+    """Return the number of steps in an audit: 50 of DDIM, 250 of ancestral sampling, but at most
+    the number of training timesteps."""
     return min(DEFAULT_STEPS[sampler], timesteps)
 
 
@@ -99,10 +103,10 @@ def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Pat
     Args:
         model: Result of ``afterimage train run``.
         weights: ``ema`` or ``raw``.
-        state: Name of an earlier state that was kept; None is the finished network.
+        state: Name of a kept earlier state; None is the finished network.
 
     Raises:
-        ArtifactError: if the training has not finished or a file is not as it was left.
+        ArtifactError: if the training has not finished or a file has been changed.
     """
     folder = Path("states", state) if state else Path()
     folder /= {"ema": "pipeline", "raw": "raw"}[weights]
@@ -113,13 +117,13 @@ def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Pat
 
 
 def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel, dict[str, Any]]:
-    """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same redrawn blocks."""
+    """Open the pipeline of one replicate of an arm as ``load_denoiser`` does, always with the same
+    redrawn blocks."""
     net, scheduler_config = load_denoiser(
         pipeline, seeds.derive(seed, "sample", replicate, "blocks")
     )
-    if (
-        net.config["num_class_embeds"] is not None and null_of(net) is None
-    ):  # trained before networks named their null label
+    # Networks that were trained before null labels were named.
+    if net.config["num_class_embeds"] is not None and null_of(net) is None:
         mark_null(net)
     return net, scheduler_config
 
@@ -140,25 +144,28 @@ def denoise(
     labels: torch.Tensor | None = None,
     null: int | None = None,
 ) -> torch.Tensor:
-    """Take one batch of noise to images.
+    """Denoise one batch from noise to images.
 
     Args:
-        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``. Of one that makes 2C channels the
-            first C are the prediction; the others are the variance of ancestral sampling, where the scheduler takes one.
-        scheduler_config: Config of the scheduler that it was trained with.
+        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``. With 2C
+            output channels the first C are the prediction; the others are the variance for
+            ancestral sampling, if the scheduler uses one.
+        scheduler_config: Config of the scheduler that the network was trained with.
         start: float32, (n, C, H, W): standard normal noise, on the network's device.
         generators: One per image, for samplers that add noise.
         settings: Sampler, steps, eta and guidance scale w.
-        labels: int64, (n,), or None. With them the prediction is null + w (conditional - null).
-        null: The null label, needed unless w = 1.
+        labels: int64, (n,), or None. With labels the prediction is null + w (conditional - null).
+        null: The null label, required unless w = 1.
 
     Returns:
         float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
 
     Raises:
-        ConfigError: if there are more steps than training timesteps, or guidance is asked for without a null label.
+        ConfigError: if there are more steps than training timesteps, or guidance is requested
+            without a null label.
         ArtifactError: naming the first step, if a prediction or an image is not finite.
     """
+    # Set up the scheduler.
     timesteps = scheduler_config["num_train_timesteps"]
     if settings.steps > timesteps:
         raise ConfigError(
@@ -174,8 +181,10 @@ def denoise(
     scheduler.set_timesteps(settings.steps)
     if scheduler.timesteps.max() >= timesteps:
         raise ConfigError(
-            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of {scheduler.config['steps_offset']} the first "
-            f"step is at timestep {scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are allowed"
+            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of "
+            f"{scheduler.config['steps_offset']} the first step is at timestep "
+            f"{scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are "
+            "allowed"
         )
     w, channels = settings.guidance, start.shape[1]
     if labels is not None and w != 1 and null is None:
@@ -198,6 +207,7 @@ def denoise(
         conditional, unconditional = both.chunk(2)
         return unconditional + w * (conditional - unconditional)
 
+    # Denoise; the check waits for the device, so it comes once at the end.
     x, finite = start, []
     for t in scheduler.timesteps:
         prediction = predict(x, t)
@@ -210,14 +220,13 @@ def denoise(
             **extra,
         )[0]
         finite.append(torch.stack([prediction.isfinite().all(), x.isfinite().all()]))
-    bad = (
-        torch.stack(finite).logical_not().nonzero()
-    )  # looked at once, since a look waits for the device
+    bad = torch.stack(finite).logical_not().nonzero()
     if len(bad):
         step, what = bad[0].tolist()
         raise ArtifactError(
-            f"the {('prediction of the network', 'image')[what]} at step {step + 1} of {settings.steps} (timestep "
-            f"{scheduler.timesteps[step]}) is not finite: it has NaN or infinite values"
+            f"the {('prediction of the network', 'image')[what]} at step {step + 1} of "
+            f"{settings.steps} (timestep {scheduler.timesteps[step]}) is not finite: it has NaN or "
+            "infinite values"
         )
     return x
 
@@ -233,66 +242,66 @@ def generate(
 ) -> np.ndarray:
     """Return the images with these ``ids``: uint8, (N, H, W, C). A pure function of its arguments.
 
-    Memory is bounded by ``settings.batch_size`` images beside the result.
+    Memory is bounded by ``settings.batch_size`` images in addition to the result.
 
     Args:
         unet: The network, on the device to use.
-        scheduler_config: Config of the scheduler that it was trained with.
-        ids: Names of the images; each seeds its image's noise.
+        scheduler_config: Config of the scheduler that the network was trained with.
+        ids: Ids of the images; each seeds its image's noise.
         settings: The study's ``sample`` block; ``images`` and ``weights`` are not used.
         seed: Root seed.
         replicate: Replicate of the arm.
         labels: int64, (N,), for a label-conditional net.
 
     Raises:
-        ConfigError: if labels are missing or not wanted, or there are too many steps.
+        ConfigError: if labels are missing or superfluous, or there are too many steps.
         ArtifactError: as in ``denoise``.
     """
     classes = classes_of(unet)
     if (classes is None) != (labels is None):
         raise ConfigError(
-            f"the network knows {classes or 'no'} labels, but labels were {'not ' if labels is None else ''}given"
+            f"the network knows {classes or 'no'} labels, but labels were "
+            f"{'not ' if labels is None else ''}given"
         )
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     channels = unet.config["in_channels"]
     images = np.empty((len(ids), height, width, channels), np.uint8)
-    for at in batches(len(ids), settings.batch_size, "drawn", "generations"):
-        names = ids[at : at + settings.batch_size]
-        generators = [seeds.torch_rng(seed, "sample", replicate, int(name)) for name in names]
+    for first in batches(len(ids), settings.batch_size, "drawn", "generations"):
+        rows = slice(first, first + settings.batch_size)
+        batch_ids = ids[rows]
+        generators = [seeds.torch_rng(seed, "sample", replicate, int(i)) for i in batch_ids]
         start = randn_tensor(
-            (len(names), channels, height, width), generator=generators, device=unet.device
+            (len(batch_ids), channels, height, width), generator=generators, device=unet.device
         )
-        wanted = (
-            None
-            if labels is None
-            else torch.as_tensor(labels[at : at + len(names)], device=unet.device)
-        )
-        images[at : at + len(names)] = to_uint8(
-            denoise(unet, scheduler_config, start, generators, settings, wanted, null_of(unet))
+        batch_labels = None if labels is None else torch.as_tensor(labels[rows], device=unet.device)
+        null = null_of(unet)
+        images[rows] = to_uint8(
+            denoise(unet, scheduler_config, start, generators, settings, batch_labels, null)
         )
     return images
 
 
 def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:
-    """Arrange uint8 images, (N, H, W, C), in rows, each enlarged without smoothing to at least ``pixels`` high."""
+    """Arrange uint8 images, (N, H, W, C), in rows, each enlarged without smoothing to a height of
+    at least ``pixels``."""
     scale = -(-pixels // images.shape[1])
     big = images.repeat(scale, axis=1).repeat(scale, axis=2)
     rows = -(-len(big) // columns)
     canvas = np.full(
         (rows, columns, big.shape[1] + 2, big.shape[2] + 2, big.shape[3]), 255, np.uint8
     )
-    for place, image in enumerate(big):
-        canvas[place // columns, place % columns, 1:-1, 1:-1] = image
+    for position, image in enumerate(big):
+        canvas[position // columns, position % columns, 1:-1, 1:-1] = image
     flat = canvas.swapaxes(1, 2).reshape(rows * canvas.shape[2], columns * canvas.shape[3], -1)
     return Image.fromarray(flat.squeeze(-1) if flat.shape[-1] == 1 else flat)
 
 
 def check_block(block: tuple[int, int], settings: Sample) -> None:
-    """Refuse a block whose batches would be others than those of the whole.
+    """Refuse a block whose batches would differ from those of the whole.
 
     Raises:
-        ConfigError: naming what is allowed.
+        ConfigError: naming the allowed bounds.
     """
     first, end = block
     if (
@@ -301,62 +310,63 @@ def check_block(block: tuple[int, int], settings: Sample) -> None:
         or (end % settings.batch_size and end != settings.images)
     ):
         raise ConfigError(
-            f"--block {first}:{end} must begin and end at a multiple of sample.batch_size = {settings.batch_size}, "
-            f"or end at sample.images = {settings.images}"
+            f"--block {first}:{end} must begin and end at a multiple of sample.batch_size = "
+            f"{settings.batch_size}, or end at sample.images = {settings.images}"
         )
 
 
 def put_together(
     blocks: Sequence[Path], resolved: dict[str, Any], model_sha256: str
 ) -> tuple[Images, dict[str, Any]]:
-    """Return the images of all blocks in the order of their ids, and what ``run.json`` says of the drawing.
+    """Return the images of all blocks in the order of their ids, and the facts for ``run.json``.
 
     Args:
         blocks: Results of ``--block``.
         resolved: Config of the whole.
-        model_sha256: The network's pipeline folder.
+        model_sha256: Hash of the network's pipeline folder.
 
     Raises:
-        ArtifactError: naming the block that is damaged, was made under another config, from another network or by other code; or
-            the images that are missing or there twice.
+        ArtifactError: naming the block that is damaged or comes from another config, network or
+            code, or the images that are missing or occur twice.
     """
-    found: dict[tuple[int, int], tuple[Images, dict[str, Any]]] = {}
+    parts: dict[tuple[int, int], tuple[Images, dict[str, Any]]] = {}
     for folder in blocks:
         block = artifacts.read_run(folder)["config"].get("block")
         run = artifacts.check_store(folder, resolved | {"block": block})
         model = run["inputs"]["model"]
         if model["sha256"] != model_sha256:
             raise ArtifactError(
-                f"{folder} was drawn from another network than the one that is now in {model['path']}"
+                f"{folder} was drawn from another network than the one that is now in "
+                f"{model['path']}"
             )
         if run["code_sha256"] != provenance.fingerprint(__name__):
             raise ArtifactError(
                 f"{folder} was drawn by other code than that of {__name__} and what it imports now"
             )
-        found[tuple(block)] = load_images(folder / "images.npz", check=False), run["facts"]
-    spans = sorted(found)
-    at = 0
+        parts[tuple(block)] = load_images(folder / "images.npz", check=False), run["facts"]
+    spans = sorted(parts)
+    expected = 0
     for first, end in [*spans, (resolved["settings"]["images"], 0)]:
-        if first != at:
+        if first != expected:
             raise ArtifactError(
-                f"images {min(first, at)} to {max(first, at) - 1} are {'missing' if at < first else 'there twice'}"
+                f"images {min(first, expected)} to {max(first, expected) - 1} are "
+                f"{'missing' if expected < first else 'there twice'}"
             )
-        at = end
-    images, facts = zip(*(found[block] for block in spans), strict=True)
-    labels = np.concatenate([each.labels for each in images])
+        expected = end
+    images, facts = zip(*(parts[block] for block in spans), strict=True)
     whole = Images.of(
-        np.concatenate([each.pixels for each in images]),
-        np.concatenate([each.ids for each in images]),
-        labels,
+        np.concatenate([part.pixels for part in images]),
+        np.concatenate([part.ids for part in images]),
+        np.concatenate([part.labels for part in images]),
     )
-    seconds = sum(each["sampling_seconds"] for each in facts)
+    seconds = sum(part["sampling_seconds"] for part in facts)
     return whole, facts[0] | drawn(len(whole), seconds) | {
         "parts": [f"{first}-{end}" for first, end in spans]
     }
 
 
 def drawn(images: int, seconds: float) -> dict[str, Any]:
-    """Return what ``run.json`` says of the pace."""
+    """Return the throughput for ``run.json``."""
     return {
         "images": images,
         "sampling_seconds": round(seconds, 3),
@@ -367,7 +377,7 @@ def drawn(images: int, seconds: float) -> dict[str, Any]:
 def draw(
     pipeline: Path, resolved: dict[str, Any], settings: Sample, block: tuple[int, int]
 ) -> tuple[Images, dict[str, Any]]:
-    """Return the images of a block, and what ``run.json`` says of the drawing."""
+    """Return the images of a block, and the facts for ``run.json``."""
     disable_progress_bar()
     unet, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
     device = PartialState().device
@@ -399,8 +409,8 @@ def run(args: argparse.Namespace) -> None:
     pipeline = trained_pipeline(args.model, settings.weights)
     if args.block is not None:
         check_block(args.block, settings)
-    own = resolved if args.block is None else resolved | {"block": list(args.block)}
-    with artifacts.step(own, args.out, {"model": pipeline}, (__name__,)) as step:
+    block_config = resolved if args.block is None else resolved | {"block": list(args.block)}
+    with artifacts.step(block_config, args.out, {"model": pipeline}, (__name__,)) as step:
         if args.blocks:
             images, facts = put_together(args.blocks, resolved, step.input_sha256["model"])
         else:

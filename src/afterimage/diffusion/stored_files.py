@@ -1,4 +1,4 @@
-"""Reading the files of a stored pipeline, and the wording that messages about them share."""
+"""Reading the files of a stored pipeline, and the wording shared by messages about them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ OWN_CODE = (
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:
-    """Read a JSON object of the pipeline that messages call ``name``.
+    """Read a JSON object of the pipeline called ``name`` in messages.
 
     Raises:
         ArtifactError: if the file is missing, unreadable, a git-lfs pointer, or not a JSON object.
@@ -59,7 +59,7 @@ def read_json(path: Path, name: str) -> dict[str, Any]:
 
 
 def short(path: Path) -> str:
-    """Return a file's name as messages give it: with its folder, except for the index."""
+    """Return a file's name for messages: with its folder, except for the index."""
     return path.name if path.name == "model_index.json" else f"{path.parent.name}/{path.name}"
 
 

@@ -1,4 +1,4 @@
-"""The network that a pipeline was stored with: built from its config, and filled from safetensors.
+"""The network of a stored pipeline: built from its config, and filled from safetensors.
 
 Weights that are missing, unknown, of another shape, quantised or not finite are errors: diffusers'
 own ``from_pretrained`` leaves missing ones at their random initial values, with a warning.
@@ -58,13 +58,13 @@ def predicts_variance(net: UNet2DModel) -> bool:
     return net.config["out_channels"] == 2 * net.config["in_channels"]
 
 
-def read_network(folder: Path, named: str | None, name: str) -> tuple[UNet2DModel, str]:
+def read_network(folder: Path, index_class: str | None, name: str) -> tuple[UNet2DModel, str]:
     """Build the network of a folder and load its weights.
 
     Args:
-        folder: Holds ``config.json`` and the weights.
-        named: The class that the pipeline's index names, if there is one.
-        name: What messages call the pipeline.
+        folder: Folder with ``config.json`` and the weights.
+        index_class: The class in the pipeline's index, if there is one.
+        name: Name of the pipeline in messages.
 
     Returns:
         The network (float32, on the CPU) and the sha256 of its weights.
@@ -73,8 +73,8 @@ def read_network(folder: Path, named: str | None, name: str) -> tuple[UNet2DMode
         ArtifactError: if the network is not supported, or the weights do not fit it exactly.
     """
     config = read_json(folder / "config.json", name)
-    kind = str(config.get("_class_name", named))
-    if kind not in NETWORKS or (named is not None and kind != named):
+    kind = str(config.get("_class_name", index_class))
+    if kind not in NETWORKS or (index_class is not None and kind != index_class):
         raise ArtifactError(
             f"{name}: {short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}"
         )
@@ -95,10 +95,10 @@ def read_network(folder: Path, named: str | None, name: str) -> tuple[UNet2DMode
             f"{name}: no {kind} can be built from {folder.name}/config.json: {first_line(error)}"
         ) from error
 
-    # The weights must fit it exactly. Attention had other names in earlier versions of diffusers.
+    # The weights must fit exactly. Attention had other names in earlier versions of diffusers.
     net._fix_state_dict_keys_on_load(state)
-    wanted = net.state_dict()
-    missing, foreign = sorted(set(wanted) - set(state)), sorted(set(state) - set(wanted))
+    expected = net.state_dict()
+    missing, foreign = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
     if missing or foreign:
         differences = "; ".join(
             f"{what} {listed(names)}"
@@ -110,12 +110,12 @@ def read_network(folder: Path, named: str | None, name: str) -> tuple[UNet2DMode
             f"config.json: {differences}"
         )
     for key, tensor in state.items():
-        if tensor.shape != wanted[key].shape:
+        if tensor.shape != expected[key].shape:
             raise ArtifactError(
                 f"{name}: {folder.name}/config.json and the weights disagree: {key} is "
-                f"{tuple(tensor.shape)} where {tuple(wanted[key].shape)} is needed"
+                f"{tuple(tensor.shape)} where {tuple(expected[key].shape)} is needed"
             )
-        if tensor.is_floating_point() != wanted[key].is_floating_point():
+        if tensor.is_floating_point() != expected[key].is_floating_point():
             raise ArtifactError(
                 f"{name}: the weights in {folder.name}/ are quantised ({key} is {tensor.dtype}); "
                 "allowed are floats"
@@ -199,7 +199,7 @@ def check_network(net: UNet2DModel, size: Size | Callable[[], Size] | None, name
         net: The network.
         size: Height and width to set if the config's ``sample_size`` is null, or a function that
             returns them.
-        name: What messages call the pipeline.
+        name: Name of the pipeline in messages.
 
     Raises:
         ArtifactError: if the channels, the size or the number of labels is not supported.

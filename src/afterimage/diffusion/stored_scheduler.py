@@ -1,7 +1,7 @@
-"""The scheduler that a pipeline was stored with: which are allowed, its betas, and its sampler.
+"""The scheduler of a stored pipeline: which are allowed, its betas, and its sampler.
 
-Allowed are schedulers of the DDPM family, by name. The scheduler's own betas are kept, whatever
-scheduler draws with them afterwards.
+Schedulers of the DDPM family are allowed, by name. The scheduler's own betas are kept, whatever
+scheduler is used for sampling.
 """
 
 from __future__ import annotations
@@ -42,26 +42,26 @@ SOLVERS = (
     "PNDMScheduler",
     "UniPCMultistepScheduler",
 )
-"""Other solvers for networks that were trained as a DDPM. Their betas are used, not their steps."""
+"""Other solvers for networks trained as a DDPM. Their betas are used, not their steps."""
 
 PREDICTIONS = ("epsilon", "sample", "v_prediction")
 
 
-def read_scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dict[str, Any]]:
+def read_scheduler(folder: Path, index_class: str | None, name: str) -> tuple[str, dict[str, Any]]:
     """Return the scheduler's class, and a config for DDPMScheduler and DDIMScheduler with its own
     betas.
 
     Args:
-        folder: Holds ``scheduler_config.json``.
-        named: The class that the pipeline's index names, which diffusers uses.
-        name: What messages call the pipeline.
+        folder: Folder with ``scheduler_config.json``.
+        index_class: The class in the pipeline's index, which diffusers uses.
+        name: Name of the pipeline in messages.
 
     Raises:
         ArtifactError: if the scheduler is not allowed, or its config is impossible.
     """
     # Refuse schedulers of other families.
     stored = read_json(folder / "scheduler_config.json", name)
-    kind = named or str(stored.get("_class_name"))
+    kind = index_class or str(stored.get("_class_name"))
     for class_name in (kind, str(stored.get("_class_name", kind))):
         if class_name not in OWN_SAMPLER and class_name not in SOLVERS:
             raise ArtifactError(
@@ -79,7 +79,7 @@ def read_scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dic
                 f"process of a DDPM; {OWN_CODE}"
             )
 
-    # Let the scheduler compute its betas, and keep the settings that DDPM and DDIM have too.
+    # Let the scheduler compute its betas, and keep the settings that DDPM and DDIM share with it.
     try:
         scheduler = getattr(diffusers, kind).from_config(stored)
         targets = (DDPMScheduler, DDIMScheduler)
@@ -113,14 +113,14 @@ def read_scheduler(folder: Path, named: str | None, name: str) -> tuple[str, dic
             f"below 1, but are {len(betas)}{ends}"
         )
 
-    # Store the betas themselves where DDIMScheduler would compute others from the settings.
+    # Store the betas themselves if DDIMScheduler would compute others from the settings.
     known = "trained_betas" in config or config.get("beta_schedule") in (
         "linear",
         "scaled_linear",
         "squaredcos_cap_v2",
     )
     if not known or not torch.equal(DDIMScheduler.from_config(config).betas, betas):
-        # The betas are rescaled already.
+        # The betas are already rescaled.
         config |= {"trained_betas": betas.tolist(), "rescale_betas_zero_snr": False}
     return kind, config
 
@@ -132,18 +132,18 @@ def choose_sampler(
     default: Sampler | None,
     predicts_variance: bool,
 ) -> Sampler:
-    """Return the sampler to draw with: the one asked for, or else the pipeline's own.
+    """Return the sampler to draw with: the requested one, or else the pipeline's own.
 
     Args:
-        asked: The sampler asked for, if any.
+        asked: The requested sampler, if any.
         scheduler_class: Name of the pipeline's scheduler.
         config: As ``read_scheduler`` returns it.
-        default: The sampler that the pipeline uses whatever its scheduler; None goes by the
+        default: The sampler that the pipeline uses with any scheduler; None derives it from the
             scheduler.
         predicts_variance: Whether the network predicts a variance.
 
     Raises:
-        ConfigError: naming ``--sampler``, if none is asked for and the scheduler is one of
+        ConfigError: naming ``--sampler``, if none is requested and the scheduler is one of
             ``SOLVERS``, or if ancestral sampling needs a variance that the network lacks.
     """
     sampler = asked or default or OWN_SAMPLER.get(scheduler_class)

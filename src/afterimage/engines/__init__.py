@@ -1,1 +1,1 @@
-"""What Snakemake, SLURM, DVC and MLflow need of this project, and their faults worked around."""
+"""Integration with Snakemake, SLURM, DVC and MLflow, including workarounds for their bugs."""

@@ -1,9 +1,9 @@
-"""``afterimage adopt``: make pulled results known to Snakemake, after checking them.
+"""``afterimage adopt``: check pulled results and register them with Snakemake.
 
-A clone that got its results from ``dvc pull`` has none of Snakemake's records, and file times in no
-order: Snakemake would run finished jobs again, or miss a changed setting. While DVC has nothing to
-report and ``verify`` finds every result right, it is safe to declare all of them up to date, which
-is what this does.
+A clone that got its results from ``dvc pull`` has none of Snakemake's records, and its file times
+are in no order: Snakemake would rerun finished jobs, or miss a changed setting. If DVC reports no
+changes and ``verify`` finds every result correct, it is safe to declare all of them up to date,
+which is what this command does.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     study = config.load(args.study)
     if changed := dvc_changes():
         raise ArtifactError(
-            f"`dvc status` is not clean, so nothing was adopted: {', '.join(changed)}; run `dvc pull`, or `dvc repro` for new results"
+            f"`dvc status` is not clean, so nothing was adopted: {', '.join(changed)}; run `dvc "
+            "pull`, or `dvc repro` for new results"
         )
     wrong = [problem for problem in verify.problems(study, args.results) if not problem.warning]
     if wrong:
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if imported.is_file() and json.loads(imported.read_text()) != tracking.summary(
         study, tracking.read(study, args.results)
     ):
-        imported.unlink()  # MLflow shows older results: let `snakemake all` import the pulled ones
+        imported.unlink()  # MLflow has older results: let `snakemake all` import the pulled ones
     command = [
         "snakemake",
         "--configfile",
@@ -58,9 +59,10 @@ def run(args: argparse.Namespace) -> int:
     done = _call(*command, "--", "all")
     if done.returncode:
         raise ArtifactError(
-            f"`{' '.join(command)} -- all` failed; Snakemake's records are incomplete:\n{done.stderr.strip()}"
+            f"`{' '.join(command)} -- all` failed; Snakemake's records are "
+            f"incomplete:\n{done.stderr.strip()}"
         )
-    print(f"study {study.study!r}: all results are right and known to Snakemake")
+    print(f"study {study.study!r}: all results are correct and registered with Snakemake")
     return 0
 
 
@@ -68,7 +70,7 @@ def dvc_changes() -> list[str]:
     """Return the stages and files that ``dvc status`` reports.
 
     Raises:
-        ArtifactError: if DVC cannot tell, e.g. outside of a DVC repository.
+        ArtifactError: if ``dvc status`` fails, e.g. outside a DVC repository.
     """
     done = _call("dvc", "status", "--json")
     if done.returncode:

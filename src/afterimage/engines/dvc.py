@@ -1,9 +1,9 @@
 """``afterimage config dvc``: write the keys that each stage of ``dvc.yaml`` depends on, from the
 declared steps.
 
-DVC runs a stage again when one of its ``params`` changes. They are the blocks that the phase's
-steps are made of (``plan.step.Step.keys``), as far as ``params.yaml`` has them: DVC wants every key
-to stand there.
+DVC runs a stage again when one of its ``params`` changes. These are the blocks that the settings of
+the phase's steps come from (``plan.step.Step.keys``), if ``params.yaml`` has them: DVC requires
+every listed key to exist there.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ def run(args: argparse.Namespace) -> None:
     text = args.dvc.read_text()
     for phase, keys in params(set(config.read_yaml(args.study))).items():
         stage = re.compile(rf"(?m)(^  {phase}:\n(?:    .*\n)*?    params: )\[.*\]$")
-        text, found = stage.subn(rf"\g<1>[{', '.join(keys)}]", text)
-        if not found:
+        text, matches = stage.subn(rf"\g<1>[{', '.join(keys)}]", text)
+        if not matches:
             raise ConfigError(f"{args.dvc} has no stage {phase} with a line `params: [...]`")
     write_atomically(args.dvc, text.encode())
 
 
-def params(given: set[str]) -> dict[str, list[str]]:
+def params(present: set[str]) -> dict[str, list[str]]:
     """Return phase -> the keys that its results depend on, in the order of the study's fields.
 
     Args:
-        given: Keys of the study file; others are at their defaults.
+        present: Keys of the study file; others have their defaults.
     """
     keys: dict[str, set[str]] = {phase: {"study", "seed"} for phase in PHASES}
     for step in STEPS.values():
@@ -52,6 +52,6 @@ def params(given: set[str]) -> dict[str, list[str]]:
             *(addressed[field] for field in step.address if field in addressed),
         }
     return {
-        phase: [key for key in Study.model_fields if key in wanted & given]
-        for phase, wanted in keys.items()
+        phase: [key for key in Study.model_fields if key in phase_keys & present]
+        for phase, phase_keys in keys.items()
     }

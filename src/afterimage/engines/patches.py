@@ -1,9 +1,8 @@
-"""Faults of other people's programs that a run meets, worked around until they are mended upstream.
+"""Workarounds for bugs in other programs, until they are fixed upstream.
 
-Each patch replaces something private, so each names the version that it was written for. With
-another
-version the run does not start: look whether the fault is still there, then drop the patch or write
-down the version.
+Each patch replaces something private, so each names the version that it was written for. A run does
+not start with any other version: check whether the bug is still there, then drop the patch or
+update the version.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from typing import Any
 SNAKEMAKE = "9.27.1"
 SLURM_PLUGIN = "2.8.0"
 DEFERRED_OF = {"torch": "2.13.0", "diffusers": "0.42.1"}
-"""Versions whose imports ``defer_imports`` knows; with others it does nothing."""
+"""Versions for which ``defer_imports`` was written; with others it does nothing."""
 
 
 class UnknownVersionError(RuntimeError):
-    """A program that a patch was not written for."""
+    """A program version that a patch was not written for."""
 
 
 def apply(workflow: Any) -> None:
     """Patch a run of Snakemake, before its first job.
 
     Args:
-        workflow: Snakemake's.
+        workflow: Snakemake's workflow object.
 
     Raises:
-        UnknownVersionError: for another version of what is patched than the one of the patch.
+        UnknownVersionError: if a patched program has a version other than the patch's.
     """
     check("snakemake", SNAKEMAKE)
     drop_rate_limiter(workflow.scheduler)
@@ -44,10 +43,10 @@ def apply(workflow: Any) -> None:
 
 
 def check(distribution: str, known: str) -> None:
-    """Refuse another version of a program than the patched one.
+    """Refuse a program version other than the patched one.
 
     Raises:
-        UnknownVersionError: naming both.
+        UnknownVersionError: naming both versions.
     """
     installed = version(distribution)
     if installed != known:
@@ -58,11 +57,12 @@ def check(distribution: str, known: str) -> None:
 
 
 def drop_rate_limiter(scheduler: Any) -> None:
-    """Take the limit on jobs per second away, which nothing here needs.
+    """Remove the limit on jobs per second, which nothing here needs.
 
-    At every round of the scheduler it starts a timer that starts a round of its own, so that the
-    more jobs are done the more rounds there are, until they take up a core (after 200 of 670 jobs:
-    a third of one). The limit was rewritten in snakemake/snakemake#3067; no issue names the timers.
+    At every round of the scheduler it starts a timer that starts another round, so that the number
+    of rounds grows with the number of finished jobs, until they occupy a core (after 200 of 670
+    jobs: a third of a core). The limit was rewritten in snakemake/snakemake#3067; no issue mentions
+    the timers.
     """
     scheduler.job_rate_limiter = None
 
@@ -70,13 +70,13 @@ def drop_rate_limiter(scheduler: Any) -> None:
 def keep_unanswered(executor: Any) -> None:
     """Keep tracking SLURM jobs whose status is temporarily unavailable.
 
-    The plugin asks for the state of all its jobs at once. Where none of its attempts is answered,
-    because the controller or the accounting is away for longer than they take, it forgets the jobs:
-    they run to their end, and snakemake waits for them for ever
+    The plugin queries the state of all its jobs at once. If none of its attempts is answered,
+    because the controller or the accounting is down for longer than they take, it forgets the jobs:
+    they run to completion, and snakemake waits for them forever
     (snakemake/snakemake-executor-plugin-slurm#207).
 
     Args:
-        executor: Of snakemake-executor-plugin-slurm.
+        executor: The executor of snakemake-executor-plugin-slurm.
     """
     look = executor.check_active_jobs
 
@@ -95,11 +95,11 @@ def keep_unanswered(executor: Any) -> None:
 
 
 class _Deferred(ModuleType):
-    """Stands for a module that is imported when something of it is used that is not given here.
+    """A placeholder for a module that is imported on the first use of an attribute not listed here.
 
     Args:
-        name: Of the module.
-        given: What can be used without importing it.
+        name: Name of the module.
+        given: Attributes that can be used without importing the module.
     """
 
     def __init__(self, name: str, **given: Any) -> None:
@@ -108,10 +108,10 @@ class _Deferred(ModuleType):
         vars(self).update(given)
 
     def __getattr__(self, attribute: str) -> Any:
-        # `from M import x` asks every module for its path, an import of M.x its package; only the
-        # second needs it.
+        # `from M import x` reads the path of every module, an import of M.x that of its package;
+        # only the second needs it.
         importing = sys._getframe(1).f_code.co_filename == "<frozen importlib._bootstrap>"
-        # Other names of this form are asked for by programs that look through all modules.
+        # Other dunder names are read by programs that inspect all modules.
         if attribute.startswith("__") and not (attribute == "__path__" and importing):
             raise AttributeError(attribute)
         name = self.__name__
@@ -125,20 +125,20 @@ def _unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
 
 
 class _Compiled:
-    """A compiled network, of which there are none."""
+    """A compiled network, of which there are no instances."""
 
 
 def defer_imports() -> None:
-    """Do not import ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` for those who do not
-    use them.
+    """Defer the imports of ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` until they
+    are used.
 
-    What is imported already stays. Every network of diffusers (0.42.1) imports all others, hence
-    all schedulers, hence scipy's modules. It marks functions for torch's compiler and asks whether
-    a network is compiled, and so does every optimiser of torch (2.13.0): each imports the compiler,
-    ``torch._dynamo``. That is almost half of the processor time that a job takes to start. As long
-    as nothing is compiled the marks do nothing and the answer is no, which the stand-in can say.
-    All else that is asked of a stand-in imports the module and comes from it, ``torch.compile``
-    included.
+    Modules that are already imported stay. Every network of diffusers (0.42.1) imports all others,
+    hence all schedulers, hence scipy's modules. It decorates functions for torch's compiler and
+    checks whether a network is compiled, and so does every optimiser of torch (2.13.0): each
+    imports the compiler, ``torch._dynamo``. That is almost half of the processor time of a job's
+    start-up. As long as nothing is compiled, the decorators do nothing and the answer to the check
+    is no, so a placeholder suffices. Any other use of a placeholder imports the module and is
+    passed on to it, including ``torch.compile``.
     """
     if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
         return

@@ -1,7 +1,8 @@
-"""``snakemake all --rulegraph dot | afterimage report rulegraph --out FILE``: draw the rule graph without graphviz.
+"""``snakemake all --rulegraph dot | afterimage report rulegraph --out FILE``: draw the rule graph
+without graphviz.
 
-Rules stand in layers by the longest path from a rule without inputs, so that every arrow points
-right.
+Rules are placed in layers by the longest path from a rule without inputs, so that every arrow
+points right.
 """
 
 from __future__ import annotations
@@ -30,18 +31,19 @@ def run(args: argparse.Namespace) -> None:
 
 
 def parse(dot: str) -> networkx.DiGraph:
-    """Read Snakemake's dot text; rules that only gather (``all`` and the phases) are left out.
+    """Read Snakemake's dot text, without rules that only collect files (``all`` and the phases).
 
-    So are arrows that lead back to an earlier rule: an arm that starts from another, or that
-    forgets what an attack found.
+    Arrows that lead back to an earlier rule are dropped too: an arm that starts from another, or
+    that forgets the extracted images of an attack.
 
     Raises:
-        SystemExit: if the text holds no graph.
+        SystemExit: if the text contains no graph.
     """
     names = dict(re.findall(r'^\s*(\d+)\[label = "(\w+)"', dot, flags=re.MULTILINE))
     if not names:
         sys.exit(
-            "no rule graph on standard input; use: snakemake all --rulegraph dot | afterimage report rulegraph --out FILE"
+            "no rule graph on standard input; use: snakemake all --rulegraph dot | afterimage "
+            "report rulegraph --out FILE"
         )
     graph = networkx.DiGraph()
     graph.add_nodes_from(names.values())
@@ -60,7 +62,7 @@ def parse(dot: str) -> networkx.DiGraph:
 
 
 def draw(graph: networkx.DiGraph, path: Path) -> None:
-    """Draw ``graph`` into ``path``; the same graph gives the same bytes."""
+    """Draw ``graph`` to ``path``; the same graph gives the same bytes."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -68,17 +70,19 @@ def draw(graph: networkx.DiGraph, path: Path) -> None:
     matplotlib.rcParams["svg.fonttype"] = "none"
     from matplotlib import pyplot as plt
 
+    # Place the rules in layers.
     layer_of = {
-        rule: at
-        for at, rules in enumerate(networkx.topological_generations(graph))
+        rule: layer
+        for layer, rules in enumerate(networkx.topological_generations(graph))
         for rule in rules
     }
     reach = {rule: max((layer_of[after] for after in graph[rule]), default=0) for rule in graph}
     layers: dict[int, list[str]] = {}
-    for rule in sorted(
-        graph, key=lambda rule: (reach[rule], rule)
-    ):  # long arrows at the top, out of the others' way
+    # Long arrows at the top, out of the way of the others.
+    for rule in sorted(graph, key=lambda rule: (reach[rule], rule)):
         layers.setdefault(layer_of[rule], []).append(rule)
+
+    # Draw boxes, then arrows between them.
     position = networkx.multipartite_layout(graph, subset_key=layers)
     figure, axis = plt.subplots(figsize=(1.45 * len(layers), 2.6))
     axis.set(xlim=(-1.08, 1.08), ylim=(-1, 1))
@@ -98,7 +102,7 @@ def draw(graph: networkx.DiGraph, path: Path) -> None:
         )
         for rule, (x, y) in sorted(position.items())
     }
-    figure.canvas.draw()  # the boxes have their sizes only now
+    figure.canvas.draw()  # sets the sizes of the boxes
     for before, after in sorted(graph.edges):
         clip = {"patchA": labels[before].get_bbox_patch(), "patchB": labels[after].get_bbox_patch()}
         line = {

@@ -1,6 +1,7 @@
-"""What rules take from the plan, as Snakemake wants it: functions of wildcards, and flags of files.
+"""The plan in the form that Snakemake rules need: functions of wildcards, and flags for files.
 
-``workflow/rules/common.smk`` gives these functions short names; rule files hold rules alone.
+``workflow/rules/common.smk`` gives these functions short names; the other rule files contain only
+rules.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ def read_study(values: dict[str, Any], files: list[Path]) -> config.Study:
 
     Args:
         values: Snakemake's ``config``, merged from the files.
-        files: The study files. Of several keys of one name Snakemake keeps the last without a word,
-            so they are read again.
+        files: The study files. Snakemake silently keeps the last of several equal keys, so the
+            files are read again.
 
     Raises:
         WorkflowError: naming the key, its value and what is allowed.
@@ -43,7 +44,7 @@ def read_study(values: dict[str, Any], files: list[Path]) -> config.Study:
 
 
 def uses_scratch(storage: Any) -> bool:
-    """Tell whether outputs are written on the disk of the machine that makes them, and sent from
+    """Return whether outputs are written to the local disk of the compute node and transferred from
     there (``slurm/scratch.yaml``).
 
     Args:
@@ -54,10 +55,10 @@ def uses_scratch(storage: Any) -> bool:
     """
     if storage.default_storage_provider is None:
         return False
-    place = storage.local_storage_prefix
-    if "$" in str(place):
+    prefix = storage.local_storage_prefix
+    if "$" in str(prefix):
         raise WorkflowError(
-            f"the prefix for unfinished results is {place}, with a variable that is not set on "
+            f"the prefix for unfinished results is {prefix}, with a variable that is not set on "
             f"{platform.node()}: name another folder in slurm/scratch.yaml"
         )
     if not shutil.which("rsync"):
@@ -68,8 +69,7 @@ def uses_scratch(storage: Any) -> bool:
 
 
 def in_place(path: Any) -> Any:
-    """Mark an input that is read where it lies, not from a copy: steps open what lies next to it,
-    too."""
+    """Mark an input to be read in place, not from a copy: steps also open the files next to it."""
     if not hasattr(path, "flags"):
         path = AnnotatedString(path)
     stored = get_flag_value(path, "storage_object")
@@ -84,7 +84,7 @@ def in_place(path: Any) -> Any:
 
 
 class Rules:
-    """What the rules of a study are made of.
+    """Inputs, flags, resources and outputs of the rules of a study.
 
     Args:
         study: The study.
@@ -96,7 +96,7 @@ class Rules:
         self, study: config.Study, made: Callable[[], Iterable[Any]], scratch: bool
     ) -> None:
         self.study, self.made, self.scratch = study, made, scratch
-        # The arms of `loyal_selection` are found like others; only `all` leaves them out.
+        # The arms of `loyal_selection` are looked up like others; only `all` excludes them.
         self.whole = study.with_selection
         self.parts = Parts(self.whole)
 
@@ -115,7 +115,7 @@ class Rules:
         return function
 
     def flags(self, step: str) -> Callable[[Any], str]:
-        """The flags that give a step's jobs their inputs."""
+        """Return the flags that pass a step's jobs their inputs."""
         return lambda wildcards: flags_of(self.study, _job(step, wildcards))
 
     def commands(self, *steps: str) -> Callable[[Any], str]:
@@ -144,21 +144,21 @@ class Rules:
         }
 
     def training_threads(self, wildcards: Any) -> int:
-        """The threads of all processes of a training."""
+        """Return the number of threads of all processes of a training."""
         return self.study.cluster.threads * self.whole.processes_of(wildcards.arm)
 
     def processes_flag(self, wildcards: Any, resources: Any) -> str:
-        """The flag for several processes. As it takes the resources it is no setting for Snakemake,
-        whose change would rerun the job."""
+        """Return the flag for several processes. Since it depends on the resources, Snakemake does
+        not treat it as a setting whose change would rerun the job."""
         count = self.whole.processes_of(wildcards.arm)
         return f"--processes {count}" if count > 1 else ""
 
     def kept(self, path: str) -> Any:
-        """Mark an output of which a failed job leaves the earlier version.
+        """Mark an output whose earlier version survives a failed job.
 
-        ``run.json`` next to it must not be one: without it the job is due, and the version known to
-        be old. Snakemake looks for the earlier version on the job's disk; with a storage provider
-        it is not there.
+        ``run.json`` next to it must not be marked: without it the job is due, and the version known
+        to be old. Snakemake looks for the earlier version on the job's disk; with a storage
+        provider it is not there.
         """
         return path if self.scratch else update(path)
 
@@ -175,11 +175,11 @@ class Rules:
         return files
 
     def phase(self, name: str) -> Callable[[Any], list[str]]:
-        """Every file of a phase."""
+        """Return every file of a phase."""
         return lambda wildcards: self.results(job for job in jobs(self.study) if job.phase == name)
 
     def selection_results(self, wildcards: Any) -> list[str]:
-        """What ``loyal_selection`` makes."""
+        """Return the files of ``loyal_selection``."""
         if self.study.loyal_selection is None:
             raise WorkflowError(
                 "the study has no loyal_selection: say what to select in a block of this name"

@@ -1,15 +1,15 @@
-"""Who may write the settings of a study: one process of the engine at a time, and nobody under the
-feet of another's jobs.
+"""Lock a study's resolved settings: one Snakemake process at a time may rewrite them, and not while
+jobs of another run read them.
 
-Every call of snakemake, a dry run too, writes the settings that it plans with
-(``resolved.write_configs``), and jobs read them when they start, perhaps days later. Two signs say
-that others are at work with them: the lock of ``results/<study>/config``, which the kernel takes
-away with the process that holds it, and Snakemake's own lock, which stays behind when snakemake is
-killed and its jobs go on.
+Every call of snakemake, including a dry run, writes the settings that it plans with
+(``resolved.write_configs``), and jobs read them when they start, perhaps days later. Two signs show
+that they are in use: the lock of ``results/<study>/config``, which the kernel releases with the
+process that holds it, and Snakemake's own lock, which stays behind when snakemake is killed and its
+jobs keep running.
 
-Calls with the same settings may go on: Snakemake's lock refuses those that would make the same
-files. It knows files by their local names, though, which are others with ``slurm/scratch.yaml``;
-whoever works in that way must be alone.
+Calls with the same settings may proceed: Snakemake's lock refuses those that would write the same
+files. It identifies files by their local names, though, which differ with ``slurm/scratch.yaml``;
+such a call must run alone.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ LATER = "Nothing was written. Wait until it has ended; if it was killed, type `a
 
 
 class Hold(NamedTuple):
-    """What a process has of the settings of a study.
+    """A process's hold on the settings of a study.
 
     Attributes:
         lock: Held while this file is open; None if another process holds it.
-        others: Who else is at work, as text; empty if nobody is.
+        others: Description of the other users of the settings; empty without any.
     """
 
     lock: TextIO | None
@@ -44,19 +44,20 @@ class Hold(NamedTuple):
 
 
 def write_configs(study: config.Study, results: Path, engine: Path, scratch: bool = False) -> Hold:
-    """Write what a call of snakemake plans with, unless others work with something else.
+    """Write the settings that a call of snakemake plans with, unless others work with different
+    settings.
 
     Args:
-        results: The folder that holds ``<study>``.
+        results: The folder that contains ``<study>``.
         engine: Snakemake's folder, ``.snakemake``.
-        scratch: This call sends its outputs from another disk.
+        scratch: This call transfers its outputs from another disk.
 
     Returns:
-        The hold; keep it as long as the settings are to stay as they are.
+        The hold; keep it for as long as the settings must not change.
 
     Raises:
-        ArtifactError: if others are at work, and something would change or one of both calls sends
-            its outputs from another disk; nothing is written then.
+        ArtifactError: if others are at work, and a setting would change or one of the two calls
+            transfers its outputs from another disk; then nothing is written.
     """
     folder = Path(results) / study.study / "config"
     folder.mkdir(parents=True, exist_ok=True)
@@ -76,16 +77,16 @@ def write_configs(study: config.Study, results: Path, engine: Path, scratch: boo
     changed = resolved.changed_configs(study, results)
     if others and changed:
         raise ArtifactError(
-            f"{others}. The study or the code is another one now, and jobs of that run would read the new settings "
-            f"({len(changed)} files, first {next(iter(changed))}). {LATER}"
+            f"{others}. The study or the code has changed since, and jobs of that run would read "
+            f"the new settings ({len(changed)} files, first {next(iter(changed))}). {LATER}"
         )
     resolved.write(changed)
     return Hold(lock, others)
 
 
 def holder(folder: Path) -> str | None:
-    """Return who holds the lock of a ``config`` folder, as text; None if nobody does, or if its
-    file system has no such locks."""
+    """Return the holder of the lock of a ``config`` folder, as text; None without a holder, or if
+    its file system does not support locks."""
     try:
         with (folder / LOCK).open() as stream:
             fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -103,20 +104,21 @@ def _take(path: Path, how: str) -> TextIO | None:
     except BlockingIOError:
         lock.close()
         return None
-    except OSError:  # no locks on this file system: Snakemake's own is all there is
+    except OSError:  # no locks on this file system: only Snakemake's own remains
         pass
     lock.seek(0)
     lock.truncate()
     lock.write(
-        f"process {os.getpid()} on {socket.gethostname()} (since {time.strftime('%Y-%m-%d %H:%M:%S')}{how})\n"
+        f"process {os.getpid()} on {socket.gethostname()} (since "
+        f"{time.strftime('%Y-%m-%d %H:%M:%S')}{how})\n"
     )
     lock.flush()
     return lock
 
 
 def _engine_lock(folder: Path, prefix: str) -> tuple[Path, str] | None:
-    """Return a lock of Snakemake that names files below ``prefix``, and how its call works if not
-    as usual; None if there is none."""
+    """Return a lock of Snakemake that names files below ``prefix``, and a note if its call uses
+    scratch; None without such a lock."""
     for path in sorted(folder.glob("*.lock")):
         with suppress(FileNotFoundError):  # its run has just ended
             lines = path.read_text().splitlines()

@@ -1,14 +1,14 @@
-"""``afterimage status``: how far a study is, by the files in its folder; with ``--watch`` until all
-is there.
+"""``afterimage status``: progress of a study, from the files in its folder; with ``--watch`` until
+it is complete.
 
-It only reads, so it works from any terminal that sees the folder, and next to any engine. A job is
-done when its ``run.json`` is there, and at work while the partial folder of its result is (not seen
-where results are written on another disk first, as with ``slurm/scratch.yaml``). Whether a result
-is up to date it does not ask: ``afterimage verify`` does, and `snakemake --dry-run all`.
+It only reads, so it works from any terminal that sees the folder, and next to any workflow engine.
+A job is done when its ``run.json`` exists, and running while the partial folder of its result does
+(not seen if results are first written to another disk, as with ``slurm/scratch.yaml``). It does not
+check whether a result is up to date: ``afterimage verify`` does, and `snakemake --dry-run all`.
 
-How far a training is comes from its curves and its log, how fast it is from its newest saved state.
-The time left of the study is that of the jobs whose kind has finished in this run of snakemake, at
-their mean length and as many at a time as so far.
+The progress of a training comes from its curves and its log, its speed from its newest checkpoint.
+The time left for the study covers the jobs whose kind has finished in this run of snakemake, at
+their mean duration and with the present number of jobs at a time.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from afterimage.plan import jobs
 from afterimage.plan.jobs import Job
 
 EVERY = 2.0
-"""Seconds between two looks."""
+"""Seconds between two updates of the screen."""
 SILENT = 60.0
-"""Seconds without a new point of its curves after which a training is said to be silent."""
+"""Seconds without a new point of its curves after which a training is reported as silent."""
 OF_UPDATES = re.compile(r"^update \d+ of (\d+)", re.MULTILINE)
 OF_ROWS = re.compile(r"^(\w+ \d+ of \d+ .* left)$", re.MULTILINE)
 STARTED = "%Y-%m-%dT%H%M%S"
@@ -55,7 +55,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch", action="store_true", help="look again every 2 s, until all is done or Ctrl-C"
     )
-    parser.epilog = "Results count as done when they are there; whether they are up to date, `afterimage verify` tells."
+    parser.epilog = (
+        "Results count as done when they exist; `afterimage verify` checks whether they are up to "
+        "date."
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -66,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         while True:
             height = shutil.get_terminal_size().lines - 1 if terminal else None
             text = "\n".join(look.lines(time.time(), height))
-            # Home, the screen, and nothing of the last one below it.
+            # Move the cursor home and clear the screen, then print.
             print(f"\x1b[H\x1b[2J{text}" if args.watch and terminal else text, flush=True)
             if not args.watch or look.complete:
                 return
@@ -76,10 +79,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 class Look:
-    """What the files of a study's folder say of its jobs.
+    """The state of a study's jobs, from the files of its folder.
 
     Args:
-        results: The folder that holds ``<study>``.
+        results: The folder that contains ``<study>``.
         engine: Snakemake's folder, ``.snakemake``.
     """
 
@@ -96,12 +99,12 @@ class Look:
         return len(self.done) == len(self.jobs)
 
     def lines(self, now: float, height: int | None = None) -> list[str]:
-        """Look, and return the lines of the screen.
+        """Read the folder, and return the lines of the screen.
 
         Args:
             now: Seconds since the epoch.
-            height: Lines that there is room for; arms that are done or wait are only counted if
-                there is too little.
+            height: Available lines; if they do not suffice, arms that are done or waiting are only
+                counted.
         """
         self._see()
         head = [self._summary(now), self._phases()]
@@ -152,7 +155,7 @@ class Look:
         return "  ".join(f"{phase} {done[phase]}/{total[phase]}" for phase in total)
 
     def _state(self, arm: str, replicate: int, now: float) -> str:
-        """Return what is to be said of one replicate of an arm."""
+        """Return the state of one replicate of an arm, as text."""
         cell = [job for job in self.jobs if (job.arm, job.replicate) == (arm, replicate)]
         if all(job in self.done for job in cell):
             return "done"
@@ -174,11 +177,10 @@ class Look:
         return ", ".join(parts) or "sampled"
 
     def _detail(self, job: Job) -> str:
-        """Return the name of a running job, with the last line of its log where that tells how far
-        it is."""
+        """Return the name of a running job, with the last progress line of its log, if any."""
         name = {"train": "training", "sample": "sampling"}.get(job.step, job.step.split("/")[-1])
-        told = OF_ROWS.findall(self._log(job))
-        return f"{name}: {told[-1]}" if told else name
+        progress = OF_ROWS.findall(self._log(job))
+        return f"{name}: {progress[-1]}" if progress else name
 
     def _log(self, job: Job) -> str:
         """Return what the job logged so far; a log of several jobs has a heading for each."""
@@ -200,8 +202,8 @@ class Look:
         update = 0 if curves is None else last_update(curves)
         if curves is None or not update:
             return "training"
-        told = OF_UPDATES.search(self._log(job))
-        total = int(told[1]) if told else None
+        budget = OF_UPDATES.search(self._log(job))
+        total = int(budget[1]) if budget else None
         text = f"training {update}{'' if total is None else f'/{total}'} updates"
         rate = updates_per_second(curves.parent)
         if rate is not None:
@@ -211,8 +213,8 @@ class Look:
         return f"{text}, nothing new for {clock(silent)}" if silent > SILENT else text
 
     def _started(self) -> float | None:
-        """Return when the run of snakemake that holds the folder started, seconds since the epoch;
-        None without one."""
+        """Return the start of the run of snakemake that locks the folder, in seconds since the
+        epoch; None without a run."""
         logs = sorted(self.engine.glob("log/*.snakemake.log"))
         if not logs or not any(self.engine.glob("locks/*")):
             return None
@@ -225,43 +227,43 @@ class Look:
             run = artifacts.read_run(self.root / job.folder)
             end = datetime.strptime(run["finished"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC)
             self._spans[job] = end.timestamp() - run["seconds"], end.timestamp()
-        ours = {job: span for job, span in self._spans.items() if span[0] >= started - 1}
+        spans = {job: span for job, span in self._spans.items() if span[0] >= started - 1}
         seconds = defaultdict(list)
-        for job, (begun, ended) in ours.items():
+        for job, (begun, ended) in spans.items():
             seconds[job.step].append(ended - begun)
         rest = [job.step for job in self.jobs if job not in self.done and job.step in seconds]
         if not rest:
             return 0.0, []
-        busy = sum(ended - begun for begun, ended in ours.values())
-        at_a_time = busy / (max(ended for _, ended in ours.values()) - started)
+        busy = sum(ended - begun for begun, ended in spans.values())
+        at_a_time = busy / (max(ended for _, ended in spans.values()) - started)
         return sum(fmean(seconds[step]) for step in rest) / at_a_time, list(dict.fromkeys(rest))
 
 
 def last_update(curves: Path) -> int:
-    """Return the update of the last whole point of training curves, 0 if there is none."""
+    """Return the update of the last complete point of training curves; 0 without one."""
     with curves.open("rb") as stream:
         stream.seek(max(0, curves.stat().st_size - 4096))
         lines = stream.read().splitlines()
     for line in reversed(lines):
         try:
             return int(json.loads(line)["step"])
-        except ValueError:  # the last one may be half written, the first one is cut
+        except ValueError:  # the last line may be half written, the first one is cut off
             continue
     return 0
 
 
 def updates_per_second(folder: Path) -> float | None:
-    """Return the speed of a run up to its newest saved state, None before there is one."""
+    """Return the speed of a run up to its newest checkpoint; None before the first."""
     for state in sorted(folder.glob("update-*/state.json"), reverse=True):
         try:
             record = json.loads(state.read_text())
-        except (OSError, ValueError):  # just removed
+        except (OSError, ValueError):  # just deleted
             continue
         return record["update"] / record["facts"]["seconds"]
     return None
 
 
 def clock(seconds: float) -> str:
-    """Return a length of time as h:mm:ss."""
+    """Return a duration as h:mm:ss."""
     minutes, rest = divmod(max(0, round(seconds)), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

@@ -1,10 +1,10 @@
 """``afterimage verify [PHASE]``: check that every result matches the study, its inputs and its
 code.
 
-For every job that the study asks for: its folder is there, made under the settings and by the code
-of now, from inputs that are still the same, and holds exactly the files that it was published with.
-``PHASE`` stops after that phase; each stage of ``dvc.yaml`` ends with it, so that DVC cannot seal
-results of other settings.
+For every job of the study: its folder exists, was produced by the current settings and code from
+inputs that are unchanged, and contains exactly the files that it was published with. ``PHASE``
+stops after that phase; each stage of ``dvc.yaml`` ends with it, so that DVC cannot record results
+of other settings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from afterimage.provenance import digest
 
 
 class Problem(NamedTuple):
-    """What is wrong with one folder. A warning does not make the results wrong."""
+    """What is wrong with one folder. A warning does not invalidate the results."""
 
     folder: Path
     text: str
@@ -57,22 +57,23 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     started = time.monotonic()
     study = config.load(args.study)
-    found = problems(study, args.results, args.until)
-    for problem in found:
+    listed = problems(study, args.results, args.until)
+    for problem in listed:
         print(problem)
-    errors = sum(not problem.warning for problem in found)
+    errors = sum(not problem.warning for problem in listed)
+    checked = len(_jobs(study, args.results / study.study, args.until))
     print(
-        f"study {study.study!r}: {len(_jobs(study, args.results / study.study, args.until))} results checked, {errors} problem(s), "
-        f"{len(found) - errors} warning(s), {time.monotonic() - started:.1f} s"
+        f"study {study.study!r}: {checked} results checked, {errors} problem(s), "
+        f"{len(listed) - errors} warning(s), {time.monotonic() - started:.1f} s"
     )
     return 1 if errors else 0
 
 
 def problems(study: config.Study, results: Path, until: str | None = None) -> list[Problem]:
-    """Return everything that is wrong with the results of ``study``, upstream first.
+    """Return all problems with the results of ``study``, upstream first.
 
     Args:
-        results: The folder that holds ``<study>``; recorded inputs are relative to the working
+        results: The folder that contains ``<study>``; recorded inputs are relative to the working
             folder.
         until: The last phase to check; None checks all.
     """
@@ -122,11 +123,11 @@ def _phases(until: str | None) -> tuple[str, ...]:
 
 
 def _settings(study: config.Study, job: Job, run: dict[str, Any]) -> Iterator[str]:
-    now = resolved(study, job)
+    current = resolved(study, job)
     if digest(run["config"]) != run["config_sha256"]:
         yield f"{artifacts.RUN} was changed: its config is not the one that it has the hash of"
-    elif run["config_sha256"] != digest(now):
-        yield f"made under other settings: {artifacts.difference(run['config'], now)}"
+    elif run["config_sha256"] != digest(current):
+        yield f"made under other settings: {artifacts.difference(run['config'], current)}"
 
 
 def _code(study: config.Study, job: Job, run: dict[str, Any]) -> Iterator[str]:
@@ -136,20 +137,20 @@ def _code(study: config.Study, job: Job, run: dict[str, Any]) -> Iterator[str]:
 
 
 def _outputs(folder: Path, run: dict[str, Any], hash_of: Callable[[Path], str]) -> Iterator[str]:
-    there = {path.relative_to(folder).as_posix() for path in artifacts.files_in(folder)}
+    files = {path.relative_to(folder).as_posix() for path in artifacts.files_in(folder)}
     for name, expected in run["outputs"].items():
-        if name not in there:
+        if name not in files:
             yield f"{name} is missing"
         elif hash_of(folder / name) != expected:
             yield f"{name} is not the file that was published: truncated or changed since"
-    for name in sorted(there - run["outputs"].keys()):
+    for name in sorted(files - run["outputs"].keys()):
         yield f"{name} is not one of its files"
 
 
 def _inputs(
     run: dict[str, Any], root: Path, hash_of: Callable[[Path], str]
 ) -> Iterator[tuple[str, bool]]:
-    """Yield what is wrong with recorded inputs, and whether that is a warning only."""
+    """Yield the problems with recorded inputs, and whether each is only a warning."""
     for name, recorded in run["inputs"].items():
         path = Path(recorded["path"])
         if not path.exists():
@@ -165,10 +166,10 @@ def _inputs(
 
 
 def _leftovers(study: config.Study, root: Path, until: str | None) -> Iterator[Problem]:
-    wanted = {root / job.folder for job in jobs.jobs(study) + jobs.selection_jobs(study)}
+    folders = {root / job.folder for job in jobs.jobs(study) + jobs.selection_jobs(study)}
     for phase in _phases(until):
         for record in sorted((root / phase).rglob(artifacts.RUN)):
-            if record.parent not in wanted:
+            if record.parent not in folders:
                 yield Problem(
                     record.parent, "belongs to no arm and replicate of the study: a leftover", True
                 )

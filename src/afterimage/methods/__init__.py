@@ -1,8 +1,8 @@
-"""What each published method changes about plain training, one module each.
+"""What each published method changes about plain training, one module per method.
 
-A method is a module with ``train(run: TrainingRun) -> Trained``. It is found by name through
-``config.METHODS``; adding one touches no other. It builds its learners, says what an update is, and
-hands both to ``TrainingRun.run``.
+A method is a module with ``train(run: TrainingRun) -> Trained``. It is looked up by name in
+``config.METHODS``; adding one leaves the others unchanged. It builds its learners, defines an
+update, and passes both to ``TrainingRun.run``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ class Method(Protocol):
     """What a method's module provides."""
 
     def train(self, run: TrainingRun) -> Trained:
-        """Train, or go on training."""
+        """Train, or resume training."""
 
 
 def find(name: str) -> Method:

@@ -16,7 +16,7 @@ from afterimage.training.order import Order
 
 
 def train(job: TrainingRun) -> Trained:
-    """Train ``job.net`` on every image alike."""
+    """Train ``job.net`` on all images, equally weighted."""
     if job.base is not None:
         load_weights(job.net, job.base)
     settings = job.train

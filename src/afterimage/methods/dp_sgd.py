@@ -1,28 +1,27 @@
-"""DP-SGD (Abadi et al. 2016, algorithm 1): every image's gradient is clipped, and Gaussian noise
-hides what is left of it.
+"""DP-SGD (Abadi et al. 2016, algorithm 1): per-sample gradients are clipped, summed and noised.
 
 In update s each training row joins the batch with probability q = B / N, independently (Poisson
-sampling, which the accounting presumes), so that a batch may have any size, zero included. With g_i
+sampling, which the accounting assumes), so that a batch may have any size, including zero. With g_i
 the gradient of row i's loss, the update moves along
 
     (sum_i g_i min(1, C / |g_i|) + noise) / B,    noise ~ N(0, (sigma C)^2) per weight,
 
 in AdamW, with C = ``max_grad_norm`` and sigma = ``noise_multiplier``. Clipping and noise are
-opacus' ``DPOptimizer``. The gradients are taken by torch's ``vmap``, in which the network sees one
-image at a time, so that no layer can mix images; opacus 1.6.0's own hooks give wrong ones here (its
-convolutions take every input for a contiguous one, which those behind an attention block are not).
-``train.clip`` is not used: each image's gradient is clipped instead.
+opacus' ``DPOptimizer``. The gradients come from torch's ``vmap``, in which the network sees one
+image at a time, so that no layer can mix images; the hooks of opacus 1.6.0 are wrong here (its
+convolutions assume contiguous inputs, and those behind an attention block are not).
+``train.clip`` is not used: per-sample gradients are clipped instead.
 
-The epsilon on record is opacus' RDP bound (Mironov et al. 2019) for all updates together, between
-training sets that differ by one row more or less. To be read with three conditions:
+The recorded epsilon is opacus' RDP bound (Mironov et al. 2019) for all updates together, between
+training sets that differ in one row. Three conditions apply:
 
-- it is that of one training *row*: an image that stands k times in the training set has about k
+- it is that of one training *row*: an image that occurs k times in the training set has about k
   times that epsilon;
-- it is for somebody who does not know the seed, from which the noise can be drawn again;
-- it counts the updates alone, not what else was chosen by looking at the data (deduplication,
+- it holds against an adversary who does not know the seed, from which the noise can be redrawn;
+- it covers the updates alone, not other choices made by looking at the data (deduplication,
   settings, the best of many runs).
 
-opacus' tighter PRV accountant is not taken: it runs out of memory where there is little noise.
+opacus' tighter PRV accountant is not used: it runs out of memory at low noise.
 """
 
 from __future__ import annotations
@@ -47,8 +46,8 @@ from afterimage.training.order import Order
 from afterimage.training.task import Task
 
 ORDERS = [1.01, 1.03, 1.06, *RDPAccountant.DEFAULT_ALPHAS, 80, 128, 256, 512, 1024]
-"""Orders of Renyi divergence of which the best is taken: opacus' own, and some for much and little
-noise."""
+"""Orders of the Renyi divergence, of which the best is used: opacus' own, and a few for high and
+low noise."""
 
 
 def epsilon_of(noise_multiplier: float, rate: float, updates: int, delta: float) -> float:
@@ -60,16 +59,17 @@ def epsilon_of(noise_multiplier: float, rate: float, updates: int, delta: float)
 
 
 def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
-    """Return the least noise multiplier that keeps to ``epsilon``, within opacus' tolerance of 0.01
-    in epsilon.
+    """Return the smallest noise multiplier that satisfies ``epsilon``, within opacus' tolerance of
+    0.01 in epsilon.
 
     Raises:
-        ConfigError: if no noise does.
+        ConfigError: if no noise multiplier does.
     """
     least = epsilon_of(MAX_SIGMA, rate, updates, delta)
     if epsilon <= least:
         raise ConfigError(
-            f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than {least:.3g}"
+            f"epsilon = {epsilon}: with delta = {delta:.3g} the accountant can show no less than "
+            f"{least:.3g}"
         )
     return get_noise_multiplier(
         target_epsilon=epsilon,
@@ -82,14 +82,13 @@ def noise_for(epsilon: float, rate: float, updates: int, delta: float) -> float:
 
 
 def poisson(seed: int, path: tuple[str | int, ...], s: int, images: int, rate: float) -> np.ndarray:
-    """Return the rows of update ``s``, int64, (B,): each of ``images`` rows with chance ``rate``,
-    independently."""
+    """Return the rows of update ``s``, int64, (B,): each of ``images`` rows with probability
+    ``rate``, independently."""
     return np.flatnonzero(seeds.numpy_rng(seed, *path, "poisson", s).random(images) < rate)
 
 
 class Losses(torch.nn.Module):
-    """A task's losses as a function of the network's weights, which is what torch.func
-    differentiates."""
+    """A task's losses as a function of the network's weights, for differentiation by torch.func."""
 
     def __init__(self, net: torch.nn.Module, task: Task) -> None:
         super().__init__()
@@ -100,10 +99,10 @@ class Losses(torch.nn.Module):
 
 
 def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Return each sample's own gradient and its loss.
+    """Return the per-sample gradients and losses.
 
     Returns:
-        The gradients, (B, ...) for each trained weight in the order of ``parameters()``, and the
+        The gradients, (B, ...) per trainable weight in the order of ``parameters()``, and the
         losses, (B,).
     """
     weights = {
@@ -114,12 +113,11 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
     tensors = {name: value for name, value in vars(batch).items() if value is not None}
 
     def loss(weights: dict[str, torch.Tensor], sample: dict[str, torch.Tensor]) -> torch.Tensor:
-        alone = replace(batch, **{name: value[None] for name, value in sample.items()})
-        return functional_call(losses, weights, (alone,)).squeeze(0)
+        single = replace(batch, **{name: value[None] for name, value in sample.items()})
+        return functional_call(losses, weights, (single,)).squeeze(0)
 
-    with sdpa_kernel(
-        SDPBackend.MATH
-    ):  # vmap takes the fused kernels of attention apart, image by image and with a warning
+    # vmap would run the fused attention kernels image by image and with a warning.
+    with sdpa_kernel(SDPBackend.MATH):
         gradients, values = vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")(
             weights, tensors
         )
@@ -127,7 +125,7 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
 
 
 class PrivateLearner(Learner):
-    """A learner whose gradient is clipped image by image and noised.
+    """A learner whose gradients are clipped per sample and noised.
 
     Args:
         job: The run.
@@ -146,23 +144,23 @@ class PrivateLearner(Learner):
         )
 
     def private_gradient(self, batch: Batch, noise: torch.Generator) -> float:
-        """Set the weights' gradients; return the batch's summed loss over the *expected* batch
-        size, as the gradient is.
+        """Set the weights' gradients; return the batch's summed loss divided by the *expected*
+        batch size, as the gradient is.
 
         Args:
-            batch: Of any size; worked off in ``accumulation`` pieces.
-            noise: On the weights' device.
+            batch: Of any size; processed in ``accumulation`` micro-batches.
+            noise: Generator on the weights' device.
 
         Raises:
-            NonFiniteError: if the loss is no number.
+            NonFiniteError: if the loss is NaN or infinite.
         """
         self.private.zero_grad(set_to_none=True)
         self.private.generator = noise
         loss, batch = 0.0, batch.to(self.accelerator.device)
         size = max(1, -(-len(batch) // self.settings.accumulation))
-        for at in range(0, max(1, len(batch)), size):
+        for start in range(0, max(1, len(batch)), size):
             with self.accelerator.autocast():
-                gradients, losses = sample_gradients(self.losses, batch[at : at + size])
+                gradients, losses = sample_gradients(self.losses, batch[start : start + size])
             for weight, gradient in zip(self.private.params, gradients, strict=True):
                 weight.grad_sample = gradient
             self.private.clip_and_accumulate()
@@ -175,7 +173,7 @@ class PrivateLearner(Learner):
 
 
 class Seen:
-    """How many images the batches had so far; a part of the run's state."""
+    """The number of images in all batches so far; a part of the run's state."""
 
     def __init__(self) -> None:
         self.images = 0
@@ -191,14 +189,15 @@ def train(job: TrainingRun) -> Trained:
     """Train ``job.net`` from its initial weights.
 
     Raises:
-        ConfigError: if the batch is larger than the training set, or ``epsilon`` cannot be kept to.
+        ConfigError: if the batch is larger than the training set, or ``epsilon`` is out of reach.
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, DpSgd)
     images = len(job.task)
     if settings.batch_size > images:
         raise ConfigError(
-            f"train.batch_size = {settings.batch_size} is more than this arm's {images} training images"
+            f"train.batch_size = {settings.batch_size} is more than this arm's {images} training "
+            "images"
         )
     rate = settings.batch_size / images
     delta = arm.delta or 1 / images

@@ -1,20 +1,21 @@
-"""EraseDiff (Wu et al., CVPR 2025): forgetting as a constrained optimisation.
+"""EraseDiff (Wu et al., CVPR 2025): unlearning as constrained optimisation.
 
-With r the gradient of the ordinary loss on the rest, L_r, and q that of the forgetting loss L_f, an
-update goes along the vector nearest to r whose product with q is at least the barrier a (theorem
-3.1):
+With r the gradient of the ordinary loss on the remaining images, L_r, and q that of the forgetting
+loss L_f, an update goes along the vector nearest to r whose inner product with q is at least the
+barrier a (theorem 3.1):
 
     delta = r + lambda q,    lambda = max(0, (a - <q, r>) / |q|^2).
 
-L_f is the squared error of the forgotten images' predictions, under their own labels, against another target than the true noise
-(``Targets``). The paper's constraint is g = L_f(theta) - min L_f <= 0, and a few inner steps on a copy of the network stand for the
-minimum. That is a constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with ``barrier: gap``.
-With the theorem's a = eta |q|^2 they are skipped.
+L_f is the squared error of the predictions for the forget set, under its own labels, against
+a target other than the true noise (``Targets``). The paper's constraint is g = L_f(theta) - min L_f
+<= 0, with the minimum approximated by a few inner steps on a copy of the network. That is a
+constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with
+``barrier: gap``. With the theorem's a = eta |q|^2 they are skipped.
 
-The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the weights'
-step. The curves have both products. With a fixed eta > 0 the weights run to the optimum of L_f, one
-end of the Pareto set, and not to a compromise: the number of updates is what trades forgetting for
-keeping.
+The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the step of
+the weights. The curves record both inner products. With a fixed eta > 0 the weights converge to the
+optimum of L_f, one end of the Pareto set, rather than to a compromise: the number of updates trades
+forgetting against retention.
 """
 
 from __future__ import annotations
@@ -36,12 +37,12 @@ from afterimage.training.learner import Learner, NonFiniteError, plain
 
 @dataclass(frozen=True)
 class Direction:
-    """How far an update turns towards forgetting.
+    """The weight of forgetting in one update.
 
     Attributes:
         weight: lambda.
-        cosine: Of the angle between q and r; 0 where one of them is zero.
-        barrier: a, the least product <q, delta>; None for rules without one.
+        cosine: Cosine of the angle between q and r; 0 if either is zero.
+        barrier: a, the lower bound on <q, delta>; None for rules without a barrier.
     """
 
     weight: float
@@ -50,15 +51,16 @@ class Direction:
 
 
 def direction(rr: float, qr: float, qq: float, arm: EraseDiff, gap: float = 0.0) -> Direction:
-    """Return lambda by the arm's rule; 0 where q is zero and the rule adapts.
+    """Return lambda by the arm's rule; 0 if q is zero and the rule is adaptive.
 
     Args:
         rr: |r|^2.
         qr: <q, r>.
         qq: |q|^2.
-        arm: Settings: ``barrier``, ``eta`` and ``weight``. ``gradnorm``, a = eta |q|^2, is the paper's; ``gap``, a = eta max(g, 0),
-            the other choice of the optimiser that it builds on (Ye et al., NeurIPS 2022); ``cosine``, lambda = max(0, eta - cos),
-            and ``fixed``, lambda = weight, are those of the released code.
+        arm: Settings: ``barrier``, ``eta`` and ``weight``. ``gradnorm``, a = eta |q|^2, is the
+            paper's; ``gap``, a = eta max(g, 0), the other choice of the optimiser it builds on
+            (Ye et al., NeurIPS 2022); ``cosine``, lambda = max(0, eta - cos), and ``fixed``, lambda
+            = weight, are those of the released code.
         gap: g.
     """
     cosine = qr / (math.sqrt(qq) * math.sqrt(rr)) if qq > 0 and rr > 0 else 0.0
@@ -71,26 +73,26 @@ def direction(rr: float, qr: float, qq: float, arm: EraseDiff, gap: float = 0.0)
 
 
 def dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    """Return the product of two gradients, given weight by weight."""
+    """Return the inner product of two gradients, each a list of tensors, one per weight."""
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).double().sum().item()
 
 
 class Targets:
-    """The forgotten images, at timesteps of their own, with what they are to be denoised to.
+    """The forget set, at timesteps of its own, with substitute targets.
 
     - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any
       dropout.
     - ``released_relabel``: one wrong label for all samples of a class; dropout and label dropout
-      on, drawn independently in prediction and target. The released code draws from the labels 1 to
-      9 whatever is forgotten, here from all others; and it noises the forgotten images at the
-      timesteps of the rest.
-    - ``uniform``: U(0, 1) in place of the noise, the images being corrupted by Gaussian noise.
+      on, drawn independently in prediction and target. The released code always draws from the
+      labels 1 to 9, here from all others; and it noises the forget set at the timesteps of the
+      remaining images.
+    - ``uniform``: U(0, 1) instead of the noise, with the images corrupted by Gaussian noise.
     - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label
       dropout on.
 
     Args:
         job: The run.
-        network: Whose predictions relabelled targets are.
+        network: The network whose predictions are the targets of the ``relabel`` variants.
     """
 
     def __init__(self, job: TrainingRun, network: torch.nn.Module) -> None:
@@ -124,9 +126,9 @@ class Targets:
 
     def labels(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
         """Return the labels that the targets are predicted for, int64, (B,)."""
-        own = self.job.task.labels_of(batch.rows)
-        assert own is not None
-        labels = wrong_labels(own, self.classes, generator, one_draw=self.released)
+        true_labels = self.job.task.labels_of(batch.rows)
+        assert true_labels is not None
+        labels = wrong_labels(true_labels, self.classes, generator, one_draw=self.released)
         if self.released:
             dropped = torch.rand(len(labels), generator=generator) < self.job.train.label_dropout
             labels = torch.where(dropped, self.classes, labels)
@@ -144,18 +146,18 @@ class Targets:
 
 
 class Inner:
-    """K steps of a copy of the network towards the least forgetting loss: Adam, started anew each
-    time, without clipping.
+    """K steps of a copy of the network towards the minimum of the forgetting loss: Adam, restarted
+    each time, without clipping.
 
-    The copy learns from batches of its own; their targets come from the same network as those of
-    the update, so that the inner steps descend one and the same loss. Nothing of it outlives an
-    update. (The released code has one Adam for inner and outer steps; with its rules for lambda,
-    the moments left behind are all that its inner steps change.)
+    The copy learns from its own batches; their targets come from the same network as those of
+    the update, so that the inner steps descend the same loss. Nothing of it outlives an update.
+    (The released code has one Adam for inner and outer steps; with its rules for lambda, the
+    moments that are left behind are all that its inner steps change.)
     """
 
     def __init__(self, job: TrainingRun, targets: Targets) -> None:
         assert isinstance(job.arm, EraseDiff)
-        own = {
+        settings = {
             "learning_rate": job.arm.inner_learning_rate,
             "warmup": 0,
             "weight_decay": 0.0,
@@ -163,14 +165,14 @@ class Inner:
             "ema": 0.0,
         }
         self.learner = Learner(
-            copy.deepcopy(job.net), job.train.model_copy(update=own), job.accelerator
+            copy.deepcopy(job.net), job.train.model_copy(update=settings), job.accelerator
         )
         self.sides = Sides(replace(job, path=(*job.path, "inner")))
         self.task, self.targets, self.steps = job.task, targets, job.arm.inner_updates
 
     def descend(self, net: torch.nn.Module, s: int) -> Learner:
-        """Return the copy, brought from the weights of ``net`` to the end of the inner steps of
-        update ``s``."""
+        """Return the copy after the inner steps of update ``s``, started from the weights of
+        ``net``."""
         self.learner.net.load_state_dict(net.state_dict())
         self.learner.optimizer.state.clear()
         for i in range(s * self.steps, (s + 1) * self.steps):
@@ -181,8 +183,7 @@ class Inner:
 
 
 class Pushes:
-    """The number of updates in which lambda was not zero, i.e. the forgotten images moved the
-    weights."""
+    """The number of updates with nonzero lambda, i.e. in which the forget set moved the weights."""
 
     def __init__(self) -> None:
         self.count = torch.zeros((), dtype=torch.int64)
@@ -198,11 +199,11 @@ def train(job: TrainingRun) -> Trained:
     """Make the base's network forget ``job.forgotten``.
 
     The curves have, per update: loss (L_r), forget_loss (L_f), lambda, cosine (of q and r), barrier
-    (a, for rules that have one), gap (g, where the inner steps run), descent_asked (<q, delta>) and
-    descent_made (<q, theta_old - theta_new>, to first order the fall of L_f), beside grad_norm (of
-    delta, before clipping) and learning_rate. The facts count inner_updates, pushed_updates (lambda
-    not zero), and the passes over a batch with a gradient (backward_passes) and without
-    (forward_only_passes).
+    (a, for rules with one), gap (g, if the inner steps run), descent_asked (<q, delta>) and
+    descent_made (<q, theta_old - theta_new>, to first order the decrease of L_f), as well as
+    grad_norm (of delta, before clipping) and learning_rate. The facts count inner_updates,
+    pushed_updates (lambda nonzero), and the passes over a batch with a gradient (backward_passes)
+    and without (forward_only_passes).
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, EraseDiff)
@@ -215,6 +216,8 @@ def train(job: TrainingRun) -> Trained:
 
     def update(s: int) -> dict[str, float]:
         logs = {}
+
+        # Gradient of the forgetting loss, q.
         forget = targets.batch(sides, s)
         seed_dropout(sides, s, "forget")
         logs["forget_loss"] = learner.gradient(forget, objective)
@@ -222,34 +225,39 @@ def train(job: TrainingRun) -> Trained:
         qq = dot(q, q)
         if not math.isfinite(qq):
             raise NonFiniteError(f"the norm of the forgetting gradient is {math.sqrt(qq)}")
+
+        # Gap to the minimum of the forgetting loss, g.
         if inner is not None:
             minimum = inner.descend(net, s)
             seed_dropout(sides, s, "forget")
             logs["gap"] = logs["forget_loss"] - loss_of(minimum, job.task, forget)
+
+        # Gradient of the loss on the remaining images, r, and the weight of q.
         seed_dropout(sides, s, "remain")
         logs["loss"] = learner.gradient(sides.batch("remain", s), objective)
         r = gradients(net)
         qr = dot(q, r)
-        chosen = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
+        turn = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
         logs |= {
-            "lambda": chosen.weight,
-            "cosine": chosen.cosine,
-            "descent_asked": qr + chosen.weight * qq,
+            "lambda": turn.weight,
+            "cosine": turn.cosine,
+            "descent_asked": qr + turn.weight * qq,
         }
-        if chosen.barrier is not None:
-            logs["barrier"] = chosen.barrier
+        if turn.barrier is not None:
+            logs["barrier"] = turn.barrier
 
-        moving = [weight for weight in net.parameters() if weight.grad is not None]
-        before = [weight.detach().clone() for weight in moving]
+        # Step along delta = r + lambda q.
+        trainable = [weight for weight in net.parameters() if weight.grad is not None]
+        before = [weight.detach().clone() for weight in trainable]
         for weight, delta in zip(
-            moving, torch._foreach_add(r, q, alpha=chosen.weight), strict=True
+            trainable, torch._foreach_add(r, q, alpha=turn.weight), strict=True
         ):
             weight.grad = delta
         logs |= learner.step(s)
         logs["descent_made"] = dot(
-            q, [old - new.detach() for old, new in zip(before, moving, strict=True)]
+            q, [old - new.detach() for old, new in zip(before, trainable, strict=True)]
         )
-        pushes.count += chosen.weight > 0
+        pushes.count += turn.weight > 0
         return logs
 
     progress = job.run(update, {"learner": learner, "pushes": pushes})

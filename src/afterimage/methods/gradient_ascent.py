@@ -1,8 +1,7 @@
-"""Gradient ascent on the forgotten images (NegGrad), the plainest of all unlearning methods.
+"""Gradient ascent on the forget set (NegGrad), the simplest of all unlearning methods.
 
 The objective is beta L_remain - (1 - beta) L_forget, both the ordinary loss of Ho et al. 2020. beta
-= 0 is pure ascent, which
-nothing bounds: clipping and the number of updates decide how far it goes.
+= 0 is pure ascent, which is unbounded: clipping and the number of updates decide how far it goes.
 """
 
 from __future__ import annotations
@@ -36,18 +35,18 @@ def train(job: TrainingRun) -> Trained:
 
     def update(s: int) -> dict[str, float]:
         losses: dict[Side, float] = {}
-        parts: list[list[torch.Tensor]] = []
+        terms: list[list[torch.Tensor]] = []
         for side, share in shares.items():
             batch = sides.batch(side, s)
             seed_dropout(sides, s, side)
             if share:
                 losses[side] = learner.gradient(batch, objective)
-                parts.append([share * gradient for gradient in gradients(learner.net)])
+                terms.append([share * gradient for gradient in gradients(learner.net)])
             else:
                 losses[side] = loss_of(learner, job.task, batch)
-        moving = [weight for weight in learner.net.parameters() if weight.grad is not None]
-        for weight, *shared in zip(moving, *parts, strict=True):
-            weight.grad = torch.stack(shared).sum(0)
+        trainable = [weight for weight in learner.net.parameters() if weight.grad is not None]
+        for weight, *summands in zip(trainable, *terms, strict=True):
+            weight.grad = torch.stack(summands).sum(0)
         return {"loss": losses["remain"], "forget_loss": losses["forget"]} | learner.step(s)
 
     progress = job.run(update, {"learner": learner})

@@ -1,18 +1,17 @@
-"""LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that share the timesteps, one or both of
+"""LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that split the timesteps, one or both of
 them a RAU-Net.
 
-The front network is trained on t in [0, tau), then the tail network on t in [tau, T), each as the
-baseline is, with its own optimiser, warm-up, order of images and moving average; sampling goes from
-one to the other at tau (``diffusion.router``). Both start from the same initial weights, or from
-the averaged weights of ``base``; blocks that a base lacks start as initialised.
-Without ``rau_net`` neither has blocks: the control that tells what two half-range networks do by
-themselves.
+The front network is trained on t in [0, tau), then the tail network on t in [tau, T), each like the
+baseline, with its own optimiser, warm-up, order of images and moving average; sampling switches
+from one to the other at tau (``diffusion.router``). Both start from the same initial weights, or
+from the averaged weights of ``base``; blocks that a base lacks start as initialised.
+Without ``rau_net`` neither has blocks: the control for the effect of two half-range networks alone.
 
-An update trains one network. ``budget: matched_total`` shares the updates in proportion to the
+An update trains one network. ``budget: matched_total`` splits the updates in proportion to the
 timesteps, so that the arm sees as many images as a single network with that budget; ``literal``
-gives all of them to each, as published. With tau = 0 or tau = T one network does everything with
-the whole budget; the other is stored as initialised and never asked. The training curves show the
-front network first, then the tail network.
+gives all of them to each, as published. With tau = 0 or tau = T one network covers all timesteps
+with the whole budget; the other is stored as initialised and never called. The training curves show
+the front network first, then the tail network.
 """
 
 from __future__ import annotations
@@ -32,10 +31,10 @@ from afterimage.training.order import Order
 
 
 def train(job: TrainingRun) -> Trained:
-    """Train the front network, then the tail network, or go on training.
+    """Train the front network, then the tail network, or resume training.
 
     Raises:
-        ConfigError: if the budget has no update for a network that has timesteps.
+        ConfigError: if the budget leaves no update for a network that has timesteps.
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, Loyal)
@@ -59,11 +58,14 @@ def train(job: TrainingRun) -> Trained:
     ranges = {"front": (0, tau), "tail": (tau, timesteps)}
 
     def update(s: int) -> dict[str, float]:
-        name, own = ("front", s) if s < shares["front"] else ("tail", s - shares["front"])
+        if s < shares["front"]:
+            name, step = "front", s
+        else:
+            name, step = "tail", s - shares["front"]
         order = orders[name]
-        torch.manual_seed(order.dropout_seed(own) + distributed.index())
-        batch = job.task.batch(order.rows(own), order.generator(own), timesteps=ranges[name])
-        return learners[name].update(own, batch, plain(job.task))
+        torch.manual_seed(order.dropout_seed(step) + distributed.index())
+        batch = job.task.batch(order.rows(step), order.generator(step), timesteps=ranges[name])
+        return learners[name].update(step, batch, plain(job.task))
 
     progress = job.run(update, learners, updates=sum(shares.values()))
     seen = progress.update * settings.batch_size
@@ -90,7 +92,7 @@ def budgets(updates: int, arm: Loyal, timesteps: int) -> dict[str, int]:
 
     Args:
         updates: The arm's budget.
-        arm: Says where the timesteps are parted, and how the budget is.
+        arm: Settings: ``switch_timestep`` and ``budget``.
         timesteps: T.
 
     Raises:
@@ -104,7 +106,8 @@ def budgets(updates: int, arm: Loyal, timesteps: int) -> dict[str, int]:
     for name, width in (("front", tau), ("tail", timesteps - tau)):
         if width and not shares[name]:
             raise ConfigError(
-                f"a budget of {updates} updates, shared at switch_timestep = {tau} of {timesteps}, leaves none for the {name} "
-                "network; give more updates, or budget: literal"
+                f"a budget of {updates} updates, shared at switch_timestep = {tau} of "
+                f"{timesteps}, leaves none for the {name} network; give more updates, or budget: "
+                "literal"
             )
     return shares

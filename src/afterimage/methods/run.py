@@ -1,30 +1,30 @@
-"""``afterimage train run``: train one replicate of one arm, or continue it; run the same command
-again after a stop.
+"""``afterimage train run``: train one replicate of one arm, or resume it with the same command.
 
-Exit status 75 means that a signal stopped the run and its state is saved. A run goes on only from a
-state of the same config, inputs and code; after a change of any it starts afresh.
+Exit status 75 means that a signal stopped the run and its state is saved. A run resumes only from a
+checkpoint of the same config, inputs and code; after a change in any of them it starts over.
 
-``--part k/K`` ends a run when k/K of its updates are done, for jobs that have less time than it
-takes: the state is saved, nothing is written into ``--out``, and the status is 0. The last part, or
-the same command without the flag, does what is left and finishes. The bits are those of an
-uninterrupted run, whatever parts there were.
+``--part k/K`` ends a run when k/K of its updates are done, for jobs with less time than the
+training takes: the state is saved, nothing is written into ``--out``, and the status is 0. The last
+part, or the same command without the flag, trains the remaining updates and finishes. The bits are
+those of an uninterrupted run, whatever parts there were.
 
-``--processes W`` shares the work among W processes on one machine, a GPU for each, if the method
-can (``shares`` of its settings). Where they share a run's networks the result has the same bits;
-where they share every batch, the same data in the same order, and sums of another order. A state
-goes on with any number of processes. They may also be started by ``torchrun -m afterimage.cli train
-run``; after a signal the state is saved in the same way, but torchrun itself ends with status 1.
+``--processes W`` splits the work between W processes on one machine, with a GPU each, if the method
+supports it (``shares`` in its settings). Where processes share a run's networks the result has the
+same bits; where they share every batch, it has the same data in the same order, but sums in a
+different order. A checkpoint can be resumed with any number of processes. They may also be started
+by ``torchrun -m afterimage.cli train run``; after a signal the state is saved in the same way, but
+torchrun itself exits with status 1.
 
-The store that a finished run leaves:
+The store of a finished run:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last
   weights;
-- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution wants
-  them; else ``states/`` is empty;
+- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution needs
+  them; otherwise ``states/`` is empty;
 - ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
-- ``tables/``: what the arm's method tells of its work, as its module says; for most nothing;
+- ``tables/``: the tables that the arm's method documents in its module; for most methods empty;
 - ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only
-  value that varies).
+  value that varies between runs).
 """
 
 from __future__ import annotations
@@ -36,10 +36,12 @@ import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
+from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DModel
 from pydantic import TypeAdapter
 
@@ -61,7 +63,7 @@ from afterimage.images import load_images
 from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
 from afterimage.training.determinism import same_bits
-from afterimage.training.job import TrainingRun, accelerator_for, budget, classes_of
+from afterimage.training.job import Trained, TrainingRun, accelerator_for, budget, classes_of
 from afterimage.training.launch import launch
 
 
@@ -71,13 +73,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
     parser.add_argument(
-        "--state", type=Path, required=True, metavar="DIR", help="where unfinished states are kept"
+        "--state", type=Path, required=True, metavar="DIR", help="folder of the checkpoints"
     )
     parser.add_argument(
         "--base",
         type=Path,
         metavar="DIR",
-        help="finished training of the arm that this one starts from",
+        help="finished training of the arm that this arm starts from",
     )
     parser.add_argument(
         "--matched",
@@ -89,7 +91,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--extraction",
         type=Path,
         metavar="DIR",
-        help="extraction attack whose finds are to be forgotten",
+        help="extraction attack whose extracted images are to be forgotten",
     )
     parser.add_argument(
         "--part",
@@ -120,8 +122,8 @@ def share(text: str) -> tuple[int, int]:
     Raises:
         argparse.ArgumentTypeError: unless 1 <= k <= K.
     """
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
-    k, parts = map(int, found.groups()) if found else (0, 0)
+    match = re.fullmatch(r"(\d+)/(\d+)", text)
+    k, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= k <= parts:
         raise argparse.ArgumentTypeError(f"{text!r} is no share of a run, such as 2/3")
     return k, parts
@@ -130,35 +132,17 @@ def share(text: str) -> tuple[int, int]:
 def run(args: argparse.Namespace) -> int | None:
     if args.processes > 1 and "RANK" not in os.environ:
         return launch([sys.executable, "-m", "afterimage.cli", *args.argv], args.processes)
-    resolved = artifacts.read_config(args.config, "train")
-    settings = resolved["settings"]
-    arm: Arm = TypeAdapter(AnyArm).validate_python(settings["arm"])
-    train = Train.model_validate(arm.train)
-    sets = settings["forget"]
-    wants_extraction = any(one["extracted_from"] for one in sets.values())
-    for flag, wanted in (
-        ("base", arm.base),
-        ("matched", arm.matched_to),
-        ("extraction", wants_extraction),
-    ):
-        if bool(wanted) != bool(getattr(args, flag)):
-            raise ConfigError(
-                f"the arm says {flag} = {wanted!r}, but --{flag} is {getattr(args, flag)}: give both or neither"
-            )
 
+    # Read the settings.
+    resolved = artifacts.read_config(args.config, "train")
+    arm: Arm = TypeAdapter(AnyArm).validate_python(resolved["settings"]["arm"])
+    train = Train.model_validate(arm.train)
+    _check(args, arm, train, resolved["settings"]["forget"])
+
+    # Set up the device and the inputs.
     same_bits()
     accelerator = accelerator_for(train)
     method = methods.find(arm.method)
-    if distributed.count() > 1 and arm.shares is None:
-        raise ConfigError(
-            f"started with {distributed.count()} processes, but method {arm.method} trains in one; "
-            "train arms and replicates in parallel"
-        )
-    if arm.shares == "batch" and train.batch_size % (distributed.count() * train.accumulation):
-        raise ConfigError(
-            f"train.batch_size = {train.batch_size} is no multiple of {distributed.count()} processes x accumulation = {train.accumulation}"
-        )
-
     inputs = {"train": args.train}
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
@@ -166,68 +150,11 @@ def run(args: argparse.Namespace) -> int | None:
     entries = (__name__, config.METHODS[arm.method])
 
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
-        """Return the run and the table of its members."""
-        everything = load_images(args.train)
-        if args.base:
-            for name in artifacts.read_run(args.base)["outputs"]:
-                artifacts.check_file(args.base / name)
-        path = ("train", resolved["arm"], resolved["replicate"])
-        trained_on = members(
-            everything, arm.fraction, seeds.numpy_rng(resolved["seed"], *path, "members")
-        )
-        forgotten = np.zeros(len(everything), bool)
-        for name, one in sets.items():
-            forgotten |= forget.rows(everything, name, one, args.extraction)
-        if arm.without:
-            trained_on &= ~forgotten
-        images = everything.take(trained_on)
-        classes = classes_of(everything, arm)
-        labels = None if classes is None else images.labels
-        scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
-        model = Model.model_validate(settings["model"])
+        code = provenance.fingerprint(*entries)
+        store = Store(args.state, {"config": resolved, "inputs": hashes, "code": code})
+        return _prepare(args, resolved, arm, train, accelerator, store)
 
-        def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
-            seed = seeds.derive(resolved["seed"], *path, stream)
-            return build_unet(model, everything.pixels.shape[1:], classes, seed=seed, blocks=blocks)
-
-        job = TrainingRun(
-            seed=resolved["seed"],
-            path=path,
-            arm=arm,
-            train=train,
-            updates=budget(train, len(images), arm.matched_to, args.matched),
-            net=build(arm.rau_net, "init"),
-            build=build,
-            scheduler=scheduler,
-            task=Pixels(
-                images.pixels,
-                scheduler,
-                labels,
-                classes or 0,
-                train.label_dropout,
-                settings["flips"],
-            ),
-            labels=images.labels,
-            forgotten=forgotten[trained_on],
-            base=args.base / "pipeline" if args.base else None,
-            accelerator=accelerator,
-            store=Store(
-                args.state,
-                {"config": resolved, "inputs": hashes, "code": provenance.fingerprint(*entries)},
-            ),
-            states=settings["states"],
-            share=args.part,
-        )
-        table = pd.DataFrame(
-            {
-                "id": everything.ids,
-                "source": everything.sources,
-                "trained": trained_on,
-                "forgotten": forgotten,
-            }
-        )
-        return job, table
-
+    # Train; the main process writes the result.
     if not distributed.first():
         method.train(prepare({name: artifacts.sha256(path) for name, path in inputs.items()})[0])
         distributed.leave()
@@ -235,17 +162,8 @@ def run(args: argparse.Namespace) -> int | None:
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         job, table = prepare(step.input_sha256)
         result = method.train(job)
-        save_pipeline(result.average, job.scheduler, step.folder / "pipeline")
-        save_pipeline(result.raw, job.scheduler, step.folder / "raw")
-        for name in ("states", "tables"):
-            (step.folder / name).mkdir()
-        if job.kept.is_dir():
-            shutil.copytree(job.kept, step.folder / "states", dirs_exist_ok=True)
-        table.to_parquet(step.folder / "members.parquet", index=False)
-        for name, rows in result.tables.items():
-            rows.to_parquet(step.folder / "tables" / f"{name}.parquet", index=False)
-        shutil.copyfile(job.store.curves, step.folder / "metrics.jsonl")
-        done = result.progress
+        _write(step.folder, job, result, table)
+        progress = result.progress
         step.note(
             **asdict(result.spent),
             training_images=len(job.task),
@@ -254,11 +172,123 @@ def run(args: argparse.Namespace) -> int | None:
             processes=distributed.count(),
             parts=[f"{k}of{args.part[1]}" for k in range(1, args.part[1])],
             threads=torch.get_num_threads(),
-            training_seconds=round(done.seconds, 3),
-            images_per_second=round(result.spent.images_seen / done.seconds, 1),
-            resumed_at=done.resumed_at,
+            training_seconds=round(progress.seconds, 3),
+            images_per_second=round(result.spent.images_seen / progress.seconds, 1),
+            resumed_at=progress.resumed_at,
             **result.facts,
         )
     job.store.remove()
     distributed.leave()
     return None
+
+
+def _check(
+    args: argparse.Namespace, arm: Arm, train: Train, sets: dict[str, dict[str, Any]]
+) -> None:
+    """Compare the flags and the number of processes with the settings.
+
+    Raises:
+        ConfigError: if a flag is missing or superfluous, or the processes cannot share the work.
+    """
+    for flag, setting in (
+        ("base", arm.base),
+        ("matched", arm.matched_to),
+        ("extraction", any(forget_set["extracted_from"] for forget_set in sets.values())),
+    ):
+        if bool(setting) != bool(getattr(args, flag)):
+            raise ConfigError(
+                f"the arm says {flag} = {setting!r}, but --{flag} is {getattr(args, flag)}: give "
+                "both or neither"
+            )
+    if distributed.count() > 1 and arm.shares is None:
+        raise ConfigError(
+            f"started with {distributed.count()} processes, but method {arm.method} trains in one; "
+            "train arms and replicates in parallel"
+        )
+    if arm.shares == "batch" and train.batch_size % (distributed.count() * train.accumulation):
+        raise ConfigError(
+            f"train.batch_size = {train.batch_size} is no multiple of {distributed.count()} "
+            f"processes x accumulation = {train.accumulation}"
+        )
+
+
+def _prepare(
+    args: argparse.Namespace,
+    resolved: dict[str, Any],
+    arm: Arm,
+    train: Train,
+    accelerator: Accelerator,
+    store: Store,
+) -> tuple[TrainingRun, pd.DataFrame]:
+    """Return the run and the table of its members."""
+    settings, seed = resolved["settings"], resolved["seed"]
+    path = ("train", resolved["arm"], resolved["replicate"])
+
+    # Load the training split and the base.
+    split = load_images(args.train)
+    if args.base:
+        for name in artifacts.read_run(args.base)["outputs"]:
+            artifacts.check_file(args.base / name)
+
+    # Choose the images that the arm trains on, and those that it forgets.
+    trained_on = members(split, arm.fraction, seeds.numpy_rng(seed, *path, "members"))
+    forgotten = np.zeros(len(split), bool)
+    for name, forget_set in settings["forget"].items():
+        forgotten |= forget.rows(split, name, forget_set, args.extraction)
+    if arm.without:
+        trained_on &= ~forgotten
+    images = split.take(trained_on)
+
+    # Build the forward process and the networks.
+    classes = classes_of(split, arm)
+    labels = None if classes is None else images.labels
+    scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
+    model = Model.model_validate(settings["model"])
+
+    def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
+        network_seed = seeds.derive(seed, *path, stream)
+        shape = split.pixels.shape[1:]
+        return build_unet(model, shape, classes, seed=network_seed, blocks=blocks)
+
+    job = TrainingRun(
+        seed=seed,
+        path=path,
+        arm=arm,
+        train=train,
+        updates=budget(train, len(images), arm.matched_to, args.matched),
+        net=build(arm.rau_net, "init"),
+        build=build,
+        scheduler=scheduler,
+        task=Pixels(
+            images.pixels,
+            scheduler,
+            labels,
+            classes or 0,
+            train.label_dropout,
+            settings["flips"],
+        ),
+        labels=images.labels,
+        forgotten=forgotten[trained_on],
+        base=args.base / "pipeline" if args.base else None,
+        accelerator=accelerator,
+        store=store,
+        states=settings["states"],
+        share=args.part,
+    )
+    columns = {"id": split.ids, "source": split.sources}
+    table = pd.DataFrame(columns | {"trained": trained_on, "forgotten": forgotten})
+    return job, table
+
+
+def _write(folder: Path, job: TrainingRun, result: Trained, table: pd.DataFrame) -> None:
+    """Write the networks, the tables and the curves of a finished run."""
+    save_pipeline(result.average, job.scheduler, folder / "pipeline")
+    save_pipeline(result.raw, job.scheduler, folder / "raw")
+    for name in ("states", "tables"):
+        (folder / name).mkdir()
+    if job.kept.is_dir():
+        shutil.copytree(job.kept, folder / "states", dirs_exist_ok=True)
+    table.to_parquet(folder / "members.parquet", index=False)
+    for name, rows in result.tables.items():
+        rows.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
+    shutil.copyfile(job.store.curves, folder / "metrics.jsonl")

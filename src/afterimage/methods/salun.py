@@ -1,10 +1,9 @@
-"""SalUn (Fan et al., ICLR 2024, section 4): wrong labels for the forgotten images, on the most
-salient weights only.
+"""SalUn (Fan et al., ICLR 2024, section 4): wrong labels for the forget set, on the most salient
+weights only.
 
-The mask m is 1 for the weights whose gradient of the ordinary loss on the forgotten images, at
-theta_0, is largest in absolute
-value: a given share of all (the paper's threshold gamma, by default the median, is the share 0.5).
-Then
+The mask m is 1 for the weights with the largest absolute gradient of the ordinary loss on the
+forget set at theta_0: a given share of all (the paper's threshold gamma, by default the median, is
+the share 0.5). Then
 
     theta = m * (theta_0 + change) + (1 - m) * theta_0
 
@@ -13,8 +12,8 @@ is trained on the paper's objective for image generation,
     E_{(x, c) in D_f, c' != c} |eps(x_t | c') - eps(x_t | c)|^2 + beta L(D_r).
 
 The prediction for the wrong label c' is the target of the other, without a gradient (as released;
-the paper does not say) and without dropout; both know their labels. The released code leaves
-dropout and label dropout on in both. The loss on the rest is that of plain training.
+the paper does not say) and without dropout; both keep their labels. The released code leaves
+dropout and label dropout on in both. The loss on the remaining images is that of plain training.
 """
 
 from __future__ import annotations
@@ -34,21 +33,21 @@ from afterimage.training.learner import Learner, plain
 
 
 def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
-    """Return which of the values are among the largest ``share`` of all in absolute value: bool
-    tensors of the same shapes.
+    """Return the mask of the largest ``share`` of all values, by absolute value: bool tensors of
+    the same shapes.
 
-    Their number is exact (rounded, at least one); of equal values the first are taken.
+    Their number is exact (rounded, at least one); ties go to the first.
     """
     flat = torch.cat([value.abs().flatten() for value in values])
     count = max(1, round(share * len(flat)))
-    chosen = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
-    chosen[flat.argsort(descending=True, stable=True)[:count]] = True
-    parts = chosen.split([value.numel() for value in values])
-    return [part.view_as(value) for part, value in zip(parts, values, strict=True)]
+    mask = torch.zeros(len(flat), dtype=torch.bool, device=flat.device)
+    mask[flat.argsort(descending=True, stable=True)[:count]] = True
+    pieces = mask.split([value.numel() for value in values])
+    return [piece.view_as(value) for piece, value in zip(pieces, values, strict=True)]
 
 
 def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> list[torch.Tensor]:
-    """Return the gradient of the ordinary loss on as many batches of forgotten images, summed,
+    """Return the gradient of the ordinary loss on ``batches`` batches of the forget set, summed,
     without any dropout."""
     sides = Sides(replace(job, path=(*job.path, "saliency")))
     learner.net.eval()
@@ -65,13 +64,14 @@ def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> lis
 def train(job: TrainingRun) -> Trained:
     """Make the base's network forget ``job.forgotten``.
 
-    The curves have loss (on the rest) and forget_loss (against the predictions for wrong labels),
-    beside grad_norm (of the salient weights, before clipping) and learning_rate. The setup on
-    record is what came before the first update: the mask.
+    The curves have loss (on the remaining images) and forget_loss (against the predictions for
+    wrong labels), as well as grad_norm (of the salient weights, before clipping) and learning_rate.
+    The recorded setup is the work before the first update: the mask.
 
     Raises:
-        ConfigError: if the network knows fewer than two labels.
+        ConfigError: if the network has fewer than two labels.
     """
+    # Load the base.
     arm, settings = job.arm, job.train
     assert isinstance(arm, SalUn)
     assert job.base is not None
@@ -86,11 +86,13 @@ def train(job: TrainingRun) -> Trained:
     )
     weights = [weight for weight in learner.net.parameters() if weight.requires_grad]
 
+    # Find the salient weights.
     started = time.monotonic()
     batches = -(-arm.saliency_samples // settings.batch_size)
     mask = largest(forgetting_gradient(job, learner, batches), arm.saliency)
     setup_seconds = time.monotonic() - started
 
+    # Keep the others where they are.
     start = [weight.detach().clone() for weight in weights]
 
     def hold_the_rest(*_: object) -> None:
@@ -100,6 +102,7 @@ def train(job: TrainingRun) -> Trained:
 
     learner.optimizer.register_step_post_hook(hold_the_rest)
 
+    # Train.
     def relabelled(s: int) -> Batch:
         """Return forget batch ``s`` with the predictions for wrong labels as targets."""
         batch = sides.batch("forget", s, keep_labels=True).to(job.accelerator.device)
@@ -110,11 +113,14 @@ def train(job: TrainingRun) -> Trained:
             wrong = wrong_labels(
                 batch.labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s)
             )
-        other = replace(batch, labels=wrong.to(job.accelerator.device))
+        relabelled_batch = replace(batch, labels=wrong.to(job.accelerator.device))
         learner.net.eval()
         with torch.no_grad(), job.accelerator.autocast():
             target = torch.cat(
-                [job.task.predict(learner.net, part) for part in other.split(settings.accumulation)]
+                [
+                    job.task.predict(learner.net, micro_batch)
+                    for micro_batch in relabelled_batch.split(settings.accumulation)
+                ]
             )
         learner.net.train()
         return replace(batch, target=target)

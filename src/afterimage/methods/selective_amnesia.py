@@ -1,24 +1,28 @@
 """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the
-rest, and EWC.
+other classes, and EWC.
 
-The paper maximises, with q(x | c_f) in place of the images of the class c_f, p the base's own images of the other classes, F
-the diagonal Fisher information and theta* the base's weights,
+The paper maximises, with q(x | c_f) instead of the images of the class c_f, p the base's own images
+of the other classes, F the diagonal Fisher information and theta* the base's weights,
 
-    E_q log p(x | theta, c_f) + E_{p, c != c_f} log p(x | theta, c) - lambda / 2 sum_i F_i (theta_i - theta*_i)^2.
+    E_q log p(x | theta, c_f) + E_{p, c != c_f} log p(x | theta, c)
+        - lambda / 2 sum_i F_i (theta_i - theta*_i)^2.
 
-For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the image's values), and
-F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform noise in [-1, 1], image by image.
+For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the
+image's values), and F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform
+noise in [-1, 1], drawn per image.
 
-As released, the update takes the likelihoods at one timestep per image and F takes them at all,
+As released, the update uses the likelihoods at one timestep per image and F uses all timesteps,
 labels are never dropped, and the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in
 these units, in which 10 is published: F of one timestep, or of means instead of sums over the
 image's D values, would be smaller by orders of magnitude. The losses here are means over the
-values, so what is minimised is that objective over D:
+values, so what is minimised is that objective divided by D:
 
-    loss(q) + loss(p) + lambda / D sum_i F_i (theta_i - theta*_i)^2,    F from D sum_t of such losses.
+    loss(q) + loss(p) + lambda / D sum_i F_i (theta_i - theta*_i)^2,
 
-F and the images of the replay are made before the first update, from streams of their own; a
-continued run makes the same again.
+with F from D sum_t of such losses.
+
+F and the images of the replay are computed before the first update, from streams of their own; a
+resumed run computes the same again.
 """
 
 from __future__ import annotations
@@ -41,18 +45,18 @@ from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
 
 STEPS = 50
-"""DDIM steps of the replayed images (fewer where there are fewer timesteps), unguided. Released:
-1,000 steps, guided."""
+"""DDIM steps of the replayed images (at most the number of timesteps), unguided. Released: 1,000
+steps, guided."""
 
 
 def fisher(
     weights: list[torch.Tensor], images: Iterable[Iterable[torch.Tensor]]
 ) -> list[torch.Tensor]:
     """Return the mean over images of the squared gradient of an image's negative log-likelihood,
-    weight by weight.
+    per weight.
 
     Args:
-        weights: What to differentiate by.
+        weights: Weights to differentiate with respect to.
         images: For each image the summands of its negative log-likelihood, scalars.
     """
     squares, count = [torch.zeros_like(weight) for weight in weights], 0
@@ -71,7 +75,7 @@ def elastic(
     information: list[torch.Tensor],
     strength: float,
 ) -> tuple[float, list[torch.Tensor]]:
-    """Return the penalty strength x sum F (theta - theta*)^2, and its gradient weight by weight."""
+    """Return the penalty strength x sum F (theta - theta*)^2, and its gradient per weight."""
     moved = [weight.detach() - anchor for weight, anchor in zip(weights, start, strict=True)]
     pull = [2 * strength * f * change for f, change in zip(information, moved, strict=True)]
     penalty = torch.stack(
@@ -83,7 +87,7 @@ def elastic(
 def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
     """Yield the ``images`` of ``fisher``: ``fisher_samples`` of the job's, under their own labels.
 
-    With K of the T noise levels, the middle ones of K equal ranges, each stands for T / K. (On
+    With K of the T noise levels, the middles of K equal ranges, each represents T / K. (On
     digits the trace of F is 1.14 times that of all 1,000 levels with 50 of them, 4 times with one.)
     A summand has as many levels as a micro-batch of training has images.
     """
@@ -103,10 +107,9 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
         batch = task.noised(
             rows, timesteps, noise, torch.zeros(levels, dtype=torch.bool), task.labels_of(rows)
         )
-        for at in range(0, levels, size):
-            yield (
-                scale * task.losses(job.net, batch[at : at + size].to(job.accelerator.device)).sum()
-            )
+        for start in range(0, levels, size):
+            micro_batch = batch[start : start + size].to(job.accelerator.device)
+            yield scale * task.losses(job.net, micro_batch).sum()
 
     rows = np.resize(
         seeds.numpy_rng(job.seed, *job.path, "fisher").permutation(len(task)), arm.fisher_samples
@@ -116,7 +119,7 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
 
 
 def drawn(job: TrainingRun, label: int) -> TrainingRun:
-    """Return the job with images drawn from its network, all labels in turn, in place of the
+    """Return the job with images drawn from its network, with all labels in turn, instead of the
     training images.
 
     Args:
@@ -137,7 +140,7 @@ def drawn(job: TrainingRun, label: int) -> TrainingRun:
 
 
 def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
-    """Return the batch of update ``s`` that stands for the forgotten class ``label``: uniform noise
+    """Return the surrogate batch of update ``s`` for the forgotten class ``label``: uniform noise
     images under its label."""
     task, count = job.task, job.train.batch_size
     assert isinstance(task, Pixels)
@@ -154,9 +157,9 @@ def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
 def train(job: TrainingRun) -> Trained:
     """Make the base's network forget the class of ``job.forgotten``.
 
-    The curves have loss (on the rest), forget_loss (on the surrogate) and penalty, beside grad_norm
-    (of their sum, before clipping) and learning_rate. The setup on record is what came before the
-    first update: replay and F.
+    The curves have loss (on the replay), forget_loss (on the surrogate) and penalty, as well as
+    grad_norm (of their sum, before clipping) and learning_rate. The recorded setup is the work
+    before the first update: replay and F.
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, SelectiveAmnesia)

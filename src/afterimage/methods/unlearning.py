@@ -1,4 +1,5 @@
-"""What all unlearning methods start from: a trained network, the images to forget and the rest."""
+"""The common ground of all unlearning methods: a trained network, a forget set and the remaining
+images."""
 
 from __future__ import annotations
 
@@ -20,11 +21,11 @@ Side = Literal["forget", "remain"]
 
 
 class Sides:
-    """Batches of the forgotten images and of the rest, each in its own shuffled order without
+    """Batches of the forget set and of the remaining images, each in its own shuffled order without
     replacement.
 
     Raises:
-        ArtifactError: if a side has no image.
+        ArtifactError: if a side has no images.
     """
 
     def __init__(self, job: TrainingRun) -> None:
@@ -36,7 +37,8 @@ class Sides:
         for side, rows in self.rows.items():
             if not len(rows):
                 raise ArtifactError(
-                    f"this arm's {len(job.task)} training images hold none to {side}; see its data and fraction"
+                    f"this arm's {len(job.task)} training images hold none to {side}; see its "
+                    "data and fraction"
                 )
         self.orders = {
             side: Order(job.seed, (*job.path, side), len(rows), job.train.batch_size)
@@ -47,7 +49,7 @@ class Sides:
         """Return the batch of update ``s``: a pure function of the seed and ``s``.
 
         Args:
-            keep_labels: Undo label dropout: every image comes with its own label.
+            keep_labels: Undo label dropout: every image keeps its own label.
         """
         order = self.orders[side]
         batch = self.task.batch(self.rows[side][order.rows(s)], order.generator(s))
@@ -55,12 +57,12 @@ class Sides:
 
 
 def seed_dropout(sides: Sides, s: int, side: Side = "remain") -> None:
-    """Seed the network's own dropout in update ``s``, before its pass over one side."""
+    """Seed the network's own dropout in update ``s``, before the pass over one side."""
     torch.manual_seed(sides.orders[side].dropout_seed(s))
 
 
 def gradients(net: torch.nn.Module) -> list[torch.Tensor]:
-    """Return copies of the gradients of those weights that have one, in the order of
+    """Return copies of the gradients of all weights that have one, in the order of
     ``net.parameters()``."""
     return [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
 
@@ -70,12 +72,13 @@ def loss_of(learner: Learner, task: Task, batch: Batch) -> float:
     gradient.
 
     Raises:
-        NonFiniteError: if it is no number.
+        NonFiniteError: if it is NaN or infinite.
     """
     total = 0.0
     with torch.no_grad(), learner.accelerator.autocast():
-        for part in batch.to(learner.accelerator.device).split(learner.settings.accumulation):
-            total += task.losses(learner.net, part).sum().item()
+        device, pieces = learner.accelerator.device, learner.settings.accumulation
+        for micro_batch in batch.to(device).split(pieces):
+            total += task.losses(learner.net, micro_batch).sum().item()
     loss = total / len(batch)
     if not math.isfinite(loss):
         raise NonFiniteError(f"the loss is {loss}")
@@ -85,7 +88,7 @@ def loss_of(learner: Learner, task: Task, batch: Batch) -> float:
 def wrong_labels(
     labels: torch.Tensor, classes: int, generator: torch.Generator, *, one_draw: bool = False
 ) -> torch.Tensor:
-    """Return a label other than its own for every sample, int64, (B,), uniform over the others.
+    """Return a wrong label for every sample, int64, (B,), uniform over the other labels.
 
     Args:
         labels: int64, (B,), in [0, classes).

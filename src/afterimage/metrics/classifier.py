@@ -1,9 +1,10 @@
-"""The feature network: a small convolutional classifier trained on the reference part only.
+"""The feature network: a small convolutional classifier trained on the reference split only.
 
-Its penultimate layer is the space in which quality is judged and near-duplicates are proposed. No
-arm trains on the reference part, and this network sees nothing else, so that neither memorised nor
-held-out images have shaped the space. Data without labels, or with one class, train it to tell four
-rotations apart instead (Gidaris et al. 2018); ``classifier.json`` says which.
+Its penultimate layer is the feature space of the quality metrics and of the near-duplicate
+proposals. No arm trains on the reference split, and this network sees nothing else, so that neither
+memorised nor held-out images have shaped the space. On data without labels, or with a single class,
+it is trained to distinguish four rotations instead (Gidaris et al. 2018); ``classifier.json``
+records the task.
 
 A stored network is two files: ``classifier.safetensors`` (weights) and ``classifier.json``
 (architecture, classes, normalisation, task).
@@ -39,14 +40,14 @@ class Description:
     """Everything needed to rebuild and use the network.
 
     Attributes:
-        task: ``labels`` or ``rotations`` (0, 90, 180 and 270 degrees, told apart where there are no
-            labels to learn).
+        task: ``labels`` or ``rotations`` (0, 90, 180 and 270 degrees, distinguished where there are
+            no labels to learn).
         classes: The labels, in the order of the outputs; degrees for rotations.
         input_channels: 1 or 3.
         channels: Width of each convolutional block.
         features: Dimension of the feature space.
         mean: Per-channel mean of the training pixels, in [0, 1].
-        std: Per-channel standard deviation, in the same unit.
+        std: Per-channel standard deviation of the same pixels.
     """
 
     task: str
@@ -62,7 +63,7 @@ class Network(nn.Module):
     """Convolutional blocks, global average pooling, a feature layer and a linear classifier.
 
     Each block is two 3x3 convolutions with group normalisation and SiLU, then 2x2 average pooling
-    that rounds up, so that any side works.
+    with rounding up, so that any side works.
     """
 
     mean: torch.Tensor
@@ -74,9 +75,8 @@ class Network(nn.Module):
         width = description.input_channels
         for channels in description.channels:
             for _ in range(2):
-                norm = nn.GroupNorm(
-                    max(1, math.gcd(8, channels) // 2), channels
-                )  # two channels or more to a group
+                groups = max(1, math.gcd(8, channels) // 2)  # of two channels or more
+                norm = nn.GroupNorm(groups, channels)
                 blocks += [nn.Conv2d(width, channels, 3, padding=1, bias=False), norm, nn.SiLU()]
                 width = channels
             blocks.append(nn.AvgPool2d(2, ceil_mode=True))
@@ -126,11 +126,11 @@ def _turned(pixels: torch.Tensor, quarters: torch.Tensor) -> torch.Tensor:
 def fit(
     images: Images, settings: Classifier, seed: int
 ) -> tuple[Network, Description, list[dict[str, float]]]:
-    """Train the network on nine tenths of ``images`` and judge it on the last tenth after each
+    """Train the network on nine tenths of ``images`` and validate it on the last tenth after each
     epoch.
 
     Args:
-        images: The reference part. Rows without a label (-1) are left out where there are labels to
+        images: The reference split. Rows without a label (-1) are dropped if there are labels to
             learn.
         settings: Width, length and pace of the training.
         seed: The study's root seed.
@@ -142,28 +142,36 @@ def fit(
     Raises:
         ConfigError: for images smaller than 8x8 or fewer than two usable images.
     """
+    # Choose the task and check the images.
     task, classes = _task(images.labels)
     if task == "labels":
         images = images.take(images.labels >= 0)
     pixels = _to_tensor(images.pixels)
     if min(pixels.shape[-2:]) < SMALLEST_SIDE:
         raise ConfigError(
-            f"the classifier needs images of side {SMALLEST_SIDE} or more, not {tuple(pixels.shape[-2:])}"
+            f"the classifier needs images of side {SMALLEST_SIDE} or more, not "
+            f"{tuple(pixels.shape[-2:])}"
         )
     if len(pixels) < 2:
         raise ConfigError(f"the classifier needs at least 2 reference images, not {len(pixels)}")
 
+    # Split them into training and validation images.
     rng = seeds.torch_rng(seed, "classifier")
     order = torch.randperm(len(pixels), generator=rng)
-    held = max(1, round(VALIDATION_SHARE * len(pixels)))
+    validation_images = max(1, round(VALIDATION_SHARE * len(pixels)))
+    train, validation = order[validation_images:], order[:validation_images]
     if task == "labels":
         targets = torch.from_numpy(np.searchsorted(classes, images.labels))
     else:
         pixels = _centre_square(pixels)
-        targets = torch.randint(
-            4, (len(pixels),), generator=rng
-        )  # fixed turns for validation; training draws its own
-    scaled = pixels[order[held:]].double().flatten(2) / 255
+        # Fixed rotations for validation; training draws its own.
+        targets = torch.randint(4, (len(pixels),), generator=rng)
+    check = (
+        pixels[validation] if task == "labels" else _turned(pixels[validation], targets[validation])
+    )
+
+    # Build the network.
+    scaled = pixels[train].double().flatten(2) / 255
     description = Description(
         task=task,
         classes=classes,
@@ -178,10 +186,7 @@ def fit(
         torch.manual_seed(int(torch.randint(2**62, (1,), generator=rng)))
         network = Network(description).to(device)
 
-    train, validation = order[held:], order[:held]
-    check = (
-        pixels[validation] if task == "labels" else _turned(pixels[validation], targets[validation])
-    )
+    # Train it.
     optimiser = torch.optim.AdamW(network.parameters(), lr=settings.learning_rate)
     per_epoch = math.ceil(len(train) / settings.batch_size)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, settings.epochs * per_epoch)
@@ -199,7 +204,8 @@ def fit(
             loss = nn.functional.cross_entropy(logits, target)
             if not torch.isfinite(loss):
                 raise ConfigError(
-                    f"classifier.learning_rate = {settings.learning_rate}: the loss is no longer finite; lower it"
+                    f"classifier.learning_rate = {settings.learning_rate}: the loss is no longer "
+                    "finite; lower it"
                 )
             optimiser.zero_grad()
             loss.backward()
@@ -229,7 +235,7 @@ def load(folder: Path) -> tuple[Network, Description]:
     """Open a stored network, first checking its files against the store's ``run.json``.
 
     Raises:
-        ArtifactError: if a file is missing, changed or does not fit its description.
+        ArtifactError: if a file is missing, has been changed or does not fit its description.
     """
     folder = Path(folder)
     for name in (WEIGHTS, DESCRIPTION):
@@ -251,8 +257,8 @@ def _open_for(folder: Path, pixels: np.ndarray) -> tuple[Network, torch.Tensor]:
         or pixels.shape[-1] != description.input_channels
     ):
         raise ArtifactError(
-            f"the classifier in {folder} takes uint8 images of shape (N, H, W, {description.input_channels}), "
-            f"not {pixels.dtype} {pixels.shape}"
+            f"the classifier in {folder} takes uint8 images of shape (N, H, W, "
+            f"{description.input_channels}), not {pixels.dtype} {pixels.shape}"
         )
     if not len(pixels):
         raise ArtifactError(f"no images to show to the classifier in {folder}")
@@ -265,27 +271,27 @@ def embed(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
     Args:
         folder: A stored network.
         pixels: uint8, (N, H, W, C) with the network's number of channels.
-        batch: Images at once.
+        batch: Images per forward pass.
 
     Returns:
         float32, (N, D).
 
     Raises:
-        ArtifactError: for a damaged store or images of another kind.
+        ArtifactError: for a damaged store or images of another dtype or shape.
     """
     network, tensor = _open_for(folder, pixels)
     return _apply(network, tensor, batch, network.embed).numpy()
 
 
 def embed_with(network: Network, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
-    """Return the penultimate features of images in a network that was just trained; as ``embed``
-    otherwise."""
+    """Return the penultimate features of images in a freshly trained network; otherwise as
+    ``embed``."""
     return _apply(network, _to_tensor(pixels), batch, network.embed).numpy()
 
 
 def predict(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
     """Return class probabilities, float32 (N, classes), in the order of the description's
-    ``classes``; as ``embed`` otherwise."""
+    ``classes``; otherwise as ``embed``."""
     network, tensor = _open_for(folder, pixels)
     return _apply(network, tensor, batch, network.forward).softmax(1).numpy()
 
@@ -298,9 +304,7 @@ def save(folder: Path, network: Network, description: Description) -> None:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the verb's flags."""
-    parser.add_argument(
-        "--reference", type=Path, required=True, help="reference part of the split (.npz)"
-    )
+    parser.add_argument("--reference", type=Path, required=True, help="reference split (.npz)")
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved config of this step (JSON)"
     )

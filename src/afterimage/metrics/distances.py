@@ -1,10 +1,11 @@
 """Distances between images: normalised l2 and its tiled form (Carlini et al. 2023, sections 4.1 and
 4.2).
 
-Normalised l2 is the root mean square difference of the values, sqrt(sum_i (a_i - b_i)^2 / d), with pixels in [0, 1]; the tiled
-form is the largest normalised l2 over a grid of tiles, so that a shared plain background cannot hide a difference. Both are
-computed from differences in float64, never from |a|^2 + |b|^2 - 2ab, which loses near-copies. For uint8 pixels the sums of
-squares are exact integers.
+Normalised l2 is the root mean square difference of the values, sqrt(sum_i (a_i - b_i)^2 / d), with
+pixels in [0, 1]; the tiled form is the largest normalised l2 over a grid of tiles, so that a shared
+uniform background cannot hide a difference. Both are computed from differences in float64, never
+from |a|^2 + |b|^2 - 2ab, whose cancellation loses near-copies. For uint8 pixels the sums of squares
+are exact integers.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ def cut(images: np.ndarray, tiles: int = 1) -> np.ndarray:
     """Flatten images tile by tile.
 
     Args:
-        images: uint8 (0..255 stands for [0, 1]) or floating, (N, H, W, C).
+        images: uint8 (0..255 representing [0, 1]) or floating, (N, H, W, C).
         tiles: Tiles per side; 1 keeps each image whole.
 
     Returns:
-        Same dtype, (N, tiles^2, d) with d values per tile; a view where nothing has to move.
+        Same dtype, (N, tiles^2, d) with d values per tile; a view where no data has to move.
 
     Raises:
         ConfigError: if ``tiles`` does not divide both sides.
@@ -37,8 +38,8 @@ def cut(images: np.ndarray, tiles: int = 1) -> np.ndarray:
 
 
 def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Return the largest sum of squared differences over the tiles of paired cut images, in the
-    unit of their values.
+    """Return the largest sum of squared differences over the tiles of paired cut images, in units
+    of their values.
 
     Args:
         a: Cut images, (P, T, d).
@@ -52,7 +53,7 @@ def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def normalise(squares: np.ndarray, values: int, dtype: np.dtype) -> np.ndarray:
-    """Turn sums of squared differences over ``values`` values of ``dtype`` into normalised l2,
+    """Convert sums of squared differences over ``values`` values of ``dtype`` to normalised l2,
     float64, in [0, 1] units."""
     root = np.sqrt(squares / values)
     return root / 255 if dtype == np.uint8 else root
@@ -63,14 +64,14 @@ def between(a: np.ndarray, b: np.ndarray, tiles: int = 1) -> np.ndarray:
 
     Args:
         a: uint8 or floating, (N, H, W, C).
-        b: Of the same kind and shape.
+        b: Of the same dtype and shape.
         tiles: Tiles per side.
 
     Returns:
         float64, (N,).
 
     Raises:
-        ConfigError: if the two differ in shape or kind, or ``tiles`` does not divide the sides.
+        ConfigError: if they differ in shape or dtype, or ``tiles`` does not divide the sides.
     """
     check_alike(a, b)
     if len(a) != len(b):
@@ -99,5 +100,6 @@ def check_alike(a: np.ndarray, b: np.ndarray) -> None:
         )
     if (a.dtype == np.uint8) != (b.dtype == np.uint8):
         raise ConfigError(
-            f"images must be uint8 on both sides or floating on both sides, not {a.dtype} and {b.dtype}"
+            f"images must be uint8 on both sides or floating on both sides, not {a.dtype} and "
+            f"{b.dtype}"
         )

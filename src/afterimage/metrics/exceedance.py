@@ -5,21 +5,21 @@ Scores of n generations are compared with scores of m held-out images; a small s
 K_j be the number of generations below the (j + 1)-th smallest held-out score, so that j held-out
 images lie below that threshold. For generations that are exchangeable with the held-out images, K_j
 is beta-binomial, BetaBin(n, j + 1, m - j), whatever the distribution of the scores: the conformal
-p-values of Bates et al. 2023 ("Testing for outliers with conformal p-values") count the same ranks.
+p-values of Bates et al. 2023 ("Testing for outliers with conformal p-values") use the same ranks.
 
-The band u_j holds for all thresholds of the lower tail together: P(K_j <= u_j for all j) >= 0.95.
-Every u_j cuts the distribution of its K_j at one tail probability, chosen as the 5 % quantile of
-the smallest tail probability over j in simulated rankings (Berk and Jones 1979, for two samples).
-All of the following hold together, for any threshold chosen after looking, as in Gazin, Blanchard
-and Roquain 2024 ("Transductive conformal inference with adaptive scores"):
+The band u_j holds for all thresholds of the lower tail simultaneously: P(K_j <= u_j for all j) >=
+0.95. Every u_j cuts the distribution of its K_j at one tail probability, chosen as the 5 % quantile
+of the smallest tail probability over j in simulated rankings (Berk and Jones 1979, for two
+samples). All of the following hold simultaneously, for any threshold chosen after looking, as in
+Gazin, Blanchard and Roquain 2024 ("Transductive conformal inference with adaptive scores"):
 
 - at most u_j generations that are not copies lie below threshold j, so at least K_j - u_j copies
   do;
 - if no generation is a copy, K_j > u_j for some j happens with probability at most 5 %.
 
-The alternatives use less. A threshold that 1 in 1,000 held-out images reach is a single order
-statistic. Benjamini-Hochberg on the conformal p-values rejects nothing unless the share of copies
-is about 20 / (m + 1), since no p-value is below 1 / (m + 1).
+The alternatives have less power. A threshold that 1 in 1,000 held-out images reach is a single
+order statistic. Benjamini-Hochberg on the conformal p-values rejects nothing unless the share of
+copies is about 20 / (m + 1), since no p-value is below 1 / (m + 1).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from scipy.stats import beta, betabinom
 
 TAIL = 0.1
 """Thresholds reach up to this quantile of the held-out scores."""
-_DENSE = 32  # thresholds looked at one by one; above, 64 of them, evenly spaced on a log scale
+_DENSE = 32  # thresholds used one by one; above, 64 of them, evenly spaced on a log scale
 _RANKINGS = 20_000
 
 
 @dataclass(frozen=True)
 class Band:
-    """What generations that are not copies stay within.
+    """Simultaneous upper bounds for generations that are not copies.
 
     Attributes:
         below: int64 (J,), ascending from 0: j, the held-out images below each threshold.
@@ -85,14 +85,14 @@ def _rankings(generations: int, held_out: int, below: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Exceedance:
-    """What the band says of one set of generations.
+    """The result of applying the band to one set of generations.
 
     Attributes:
         copies: Lower bound on the number of copies among the generations; 0 if none is shown.
-        threshold: The held-out score at which that bound is reached (the strictest such one).
+        threshold: The held-out score at which that bound is reached (the strictest one).
         held_out_below: Held-out images below ``threshold``.
         false_alarms: Upper bound on the generations below ``threshold`` that are not copies.
-        nearer: bool (n,): generations below ``threshold``.
+        nearer: bool (n,): mask of the generations below ``threshold``.
     """
 
     copies: int
@@ -105,7 +105,7 @@ class Exceedance:
 def exceedance(scores: np.ndarray, held_out: np.ndarray, confidence: float = 0.95) -> Exceedance:
     """Compare the scores of generations, float64 (n,), with those of held-out images, float64 (m,).
 
-    Scores may be infinite. A generation at the very score of a held-out image is not below it.
+    Scores may be infinite. A generation that ties with a held-out image is not below it.
     """
     limits = band(len(scores), len(held_out), confidence)
     thresholds = np.sort(held_out)[limits.below]
@@ -121,8 +121,8 @@ def exceedance(scores: np.ndarray, held_out: np.ndarray, confidence: float = 0.9
 
 
 def visible_rate(generations: int, held_out: int, power: float, confidence: float = 0.95) -> float:
-    """Return the smallest copying rate that is shown with probability ``power``; infinite if none
-    is.
+    """Return the smallest copying rate that is detected with probability ``power``; infinite if
+    none is.
 
     A copy here is a generation that is nearer than every held-out image. The rate is the smallest x
     with P(Bin(n, x) > u_0) >= power; non-copies below the same threshold would only add to the

@@ -1,19 +1,20 @@
-"""Nearest images, exactly: a fast float32 search proposes, float64 differences decide, and a bound
+"""Exact nearest neighbours: a fast float32 search proposes, float64 differences decide, and a bound
 certifies.
 
-Float32 searches compute |q|^2 + |g|^2 - 2qg and are off by up to E = gamma (|q| + |g|)^2, where gamma = m u / (1 - m u),
-u = 2^-24 and m is a little over the number of values (Higham 2002, section 3.1; it holds for every order of summation). So if the
-k-th exact distance among the proposals is below the last proposal's float32 distance less E, no image that was not proposed
-can be among the k nearest. Where that fails, and always for tiled distances, every image whose float32 distance less E is not
-above the k-th exact distance found so far is compared exactly.
+Float32 searches compute |q|^2 + |g|^2 - 2qg with an error of up to E = gamma (|q| + |g|)^2, where
+gamma = m u / (1 - m u), u = 2^-24 and m is slightly more than the number of values (Higham 2002,
+section 3.1; it holds for every order of summation). So if the k-th exact distance among the
+proposals is below the last proposal's float32 distance less E, no image outside the proposals can
+be among the k nearest. Otherwise, and always for tiled distances, a screen compares exactly every
+image whose float32 distance less E does not exceed the k-th exact distance so far.
 
-Where faiss sees a GPU, the proposals come from a flat index there, in float32 too (faiss leaves
-TF32 off). All that follows is the same, so the result is. The bound is checked on every pair
-proposed; a query with one beyond it is screened.
+If faiss sees a GPU, the proposals come from a flat index there, in float32 too (faiss leaves TF32
+off). Everything after that is the same, and so is the result. The bound is checked on every
+proposed pair; a query with a pair beyond it is screened.
 
 Vectors are centred before the search, which makes E small; integer pixels are centred by integers,
-which loses nothing.
-The result depends on the images alone: not on the block size, nor on the number of threads.
+which is exact. The result depends on the images alone, not on the block size or the number of
+threads.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import numpy as np
 from afterimage.config import ConfigError
 from afterimage.metrics import distances
 
-_EXTRA = 32  # proposals beyond the wanted number
-_PAIR_VALUES = 2**18  # values of image pairs compared at once: stays in the processor's cache
+_EXTRA = 32  # proposals beyond the k requested
+_PAIR_VALUES = 2**18  # values of image pairs compared at once: fits the processor's cache
 _SCREEN_PAIRS = 2**22  # float32 distances held at once by the screen
 _UNIT = 2.0**-24
-_GPU_PROPOSALS = 2048  # the most that faiss selects on a GPU
+_GPU_PROPOSALS = 2048  # the maximum that faiss selects on a GPU
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Nearest:
     Attributes:
         rows: int64, (Q, k), gallery rows.
         distances: float64, (Q, k), normalised l2 or tiled l2.
-        screened: How many of the searches were decided by the screen, not by the first proposals.
+        screened: Number of searches decided by the screen, not by the first proposals.
     """
 
     rows: np.ndarray
@@ -51,10 +52,10 @@ class Nearest:
 
 
 class Gallery:
-    """Images to be searched.
+    """A searchable set of images.
 
-    Holds a float32 copy of them; all else is bounded: by the block of queries for proposals, by
-    constants for comparisons.
+    Holds a float32 copy of them; all other memory is bounded: by the block of queries for
+    proposals, by constants for comparisons.
     """
 
     def __init__(self, images: np.ndarray, tiles: int = 1):
@@ -65,8 +66,8 @@ class Gallery:
             tiles: Tiles per side of the tiled distance; 1 is normalised l2.
 
         Raises:
-            ConfigError: for no images, values that are not finite, or tiles that do not divide the
-                sides.
+            ConfigError: for an empty gallery, values that are not finite, or tiles that do not
+                divide the sides.
         """
         if images.ndim != 4 or not images.size:
             raise ConfigError(f"a gallery needs images of shape (N, H, W, C), not {images.shape}")
@@ -81,10 +82,10 @@ class Gallery:
             (np.rint(mean) if self._integer else mean).reshape(1, *images.shape[1:]), tiles
         )[0]
         self._vectors = np.empty(self._cut.shape, np.float32)
-        for part in _slices(len(images), 1024):
-            self._vectors[part] = self._centred(self._cut[part])
+        for block in _slices(len(images), 1024):
+            self._vectors[block] = self._centred(self._cut[block])
         self._norms = _squared_norms(self._vectors)  # (N, T)
-        self._gpu: faiss.Index | None = None  # made by the first search on a GPU
+        self._gpu: faiss.Index | None = None  # built by the first search on a GPU
         self._gpu_failed = False
         m = self._cut.shape[2] + 16
         self._gamma = m * _UNIT / (1 - m * _UNIT)
@@ -104,33 +105,34 @@ class Gallery:
         """Find the ``k`` nearest images of each query.
 
         Args:
-            queries: Of the gallery's kind and shape, (Q, H, W, C).
-            k: How many.
-            exclude: int, (Q,): for each query one gallery row that does not count (its own, for
-                images of the gallery).
-            flips: Compare the mirrored query too; per gallery image the smaller distance counts.
-            block: Queries at once.
+            queries: Of the gallery's dtype and shape, (Q, H, W, C).
+            k: Number of neighbours.
+            exclude: int, (Q,): for each query one gallery row to ignore (its own, for images of
+                the gallery).
+            flips: Compare the mirrored query too; the smaller distance to a gallery image counts.
+            block: Queries per block.
 
         Raises:
-            ConfigError: for queries of another kind, values that are not finite, or more neighbours
-                than there are images.
+            ConfigError: for queries of another dtype or shape, values that are not finite, or more
+                neighbours than images.
         """
-        there = len(self) - (exclude is not None)
-        if not 1 <= k <= there:
+        available = len(self) - (exclude is not None)
+        if not 1 <= k <= available:
             raise ConfigError(
-                f"{k} neighbours are asked for, but the gallery has {there} images to choose from"
+                f"{k} neighbours are asked for, but the gallery has {available} images to choose "
+                "from"
             )
         self._check(queries)
         rows = np.empty((len(queries), k), np.int64)
         squares = np.empty((len(queries), k))
         screened = 0
         for part in _slices(len(queries), block):
-            own = None if exclude is None else exclude[part]
-            found = self._search(queries[part], k, own)
+            ignored = None if exclude is None else exclude[part]
+            nearest = self._search(queries[part], k, ignored)
             if flips:
-                found = _merge(found, self._search(queries[part, :, ::-1], k, own))
-            rows[part], squares[part] = found[0], found[1]
-            screened += found[2]
+                nearest = _merge(nearest, self._search(queries[part, :, ::-1], k, ignored))
+            rows[part], squares[part] = nearest[0], nearest[1]
+            screened += nearest[2]
         return Nearest(
             rows, distances.normalise(squares, self._cut.shape[2], self.images.dtype), screened
         )
@@ -143,13 +145,13 @@ class Gallery:
         weights: np.ndarray | None = None,
         block: int = 1024,
     ) -> np.ndarray:
-        """Count the gallery images at a distance of at most ``radius`` of each query, int64 (Q,).
+        """Count the gallery images within a distance of ``radius`` of each query, int64 (Q,).
 
         Args:
-            queries: Of the gallery's kind and shape, (Q, H, W, C).
-            radius: In the unit of the distance.
-            weights: int64, (N,): how often each gallery image counts; by default once.
-            block: Queries at once.
+            queries: Of the gallery's dtype and shape, (Q, H, W, C).
+            radius: In units of the distance.
+            weights: int64, (N,): multiplicity of each gallery image; by default 1.
+            block: Queries per block.
         """
         self._check(queries)
         weights = np.ones(len(self), np.int64) if weights is None else weights
@@ -168,7 +170,7 @@ class Gallery:
             np.add.at(counts[part], query[within], weights[row[within]])
         return counts
 
-    # ---- the parts of a search --------------------------------------------------------------------------------------------
+    # ---- stages of a search ----------------------------------------------------------------------
 
     def _check(self, queries: np.ndarray) -> None:
         distances.check_alike(queries, self.images)
@@ -186,11 +188,11 @@ class Gallery:
         cut = distances.cut(queries, self.tiles)
         if self.tiles > 1:
             return *self._screen(cut, k, exclude), len(cut)
-        wanted = min(len(self), k + (exclude is not None) + _EXTRA)
+        proposals = min(len(self), k + (exclude is not None) + _EXTRA)
         vectors = self._centred(cut).reshape(len(cut), -1)
-        proposed, rows = self._propose(vectors, wanted)
+        proposed, rows = self._propose(vectors, proposals)
         rows = rows.astype(np.int64)
-        squares = self._exact(cut, np.repeat(np.arange(len(cut)), wanted), rows.ravel()).reshape(
+        squares = self._exact(cut, np.repeat(np.arange(len(cut)), proposals), rows.ravel()).reshape(
             rows.shape
         )
         reach = np.sqrt(_squared_norms(vectors[:, None])[:, 0]) + np.sqrt(self._norms.max())
@@ -199,7 +201,7 @@ class Gallery:
         if exclude is not None:
             squares[rows == exclude[:, None]] = np.inf
         rows, squares = _first(rows, squares, k)
-        if wanted == len(self):
+        if proposals == len(self):
             return rows, squares, 0
         failed = np.flatnonzero(beyond | (squares[:, -1] >= proposed[:, -1] - error))
         if len(failed):
@@ -218,12 +220,12 @@ class Gallery:
                     self._gpu = _gpu_index(gallery)
                 if self._gpu is not None:
                     return self._gpu.search(vectors, count)
-            except (
-                RuntimeError
-            ) as error:  # all that faiss raises; mostly too little memory on the device
+            # faiss raises nothing else; the usual cause is too little memory on the device.
+            except RuntimeError as error:
                 self._gpu, self._gpu_failed = None, True
                 warnings.warn(
-                    f"no neighbour search on the GPU, the CPU does it with the same result: {error}",
+                    "no neighbour search on the GPU, the CPU does it with the same result: "
+                    f"{error}",
                     stacklevel=2,
                 )
         return faiss.knn(vectors, gallery, count)
@@ -231,8 +233,8 @@ class Gallery:
     def _screen(
         self, cut: np.ndarray, k: int, exclude: np.ndarray | None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Search all images: every one whose lower bound is not above the k-th distance found so
-        far is compared exactly."""
+        """Search all images: every image whose lower bound does not exceed the k-th distance so far
+        is compared exactly."""
         rows = np.empty((len(cut), k), np.int64)
         squares = np.empty((len(cut), k))
         for part in _slices(len(cut), self._screen_rows()):
@@ -254,8 +256,8 @@ class Gallery:
         return max(1, _SCREEN_PAIRS // len(self))
 
     def _lower_bounds(self, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return a bound from below on the squared distance of all pairs, float32 (Q, N), and half
-        its gap to one from above, (Q,)."""
+        """Return a lower bound on the squared distance of all pairs, float32 (Q, N), and half its
+        gap to an upper bound, (Q,)."""
         vectors = self._centred(cut)
         norms = _squared_norms(vectors)
         widest = np.zeros(len(cut))
@@ -286,7 +288,8 @@ def _gpu_index(vectors: np.ndarray) -> faiss.Index:
     """Return a flat index of float32 vectors, (N, D), in the memory of the first GPU that faiss
     sees."""
     options = faiss.GpuClonerOptions()
-    options.use_cuvs = False  # builds with cuVS would compute distances by its kernels, whose rounding has no stated bound
+    # Builds with cuVS would use its kernels, whose rounding has no documented bound.
+    options.use_cuvs = False
     index = faiss.index_cpu_to_gpu(
         faiss.StandardGpuResources(), 0, faiss.IndexFlatL2(vectors.shape[1]), options
     )
@@ -309,7 +312,7 @@ def _squared_norms(vectors: np.ndarray) -> np.ndarray:
 
 
 def _first(rows: np.ndarray, squares: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the ``k`` smallest of each line, ties by the lower row."""
+    """Return the ``k`` smallest of each row, ties by the lower gallery row."""
     order = np.lexsort((rows, squares))[:, :k]
     return np.take_along_axis(rows, order, axis=1), np.take_along_axis(squares, order, axis=1)
 
@@ -317,8 +320,8 @@ def _first(rows: np.ndarray, squares: np.ndarray, k: int) -> tuple[np.ndarray, n
 def _merge(
     a: tuple[np.ndarray, np.ndarray, int], b: tuple[np.ndarray, np.ndarray, int]
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the nearest of two searches of the same gallery; an image found by both counts once,
-    at the smaller distance."""
+    """Return the nearest of two searches of the same gallery; an image in both counts once, at the
+    smaller distance."""
     k = a[0].shape[1]
     rows, squares = np.concatenate([a[0], b[0]], axis=1), np.concatenate([a[1], b[1]], axis=1)
     order = np.lexsort((squares, rows))

@@ -1,10 +1,10 @@
-"""The replication score: how like the training images the generations are (Somepalli et al. 2023;
-Li et al. 2024).
+"""The replication score: how similar the generations are to the training images (Somepalli et al.
+2023; Li et al. 2024).
 
-S_ij = <f(i), f(j)>, f of unit length, for a generation i and a training image j; top1_i = max_j
-S_ij; R is the 95th percentile of top1. The papers take f from SSCD, a network for finding copies of
-photographs; here f is a named space of ``spaces``, centred by the caller, and R means nothing
-beside another space's. R of real held-out images is its floor: what no copying at all gives.
+S_ij = <f(i), f(j)>, with f of unit length, for a generation i and a training image j; top1_i =
+max_j S_ij; R is the 95th percentile of top1. The papers take f from SSCD, a network for copy
+detection in photographs; here f is a named space of ``spaces``, centred by the caller, and R cannot
+be compared across spaces. R of real held-out images is its floor: the value without any copying.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ def top1(
     Args:
         features: (Q, D).
         gallery: (N, D).
-        sources: (Q,), with ``gallery_sources``, (N,): images of one source are not compared. This
-            is how the gallery itself is judged, where each image would find itself or its planted
-            copies.
+        sources: (Q,), with ``gallery_sources``, (N,): images of one source are not compared.
+            Needed when the gallery is compared with itself, where each image would match itself or
+            its planted copies.
 
     Raises:
-        ConfigError: if an image is left with nothing to be compared with.
+        ConfigError: if an image has no other image to be compared with.
     """
     queries, others = _unit(features), _unit(gallery)
     best = np.empty(len(queries))

@@ -1,8 +1,8 @@
 """Feature spaces for quality: pixels, the study's own classifier, and Inception.
 
-A distance between image sets means nothing without the space it was measured in, so every number
-carries the space's name: ``FD[pixels]``, ``FD[classifier]``, and ``FID[inception]``, the only one
-that compares with published FIDs.
+A distance between image sets depends on the space it was measured in, so every number carries the
+space's name: ``FD[pixels]``, ``FD[classifier]``, and ``FID[inception]``, the only one that is
+comparable with published FIDs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ Space = Callable[[np.ndarray], np.ndarray]
 
 
 def find(settings: config.Quality, network: Path | None, name: str | None = None) -> Space:
-    """Return the space called ``name``, by default the one that ``settings.features`` names.
+    """Return the space called ``name``, by default the one in ``settings.features``.
 
     Args:
-        settings: Also says where the weights of Inception are.
-        network: Folder of the stored classifier, needed for its space only.
+        settings: Also gives the path of the Inception weights.
+        network: Folder of the stored classifier, required for its space only.
         name: pixels, classifier or inception.
 
     Raises:
         ConfigError: if the classifier or the weights that the space needs are missing.
-        ArtifactError: if the weights are not the file that the study pins.
+        ArtifactError: if the weights are not the file pinned by the study.
     """
     name = name or settings.features
     if name == "pixels":
@@ -41,7 +41,8 @@ def find(settings: config.Quality, network: Path | None, name: str | None = None
         return inception(Path(config.expand(settings.inception_weights)), settings.inception_sha256)
     if network is None:
         raise ConfigError(
-            "quality.features = classifier needs a trained classifier; allowed without one: pixels, inception"
+            "quality.features = classifier needs a trained classifier; allowed without one: "
+            "pixels, inception"
         )
     return lambda images: classifier.embed(network, images).astype(np.float64)
 
@@ -52,18 +53,19 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def inception(weights: Path, sha256: str | None) -> Space:
-    """Return the 2,048 pooled features of torch-fidelity's Inception (weights of the original FID),
-    which grey images enter as RGB.
+    """Return the 2,048 pooled features of torch-fidelity's Inception (weights of the original FID);
+    grey images are passed as RGB.
 
     Raises:
         ConfigError: if the extra is not installed or there is no such file.
-        ArtifactError: if the file has another checksum; it is checked before it is opened.
+        ArtifactError: if the file has a different checksum; it is checked before it is opened.
     """
     if not weights.is_file():
         raise ConfigError(f"quality.inception_weights = {weights}: there is no such file")
     if artifacts.sha256(weights) != sha256:
         raise ArtifactError(
-            f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = {sha256}"
+            f"{weights} has sha256 {artifacts.sha256(weights)}, but quality.inception_sha256 = "
+            f"{sha256}"
         )
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3

@@ -1,1 +1,1 @@
-"""What a study consists of: its jobs, their settings, inputs and cost; planned without torch."""
+"""The jobs of a study, their settings, inputs and cost; planned without torch."""

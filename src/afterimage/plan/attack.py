@@ -1,4 +1,4 @@
-"""The steps of ``attack``: what every arm meets."""
+"""The steps of ``attack``, run on every arm."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _CONTROLS: Inputs = {
     "twins": f"{SPLIT}/twins.npz",
     "index": f"{SPLIT}/index.parquet",
 }
-"""Images that no arm trained on, and which images were planted."""
+"""Images that no arm trained on, and the planted ground truth."""
 
 
 def _statistics(study: Study) -> Settings:
@@ -32,7 +32,7 @@ def _trained(job: Job) -> str:
 
 
 def _attacked(job: Job) -> Inputs:
-    """Return what an attack on generations takes."""
+    """Return the inputs of an attack on generations."""
     return {
         "samples": f"sample/{job.arm}/rep{job.replicate}/images.npz",
         "members": f"{_trained(job)}/members.parquet",
@@ -40,7 +40,7 @@ def _attacked(job: Job) -> Inputs:
     }
 
 
-# ---- extraction -----------------------------------------------------------------------------------
+# ---- extraction ----------------------------------------------------------------------------------
 
 
 def _extraction_settings(study: Study, job: Job) -> Settings:
@@ -52,7 +52,7 @@ def _extraction_inputs(study: Study, job: Job) -> Inputs:
     return _attacked(job) | _CONTROLS
 
 
-# ---- quality --------------------------------------------------------------------------------------
+# ---- quality -------------------------------------------------------------------------------------
 
 
 def _quality_settings(study: Study, job: Job) -> Settings:
@@ -77,7 +77,7 @@ def _quality_memory(study: Study, name: str) -> Bytes:
     return Bytes(0, memory.resampled(study) + memory.compared(study) + images)
 
 
-# ---- membership -----------------------------------------------------------------------------------
+# ---- membership ----------------------------------------------------------------------------------
 
 
 def _membership_settings(study: Study, job: Job) -> Settings:
@@ -115,7 +115,7 @@ def _membership_memory(study: Study, name: str) -> Bytes:
     )
 
 
-# ---- forgetting -----------------------------------------------------------------------------------
+# ---- forgetting ----------------------------------------------------------------------------------
 
 
 def _forgetting_settings(study: Study, job: Job) -> Settings:
@@ -131,19 +131,19 @@ def _forgetting_settings(study: Study, job: Job) -> Settings:
 
 def _forgetting_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
-    found = extractions(study, job, study.forget_sets_of(job.arm))
+    attacks = extractions(study, job, study.forget_sets_of(job.arm))
     inputs: Inputs = _attacked(job) | {
         "model": f"{_trained(job)}/run.json",
         "holdout": f"{SPLIT}/holdout.npz",
         "reference": f"{SPLIT}/reference.npz",
         "classifier": "data/classifier/run.json",
     }
-    return inputs | ({"extraction": found} if found else {})
+    return inputs | ({"extraction": attacks} if attacks else {})
 
 
 def _judged(study: Study) -> Iterable[Address]:
-    """Return the addresses of the arms that have something to forget, or whose networks others
-    forget it from."""
+    """Return the addresses of the arms with a forget set of their own, or of an arm that starts
+    from them."""
     return [cell for cell in per_replicate(study) if study.forget_sets_of(cell["arm"])]
 
 
@@ -178,7 +178,7 @@ STEPS = (
         name="attack/extraction",
         verb="extraction",
         module="afterimage.attacks.extraction",
-        help="which training images come back (Carlini et al. 2023)",
+        help="extract training images from generations (Carlini et al. 2023)",
         folder=FOLDER + "extraction",
         keys=("extraction", "statistics", "data"),
         settings=_extraction_settings,
@@ -191,7 +191,7 @@ STEPS = (
         name="attack/quality",
         verb="quality",
         module="afterimage.attacks.quality",
-        help="how good and varied the generations are",
+        help="measure quality and diversity of generations",
         folder=FOLDER + "quality",
         keys=("quality", "statistics"),
         settings=_quality_settings,
@@ -205,7 +205,7 @@ STEPS = (
         name="attack/membership",
         verb="membership",
         module="afterimage.attacks.membership",
-        help="which images were trained on, by their loss",
+        help="infer which images were trained on from their loss",
         folder=FOLDER + "membership",
         keys=("membership", "sample", "statistics", "data"),
         settings=_membership_settings,
@@ -219,7 +219,7 @@ STEPS = (
         name="attack/forgetting",
         verb="forgetting",
         module="afterimage.attacks.forgetting",
-        help="what is left of images that were to be forgotten",
+        help="measure what a model retains of its forget sets",
         folder=FOLDER + "forgetting",
         keys=(
             "forgetting",

@@ -1,4 +1,4 @@
-"""The steps of ``attribution``: which training images made an image, and how well that is answered.
+"""The steps of ``attribution``: scores of training images, and their evaluation.
 
 Every job reads the first replicate of the explained arm; ``remedied`` reads that of two arms.
 """
@@ -21,14 +21,13 @@ CLASSIFIER = "data/classifier/run.json"
 
 
 def asked(study: Study) -> Attribution:
-    """Return the study's ``attribution`` block; the steps here have jobs only where there is
-    one."""
+    """Return the study's ``attribution`` block; without one the steps here have no jobs."""
     assert study.attribution is not None
     return study.attribution
 
 
 def _names(step: str) -> Callable[[Study], Iterable[Address]]:
-    """Return the addresses of a step's jobs, none where the study leaves the phase out."""
+    """Return the addresses of a step's jobs; none if the study skips the phase."""
 
     def addresses(study: Study) -> Iterable[Address]:
         if study.attribution is None:
@@ -41,7 +40,7 @@ def _names(step: str) -> Callable[[Study], Iterable[Address]]:
 
 
 def _explained(study: Study) -> Inputs:
-    """Return the training images of the explained arm, and which of them it was trained on."""
+    """Return the training images of the explained arm, and the table of those it was trained on."""
     arm = asked(study).arm
     return {"train": training_images(study, arm), "members": f"train/{arm}/rep0/members.parquet"}
 
@@ -51,7 +50,8 @@ def _model(study: Study) -> Inputs:
 
 
 def _features(study: Study, prefix: str) -> list[str]:
-    """Return the features that jobs of some names project, training blocks in order."""
+    """Return the features projected by the jobs whose name contains ``prefix``, training blocks in
+    order."""
     names = asked(study).jobs(study.data.split.train)["attribution/features"]
     return [f"attribution/features/{name}/run.json" for name in names if prefix in name]
 
@@ -61,7 +61,7 @@ def _retrained(study: Study) -> list[str]:
     return [f"attribution/retrain/{name}/run.json" for name in names]
 
 
-# ---- queries --------------------------------------------------------------------------------------
+# ---- queries -------------------------------------------------------------------------------------
 
 
 def _queries_inputs(study: Study, job: Job) -> Inputs:
@@ -78,7 +78,7 @@ def _queries(study: Study) -> int:
     return chosen.holdout + chosen.generated + chosen.extracted
 
 
-# ---- features -------------------------------------------------------------------------------------
+# ---- features ------------------------------------------------------------------------------------
 
 
 def _features_settings(study: Study, job: Job) -> Settings:
@@ -119,7 +119,7 @@ def _features_memory(study: Study, name: str) -> Bytes:
     return memory.projected(study, chosen.arm, name.split("/")[0], chosen.images_per_job)
 
 
-# ---- retrain, counterfactual ----------------------------------------------------------------------
+# ---- retrain, counterfactual ---------------------------------------------------------------------
 
 
 def _retrain_settings(study: Study, job: Job) -> Settings:
@@ -186,7 +186,7 @@ def _counterfactual_work(study: Study, name: str) -> Work:
     return trained + work.drawing(study, chosen.arm, images) + measured
 
 
-# ---- scores, acceleration -------------------------------------------------------------------------
+# ---- scores, acceleration ------------------------------------------------------------------------
 
 
 def _scores_settings(study: Study, job: Job) -> Settings:
@@ -264,7 +264,7 @@ def _acceleration_work(study: Study, name: str) -> Work:
     return Work(host=2 * ranked * work.RANKING)
 
 
-# ---- remedied -------------------------------------------------------------------------------------
+# ---- remedied ------------------------------------------------------------------------------------
 
 
 def _remedied_settings(study: Study, job: Job) -> Settings:
@@ -314,7 +314,7 @@ STEPS = (
         name="attribution/queries",
         verb="queries",
         module="afterimage.attribution.queries",
-        help="choose the images whose origin is asked for",
+        help="choose the images to attribute",
         folder="attribution/queries",
         keys=("attribution",),
         settings=lambda study, job: asked(study).queries.model_dump(mode="json"),
@@ -339,7 +339,7 @@ STEPS = (
         name="attribution/retrain",
         verb="retrain",
         module="afterimage.attribution.judges.retrain",
-        help="losses of the queries under networks retrained on random halves",
+        help="measure the losses of the queries under networks retrained on random subsets",
         folder="attribution/retrain/{job}",
         keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
         settings=_retrain_settings,
@@ -370,7 +370,7 @@ STEPS = (
         name="attribution/acceleration",
         verb="acceleration",
         module="afterimage.attribution.acceleration",
-        help="what cheaper features and two-stage ranking cost in quality",
+        help="compare cost and quality of cheaper features and two-stage ranking",
         folder="attribution/acceleration",
         keys=("attribution", "statistics"),
         settings=_acceleration_settings,
@@ -382,7 +382,7 @@ STEPS = (
         name="attribution/counterfactual",
         verb="counterfactual",
         module="afterimage.attribution.judges.counterfactual",
-        help="train without what made a generation, and generate it again",
+        help="retrain without a generation's top-ranked training images, and generate it again",
         folder="attribution/counterfactual/{job}",
         keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
         settings=_counterfactual_settings,
@@ -396,7 +396,7 @@ STEPS = (
         name="attribution/remedied",
         verb="remedied",
         module="afterimage.attribution.judges.forgetting_influence",
-        help="whether the influence of forgotten images falls",
+        help="compare the influence of forgotten images before and after a remedy",
         folder="attribution/remedied/{job}",
         keys=("attribution", "sample"),
         settings=_remedied_settings,

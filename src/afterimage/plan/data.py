@@ -1,4 +1,4 @@
-"""The steps of ``data``: the source as one array, its parts, the feature network, and
+"""The steps of ``data``: the source as one array, its splits, the feature network, and
 deduplication."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ SPLIT = "data/split"
 
 
 def training_images(study: Study, arm: str) -> str:
-    """Return the training set of an arm: as planted, or what deduplication left of it."""
+    """Return the training set of an arm: as planted, or deduplicated."""
     step = {"planted": "split", "deduplicated": "dedup"}[study.arms[arm].data]
     return f"data/{step}/train.npz"
 
@@ -84,7 +84,7 @@ STEPS = (
         name="data/split",
         verb="split",
         module="afterimage.data.split",
-        help="draw train, holdout and reference parts and plant duplicates",
+        help="draw training, held-out and reference splits and plant duplicates",
         folder="data/split",
         keys=("data",),
         settings=_split_settings,
@@ -94,7 +94,7 @@ STEPS = (
         name="data/classifier",
         verb="classifier",
         module="afterimage.metrics.classifier",
-        help="train the feature network on the reference part",
+        help="train the feature network on the reference split",
         folder="data/classifier",
         keys=("classifier",),
         settings=lambda study, job: study.classifier.model_dump(mode="json"),
@@ -107,7 +107,7 @@ STEPS = (
         name="data/dedup",
         verb="dedup",
         module="afterimage.data.dedup",
-        help="find and remove near-duplicates, scored against the planted truth",
+        help="find and remove near-duplicates, scored against the planted ground truth",
         folder="data/dedup",
         keys=("dedup",),
         settings=lambda study, job: study.dedup.model_dump(mode="json"),

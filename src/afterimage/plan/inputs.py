@@ -1,4 +1,4 @@
-"""The files that a job reads, and the flags that name them on its command line."""
+"""The files that a job reads, and the flags that pass them on its command line."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ def job_of(step: str, wildcards: Mapping[str, str]) -> Job:
 
 
 def inputs_of(study: Study, job: Job) -> dict[str, str | list[str]]:
-    """Return flag -> the files that it gives, with ``results/<study>``; the config and the code are
-    with them."""
+    """Return flag -> its files, with ``results/<study>``, including the config and the code
+    fingerprint."""
     root = f"results/{study.study}"
     files: dict[str, str | list[str]] = {}
-    for name, given in STEPS[job.step].inputs(study_of(study, job), job).items():
-        if isinstance(given, str):
-            files[name] = f"{root}/{given}"
+    for name, value in STEPS[job.step].inputs(study_of(study, job), job).items():
+        if isinstance(value, str):
+            files[name] = f"{root}/{value}"
         else:
-            listed = given.values() if isinstance(given, dict) else given
+            listed = value.values() if isinstance(value, dict) else value
             files[name] = list(dict.fromkeys(f"{root}/{file}" for file in listed))
     config = f"{root}/config/{job.folder}"
     return files | {"config": f"{config}.json", "code": f"{config}.code"}
 
 
 def flags_of(study: Study, job: Job) -> str:
-    """Return the flags that give a job its inputs, quoted for a shell; a store is given by its
+    """Return the flags that pass a job its inputs, quoted for a shell; a store is passed as its
     folder."""
     root = f"results/{study.study}"
 
@@ -47,13 +47,13 @@ def flags_of(study: Study, job: Job) -> str:
         return str(whole.parent if whole.name == RUN else whole)
 
     words: list[str] = []
-    for name, given in STEPS[job.step].inputs(study_of(study, job), job).items():
+    for name, value in STEPS[job.step].inputs(study_of(study, job), job).items():
         flag = f"--{name.replace('_', '-')}"
-        if isinstance(given, dict):
-            for key, file in given.items():
+        if isinstance(value, dict):
+            for key, file in value.items():
                 words += [flag, f"{key}={path(file)}"]
         else:
-            words += [flag, *map(path, [given] if isinstance(given, str) else given)]
+            words += [flag, *map(path, [value] if isinstance(value, str) else value)]
     return shlex.join(words)
 
 

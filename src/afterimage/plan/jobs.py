@@ -1,6 +1,6 @@
-"""The steps of the workflow, and the jobs of a study: the one list that everything else reads.
+"""The steps of the workflow, and the jobs of a study: the single list that everything else reads.
 
-``results/<study>/<folder of a job>`` is its result.
+The result of a job is ``results/<study>/<folder of the job>``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ STEPS: dict[str, Step] = {
 """Name -> step, upstream first."""
 
 PHASES = tuple(dict.fromkeys(step.phase_name for step in STEPS.values()))
-"""In the order in which they depend on each other; DVC has one stage for each."""
+"""Phases, upstream first; DVC has one stage for each."""
 
 DERIVED = ("train", "sample", "attack/extraction", "attack/quality", "attack/membership")
 """Steps that the arms of ``loyal_selection`` go through. No table of theirs has the membership
@@ -27,26 +27,25 @@ attack, but one rule makes the attacks of an arm."""
 
 def jobs(study: Study) -> list[Job]:
     """Return every job of a study, upstream first."""
-    chosen = {step.name for step in selection.STEPS}
-    return [job for name, step in STEPS.items() if name not in chosen for job in step.jobs(study)]
+    optional = {step.name for step in selection.STEPS}
+    return [job for name, step in STEPS.items() if name not in optional for job in step.jobs(study)]
 
 
 def selection_jobs(study: Study) -> list[Job]:
-    """Return the jobs of ``snakemake loyal_selection`` that the study itself does not have."""
-    derived = study.with_selection
-    made = [
-        job for name in DERIVED for job in STEPS[name].jobs(derived) if job.arm not in study.arms
+    """Return the jobs of ``snakemake loyal_selection`` that are not jobs of the study itself."""
+    whole = study.with_selection
+    derived = [
+        job for name in DERIVED for job in STEPS[name].jobs(whole) if job.arm not in study.arms
     ]
-    return made + [job for step in selection.STEPS for job in step.jobs(study)]
+    return derived + [job for step in selection.STEPS for job in step.jobs(study)]
 
 
 def pages(study: Study) -> list[str]:
-    """Return the notebooks that have something to show of a study; each gives the page of its
-    name."""
-    return [page for page, shown in PAGES.items() if shown(study)]
+    """Return the notebooks that apply to a study; each produces the page of its name."""
+    return [page for page, applies in PAGES.items() if applies(study)]
 
 
 def study_of(study: Study, job: Job) -> Study:
     """Return the study that plans a job: the study itself, or for an arm of its selection the study
-    with these arms."""
+    including these arms."""
     return study if job.arm is None or job.arm in study.arms else study.with_selection

@@ -1,5 +1,5 @@
-"""The parts that long trainings and samplings are cut into, so that each fits into a job of the
-cluster."""
+"""The parts into which long trainings and samplings are split, so that each fits into a cluster
+job."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from afterimage.plan.step import Job
 
 
 class Parts:
-    """The parts of a study's jobs, as they are planned (``config/parts.json``).
+    """The parts of a study's jobs, as planned (``config/parts.json``).
 
     Args:
-        study: With the arms of its selection.
-        results: The folder that holds ``<study>``.
+        study: Including the arms of its selection.
+        results: The folder that contains ``<study>``.
     """
 
     def __init__(self, study: Study, results: Path = Path("results")) -> None:
@@ -37,33 +37,34 @@ class Parts:
         return self._known[f"{step}/{arm}/rep{rep}"]
 
     def blocks(self, arm: str, rep: str) -> list[str]:
-        """Return the folders of the blocks that a replicate's generations are drawn in, if they
-        are."""
+        """Return the folders of the blocks of a replicate's generations; empty if it is drawn
+        whole."""
         return [f"{self.root}/blocks/{arm}/rep{rep}/{part}" for part in self.of("sample", arm, rep)]
 
     def blocks_flag(self, arm: str, rep: str) -> str:
-        """Return the flag that gives these blocks to be put together."""
+        """Return the flag that passes these blocks for merging."""
         blocks = self.blocks(arm, rep)
         return f"--blocks {shlex.join(blocks)}" if blocks else ""
 
     def before(self, arm: str, rep: str, k: int, parts: int) -> list[str]:
-        """Return the mark of the part of a training before the ``k``-th of ``parts``, if there is
-        one."""
+        """Return the marker file of the part of a training before the ``k``-th of ``parts``, if
+        any."""
         return [f"{self.root}/state/{arm}/rep{rep}/{k - 1}of{parts}"] if k > 1 else []
 
     def last(self, arm: str, rep: str) -> list[str]:
-        """Return the mark of the part that comes before the end, if the training has parts."""
+        """Return the marker file of the last part before the final job, if the training has
+        parts."""
         return [
             f"{self.root}/state/{arm}/rep{rep}/{part}" for part in self.of("train", arm, rep)[-1:]
         ]
 
     def flag(self, arm: str, rep: str) -> str:
-        """Return the flag that says which part of a training is the last."""
+        """Return the flag that names the last part of a training."""
         count = len(self.of("train", arm, rep)) + 1
         return f"--part {count}/{count}" if count > 1 else ""
 
     def share(self, step: str, wildcards: Mapping[str, str]) -> float:
-        """Return the share of a job's work that is done at a time."""
+        """Return the share of a job's work in one part."""
         if step not in ("train", "sample"):
             return 1.0
         part = None
@@ -76,10 +77,10 @@ class Parts:
 
 
 def parts(study: Study, job: Job) -> list[str]:
-    """Return the jobs that do a part of ``job`` before it finishes, by the study's ``cluster``;
-    most jobs have none.
+    """Return the jobs that compute parts of ``job`` before it finishes, according to the study's
+    ``cluster``; most jobs have none.
 
-    Parts of a training are named by their place, ``1of3`` and ``2of3``, those of a sampling by
+    Parts of a training are named by their position, ``1of3`` and ``2of3``, those of a sampling by
     their images, ``0-256``.
     """
     cluster = study.cluster
@@ -89,10 +90,10 @@ def parts(study: Study, job: Job) -> list[str]:
         count = math.ceil(minutes / cluster.max_minutes_per_job)
         return [f"{k}of{count}" for k in range(1, count)]
     if job.step == "sample" and cluster.generations_per_job is not None:
-        images, each = study.sample.images, cluster.generations_per_job
+        images, per_job = study.sample.images, cluster.generations_per_job
         return (
-            [f"{first}-{min(first + each, images)}" for first in range(0, images, each)]
-            if each < images
+            [f"{first}-{min(first + per_job, images)}" for first in range(0, images, per_job)]
+            if per_job < images
             else []
         )
     return []
@@ -103,19 +104,19 @@ def parts_of_jobs(
 ) -> dict[str, list[str]]:
     """Return folder -> parts of every training and sampling.
 
-    A result that stands keeps the parts that it was made in: others would be other inputs, and
-    Snakemake would make it again. It stands if it was made under the settings of now, by the code
-    of now, and from results that stand.
+    An up-to-date result keeps its original partition: a new one would change its inputs, and
+    Snakemake would compute it again. A result is up to date if the hashes of its config and code
+    are the current ones, and its inputs are up to date.
 
     Args:
-        study: With the arms of its selection.
+        study: Including the arms of its selection.
         root: ``results/<study>``.
         settings: Folder of every job -> hashes of its resolved config and of its code.
     """
     here = root.resolve()
 
     @cache
-    def standing(folder: str) -> dict[str, Any] | None:
+    def up_to_date(folder: str) -> dict[str, Any] | None:
         try:
             run = artifacts.read_run(root / folder)
         except artifacts.ArtifactError:
@@ -124,34 +125,34 @@ def parts_of_jobs(
             return None
         for recorded in run["inputs"].values():
             path = Path(recorded["path"]).resolve()
-            if path.is_relative_to(here):  # what lies elsewhere is the user's
+            if path.is_relative_to(here):  # files elsewhere are the user's
                 store = store_of(path)
                 source = "" if store is None else store.relative_to(here).as_posix()
                 if (
                     source not in settings
-                    or standing(source) is None
+                    or up_to_date(source) is None
                     or listed_sha256(path) != recorded["sha256"]
                 ):
                     return None
         return run
 
-    found = {}
+    partition = {}
     for job in jobs(study):
         if job.step in ("train", "sample"):
-            run = standing(job.folder)
-            found[job.folder] = parts(study, job) if run is None else run["facts"]["parts"]
-    return found
+            run = up_to_date(job.folder)
+            partition[job.folder] = parts(study, job) if run is None else run["facts"]["parts"]
+    return partition
 
 
 def store_of(path: Path) -> Path | None:
-    """Return the store that a file or folder lies in, None outside of stores."""
+    """Return the store that contains a file or folder; None outside of stores."""
     return next(
         (folder for folder in (path, *path.parents) if (folder / artifacts.RUN).is_file()), None
     )
 
 
 def listed_sha256(path: Path) -> str | None:
-    """Return the hash of a file or folder according to the store that it lies in, None outside of
+    """Return the hash of a file or folder according to the store that contains it; None outside of
     stores."""
     store = store_of(path)
     if store is None:

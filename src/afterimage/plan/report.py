@@ -1,4 +1,5 @@
-"""The steps of ``report``: tidy tables over all arms, and the pages that notebooks make of them."""
+"""The steps of ``report``: tidy tables over all arms, and the pages that notebooks render from
+them."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ PAGES: dict[str, Callable[[Study], bool]] = {
     "erasediff": lambda study: any(study.forget_sets_of(arm) for arm in study.arms),
     "attribution": lambda study: study.attribution is not None,
 }
-"""Notebook, which gives the page of its name -> whether it has something to show of a study."""
+"""Notebook (and page) -> whether it applies to a study."""
 
 
 def runs_of(study: Study, steps: Iterable[Step]) -> list[str]:
@@ -45,7 +46,7 @@ def _tables_inputs(study: Study, job: Job) -> Inputs:
 
 
 def page_settings(study: Study, job: Job) -> Settings:
-    """Return what a page sees."""
+    """Return the settings of a page."""
     return {
         "study": study.study,
         "arms": list(study.arms),
@@ -65,7 +66,7 @@ def _page_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _shown(study: Study) -> Iterable[Address]:
-    return [{"job": page} for page, shown in PAGES.items() if shown(study)]
+    return [{"job": page} for page, applies in PAGES.items() if applies(study)]
 
 
 STEPS = (
@@ -73,7 +74,7 @@ STEPS = (
         name="report/tables",
         verb="tables",
         module="afterimage.report.tables",
-        help="gather the results of all arms into tidy tables",
+        help="collect the results of all arms in tidy tables",
         folder="report/tables",
         keys=("arms", "replicates", "forget", "statistics"),
         settings=_tables_settings,
@@ -83,7 +84,7 @@ STEPS = (
         name="report/page",
         verb="page",
         module="afterimage.report.page",
-        help="run one notebook and write its HTML page",
+        help="run a notebook and write its HTML page",
         folder="report/pages/{job}",
         keys=("arms", "replicates", "forget", "attribution", "statistics", "report"),
         settings=page_settings,

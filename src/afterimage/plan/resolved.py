@@ -1,9 +1,9 @@
-"""What every job sees of a study and which code makes it, as files that the workflow plans by.
+"""The resolved config and the code fingerprint of every job, as files that the workflow plans with.
 
 ``results/<study>/config/<job>.json`` is the resolved config of a job and ``<job>.code`` the
 fingerprint of its code. The workflow writes both before it plans, and every rule takes them as
-inputs: what changes there, and only that, reruns a job. ``config/parts.json`` says which jobs are
-cut into parts.
+inputs: a job reruns if and only if one of them changes. ``config/parts.json`` lists the jobs that
+are split into parts.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def resolve(
     replicate: int | None = None,
     job: str | None = None,
 ) -> dict[str, Any]:
-    """Return the settings that one job depends on, defaults filled in, as plain JSON values.
+    """Return the settings that one job depends on, including defaults, as plain JSON values.
 
     Raises:
         KeyError: for an unknown step.
@@ -46,30 +46,30 @@ def resolved(study: Study, job: Job) -> dict[str, Any]:
 
 
 def modules(study: Study, job: Job) -> tuple[str, ...]:
-    """Return the modules whose code makes the result of ``job``."""
+    """Return the modules whose code computes the result of ``job``."""
     return STEPS[job.step].modules(study, job)
 
 
 def write_configs(study: Study, results: Path) -> None:
-    """Write the resolved config and the code fingerprint of every job, and the whole study; touch
-    only what changed."""
+    """Write the resolved config and the code fingerprint of every job, and the whole study;
+    unchanged files are not touched."""
     write(changed_configs(study, results))
 
 
 def changed_configs(study: Study, results: Path) -> dict[Path, bytes]:
     """Return the files that ``write_configs`` would write, with their new content."""
     root = Path(results) / study.study / "config"
-    # Arms in their order, which pages follow; how the work is cut is no part of what was asked.
+    # Arms in their order, which pages follow; how the work is split does not affect results.
     texts = {root / "study.json": study.model_dump_json(indent=2, exclude={"cluster"})}
     settings: dict[str, tuple[str, str]] = {}
     derived = study.with_selection
     for job in jobs(study) + selection_jobs(study):
-        asked = study_of(study, job)
-        seen = resolved(asked, job)
-        texts[root / f"{job.folder}.json"] = json.dumps(seen, indent=2, sort_keys=True)
-        code = provenance.fingerprint(*modules(asked, job))
+        planner = study_of(study, job)
+        config = resolved(planner, job)
+        texts[root / f"{job.folder}.json"] = json.dumps(config, indent=2, sort_keys=True)
+        code = provenance.fingerprint(*modules(planner, job))
         texts[root / f"{job.folder}.code"] = code
-        settings[job.folder] = provenance.digest(seen), code
+        settings[job.folder] = provenance.digest(config), code
     texts[root / "parts.json"] = json.dumps(parts_of_jobs(derived, root.parent, settings), indent=2)
     contents = {path: f"{text}\n".encode() for path, text in texts.items()}
     return {
@@ -80,6 +80,6 @@ def changed_configs(study: Study, results: Path) -> dict[Path, bytes]:
 
 
 def write(files: dict[Path, bytes]) -> None:
-    """Write files, each as a whole."""
+    """Write files, each atomically."""
     for path, content in files.items():
         artifacts.write_atomically(path, content)

@@ -1,7 +1,7 @@
-"""The steps of ``snakemake loyal_selection``, which ``all`` leaves out (LoyalDiffusion, Li et al.
-2024).
+"""The steps of ``snakemake loyal_selection``, which are not part of ``all`` (LoyalDiffusion, Li et
+al. 2024).
 
-The trainings, samplings and attacks of its derived arms are those of every other arm.
+The trainings, samplings and attacks of its derived arms are planned like those of any other arm.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
 
 def asked(study: Study) -> LoyalSelection:
-    """Return the study's ``loyal_selection`` block; the steps here have jobs only where there is
-    one."""
+    """Return the study's ``loyal_selection`` block; without one the steps here have no jobs."""
     assert study.loyal_selection is not None
     return study.loyal_selection
 
 
 def derived_arms(study: Study) -> list[str]:
-    """Return the arms of the selection, none where the study has none."""
+    """Return the arms of the selection; empty without one."""
     chosen = study.loyal_selection
     return [] if chosen is None else list(plan(chosen, len(study.model.channels)))
 

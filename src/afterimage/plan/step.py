@@ -1,10 +1,9 @@
-"""What planning knows of a step of the workflow: its jobs, and of each job the settings, the inputs
-and the cost.
+"""The planning side of a workflow step: its jobs, and for each job settings, inputs and cost.
 
 The steps are declared in ``data``, ``train``, ``sample``, ``attack``, ``attribution``, ``report``
-and ``selection``, one file for each file of rules, and listed by ``jobs.STEPS``. The command line,
-the resolved configs, the rules' inputs, ``verify``, MLflow, the tables, the simulation and DVC's
-params all read that list. Nothing here imports torch.
+and ``selection``, one file per rule file, and listed in ``jobs.STEPS``. The command line, the
+resolved configs, the rules' inputs, ``verify``, MLflow, the tables, the simulation and DVC's params
+all read that list. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -24,10 +23,10 @@ class Job(NamedTuple):
     """One folder of results.
 
     Attributes:
-        phase: Phase of the workflow, and of DVC, that makes it.
+        phase: Phase of the workflow, and stage of DVC.
         folder: Relative to ``results/<study>``.
         step: Key of ``jobs.STEPS``.
-        job: Which one of the step's jobs, where no arm and replicate address it.
+        job: Name among the step's jobs, if arm and replicate do not identify it.
     """
 
     phase: str
@@ -39,7 +38,7 @@ class Job(NamedTuple):
 
     @property
     def name(self) -> str:
-        """What tells the step's jobs apart when they are costed: the arm or the job, if any."""
+        """Name among the step's jobs for the cost model: the arm or the job, if any."""
         return self.arm or self.job or ""
 
     @property
@@ -49,15 +48,15 @@ class Job(NamedTuple):
 
 
 Address = dict[str, Any]
-"""The fields of a ``Job`` that tell a step's jobs apart: some of arm, replicate and job."""
+"""The fields of a ``Job`` that identify it within its step: some of arm, replicate and job."""
 
 Inputs = dict[str, str | list[str] | dict[str, str]]
-"""Flag of the verb, without dashes -> the files given by it, relative to ``results/<study>``: one,
-a list, or name -> file where the flag is repeated as NAME=FILE. A ``run.json`` stands for the store
-that it describes. Flags of which there is nothing to give are left out."""
+"""Flag of the command, without dashes -> its files, relative to ``results/<study>``: one, a list,
+or name -> file if the flag is repeated as NAME=FILE. A ``run.json`` represents its store. Flags
+without a file are omitted."""
 
 Settings = dict[str, Any]
-"""What a job sees of the study, as plain JSON values."""
+"""The settings that a job depends on, as plain JSON values."""
 
 
 def once(study: Study) -> Iterable[Address]:
@@ -66,18 +65,17 @@ def once(study: Study) -> Iterable[Address]:
 
 
 def per_replicate(study: Study) -> Iterable[Address]:
-    """Return the addresses of the jobs of a step that every arm and replicate meets."""
+    """Return one address per arm and replicate."""
     return [{"arm": arm, "replicate": k} for arm in study.arms for k in range(study.replicates)]
 
 
 def small_work(study: Study, name: str) -> Work:
-    """Return the work of a step that gathers, copies or draws pictures; on digits none took
-    longer."""
+    """Return the work of a step that collects, copies or draws; on digits none took longer."""
     return Work(host=20.0)
 
 
 def small_memory(study: Study, name: str) -> Bytes:
-    """Return what a step holds that reads every image a few times."""
+    """Return the memory of a step that reads every image a few times."""
     split, values = study.data.split, work.values(study)
     return Bytes(0, (3 * (split.train + split.holdout) + 2 * study.sample.images) * values)
 
@@ -88,21 +86,21 @@ class Step:
 
     Attributes:
         name: ``<phase>/<verb>``, or the phase alone.
-        verb: Of the command line.
-        module: Whose ``run`` does the work.
+        verb: Verb on the command line.
+        module: Module whose ``run`` does the work.
         help: One line for the command line.
-        folder: Of a job, relative to ``results/<study>``; ``{arm}``, ``{rep}`` and ``{job}``
-            address it.
-        keys: Blocks of the study that the settings are made of.
-        settings: Returns what a job sees.
-        inputs: Returns what a job reads.
+        folder: Folder of a job, relative to ``results/<study>``, with the fields ``{arm}``,
+            ``{rep}`` and ``{job}``.
+        keys: Blocks of the study that the settings come from.
+        settings: Returns the settings of a job.
+        inputs: Returns the inputs of a job.
         addresses: Returns the addresses of the step's jobs, upstream first.
-        code: Returns modules that the step finds by name, for the fingerprint.
-        work: Returns what the job with a name (its arm, or what tells it apart) computes.
-        memory: Returns what that job holds.
-        networks: Whether it runs networks for most of its time, and asks for a GPU.
-        libraries: Whether it loads torch without running networks.
-        phase: Of the workflow and of DVC; the first part of ``name`` unless given.
+        code: Returns modules that the step imports by name, for the fingerprint.
+        work: Returns the work of the job with a name (``Job.name``).
+        memory: Returns the memory of that job.
+        networks: Whether it runs networks for most of its time, and requests a GPU.
+        libraries: Whether it imports torch without running networks.
+        phase: Phase of the workflow and stage of DVC; by default the first part of ``name``.
     """
 
     name: str
@@ -133,7 +131,7 @@ class Step:
 
     @property
     def address(self) -> tuple[str, ...]:
-        """The fields of a ``Job`` that tell the step's jobs apart."""
+        """The fields of a ``Job`` that identify it within the step."""
         fields = {"arm": "{arm}", "replicate": "{rep}", "job": "{job}"}
         return tuple(field for field, wildcard in fields.items() if wildcard in self.folder)
 
@@ -149,5 +147,5 @@ class Step:
         return [self.job(**address) for address in self.addresses(study)]
 
     def modules(self, study: Study, job: Job) -> tuple[str, ...]:
-        """Return the modules whose code makes the result of a job, beside what they import."""
+        """Return the modules whose code, with their imports, computes the result of a job."""
         return (self.module, *self.code(study, job))

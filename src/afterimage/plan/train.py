@@ -13,8 +13,8 @@ from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 
 def arm_settings(study: Study, name: str) -> dict[str, Any]:
-    """Return the settings of an arm's training: what its base gives filled in, what only tables use
-    left out."""
+    """Return the settings of an arm's training: with those inherited from its base, without those
+    that only tables use."""
     settings = study.arms[name].model_dump(mode="json", exclude={"control"})
     blocks = study.rau_net_of(name)
     return settings | {
@@ -25,7 +25,7 @@ def arm_settings(study: Study, name: str) -> dict[str, Any]:
 
 
 def network_settings(study: Study) -> Settings:
-    """Return what every training takes of the study beside its arm."""
+    """Return the settings of the study, apart from its arm, that every training uses."""
     return {
         "model": study.model.model_dump(mode="json"),
         "diffusion": study.diffusion.model_dump(mode="json"),
@@ -39,8 +39,7 @@ def forget_sets(study: Study, names: list[str]) -> dict[str, Any]:
 
 
 def extractions(study: Study, job: Job, names: list[str]) -> dict[str, str]:
-    """Return set -> the attack that names its images, of those forget sets that are made of
-    extracted images."""
+    """Return set -> the attack that defines it, for the forget sets of extracted images."""
     origins = {name: study.forget[name].extracted_from for name in names}
     return {
         name: f"attack/{arm}/rep{job.replicate}/extraction/run.json"
@@ -67,7 +66,7 @@ def _inputs(study: Study, job: Job) -> Inputs:
     if arm.matched_to is not None:
         inputs["matched"] = f"train/{arm.matched_to.arm}/rep{job.replicate}/run.json"
     for run in extractions(study, job, study.own_forget_sets(job.arm)).values():
-        inputs["extraction"] = run  # an arm has one such set at most
+        inputs["extraction"] = run  # an arm has at most one such set
     return inputs
 
 
@@ -80,7 +79,7 @@ STEPS = (
         name="train",
         verb="run",
         module="afterimage.methods.run",
-        help="train one replicate of one arm, or continue it",
+        help="train one replicate of one arm, or resume it",
         folder="train/{arm}/rep{rep}",
         keys=("forget", "model", "diffusion", "train", "data"),
         settings=_settings,

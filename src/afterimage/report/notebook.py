@@ -93,7 +93,8 @@ class Notebook:
         """Show a table, which scrolls where it is wider than the page.
 
         Args:
-            rows: The table, without its index. Texts are escaped, unless they are HTML (``format``).
+            rows: The table, without its index. Texts are escaped, unless they are HTML
+                (``format``).
             shaded: Positions of the rows to shade.
             shade: Their colour.
         """

@@ -1,11 +1,12 @@
 """Run one notebook on finished results and write its HTML page.
 
-Notebooks are kept as plain Python (jupytext's percent form), so that a change of one can be read. papermill runs it; nbconvert writes
-a page that opens without the network.
+Notebooks are kept as plain Python (jupytext's percent form), so that a change of one can be read.
+papermill runs it; nbconvert writes a page that opens without the network.
 
-The kernel is this interpreter, whatever kernels and templates of other installations Jupyter would find on ``JUPYTER_PATH`` or in the
-user's home. It talks over sockets in a folder of its own: TCP ports are chosen before the kernel opens them, and where another process
-was faster the kernel dies. What it writes to standard error before it answers goes to this command's.
+The kernel is this interpreter, whatever kernels and templates of other installations Jupyter would
+find on ``JUPYTER_PATH`` or in the user's home. It talks over sockets in a folder of its own: TCP
+ports are chosen before the kernel opens them, and where another process was faster the kernel dies.
+What it writes to standard error before it answers goes to this command's.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
 
 SOCKET_PATH = 90
-"""Bytes that a folder for sockets may have: with the socket's name a path must not be longer than 103 (macOS; Linux: 107)."""
+"""Bytes that a folder for sockets may have: with the socket's name a path must not be longer than
+103 (macOS; Linux: 107)."""
 EARLIER = "This page is of an earlier run"
 START_SECONDS = 120
 """How long a kernel may take to answer for the first time."""
@@ -67,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def module_of(notebook: Path) -> str:
-    """Return the module whose code makes what a notebook shows: that of its name in ``report.pages``.
+    """Return the module whose code makes what a notebook shows: that of its name in
+    ``report.pages``.
 
     A notebook without one is taken to need ``report.notebook`` alone.
     """
@@ -77,7 +80,8 @@ def module_of(notebook: Path) -> str:
 
 @contextmanager
 def isolated_jupyter() -> Iterator[Path]:
-    """Keep Jupyter to this environment: nothing is read from, or left in, the user's home or other installations.
+    """Keep Jupyter to this environment: nothing is read from, or left in, the user's home or other
+    installations.
 
     Yields:
         A folder for Jupyter's files, with a path short enough for sockets.
@@ -145,7 +149,8 @@ def execute(notebook: Path, executed: Path, parameters: dict, scratch: Path) -> 
 def kernel(scratch: Path) -> Iterator[AsyncKernelManager]:
     """Run a kernel in this interpreter, with its sockets in ``scratch``.
 
-    One that does not come to its first answer is started once more: it has done nothing yet, so that nothing is done twice.
+    One that does not come to its first answer is started once more: it has done nothing yet, so
+    that nothing is done twice.
 
     Raises:
         ArtifactError: if the second does not answer either.
@@ -181,7 +186,8 @@ def kernel(scratch: Path) -> Iterator[AsyncKernelManager]:
         finally:
             run_sync(manager.shutdown_kernel)(now=True)
     raise artifacts.ArtifactError(
-        f"{sys.executable} -m ipykernel_launcher started two kernels, and neither came to its first answer; what they wrote is above."
+        f"{sys.executable} -m ipykernel_launcher started two kernels, and neither came to its "
+        "first answer; what they wrote is above."
         f" {'; '.join(failures)}"
     )
 
@@ -198,8 +204,8 @@ def end_of(manager: AsyncKernelManager) -> str:
 def mark_earlier(page: Path, log: Path) -> bool:
     """Say on a page that was left from an earlier run that it is.
 
-    ``run.json`` is what makes a store whole: Snakemake has removed it before a page is made anew, and where that failed it has
-    brought back the page alone.
+    ``run.json`` is what makes a store whole: Snakemake has removed it before a page is made anew,
+    and where that failed it has brought back the page alone.
 
     Args:
         page: HTML file; need not exist.
@@ -226,7 +232,8 @@ def mark_earlier(page: Path, log: Path) -> bool:
 
 
 def to_html(executed: Path) -> str:
-    """Return an executed notebook as one HTML page without code cells and without references to the network."""
+    """Return an executed notebook as one HTML page without code cells and without references to the
+    network."""
     from nbconvert import HTMLExporter
 
     exporter = HTMLExporter(

@@ -1,14 +1,19 @@
-"""Gather the results of all arms and replicates into the tidy tables that pages, DVC and MLflow show.
+"""Gather the results of all arms and replicates into the tidy tables that pages, DVC and MLflow
+show.
 
-- ``arms.csv``: the headline numbers, one row per arm and metric, with intervals; ``metrics.json``: the same as arm -> metric -> value;
-- ``comparison.csv``: every arm against its own control, one row per arm and metric; ``comparison_wide.csv``: one row per arm, with the
-  verdict (see ``comparison``);
+- ``arms.csv``: the headline numbers, one row per arm and metric, with intervals; ``metrics.json``:
+  the same as arm -> metric -> value;
+- ``comparison.csv``: every arm against its own control, one row per arm and metric;
+  ``comparison_wide.csv``: one row per arm, with the verdict (see ``comparison``);
 - ``points.csv``: memorization and quality of every replicate;
-- ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every replicate (of the last, of the arms
-  that are judged on it);
-- ``copies.csv``: extraction against multiplicity, pooled over replicates; ``multiplicity.csv``: its shares at the calibrated alpha;
-- ``union.csv``: what all replicates of an arm together gave back (the count that Carlini et al. 2023 report for their 16 models);
-- ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication against the planted truth.
+- ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every
+  replicate (of the last, of the arms that are judged on it);
+- ``copies.csv``: extraction against multiplicity, pooled over replicates; ``multiplicity.csv``: its
+  shares at the calibrated alpha;
+- ``union.csv``: what all replicates of an arm together gave back (the count that Carlini et al.
+  2023 report for their 16 models);
+- ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
+  against the planted truth.
 """
 
 from __future__ import annotations
@@ -45,7 +50,8 @@ ORDER = (
     "mq@0.5 (share) of holdout",
     "membership_auc",
 )
-"""Headline numbers of the attacks, in the order in which they are read; quality and budget follow."""
+"""Headline numbers of the attacks, in the order in which they are read; quality and budget
+follow."""
 
 FACTS = (
     "updates",
@@ -59,8 +65,9 @@ FACTS = (
     "training_seconds",
     "epsilon",
 )
-"""What ``run.json`` of a training says of its budget, and ``network_updates``: the updates of one of its networks with those of the
-arm that it started from. Setup (before the first update) and epsilon only where a method has them."""
+"""What ``run.json`` of a training says of its budget, and ``network_updates``: the updates of one
+of its networks with those of the arm that it started from. Setup (before the first update) and
+epsilon only where a method has them."""
 
 FORGOTTEN = {
     ("probability", "none", "forget"): "forgotten_probability",
@@ -68,10 +75,12 @@ FORGOTTEN = {
     ("extracted_images", "calibrated", "forget"): "forgotten_extracted_calibrated",
     ("roc_auc", "none", "forget"): "forgotten_auc",
 }
-"""Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of the set is added in brackets."""
+"""Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of
+the set is added in brackets."""
 
 REMAINING = ("FD", "FID", "coverage")
-"""Measures of the same attack of the generations that are not of the forgotten class: ``remaining_FD[classifier, <set>]``."""
+"""Measures of the same attack of the generations that are not of the forgotten class:
+``remaining_FD[classifier, <set>]``."""
 
 Folders = dict[tuple[str, int], Path]
 """(arm, replicate) -> store."""
@@ -146,7 +155,8 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _concatenate(folders: Folders, name: str) -> pd.DataFrame:
-    """Return one file of every cell below each other, with columns ``arm`` and ``replicate`` in front."""
+    """Return one file of every cell below each other, with columns ``arm`` and ``replicate`` in
+    front."""
     tables = [
         _read(folder / name).assign(arm=arm, replicate=k) for (arm, k), folder in folders.items()
     ]
@@ -157,7 +167,8 @@ def _concatenate(folders: Folders, name: str) -> pd.DataFrame:
 
 
 def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, replicate: int) -> int:
-    """Return for how many updates a network of an arm was trained, those of the arm that it started from included.
+    """Return for how many updates a network of an arm was trained, those of the arm that it started
+    from included.
 
     Args:
         runs: (arm, replicate) -> ``run.json`` of its training.
@@ -170,7 +181,8 @@ def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, repli
 
 
 def chosen_from(forgetting: Folders) -> dict[str, str]:
-    """Return, for each forget set that an extraction attack chose, the arm that the images were extracted from.
+    """Return, for each forget set that an extraction attack chose, the arm that the images were
+    extracted from.
 
     Args:
         forgetting: Stores of the attack ``forgetting``.
@@ -190,14 +202,15 @@ def points(
     """Return the headline numbers of every replicate.
 
     Args:
-        results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``, ``membership``, ``forgetting``.
+        results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``,
+            ``membership``, ``forgetting``.
         facts: (arm, replicate) -> what its training's ``run.json`` says of the budget.
         anchor: Whose neighbours normalise the headline's distances.
         confidence: Of the intervals.
 
     Returns:
-        Columns arm, replicate, metric, value, low, high (exact for shares and counts, bootstrap for others), and for shares count
-        and of: how many of how many.
+        Columns arm, replicate, metric, value, low, high (exact for shares and counts, bootstrap for
+        others), and for shares count and of: how many of how many.
     """
     rows: list[dict[str, Any]] = []
     extraction = results["extraction"]
@@ -260,7 +273,8 @@ def points(
 
 
 def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict[str, Any]:
-    """Return one number of one replicate; without interval if its ``value`` is not the row's own."""
+    """Return one number of one replicate; without interval if its ``value`` is not the row's
+    own."""
     point = {
         "arm": row["arm"],
         "replicate": row["replicate"],
@@ -296,9 +310,11 @@ def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]
 
 
 def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
-    """Return the headline numbers, one row per arm and metric: arm, metric, value, low, high, replicates and interval.
+    """Return the headline numbers, one row per arm and metric: arm, metric, value, low, high,
+    replicates and interval.
 
-    With one replicate, or several that are all equal, the interval is that within the replicate; else Student's t between them.
+    With one replicate, or several that are all equal, the interval is that within the replicate;
+    else Student's t between them.
 
     Args:
         numbers: The table of ``points``.
@@ -327,11 +343,14 @@ def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
 
 
 def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.DataFrame:
-    """Return the share of images extracted by number of planted copies, pooled over replicates, with exact intervals.
+    """Return the share of images extracted by number of planted copies, pooled over replicates,
+    with exact intervals.
 
-    The same images are attacked in every replicate; the intervals take them for others each time, and are then too narrow.
+    The same images are attacked in every replicate; the intervals take them for others each time,
+    and are then too narrow.
 
-    ``twins_share`` is the same for the twins: images drawn together with the planted ones but never trained on.
+    ``twins_share`` is the same for the twins: images drawn together with the planted ones but never
+    trained on.
     """
     grouped = numbers[numbers["subset"].str.startswith("copies=") & (numbers["anchor"] == anchor)]
     keys = ["arm", "alpha", "subset"]
@@ -372,7 +391,8 @@ def union_over_replicates(folders: Folders, anchor: str) -> pd.DataFrame:
 
 
 def loss_curves(folders: Folders) -> pd.DataFrame:
-    """Return the training loss of every arm by update, averaged over replicates: arm, update, loss."""
+    """Return the training loss of every arm by update, averaged over replicates: arm, update,
+    loss."""
     curves = []
     for (arm, _), folder in folders.items():
         artifacts.check_file(folder / "metrics.jsonl")

@@ -1,2 +1,2 @@
-"""What the commands that need no study share: the images that somebody names on the command line,
-and the folder written to."""
+"""Commands that need no study, and what they share: sets of images named on the command line, and
+the output folder."""

@@ -2,8 +2,8 @@
 
 No study is needed: the gradient features of ``compute`` are computed for the network as it is, and
 attributors that need nothing else score with them. What a study learns from retraining is missing:
-the regulariser is a given value, in multiples of the mean eigenvalue (see ``spectrum``), where a
-study chooses among several; and no linear data-modelling score tells how reliable the answer is.
+the regulariser is fixed, in multiples of the mean eigenvalue (see ``spectrum``), where a study
+tunes it; and no linear data-modelling score measures how reliable the answer is.
 ``afterimage attribute --help`` describes the files in ``--out`` and the memory needed.
 """
 
@@ -90,9 +90,22 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
-    features = config.Features()
+    _input_flags(parser)
+    _score_flags(parser)
+    _feature_flags(parser)
+    image_sets.arguments(parser, ("train", "queries"))
+    parser.add_argument(
+        "--show-images",
+        action="store_true",
+        help="also write pictures; mind the privacy of people in them",
+    )
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of noise and projection (default: %(default)s)"
+    )
 
-    # The network, the images and the result.
+
+def _input_flags(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of the network, the images and the result."""
     parser.add_argument(
         "--pipeline",
         metavar="DIR|ID",
@@ -126,7 +139,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="folder to write; an earlier result in it is replaced",
     )
 
-    # The scores.
+
+def _score_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--attributor",
         nargs="+",
@@ -149,7 +163,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="top-ranked training images listed per query (default: 16)",
     )
 
-    # The features.
+
+def _feature_flags(parser: argparse.ArgumentParser) -> None:
+    features = config.Features()
     parser.add_argument(
         "--timesteps",
         type=int,
@@ -190,17 +206,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=features.batch_size,
         help="images per batch; bounds the memory (default: %(default)s)",
-    )
-
-    # How images are read, and what is written.
-    image_sets.arguments(parser, ("train", "queries"))
-    parser.add_argument(
-        "--show-images",
-        action="store_true",
-        help="also write pictures; mind the privacy of people in them",
-    )
-    parser.add_argument(
-        "--seed", type=int, default=0, help="seed of noise and projection (default: %(default)s)"
     )
 
 
@@ -396,9 +401,9 @@ def _check(opened: Opened, sets: dict[str, Images]) -> None:
     for name, images in sets.items():
         shape = images.pixels.shape[1:]
         if shape != opened.shape:
-            given, needed = ("x".join(map(str, sizes)) for sizes in (shape, opened.shape))
+            actual, needed = ("x".join(map(str, sizes)) for sizes in (shape, opened.shape))
             raise ConfigError(
-                f"--{name}: images are {given}, but {needed} is needed; --resize and --colour "
+                f"--{name}: images are {actual}, but {needed} is needed; --resize and --colour "
                 "convert them"
             )
         low, high = images.labels.min(), images.labels.max()

@@ -1,9 +1,9 @@
-"""``afterimage audit``: does this model copy its training images? For somebody's own images or
-diffusers pipeline.
+"""``afterimage audit``: does this model copy its training images? For your own images or diffusers
+pipeline.
 
 No study is needed. What a study knows from its split has to be given here: the images that the
-model was trained on, and real images of the same kind that it never saw. Without the latter the
-attack still runs, but cannot tell copies from chance resemblance.
+model was trained on, and real images from the same distribution that it never saw. Without the
+latter the attack still runs, but cannot distinguish copies from chance resemblance.
 
 Written to ``--out``: see ``HELP``, which ``afterimage audit --help`` prints.
 """
@@ -38,40 +38,49 @@ SETS = ("train", "samples", "holdout")
 
 HELP = """\
 words:
-  flagged     a generation: nearer to its nearest training image than a threshold (verdict, fixed, calibrated)
+  flagged     a generation: nearer to its nearest training image than a threshold (verdict, fixed,
+              calibrated)
   extracted   a training image: the nearest one of a flagged generation
 
 files:
   audit.html        the answer as a page; pictures of pairs only with --show-images
   audit.json        see below
-  extracted.csv     the extracted training images: file, copies, flagged_generations, nearest_generations, best_generation,
-                    best_l2, best_ratio
-  training.parquet  the same for every different training image; nearest_generations is 0 for those that were never nearest
-  pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2, ratio_training, ratio_candidate
-                    (both at the fixed alpha), low_detail, flagged_verdict
-  DIR/samples.npz   with --keep-samples DIR: the generations, for `afterimage attribute --queries` or another audit
+  extracted.csv     the extracted training images: file, copies, flagged_generations,
+                    nearest_generations, best_generation, best_l2, best_ratio
+  training.parquet  the same for every different training image; nearest_generations is 0 for
+                    images that are the nearest of no generation
+  pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2,
+                    ratio_training, ratio_candidate (both at the fixed alpha), low_detail,
+                    flagged_verdict
+  DIR/samples.npz   with --keep-samples DIR: the generations, for `afterimage attribute --queries`
+                    or another audit
 
 keys of audit.json:
-  verdict     outcome (copies shown, not shown, cannot tell), sentence, and what it rests on: generations, held_out, copies (at
-              least), flagged, false_alarms (at most), images, images_at_least, threshold, visible_rate; reason of cannot tell
-  limits      what limits the answer, in sentences
-  notices     what was left out of the images or chosen in reading them, in sentences
+  verdict     outcome (copies shown, not shown, cannot tell), sentence, and its evidence:
+              generations, held_out, copies (at least), flagged, false_alarms (at most), images,
+              images_at_least, threshold, visible_rate; reason of cannot tell
+  limits      limitations of the answer, in sentences
+  notices     images that were left out and choices made in reading them, in sentences
   left_out    held-out images that were left out: sample, nearest, l2, kind (exact, near, repeated)
-  counts      generations, training, training_distinct, training_never_nearest, holdout, holdout_left_out
+  counts      generations, training, training_distinct, training_never_nearest, holdout,
+              holdout_left_out
   unique_images
-              by anchor (training, candidate) and alpha (fixed, and calibrated with --holdout): count, of, share, low, high,
-              exact_low, exact_high; different training images extracted
+              by anchor (training, candidate) and alpha (fixed, and calibrated with --holdout):
+              count, of, share, low, high, exact_low, exact_high; different training images
+              extracted
   flagged_generations
               the same for generations
   flagged_holdout
-              the same for held-out images: the false alarms; calibrated is cross-fitted (null without --holdout)
+              the same for held-out images: the false alarms; calibrated is cross-fitted (null
+              without --holdout)
   mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
   alpha       the thresholds used, by anchor
-  quality     by metric: value, low, high, and holdout (the same measure of real images; the floor), or null
+  quality     by metric: value, low, high, and holdout (the same metric on real images; the
+              floor), or null
   quality_missing
               by metric: why it could not be measured
-  facts       what the attack records of itself
-  inputs      sha256 of what was read, and of the weights; how each set was read
+  facts       counts recorded by the attack
+  inputs      sha256 of the images read, and of the weights; how each set was read
   settings    everything that the numbers depend on; with seed and version
   seconds     wall time
 """
@@ -81,13 +90,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument(
+    generations = parser.add_mutually_exclusive_group(required=True)
+    generations.add_argument(
         "--samples",
         metavar="SOURCE",
         help="generations: a folder or zip of images, .npz, or parquet",
     )
-    what.add_argument(
+    generations.add_argument(
         "--pipeline",
         metavar="DIR|ID",
         help="diffusers pipeline (unconditional, pixels) to draw them from",
@@ -99,7 +108,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="training images: as --samples, or owner/name@revision",
     )
     parser.add_argument(
-        "--holdout", metavar="SOURCE", help="real images of the same kind that the model never saw"
+        "--holdout",
+        metavar="SOURCE",
+        help="real images from the same distribution that the model never saw",
     )
     parser.add_argument(
         "--out",
@@ -108,26 +119,45 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to write (default: %(default)s)",
     )
-    drawing = parser.add_argument_group("drawing from --pipeline")
+    _drawing_flags(parser.add_argument_group("drawing from --pipeline"))
+    image_sets.arguments(parser, SETS)
+    _attack_flags(parser)
+    _quality_flags(parser)
+    parser.add_argument(
+        "--show-images",
+        action="store_true",
+        help="show the pairs on the page; mind the privacy of people in them",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=0,
+        help="seed of generations, splits and intervals (default: %(default)s)",
+    )
+
+
+def _drawing_flags(drawing: argparse._ArgumentGroup) -> None:
     drawing.add_argument(
         "--generate", type=int, default=1000, metavar="N", help="generations (default: %(default)s)"
     )
     drawing.add_argument(
         "--weights",
         choices=["ema", "raw"],
-        help="of a trainer's checkpoint (default: ema where there are)",
+        help="weights of a trainer's checkpoint (default: ema if it has them)",
     )
     drawing.add_argument("--sampler", choices=["ddpm", "ddim"], help="default: the pipeline's own")
     drawing.add_argument(
         "--steps", type=int, help="denoising steps (default: 50 for DDIM, 250 for DDPM)"
     )
     drawing.add_argument(
-        "--batch-size", type=int, default=64, help="generations at once (default: %(default)s)"
+        "--batch-size", type=int, default=64, help="generations per batch (default: %(default)s)"
     )
     drawing.add_argument(
         "--keep-samples", type=Path, metavar="DIR", help="folder to keep the generations in"
     )
-    image_sets.arguments(parser, SETS)
+
+
+def _attack_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--flips",
         action="store_true",
@@ -151,7 +181,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--gallery",
         choices=["distinct", "all"],
         default=attack.gallery,
-        help="neighbours among different training images, or with copies counted each, as published (default: %(default)s)",
+        help="neighbours among different training images, or among all, including copies, as "
+        "published (default: %(default)s)",
     )
     parser.add_argument(
         "--distance", choices=["l2", "tiled"], default=attack.distance, help="default: %(default)s"
@@ -162,33 +193,26 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default=attack.tiles,
         help="tiles per side of --distance tiled (default: %(default)s)",
     )
+
+
+def _quality_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--features",
         choices=["classifier", "pixels", "inception"],
         default="classifier",
-        help="space of quality",
+        help="feature space of the quality metrics (default: %(default)s)",
     )
     parser.add_argument(
         "--inception-weights",
         metavar="FILE",
         help="torch-fidelity's weights, with --features inception",
     )
-    parser.add_argument("--inception-sha256", metavar="HASH", help="checksum that they must have")
-    parser.add_argument(
-        "--show-images",
-        action="store_true",
-        help="put the pairs on the page; mind who is in the pictures",
-    )
-    parser.add_argument(
-        "--seed",
-        type=int,
-        default=0,
-        help="of generations, halves and intervals (default: %(default)s)",
-    )
+    parser.add_argument("--inception-sha256", metavar="HASH", help="their expected checksum")
 
 
 def run(args: argparse.Namespace) -> None:
     """Read, draw, attack, and write the answer."""
+    # Check the flags.
     started = time.monotonic()
     settings, quality_settings = _settings(args)
     out = output.check(args.out, FILES)
@@ -201,22 +225,23 @@ def run(args: argparse.Namespace) -> None:
     for name in SETS:
         if getattr(args, name) is not None:
             image_sets.source_of(name, args)
+
+    # Read the images; draw generations from the pipeline.
     sets = {
         name: image_sets.read_set(name, args) for name in SETS if getattr(args, name) is not None
     }
     drawn: dict[str, Any] = {}
-    notices = [notice for each in sets.values() for notice in each.notices()]
+    notices = [notice for image_set in sets.values() for notice in image_set.notices()]
     if args.pipeline is not None:
         _check_shapes(sets)
         sets["samples"], drawn = _draw(args, sets["train"].images)
         notices += drawn.pop("notes")
     _check_shapes(sets)
-    samples, train = (
-        sets["samples"],
-        replace(sets["train"], images=_by_content(sets["train"].images)),
-    )
+    samples = sets["samples"]
+    train = replace(sets["train"], images=_by_content(sets["train"].images))
     holdout = sets["holdout"].images if "holdout" in sets else None
 
+    # Attack, and measure quality.
     statistics = config.Statistics()
     extraction = extract(
         samples.images,
@@ -236,34 +261,27 @@ def run(args: argparse.Namespace) -> None:
             samples.images, holdout, quality_settings, statistics, args.seed
         )
 
+    # Assemble the record.
     pairs = _named(extraction.pairs, samples, train)
     training = _training(extraction, samples, train)
-    columns = [
-        "sample",
-        "nearest",
-        "l2",
-        "ratio_training",
-        "ratio_candidate",
-        "low_detail",
-        "flagged_verdict",
-    ]
-    given = {
+    sources = {
         flag: str(value)
         for flag in ("pipeline", *SETS)
         if (value := getattr(args, flag)) is not None
     }
     record = _record(extraction, qualities, sets, settings)
     if extraction.left_out is not None:
-        named = _named(extraction.left_out, sets["holdout"], train)[list(extraction.left_out)]
-        record["left_out"] = json.loads(named.to_json(orient="records"))
+        left_out = _named(extraction.left_out, sets["holdout"], train)[list(extraction.left_out)]
+        record["left_out"] = json.loads(left_out.to_json(orient="records"))
     record |= {
         "notices": notices,
         "limits": _limits(extraction, samples.images, record, settings.anchor),
         "quality_missing": missing,
         "inputs": {
-            name: {"sha256": each.sha256, "manifest": each.manifest} for name, each in sets.items()
+            name: {"sha256": image_set.sha256, "manifest": image_set.manifest}
+            for name, image_set in sets.items()
         },
-        "settings": given
+        "settings": sources
         | drawn
         | {"flips": args.flips, "colour": args.colour, "resize": args.resize}
         | {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"}
@@ -272,28 +290,21 @@ def run(args: argparse.Namespace) -> None:
         | {"seed": args.seed, "version": __version__},
         "seconds": round(time.monotonic() - started, 2),
     }
+    # Write and print it.
     extracted = training[training["flagged_generations"] > 0]
-    out.mkdir(parents=True, exist_ok=True)
-    for name, table in (("pairs.parquet", pairs[columns]), ("training.parquet", training)):
-        stream = io.BytesIO()
-        table.to_parquet(stream, index=False)
-        artifacts.write_atomically(out / name, stream.getvalue())
-    artifacts.write_atomically(out / "extracted.csv", extracted.to_csv(index=False).encode())
-    artifacts.write_json(out / "audit.json", record)
-    figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
     rows = _rows(record)
-    artifacts.write_atomically(
-        out / "audit.html", page.render(record, rows, extracted, figures).encode()
-    )
+    figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
+    html = page.render(record, rows, extracted, figures)
+    _write(out, record, pairs, training, extracted, html)
     _print(record, rows, extracted, args.out)
 
 
-# ---- what is compared ---------------------------------------------------------------------------------------------------
+# ---- inputs --------------------------------------------------------------------------------------
 
 
 def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quality]:
-    """Return the settings of the attack and of the quality measures, whose weights are looked
-    for."""
+    """Return the settings of the attack and of the quality metrics, after checking that their
+    weights exist."""
     if args.features == "inception" and not (args.inception_weights and args.inception_sha256):
         raise ConfigError(
             "--features inception needs --inception-weights FILE and --inception-sha256 HASH"
@@ -316,8 +327,7 @@ def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quali
 
 
 def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, Any]]:
-    """Draw generations from ``--pipeline``; return them, and what the record says of the
-    drawing."""
+    """Draw generations from ``--pipeline``; return them, and the facts for the record."""
     from accelerate import PartialState
 
     from afterimage.diffusion import pipelines, sample
@@ -328,11 +338,12 @@ def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, 
     except artifacts.ArtifactError as error:
         raise artifacts.ArtifactError(f"--pipeline: {error}") from error
     if opened.shape != (height, width, channels):
-        theirs, ours = (
+        drawn_shape, train_shape = (
             "x".join(map(str, shape)) for shape in (opened.shape, (height, width, channels))
         )
         raise ConfigError(
-            f"--pipeline {args.pipeline} draws {theirs}, but --train has {ours}; --resize and --colour make them one"
+            f"--pipeline {args.pipeline} draws {drawn_shape}, but --train has {train_shape}; "
+            "--resize and --colour convert them"
         )
     sampler = opened.sampler(args.sampler)
     steps = args.steps or sample.default_steps(sampler, opened.timesteps)
@@ -364,27 +375,56 @@ def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, 
 
 def _check_shapes(sets: dict[str, ImageSet]) -> None:
     shapes = {
-        f"--{name}": "x".join(map(str, each.images.pixels.shape[1:])) for name, each in sets.items()
+        f"--{name}": "x".join(map(str, image_set.images.pixels.shape[1:]))
+        for name, image_set in sets.items()
     }
     if len(set(shapes.values())) > 1:
         listed = ", ".join(f"{flag} {shape}" for flag, shape in shapes.items())
         raise ConfigError(
-            f"images have different shapes: {listed}; --resize and --colour make them one"
+            f"images have different shapes: {listed}; --resize and --colour convert them"
         )
 
 
 def _by_content(train: Images) -> Images:
-    """Return the training images with byte-identical ones as copies of one source, the first of
+    """Return the training images with byte-identical images as copies of one source, the first of
     them."""
     _, first, inverse = np.unique(contents(train.pixels), return_index=True, return_inverse=True)
     return replace(train, sources=train.ids[first[inverse]])
 
 
-# ---- what is written ----------------------------------------------------------------------------------------------------
+# ---- outputs -------------------------------------------------------------------------------------
+
+
+def _write(
+    out: Path,
+    record: dict[str, Any],
+    pairs: pd.DataFrame,
+    training: pd.DataFrame,
+    extracted: pd.DataFrame,
+    html: str,
+) -> None:
+    """Write ``FILES``, each atomically."""
+    columns = [
+        "sample",
+        "nearest",
+        "l2",
+        "ratio_training",
+        "ratio_candidate",
+        "low_detail",
+        "flagged_verdict",
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    for name, table in (("pairs.parquet", pairs[columns]), ("training.parquet", training)):
+        stream = io.BytesIO()
+        table.to_parquet(stream, index=False)
+        artifacts.write_atomically(out / name, stream.getvalue())
+    artifacts.write_atomically(out / "extracted.csv", extracted.to_csv(index=False).encode())
+    artifacts.write_json(out / "audit.json", record)
+    artifacts.write_atomically(out / "audit.html", html.encode())
 
 
 def _named(table: pd.DataFrame, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
-    """Return a table of pairs with names in place of ids, and the rows of both images."""
+    """Return a table of pairs with names instead of ids, and the rows of both images."""
     table = table.copy()
     for column, images in (("sample", samples), ("nearest", train)):
         rows = pd.Index(images.images.ids).get_indexer(table[column])
@@ -422,7 +462,8 @@ def _training(extraction: Extraction, samples: ImageSet, train: ImageSet) -> pd.
 def _limits(
     extraction: Extraction, samples: Images, record: dict[str, Any], anchor: str
 ) -> list[str]:
-    """Return what limits the answer, in sentences."""
+    """Return the limitations of the answer, in sentences."""
+    # Held-out images that were left out.
     facts, limits = extraction.facts, []
     left_out = facts.get("holdout_left_out", {})
     kinds = {
@@ -436,41 +477,51 @@ def _limits(
             f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out
         )
         limits.append(
-            f"--holdout: {sum(left_out.values())} images were left out, since they are training images too or stand there twice "
-            f"({counts}): {named}"
+            f"--holdout: {sum(left_out.values())} images were left out, since they are training "
+            f"images too or occur twice ({counts}): {named}"
         )
+
+    # Precision of the calibrated alpha.
     held_out = record["counts"]["holdout"] - record["counts"]["holdout_left_out"]
     if record["counts"]["holdout"] and held_out < calibration.FEWEST:
         limits.append(
-            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a calibrated alpha; none is reported."
+            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a "
+            "calibrated alpha; none is reported."
         )
     elif impossible := facts.get("calibration_impossible"):
         limits.append(
-            f"--holdout: no image has a ratio, so that no alpha is calibrated (anchor {', '.join(impossible)})."
+            "--holdout: no image has a ratio, so that no alpha is calibrated (anchor "
+            f"{', '.join(impossible)})."
         )
     elif held_out:
         limits.append(
-            f"The calibrated alpha rests on {held_out} held-out images, which cannot show rates of false alarms below about "
-            f"{100 * facts['holdout_smallest_rate']:.2g} %."
+            f"The calibrated alpha rests on {held_out} held-out images, which cannot show "
+            f"false-alarm rates below about {100 * facts['holdout_smallest_rate']:.2g} %."
         )
+
+    # Images without a meaningful ratio.
     for name, count in (("generations", len(samples)), ("holdout", held_out)):
-        called = {"generations": "generations", "holdout": "held-out images"}[name]
+        noun = {"generations": "generations", "holdout": "held-out images"}[name]
         if low := facts.get(f"low_detail_{name}"):
             limits.append(
-                f"{low} of {count} {called} are blank or blurred next to their nearest training image, and are not counted as copies."
+                f"{low} of {count} {noun} are blank or blurred next to their nearest training "
+                "image, and are not counted as copies."
             )
         if zero := facts.get(f"zero_means_{name}", {}).get(anchor):
             limits.append(
-                f"{zero} of {count} {called} are nearest to a training image whose neighbours are all its copies: no ratio."
+                f"{zero} of {count} {noun} are nearest to a training image whose neighbours are "
+                "all its copies: no ratio."
             )
     if facts["neighbours"] < 50:
         limits.append(
-            f"The ratio's mean is over {facts['neighbours']} neighbours: there are {record['counts']['training_distinct']} different "
-            "training images, or fewer neighbours were asked for."
+            f"The ratio's mean is over {facts['neighbours']} neighbours: there are "
+            f"{record['counts']['training_distinct']} different training images, or fewer "
+            "neighbours were asked for."
         )
     if identical := int((extraction.pairs["l2"] == 0).sum()):
         limits.append(
-            f"{identical} of {len(samples)} generations are identical to a training image, byte for byte."
+            f"{identical} of {len(samples)} generations are identical to a training image, byte "
+            "for byte."
         )
     return limits
 
@@ -486,8 +537,8 @@ def _record(
         (row["metric"], row["anchor"], row["alpha"]): row
         for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
     }
-    # An alpha of 0 stands for no calibrated alpha: it flags nothing, which would read as an
-    # all-clear.
+    # An alpha of 0 means that there is no calibrated alpha: it flags nothing, which would read as
+    # an all-clear.
     readings = [reading for reading in extraction.readings if reading.value > 0]
 
     def numbers(metric: str, anchor: str = "none", kind: str = "none") -> dict[str, float] | None:
@@ -540,7 +591,7 @@ def _record(
 
 
 def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the numbers beside the verdict: name, value, interval."""
+    """Return the numbers next to the verdict: name, value, interval."""
     anchor = record["settings"]["anchor"]
     rows: list[tuple[str, str, str]] = []
 
@@ -594,15 +645,15 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 def _print(
     record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, out: Path
 ) -> None:
-    """Print what limits the answer, the answer, and the first ten training images that came
-    back."""
+    """Print the limitations, the answer, and the first ten extracted training images."""
     for line in [*record["notices"], *record["limits"]]:
         print(line)
     print(f"\n{record['verdict']['sentence']}\n")
     if len(extracted):
         shown = extracted.head(10).round(3)
         print(
-            f"training images extracted, the first {len(shown)} of {len(extracted)} in extracted.csv:"
+            f"training images extracted, the first {len(shown)} of {len(extracted)} in "
+            "extracted.csv:"
         )
         print(shown.to_string(index=False) + "\n")
     table = [("measure", "value", "95 % interval"), *rows]

@@ -1,4 +1,4 @@
-"""A study's key in a library's message, as the flag of a command: ``sample.steps`` becomes
+"""Translation of a study's keys in messages to the flags of a command: ``sample.steps`` to
 ``--steps``."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 
 RENAMED = {"sample.images": "generate"}
-"""Keys whose flag has another name."""
+"""Keys whose flag has a different name."""
 
 
 def flag(key: str) -> str:
@@ -24,7 +24,7 @@ def flag(key: str) -> str:
 
 @contextmanager
 def named(*blocks: str) -> Iterator[None]:
-    """Raise errors on keys of ``blocks`` again, as errors on flags.
+    """Reraise errors on keys of ``blocks`` as errors on flags.
 
     Args:
         blocks: Dotted, e.g. ``sample`` or ``attribution.features``. A pydantic error has the keys
@@ -32,7 +32,7 @@ def named(*blocks: str) -> Iterator[None]:
 
     Raises:
         ConfigError: naming each flag, its value and what is allowed.
-        ArtifactError: likewise, where the error was one.
+        ArtifactError: likewise, if the error was one.
     """
     keys = re.compile(rf"\b(?:{'|'.join(map(re.escape, blocks))})\.[a-z_]+")
     try:

@@ -23,7 +23,7 @@ from afterimage.data.walk import walk
 from afterimage.images import Images
 
 NAMED = 10
-"""Most names in one notice, and in the record of a set."""
+"""Maximum number of names in one notice, and in the record of a set."""
 
 _CHOICES = {
     "image_column": ("--image-column", ("parquet", "huggingface")),
@@ -66,7 +66,7 @@ def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
         help="with --resize: centre resizes the shorter side and crops the longer to its centre, "
         "like most trainers; none squashes the whole image into the square (default: centre)",
     )
-    named = f"; SET is one of {', '.join(sets)}; without it, NAME applies to all sets"
+    suffix = f"; SET is one of {', '.join(sets)}; without it, NAME applies to all sets"
     for option, text in (
         ("image_column", "parquet column with the images, if several columns hold images"),
         ("label_column", "parquet column, or array of an .npz, with the labels"),
@@ -78,7 +78,7 @@ def arguments(parser: argparse.ArgumentParser, sets: Sequence[str]) -> None:
             action="extend",
             default=[],
             metavar="[SET=]NAME",
-            help=text + named,
+            help=text + suffix,
         )
 
 
@@ -120,10 +120,10 @@ class ImageSet:
         for option, choice in manifest["choices"].items():
             taken, others = choice["taken"], choice["others"]
             if not choice["given"] and (others or taken not in _EXPECTED[option]):
-                beside = f", not {_named(_first(others))}" if others else ""
+                instead = f", not {_named(_first(others))}" if others else ""
                 sentences.append(
-                    f"{flag}: the {_READ[option]} were read from {taken}{beside}; {_FLAGS[option]} "
-                    "chooses another"
+                    f"{flag}: the {_READ[option]} were read from {taken}{instead}; "
+                    f"{_FLAGS[option]} chooses another"
                 )
         if manifest["transparent"]:
             sentences.append(
@@ -350,30 +350,31 @@ def _holds_parquet_alone(path: Path) -> bool:
 
 
 def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
-    """Return set -> name of one option; None stands for all sets."""
+    """Return set -> name of one option; None means all sets."""
     flag, _ = _CHOICES[option]
     chosen: dict[str | None, str] = {}
     for text in getattr(args, option):
         start, equals, name = text.partition("=")
-        of = start if equals else None
-        if of is not None and of not in args.image_sets:
+        image_set = start if equals else None
+        if image_set is not None and image_set not in args.image_sets:
             raise ConfigError(
-                f"{flag} = {text}: {of!r} is no set of images; sets are "
+                f"{flag} = {text}: {image_set!r} is no set of images; sets are "
                 f"{', '.join(args.image_sets)}"
             )
-        if of is not None and getattr(args, of) is None:
-            raise ConfigError(f"{flag} = {text}: --{of} is not given")
-        if of in chosen:
+        if image_set is not None and getattr(args, image_set) is None:
+            raise ConfigError(f"{flag} = {text}: --{image_set} is not given")
+        if image_set in chosen:
             raise ConfigError(
-                f"{flag} = {text}: it is given more than once for {'--' + of if of else 'all sets'}"
+                f"{flag} = {text}: it is given more than once for "
+                f"{'--' + image_set if image_set else 'all sets'}"
             )
-        chosen[of] = name if equals else text
+        chosen[image_set] = name if equals else text
     return chosen
 
 
 def _chosen(option: str, name: str, kind: str, args: argparse.Namespace) -> str | None:
-    """Return what an option says of one set: by the set's name, or else for all sets that it can be
-    said of."""
+    """Return the value of an option for one set: the one given for this set, or else the one for
+    all sets, if it applies to its kind."""
     flag, kinds = _CHOICES[option]
     chosen = _parsed(option, args)
     if name in chosen:
@@ -384,8 +385,8 @@ def _chosen(option: str, name: str, kind: str, args: argparse.Namespace) -> str 
         return chosen[name]
     if None not in chosen or kind in kinds:
         return chosen.get(None)
-    given = [other for other in args.image_sets if getattr(args, other) is not None]
-    if not any(_kind_of(f"--{other}", getattr(args, other))[0] in kinds for other in given):
+    others = [other for other in args.image_sets if getattr(args, other) is not None]
+    if not any(_kind_of(f"--{other}", getattr(args, other))[0] in kinds for other in others):
         raise ConfigError(
             f"{flag} = {chosen[None]}: it is for {_for(kinds)}, and no set of images is one"
         )

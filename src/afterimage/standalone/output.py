@@ -1,4 +1,4 @@
-"""The folder that a command writes to, looked at before any work starts."""
+"""The output folder of a command, checked before any work starts."""
 
 from __future__ import annotations
 
@@ -15,43 +15,44 @@ def check(out: Path, ours: Collection[str], replaced: bool = False, flag: str = 
     """Return the folder to write, with links resolved, after checking that it can be written.
 
     Args:
-        out: The folder. It need not be there, and nor need the folders above it.
-        ours: Names (relative, with ``/``) of what may be there already: the files of an earlier
+        out: The folder. Neither it nor its parents need to exist.
+        ours: Names (relative, with ``/``) of files that may already exist: those of an earlier
             result.
         flag: The flag that names it, for messages.
-        replaced: The result is written beside the folder, and the folder then replaced as a whole.
+        replaced: The result is written next to the folder, which is then replaced as a whole.
 
     Raises:
-        ConfigError: if it, or what it lies below, is a file or cannot be written, or if anything
-            but ``ours`` is in it.
+        ConfigError: if it, or a parent, is a file or cannot be written, or if it contains anything
+            but ``ours``.
     """
     try:
-        place = out.resolve()
-        nearest = next(folder for folder in (place, *place.parents) if folder.exists())
+        target = out.resolve()
+        nearest = next(folder for folder in (target, *target.parents) if folder.exists())
         if not nearest.is_dir():
             raise ConfigError(f"{flag} {out}: {nearest} is a file; a folder is needed")
-        foreign = sorted(_files(place) - set(ours)) if nearest == place else []
+        foreign = sorted(_files(target) - set(ours)) if nearest == target else []
         if foreign:
             raise ConfigError(
-                f"{flag} {out}: {foreign[0]} is not of an earlier result; allowed are a new or empty folder, or such a result alone"
+                f"{flag} {out}: {foreign[0]} is not of an earlier result; allowed are a new or "
+                "empty folder, or such a result alone"
             )
-        if replaced and place.is_mount():
+        if replaced and target.is_mount():
             raise ConfigError(
                 f"{flag} {out}: it is a mount point, which cannot be replaced; name a folder in it"
             )
-        for folder in (nearest, place.parent) if replaced and nearest == place else (nearest,):
+        for folder in (nearest, target.parent) if replaced and nearest == target else (nearest,):
             with tempfile.TemporaryDirectory(prefix=".afterimage-", dir=folder):
                 pass
-    except (OSError, RuntimeError) as error:  # RuntimeError: links that go round in a circle
+    except (OSError, RuntimeError) as error:  # RuntimeError: circular links
         raise ConfigError(
             f"{flag} {out}: it cannot be written: {getattr(error, 'strerror', None) or error}"
         ) from error
-    return place
+    return target
 
 
 def earlier(out: Path, step: str) -> set[str]:
-    """Return the names of the files that an earlier run of ``step`` left in ``out``; none if its
-    record is not there."""
+    """Return the names of the files that an earlier run of ``step`` left in ``out``; empty without
+    its record."""
     try:
         run = artifacts.read_run(out)
         return {artifacts.RUN, *run["outputs"]} if run["config"]["step"] == step else set()

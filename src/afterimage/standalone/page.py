@@ -1,5 +1,4 @@
-"""The page of an audit: the answer and what limits it, the images that came back, and the distances
-behind it."""
+"""The page of an audit: the answer and its limitations, the extracted images, and the distances."""
 
 from __future__ import annotations
 
@@ -15,14 +14,17 @@ from afterimage.attacks.extraction import Extraction
 from afterimage.images import Images
 
 PAIRS, COLUMNS = 32, 8
-"""Most pairs in a picture, and pairs per row."""
+"""Maximum number of pairs in a picture, and pairs per row."""
 
 NOTES = (
-    "The answer compares generations with held-out images over all thresholds at once: without copies, at most 5 of 100 audits say "
-    "that copies are shown. Another training of the same model may give others.",
-    "The ratio of a generation is its distance to the nearest training image, divided by alpha times the mean distance of that image "
-    "to its nearest neighbours among the training images (Carlini et al. 2023, section 5.1). A generation is flagged, and that training "
-    "image extracted, where the ratio is at most 1. Intervals are exact (Clopper-Pearson) for counts and shares.",
+    "The answer compares generations with held-out images over all thresholds at once: without "
+    "copies, at most 5 of 100 audits report copies. Another training run of the same model may "
+    "give a different answer.",
+    "The ratio of a generation is its distance to the nearest training image, divided by alpha "
+    "times the mean distance of that image to its nearest neighbours among the training images "
+    "(Carlini et al. 2023, section 5.1). A generation is flagged, and that training image "
+    "extracted, if the ratio is at most 1. Intervals are exact (Clopper-Pearson) for counts and "
+    "shares.",
 )
 
 Figure = tuple[str, str, str]
@@ -39,13 +41,16 @@ def figures(
         pairs: Its pairs with names, and ``sample_row`` and ``nearest_row``.
         samples: The generations.
         train: The training images.
-        show: Pictures may be shown.
+        show: Whether pictures may be shown.
     """
     drawn = [_distances(extraction)]
     if show:
         low = pairs["low_detail"]
         if len(blurred := pairs[low].sort_values("l2", kind="stable").head(PAIRS)):
-            text = "Left the generation, right the training image nearest to it. They are not counted as copies."
+            text = (
+                "On the left the generation, on the right its nearest training image. These are "
+                "not counted as copies."
+            )
             drawn.insert(0, _pairs("Blank or blurred generations", text, blurred, samples, train))
         best = (
             pairs[~low]
@@ -54,8 +59,9 @@ def figures(
             .head(PAIRS)
         )
         text = (
-            "Left the generation, right the training image nearest to it, with their distance and ratio; one pair per training "
-            "image, smallest ratio first. Pairs that the verdict flags have a red title."
+            "On the left the generation, on the right its nearest training image, with their "
+            "distance and ratio; one pair per training image, smallest ratio first. Pairs that the "
+            "verdict flags have a red title."
         )
         if len(best):
             drawn.insert(0, _pairs("The nearest pairs", text, best, samples, train))
@@ -156,5 +162,5 @@ def _distances(extraction: Extraction) -> Figure:
     handles, names = axes[0].get_legend_handles_labels()
     if handles:
         axes[0].legend(handles, names, frameon=False)
-    text = "Generations that lie nearer to training images than unseen images do are what the attack looks for."
+    text = "The attack looks for generations that are nearer to training images than unseen images."
     return _finish(figure, "Distances", text)

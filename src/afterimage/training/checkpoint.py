@@ -1,7 +1,8 @@
-"""The state of an unfinished run: safetensors and JSON, written whole or not at all, the last two kept.
+"""Checkpoints of an unfinished run: safetensors and JSON, written atomically, the last two kept.
 
-It lies outside the step's outputs (a workflow engine deletes those of a failed job), in a folder named by the hash of what the
-run depends on: ``STATE / <hash> / update-00000250 / {state.safetensors, state.json}``, beside the training curves so far.
+They live outside the step's outputs (a workflow engine deletes those of a failed job), in a folder
+named after the hash of everything the run depends on: ``STATE / <hash> / update-00000250 /
+{state.safetensors, state.json}``, next to the training curves so far.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class Store:
     """The saved states of one run.
 
     Args:
-        root: Where the states of all runs lie.
-        identity: What the run depends on, as plain JSON values: its resolved config, the hashes of its inputs and of its code.
+        root: Folder that holds the checkpoints of all runs.
+        identity: Everything the run depends on, as plain JSON values: its resolved config and the
+            hashes of its inputs and of its code.
     """
 
     def __init__(self, root: Path, identity: dict[str, Any]) -> None:
@@ -84,28 +86,29 @@ class Store:
         return target
 
     def load(self) -> Checkpoint | None:
-        """Return the newest whole state; None if there is none.
+        """Return the newest intact checkpoint; None if there is none.
 
-        A damaged one is removed with a warning, and the one before it is taken.
+        A damaged checkpoint is removed with a warning, and the previous one is loaded instead.
 
         Raises:
-            ArtifactError: if a state was made under another config, from other inputs or by other code.
+            ArtifactError: if a checkpoint was saved with a different config, inputs or code.
         """
         for folder in self.saved():
             try:
                 record = json.loads((folder / "state.json").read_text())
-                whole = artifacts.sha256(folder / "state.safetensors") == record["sha256"]
+                intact = artifacts.sha256(folder / "state.safetensors") == record["sha256"]
             except (OSError, ValueError, KeyError) as error:
-                whole, reason = False, str(error)
+                intact, reason = False, str(error)
             else:
                 reason = "state.safetensors is not the file that state.json describes"
-            if not whole:
+            if not intact:
                 log.warning("%s is damaged (%s); going back to the state before it", folder, reason)
                 shutil.rmtree(folder)
                 continue
             if record["identity"] != self.identity:
                 raise ArtifactError(
-                    f"{folder} was made under another config: {artifacts.difference(record['identity'], self.identity)}"
+                    f"{folder} was made under another config: "
+                    f"{artifacts.difference(record['identity'], self.identity)}"
                 )
             return Checkpoint(
                 record["update"], load_file(folder / "state.safetensors"), record["facts"]

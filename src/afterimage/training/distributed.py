@@ -1,6 +1,7 @@
-"""The processes of one training run, started by accelerate or torchrun: which one this is, and what they tell each other.
+"""The processes of one training run, started by accelerate or torchrun: rank and collectives.
 
-In a run of one process every function is a plain copy. All processes must call the same functions in the same order.
+In a run of one process every function returns its input. All processes must call the same functions
+in the same order.
 """
 
 from __future__ import annotations
@@ -13,27 +14,28 @@ from accelerate import PartialState
 
 
 def count() -> int:
-    """Return the number of processes, W."""
+    """Return the world size, W: the number of processes."""
     return PartialState().num_processes
 
 
 def index() -> int:
-    """Return which of them this one is, in [0, W)."""
+    """Return the rank of this process, in [0, W)."""
     return PartialState().process_index
 
 
 def first() -> bool:
-    """Return whether this is the process that writes."""
+    """Return whether this is the main process, the one that writes."""
     return index() == 0
 
 
 def wait() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes have reached this call."""
     anywhere(False)
 
 
 def total(values: torch.Tensor) -> torch.Tensor:
-    """Return the sum over all processes; exact where at most one of them has anything but zero at a place."""
+    """Return the sum over all processes (all-reduce); exact where at most one process has a nonzero
+    value in a position."""
     if count() == 1:
         return values
     summed = values.to(PartialState().device, copy=True)
@@ -42,7 +44,8 @@ def total(values: torch.Tensor) -> torch.Tensor:
 
 
 def add(tensors: list[torch.Tensor]) -> None:
-    """Replace tensors, of one dtype and device, by their sums over all processes; float sums come in the same order in each."""
+    """Replace tensors, of one dtype and device, by their sums over all processes; the order of a
+    float sum is the same in every process."""
     if count() > 1:
         summed = total(torch.cat([tensor.flatten() for tensor in tensors]))
         for tensor, piece in zip(
@@ -57,7 +60,8 @@ def anywhere(flag: bool) -> bool:
 
 
 def sent_by(sender: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return the ``tensors`` of process ``sender``; the others give some of the same names, shapes, dtypes and devices."""
+    """Return the ``tensors`` of process ``sender`` (broadcast); the other processes pass tensors of
+    the same names, shapes, dtypes and devices."""
     if count() == 1:
         return dict(tensors)
     device = PartialState().device
@@ -73,5 +77,5 @@ def sent_by(sender: int, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch
 
 
 def leave() -> None:
-    """End the conversation; nothing of this module may be called afterwards."""
+    """Destroy the process group; nothing of this module may be called afterwards."""
     PartialState().destroy_process_group()

@@ -1,4 +1,4 @@
-"""What a method is given to train with, and what it gives back."""
+"""What a method receives for a training run, and what it returns."""
 
 from __future__ import annotations
 
@@ -32,21 +32,25 @@ class TrainingRun:
 
     Attributes:
         seed: Root seed of the study.
-        path: Address of this run's random streams below it.
-        arm: The arm's settings, the method's own keys included.
+        path: Address of this run's random streams under that seed.
+        arm: The arm's settings, including the method's own keys.
         train: The arm's optimisation settings.
         updates: The budget in optimiser updates, over all networks of the run.
         net: The initialised network, with the arm's information transfer blocks.
-        build: Makes a further network: takes the blocks, or None, and the name of its random stream.
+        build: Builds a further network, given its blocks (or None) and the name of its random
+            stream.
         scheduler: The forward process.
         task: What is denoised.
-        labels: The class of each of the task's items, int64, (N,), whether or not the network is told; -1 where there is none.
-        forgotten: Which of the task's items are to be forgotten, bool, (N,); all False for methods that forget nothing.
-        base: Pipeline folder of the arm that this one starts from, or None.
+        labels: The class of each of the task's items, int64, (N,), whether or not the network is
+            conditioned on it; -1 without a label.
+        forgotten: Mask of the task's items to be forgotten, bool, (N,); all False for methods
+            without a forget set.
+        base: Pipeline folder of the arm that this arm starts from, or None.
         accelerator: Device and precision.
-        store: Where unfinished states go.
-        states: Networks to keep of this run, evenly spread over the budget, the last one included; 0 or 1 keeps that alone.
-        share: (k, K): this process leaves when k/K of the budget is spent.
+        store: Where checkpoints are saved.
+        states: Number of networks to keep from this run, evenly spread over the budget and
+            including the last; 0 and 1 keep only the last.
+        share: (k, K): this process exits when k/K of the budget is spent.
     """
 
     seed: int
@@ -68,11 +72,12 @@ class TrainingRun:
 
     @property
     def kept(self) -> Path:
-        """Folder of the networks kept under way: ``state1/``, ``state2/``, ..., each with ``pipeline/`` and ``raw/``."""
+        """Folder of the networks kept during training: ``state1/``, ``state2/``, ..., each with
+        ``pipeline/`` and ``raw/``."""
         return self.store.folder / "kept"
 
     def keep(self, update: int, learner: Learner) -> None:
-        """Keep the network as it is after ``update`` updates, if this is the time to."""
+        """Keep the network after ``update`` updates if that is one of the ``states`` to keep."""
         marks = {self.updates * k // self.states: k for k in range(1, self.states)}
         if update in marks and distributed.first():
             save_pipeline(
@@ -90,13 +95,14 @@ class TrainingRun:
         updates: int | None = None,
         batch_size: int | None = None,
     ) -> Progress:
-        """Call ``update`` until the budget is spent (see ``training.loop``), with this run's store and pace.
+        """Call ``update`` until the budget is spent (see ``training.loop``), with this run's store
+        and intervals.
 
         Args:
-            update: Does update s and returns numbers for the curves.
-            parts: Name -> part; all that ``update`` changes.
-            updates: How often to call it; by default the budget.
-            batch_size: Images of one call; by default one batch.
+            update: Performs update s and returns numbers for the curves.
+            parts: Name -> part, for everything that ``update`` changes.
+            updates: Number of calls; by default the budget.
+            batch_size: Images per call; by default one batch.
         """
         return loop.run(
             update,
@@ -112,13 +118,13 @@ class TrainingRun:
 
 @dataclass(frozen=True)
 class Spent:
-    """What a training cost, so that arms can be given equal budgets.
+    """The cost of a training run, so that arms can be given equal budgets.
 
     Attributes:
         updates: Optimiser updates, over all networks.
-        updates_per_model: Those that each network got.
+        updates_per_model: Optimiser updates of each network.
         images_seen: Samples that went through a network in training.
-        kept_samples: Those of them that carried gradient.
+        kept_samples: Samples among them that carried a gradient.
     """
 
     updates: int
@@ -129,13 +135,13 @@ class Spent:
 
 @dataclass(frozen=True)
 class Trained:
-    """What training gives.
+    """The result of a training run.
 
     Attributes:
-        raw: The last weights.
-        average: Their moving average.
-        progress: How it went.
-        spent: What it cost.
+        raw: The network with its last weights.
+        average: The network with the moving average of its weights.
+        progress: State of the loop at the end.
+        spent: Cost of the run.
         facts: Further numbers for ``run.json``, plain JSON values.
         tables: Name -> table, stored as parquet in the folder ``tables``.
     """
@@ -156,7 +162,8 @@ class Trained:
         kept_samples: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> Trained:
-        """Return what the training of one network gives; without ``kept_samples`` all samples carried gradient."""
+        """Return the result of training one network; without ``kept_samples`` all samples carried
+        a gradient."""
         spent = Spent(
             updates=progress.update,
             updates_per_model=progress.update,
@@ -170,8 +177,8 @@ def budget(train: Train, images: int, matched_to: Match | None, matched: Path | 
     """Return the number of optimiser updates of a run on ``images`` images.
 
     Args:
-        matched_to: What the arm says of the other arm's budget.
-        matched: That arm's finished training.
+        matched_to: The arm's reference to another arm's budget.
+        matched: Folder of that arm's finished training.
     """
     if matched_to is not None and matched is not None:
         facts = artifacts.read_run(matched)["facts"]
@@ -185,10 +192,10 @@ def budget(train: Train, images: int, matched_to: Match | None, matched: Path | 
 
 
 def classes_of(images: Images, arm: Arm) -> int | None:
-    """Return the number of labels of a label-conditional arm, None of another.
+    """Return the number of labels of a label-conditional arm; None for an unconditional arm.
 
     Args:
-        images: The whole training part, so that a class that the arm never sees still has its place.
+        images: The whole training split, so that a class missing from this arm keeps its index.
 
     Raises:
         ArtifactError: if an image has no label.
@@ -196,13 +203,13 @@ def classes_of(images: Images, arm: Arm) -> int | None:
     if arm.condition != "label":
         return None
     if images.labels.min() < 0:
-        raise ArtifactError("condition = 'label', but the training part has images without a label")
+        raise ArtifactError("condition = 'label', but the training split has unlabelled images")
     return int(images.labels.max()) + 1
 
 
 def accelerator_for(train: Train) -> Accelerator:
-    """Return the device and the precision of a run: an accelerator if there is one."""
-    # Without being told, accelerate takes several processes on a CPU for as many lone ones.
+    """Return the accelerator of a run: its precision, on an accelerator device if there is one."""
+    # By default accelerate treats several processes on a CPU as as many independent runs.
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],

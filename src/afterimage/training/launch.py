@@ -1,7 +1,8 @@
 """Several processes of one training on one machine, with one exit status.
 
-torchrun and ``accelerate launch`` start processes in the same way, but end with status 1 whatever the reason; here a training that
-was stopped by a signal and saved its state ends with its own status, 75.
+torchrun and ``accelerate launch`` start processes in the same way, but exit with status 1 for any
+reason; here a training that was stopped by a signal and saved its state exits with its own status,
+75.
 """
 
 from __future__ import annotations
@@ -17,16 +18,19 @@ import torch
 from afterimage.training.loop import REQUEUE
 
 GRACE = 10.0
-"""Seconds that processes have to notice that one of them has failed; they may wait for it for ever."""
+"""Seconds that the other processes have to exit after one has failed; they may be waiting for it
+forever."""
 
 
 def launch(command: list[str], count: int) -> int:
-    """Run ``command`` in ``count`` processes that find each other (``training.ranks``).
+    """Run ``command`` in ``count`` processes that find each other (``training.distributed``).
 
-    They share the threads of this one. SIGTERM and SIGUSR1 go on to each of them; SIGINT does not, as a terminal sends it to all.
+    They share the threads of this process. SIGTERM and SIGUSR1 are forwarded to each of them;
+    SIGINT is not, as a terminal sends it to all.
 
     Returns:
-        The status of the first that failed, 128 + n for one that died of signal n; otherwise 75 if one was stopped.
+        The exit status of the first process that failed, 128 + n for one killed by signal n;
+        otherwise 75 if a process was stopped.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -36,12 +40,12 @@ def launch(command: list[str], count: int) -> int:
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     running: list[subprocess.Popen] = []
 
-    def pass_on(number: int, frame: object) -> None:
+    def forward(number: int, frame: object) -> None:
         for process in running if number != signal.SIGINT else ():
             process.send_signal(number)
 
     handled = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    before = {number: signal.signal(number, pass_on) for number in handled}
+    before = {number: signal.signal(number, forward) for number in handled}
     try:
         for rank in range(count):
             running.append(
@@ -57,7 +61,8 @@ def launch(command: list[str], count: int) -> int:
 
 
 def _wait(running: list[subprocess.Popen]) -> int:
-    """Return the status of all when they have ended, or one has failed and the others had their time."""
+    """Return the common exit status, once all have exited or one has failed and the grace period
+    of the others is over."""
     failed: list[int] = []
     since = 0.0
     while None in (statuses := [process.poll() for process in running]) and (

@@ -1,4 +1,5 @@
-"""One network that learns: AdamW, linear warm-up, gradient clipping and a moving average of the weights.
+"""One network in training: AdamW, linear warm-up, gradient clipping and a moving average of the
+weights.
 
 The average is a copy of the network in torch's ``AveragedModel``, with constant decay,
 e <- mu e + (1 - mu) theta, started at the initial weights. (diffusers' ``EMAModel`` always ramps
@@ -24,11 +25,12 @@ from afterimage.training import distributed
 from afterimage.training.task import Task
 
 Objective = Callable[[torch.nn.Module, Batch], tuple[torch.Tensor, torch.Tensor]]
-"""(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x losses) / sum(weights)."""
+"""(network, micro-batch) -> (losses, weights), both (n,); the update's loss is sum(weights x
+losses) / sum(weights)."""
 
 
 def plain(task: Task) -> Objective:
-    """Return the objective in which every sample counts alike."""
+    """Return the objective that weights every sample equally."""
 
     def objective(net: torch.nn.Module, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         losses = task.losses(net, batch)
@@ -38,16 +40,17 @@ def plain(task: Task) -> Objective:
 
 
 class NonFiniteError(ArithmeticError):
-    """A loss or gradient norm that is not a number."""
+    """A loss or gradient norm that is NaN or infinite."""
 
 
 def learning_rate(settings: Train, s: int, updates: int | None = None) -> float:
     """Return the learning rate of update ``s`` (from 0).
 
-    Linear from 0 over ``warmup`` updates, then constant, or with ``decay: cosine`` half a cosine that ends at 0.
+    Linear from 0 over ``warmup`` updates, then constant, or with ``decay: cosine`` half a cosine
+    that ends at 0.
 
     Args:
-        updates: The budget; needed where ``settings.follows_budget``.
+        updates: The budget; required if ``settings.follows_budget``.
     """
     warmup: float = settings.warmup
     if settings.follows_budget:
@@ -68,10 +71,11 @@ class Learner:
     Args:
         net: The network, initialised; moved to the accelerator's device.
         settings: The arm's ``train`` block.
-        accelerator: Decides device and precision.
-        updates: The budget; needed where the learning rate follows it.
-        shared: All processes of the run train this one network: each works off its part of every batch, and the gradients are
-            summed. The states of all stay the same, and are those of a single process up to the order of summation.
+        accelerator: Device and precision.
+        updates: The budget; required if the learning rate follows it.
+        shared: All processes of the run train this one network: each processes its slice of every
+            batch, and the gradients are summed. All processes keep the same state, equal to that
+            of a single process up to the order of summation.
     """
 
     def __init__(
@@ -83,12 +87,8 @@ class Learner:
         *,
         shared: bool = False,
     ) -> None:
-        self.settings, self.accelerator, self.updates, self.shared = (
-            settings,
-            accelerator,
-            updates,
-            shared,
-        )
+        self.settings, self.accelerator = settings, accelerator
+        self.updates, self.shared = updates, shared
         self.net = net.to(accelerator.device).train()
         if accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -107,30 +107,36 @@ class Learner:
         )
 
     def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
-        """Do update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and learning rate.
+        """Perform update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and
+        learning rate.
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: before the weights are changed.
         """
         loss = self.gradient(batch, objective)
         return {"loss": loss} | self.step(s)
 
     def gradient(self, batch: Batch, objective: Objective) -> float:
-        """Set the weights' gradients to that of ``objective`` on ``batch``; return the loss.
+        """Set the weights' gradients to those of ``objective`` on ``batch``; return the loss.
 
-        With ``accumulation`` the batch is worked off in micro-batches. Their gradients are summed, each with its own weights,
-        which is the gradient of the whole batch up to the order of summation (and the network's own dropout, if any). The
-        same holds where processes share the network.
+        With ``accumulation`` the batch is processed in micro-batches. Their gradients are summed,
+        each with its own weights, which is the gradient of the whole batch up to the order of
+        summation (and up to the network's own dropout, if any). The same holds where processes
+        share the network.
 
         Raises:
-            NonFiniteError: if the loss is no number.
+            NonFiniteError: if the loss is NaN or infinite.
         """
         self.optimizer.zero_grad()
         loss = weight = 0.0
-        own = batch.split(distributed.count())[distributed.index()] if self.shared else batch
-        for part in own.to(self.accelerator.device).split(self.settings.accumulation):
+        batch_slice = (
+            batch.split(distributed.count())[distributed.index()] if self.shared else batch
+        )
+        for micro_batch in batch_slice.to(self.accelerator.device).split(
+            self.settings.accumulation
+        ):
             with self.accelerator.autocast():
-                losses, weights = objective(self.net, part)
+                losses, weights = objective(self.net, micro_batch)
             total = (losses * weights).sum()
             self.accelerator.backward(total / len(batch))
             loss += total.item()
@@ -150,10 +156,11 @@ class Learner:
         return loss
 
     def step(self, s: int) -> dict[str, float]:
-        """Move the weights along their gradients, as update ``s``; return gradient norm (before clipping) and learning rate.
+        """Take the optimiser step of update ``s``; return gradient norm (before clipping) and
+        learning rate.
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: before the weights are changed.
         """
         rate = learning_rate(self.settings, s, self.updates)
         for group in self.optimizer.param_groups:
@@ -170,23 +177,23 @@ class Learner:
         return {"grad_norm": norm, "learning_rate": rate}
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all that a continued run needs: weights, average and the optimiser's moments."""
-        found = {f"net.{name}": value for name, value in self.net.state_dict().items()}
-        found |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
+        """Return the state of a resumable run: weights, average and the optimiser's moments."""
+        tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
         for index, state in self.optimizer.state_dict()["state"].items():
-            found |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        return found
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        return tensors
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what ``tensors`` returned."""
-        parts: dict[str, dict[str, torch.Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
+        """Restore the state that ``tensors`` returned."""
+        states: dict[str, dict[str, torch.Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
         for name, value in tensors.items():
-            part, rest = name.split(".", 1)
-            parts[part][rest] = value
-        self.net.load_state_dict(parts["net"])
-        self.average.load_state_dict(parts["average"])
+            owner, key = name.split(".", 1)
+            states[owner][key] = value
+        self.net.load_state_dict(states["net"])
+        self.average.load_state_dict(states["average"])
         moments: dict[int, dict[str, torch.Tensor]] = {}
-        for name, value in parts["optimizer"].items():
+        for name, value in states["optimizer"].items():
             index, key = name.split(".", 1)
             moments.setdefault(int(index), {})[key] = value
         self.optimizer.load_state_dict(

@@ -1,15 +1,18 @@
-"""The one training loop: budget, curves, progress, saved states, signals.
+"""The one training loop: budget, curves, progress, checkpoints, signals.
 
-What an update does is the method's affair: the loop calls ``update(s)`` for s = 0, 1, ... and keeps the state of the ``parts``
-that it is given. As ``update`` draws everything from (seed, s), a run that was stopped anywhere and started again with the same
-command ends with the same bits on a CPU (with the same number of threads).
+What an update does is up to the method: the loop calls ``update(s)`` for s = 0, 1, ... and saves
+the state of the ``parts`` passed to it. As ``update`` draws everything from (seed, s), a run
+that was stopped anywhere and resumed with the same command ends with the same bits on a CPU
+(with the same number of threads).
 
-SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the running update finish, save the state, and leave with exit
-status 75 (``EX_TEMPFAIL``: put the job in the queue again). A second SIGINT stops at once. A process that is to spend only a
-share of the budget leaves in the same way when it has, but with status 0.
+SIGTERM, SIGUSR1 (SLURM's early warning) and the first SIGINT let the current update finish, save
+the state, and exit with status 75 (``EX_TEMPFAIL``: requeue the job). A second SIGINT stops at
+once. A process that is to spend only a share of the budget exits in the same way when it has, but
+with status 0.
 
-Where a method trains in several processes, all of them call ``run``. ``update`` must return the same numbers in each. The first
-writes, and saves what ``tensors`` returns to it; a signal to any stops all after the same update.
+Where a method trains in several processes, all of them call ``run``. ``update`` must return the
+same numbers in each. The main process writes, and saves what ``tensors`` returns in it; a signal to
+any process stops all of them after the same update.
 """
 
 from __future__ import annotations
@@ -37,31 +40,31 @@ from afterimage.training.learner import NonFiniteError
 
 REQUEUE = 75
 LINE_EVERY = 30.0
-"""Seconds between two lines of progress where there is no terminal."""
+"""Minimum seconds between two lines of progress when there is no terminal."""
 
 
 class DivergedError(ArtifactError):
-    """A run whose loss or gradient is no longer a number."""
+    """A run whose loss or gradient became NaN or infinite."""
 
 
 class Part(Protocol):
-    """Something with a state of its own: a learner, or what a method remembers between updates."""
+    """Something with state: a learner, or what a method remembers between updates."""
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the state."""
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take the state back."""
+        """Restore the state."""
 
 
 @dataclass
 class Progress:
-    """How far a run is.
+    """The progress of a run.
 
     Attributes:
         update: Finished updates.
-        seconds: Time in the loop, over all attempts up to their last saved state.
-        resumed_at: Updates at which saved states were taken up.
+        seconds: Time in the loop, over all attempts up to their last checkpoint.
+        resumed_at: Updates at which the run was resumed from a checkpoint.
         pending: Name -> the values since the last point of the curves.
     """
 
@@ -82,57 +85,56 @@ def run(
     checkpoint_every: int,
     share: tuple[int, int] = (1, 1),
 ) -> Progress:
-    """Call ``update`` until the budget is spent, or a share of it, going on from the last saved state.
+    """Call ``update`` until the budget, or a share of it, is spent, from the last checkpoint on.
 
     Args:
-        update: Does update s and returns numbers; the curves get their means over ``log_every`` updates.
-        parts: Name -> part; all that ``update`` changes.
-        store: Where the states and the curves are kept.
+        update: Performs update s and returns numbers; the curves get their means over ``log_every``
+            updates.
+        parts: Name -> part, for everything that ``update`` changes.
+        store: Where the checkpoints and the curves are kept.
         updates: The budget.
-        batch_size: Images per update, for the speed.
+        batch_size: Images per update, for the reported throughput.
         log_every: Updates between two points of the curves.
-        checkpoint_every: Updates between two saved states. The last update is always saved.
-        share: (k, K): stop when k/K of the budget, rounded up, is spent. Processes that do the shares tell each other nothing but
-            the state, so that it does not matter how many there are, or whether one is left out.
+        checkpoint_every: Updates between two checkpoints. The last update is always saved.
+        share: (k, K): stop when k/K of the budget, rounded up, is spent. The processes that train
+            the shares exchange nothing but the checkpoint, so that neither their number nor a
+            skipped share matters.
 
     Raises:
-        DivergedError: naming the update and the last saved state.
-        SystemExit: with status 75 after a signal, with 0 when a share that is not the whole is spent, the state being saved.
+        DivergedError: naming the update and the last checkpoint.
+        SystemExit: after saving the state, with status 75 after a signal and with 0 when a share
+            other than the last is spent.
     """
+    # Resume from the last checkpoint.
     progress = _resume(parts, store)
     goal = -(-updates * share[0] // share[1])
     started, counted = time.monotonic() - progress.seconds, progress.update
-    mark, line = time.monotonic(), -math.inf  # the first point is told at once, with the budget
+    mark, line = time.monotonic(), -math.inf  # the first point is printed, with the budget
+    main = distributed.first()
     with (
         _stop_signals() as stop,
-        (store.curves if distributed.first() else Path(os.devnull)).open("a") as curves,
+        (store.curves if main else Path(os.devnull)).open("a") as curves,
         tqdm(
             total=updates,
             initial=progress.update,
             unit="update",
-            disable=None if distributed.first() else True,
+            disable=None if main else True,
         ) as bar,
     ):
         while progress.update < goal:
-            s = progress.update
+            # Perform one update.
             try:
-                values = update(s)
+                values = update(progress.update)
             except NonFiniteError as error:
-                good = store.saved()
-                raise DivergedError(
-                    f"training diverged: at update {s + 1} {error}; "
-                    + (
-                        f"the last good state is {good[0]}"
-                        if good
-                        else "no state was saved before it"
-                    )
-                ) from error
+                raise _diverged(error, progress.update, store) from error
             progress.update += 1
             for name, value in values.items():
                 progress.pending.setdefault(name, []).append(value)
             bar.update()
             stopping = distributed.anywhere(bool(stop))
             now = time.monotonic()
+
+            # Add a point to the curves.
             if progress.update % log_every == 0 or progress.update == updates:
                 point = {name: fmean(values) for name, values in progress.pending.items()}
                 point["images_per_second"] = (progress.update - counted) * batch_size / (now - mark)
@@ -144,43 +146,50 @@ def run(
                 bar.set_postfix_str(
                     f"loss {point['loss']:.4f}, {point['images_per_second']:.0f} images/s"
                 )
-                if (
-                    bar.disable
-                    and distributed.first()
-                    and (now - line > LINE_EVERY or progress.update == goal)
-                ):
+                due = now - line > LINE_EVERY or progress.update == goal
+                if bar.disable and main and due:
                     text = ", ".join(f"{name} {value:.4g}" for name, value in point.items())
-                    print(
-                        f"update {progress.update} of {updates}: {text}",
-                        file=sys.stderr,
-                        flush=True,
-                    )
+                    _tell(f"update {progress.update} of {updates}: {text}")
                     line = now
                 progress.pending, counted, mark = {}, progress.update, now
+
+            # Save a checkpoint; exit after a signal.
             if progress.update % checkpoint_every == 0 or progress.update == goal or stopping:
                 progress.seconds = now - started
                 tensors = _gather(parts)
-                if distributed.first():
+                if main:
                     os.fsync(curves.fileno())
                     saved = store.save(
                         progress.update, tensors, {"curves": curves.tell(), **vars(progress)}
                     )
                 if stopping and progress.update < goal:
-                    if distributed.first():
+                    if main:
                         reason = stop[0] if stop else "a signal to another process"
-                        print(
-                            f"stopped by {reason} after update {progress.update}; saved {saved}",
-                            file=sys.stderr,
-                        )
+                        _tell(f"stopped by {reason} after update {progress.update}; saved {saved}")
                     raise SystemExit(REQUEUE)
     if share[0] < share[1]:
-        if distributed.first():
-            print(
-                f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} updates",
-                file=sys.stderr,
+        if main:
+            _tell(
+                f"part {share[0]} of {share[1]} ends here, after {progress.update} of {updates} "
+                "updates"
             )
         raise SystemExit(0)
     return progress
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _diverged(error: NonFiniteError, s: int, store: Store) -> DivergedError:
+    """Return the error of update ``s``, which names the last checkpoint."""
+    checkpoints = store.saved()
+    last = (
+        f"the last good state is {checkpoints[0]}"
+        if checkpoints
+        else ("no state was saved before it")
+    )
+    return DivergedError(f"training diverged: at update {s + 1} {error}; {last}")
 
 
 def _gather(parts: Mapping[str, Part]) -> dict[str, torch.Tensor]:
@@ -192,32 +201,36 @@ def _gather(parts: Mapping[str, Part]) -> dict[str, torch.Tensor]:
 
 
 def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
-    """Bring the parts and the curves to the newest saved state, or empty the curves if there is none."""
+    """Restore the parts and the curves from the newest checkpoint, or empty the curves if there is
+    none."""
     if not distributed.first():
-        distributed.wait()  # until the first process has removed what is damaged
-    found = store.load()
+        distributed.wait()  # until the main process has removed damaged checkpoints
+    checkpoint = store.load()
     if distributed.first():
-        length = found.facts["curves"] if found else 0
+        length = checkpoint.facts["curves"] if checkpoint else 0
         with store.curves.open("ab") as curves:
             if curves.tell() < length:
                 raise ArtifactError(
-                    f"{store.curves} is shorter than its saved state says; delete {store.folder} to start afresh"
+                    f"{store.curves} is shorter than its saved state says; delete {store.folder} "
+                    "to start over"
                 )
             curves.truncate(length)
         distributed.wait()
-    distributed.wait()  # until all have read what the first may remove when it is done
-    if found is None:
+    distributed.wait()  # until all have read what the main process may remove when it is done
+    if checkpoint is None:
         return Progress()
     for part, owner in parts.items():
         prefix = f"{part}/"
         owner.load(
             {
                 name.removeprefix(prefix): value
-                for name, value in found.tensors.items()
+                for name, value in checkpoint.tensors.items()
                 if name.startswith(prefix)
             }
         )
-    facts: dict[str, Any] = {name: value for name, value in found.facts.items() if name != "curves"}
+    facts: dict[str, Any] = {
+        name: value for name, value in checkpoint.facts.items() if name != "curves"
+    }
     progress = Progress(**facts)
     progress.resumed_at.append(progress.update)
     return progress
@@ -225,7 +238,7 @@ def _resume(parts: Mapping[str, Part], store: Store) -> Progress:
 
 @contextmanager
 def _stop_signals() -> Iterator[list[str]]:
-    """Collect the names of stop signals in the yielded list instead of dying of them."""
+    """Collect the names of received stop signals in the yielded list instead of exiting."""
     received: list[str] = []
 
     def note(number: int, frame: object) -> None:

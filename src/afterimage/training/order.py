@@ -1,8 +1,10 @@
-"""What makes update ``s``: a pure function of the seed and ``s``, so that a stopped run goes on bit for bit.
+"""The random draws of update ``s``: a pure function of the seed and ``s``, so that a stopped run
+resumes bit for bit.
 
-Images come in shuffled epochs without replacement. The permutations of all epochs are laid end to end, and update ``s`` takes
-positions ``[s B, (s + 1) B)``: a batch may span two epochs, and no image is ever dropped. All other randomness of the update
-comes from one generator addressed by ``s`` and is drawn for the whole batch before that is cut into micro-batches.
+Images come in shuffled epochs without replacement. The permutations of all epochs are concatenated,
+and update ``s`` takes positions ``[s B, (s + 1) B)``: a batch may span two epochs, and no
+image is ever dropped. All other randomness of the update comes from one generator addressed by
+``s`` and is drawn for the whole batch before it is split into micro-batches.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from afterimage import seeds
 
 
 class Order:
-    """The order of one training run.
+    """The sampling order of one training run.
 
     Args:
         seed: Root seed of the study.
@@ -36,23 +38,25 @@ class Order:
 
     def rows(self, s: int) -> np.ndarray:
         """Return the images of update ``s`` (from 0) as int64 positions, (B,)."""
-        epochs, places = np.divmod(
+        epochs, offsets = np.divmod(
             np.arange(s * self.batch_size, (s + 1) * self.batch_size), self.images
         )
-        parts = [
-            self._permutation(int(epoch))[places[epochs == epoch]]
+        pieces = [
+            self._permutation(int(epoch))[offsets[epochs == epoch]]
             for epoch in range(epochs[0], epochs[-1] + 1)
         ]
-        return np.concatenate(parts)
+        return np.concatenate(pieces)
 
     def generator(self, s: int) -> torch.Generator:
-        """Return the CPU generator of timesteps, noise, flips and dropped labels of update ``s``."""
+        """Return the CPU generator of timesteps, noise, flips and dropped labels of update
+        ``s``."""
         return seeds.torch_rng(self.seed, *self.path, "batch", s)
 
     def dropout_seed(self, s: int) -> int:
-        """Return the seed of the network's own dropout in update ``s``, which torch draws from its global generator."""
+        """Return the seed of the network's own dropout in update ``s``, which torch draws from its
+        global generator."""
         return seeds.derive(self.seed, *self.path, "dropout", s)
 
     def updates(self, epochs: int) -> int:
-        """Return the number of updates that cover ``epochs`` passes over the images: ceil(epochs N / B)."""
+        """Return the number of updates in ``epochs`` passes over the images: ceil(epochs N / B)."""
         return -(-epochs * self.images // self.batch_size)

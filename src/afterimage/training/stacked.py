@@ -1,9 +1,10 @@
-"""Plain training of several networks of one architecture at once: their parameters stacked, one pass for all of them.
+"""Plain training of several networks of one architecture at once: stacked parameters, one pass.
 
-Every network has its own images, order, noise and initial weights, and gets the updates that ``methods.baseline`` would give it
-alone, up to rounding. Gradient norms are clipped network by network; AdamW and the moving average work on each weight by itself,
-so that nothing else tells a stack from a network. It is meant for a GPU that one small network leaves idle; on one CPU core it takes
-about as long as training one after the other.
+Every network has its own images, order, noise and initial weights, and gets the updates that
+``methods.baseline`` would give it alone, up to rounding. Gradient norms are clipped per network;
+AdamW and the moving average are elementwise, so nothing else distinguishes a stack from a single
+network. It is meant for a GPU that one small network leaves idle; on one CPU core it takes about
+as long as training the networks one after the other.
 """
 
 from __future__ import annotations
@@ -27,18 +28,19 @@ from afterimage.training.order import Order
 
 
 class Stack(torch.nn.Module):
-    """J networks of one architecture as one, which takes and gives their items in turn: item b of network j is row b J + j.
+    """J networks of one architecture as one module with interleaved items: item b of network j is
+    row b J + j.
 
     Args:
         nets: The networks, without buffers; their weights are copied.
 
     Raises:
-        ConfigError: if they have dropout, which they could not draw as each would alone.
+        ConfigError: if they have dropout, whose draws would differ from those of separate networks.
     """
 
     def __init__(self, nets: Sequence[torch.nn.Module]) -> None:
         super().__init__()
-        if any(isinstance(part, torch.nn.Dropout) and part.p > 0 for part in nets[0].modules()):
+        if any(isinstance(layer, torch.nn.Dropout) and layer.p > 0 for layer in nets[0].modules()):
             raise ConfigError("attribution.stacked = true needs model.dropout = 0")
         weights, _ = stack_module_state(list(nets))
         self.count, self.names = len(nets), list(weights)
@@ -47,12 +49,11 @@ class Stack(torch.nn.Module):
             for weight in weights.values()
         )
         architecture = copy.deepcopy(nets[0]).to("meta").eval()
-        for part in architecture.modules():
-            if isinstance(part, torch.nn.GroupNorm):  # on a CPU vmap takes no other layout
-                part.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-        self.architecture = (
-            architecture,
-        )  # a tuple hides it from torch: it has no weights of its own
+        for layer in architecture.modules():
+            if isinstance(layer, torch.nn.GroupNorm):  # on a CPU vmap takes no other layout
+                layer.register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
+        # A tuple hides it from torch: it has no weights of its own.
+        self.architecture = (architecture,)
 
     def forward(
         self,
@@ -63,34 +64,33 @@ class Stack(torch.nn.Module):
     ) -> tuple[torch.Tensor]:
         """Return the prediction for every row, as a ``UNet2DModel`` does."""
 
-        def one(
+        def predict(
             weights: dict[str, torch.Tensor],
             noisy: torch.Tensor,
             timesteps: torch.Tensor,
             condition: dict[str, torch.Tensor],
         ) -> torch.Tensor:
-            named = condition | {"return_dict": False}
-            return functional_call(self.architecture[0], weights, (noisy, timesteps), named)[0]
+            arguments = condition | {"return_dict": False}
+            return functional_call(self.architecture[0], weights, (noisy, timesteps), arguments)[0]
 
-        def apart(rows: torch.Tensor) -> torch.Tensor:
+        def split(rows: torch.Tensor) -> torch.Tensor:
             return rows.unflatten(0, (-1, self.count))
 
         weights = dict(zip(self.names, self.weights, strict=True))
-        named = {name: apart(value) for name, value in condition.items()}
-        with sdpa_kernel(
-            SDPBackend.MATH
-        ):  # vmap works off the CPU's flash attention network by network
-            predicted = vmap(one, in_dims=(0, 1, 1, 1), out_dims=1)(
-                weights, apart(noisy), apart(timesteps), named
+        conditions = {name: split(value) for name, value in condition.items()}
+        # vmap would run the CPU's flash attention network by network.
+        with sdpa_kernel(SDPBackend.MATH):
+            predicted = vmap(predict, in_dims=(0, 1, 1, 1), out_dims=1)(
+                weights, split(noisy), split(timesteps), conditions
             )
         return (predicted.flatten(0, 1),)
 
     @torch.no_grad()
     def fill(self, j: int, net: torch.nn.Module) -> torch.nn.Module:
-        """Give ``net`` the weights of network ``j``; return it."""
-        own = dict(net.named_parameters())
+        """Copy the weights of network ``j`` into ``net``; return it."""
+        parameters = dict(net.named_parameters())
         for name, weights in zip(self.names, self.weights, strict=True):
-            own[name].copy_(weights[j])
+            parameters[name].copy_(weights[j])
         return net
 
 
@@ -100,7 +100,7 @@ class StackLearner(Learner):
     Args:
         nets: The networks, initialised.
         settings: The arm's ``train`` block.
-        accelerator: Decides device and precision.
+        accelerator: Device and precision.
         updates: As in ``Learner``.
     """
 
@@ -117,16 +117,16 @@ class StackLearner(Learner):
         self.count, self.clip = len(nets), settings.clip or math.inf
 
     def gradient(self, batch: Batch, objective: Objective) -> float:
-        """Set every network's gradient to that of its own items in ``batch``, clipped; return the mean loss.
+        """Set every network's gradient to that of its own items in ``batch``, clipped; return the
+        mean loss.
 
         Raises:
-            NonFiniteError: if the loss of a network is no number.
+            NonFiniteError: if the loss of a network is NaN or infinite.
         """
         loss = super().gradient(batch, objective)
         gradients = [weight.grad for weight in self.net.parameters() if weight.grad is not None]
-        torch._foreach_mul_(
-            gradients, self.count
-        )  # that was the gradient of the mean over networks
+        # So far it is the gradient of the mean over networks.
+        torch._foreach_mul_(gradients, self.count)
         norms = torch.stack([gradient.flatten(1).norm(dim=1) for gradient in gradients]).norm(dim=0)
         shrink = (self.clip / (norms + 1e-6)).clamp(max=1)
         for gradient in gradients:
@@ -135,27 +135,29 @@ class StackLearner(Learner):
         return loss
 
     def step(self, s: int) -> dict[str, float]:
-        """Move the weights along their gradients, as update ``s``; return mean gradient norm (before clipping) and learning rate.
+        """Take the optimiser step of update ``s``; return mean gradient norm (before clipping) and
+        learning rate.
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: before the weights are changed.
         """
         return super().step(s) | {"grad_norm": self._norm}
 
     def networks(self, j: int, net: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
-        """Return network ``j`` with its last weights, which is ``net``, and with their moving average, a copy of it."""
+        """Return network ``j`` with its last weights (``net`` itself) and with their moving
+        average (a copy)."""
         raw = net.to(self.accelerator.device)
         last, average = cast(Stack, self.net), cast(Stack, self.average.module)
         return last.fill(j, raw), average.fill(j, copy.deepcopy(raw))
 
 
 def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
-    """Train the network of every job as ``methods.baseline`` does without a base, all at once.
+    """Train the networks of all runs at once, each as ``methods.baseline`` does without a base.
 
     Args:
-        jobs: Runs of one architecture, with one budget and one set of optimisation settings, those of the first. Its store keeps
-            the state and the curves (means over the networks) of all.
-
+        jobs: Runs of one architecture, with one budget and one set of optimisation settings, those
+            of the first run. The store of the first keeps the state and the curves (means over the
+            networks) of all.
     Raises:
         ConfigError: if the networks have dropout.
     """
@@ -183,9 +185,9 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
 
 
 def in_turn(batches: Sequence[Batch]) -> Batch:
-    """Return J batches of one size as one, their items in turn: item b of batch j is row b J + j."""
-    found: dict[str, Any] = {}
+    """Return J batches of one size interleaved into one: item b of batch j is row b J + j."""
+    tensors: dict[str, Any] = {}
     for name in (field.name for field in fields(Batch)):
         values = [getattr(batch, name) for batch in batches]
-        found[name] = None if values[0] is None else torch.stack(values, dim=1).flatten(0, 1)
-    return Batch(**found)
+        tensors[name] = None if values[0] is None else torch.stack(values, dim=1).flatten(0, 1)
+    return Batch(**tensors)

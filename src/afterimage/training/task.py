@@ -1,7 +1,7 @@
-"""What is denoised, as the training sees it.
+"""What is denoised, as seen by the training code.
 
-The training loop and the methods see a ``Task``, never a concrete network or data type, so that what works for pixels works for
-latents or text once there is a task for them.
+The training loop and the methods see a ``Task``, never a concrete network or data type, so that
+whatever works for pixels works for latents or text once they have a task.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class Task(Protocol):
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
     ) -> Batch:
-        """Noise the items at ``rows``, after ``change`` if one is given; every other random number comes from ``generator``.
+        """Noise the items at ``rows``, after ``change`` if given; all other random numbers come
+        from ``generator``.
 
         ``timesteps`` = (low, high) draws t from [low, high) only.
         """

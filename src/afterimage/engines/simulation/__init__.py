@@ -1,1 +1,1 @@
-"""How long a study takes on a cluster: its jobs, scheduled."""
+"""The makespan of a study on a cluster: its jobs, scheduled."""

@@ -1,8 +1,8 @@
-"""The jobs of a study and what each waits for, as the workflow itself plans them.
+"""The jobs of a study and their dependencies, as planned by the workflow itself.
 
-``snakemake --dry-run`` lists every job with its files. A job waits for those that make its inputs.
-Nothing here knows a rule, so that nothing can go out of step with the rules; the study is planned
-in a folder of its own, where nothing is finished yet.
+``snakemake --dry-run`` lists every job with its files. A job depends on those that produce its
+inputs. No rule is named here, so that nothing can get out of step with the rules; the study is
+planned in a folder of its own, where nothing is finished yet.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Planned(NamedTuple):
     Attributes:
         rule: Its rule.
         outputs: Its files and folders, relative to ``results/<study>``.
-        needs: Positions of the jobs that it waits for; all smaller than its own.
-        submitted: Whether it is one for the cluster: it says how long it may run. The others are
+        needs: Positions of the jobs it depends on; all smaller than its own.
+        submitted: Whether it is submitted to the cluster, i.e. declares a runtime. The others are
             local.
     """
 
@@ -37,16 +37,16 @@ class Planned(NamedTuple):
 
 
 def plan(study: Study, folder: Path) -> tuple[list[Planned], dict[str, list[str]]]:
-    """Plan a study from the start; must be called where ``snakemake`` would be, beside the
+    """Plan a study from the start; must be called from where ``snakemake`` would be, next to the
     Snakefile.
 
     Args:
         study: The study.
-        folder: Empty; takes the study and what Snakemake writes when it plans.
+        folder: Empty; receives the study and the files that Snakemake writes when it plans.
 
     Returns:
-        The jobs, each after those that it waits for, and the parts that jobs are cut into, by
-        folder (``plan.parts``).
+        The jobs in topological order, and the parts that jobs are split into, by folder
+        (``plan.parts``).
 
     Raises:
         ArtifactError: if Snakemake cannot plan it.
@@ -75,7 +75,7 @@ def plan(study: Study, folder: Path) -> tuple[list[Planned], dict[str, list[str]
 
 
 class Listed(NamedTuple):
-    """One entry of the list; files are relative to ``results/<study>``, others are left out."""
+    """One entry of the list; files are relative to ``results/<study>``, others are dropped."""
 
     rule: str
     inputs: list[str]
@@ -84,7 +84,7 @@ class Listed(NamedTuple):
 
 
 def read(listing: str, root: Path) -> Iterator[Listed]:
-    """Yield the jobs with outputs of what a dry run prints.
+    """Yield the jobs with outputs from the text of a dry run.
 
     Args:
         listing: The text.
@@ -112,28 +112,27 @@ def _below(listed: str, root: Path) -> list[str]:
 
 
 def in_order(listed: Iterator[Listed]) -> list[Planned]:
-    """Return the jobs, each after those that make its inputs, otherwise by name: Snakemake's order
-    varies."""
+    """Return the jobs in topological order, with ties by name: Snakemake's order varies."""
     jobs = sorted(listed, key=lambda job: job.outputs)
-    maker = {path: at for at, job in enumerate(jobs) for path in job.outputs}
-    needs = [sorted({maker[path] for path in job.inputs if path in maker}) for job in jobs]
-    place: dict[int, int] = {}
-    found: list[Planned] = []
-    while len(found) < len(jobs):
-        free = [
-            at
-            for at in range(len(jobs))
-            if at not in place and all(before in place for before in needs[at])
+    producer = {path: i for i, job in enumerate(jobs) for path in job.outputs}
+    needs = [sorted({producer[path] for path in job.inputs if path in producer}) for job in jobs]
+    position: dict[int, int] = {}
+    planned: list[Planned] = []
+    while len(planned) < len(jobs):
+        ready = [
+            i
+            for i in range(len(jobs))
+            if i not in position and all(before in position for before in needs[i])
         ]
-        assert free, "the plan has a circle"
-        for at in free:
-            place[at] = len(found)
-            found.append(
+        assert ready, "the plan has a cycle"
+        for i in ready:
+            position[i] = len(planned)
+            planned.append(
                 Planned(
-                    jobs[at].rule,
-                    jobs[at].outputs,
-                    tuple(place[before] for before in needs[at]),
-                    jobs[at].submitted,
+                    jobs[i].rule,
+                    jobs[i].outputs,
+                    tuple(position[before] for before in needs[i]),
+                    jobs[i].submitted,
                 )
             )
-    return found
+    return planned

@@ -1,8 +1,8 @@
-"""List scheduling: whatever is ready starts as soon as there are GPUs for it.
+"""List scheduling: a job starts as soon as it is ready and enough GPUs are free.
 
-Jobs start in the order in which they became ready, as SLURM starts those of one user; a job that
-does not fit lets later ones pass, which stands for its backfilling. For jobs that need one GPU each
-this takes at most 2 - 1/G times as long as the best order (Graham 1969).
+Jobs start in the order in which they become ready, as SLURM starts those of one user; a job that
+does not fit lets later ones pass, which models backfilling. For jobs that need one GPU each this
+takes at most 2 - 1/G times as long as the best order (Graham 1969).
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ class Task(NamedTuple):
     """One job.
 
     Attributes:
-        minutes: How long it runs.
-        gpu: GPUs that it holds meanwhile.
-        needs: Positions of the tasks that come before it; all smaller than its own.
-        submitted: Whether the cluster runs it, or the host that submits.
+        minutes: Run time.
+        gpu: Number of GPUs it holds while running.
+        needs: Positions of the tasks it depends on; all smaller than its own.
+        submitted: Whether it runs on the cluster, rather than on the submitting host.
     """
 
     minutes: float
@@ -32,7 +32,7 @@ class Task(NamedTuple):
 
 
 class Span(NamedTuple):
-    """When a task runs, in minutes from the beginning."""
+    """Start and end of a task, in minutes from the beginning."""
 
     start: float
     end: float
@@ -41,13 +41,13 @@ class Span(NamedTuple):
 def schedule(
     tasks: Sequence[Task], gpus: float = math.inf, jobs: float = math.inf, notice: float = 0.0
 ) -> list[Span]:
-    """Return when each task runs.
+    """Return start and end of each task.
 
     Args:
-        tasks: The tasks, each after those that it needs.
+        tasks: The tasks, each after its dependencies.
         gpus: GPUs of the cluster.
-        jobs: Submitted tasks that may run at once.
-        notice: Minutes until the end of a submitted task is seen, and what needs it is ready.
+        jobs: Maximum number of submitted tasks at once.
+        notice: Minutes until the end of a submitted task is noticed, and its dependents are ready.
 
     Raises:
         ConfigError: for a task that needs more GPUs than there are.
@@ -55,47 +55,46 @@ def schedule(
     most = max((task.gpu for task in tasks), default=0)
     if most > gpus:
         raise ConfigError(f"a job asks for {most} GPUs, but there are {gpus:g}")
-    after: list[list[int]] = [[] for _ in tasks]
+    dependents: list[list[int]] = [[] for _ in tasks]
     missing = [len(set(task.needs)) for task in tasks]
-    for at, task in enumerate(tasks):
+    for i, task in enumerate(tasks):
         for before in set(task.needs):
-            after[before].append(at)
+            dependents[before].append(i)
     spans = [Span(0.0, 0.0)] * len(tasks)
-    ready = [(0.0, at) for at, count in enumerate(missing) if not count]
-    events: list[
-        tuple[float, int, bool]
-    ] = []  # time, task, and whether its end is seen then, or takes place
+    ready = [(0.0, i) for i, count in enumerate(missing) if not count]
+    # Time, task, and whether its end is noticed then, or takes place.
+    events: list[tuple[float, int, bool]] = []
     free, room, now = gpus, jobs, 0.0
     while ready or events:
         waiting = []
-        for since, at in ready:
-            task = tasks[at]
+        for since, i in ready:
+            task = tasks[i]
             if task.submitted and (task.gpu > free or room < 1):
-                waiting.append((since, at))
+                waiting.append((since, i))
                 continue
             if task.submitted:
                 free, room = free - task.gpu, room - 1
-            spans[at] = Span(now, now + task.minutes)
-            heapq.heappush(events, (spans[at].end, at, False))
+            spans[i] = Span(now, now + task.minutes)
+            heapq.heappush(events, (spans[i].end, i, False))
         ready = waiting
         now = events[0][0]
         while events and events[0][0] <= now:
-            _, at, seen = heapq.heappop(events)
-            if not seen and tasks[at].submitted:
-                free, room = free + tasks[at].gpu, room + 1
-                heapq.heappush(events, (now + notice, at, True))
+            _, i, noticed = heapq.heappop(events)
+            if not noticed and tasks[i].submitted:
+                free, room = free + tasks[i].gpu, room + 1
+                heapq.heappush(events, (now + notice, i, True))
                 continue
-            for later in after[at]:
-                missing[later] -= 1
-                if not missing[later]:
-                    ready.append((now, later))
+            for dependent in dependents[i]:
+                missing[dependent] -= 1
+                if not missing[dependent]:
+                    ready.append((now, dependent))
         ready.sort()
     return spans
 
 
 def longest_chain(tasks: Sequence[Task], notice: float = 0.0) -> list[int]:
-    """Return the tasks, first to last, that no number of GPUs can make shorter: the critical
-    path."""
+    """Return the critical path, first to last task: the chain that no number of GPUs can
+    shorten."""
     length: list[float] = []
     before: list[int | None] = []
     for task in tasks:
@@ -105,23 +104,22 @@ def longest_chain(tasks: Sequence[Task], notice: float = 0.0) -> list[int]:
             task.minutes + notice * task.submitted + (0.0 if longest is None else length[longest])
         )
     chain: list[int] = []
-    at: int | None = max(range(len(tasks)), key=length.__getitem__, default=None)
-    while at is not None:
-        chain.append(at)
-        at = before[at]
+    last: int | None = max(range(len(tasks)), key=length.__getitem__, default=None)
+    while last is not None:
+        chain.append(last)
+        last = before[last]
     return chain[::-1]
 
 
 def busy(tasks: Sequence[Task], spans: Sequence[Span]) -> list[tuple[float, int]]:
-    """Return the times at which the number of busy GPUs changes, each with the number from then
-    on."""
+    """Return the times at which the number of busy GPUs changes, each with the new number."""
     changes: dict[float, int] = {}
     for task, span in zip(tasks, spans, strict=True):
         if task.gpu and task.minutes:
             changes[span.start] = changes.get(span.start, 0) + task.gpu
             changes[span.end] = changes.get(span.end, 0) - task.gpu
-    held, found = 0, []
-    for at in sorted(changes):
-        held += changes[at]
-        found.append((at, held))
-    return found
+    count, counts = 0, []
+    for time in sorted(changes):
+        count += changes[time]
+        counts.append((time, count))
+    return counts

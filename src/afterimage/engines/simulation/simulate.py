@@ -1,17 +1,16 @@
-"""``afterimage cluster simulate``: how long a study would take on so many GPUs, and what it would
-wait for.
+"""``afterimage cluster simulate``: estimate how long a study takes on a given number of GPUs, and
+what limits it.
 
-The jobs and what each waits for are Snakemake's (``dag``), their times estimated (``cost``), and
+The jobs and their dependencies are Snakemake's (``dag``), their times are estimates (``cost``), and
 the cluster starts whatever is ready (``schedule``). So the answer is as good as the estimates: GPUs
-are assumed to reach a certain speed. Processors are taken to be plenty; a queue shared with others,
-failures and slow file systems are left out.
+are assumed to reach a certain speed. Processors are assumed to be plentiful; a queue shared with
+others, failures and slow file systems are not modelled.
 
-What it prints: for each number of GPUs the time from the first job to the last (makespan), the
-share of all GPU time in which
-networks run, and what limits it: the longest chain of jobs, which no number of GPUs makes shorter;
-the GPUs; or that jobs come in waves which do not fill them. ``--out`` gets the same as
+It prints, for each number of GPUs, the time from the first job to the last (makespan), the share of
+all GPU time in which networks run, and the limit: the critical path, which no number of GPUs
+shortens; the GPUs; or waves of jobs that leave some of them idle. ``--out`` gets the same as
 ``simulation.json``, the jobs of every simulation as ``jobs.csv`` (gpus, job, gpu, start, end;
-minutes; gpus is empty for as many as are of use), and ``width.svg``, the GPUs in use over time.
+minutes; gpus is empty for an unlimited number), and ``width.svg``, the GPUs in use over time.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from afterimage.plan.cost import estimate
 from afterimage.plan.jobs import jobs as jobs_of
 
 NEAR = 1.1
-"""A makespan within this factor of a bound is said to be limited by it."""
+"""A makespan within this factor of a bound is reported as limited by it."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +63,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.5,
         metavar="MINUTES",
-        help="until snakemake sees that a job has ended: it asks every 15 s at first, later every 3 minutes (default: %(default)s)",
+        help="until snakemake notices that a job has ended: it polls every 15 s at first, later "
+        "every 3 minutes (default: %(default)s)",
     )
     parser.add_argument(
         "--set",
@@ -80,13 +80,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class Simulation:
-    """How a study runs on one cluster.
+    """A study on one cluster.
 
     Attributes:
-        gpus: Of the cluster.
+        gpus: GPUs of the cluster.
         makespan: Minutes.
         utilisation: Share of the GPUs' time in which jobs hold them.
-        least: Minutes that no order of the jobs can do without.
+        least: Lower bound on the makespan over all orders, in minutes.
         limit: What limits the makespan.
     """
 
@@ -101,7 +101,7 @@ def changed(path: Path, changes: Sequence[str]) -> Study:
     """Return the study of a file with some keys changed.
 
     Raises:
-        ConfigError: for a change that is not KEY=VALUE, or a study that is not valid then.
+        ConfigError: for a change that is not KEY=VALUE, or if the changed study is not valid.
     """
     study = config.load(path).model_dump(mode="json", exclude_unset=True)
     for change in changes:
@@ -109,15 +109,15 @@ def changed(path: Path, changes: Sequence[str]) -> Study:
         if not equals:
             raise ConfigError(f"--set {change}: give KEY=VALUE, such as replicates=16")
         *parents, last = key.split(".")
-        at: dict[str, Any] = study
+        block: dict[str, Any] = study
         for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = yaml.safe_load(value)
+            block = block.setdefault(parent, {})
+        block[last] = yaml.safe_load(value)
     return config.parse(study, f"{path} with {' '.join(changes)}" if changes else str(path))
 
 
 class Priced(NamedTuple):
-    """A planned job with its name, folder or part of one, and its cost."""
+    """A planned job with its name (its folder, or a part of it) and its cost."""
 
     name: str
     cost: estimate.Cost
@@ -125,11 +125,11 @@ class Priced(NamedTuple):
 
 
 PARTS = {"state": "train", "blocks": "sample"}
-"""Top folder of what a part leaves -> the step that it is a part of."""
+"""Top folder of a part's output -> the step that it is a part of."""
 
 
 def price(study: Study, jobs: Sequence[Planned], parts: dict[str, list[str]]) -> list[Priced]:
-    """Return the jobs with what they cost.
+    """Return the jobs with their costs.
 
     Args:
         study: The study.
@@ -137,7 +137,7 @@ def price(study: Study, jobs: Sequence[Planned], parts: dict[str, list[str]]) ->
         parts: Folder of a job -> its parts.
     """
     known = {job.folder: job for job in jobs_of(study)}
-    found = []
+    priced = []
     for job in jobs:
         name, _, part = job.outputs[0].rpartition("/")
         top, _, replicate = name.partition("/")
@@ -157,8 +157,8 @@ def price(study: Study, jobs: Sequence[Planned], parts: dict[str, list[str]]) ->
         )
         if len(steps) > 1:
             name = os.path.commonpath(list(stores))
-        found.append(Priced(name, cost, Task(cost.minutes, cost.gpu, job.needs, job.submitted)))
-    return found
+        priced.append(Priced(name, cost, Task(cost.minutes, cost.gpu, job.needs, job.submitted)))
+    return priced
 
 
 def simulate(
@@ -168,8 +168,8 @@ def simulate(
 
     Args:
         tasks: The tasks.
-        gpus: Of the cluster.
-        jobs: Submitted tasks at once.
+        gpus: GPUs of the cluster.
+        jobs: Maximum number of submitted tasks at once.
         notice: As in ``schedule``.
     """
     spans = schedule(tasks, gpus, jobs, notice)
@@ -187,22 +187,20 @@ def simulate(
 
 
 def chain_minutes(tasks: Sequence[Task], notice: float) -> float:
-    """Return how long the longest chain takes; nobody waits for the end of the last job to be
-    seen."""
+    """Return the length of the critical path; the last job's end need not be noticed."""
     *first, last = longest_chain(tasks, notice)
-    return (
-        sum(tasks[at].minutes + notice * tasks[at].submitted for at in first) + tasks[last].minutes
-    )
+    return sum(tasks[i].minutes + notice * tasks[i].submitted for i in first) + tasks[last].minutes
 
 
 def run(args: argparse.Namespace) -> None:
-    """Simulate a study and print what came out."""
+    """Simulate a study and print the results."""
     study = changed(args.study, args.set)
     device = estimate.DEVICES[study.cluster.device]
     if not device.gpu:
         gpus = ", ".join(name for name, other in estimate.DEVICES.items() if other.gpu)
         raise ConfigError(
-            f"cluster.device = {study.cluster.device!r}: no job asks for a GPU; give --set cluster.device=..., one of {gpus}"
+            f"cluster.device = {study.cluster.device!r}: no job asks for a GPU; give --set "
+            f"cluster.device=..., one of {gpus}"
         )
     with tempfile.TemporaryDirectory() as folder:
         jobs = price(study, *plan(study, Path(folder)))
@@ -214,7 +212,7 @@ def run(args: argparse.Namespace) -> None:
         if gpus >= largest
     ]
     free = schedule(tasks, notice=args.notice)
-    chain = [jobs[at] for at in longest_chain(tasks, args.notice)]
+    chain = [jobs[i] for i in longest_chain(tasks, args.notice)]
     summary = {
         "study": study.study,
         "changes": args.set,
@@ -222,12 +220,12 @@ def run(args: argparse.Namespace) -> None:
         "jobs": len(jobs),
         "submitted": sum(task.submitted for task in tasks),
         "gpu_hours": sum(task.gpu * task.minutes for task in tasks) / 60,
-        "width": max((held for _, held in busy(tasks, free)), default=0),
+        "width": max((gpus for _, gpus in busy(tasks, free)), default=0),
         "largest": largest,
         "device_mb": max(job.cost.device_mb for job in jobs),
         "chain_minutes": chain_minutes(tasks, args.notice),
         "chain": [{"job": job.name, "minutes": job.task.minutes} for job in chain],
-        "runs": [asdict(found) for found, _ in runs],
+        "runs": [asdict(simulation) for simulation, _ in runs],
     }
     print(text(summary, device.memory_mb))
     if args.out:
@@ -236,26 +234,28 @@ def run(args: argparse.Namespace) -> None:
         with (args.out / "jobs.csv").open("w", newline="") as stream:
             table = csv.writer(stream, lineterminator="\n")
             table.writerow(["gpus", "job", "gpu", "start", "end"])
-            for size, spans in [*((str(found.gpus), spans) for found, spans in runs), ("", free)]:
+            sized = [(str(simulation.gpus), spans) for simulation, spans in runs]
+            for size, spans in [*sized, ("", free)]:
                 rows = zip(jobs, spans, strict=True)
                 table.writerows(
                     [size, job.name, job.task.gpu, round(span.start, 3), round(span.end, 3)]
                     for job, span in rows
                 )
         draw(
-            {f"{found.gpus} GPUs": busy(tasks, spans) for found, spans in runs}
+            {f"{simulation.gpus} GPUs": busy(tasks, spans) for simulation, spans in runs}
             | {"any number": busy(tasks, free)},
             args.out,
         )
 
 
 def text(summary: dict[str, Any], memory_mb: int) -> str:
-    """Return what is printed."""
-    shown = [
-        f"study {summary['study']} on {summary['device']}: {summary['jobs']} jobs, {summary['submitted']} of them submitted; "
-        f"{summary['gpu_hours']:.1f} GPU-hours; {summary['width']} GPUs are of use at once",
-        f"a job needs {summary['largest']} GPU(s) at most, and about {summary['device_mb'] / 1000:.1f} GB of the {memory_mb / 1000:.0f} "
-        "that one has",
+    """Return the printed summary."""
+    lines = [
+        f"study {summary['study']} on {summary['device']}: {summary['jobs']} jobs, "
+        f"{summary['submitted']} of them submitted; {summary['gpu_hours']:.1f} GPU-hours; "
+        f"{summary['width']} GPUs are of use at once",
+        f"a job needs {summary['largest']} GPU(s) at most, and about "
+        f"{summary['device_mb'] / 1000:.1f} GB of the {memory_mb / 1000:.0f} that one has",
         "longest chain: "
         + ", ".join(
             f"{step['job']} {hours(step['minutes'])}"
@@ -266,12 +266,12 @@ def text(summary: dict[str, Any], memory_mb: int) -> str:
         "",
         f"{'GPUs':>6} {'makespan':>10} {'GPUs busy':>10} {'at least':>10}  limited by",
     ]
-    shown += [
-        f"{found['gpus']:>6} {hours(found['makespan']):>10} {found['utilisation']:>10.0%} {hours(found['least']):>10}  "
-        f"{found['limit']}"
-        for found in summary["runs"]
+    lines += [
+        f"{run['gpus']:>6} {hours(run['makespan']):>10} {run['utilisation']:>10.0%} "
+        f"{hours(run['least']):>10}  {run['limit']}"
+        for run in summary["runs"]
     ]
-    return "\n".join(shown)
+    return "\n".join(lines)
 
 
 def hours(minutes: float) -> str:
@@ -287,15 +287,14 @@ def draw(widths: dict[str, list[tuple[float, int]]], folder: Path) -> None:
     figure = Figure(figsize=(8, 1.6 * len(widths)), layout="constrained")
     axes = figure.subplots(len(widths), squeeze=False)
     for axis, (name, changes) in zip(axes[:, 0], widths.items(), strict=True):
-        times, held = [at / 60 for at, _ in changes], [number for _, number in changes]
-        axis.fill_between(times, held, step="post", alpha=0.4)
-        axis.step(times, held, where="post")
+        times, gpus = [minutes / 60 for minutes, _ in changes], [count for _, count in changes]
+        axis.fill_between(times, gpus, step="post", alpha=0.4)
+        axis.step(times, gpus, where="post")
         axis.set_ylim(bottom=0)
         axis.set_xlim(left=0)
         axis.set_title(name, loc="left", fontsize="medium")
         axis.set_ylabel("GPUs in use")
     axes[-1, 0].set_xlabel("hours")
-    with matplotlib.rc_context(
-        {"svg.hashsalt": "afterimage", "svg.fonttype": "none"}
-    ):  # the same small file each time
+    # The same small file each time.
+    with matplotlib.rc_context({"svg.hashsalt": "afterimage", "svg.fonttype": "none"}):
         figure.savefig(folder / "width.svg", metadata={"Date": None})

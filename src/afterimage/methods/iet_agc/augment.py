@@ -1,7 +1,7 @@
-"""A small set of changes that suit any image: mirroring, shifts and brightness.
+"""A few augmentations that suit any image: mirroring, shifts and brightness.
 
-It stands where IET-AGC+ (Guan et al. 2025) uses RandAugment, which needs torchvision; which of
-RandAugment's operations they take, and how strongly, is not published.
+They replace the RandAugment of IET-AGC+ (Guan et al. 2025), which needs torchvision; which of
+RandAugment's operations they use, and how strongly, is not published.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ BRIGHTNESS = 0.2
 
 
 def vary(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Return every image mirrored or not, shifted, and brighter or darker; the place that a shift
-    lays bare repeats the border.
+    """Return every image mirrored or not, shifted, and brighter or darker; pixels exposed by the
+    shift replicate the border.
 
     Args:
         images: float32, (B, C, H, W), in [-1, 1], on the CPU.
-        generator: All random numbers; draws for image i depend on B and i alone, not on the images.
+        generator: All random numbers; draws for image i depend only on B and i, not on the images.
     """
     count, _, height, width = images.shape
     mirrored = torch.rand(count, generator=generator) < 0.5

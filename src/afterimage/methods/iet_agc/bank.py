@@ -1,9 +1,9 @@
-"""Anti-gradient control (Liu et al., ECCV 2024, section 3.2): samples whose loss is abnormally low
-are left out of the mean.
+"""Anti-gradient control (Liu et al., ECCV 2024, section 3.2): samples of abnormally low loss are
+excluded from the mean.
 
 "Abnormal" is judged per timestep against a bank that holds a moving average of the losses seen
-there. As released, a bank starts at zero without bias correction, so that nothing is skipped at a
-timestep's first visit and little at its next few.
+there. As released, a bank starts at zero without bias correction, so that nothing is skipped at the
+first visit of a timestep and little at the next few.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 
 
 class Bank:
-    """The moving average of the loss at each timestep, and the rule that compares losses with it.
+    """The moving average of the loss at each timestep, and the skipping rule based on it.
 
     Args:
         timesteps: T.
         decay: gamma: b[t] <- gamma b[t] + (1 - gamma) l.
         threshold: lambda; 0 skips nothing.
         skip_t_max: Skip only at t below this; None skips at every t.
-        device: Where the losses are.
+        device: Device of the losses.
 
     Attributes:
         level: b, float32, (T,).
@@ -45,14 +45,15 @@ class Bank:
         return self._factor[timesteps] * self.level[timesteps]
 
     def kept(self, timesteps: torch.Tensor, losses: torch.Tensor) -> torch.Tensor:
-        """Return which samples are kept, bool, (B,): those whose loss is at the limit or above."""
+        """Return the mask of kept samples, bool, (B,): those with a loss at or above the limit."""
         return losses >= self.limits(timesteps)
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Take in the losses of a whole batch, skipped samples too, one after the other.
+        """Update the averages with the losses of a whole batch, including skipped samples, one
+        after the other.
 
-        Samples of one timestep are taken in turns: all first ones together, then all second ones,
-            and so on. That gives the same bits as a loop over the batch.
+        Samples of one timestep are processed in turns: the first of every timestep together, then
+        the second of every timestep, and so on. That gives the same bits as a loop over the batch.
 
         Args:
             timesteps: int64, (B,), on the CPU.
@@ -60,8 +61,8 @@ class Bank:
         """
         by_timestep = torch.argsort(timesteps, stable=True)
         ordered = timesteps[by_timestep]
-        turn = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
-        for now in range(int(turn.max()) + 1):
-            samples = by_timestep[turn == now]
-            at, new = timesteps[samples].to(losses.device), losses[samples.to(losses.device)]
-            self.level[at] = self.decay * self.level[at] + (1 - self.decay) * new
+        turns = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
+        for turn in range(int(turns.max()) + 1):
+            samples = by_timestep[turns == turn]
+            t, loss = timesteps[samples].to(losses.device), losses[samples.to(losses.device)]
+            self.level[t] = self.decay * self.level[t] + (1 - self.decay) * loss

@@ -1,9 +1,9 @@
 """Splitting a training set into shards, each the data of one model (Liu et al., ECCV 2024, section
 3.1).
 
-Shards are disjoint and complete: where K does not divide the images, some shards hold one more (the
-released code drops the remainder). An image is a row of the training set, so that planted copies of
-one image may lie in several shards.
+Shards are disjoint and complete: if K does not divide the number of images, some shards hold one
+more (the released code drops the remainder). An image is a row of the training set, so that planted
+copies of one image may end up in several shards.
 """
 
 from __future__ import annotations
@@ -25,54 +25,55 @@ def assign(
     Args:
         labels: int64, (N,); images without a label (-1) count as one class.
         shards: K.
-        sharding: How to share them out. ``balanced``: class-balanced at random; sizes, too, differ
-            by one at most. ``balanced_in_order``: blocks of each class, in the order of the
-            training set. ``random``: whatever the class. ``contiguous``: blocks of the training
+        sharding: How to assign them. ``balanced``: class-balanced at random; sizes, too, differ
+            by at most one. ``balanced_in_order``: blocks of each class, in the order of the
+            training set. ``random``: regardless of class. ``contiguous``: blocks of the training
             set.
         rng: Used by ``balanced`` and ``random``.
 
     Raises:
-        ConfigError: if a shard would get no image.
+        ConfigError: if a shard would be empty.
     """
-    found = np.empty(len(labels), np.int64)
+    shard = np.empty(len(labels), np.int64)
     match sharding:
         case "balanced":  # dealt like cards, one class after the other
             shuffled = rng.permutation(len(labels))
             dealt = shuffled[np.argsort(labels[shuffled], kind="stable")]
-            found[dealt] = np.arange(len(labels)) % shards
+            shard[dealt] = np.arange(len(labels)) % shards
         case "balanced_in_order":
             for label in np.unique(labels):
                 rows = np.flatnonzero(labels == label)
-                found[rows] = _blocks(len(rows), shards)
+                shard[rows] = _blocks(len(rows), shards)
         case "random":
-            found[rng.permutation(len(labels))] = _blocks(len(labels), shards)
+            shard[rng.permutation(len(labels))] = _blocks(len(labels), shards)
         case "contiguous":
-            found = _blocks(len(labels), shards)
-    empty = shards - len(np.unique(found))
+            shard = _blocks(len(labels), shards)
+    empty = shards - len(np.unique(shard))
     if empty:
         raise ConfigError(
-            f"shards = {shards}: {empty} of them get none of the {len(labels)} training images ({sharding})"
+            f"shards = {shards}: {empty} of them get none of the {len(labels)} training images "
+            f"({sharding})"
         )
-    return found
+    return shard
 
 
 def _blocks(images: int, shards: int) -> np.ndarray:
-    """Return the shard of each of ``images`` places in a row, cut into blocks whose sizes differ by
-    one at most."""
+    """Return the shard of each of ``images`` consecutive positions, cut into blocks whose sizes
+    differ by at most one."""
     return np.arange(images) * shards // images
 
 
 def redistribute(shard: np.ndarray, moving: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return the shards after the ``moving`` images changed places with each other.
+    """Return the shards after the ``moving`` images have traded places.
 
-    Every shard gets as many images as it gives, so that sizes stay. No image comes back to its own
-    shard, unless one shard gives
-    more than all others together: then some of its images must stay.
+    Every shard receives as many images as it gives away, so that sizes stay. No image returns to
+    its own shard, unless one shard gives away more than all others together: then some of its
+    images must stay.
 
     Args:
         shard: int64, (N,): the shard of each image.
-        moving: bool, (N,): images that are to change shards.
-        rng: Decides who goes where.
+        moving: bool, (N,): mask of the images that are to change shards.
+        rng: Determines which image goes where.
     """
     shuffled = rng.permutation(np.flatnonzero(moving))
     if len(shuffled) == 0:

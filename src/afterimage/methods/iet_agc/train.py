@@ -1,30 +1,28 @@
 """Iterative ensemble training with anti-gradient control, IET-AGC (Liu et al., ECCV 2024), and its
-two parts alone.
+two components alone.
 
-IET (section 3.1): the training images are split into K shards. K models of one start train on a
-shard each; R times their weights are averaged, weighted by the shards' sizes, and every shard goes
-on from the average. AGC (section 3.2) leaves samples of abnormally low loss out of the batch
-(``methods.agc``). ``agc_threshold: 0`` is IET alone, ``shards: 1`` is AGC alone, both together are
-the baseline to the last bit. As in the released code the models' own moving averages are averaged
-too, and each shard keeps its optimiser's moments and its bank. With ``base`` all models and their
-averages start from the averaged weights of another arm (released: the models from its last
-weights).
+IET (section 3.1): the training images are split into K shards. K models start from the same weights
+and train on a shard each; R times their weights are averaged, weighted by the shards' sizes, and
+every shard resumes from the average. AGC (section 3.2) excludes samples of abnormally low loss from
+the batch (``methods.iet_agc.bank``). ``agc_threshold: 0`` is IET alone, ``shards: 1`` is AGC alone,
+both together are the baseline to the last bit. As in the released code the models' own moving
+averages are averaged too, and each shard keeps its optimiser's moments and its bank. With ``base``
+all models and their averages start from the averaged weights of another arm (released: the models
+from its last weights).
 
 IET-AGC+ (Guan et al. 2025) adds that often-skipped images change shards and that samples just above
 the skipping limit are augmented. Its constants are not published; both are off by default. A sample
-is augmented within the same update: its loss is computed once more on the changed image, with the
-same noise, and that one is learned from. The bank takes the first.
+is augmented within the same update: its loss is computed again on the augmented image, with the
+same noise, and that loss is trained on. The bank uses the first.
 
 An update of the curves and of ``checkpoint_every`` is one local step of *every* shard, and warm-up
-counts local steps. So a state
-is the same whatever the number of processes: shard k trains in process k mod W, and everything is
-exchanged bit for bit. The
-process of shard k holds its network, average and moments: 4 (K / W + 1) copies of the weights at
-most.
+counts local steps. So a state is the same whatever the number of processes: shard k trains in
+process k mod W, and everything is exchanged bit for bit. The process of shard k holds its network,
+average and moments: at most 4 (K / W + 1) copies of the weights.
 
 Tables: ``skips_by_timestep`` (timestep, seen, skipped) and ``skips_by_image`` (row, seen, skipped,
-shard), row being the image's place among the arm's training images, i.e. among the rows of
-``members.parquet`` with ``trained``; shard is the last it was in.
+shard), where row is the image's index among the arm's training images, i.e. among the rows of
+``members.parquet`` with ``trained``; shard is the last it belonged to.
 """
 
 from __future__ import annotations
@@ -54,7 +52,7 @@ from afterimage.training.order import Order
 
 
 def train(job: TrainingRun) -> Trained:
-    """Train all shards, or go on training.
+    """Train all shards, or resume training.
 
     Raises:
         ConfigError: if there are more shards than images, or more processes than shards.
@@ -62,7 +60,8 @@ def train(job: TrainingRun) -> Trained:
     arm, settings = _arm(job), job.train
     if distributed.count() > arm.shards:
         raise ConfigError(
-            f"started with {distributed.count()} processes, but there are only shards = {arm.shards} to share"
+            f"started with {distributed.count()} processes, but there are only shards = "
+            f"{arm.shards} to share"
         )
     if job.base is not None:
         load_weights(job.net, job.base)
@@ -108,8 +107,8 @@ def _arm(job: TrainingRun) -> IetAgc:
 
 
 def steps_per_round(updates: int, arm: IetAgc) -> int:
-    """Return how many local steps each shard takes in a round: the budget's equal share, rounded
-    down, and one at least."""
+    """Return the number of local steps of each shard in a round: an equal share of the budget,
+    rounded down, but at least one."""
     return max(1, updates // (arm.rounds * (arm.shards if arm.budget == "total" else 1)))
 
 
@@ -119,12 +118,12 @@ def weighted_mean(
     """Return the mean of states, weighted by ``sizes``, on the CPU; integers are copied from the
     first.
 
-    Sums are float64 and in the order of the states, so that equal states have their own bits as
-    mean.
+    Sums are float64 and in the order of the states, so that the mean of equal states has the same
+    bits as each.
     """
     whole = sum(sizes)
     sums: dict[str, torch.Tensor] = {}
-    kinds: dict[str, torch.dtype] = {}
+    dtypes: dict[str, torch.dtype] = {}
     for state, size in zip(states, sizes, strict=True):
         for name, tensor in state.items():
             if not tensor.is_floating_point():
@@ -132,20 +131,20 @@ def weighted_mean(
             elif name in sums:
                 sums[name] += size * tensor.cpu().double()
             else:
-                sums[name], kinds[name] = size * tensor.cpu().double(), tensor.dtype
+                sums[name], dtypes[name] = size * tensor.cpu().double(), tensor.dtype
     return {
-        name: (value / whole).to(kinds[name]) if name in kinds else value
+        name: (value / whole).to(dtypes[name]) if name in dtypes else value
         for name, value in sums.items()
     }
 
 
 class Shard:
-    """One shard's model: its learner, its bank, and the samples seen and skipped since the last
-    averaging.
+    """The model of one shard: its learner, its bank, and the samples seen and skipped since the
+    last averaging.
 
     Args:
         job: The run.
-        k: Number of the shard.
+        k: Index of the shard.
         rows: int64, (n,): the shard's images as positions in the task.
     """
 
@@ -157,19 +156,19 @@ class Shard:
         self.bank = Bank(
             timesteps, arm.bank_decay, arm.agc_threshold, arm.skip_t_max, job.accelerator.device
         )
-        # One shard draws as the baseline does; redistribution leaves sizes as they are, so that the
-        # order stands.
+        # A single shard draws as the baseline does; redistribution keeps the sizes, so the order
+        # remains valid.
         path = job.path if arm.shards == 1 else (*job.path, "shard", k)
         self.order = Order(job.seed, path, len(rows), job.train.batch_size)
         self.by_image = torch.zeros(2, len(job.task), dtype=torch.int64)
         self.by_timestep = torch.zeros(2, timesteps, dtype=torch.int64)
 
     def update(self, s: int) -> dict[str, float]:
-        """Do local step ``s``; return its loss, gradient norm and learning rate, and the shares of
-        samples skipped and augmented.
+        """Perform local step ``s``; return its loss, gradient norm and learning rate, and the
+        shares of samples skipped and augmented.
 
         Raises:
-            NonFiniteError: before the weights are touched.
+            NonFiniteError: before the weights are changed.
         """
         torch.manual_seed(self.order.dropout_seed(s))
         rows, device = self.rows[self.order.rows(s)], self.job.accelerator.device
@@ -179,29 +178,31 @@ class Shard:
         kept: list[torch.Tensor] = []
         augmented = 0
 
-        def objective(net: torch.nn.Module, part: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        def objective(
+            net: torch.nn.Module, micro_batch: Batch
+        ) -> tuple[torch.Tensor, torch.Tensor]:
             nonlocal augmented
-            found = self.job.task.losses(net, part)
-            own = found.detach()
-            keep = self.bank.kept(part.timesteps, own)
+            loss = self.job.task.losses(net, micro_batch)
+            original = loss.detach()
+            timesteps = micro_batch.timesteps
+            keep = self.bank.kept(timesteps, original)
             if self.arm.augment_below is not None:
-                near = keep & (own < self.arm.augment_below * self.bank.limits(part.timesteps))
+                near = keep & (original < self.arm.augment_below * self.bank.limits(timesteps))
                 if near.any():
-                    done = sum(len(before) for before in losses)
-                    found = found.index_put(
-                        (near,), self.job.task.losses(net, varied[done : done + len(part)][near])
-                    )
+                    start = sum(len(previous) for previous in losses)
+                    again = varied[start : start + len(micro_batch)][near]
+                    loss = loss.index_put((near,), self.job.task.losses(net, again))
                     augmented += int(near.sum())
-            losses.append(own)
+            losses.append(original)
             kept.append(keep)
-            return found, keep.to(found.dtype)
+            return loss, keep.to(loss.dtype)
 
         values = {"loss": self.learner.gradient(batch, objective)}
         self.bank.update(batch.timesteps, torch.cat(losses))
         skipped = ~torch.cat(kept).cpu()
-        for counts, at in ((self.by_image, batch.rows), (self.by_timestep, batch.timesteps)):
-            counts[0].index_add_(0, at, torch.ones_like(at))
-            counts[1].index_add_(0, at, skipped.long())
+        for counts, index in ((self.by_image, batch.rows), (self.by_timestep, batch.timesteps)):
+            counts[0].index_add_(0, index, torch.ones_like(index))
+            counts[1].index_add_(0, index, skipped.long())
         if skipped.all() and self.arm.on_all_skipped == "skip":
             values |= {"grad_norm": 0.0, "learning_rate": learning_rate(self.job.train, s)}
         else:
@@ -212,7 +213,7 @@ class Shard:
         }
 
     def _varied(self, s: int, rows: np.ndarray) -> Batch:
-        """Return the batch of local step ``s`` with every image changed, but the same timesteps,
+        """Return the batch of local step ``s`` with every image augmented, but the same timesteps,
         noise and labels."""
         generator = seeds.torch_rng(self.job.seed, *self.order.path, "augment", s)
         return self.job.task.batch(
@@ -228,21 +229,21 @@ class Shard:
         }
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what ``tensors`` returned."""
-        for name, own in (
+        """Restore the state that ``tensors`` returned."""
+        for name, state in (
             ("bank", self.bank.level),
             ("by_image", self.by_image),
             ("by_timestep", self.by_timestep),
         ):
-            own.copy_(tensors.pop(name))
+            state.copy_(tensors.pop(name))
         self.learner.load(tensors)
 
 
 class Ensemble:
-    """All shards of a run; this process trains those of them that are its own.
+    """All shards of a run; this process trains its own shards.
 
     Attributes:
-        own: Number -> shard, those of this process.
+        own: Index -> shard, the shards of this process.
         shard_of: int64, (N,): the shard of each image.
         sizes: Images of each shard.
         by_image: int64, (2, N): samples seen and skipped up to the last averaging.
@@ -256,42 +257,40 @@ class Ensemble:
             job.labels, arm.shards, arm.sharding, seeds.numpy_rng(job.seed, *job.path, "shards")
         )
         self.sizes: list[int] = np.bincount(self.shard_of).tolist()
-        mine = range(distributed.index(), arm.shards, distributed.count())
-        self.own = {k: Shard(job, k, np.flatnonzero(self.shard_of == k)) for k in mine}
-        one = self.own[mine[0]]
-        self.by_image, self.by_timestep = (
-            torch.zeros_like(one.by_image),
-            torch.zeros_like(one.by_timestep),
-        )
+        indices = range(distributed.index(), arm.shards, distributed.count())
+        self.own = {k: Shard(job, k, np.flatnonzero(self.shard_of == k)) for k in indices}
+        shard = self.own[indices[0]]
+        self.by_image = torch.zeros_like(shard.by_image)
+        self.by_timestep = torch.zeros_like(shard.by_timestep)
 
     def update(self, s: int) -> dict[str, float]:
-        """Do local step ``s`` of every shard; return the shards' mean numbers, the same in every
-        process.
+        """Perform local step ``s`` of every shard; return the shards' mean numbers, the same in
+        every process.
 
         Raises:
-            NonFiniteError: in every process, if it happened in any.
+            NonFiniteError: in every process, if it was raised in any.
         """
         names = ["loss", "grad_norm", "learning_rate"]
         names += ["skipped"] if self.arm.agc_threshold else []
         names += ["augmented"] if self.arm.augment_below else []
-        found = torch.zeros(self.arm.shards, len(names), dtype=torch.float64)
+        numbers = torch.zeros(self.arm.shards, len(names), dtype=torch.float64)
         for k, shard in self.own.items():
             try:
                 values = shard.update(s)
             except NonFiniteError:
-                found[k] = math.nan
+                numbers[k] = math.nan
             else:
-                found[k] = torch.tensor([values[name] for name in names], dtype=torch.float64)
-        found = distributed.total(found)
-        bad = found.isnan().any(1).nonzero().flatten().tolist()
+                numbers[k] = torch.tensor([values[name] for name in names], dtype=torch.float64)
+        numbers = distributed.total(numbers)
+        bad = numbers.isnan().any(1).nonzero().flatten().tolist()
         if bad:
             raise NonFiniteError(
                 f"the loss or the gradient is not finite in shard {', '.join(map(str, bad))}"
             )
-        return {name: fmean(column) for name, column in zip(names, found.T.tolist(), strict=True)}
+        return {name: fmean(column) for name, column in zip(names, numbers.T.tolist(), strict=True)}
 
     def average(self, r: int) -> None:
-        """End round ``r`` (from 1): every shard goes on from the mean of all."""
+        """End round ``r`` (from 1): every shard resumes from the mean of all."""
         averaged = ["net.", "average."]
         averaged += ["optimizer."] if self.arm.optimizer_sync == "average" else []
         averaged += ["bank"] if self.arm.bank_scope == "global" else []
@@ -331,16 +330,16 @@ class Ensemble:
             shard.rows = np.flatnonzero(shard_of == k)
 
     def _state(self, k: int, prefixes: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
-        """Return the state of shard ``k``, whichever process has it; where it is another's, one's
-        own says what to expect."""
+        """Return the state of shard ``k``, broadcast by its process; the others receive it into
+        the shapes of a shard of their own."""
         shard = self.own.get(k) or next(iter(self.own.values()))
-        wanted = {
+        state = {
             name: tensor for name, tensor in shard.tensors().items() if name.startswith(prefixes)
         }
-        return distributed.sent_by(k % distributed.count(), wanted)
+        return distributed.sent_by(k % distributed.count(), state)
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Return what was seen and skipped, by timestep and by image."""
+        """Return the samples seen and skipped, by timestep and by image."""
         columns = ["seen", "skipped"]
         by_timestep = (
             pd.DataFrame(self.by_timestep.T.numpy(), columns=columns)
@@ -356,9 +355,9 @@ class Ensemble:
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the state of all shards, in the first process; the others send theirs and return
+        """Return the state of all shards, in the main process; the others send theirs and return
         nothing."""
-        found = {
+        tensors = {
             "shard_of": torch.from_numpy(self.shard_of),
             "by_image": self.by_image,
             "by_timestep": self.by_timestep,
@@ -366,11 +365,11 @@ class Ensemble:
         for k in range(self.arm.shards):
             state = self._state(k)
             if distributed.first():
-                found |= {f"{k}.{name}": tensor.cpu() for name, tensor in state.items()}
-        return found if distributed.first() else {}
+                tensors |= {f"{k}.{name}": tensor.cpu() for name, tensor in state.items()}
+        return tensors if distributed.first() else {}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Take back what ``tensors`` returned."""
+        """Restore the state that ``tensors`` returned."""
         self._place(tensors["shard_of"].numpy())
         self.by_image.copy_(tensors["by_image"])
         self.by_timestep.copy_(tensors["by_timestep"])

@@ -192,7 +192,8 @@ class Unlearning:
     # ---- the table
 
     def table(self, name: str) -> pd.DataFrame:
-        """Return one row per arm, a set's numbers next to the published ones, and held-out images."""
+        """Return one row per arm, a set's numbers next to the published ones, and held-out
+        images."""
         rows = [self._row(name, arm) for arm in self.judged_on(name)]
         control = self._held_out(name)
         frame = pd.DataFrame([*rows, *([control] if control else [])], dtype=object).fillna("")
