@@ -63,7 +63,14 @@ from afterimage.images import load_images
 from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
 from afterimage.training.determinism import same_bits
-from afterimage.training.job import Trained, TrainingRun, accelerator_for, budget, classes_of
+from afterimage.training.job import (
+    Trained,
+    TrainingRun,
+    accelerator_for,
+    budget,
+    classes_of,
+    stream_path,
+)
 from afterimage.training.launch import launch
 
 
@@ -222,7 +229,7 @@ def _prepare(
 ) -> tuple[TrainingRun, pd.DataFrame]:
     """Return the run and the table of its members."""
     settings, seed = resolved["settings"], resolved["seed"]
-    path = ("train", resolved["arm"], resolved["replicate"])
+    path = stream_path(arm, resolved["replicate"])
 
     # Load the training split and the base.
     split = load_images(args.train)

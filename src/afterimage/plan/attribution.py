@@ -161,7 +161,6 @@ def _counterfactual_settings(study: Study, job: Job) -> Settings:
     chosen = asked(study)
     assert chosen.counterfactual is not None
     return network_settings(study) | {
-        "name": chosen.arm,
         "arm": arm_settings(study, chosen.arm),
         "sample": study.sample.model_dump(mode="json"),
         "ground_truth": chosen.ground_truth.model_dump(mode="json"),

@@ -173,6 +173,17 @@ class Trained:
         return cls(learner.net, learner.average.module, progress, spent, facts or {})
 
 
+def stream_path(arm: Arm, replicate: int) -> tuple[str | int, ...]:
+    """Return the address of a run's random streams under the study's seed.
+
+    Arms of a replicate that train on the same images from the same start share it (common random
+    numbers): their initial weights, order, timesteps, noise, flips and dropped labels are the same,
+    so that their difference is the method's. Its name is no part of the address.
+    """
+    images = (arm.data, arm.without or "", f"{arm.fraction:g}")
+    return ("train", replicate, *images, arm.base or "")
+
+
 def budget(train: Train, images: int, matched_to: Match | None, matched: Path | None) -> int:
     """Return the number of optimiser updates of a run on ``images`` images.
 

@@ -22,7 +22,7 @@ class Order:
 
     Args:
         seed: Root seed of the study.
-        path: Address of the run below it, e.g. ``("train", "baseline", 0)``.
+        path: Address of the run below it (``job.stream_path``).
         images: Number of training images, N.
         batch_size: Images per update, B.
     """

@@ -28,6 +28,7 @@ from afterimage.images import Images, load_images
 from afterimage.methods import run as training
 from afterimage.metrics import classifier
 from afterimage.plan.resolved import resolve
+from afterimage.training.job import stream_path
 from afterimage.training.learner import Learner
 
 TRAIN = {
@@ -244,7 +245,7 @@ def test_the_network_is_trained_without_what_is_taken_out(job, removed, study, j
     kept = sorted(set(range(N)) - removed)
     images = load_images(args.train)
     assert np.array_equal(run.task.images.numpy(), images.pixels[kept].transpose(0, 3, 1, 2))
-    assert (run.seed, run.path, run.updates) == (arm.seed, ("train", "plain", 0), 4)
+    assert (run.seed, run.path, run.updates) == (arm.seed, stream_path(arm.arm, 0), 4)
     choice, number = job.split("/")
     assert table[["choice", "query", "removed"]].to_numpy().tolist() == [[choice, int(number), 3]]
     assert not np.array_equal(

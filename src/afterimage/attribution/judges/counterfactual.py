@@ -37,6 +37,7 @@ from afterimage.methods import baseline
 from afterimage.metrics import classifier, distances
 from afterimage.training.checkpoint import Store
 from afterimage.training.determinism import same_bits
+from afterimage.training.job import stream_path
 
 STEP = "attribution/counterfactual"
 AGAIN, RANDOM = "again", "random"
@@ -155,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
             )
 
         # Train on the others.
-        path: tuple[str | int, ...] = ("train", settings["name"], 0)
+        path = stream_path(recipe.arm, replicate=0)
         if choice == AGAIN:
             path = ("attribution", "counterfactual", AGAIN)
         identity = {
