@@ -1,10 +1,14 @@
-"""REQUIRED INPUTS: results/{study}/{train,sample}/{arm}/rep{rep}/, results/{study}/data/{split,classifier}/
+"""REQUIRED INPUTS: results/{study}/{train,sample}/{arm}/rep{rep}/,
+    results/{study}/data/{split,classifier}/
 
 OUTPUTS:
-    results/{study}/attack/{arm}/rep{rep}/extraction/  nearest training image of every generation, extracted images, controls
+    results/{study}/attack/{arm}/rep{rep}/extraction/
+        nearest training images, extracted images, controls
     results/{study}/attack/{arm}/rep{rep}/quality/     distances to real images that no arm saw
-    results/{study}/attack/{arm}/rep{rep}/membership/  losses of trained and other images, and how well they tell them apart
-    results/{study}/attack/{arm}/rep{rep}/forgetting/  what is left of the forgotten images; only for arms with a forget set
+    results/{study}/attack/{arm}/rep{rep}/membership/
+        losses of members and non-members, and their separation
+    results/{study}/attack/{arm}/rep{rep}/forgetting/
+        retention of the forget sets; only for arms with one
 """
 
 
@@ -13,7 +17,7 @@ localrules:
 
 
 rule extraction:
-    """Which training images come back (Carlini et al. 2023, section 5.1)."""
+    """Extract training images from generations (Carlini et al. 2023, section 5.1)."""
     input:
         unpack(inputs("attack/extraction")),
     output:
@@ -36,11 +40,12 @@ rule extraction:
         inputs=flags("attack/extraction"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attack extraction {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack extraction {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule quality:
-    """How good and how varied the generations are, against images that no arm saw, and how like the training images."""
+    """Measure quality, diversity and similarity to training images, with held-out controls."""
     input:
         unpack(inputs("attack/quality")),
     output:
@@ -58,11 +63,12 @@ rule quality:
         inputs=flags("attack/quality"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attack quality {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack quality {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule membership:
-    """Which images were trained on, by their loss (Carlini et al. 2023, section 5.2.1)."""
+    """Infer membership from the loss (Carlini et al. 2023, section 5.2.1)."""
     input:
         unpack(inputs("attack/membership")),
     output:
@@ -81,11 +87,12 @@ rule membership:
         inputs=flags("attack/membership"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attack membership {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack membership {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule forgetting:
-    """What is left of images that were to be forgotten."""
+    """Measure what a model retains of its forget sets."""
     input:
         unpack(inputs("attack/forgetting")),
     output:
@@ -104,10 +111,11 @@ rule forgetting:
         inputs=flags("attack/forgetting"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attack forgetting {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack forgetting {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule attack:
-    """The attack phase: every arm meets every attack, and is judged on forgetting where it has something to forget."""
+    """The attack phase: every attack on every arm; forgetting only for arms with a forget set."""
     input:
         phase("attack"),
