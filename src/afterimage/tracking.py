@@ -1,11 +1,11 @@
-"""``afterimage track import``: finished results in MLflow; doing it twice changes nothing.
+"""``afterimage track import``: import finished results into MLflow, idempotently.
 
 Jobs never talk to MLflow: many writers on a fresh SQLite store lose runs, and compute nodes may
-have no network. One process reads ``run.json`` and ``metrics.jsonl`` of finished results instead,
-so that the store can be thrown away and made again at any time. A study is an experiment, an arm a
-parent run, a replicate its child. A child carries the digest of the ``run.json`` files
-that it shows: the same digest is left alone, another replaces the run, so that old and new numbers
-never mix.
+have no network. Instead, a single process reads ``run.json`` and ``metrics.jsonl`` of finished
+results, so that the store can be deleted and rebuilt at any time. A study is an experiment, an arm
+a parent run, a replicate its child. A child carries the digest of its ``run.json`` files: a run
+with the same digest is kept, one with another digest is replaced, so that old and new numbers never
+mix.
 
 This is the only module that imports MLflow.
 """
@@ -51,7 +51,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--uri", help="tracking store (default: $MLFLOW_TRACKING_URI, else mlflow.db here)"
     )
-    parser.add_argument("--out", type=Path, help="JSON file for what the store then shows")
+    parser.add_argument("--out", type=Path, help="JSON file for a summary of the imported runs")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
         counts = import_study(study, args.results / study.study, arms, uri)
     if args.out:
         artifacts.write_json(args.out, summary(study, arms))
-    done = ", ".join(f"{number} {what}" for what, number in counts.items())
+    done = ", ".join(f"{number} {verb}" for verb, number in counts.items())
     print(f"study {study.study!r} is in {without_password(uri)}: {done}")
 
 
@@ -73,11 +73,11 @@ def default_uri() -> str:
     return f"{SQLITE}{Path('mlflow.db').resolve()}"
 
 
-# ---- what is to be shown -------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 class Replicate(NamedTuple):
-    """Everything of one trained model: folder and ``run.json`` of each of its steps."""
+    """One trained model: folder and ``run.json`` of each of its steps."""
 
     number: int
     digest: str
@@ -85,18 +85,17 @@ class Replicate(NamedTuple):
 
 
 class Arm(NamedTuple):
-    """All replicates of one arm, and the digest of them and of the report on them."""
+    """All replicates of one arm, and the digest of them and of their report."""
 
     digest: str
     replicates: list[Replicate]
 
 
 def read(study: config.Study, results: Path) -> dict[str, Arm]:
-    """Return every arm of a finished study, every file checked.
+    """Return every arm of a finished study, with every file checked.
 
     Raises:
-        ArtifactError: if a result is missing, changed, or made under other settings than the
-            study's.
+        ArtifactError: if a result is missing, changed, or from settings other than the study's.
     """
     cells: dict[tuple[str, int], dict[str, tuple[Path, dict[str, Any]]]] = defaultdict(dict)
     report: list[dict[str, Any]] = []
@@ -116,23 +115,26 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
             report.append(record)
     replicates: dict[str, list[Replicate]] = {arm: [] for arm in study.arms}
     for (arm, number), stores in cells.items():
-        # What may be shown decides, beside the results, what the run holds.
+        # The contents of a run depend on the results and on whether images may be shown.
         digest = _digest([study.report.show_images, *(record for _, record in stores.values())])
         replicates[arm].append(Replicate(number, digest, stores))
     return {
-        arm: Arm(_digest([report, [one.digest for one in some]]), some)
-        for arm, some in replicates.items()
+        arm: Arm(_digest([report, [replicate.digest for replicate in group]]), group)
+        for arm, group in replicates.items()
     }
 
 
 def summary(study: config.Study, arms: Mapping[str, Arm]) -> dict[str, Any]:
-    """Return what a store shows of a study: the same for the same results, wherever the store
+    """Return a summary of a study in a store: the same for the same results, wherever the store
     is."""
-    shown = {
-        name: {"digest": arm.digest, "replicates": [one.digest for one in arm.replicates]}
+    digests = {
+        name: {
+            "digest": arm.digest,
+            "replicates": [replicate.digest for replicate in arm.replicates],
+        }
         for name, arm in arms.items()
     }
-    return {"study": study.study, "arms": shown}
+    return {"study": study.study, "arms": digests}
 
 
 def _digest(value: Any) -> str:
@@ -140,7 +142,7 @@ def _digest(value: Any) -> str:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return nested settings as ``a.b.c`` -> text; lists stay whole."""
+    """Return nested settings as ``a.b.c`` -> text; lists are not flattened."""
     flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
@@ -151,7 +153,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def metric_name(name: str) -> str:
-    """Return ``name`` in the characters that MLflow allows."""
+    """Return ``name`` with only the characters that MLflow allows."""
     return re.sub(r"[^\w\-. :/]", "_", name.replace("@", " at "))
 
 
@@ -160,7 +162,7 @@ def metric_name(name: str) -> str:
 
 @contextmanager
 def errors_named(uri: str) -> Iterator[None]:
-    """Turn what MLflow and the libraries below it raise into one sentence on the store, and what to
+    """Turn errors of MLflow and its libraries into one sentence that names the store, and what to
     do.
 
     Raises:
@@ -176,41 +178,43 @@ def errors_named(uri: str) -> Iterator[None]:
     except DBAPIError as error:
         reason = str(error.orig)
     except (MlflowException, SQLAlchemyError, ModuleNotFoundError, OSError) as error:
-        # MLflow's own advice follows the first sentence, and statements of SQL the first line.
+        # MLflow's own advice follows the first sentence, and SQL statements the first line.
         reason = str(error).split("\n")[0].split(". ")[0].removesuffix(".")
         versions = re.search(r"found version (\w+), but expected (\w+)", reason)
         if versions:
-            reason = f"another version of MLflow wrote it (its schema is {versions[1]}, this version's is {versions[2]})"
+            reason = (
+                f"another version of MLflow wrote it (its schema is {versions[1]}, this version's "
+                f"is {versions[2]})"
+            )
     else:
         return
     reason = re.sub(r"^\((\w+\.)+\w+\) ", "", reason.strip())  # SQLAlchemy's name of the class
     path = _sqlite_path(uri)
     message = (
         f"the MLflow store {uri} cannot be used: {reason}. It can be rebuilt from the results at "
-        "any time: repeat the command when that is"
-        f" mended,{f' or move {path} away for a new one,' if path else ''} or name another store "
-        "by --uri or MLFLOW_TRACKING_URI"
-        " (without either it is mlflow.db in the working folder)"
+        "any time: repeat the command when that is fixed,"
+        f"{f' or move {path} away for a new one,' if path else ''} or name another store by --uri "
+        "or MLFLOW_TRACKING_URI (without either it is mlflow.db in the working folder)"
     )
     raise artifacts.ArtifactError(without_password(message))
 
 
 def without_password(text: str) -> str:
-    """Return a text with a URI in it as a log may show it."""
+    """Return a text with passwords in URIs masked."""
     return re.sub(r"(://[^:/@\s]*):[^@/\s]*@", r"\1:***@", text)
 
 
 class StoreError(Exception):
-    """What is wrong with a store, known before MLflow opens it."""
+    """A problem with a store that is detected before MLflow opens it."""
 
 
 def check_store(uri: str) -> None:
-    """Open the store. A file is looked at first: MLflow tries to open a folder for a minute, and
-    writes into others' databases.
+    """Open the store. A file is inspected first: MLflow spends a minute trying to open a folder,
+    and writes into other programs' databases.
 
     Raises:
         StoreError: for a file or folder that cannot be an MLflow store.
-        Exception: what MLflow and the libraries below it raise; see ``errors_named``.
+        Exception: from MLflow and its libraries; see ``errors_named``.
     """
     path = _sqlite_path(uri)
     if path is not None:
@@ -221,7 +225,7 @@ def check_store(uri: str) -> None:
 
 
 def _sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite store, None of any other."""
+    """Return the file of a SQLite store; None for any other store."""
     name = uri.removeprefix(SQLITE).split("?")[0]
     if not uri.startswith(SQLITE) or name in ("", ":memory:") or name.startswith("file:"):
         return None
@@ -231,7 +235,7 @@ def _sqlite_path(uri: str) -> Path | None:
 def _check_sqlite(path: Path) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("ab"):  # makes an empty file, which MLflow takes for a new store
+        with path.open("ab"):  # creates an empty file, which MLflow treats as a new store
             pass
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as database:
             tables = {
@@ -251,16 +255,15 @@ def _check_sqlite(path: Path) -> None:
 
 
 def _without_tracebacks(record: logging.LogRecord) -> bool:
-    """Leave out what MLflow logs of an error that it raises, too."""
+    """Filter out MLflow's log of an error that it also raises."""
     return record.levelno != logging.ERROR
 
 
 def _client(uri: str) -> MlflowClient:
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("DO_NOT_TRACK", "true")
-    os.environ.setdefault(
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3"
-    )  # a server that is not there is named in seconds, not minutes
+    # Report an unreachable server within seconds, not minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
     from mlflow import MlflowClient
 
     for chatty in ("alembic", "mlflow"):
@@ -270,23 +273,23 @@ def _client(uri: str) -> MlflowClient:
 
 
 def _experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """Return the id of the study's experiment, made or restored where needed."""
-    there = client.get_experiment_by_name(name)
-    if there is None:
-        files = None  # a server decides for itself
+    """Return the id of the study's experiment, created or restored if necessary."""
+    existing = client.get_experiment_by_name(name)
+    if existing is None:
+        files = None  # a server chooses the location itself
         if uri.startswith(SQLITE):
             files = (
                 Path(uri.removeprefix(SQLITE)).resolve().parent / "mlartifacts" / name
             ).as_uri()
         return client.create_experiment(name, artifact_location=files)
-    if there.lifecycle_stage == "deleted":
-        client.restore_experiment(there.experiment_id)
-    return there.experiment_id
+    if existing.lifecycle_stage == "deleted":
+        client.restore_experiment(existing.experiment_id)
+    return existing.experiment_id
 
 
 def _runs(client: MlflowClient, experiment: str) -> dict[tuple[str, str], list[Run]]:
     """Return (arm, replicate) -> its runs; the replicate of a parent is the empty text."""
-    found: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    runs: dict[tuple[str, str], list[Run]] = defaultdict(list)
     page = None
     while page is None or page.token:
         page = client.search_runs(
@@ -295,14 +298,14 @@ def _runs(client: MlflowClient, experiment: str) -> dict[tuple[str, str], list[R
         for run in page:
             tags = run.data.tags
             if "afterimage.arm" in tags:
-                found[tags["afterimage.arm"], tags.get("afterimage.replicate", "")].append(run)
-    return found
+                runs[tags["afterimage.arm"], tags.get("afterimage.replicate", "")].append(run)
+    return runs
 
 
 def _log(
     client: MlflowClient, run_id: str, params: Mapping[str, str], metrics: Iterable[Metric]
 ) -> None:
-    """Write params and metrics in batches that MLflow takes."""
+    """Write params and metrics in batches of the size that MLflow accepts."""
     from mlflow.entities import Param
     from mlflow.utils import validation as limits
 
@@ -315,7 +318,7 @@ def _log(
 
 
 def _times(records: Iterable[dict[str, Any]]) -> tuple[int, int]:
-    """Return when the work of some ``run.json`` began and ended, in milliseconds."""
+    """Return start and end of the work recorded in some ``run.json``, in milliseconds."""
     spans = [
         (calendar.timegm(time.strptime(r["finished"], "%Y-%m-%dT%H:%M:%SZ")), r["seconds"])
         for r in records
@@ -326,8 +329,8 @@ def _times(records: Iterable[dict[str, Any]]) -> tuple[int, int]:
 
 
 def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
-    """Return the finished run with this digest; delete all others, half-made ones of a killed
-    import among them."""
+    """Return the finished run with this digest; delete all others, including incomplete runs of a
+    killed import."""
     kept: str | None = None
     for run in runs:
         if (
@@ -347,25 +350,26 @@ def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
 def import_study(
     study: config.Study, root: Path, arms: Mapping[str, Arm], uri: str
 ) -> dict[str, int]:
-    """Bring the store at ``uri`` in line with the results in ``root``; return how many replicates
-    were made, replaced, ..."""
+    """Synchronise the store at ``uri`` with the results in ``root``; return the number of
+    replicates made, replaced, ..."""
     client = _client(uri)
     experiment = _experiment(client, study.study, uri)
-    there = _runs(client, experiment)
+    existing = _runs(client, experiment)
     counts = {"made": 0, "replaced": 0, "kept": 0, "removed": 0}
     for name, arm in arms.items():
-        start, end = _times(record for one in arm.replicates for _, record in one.stores.values())
-        parent = known = _keep(client, there.pop((name, ""), []), arm.digest)
+        start, end = _times(
+            record for replicate in arm.replicates for _, record in replicate.stores.values()
+        )
+        parent = known = _keep(client, existing.pop((name, ""), []), arm.digest)
         if parent is None:
             tags = {"afterimage.arm": name, "afterimage.digest": arm.digest}
             parent = client.create_run(experiment, start, tags, run_name=name).info.run_id
-        for one in arm.replicates:
-            old = there.pop((name, str(one.number)), [])
-            child = _keep(client, old, one.digest)
+        for replicate in arm.replicates:
+            old = existing.pop((name, str(replicate.number)), [])
+            child = _keep(client, old, replicate.digest)
             if child is None:
-                _make_child(
-                    client, experiment, name, one, parent, show_images=study.report.show_images
-                )
+                shown = study.report.show_images
+                _make_child(client, experiment, name, replicate, parent, show_images=shown)
                 counts["replaced" if old else "made"] += 1
             else:
                 client.set_tag(child, "mlflow.parentRunId", parent)
@@ -373,7 +377,7 @@ def import_study(
         if known is None:
             _fill_parent(client, parent, study, root, name, end)
             client.set_terminated(parent, "FINISHED", end)
-    for (_, number), runs in there.items():  # arms and replicates that the study no longer has
+    for (_, number), runs in existing.items():  # arms and replicates no longer in the study
         _keep(client, runs, digest="")
         counts["removed"] += bool(number)
     return counts
@@ -382,8 +386,8 @@ def import_study(
 def _fill_parent(
     client: MlflowClient, run_id: str, study: config.Study, root: Path, arm: str, time_ms: int
 ) -> None:
-    """Give an arm's run the study's settings, the arm's headline numbers (means over replicates),
-    tables and pages."""
+    """Write the study's settings, the arm's headline numbers (means over replicates), tables and
+    pages to the arm's run."""
     from mlflow.entities import Metric
 
     settings = study.model_dump(
@@ -412,7 +416,7 @@ def _make_child(
     *,
     show_images: bool,
 ) -> None:
-    """Write one replicate; it counts only once it is marked finished, at the very end."""
+    """Write one replicate, marked finished only at the very end."""
     from mlflow.entities import Metric
     from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID
 

@@ -353,7 +353,7 @@ def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
         ({"eleven": {"label": 11}}, "forget.eleven is empty"),
         (
             {"odd": {"ids": [3, 999]}},
-            "forget.odd.ids: 999 is not a row of the training part (0 to 59)",
+            "forget.odd.ids: 999 is not a row of the training split (0 to 59)",
         ),
     ],
 )

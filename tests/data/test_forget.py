@@ -68,7 +68,7 @@ def test_ids_are_names_and_not_positions(train):
     kept = train.take(np.array([0, 2, 3, 9]))
     assert chosen(kept, ids=[9]) == [3]
     with pytest.raises(
-        ConfigError, match=r"forget.wanted.ids: 1 is not a row of the training part \(0 to 9\)"
+        ConfigError, match=r"forget.wanted.ids: 1 is not a row of the training split \(0 to 9\)"
     ):
         chosen(kept, ids=[9, 1])
 

@@ -573,11 +573,11 @@ def test_too_few_images_that_are_no_near_duplicates_are_named():
         ),
         (
             study(61, 10, 10, official=True),
-            r"data\.split\.train: 61 .* only 60 are left in the official training part",
+            r"data\.split\.train: 61 .* only 60 are left in the official training split",
         ),
         (
             study(50, 41, 2, official=True),
-            r"data\.split\.holdout: 41 .* only 40 are left in the official test part",
+            r"data\.split\.holdout: 41 .* only 40 are left in the official test split",
         ),
         (
             study(10, 5, 5, plant=[(4, 3, None)]),

@@ -1,10 +1,14 @@
-"""REQUIRED INPUTS: results/{study}/{train,sample}/{arm}/rep{rep}/, results/{study}/data/{split,classifier}/
+"""REQUIRED INPUTS: results/{study}/{train,sample}/{arm}/rep{rep}/,
+    results/{study}/data/{split,classifier}/
 
 OUTPUTS:
-    results/{study}/attack/{arm}/rep{rep}/extraction/  nearest training image of every generation, extracted images, controls
+    results/{study}/attack/{arm}/rep{rep}/extraction/
+        nearest training images, extracted images, controls
     results/{study}/attack/{arm}/rep{rep}/quality/     distances to real images that no arm saw
-    results/{study}/attack/{arm}/rep{rep}/membership/  losses of trained and other images, and how well they tell them apart
-    results/{study}/attack/{arm}/rep{rep}/forgetting/  what is left of the forgotten images; only for arms with a forget set
+    results/{study}/attack/{arm}/rep{rep}/membership/
+        losses of members and non-members, and their separation
+    results/{study}/attack/{arm}/rep{rep}/forgetting/
+        retention of the forget sets; only for arms with one
 """
 
 
@@ -16,9 +20,9 @@ ATTACKS = ("attack/extraction", "attack/quality", "attack/membership")
 
 
 rule attacks:
-    """What every arm meets, in one process: which training images come back (Carlini et al. 2023, section 5.1); how good and
-    how varied the generations are, against images that no arm saw, and how like the training images; which images were trained
-    on, by their loss (section 5.2.1). Each has a store of its own, and one that is up to date is left as it is.
+    """Run the attacks that every arm meets, in one process: extraction (Carlini et al. 2023,
+    section 5.1), quality and diversity with held-out controls, and membership inference (section
+    5.2.1). Each has a store of its own; one that is up to date is skipped.
     """
     input:
         unpack(inputs(*ATTACKS)),
@@ -58,7 +62,7 @@ rule attacks:
 
 
 rule forgetting:
-    """What is left of images that were to be forgotten."""
+    """Measure what a model retains of its forget sets."""
     input:
         unpack(inputs("attack/forgetting")),
     output:
@@ -77,10 +81,11 @@ rule forgetting:
         inputs=flags("attack/forgetting"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attack forgetting {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attack forgetting {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule attack:
-    """The attack phase: every arm meets every attack, and is judged on forgetting where it has something to forget."""
+    """The attack phase: every attack on every arm; forgetting only for arms with a forget set."""
     input:
         phase("attack"),

@@ -1,13 +1,20 @@
-"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/ of the explained arm's first replicate, results/{study}/data/
+"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/ of the explained arm's first replicate,
+    results/{study}/data/
 
 OUTPUTS:
-    results/{study}/attribution/queries/          images whose origin is asked for
-    results/{study}/attribution/features/{job}/   projected gradients of a network for one block of images
-    results/{study}/attribution/retrain/{job}/    losses of the queries under networks retrained on random halves
-    results/{study}/attribution/counterfactual/{job}/   what becomes of a generation without the images that made it
-    results/{study}/attribution/scores/{job}/     who made what, by every attributor, and how well that predicts retraining
-    results/{study}/attribution/acceleration/     what cheaper features and two-stage ranking cost in quality
-    results/{study}/attribution/remedied/{job}/   whether forgotten images lose their influence
+    results/{study}/attribution/queries/          the images to attribute
+    results/{study}/attribution/features/{job}/
+        projected gradients of a network for one block of images
+    results/{study}/attribution/retrain/{job}/
+        losses of the queries under networks retrained on subsets
+    results/{study}/attribution/counterfactual/{job}/
+        generations after removal of top-ranked images
+    results/{study}/attribution/scores/{job}/
+        scores of every attributor, evaluated by retraining
+    results/{study}/attribution/acceleration/
+        cost and quality of cheaper features, two-stage ranking
+    results/{study}/attribution/remedied/{job}/
+        influence of forgotten images before and after a remedy
 """
 
 
@@ -17,7 +24,7 @@ localrules:
 
 
 rule queries:
-    """Choose the images whose origin is asked for."""
+    """Choose the images to attribute."""
     input:
         unpack(inputs("attribution/queries")),
     output:
@@ -33,7 +40,8 @@ rule queries:
         inputs=flags("attribution/queries"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attribution queries {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution queries {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule features:
@@ -56,11 +64,12 @@ rule features:
         inputs=flags("attribution/features"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attribution features {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution features {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule retrain:
-    """Retrain networks on random halves of the training images and take the queries' losses."""
+    """Retrain networks on random subsets of the training images and measure the queries' losses."""
     input:
         unpack(inputs("attribution/retrain")),
     output:
@@ -81,11 +90,12 @@ rule retrain:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/retrain/{job}",
     shell:
-        "afterimage attribution retrain {params.inputs} --state {params.state:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution retrain {params.inputs} --state {params.state:q}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule scores:
-    """Score every attributor by what retraining shows, and by copies whose origin is known."""
+    """Score with every attributor; evaluate by retraining, and by copies of known origin."""
     input:
         unpack(inputs("attribution/scores")),
     output:
@@ -110,11 +120,12 @@ rule scores:
         inputs=flags("attribution/scores"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attribution scores {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution scores {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule counterfactual:
-    """Train without what is said to have made a generation, and generate it again."""
+    """Retrain without a generation's top-ranked training images, and generate it again."""
     input:
         unpack(inputs("attribution/counterfactual")),
     output:
@@ -135,11 +146,12 @@ rule counterfactual:
         out=subpath(output.run, parent=True),
         state="results/{study}/state/attribution/counterfactual/{job}",
     shell:
-        "afterimage attribution counterfactual {params.inputs} --state {params.state:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution counterfactual {params.inputs} --state {params.state:q}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule acceleration:
-    """Weigh the cost of features against the quality of their scores."""
+    """Compare the cost of features with the quality of their scores."""
     input:
         unpack(inputs("attribution/acceleration")),
     output:
@@ -156,7 +168,8 @@ rule acceleration:
         inputs=flags("attribution/acceleration"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attribution acceleration {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution acceleration {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule remedied:
@@ -180,10 +193,11 @@ rule remedied:
         inputs=flags("attribution/remedied"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage attribution remedied {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage attribution remedied {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule attribution:
-    """The attribution phase: nothing, where the study does not ask for it."""
+    """The attribution phase; empty if the study skips it."""
     input:
         phase("attribution"),

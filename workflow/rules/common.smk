@@ -1,4 +1,4 @@
-"""The study, and what its rules take from the plan. A change of this file reruns nothing."""
+"""The study, and short names for the plan's functions. A change of this file reruns nothing."""
 
 import signal
 import sys
@@ -17,12 +17,12 @@ from afterimage.report.page import mark_earlier
 STUDY = read_study(config, workflow.overwrite_configfiles or [Path("params.yaml")])
 SCRATCH = uses_scratch(workflow.storage_settings)
 
-# Beside the workflow, wherever results lie (--directory).
+# Next to the workflow, wherever the results are (--directory).
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
-# Written before planning and only where something changed: every job takes its resolved config and the fingerprint of
-# its code as inputs. A job that runs in a process of its own reads what the main process planned with. The hold lasts as
-# long as this process; `--unlock` is for those who cannot get it.
+# Written before planning, and only files that changed: the resolved config and the code fingerprint
+# of every job are among its inputs. A job in a separate process reads what the main process planned
+# with. The lock is held as long as this process runs; `--unlock` must work without it.
 if workflow.is_main_process and "--unlock" not in sys.argv:
     try:
         HOLD = settings_lock.write_configs(
@@ -33,8 +33,9 @@ if workflow.is_main_process and "--unlock" not in sys.argv:
     if HOLD.others:
         logger.warning(f"{HOLD.others}. If it was killed, type `afterimage recover`.")
 
-# SLURM warns every process of a job before its time limit (slurm/profile.yaml says when). A training saves its state then; whoever
-# does not handle the signal would die of it, the snakemake between SLURM and the training first.
+# SLURM signals every process of a job before its time limit (slurm/profile.yaml sets the time). A
+# training then saves its state; processes without a handler would be killed by the signal, first
+# the snakemake between SLURM and the training.
 if not workflow.is_main_process:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 

@@ -1,10 +1,11 @@
-"""REQUIRED INPUTS: none (the source named in the study).
+"""REQUIRED INPUTS: none (the study names the source).
 
 OUTPUTS:
     results/{study}/data/fetch/      the source as one checked array file
-    results/{study}/data/split/      train (with planted duplicates), holdout, reference, twins, and what was left out
-    results/{study}/data/classifier/ the feature network, trained on the reference part
-    results/{study}/data/dedup/      the training set without its duplicates, and how well they were found
+    results/{study}/data/split/
+        train (with planted duplicates), holdout, reference, twins, left-out images
+    results/{study}/data/classifier/ the feature network, trained on the reference split
+    results/{study}/data/dedup/      the deduplicated training set, and the score of each detector
 """
 
 
@@ -31,11 +32,12 @@ rule fetch:
         inputs=flags("data/fetch"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data fetch {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data fetch {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule split:
-    """Draw the parts and plant duplicates."""
+    """Draw the splits and plant duplicates."""
     input:
         unpack(inputs("data/split")),
     output:
@@ -56,7 +58,8 @@ rule split:
         inputs=flags("data/split"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data split {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data split {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule classifier:
@@ -79,11 +82,12 @@ rule classifier:
         inputs=flags("data/classifier"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data classifier {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data classifier {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule dedup:
-    """Remove near-duplicates and score the search against the planted truth."""
+    """Remove near-duplicates and score the search against the planted ground truth."""
     input:
         unpack(inputs("data/dedup")),
     output:
@@ -104,7 +108,8 @@ rule dedup:
         inputs=flags("data/dedup"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data dedup {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage data dedup {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule data:

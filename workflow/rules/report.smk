@@ -1,4 +1,5 @@
-"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/{arm}/rep{rep}/, results/{study}/data/{split,dedup}/
+"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/{arm}/rep{rep}/,
+    results/{study}/data/{split,dedup}/
 
 OUTPUTS:
     results/{study}/report/tables/        tidy tables over all arms, headline numbers as JSON
@@ -13,7 +14,7 @@ localrules:
 
 
 rule tables:
-    """Gather the results of all arms."""
+    """Collect the results of all arms."""
     input:
         unpack(inputs("report/tables")),
     output:
@@ -61,11 +62,12 @@ rule tables:
         out=subpath(output.run, parent=True),
         results=subpath(input.config, ancestor=3),
     shell:
-        "afterimage report tables --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage report tables --results {params.results:q}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule page:
-    """Run a notebook on the tables, and on what it shows of single replicates, and write its page."""
+    """Run a notebook on the tables and on single replicates, and write its page."""
     input:
         unpack(inputs("report/page")),
         notebook=str(NOTEBOOKS / "{job}.py"),
@@ -96,7 +98,8 @@ rule page:
         results=subpath(input.config, ancestor=4),
         tables=subpath(input.tables, parent=True),
     shell:
-        "afterimage report page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"
+        "afterimage report page --notebook {input.notebook:q} --results {params.results:q}"
+        " --tables {params.tables:q}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 

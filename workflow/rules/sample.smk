@@ -1,8 +1,10 @@
 """REQUIRED INPUTS: results/{study}/train/{arm}/rep{rep}/
 
 OUTPUTS:
-    results/{study}/blocks/{arm}/rep{rep}/  some of them, where cluster.generations_per_job cuts the work; removed at the end
-    results/{study}/sample/{arm}/rep{rep}/  generations as one array file and a picture of the first of them
+    results/{study}/blocks/{arm}/rep{rep}/
+        blocks of generations, with cluster.generations_per_job; removed at the end
+    results/{study}/sample/{arm}/rep{rep}/
+        generations as one array file, and a picture of the first
 """
 
 
@@ -11,7 +13,7 @@ localrules:
 
 
 rule draw_block:
-    """Draw some of the generations."""
+    """Draw a block of the generations."""
     input:
         unpack(inputs("sample")),
     output:
@@ -34,7 +36,7 @@ rule draw_block:
 
 
 rule draw:
-    """Draw generations, seeded per image, or put them together."""
+    """Draw generations, seeded per image, or merge their blocks."""
     input:
         unpack(inputs("sample")),
         blocks=lambda wildcards: PARTS.blocks(wildcards.arm, wildcards.rep),
@@ -54,7 +56,8 @@ rule draw:
         out=subpath(output.run, parent=True),
         blocks=lambda wildcards: PARTS.blocks_flag(wildcards.arm, wildcards.rep),
     shell:
-        "afterimage sample draw {params.inputs} {params.blocks} --config {input.config:q} --out {params.out:q}"
+        "afterimage sample draw {params.inputs} {params.blocks}"
+        " --config {input.config:q} --out {params.out:q}"
         " > {log:q} 2>&1"
 
 

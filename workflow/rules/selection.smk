@@ -1,10 +1,14 @@
-"""REQUIRED INPUTS: results/{study}/train/{arm}/rep{rep}/ of the arm that the selection starts from
+"""REQUIRED INPUTS: results/{study}/train/{arm}/rep{rep}/ of the selection's base
 
 OUTPUTS (not part of `all`: `snakemake loyal_selection`):
-    results/{study}/{train,sample,attack}/select_*/rep{rep}/  the derived arms, by the rules of every other arm
-    results/{study}/selection/timestep_ablation/rep{rep}/                  blocks at some timesteps only, by swapping networks while sampling
-    results/{study}/selection/table/                          what each skip group and timestep does to copying and quality
-    results/{study}/selection/page/                           the same as an executed notebook, its HTML page and its figures
+    results/{study}/{train,sample,attack}/select_*/rep{rep}/
+        the derived arms, by the rules of every other arm
+    results/{study}/selection/timestep_ablation/rep{rep}/
+        blocks at some timesteps only, by swapping networks while sampling
+    results/{study}/selection/table/
+        what each skip group and timestep does to copying and quality
+    results/{study}/selection/page/
+        the same as an executed notebook, its HTML page and its figures
 """
 
 
@@ -15,7 +19,7 @@ localrules:
 
 
 rule timestep_ablation:
-    """Sample with the blocks at some timesteps only, without another training."""
+    """Sample with the blocks at some timesteps only, without further training."""
     input:
         unpack(inputs("selection/timestep_ablation")),
     output:
@@ -32,11 +36,12 @@ rule timestep_ablation:
         inputs=flags("selection/timestep_ablation"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage selection timestep_ablation {params.inputs} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage selection timestep_ablation {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule selection:
-    """Rank skip groups and switch timesteps by what they do to copying, subject to quality."""
+    """Rank skip groups and switch timesteps by their effect on copying, subject to quality."""
     input:
         unpack(inputs("selection/table")),
     output:
@@ -58,7 +63,8 @@ rule selection:
         out=subpath(output.run, parent=True),
         results=subpath(input.config, ancestor=3),
     shell:
-        "afterimage selection table --results {params.results:q} --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+        "afterimage selection table --results {params.results:q}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule selection_page:
@@ -91,7 +97,8 @@ rule selection_page:
         results=subpath(input.config, ancestor=3),
         tables=subpath(input.tables, parent=True),
     shell:
-        "afterimage selection page --notebook {input.notebook:q} --results {params.results:q} --tables {params.tables:q}"
+        "afterimage selection page --notebook {input.notebook:q} --results {params.results:q}"
+        " --tables {params.tables:q}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 

@@ -1,7 +1,7 @@
-"""REQUIRED INPUTS: everything that the other phases made.
+"""REQUIRED INPUTS: the results of all other phases.
 
 OUTPUTS:
-    results/{study}/track/track.json   what was imported into MLflow
+    results/{study}/track/track.json   summary of the runs imported into MLflow
 """
 
 

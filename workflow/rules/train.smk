@@ -1,8 +1,10 @@
 """REQUIRED INPUTS: results/{study}/data/{split,dedup}/train.npz
 
 OUTPUTS:
-    results/{study}/train/{arm}/rep{rep}/   pipeline/ (averaged weights) and raw/ as diffusers folders, training curves,
-                                            which rows were trained on, and states/ and tables/, empty for most arms
+    results/{study}/train/{arm}/rep{rep}/
+        pipeline/ (averaged weights) and raw/ as diffusers folders,
+                                            training curves, the table of members, and states/ and
+                                            tables/, empty for most arms
 """
 
 
@@ -11,7 +13,7 @@ localrules:
 
 
 rule slice:
-    """Train a part of what takes longer than one job may. What it leaves is the state, from which the next part, or `fit`, goes on."""
+    """Train a part of a training that is too long for one job; the next part resumes it."""
     input:
         unpack(inputs("train")),
         before=lambda wildcards: PARTS.before(
@@ -35,12 +37,13 @@ rule slice:
         state="results/{study}/state/{arm}/rep{rep}",
         processes=PLAN.processes_flag,
     shell:
-        "afterimage train run {params.inputs} --state {params.state:q} --part {wildcards.k}/{wildcards.parts} {params.processes}"
+        "afterimage train run {params.inputs} --state {params.state:q}"
+        " --part {wildcards.k}/{wildcards.parts} {params.processes}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule fit:
-    """Train one replicate of one arm. The resumable state is no output: Snakemake would delete it."""
+    """Train one replicate of an arm. Its state is not an output, which Snakemake would delete."""
     input:
         unpack(inputs("train")),
         before=lambda wildcards: PARTS.last(wildcards.arm, wildcards.rep),
@@ -66,7 +69,8 @@ rule fit:
         part=lambda wildcards: PARTS.flag(wildcards.arm, wildcards.rep),
         processes=PLAN.processes_flag,
     shell:
-        "afterimage train run {params.inputs} --state {params.state:q} {params.part} {params.processes}"
+        "afterimage train run {params.inputs} --state {params.state:q} {params.part}"
+        " {params.processes}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 

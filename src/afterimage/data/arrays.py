@@ -16,7 +16,7 @@ from afterimage.data import zips
 from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 
 _DAMAGE = (*zips.DAMAGE, MemoryError, OverflowError, TypeError, SyntaxError)
-"""What zipfile, and numpy reading an array's header, raise on a damaged file."""
+"""Exceptions that zipfile, and numpy reading an array's header, raise on a damaged file."""
 
 
 def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
@@ -176,7 +176,7 @@ def _form(archive: zipfile.ZipFile, member: str) -> Form:
         version = np.lib.format.read_magic(stream)
         if version == (1, 0):
             shape, _, kind = np.lib.format.read_array_header_1_0(stream)
-        else:  # 3.0 differs from 2.0 in the encoding of field names, which images have not
+        else:  # 3.0 differs from 2.0 only in the encoding of field names, which images lack
             shape, _, kind = np.lib.format.read_array_header_2_0(stream)
     return shape, kind
 

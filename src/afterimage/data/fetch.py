@@ -55,14 +55,14 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
     """
     keys = ("classes", "colour", "resize", "resize_filter", "crop")
     images, manifest = sources.read(source_of(settings), **{key: settings[key] for key in keys})
-    wanted = settings["images"]
-    if wanted is not None:
-        if wanted > len(images):
+    size = settings["images"]
+    if size is not None:
+        if size > len(images):
             raise config.ConfigError(
-                f"data.images = {wanted}: the source has only {len(images)} images of the wanted "
+                f"data.images = {size}: the source has only {len(images)} images of the wanted "
                 "classes"
             )
-        rows = np.sort(seeds.numpy_rng(seed, "fetch").choice(len(images), wanted, replace=False))
+        rows = np.sort(seeds.numpy_rng(seed, "fetch").choice(len(images), size, replace=False))
         images = images.take(rows)
         if manifest["names"] is not None:
             manifest["names"] = [manifest["names"][row] for row in rows]

@@ -36,15 +36,15 @@ Loader = Callable[[], bytes]
 
 
 def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
-    """List the image files of a folder or zip in sorted order, or one image file.
+    """List the image files of a folder or zip in sorted order, or a single image file.
 
     A label is the position of the file's top folder among the sorted folder names; without
     sub-folders labels are -1. Links are followed. A zip that holds one top folder and nothing else
     is read as that folder.
 
     Raises:
-        ConfigError: if there is no such folder or file, no image in it, or folders of ``PARTS``
-            alone, or, with labels, images both beside and inside sub-folders.
+        ConfigError: if there is no such folder or file, no image in it, or only folders of
+            ``PARTS``, or, with labels, images both next to and inside sub-folders.
         ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))

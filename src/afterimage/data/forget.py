@@ -20,7 +20,7 @@ def rows(
     """Return a mask of the training images that belong to the set, bool, (N,).
 
     Args:
-        train: The training part of the split.
+        train: The training split.
         name: The set's name, for messages.
         settings: The set, as plain values of ``config.ForgetSet``.
         extraction: Store of the extraction attack on the arm that the set names, for sets of
@@ -31,26 +31,26 @@ def rows(
         ArtifactError: if the set is empty, or the whole training set.
     """
     if settings["label"] is not None:
-        chosen = train.labels == settings["label"]
+        mask = train.labels == settings["label"]
     elif settings["ids"] is not None:
-        wanted = np.array(settings["ids"])
-        unknown = wanted[~np.isin(wanted, train.ids)]
+        ids = np.array(settings["ids"])
+        unknown = ids[~np.isin(ids, train.ids)]
         if len(unknown):
-            ids = f"{train.ids.min()} to {train.ids.max()}"
+            allowed = f"{train.ids.min()} to {train.ids.max()}"
             raise ConfigError(
-                f"forget.{name}.ids: {unknown[0]} is not a row of the training part ({ids})"
+                f"forget.{name}.ids: {unknown[0]} is not a row of the training split ({allowed})"
             )
-        chosen = np.isin(train.sources, train.sources[np.isin(train.ids, wanted)])
+        mask = np.isin(train.sources, train.sources[np.isin(train.ids, ids)])
     else:
         assert extraction is not None, name
         artifacts.check_file(extraction / "images.parquet")
         extracted = pd.read_parquet(extraction / "images.parquet")
         anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
-        chosen = np.isin(
+        mask = np.isin(
             train.sources,
             extracted.loc[extracted[f"extracted_{anchor}_{settings['alpha']}"], "source"],
         )
-    if not chosen.any():
+    if not mask.any():
         if settings["extracted_from"] is None:
             reason = f"label {settings['label']} is that of"
         else:
@@ -60,6 +60,6 @@ def rows(
         raise ArtifactError(
             f"forget.{name} is empty: {reason} none of the {len(train)} training images"
         )
-    if chosen.all():
+    if mask.all():
         raise ArtifactError(f"forget.{name} is the whole training set")
-    return chosen
+    return mask

@@ -2,8 +2,7 @@
 
 ``huggingface_hub`` downloads into its own cache; ``HF_ENDPOINT``, ``HF_HOME``, ``HF_TOKEN`` and
 ``HF_HUB_OFFLINE`` have their usual meaning. It resumes a broken download, but compares sizes only,
-and does not look again at a file that is in the cache. Every file is therefore hashed here before
-it is read.
+and does not check a cached file again. Every file is therefore hashed here before it is read.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _OFFICIAL_TEST = ("test", "validation")
 
 
 def contents(source: HuggingFace, reading: Reading) -> Contents:
-    """Download the parquet files of the source's split, or take them from the local cache.
+    """Download the parquet files of the source's split, or use those in the local cache.
 
     With a full commit hash and ``sha256`` for every file of the split, cached files need no
     network. Otherwise the Hub is asked for its list of files and their checksums.

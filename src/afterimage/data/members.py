@@ -1,4 +1,4 @@
-"""The rows of the training part that an arm trains on."""
+"""The rows of the training split that an arm trains on."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ def members(images: Images, fraction: float, rng: np.random.Generator) -> np.nda
     half-data model of Carlini et al. 2023, section 5.
     """
     sources = np.unique(images.sources)
-    chosen = rng.permutation(sources)[: max(1, round(fraction * len(sources)))]
-    return np.isin(images.sources, chosen)
+    sampled = rng.permutation(sources)[: max(1, round(fraction * len(sources)))]
+    return np.isin(images.sources, sampled)
 
 
 def trained_rows(train: Images, members: pd.DataFrame) -> Images:
     """Return the images that an arm trained on, those marked ``trained`` in its table of members.
 
     Raises:
-        ArtifactError: if the members are not rows of ``train``, or none is marked.
+        ArtifactError: if the members are not rows of ``train``, or none is marked as trained.
     """
     ids = members.loc[members["trained"], "id"].to_numpy()
     unknown = ids[~np.isin(ids, train.ids)]

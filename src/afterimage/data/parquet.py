@@ -146,7 +146,7 @@ _DAMAGE = (
     OverflowError,
     MemoryError,
 )
-"""What pyarrow raises on a damaged file: its own exceptions, and Python's when it converts bytes to
+"""Exceptions that pyarrow raises on a damaged file: its own, and Python's when it converts bytes to
 names, types and values."""
 
 

@@ -1,9 +1,8 @@
-"""Decode images: which formats are read, how many images a file holds, colour,
-and the trainers' resize.
+"""Decode images: supported formats, number of images in a file, colour, and the trainers' resize.
 
-The resize is what ``torchvision.transforms`` does to a Pillow image, ``Resize(side,
+The resize is that of ``torchvision.transforms`` for a Pillow image, ``Resize(side,
 antialias=True)`` and ``CenterCrop(side)``, and gives the same pixels. Its other path, for tensors
-of uint8, rounds otherwise and may differ by one step of 255.
+of uint8, rounds differently and may differ by one step of 255.
 """
 
 from __future__ import annotations
@@ -27,10 +26,10 @@ FORMATS = (
     *("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "MPO", "PCX"),
     *("PNG", "PPM", "QOI", "SGI", "SUN", "TGA", "TIFF", "WEBP"),
 )
-"""Formats of Pillow that hold pixels and need no other program to be read."""
+"""Pillow's raster formats that it reads without other programs."""
 Image.init()
 _OPENED = tuple(kind for kind in FORMATS if kind in Image.OPEN)
-"""Those that this Pillow can open; an MPO is opened as the JPEG that it begins with."""
+"""The subset that this Pillow can open; an MPO is opened as the JPEG that it begins with."""
 SUFFIXES = frozenset(
     suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS
 )
@@ -49,8 +48,8 @@ DAMAGE = (
     ),
     *(TypeError, KeyError, IndexError, MemoryError, OverflowError, ZeroDivisionError),
 )
-"""What Pillow raises on a damaged image: its own errors, and those of its readers, which take the
-file's numbers as they come."""
+"""Exceptions that Pillow raises on a damaged image: its own, and those of its readers, which do not
+validate the numbers in a file."""
 
 PREVIEW = "further pictures inside a JPEG"
 REDUCED = "reduced copies of another page"
@@ -90,11 +89,11 @@ class Picture:
     """One image of a file.
 
     Attributes:
-        frame: Its page or frame, None where the file holds only one.
-        pixels: uint8, (H, W, 1 or 3); None where the page is no image of its own.
-        left_out: Why not.
-        transparent: Not all of it was opaque; the transparency was dropped.
-        resized: Its size was another.
+        frame: Its page or frame; None if the file contains only one.
+        pixels: uint8, (H, W, 1 or 3); None if the page does not count as an image.
+        left_out: The reason, in that case.
+        transparent: Some of it was not opaque; the transparency was dropped.
+        resized: Its size changed.
     """
 
     frame: int | None
@@ -122,8 +121,8 @@ def decode(raw: bytes | np.ndarray, transform: Transform) -> Iterator[Picture]:
     """Decode a file, or take uint8 pixels of shape (H, W, 1 or 3), and yield the images in it.
 
     Raises:
-        ValueError: if it is no image, or one of more than 8 bits.
-        DAMAGE: whatever Pillow raises on a damaged one.
+        ValueError: if it is not an image, or has more than 8 bits per channel.
+        DAMAGE: whatever Pillow raises on a damaged image.
     """
     if isinstance(raw, np.ndarray):
         yield _picture(None, Image.fromarray(raw[..., 0] if raw.shape[-1] == 1 else raw), transform)

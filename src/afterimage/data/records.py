@@ -1,4 +1,4 @@
-"""What every reader of a source receives and returns: labelled images in the source's order."""
+"""The interface of every reader of a source: labelled images in the source's order."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ STUDY = {
     "colour": "data.colour",
     "resize": "data.resize",
 }
-"""Setting -> its key in a study, as messages name it."""
+"""Setting -> its key in a study, for messages."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Reading:
 
     Attributes:
         labels: Whether labels are needed. If not, they are neither read nor checked, and all -1.
-        names: Setting -> what messages call it: its key in a study, or a command's flag. Keys as in
+        names: Setting -> its name in messages: its key in a study, or a command's flag. Keys as in
             ``STUDY``.
     """
 
@@ -52,7 +52,7 @@ class Record:
         label: Class, or -1 without one.
         name: Location of the image, for messages and manifests: a file name, or a file name and a
             row.
-        official_test: Whether the image is of the source's official test part.
+        official_test: Whether the image belongs to the source's official test split.
     """
 
     load: Callable[[], bytes | np.ndarray]
@@ -69,8 +69,8 @@ class Contents:
         records: The files or rows, in order.
         raw_files: Name -> sha256 of every file that the records are read from.
         class_names: Name of class 0, 1, ..., if the source names its classes.
-        files_are_rows: Whether each record is a file of its own, whose name belongs in the
-            manifest, and whose pages and frames are images.
+        files_are_rows: Whether each record is a separate file, whose name belongs in the manifest,
+            and whose pages and frames are images.
         skip_bad: Whether to skip unreadable images and images of another shape (and name them)
             instead of stopping.
         ignored: Parts of the source that are not readable images: ``name`` and ``reason`` of each.
@@ -95,7 +95,7 @@ POINTERS = {
     ),
     b"/annex/objects/": "a git-annex pointer, not the file itself: `git annex get` fetches it",
 }
-"""First bytes of the pointer that a clone holds in place of a large file -> its description."""
+"""First bytes of the pointer that a clone holds instead of a large file -> its description."""
 
 
 def pointer(head: bytes) -> str | None:

@@ -45,7 +45,7 @@ def read(
             squashes the image into the square.
         labels: Whether labels are needed; otherwise they are neither read nor checked, and all are
             -1.
-        names: What messages call the settings: a study's keys, or a command's flags. Keys as in
+        names: Names of the settings in messages: a study's keys, or a command's flags. Keys as in
             ``records.STUDY``.
 
     Returns:
@@ -137,25 +137,19 @@ def _read(
         )
 
     # All images must have one shape, or those of the most frequent shape are kept.
-    shapes = Counter(pixels.shape for *_, pixels in loaded)
-    shape = shapes.most_common(1)[0][0]
-    if len(shapes) > 1:
-        odd = [
-            {"name": name, "reason": f"shape {_shape(pixels.shape)}, most have {_shape(shape)}"}
-            for _, name, _, pixels in loaded
-            if pixels.shape != shape
-        ]
-        if not contents.skip_bad:
-            counts = ", ".join(
-                f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10)
-            )
-            raise ArtifactError(
-                f"images have {len(shapes)} different shapes: {counts}; set "
-                f"{reading.names['resize']} for one size, {reading.names['colour']} for one number "
-                f"of channels. {len(odd)} differ from most: {_first(odd)}"
-            )
-        bad += odd
-        loaded = [entry for entry in loaded if entry[-1].shape == shape]
+    shape, odd = _common_shape([(name, pixels.shape) for _, name, _, pixels in loaded])
+    if odd and not contents.skip_bad:
+        shapes = Counter(pixels.shape for *_, pixels in loaded)
+        counts = ", ".join(
+            f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10)
+        )
+        raise ArtifactError(
+            f"images have {len(shapes)} different shapes: {counts}; set "
+            f"{reading.names['resize']} for one size, {reading.names['colour']} for one number "
+            f"of channels. {len(odd)} differ from most: {_first(odd)}"
+        )
+    bad += odd
+    loaded = [entry for entry in loaded if entry[-1].shape == shape]
 
     # Build the arrays and the manifest.
     images = Images.of(
@@ -185,10 +179,23 @@ def _read(
     }
 
 
+def _common_shape(
+    shapes: list[tuple[str, tuple[int, ...]]],
+) -> tuple[tuple[int, ...], list[dict[str, str]]]:
+    """Return the most frequent shape, and name and reason of the images that differ from it."""
+    common = Counter(shape for _, shape in shapes).most_common(1)[0][0]
+    odd = [
+        {"name": name, "reason": f"shape {_shape(shape)}, most have {_shape(common)}"}
+        for name, shape in shapes
+        if shape != common
+    ]
+    return common, odd
+
+
 def _shape(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
 def _first(bad: list[dict[str, str]], most: int = 10) -> str:
-    named = "; ".join(f"{entry['name']} ({entry['reason']})" for entry in bad[:most])
-    return named + (f"; and {len(bad) - most} more" if len(bad) > most else "")
+    listed = "; ".join(f"{entry['name']} ({entry['reason']})" for entry in bad[:most])
+    return listed + (f"; and {len(bad) - most} more" if len(bad) > most else "")

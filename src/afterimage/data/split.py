@@ -1,11 +1,12 @@
-"""``afterimage data split``: draw train, holdout and reference parts once, and plant duplicates.
+"""``afterimage data split``: draw training, held-out and reference splits once, and plant
+duplicates.
 
-It follows Carlini et al. 2023, section 7.1. The training part consists of the planted images with
-all their copies, and of other images once each. Holdout images, reference images and the twins of
+It follows Carlini et al. 2023, section 7.1. The training split consists of the planted images with
+all their copies, and of other images once each. Held-out images, reference images and the twins of
 ``planting`` are controls: none is a duplicate or near-duplicate (``metrics.near_duplicates``) of a
-training image, and no reference image is one of a held-out image. Images that are get replaced, and
-are listed in ``left_out.parquet``; all other images keep their part, and the training part does not
-depend on them. The training part may contain duplicates that the source has anyway, but planted
+training image, and no reference image is one of a held-out image. Such images are replaced, and
+listed in ``left_out.parquet``; all other images keep their split, and the training split does not
+depend on them. The training split may contain duplicates from the source itself, but planted
 images and twins are drawn from images without a byte-identical duplicate, so that their
 multiplicity is exact.
 """
@@ -38,14 +39,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     settings = artifacts.read_config(args.config, "data/split")
-    described = args.images.with_name("manifest.json")
-    inputs = {"images": args.images} | ({"manifest": described} if described.is_file() else {})
+    fetched = args.images.with_name("manifest.json")
+    inputs = {"images": args.images} | ({"manifest": fetched} if fetched.is_file() else {})
     with artifacts.step(settings, args.out, inputs, entries=(__name__,)) as step:
         images = load_images(args.images)
         parts, index, left_out, manifest = split(images, step.settings, settings["seed"])
-        if described.is_file():
-            artifacts.check_file(described)
-            manifest["licence"] = json.loads(described.read_text())["licence"]
+        if fetched.is_file():
+            artifacts.check_file(fetched)
+            manifest["licence"] = json.loads(fetched.read_text())["licence"]
         for name, part in parts.items():
             part.save(step.folder / f"{name}.npz")
             step.metric(f"{name}_images", len(part))
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> None:
 def split(
     images: Images, settings: dict[str, Any], seed: int
 ) -> tuple[dict[str, Images], pd.DataFrame, pd.DataFrame, dict[str, Any]]:
-    """Split the images into parts and plant duplicates.
+    """Split the images and plant duplicates.
 
     Args:
         images: All images; ``ids`` int64.
@@ -68,13 +69,13 @@ def split(
         seed: The study's seed.
 
     Returns:
-        The parts ``train`` (ids 0..N-1 in shuffled order, ``sources`` the id of the original),
+        The splits ``train`` (ids 0..N-1 in shuffled order, ``sources`` the id of the original),
         ``holdout``, ``reference`` and ``twins`` (ids as in ``images``; twins in the order of the
-        planted images); the index, one row per image of all parts:
+        planted images); the index, one row per image of all splits:
 
         - part: train, holdout, reference or twin; id, source, label: of the image
-        - copies: how often the row's source occurs in the training set; for a twin, the source of
-          its planted counterpart; otherwise 0
+        - copies: how often the row's source occurs in the training set; for a twin, that of its
+          planted counterpart; otherwise 0
         - copy: 0 for an original, 1, 2, ... for further copies; 0 outside the training set
         - perturbed: whether the copy was perturbed
         - twin_of: source id of a twin's planted counterpart; otherwise -1
@@ -82,9 +83,9 @@ def split(
         the images that were left out, by id:
 
         - id: of the image
-        - drawn: the part that it was drawn for first (holdout, reference or twin), or none
-        - like: train or holdout, the part of the image that it duplicates
-        - nearest, source: id of that image in its part, and of its original
+        - drawn: the split that it was first drawn for (holdout, reference or twin), or none
+        - like: train or holdout, the split of the image that it duplicates
+        - nearest, source: id of that image in its split, and of its original
         - exact: whether it is byte-identical (or, with flips, a mirror image)
         - distance, relative: of ``near_duplicates``
 
@@ -93,7 +94,7 @@ def split(
     Raises:
         ConfigError: if there are too few images, with the numbers needed and available.
     """
-    # Check the sizes, and find the rows to draw the training part from.
+    # Check the sizes, and find the rows to draw the training split from.
     sizes, plant = settings["split"], settings["plant"]
     planted = sum(group["images"] for group in plant)
     others = sizes["train"] - sum(group["copies"] * group["images"] for group in plant)
@@ -114,17 +115,17 @@ def split(
         "training",
     )
 
-    # Draw the planted images with their twins, then the rest of the training part.
+    # Draw the planted images with their twins, then the rest of the training split.
     _, position, times = np.unique(content, return_inverse=True, return_counts=True)
-    chosen = planting.pairs(
+    pairs = planting.pairs(
         images.labels,
         pool[times[position[pool]] == 1],
         planted,
         seeds.numpy_rng(seed, "split", "pairs"),
     )
-    left = np.setdiff1d(pool, chosen)
+    left = np.setdiff1d(pool, pairs)
     once = seeds.numpy_rng(seed, "split", "train").choice(left, others, replace=False)
-    train, rows = _training_set(images, chosen[:, 0], once, plant, seed)
+    train, rows = _training_set(images, pairs[:, 0], once, plant, seed)
 
     # Draw the controls.
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(left, once)
@@ -132,49 +133,72 @@ def split(
     controls, left_out = _controls(
         images,
         rest,
-        chosen,
+        pairs,
         spare[times[position[spare]] == 1],
         train,
         rows["perturbed"].to_numpy(),
         settings,
         seed,
     )
-    chosen[:, 1] = controls["twin"]
+    pairs[:, 1] = controls["twin"]
 
-    # Index all parts, and describe them.
+    # Index all splits, and describe them.
     parts = {
         "train": train,
         "holdout": images.take(controls["holdout"]),
         "reference": images.take(controls["reference"]),
         "twins": images.take(controls["twin"]),
     }
+    index = _index(parts, rows, plant, images.ids[pairs[:, 0]])
+    manifest = _manifest(parts, planted + others, plant, images.ids[pairs], left_out)
+    return parts, index, left_out, manifest
+
+
+def _index(
+    parts: dict[str, Images], rows: pd.DataFrame, plant: list[dict[str, Any]], planted: np.ndarray
+) -> pd.DataFrame:
+    """Return the index of all splits, with the training ``rows``; ``planted`` are source ids."""
     copies = np.repeat(
         [group["copies"] for group in plant], [group["images"] for group in plant]
     ).astype(np.int64)
-    index = pd.concat(
+    return pd.concat(
         [
             rows,
             _rows("holdout", parts["holdout"]),
             _rows("reference", parts["reference"]),
-            _rows("twin", parts["twins"], copies=copies, twin_of=images.ids[chosen[:, 0]]),
+            _rows("twin", parts["twins"], copies=copies, twin_of=planted),
         ],
         ignore_index=True,
     )
+
+
+def _manifest(
+    parts: dict[str, Images],
+    sources: int,
+    plant: list[dict[str, Any]],
+    pairs: np.ndarray,
+    left_out: pd.DataFrame,
+) -> dict[str, Any]:
+    """Return the manifest.
+
+    Args:
+        parts: The splits.
+        sources: Number of different training images.
+        plant: Groups of planted images.
+        pairs: (P, 2), source ids of the planted images and their twins.
+        left_out: Table of the images that were left out.
+    """
     ends = np.cumsum([0] + [group["images"] for group in plant])
-    manifest = {
+    return {
         "counts": {
             name: {"images": len(part), "class": count(part.labels)} for name, part in parts.items()
         },
-        "distinct_training_sources": planted + others,
+        "distinct_training_sources": sources,
         "pixels_sha256": {
             name: hashlib.sha256(part.pixels.tobytes()).hexdigest() for name, part in parts.items()
         },
         "planted": [
-            group
-            | {
-                "sources": images.ids[chosen[start:end, 0]].tolist(),
-                "twins": images.ids[chosen[start:end, 1]].tolist(),
-            }
+            group | {"sources": pairs[start:end, 0].tolist(), "twins": pairs[start:end, 1].tolist()}
             for group, start, end in zip(plant, ends[:-1], ends[1:], strict=True)
         ],
         "dropped": {
@@ -184,13 +208,12 @@ def split(
         },
         "licence": "unknown",
     }
-    return parts, index, left_out, manifest
 
 
 def _controls(
     images: Images,
     rest: np.ndarray,
-    chosen: np.ndarray,
+    pairs: np.ndarray,
     spare: np.ndarray,
     train: Images,
     perturbed: np.ndarray,
@@ -202,9 +225,9 @@ def _controls(
     Args:
         images: All images.
         rest: The rows to draw holdout and reference from.
-        chosen: (P, 2), planted rows and their twins.
+        pairs: (P, 2), planted rows and their twins.
         spare: The rows that may become twins; some may be drawn for holdout or reference too.
-        train: The training part.
+        train: The training split.
         perturbed: bool, whether each training image is a perturbed copy.
         settings: As in ``split``.
         seed: The study's seed.
@@ -214,28 +237,18 @@ def _controls(
     """
     # Draw holdout and reference from the images that are not byte-identical to a training image.
     sizes, flips = settings["split"], settings["flips"]
-    wanted, official = sizes["reference"], sizes["official"]
     content = contents(images.pixels)
     clean = rest[~np.isin(content[rest], contents(train.pixels))]
-    _enough("data.split.holdout", sizes["holdout"], "images", len(clean), official, "test")
-    of_holdout, of_reference = (
-        seeds.numpy_rng(seed, "split", part) for part in ("holdout", "reference")
-    )
-    holdout = of_holdout.choice(clean, sizes["holdout"], replace=False)
+    rngs = {name: seeds.numpy_rng(seed, "split", name) for name in ("holdout", "reference")}
+    _enough("data.split.holdout", sizes["holdout"], "images", len(clean), sizes["official"], "test")
+    holdout = rngs["holdout"].choice(clean, sizes["holdout"], replace=False)
     unseen = np.setdiff1d(clean, holdout)
-    reference = unseen[~np.isin(content[unseen], content[holdout])]
-    _enough(
-        "data.split.reference",
-        2 if wanted is None else wanted,
-        "images",
-        len(reference),
-        official,
-        "test",
-    )
-    candidates = reference
-    if wanted is not None:
-        reference = of_reference.choice(candidates, wanted, replace=False)
-    drawn = {"holdout": holdout, "reference": reference, "twin": chosen[:, 1]}
+    candidates = unseen[~np.isin(content[unseen], content[holdout])]
+    _enough_reference(sizes, len(candidates))
+    reference = candidates
+    if sizes["reference"] is not None:
+        reference = rngs["reference"].choice(candidates, sizes["reference"], replace=False)
+    drawn = {"holdout": holdout, "reference": reference, "twin": pairs[:, 1]}
 
     # Find near-duplicates of training images. Perturbed copies are close to each other and shorten
     # the distances that other images are compared with, so the search is repeated without them.
@@ -243,32 +256,15 @@ def _controls(
     if perturbed.any():
         trained.append(np.flatnonzero(~perturbed))
     like_train = _duplicates(
-        images, np.unique(np.concatenate([rest, spare, chosen[:, 1]])), train, trained, flips
+        images, np.unique(np.concatenate([rest, spare, pairs[:, 1]])), train, trained, flips
     )
     near = np.zeros(len(images), bool)
     near[like_train["row"]] = True
 
-    # Replace them in the holdout: by images of no part first, then by reference images.
-    free = candidates[~near[candidates]]
-    for_no_part, for_reference = np.setdiff1d(free, reference), np.intersect1d(free, reference)
-    free = np.concatenate(
-        [of_holdout.permutation(for_no_part), of_holdout.permutation(for_reference)]
-    )
-    kept = holdout[~near[holdout]]
+    # Replace them in the holdout and among the twins.
     lost = f" after {near[rest].sum()} duplicates and near-duplicates of training images"
-    _enough(
-        "data.split.holdout",
-        sizes["holdout"],
-        "images",
-        len(kept) + len(free),
-        official,
-        "test",
-        lost,
-    )
-    holdout = np.sort(np.concatenate([kept, free[: sizes["holdout"] - len(kept)]]))
-
-    # Replace them among the twins.
-    twins = _twins(images, chosen, near, np.setdiff1d(spare, holdout), reference, seed)
+    holdout = _replace_holdout(holdout, reference, candidates, near, sizes, rngs["holdout"], lost)
+    twins = _twins(images, pairs, near, np.setdiff1d(spare, holdout), reference, seed)
 
     # Replace them, and near-duplicates of held-out images, in the reference.
     candidates = np.setdiff1d(clean[~near[clean]], np.concatenate([holdout, twins]))
@@ -276,40 +272,60 @@ def _controls(
         images, candidates, images.take(holdout), [np.arange(len(holdout))], flips
     )
     free = np.setdiff1d(candidates, like_holdout["row"])
-    lost += f" and {len(like_holdout)} of held-out images"
-    _enough(
-        "data.split.reference",
-        2 if wanted is None else wanted,
-        "images",
-        len(free),
-        official,
-        "test",
-        lost,
-    )
+    _enough_reference(sizes, len(free), f"{lost} and {len(like_holdout)} of held-out images")
     kept = np.intersect1d(free, reference)
-    others = of_reference.permutation(np.setdiff1d(free, kept))
-    reference = np.sort(
-        np.concatenate([kept, others[: 0 if wanted is None else wanted - len(kept)]])
-    )
+    others = rngs["reference"].permutation(np.setdiff1d(free, kept))
+    added = 0 if sizes["reference"] is None else sizes["reference"] - len(kept)
+    reference = np.sort(np.concatenate([kept, others[:added]]))
 
-    # List the images that were left out; of the spare rows, only those drawn for a part.
-    used = np.isin(like_train["row"], np.concatenate([rest, chosen[:, 1]]))
-    left_out = pd.concat(
-        [like_train[used].assign(like="train"), like_holdout.assign(like="holdout")]
-    )
-    part = np.full(len(images), "none", dtype=object)
+    # List the images that were left out; of the spare rows, only those drawn for a split.
+    used = np.isin(like_train["row"], np.concatenate([rest, pairs[:, 1]]))
+    left_out = _left_out(images, drawn, like_train[used], like_holdout)
+    return {"holdout": holdout, "reference": reference, "twin": twins}, left_out
+
+
+def _replace_holdout(
+    holdout: np.ndarray,
+    reference: np.ndarray,
+    candidates: np.ndarray,
+    near: np.ndarray,
+    sizes: dict[str, Any],
+    rng: np.random.Generator,
+    lost: str,
+) -> np.ndarray:
+    """Return the held-out rows with near-duplicates of training images replaced.
+
+    Images of no split are used first, then reference images.
+    """
+    free = candidates[~near[candidates]]
+    of_no_split, of_reference = np.setdiff1d(free, reference), np.intersect1d(free, reference)
+    free = np.concatenate([rng.permutation(of_no_split), rng.permutation(of_reference)])
+    kept = holdout[~near[holdout]]
+    available, official = len(kept) + len(free), sizes["official"]
+    _enough("data.split.holdout", sizes["holdout"], "images", available, official, "test", lost)
+    return np.sort(np.concatenate([kept, free[: sizes["holdout"] - len(kept)]]))
+
+
+def _left_out(
+    images: Images,
+    drawn: dict[str, np.ndarray],
+    like_train: pd.DataFrame,
+    like_holdout: pd.DataFrame,
+) -> pd.DataFrame:
+    """Return the table of images that were left out, with the split that each was drawn for."""
+    table = pd.concat([like_train.assign(like="train"), like_holdout.assign(like="holdout")])
+    split_of = np.full(len(images), "none", dtype=object)
     for name, rows in drawn.items():
-        part[rows] = name
-    left_out.insert(1, "drawn", part[left_out["row"]])
-    left_out.insert(2, "like", left_out.pop("like"))
-    left_out.insert(0, "id", images.ids[left_out.pop("row")])
-    controls = {"holdout": holdout, "reference": reference, "twin": twins}
-    return controls, left_out.sort_values("id", ignore_index=True)
+        split_of[rows] = name
+    table.insert(1, "drawn", split_of[table["row"]])
+    table.insert(2, "like", table.pop("like"))
+    table.insert(0, "id", images.ids[table.pop("row")])
+    return table.sort_values("id", ignore_index=True)
 
 
 def _twins(
     images: Images,
-    chosen: np.ndarray,
+    pairs: np.ndarray,
     near: np.ndarray,
     spare: np.ndarray,
     reference: np.ndarray,
@@ -317,9 +333,9 @@ def _twins(
 ) -> np.ndarray:
     """Return the twins, (P,), with near-duplicates of training images replaced by spare images.
 
-    Images of the planted image's class come first, and images of no part before reference images.
+    Images of the planted image's class come first, and images of no split before reference images.
     """
-    twins = chosen[:, 1].copy()
+    twins = pairs[:, 1].copy()
     spare = seeds.numpy_rng(seed, "split", "twins").permutation(spare[~near[spare]])
     replaced = np.flatnonzero(near[twins])
     if len(replaced) > len(spare):
@@ -328,7 +344,7 @@ def _twins(
             f"{len(spare)} images are left to take their places"
         )
     for pair in replaced:
-        of_class = images.labels[spare] == images.labels[chosen[pair, 0]]
+        of_class = images.labels[spare] == images.labels[pairs[pair, 0]]
         first = np.lexsort((np.isin(spare, reference), ~of_class))[0]
         twins[pair], spare = spare[first], np.delete(spare, first)
     return twins
@@ -337,24 +353,25 @@ def _twins(
 def _duplicates(
     images: Images, rows: np.ndarray, part: Images, galleries: list[np.ndarray], flips: bool
 ) -> pd.DataFrame:
-    """Return the rows that duplicate an image of the part, in any gallery (rows of the part)."""
+    """Return the rows that duplicate an image of ``part``, in any gallery (rows of ``part``)."""
     tables = []
     for gallery in galleries:
-        answer = near_duplicates.find(images.pixels[rows], part.pixels[gallery], flips)
-        is_one = answer.rows >= 0
-        nearest = gallery[answer.rows[is_one]]
-        known = {
-            "row": rows[is_one],
-            "nearest": part.ids[nearest],
-            "source": part.sources[nearest],
-            "exact": answer.exact[is_one],
-        }
+        result = near_duplicates.find(images.pixels[rows], part.pixels[gallery], flips)
+        duplicate = result.rows >= 0
+        nearest = gallery[result.rows[duplicate]]
         tables.append(
             pd.DataFrame(
-                known | {"distance": answer.distances[is_one], "relative": answer.relative[is_one]}
+                {
+                    "row": rows[duplicate],
+                    "nearest": part.ids[nearest],
+                    "source": part.sources[nearest],
+                    "exact": result.exact[duplicate],
+                    "distance": result.distances[duplicate],
+                    "relative": result.relative[duplicate],
+                }
             )
         )
-        rows = rows[~is_one]
+        rows = rows[~duplicate]
     return pd.concat(tables, ignore_index=True)
 
 
@@ -391,19 +408,24 @@ def _training_set(
 
 
 def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
-    """Return one part's rows of the index; columns that are not given hold what they hold for
-    unplanted images."""
-    known = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
+    """Return one split's rows of the index; other columns have their values for unplanted
+    images."""
+    index = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
     return pd.DataFrame(
-        known | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns
+        index | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns
     )
 
 
+def _enough_reference(sizes: dict[str, Any], available: int, lost: str = "") -> None:
+    needed = 2 if sizes["reference"] is None else sizes["reference"]
+    _enough("data.split.reference", needed, "images", available, sizes["official"], "test", lost)
+
+
 def _enough(
-    key: str, wanted: int, what: str, there: int, official: bool, part: str, lost: str = ""
+    key: str, needed: int, what: str, available: int, official: bool, split: str, lost: str = ""
 ) -> None:
-    if wanted > there:
-        where = f" in the official {part} part" if official else ""
+    if needed > available:
+        where = f" in the official {split} split" if official else ""
         raise config.ConfigError(
-            f"{key}: {wanted} {what} are asked for, but only {there} are left{where}{lost}"
+            f"{key}: {needed} {what} are asked for, but only {available} are left{where}{lost}"
         )

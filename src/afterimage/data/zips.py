@@ -22,11 +22,8 @@ DAMAGE = (
 """What zipfile raises on a damaged or foreign file; NotImplementedError, for what it does not know,
 is a RuntimeError."""
 
-_END, _COUNT = (
-    b"PK\x05\x06",
-    slice(10, 12),
-)  # the record at the end of a zip, and where in it the number of members stands
-_MANY = 0xFFFF  # stands for numbers that need more than two bytes
+_END, _COUNT = b"PK\x05\x06", slice(10, 12)  # the end record of a zip; its number of members
+_MANY = 0xFFFF  # marks numbers that need more than two bytes
 _TAIL = 22 + 0xFFFF  # bytes of the longest such record
 
 
@@ -34,8 +31,8 @@ def opened(path: Path) -> zipfile.ZipFile:
     """Open a zip file.
 
     Raises:
-        DAMAGE: if it is damaged, or has another number of members than its end says: zipfile drops
-            those behind a damaged entry of its list without a word.
+        DAMAGE: if it is damaged, or the number of members differs from that in its end record:
+            zipfile silently drops those after a damaged entry of its list.
     """
     archive = zipfile.ZipFile(path)
     with path.open("rb") as stream:
@@ -51,13 +48,11 @@ def opened(path: Path) -> zipfile.ZipFile:
 
 
 def same_name(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
-    """Check that a member that is not read has the name that the list gives it, and so is what it
-    is taken for.
+    """Check that the name of an unread member agrees with the list, and so that it can be ignored.
 
     Raises:
         BadZipFile: if the name at the member differs.
     """
-    with suppress(
-        RuntimeError
-    ):  # encrypted, or packed in a way that is not known: the name was compared before
+    # RuntimeError: encrypted or of unknown compression, after the name was compared.
+    with suppress(RuntimeError):
         archive.open(info).close()

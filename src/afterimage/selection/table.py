@@ -1,21 +1,21 @@
-"""``afterimage selection table``: which skip groups get blocks, and from which timestep on
+"""``afterimage selection table``: rank skip groups and switch timesteps for the blocks
 (LoyalDiffusion, Li et al. 2024).
 
-Of every arm of the selection, and of every range of ``swap``: how far copying falls against the
-control that was trained as long without blocks, s = (control - arm) / control, and how far the
-Fréchet distance rises, c = (arm - control) / control. A network with blocks at some timesteps only
-is one of two; so it is also compared with two such networks without blocks (``split``), which alone
-change what is copied.
+For every arm of the selection, and every range of ``swap``: the relative decrease of copying
+against the control that was trained equally long without blocks, s = (control - arm) / control, and
+the relative increase of the Fréchet distance, c = (arm - control) / control. A network with blocks
+at only some timesteps is one of two; so it is also compared with two such networks without blocks
+(``split``), which alone change copying.
 
-Groups are ranked by s among those with c of at most ``largest_cost``, and the first ``keep`` that
-lower copying at all are chosen. Of
-the switch timesteps with c of at most ``largest_cost`` the smallest is chosen: the largest range
-with blocks that is affordable.
+Groups with c of at most ``largest_cost`` are ranked by s, and the first ``keep`` that reduce
+copying at all are chosen. Among the switch timesteps with c of at most ``largest_cost`` the
+smallest is chosen: the largest affordable range with blocks.
 
-The store: ``arms.csv``, every number of every replicate beside the held-out floor; ``changes.csv``:
-arm, against, measure, change (s for copying, c for FD), low, high (Student's interval between
-replicates, paired), replicates; ``ranking.csv``: one row per group and switch timestep, with s, c,
-admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s and c against the first.
+The store: ``arms.csv``, every number of every replicate next to the held-out floor;
+``changes.csv``: arm, against, measure, change (s for copying, c for FD), low, high (Student's
+interval over replicates, paired), replicates; ``ranking.csv``: one row per group and switch
+timestep, with s, c, admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s and c
+against the first.
 """
 
 from __future__ import annotations
@@ -112,15 +112,15 @@ def _read(store: Path, name: str) -> pd.DataFrame:
 
 
 def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
-    """Return the numbers of one replicate of an arm: copying, quality, the same of held-out images,
-    and the budget."""
+    """Return the numbers of one replicate of an arm: copying, quality, the same for held-out
+    images, and the budget."""
     attack, judged, trained = (
         stores[f"{name}/{arm}/rep{k}"] for name in ("extraction", "quality", "train")
     )
     anchor = artifacts.read_run(attack)["config"]["settings"]["anchor"]
-    found = _read(attack, "results.csv")
-    found = found[
-        (found["subset"] == "all") & (found["anchor"] == anchor) & (found["alpha"] == "fixed")
+    counts = _read(attack, "results.csv")
+    counts = counts[
+        (counts["subset"] == "all") & (counts["anchor"] == anchor) & (counts["alpha"] == "fixed")
     ].set_index("metric")
     measured = _read(judged, "results.csv")
     measured["metric"] = measured["metric"].str.split("[").str[0].replace({"FID": QUALITY})
@@ -132,29 +132,28 @@ def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
             f"{metric}_holdout": values[metric, "holdout"],
         }
     numbers |= {
-        metric: found.loc[metric, "value"] for metric in ("flagged_generations", "flagged_holdout")
+        metric: counts.loc[metric, "value"] for metric in ("flagged_generations", "flagged_holdout")
     }
     facts = artifacts.read_run(trained)["facts"]
     return (
         numbers
-        | {"extracted_images": found.loc["extracted_images", "count"]}
+        | {"extracted_images": counts.loc["extracted_images", "count"]}
         | {name: facts[name] for name in ("updates", "images_seen")}
     )
 
 
 def relative(values: np.ndarray, control: np.ndarray, measure: str, confidence: float) -> Interval:
-    """Return s (c for FD) as the mean over replicates, with Student's interval where there are
+    """Return s (c for FD) as the mean over replicates, with Student's interval if there are
     several.
 
     Args:
-        values: Of the arm, (replicates,).
-        control: Of what it is compared with, (replicates,); a replicate where it is 0 does not
-            count.
-        measure: Name of what is compared.
-        confidence: Of the interval.
+        values: Values of the arm, (replicates,).
+        control: Values of its control, (replicates,); replicates where it is 0 are ignored.
+        measure: Name of the measure.
+        confidence: Confidence of the interval.
     """
-    there = control != 0
-    change = (values[there] - control[there]) / control[there] * (1 if measure == QUALITY else -1)
+    sign = 1 if measure == QUALITY else -1
+    change = sign * (values - control)[control != 0] / control[control != 0]
     if len(change) > 1:
         return student(change, confidence)
     return Interval(float(change[0]) if len(change) else math.nan, math.nan, math.nan)
@@ -164,23 +163,26 @@ def changes(arms: pd.DataFrame, confidence: float) -> pd.DataFrame:
     """Return ``changes.csv`` from ``arms.csv``."""
     by_arm = dict(list(arms.sort_values("replicate").groupby("arm", sort=False)))
     splits = {
-        one["switch_timestep"].iloc[0]: arm
-        for arm, one in by_arm.items()
-        if one["arrangement"].iloc[0] == "split"
+        replicates["switch_timestep"].iloc[0]: arm
+        for arm, replicates in by_arm.items()
+        if replicates["arrangement"].iloc[0] == "split"
     }
     rows = []
-    for arm, own in by_arm.items():
+    for arm, replicates in by_arm.items():
         if arm == CONTROL:
             continue
-        others: list[Any] = [CONTROL]
-        if own["arrangement"].iloc[0] in ("tail", "front"):
-            others.append(splits[own["switch_timestep"].iloc[0]])
-        for other in others:
+        controls: list[Any] = [CONTROL]
+        if replicates["arrangement"].iloc[0] in ("tail", "front"):
+            controls.append(splits[replicates["switch_timestep"].iloc[0]])
+        for control in controls:
             for measure in (*COPYING, QUALITY):
-                values, control = (group[measure].to_numpy(float) for group in (own, by_arm[other]))
-                change = relative(values, control, measure, confidence)
-                row = {"arm": arm, "against": other, "measure": measure, "change": change.value}
-                rows.append(row | {"low": change.low, "high": change.high, "replicates": len(own)})
+                values, against = (
+                    table[measure].to_numpy(float) for table in (replicates, by_arm[control])
+                )
+                change = relative(values, against, measure, confidence)
+                row = {"arm": arm, "against": control, "measure": measure, "change": change.value}
+                row |= {"low": change.low, "high": change.high, "replicates": len(replicates)}
+                rows.append(row)
     return pd.DataFrame(rows)
 
 
@@ -188,21 +190,21 @@ def ranking(arms: pd.DataFrame, changed: pd.DataFrame, selection: dict[str, Any]
     """Return ``ranking.csv``: groups first, by s, then the tails, by timestep."""
     against = changed[changed["against"] == CONTROL].set_index(["arm", "measure"])
     rows = []
-    for one in arms.drop_duplicates("arm").to_dict("records"):
-        if one["arrangement"] not in ("groups", "tail"):
+    for arm in arms.drop_duplicates("arm").to_dict("records"):
+        if arm["arrangement"] not in ("groups", "tail"):
             continue
-        row = {"arm": one["arm"], "group": None, "switch_timestep": None}
+        row = {"arm": arm["arm"], "group": None, "switch_timestep": None}
         row |= (
-            {"group": int(one["groups"])}
-            if one["arrangement"] == "groups"
-            else {"switch_timestep": one["switch_timestep"]}
+            {"group": int(arm["groups"])}
+            if arm["arrangement"] == "groups"
+            else {"switch_timestep": arm["switch_timestep"]}
         )
         for letter, measure in (("s", selection["by"]), ("c", QUALITY)):
-            found = against.loc[(one["arm"], measure)]
+            change = against.loc[(arm["arm"], measure)]
             row |= {
-                letter: found["change"],
-                f"{letter}_low": found["low"],
-                f"{letter}_high": found["high"],
+                letter: change["change"],
+                f"{letter}_low": change["low"],
+                f"{letter}_high": change["high"],
             }
         rows.append(row | {"admissible": row["c"] <= selection["largest_cost"]})
     table = pd.DataFrame(rows)

@@ -1,11 +1,11 @@
-"""``afterimage selection timestep_ablation``: at which timesteps do blocks matter? A look that
-needs no further training.
+"""``afterimage selection timestep_ablation``: at which timesteps do blocks matter? An ablation
+without further training.
 
-Two arms of the selection, the control without blocks and the one with blocks at all timesteps, take
-turns while sampling: the network with blocks predicts for t in [low, high), the control for all
-other t. Ranges are both ends and the pieces in between, cut at the study's ``switch_timesteps``.
-Neither network was trained for its part of the range alone, so that this is a hint at what two
-networks trained for it would do, not a measurement of LoyalDiffusion.
+Two arms of the selection, the control without blocks and the one with blocks at all timesteps,
+alternate during sampling: the network with blocks predicts for t in [low, high), the control for
+all other t. The ranges are all ranges that start or end at one of the study's ``switch_timesteps``,
+and the pieces in between. Neither network was trained for its part of the range alone, so this is
+an indication of what two networks trained for it would do, not a measurement of LoyalDiffusion.
 
 The store: ``table.csv``, one row per range: low, high, R, similarity, flagged_generations (fixed
 alpha, headline anchor) and FD; the first row is the control alone (an empty range), the second the
@@ -63,13 +63,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="DIR",
-        help="training of the arm with blocks throughout",
+        help="training of the arm with blocks at all timesteps",
     )
     parser.add_argument(
         "--train", type=Path, required=True, metavar="NPZ", help="training images of both"
     )
     parser.add_argument(
-        "--reference", type=Path, required=True, metavar="NPZ", help="reference part of the split"
+        "--reference", type=Path, required=True, metavar="NPZ", help="reference split"
     )
     parser.add_argument(
         "--classifier",
@@ -117,20 +117,20 @@ def run(args: argparse.Namespace) -> None:
         reference = load_images(args.reference)
         space = spaces.find(measures, args.classifier)
         near = centred(spaces.find(measures, args.classifier, measures.similarity), reference)
-        frechet, seen = quality.Frechet(space(reference.pixels)), near(train.pixels)
+        frechet, gallery = quality.Frechet(space(reference.pixels)), near(train.pixels)
         rows = []
         for low, high in ranges(settings["switch_timesteps"], scheduler["num_train_timesteps"]):
             net = swapped(control, blocks, low, high).eval().to(PartialState().device)
             pixels = generate(
                 net, scheduler, ids, sample, resolved["seed"], resolved["replicate"], labels
             )
-            found = similarity.top1(near(pixels), seen)
+            similarities = similarity.top1(near(pixels), gallery)
             flags = adaptive.flagged(target.score(pixels).relative[attack.anchor], attack.alpha)
             row = {
                 "low": low,
                 "high": high,
-                "R": similarity.replication(found),
-                "similarity": found.mean(),
+                "R": similarity.replication(similarities),
+                "similarity": similarities.mean(),
             }
             rows.append(
                 row | {"flagged_generations": flags.mean(), "FD": frechet.to(space(pixels))}
