@@ -24,7 +24,10 @@ from typing import Any, ClassVar
 from afterimage import provenance
 
 RUN = "run.json"
-_IGNORED = {RUN, ".snakemake_timestamp"}
+RECORD = ".run.json"
+"""A copy of ``run.json`` in stores of commands that may keep their results: Snakemake removes
+``run.json`` itself before a job, so that one that failed is due."""
+_IGNORED = {RUN, RECORD, ".snakemake_timestamp"}
 
 
 class ArtifactError(RuntimeError):
@@ -179,6 +182,7 @@ def step(
         "inputs": hashes,
     }
     if _keeping.get() and _is_up_to_date(out, made_from):
+        write_atomically(out / RUN, (out / RECORD).read_bytes())
         raise UpToDate(out)
     partial = partial_folder(out)
     shutil.rmtree(partial, ignore_errors=True)
@@ -202,6 +206,8 @@ def step(
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
+        if _keeping.get():
+            write_json(partial / RECORD, record)
         write_json(partial / RUN, record)
         replace_folder(partial, out)
     finally:
@@ -216,13 +222,13 @@ def cpu_seconds() -> float:
 
 def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
     try:
-        run = check_store(out)
-    except ArtifactError:
+        run = json.loads((out / RECORD).read_text())
+    except (OSError, json.JSONDecodeError):
         return False
-    there = {file.relative_to(out).as_posix() for file in files_in(out)}
-    return there == run["outputs"].keys() and all(
-        run.get(key) == value for key, value in made_from.items()
-    )
+    if any(run.get(key) != value for key, value in made_from.items()):
+        return False
+    files = {file.relative_to(out).as_posix(): sha256(file) for file in files_in(out)}
+    return files == run["outputs"]
 
 
 def _relative(path: Path) -> str:

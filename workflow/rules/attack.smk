@@ -27,10 +27,10 @@ rule attacks:
     input:
         unpack(inputs(*ATTACKS)),
     output:
+        extraction_run="results/{study}/attack/{arm}/rep{rep}/extraction/run.json",
         extraction=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/extraction/{file}")
             for file in (
-                "run.json",
                 "metrics.jsonl",
                 "results.csv",
                 "pairs.parquet",
@@ -40,13 +40,15 @@ rule attacks:
                 "precision_recall.csv",
             )
         ],
+        quality_run="results/{study}/attack/{arm}/rep{rep}/quality/run.json",
         quality=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/quality/{file}")
-            for file in ("run.json", "metrics.jsonl", "results.csv")
+            for file in ("metrics.jsonl", "results.csv")
         ],
+        membership_run="results/{study}/attack/{arm}/rep{rep}/membership/run.json",
         membership=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/membership/{file}")
-            for file in ("run.json", "metrics.jsonl", "results.csv", "losses.parquet")
+            for file in ("metrics.jsonl", "results.csv", "losses.parquet")
         ],
     log:
         "results/{study}/logs/attack/{arm}/rep{rep}.log",
