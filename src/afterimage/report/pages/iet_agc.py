@@ -27,7 +27,7 @@ BUDGETS = {
     "updates_per_model": "updates per network",
     "kept_samples": "samples with gradient",
 }
-"""Fact of a training -> its name."""
+"""Fact of a training -> its name on the page."""
 HELD_OUT = "real held-out images"
 MEMORISED = {False: ("0.65", "others"), True: ("C3", "memorised by plain training")}
 """Whether images are memorised -> colour and label."""
@@ -43,13 +43,13 @@ WORDS = {
         "was trained longer"
     ),
 }
-"""Verdict -> what it says of a claim."""
+"""Verdict -> its wording for a claim."""
 QUALITY_WORDS = WORDS | {
     comparison.WORSE: "does not hold here: higher",
-    comparison.UNSEEN: "no rise seen here, which is not none",
+    comparison.UNSEEN: "no increase seen here, which does not rule one out",
     comparison.BETTER: "lower here, class shares included",
 }
-"""The same of the claim that quality is no worse."""
+"""The same for the claim that quality is no worse."""
 
 
 class Change(NamedTuple):
@@ -58,7 +58,7 @@ class Change(NamedTuple):
     Attributes:
         kind: ``default`` (plain training) or ``control`` (of equal budget).
         tau: Threshold of MQ; None for the Fréchet distance.
-        relative: Change relative to the other arm; NaN where that has 0.
+        relative: Change relative to the other arm; NaN if its number is 0.
     """
 
     arm: str
@@ -92,7 +92,7 @@ class Losses(NamedTuple):
     Attributes:
         memorised, others: Median losses.
         gap: Difference of the mean logarithms of the losses.
-        auc: How well the loss tells them apart.
+        auc: How well the loss separates them.
     """
 
     arm: str
@@ -109,7 +109,7 @@ class Losses(NamedTuple):
 
 
 class IetAgc:
-    """What the page shows of a study.
+    """The content of the page for a study.
 
     Args:
         book: The notebook.
@@ -118,9 +118,9 @@ class IetAgc:
 
     Attributes:
         iet: Arms of the method.
-        skipping: Those that skip samples.
-        default_of: Arm of the method -> plain training that is like it, or None.
-        shown: The arms that these are compared with, then these.
+        skipping: Arms that skip samples.
+        default_of: Arm of the method -> the corresponding plain training, or None.
+        shown: The arms that those of the method are compared with, then these.
         generations: Per replicate.
         frechet: The Fréchet distance.
     """
@@ -150,7 +150,7 @@ class IetAgc:
         self.changes = list(self._changes())
 
     def _default(self, arm: str) -> str | None:
-        """Plain training with the full budget that is like an arm in all else."""
+        """Return the plain training with the full budget that otherwise equals an arm."""
         return next(
             (
                 other
@@ -287,7 +287,7 @@ class IetAgc:
         axis.errorbar(np.array(self.taus) + shift, np.maximum(mean, floor), bars, **style)
 
     def mq_caption(self) -> str:
-        """Return what the figure of MQ counts, as a sentence."""
+        """Return a sentence that explains the figure of MQ."""
         kind = format.spread(self.replicates) if self.replicates > 1 else "(exact)"
         intervals = f"{self.book.level} intervals {kind}"
         return f"Shares of {self.generations:,} generations per replicate with {intervals}."
@@ -323,7 +323,7 @@ class IetAgc:
         return self.own[arm]["base"] == self.own[other]["base"] and own < 0.99 * others
 
     def equal(self, arm: str, other: str) -> str:
-        """Return which budgets of two arms are the same to one in a hundred, in words."""
+        """Return the names of the budgets of two arms that are equal within 1 %."""
         pairs = {
             name: [self.mean_fact(which, fact) for which in (arm, other)]
             for fact, name in BUDGETS.items()
@@ -358,7 +358,7 @@ class IetAgc:
         return Change(arm, kind, other, number, tau, difference, relative, verdict)
 
     def changes_figure(self) -> Figure:
-        """Draw how far each arm of the method is from plain training, and from its control."""
+        """Draw the differences of each arm of the method to plain training, and to its control."""
         pairs = list(dict.fromkeys((c.arm, c.kind, c.other) for c in self.changes))
         pairs.sort(key=lambda pair: (pair[1] != "default", self.iet.index(pair[0])))
         at = np.arange(len(pairs)) + 0.8 * np.array([kind != "default" for _, kind, _ in pairs])
@@ -390,13 +390,13 @@ class IetAgc:
         return figure
 
     def changes_caption(self) -> str:
-        """Return what the intervals of the differences are, as a sentence."""
+        """Return a sentence that explains the intervals of the differences."""
         paired = f"paired over {self.replicates} replicates"
         kind = paired if self.replicates > 1 else format.spread(1)
         return f"Arm minus the arm that it is compared with, {self.book.level} intervals ({kind})."
 
     def chain(self) -> str:
-        """Return what MQ counts under plain training, the method and its control, in Markdown."""
+        """Return MQ under plain training, the method and its control, in Markdown."""
         tau = self.paper_taus[len(self.paper_taus) // 2]
         lines = [f"MQ at {tau:g}, mean over replicates:"]
         for arm in self.iet:
@@ -637,10 +637,10 @@ class IetAgc:
             for losses in self.losses()
         ]
 
-    # ---- what holds
+    # ---- claims
 
     def claims(self) -> Table:
-        """Return the paper's claims, and what the intervals of this study say of them."""
+        """Return the paper's claims, and the result of this study for each."""
         rows = [
             self._claim_of_change(change) for change in self.changes if change.tau in (None, 0.5)
         ]
@@ -661,7 +661,7 @@ class IetAgc:
         return rows
 
     def decided(self) -> str:
-        """Return how many intervals decide, and what they are of, as a sentence."""
+        """Return the number of deciding intervals, and their basis, as a sentence."""
         return (
             f"{len(self.claims())} intervals decide here, of {self.generations:,} generations and "
             f"{self.replicates} replicate(s)."
