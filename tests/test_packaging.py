@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 FOLDERS = {"src": (), "workflow": (), "notebooks": (), "benchmarks": ("dev",), "tests": ("dev",)}
-"""Folder -> dependency groups that its code may use beside the package's dependencies and
+"""Folder -> dependency groups that its code may use besides the package's dependencies and
 extras."""
 
 

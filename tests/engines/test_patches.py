@@ -108,7 +108,7 @@ def test_another_version_of_what_is_patched_stops_the_run(name, workflow, execut
 
 
 def test_the_scheduler_still_has_the_limit_that_is_taken_away():
-    """Without it ``drop_rate_limiter`` would set a name that nobody reads."""
+    """Without it ``drop_rate_limiter`` would set an unused name."""
     from snakemake.scheduling import job_scheduler
 
     assert "self.job_rate_limiter" in inspect.getsource(job_scheduler)

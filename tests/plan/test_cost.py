@@ -51,7 +51,7 @@ def test_jobs_of_digits_are_estimated_within_a_factor_of_two(digits, job):
 
 
 def test_projected_gradients_are_estimated_within_a_factor_of_two(digits):
-    """Measured beside the study: CPU seconds of 64 images with all readouts at equal timesteps and
+    """Measured separately from the study: CPU seconds of 64 images with all readouts at equal timesteps and
     on one thread."""
     study = digits()
     measured = {

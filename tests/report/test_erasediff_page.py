@@ -211,7 +211,7 @@ def test_a_set_that_an_attack_chose_is_not_judged_against_its_origin(study, show
     judged all the same."""
     made, results = study(3, show_images=False)
     text, _ = show("erasediff", made, results)
-    assert "all of it comes back from conditional by construction" in text
+    assert "all of it is extracted from conditional by construction" in text
     row = next(
         row
         for row in text.split("<tr")

@@ -62,7 +62,7 @@ def test_unfinished_results_on_the_disk_of_the_node(
     cluster, empty, local, same, tmp_path, monkeypatch
 ):
     """``slurm/scratch.yaml``, Snakemake's storage plugin: a job writes on its node, and sends its
-    result when that is whole."""
+    result when it is complete."""
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setenv("TMPDIR", str(own))

@@ -121,7 +121,7 @@ def test_page_is_whole(audited):
     assert "https://" not in page
     assert "Copies shown: at least" in page
     assert page.index("What limits the answer") < page.index("Copies shown")
-    assert "<td>12</td>" in page  # a training image that came back, by its row
+    assert "<td>12</td>" in page  # an extracted training image, by its row
 
 
 def test_images_are_not_shown_unless_asked(sets):

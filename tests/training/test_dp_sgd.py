@@ -1,5 +1,5 @@
 """DP-SGD: each image's own gradient, clipping, noise, Poisson sampling, what is spent, and that it
-goes on bit for bit."""
+resumes bit for bit."""
 
 import math
 from dataclasses import replace

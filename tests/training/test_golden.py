@@ -2,7 +2,7 @@
 has its own.
 
 A change that should not alter results must leave them as they are. After one that should, write
-them anew with ``AFTERIMAGE_WRITE_GOLDEN=1 pytest tests/training -k
+them again with ``AFTERIMAGE_WRITE_GOLDEN=1 pytest tests/training -k
 first_losses_are_those_on_record`` and say in the commit why they moved.
 """
 

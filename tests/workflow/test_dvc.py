@@ -86,7 +86,7 @@ def test_sealing_after_snakemake_computes_nothing(workspace, sealed, finished):
 
 
 def test_checked_out_files_are_not_taken_for_new_ones(sealed):
-    """Files that DVC writes anew have new times; contents decide."""
+    """Files that DVC rewrites have new times; contents decide."""
     before = finished_at(sealed)
     for phase in ("data", "sample"):
         sealed.run("rm", "-r", str(sealed.results / phase))

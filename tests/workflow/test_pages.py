@@ -1,4 +1,4 @@
-"""A page that cannot be made anew leaves the earlier one, which says that it is, and is made again
+"""A page that cannot be rendered leaves the earlier one, which says so, and is rendered again
 at the next run."""
 
 import pytest

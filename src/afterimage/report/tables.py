@@ -294,7 +294,7 @@ def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict
 
 
 def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]]:
-    """Return the share of the images planted more than once that came back, for each threshold."""
+    """Return the share of images planted more than once that were extracted, per threshold."""
     copies = extraction["subset"].str.extract(r"^copies=(\d+)$", expand=False).astype(float)
     several = extraction[(extraction["metric"] == "extracted_by_copies") & (copies > 1)]
     rows = []
