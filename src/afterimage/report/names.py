@@ -55,7 +55,7 @@ def unit_of(metric: str, difference: bool = False) -> Unit:
 
 
 def frechet_of(metrics: Iterable[str]) -> str:
-    """Return the metric that is the Fréchet distance of the generations (FID in Inception's space).
+    """Return the Fréchet distance among the metrics of generations (FID in Inception's space).
 
     Raises:
         StopIteration: if there is none.

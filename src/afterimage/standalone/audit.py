@@ -472,13 +472,15 @@ def _limits(
         "repeated": "the same as an earlier held-out image",
     }
     if left_out:
-        named = ", ".join(str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED])
+        examples = ", ".join(
+            str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED]
+        )
         counts = ", ".join(
             f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out
         )
         limits.append(
             f"--holdout: {sum(left_out.values())} images were left out, since they are training "
-            f"images too or occur twice ({counts}): {named}"
+            f"images too or occur twice ({counts}): {examples}"
         )
 
     # Precision of the calibrated alpha.

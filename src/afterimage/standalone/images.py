@@ -118,11 +118,11 @@ class ImageSet:
                 f"read as an image of its own: {_named(frames)}"
             )
         for option, choice in manifest["choices"].items():
-            taken, others = choice["taken"], choice["others"]
-            if not choice["given"] and (others or taken not in _EXPECTED[option]):
+            chosen, others = choice["taken"], choice["others"]
+            if not choice["given"] and (others or chosen not in _EXPECTED[option]):
                 instead = f", not {_named(_first(others))}" if others else ""
                 sentences.append(
-                    f"{flag}: the {_READ[option]} were read from {taken}{instead}; "
+                    f"{flag}: the {_READ[option]} were read from {chosen}{instead}; "
                     f"{_FLAGS[option]} chooses another"
                 )
         if manifest["transparent"]:

@@ -404,11 +404,11 @@ class Unlearning:
         """Return the means of ``gradients``, a line per arm, in Markdown."""
         lines = []
         for arm, curve in self.erasing().items():
-            own, facts = self.own[arm], self.runs[arm]["facts"]
+            settings, facts = self.own[arm], self.runs[arm]["facts"]
             negative = 100 * (curve["cosine"] < 0).mean()
             lines.append(
-                f"**{arm}** (target {own['target']}, barrier {own['barrier']}): mean cosine "
-                f"{curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; mean "
+                f"**{arm}** (target {settings['target']}, barrier {settings['barrier']}): mean "
+                f"cosine {curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; mean "
                 f"lambda {curve['lambda'].mean():.3g}; the forgotten images moved the weights in "
                 f"{facts['pushed_updates']} of {facts['updates']} updates."
             )
@@ -562,10 +562,10 @@ class Unlearning:
 
         A set selected by an attack is not testable against the arm that it was extracted from.
         """
-        own, others = (self.measured(measure, name, which) for which in (arm, other))
-        if not (len(own) and len(others)):
+        values, others = (self.measured(measure, name, which) for which in (arm, other))
+        if not (len(values) and len(others)):
             return None
-        change, method = comparison.difference(own, others, self.book.confidence)
+        change, method = comparison.difference(values, others, self.book.confidence)
         verdict = comparison.judge(change, "lower", method)
         chosen = measure == "extracted" and self.chosen_from.get(name) == other
         if chosen and verdict != comparison.ONE_TRAINING:
@@ -613,18 +613,18 @@ class Unlearning:
     def _published_pair(self, name: str, arm: str, other: str) -> Iterator[dict[str, object]]:
         published = [ERASEDIFF[self.role[which]] for which in (arm, other)]
         for measure, key in (("P_psi", "probability"), (f"{self.frechet} of the rest", "fid")):
-            own, others = (getattr(row, key) for row in published)
-            found = self.against(measure, name, arm, other)
-            if found is not None:
+            value, others = (getattr(row, key) for row in published)
+            result = self.against(measure, name, arm, other)
+            if result is not None:
                 yield {
                     "arm": arm,
                     "against": other,
                     "measure": measure,
                     "published (second-hand)": (
-                        f"{'lower' if own < others else 'higher'} ({own} against {others})"
+                        f"{'lower' if value < others else 'higher'} ({value} against {others})"
                     ),
-                    "here": worded(found),
-                    "the order": order(found[1], own < others),
+                    "here": worded(result),
+                    "the order": order(result[1], value < others),
                 }
 
 

@@ -274,11 +274,11 @@ class Extraction:
             "capsize": 1.5,
             "color": colour,
         }
-        at, error = rows["copies"] * shift, np.clip(np.stack(lengths), 0, None)
-        axis.errorbar(at, rows["share"], error, **style)
+        x, error = rows["copies"] * shift, np.clip(np.stack(lengths), 0, None)
+        axis.errorbar(x, rows["share"], error, **style)
         twins = rows.dropna(subset=["twins_share"])
-        at = twins["copies"] * shift
-        axis.plot(at, twins["twins_share"], "x", markersize=4, color=colour)
+        x = twins["copies"] * shift
+        axis.plot(x, twins["twins_share"], "x", markersize=4, color=colour)
 
     # ---- side by side
 

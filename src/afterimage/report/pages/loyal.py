@@ -73,12 +73,12 @@ class Loyal:
         settings, facts = self.settings[arm], self.runs[arm]["facts"]
         networks, blocks = self.networks[arm], settings["rau_net"]
         groups = ", ".join(map(str, blocks["groups"])) if networks in WITH_BLOCKS else ""
-        each = [
+        updates = [
             f"{name} {facts[f'updates_{name}']:,}"
             for name in ("front", "tail")
             if f"updates_{name}" in facts
         ]
-        of_each = f" ({', '.join(each)}; {settings['budget']})" if each else ""
+        of_each = f" ({', '.join(updates)}; {settings['budget']})" if updates else ""
         return {
             "arm": format.bold(arm),
             "control": self.control_of.get(arm, ""),

@@ -228,8 +228,8 @@ class Selection:
         """Return how candidates are ranked, as far as it depends on the study."""
         text = (
             f"s: relative decrease of `{self.settings['by']}` against the control without blocks; "
-            "c: relative increase of the Fréchet distance. A candidate is admissible if c is at most "
-            f"{self.cost}. Groups are ranked by s, the first {self.settings['keep']} that lower "
+            "c: relative increase of the Fréchet distance. A candidate is admissible if c is at "
+            f"most {self.cost}. Groups are ranked by s, the first {self.settings['keep']} that lower "
             "copying are chosen; of the timesteps the smallest admissible one, which leaves the "
             "largest range with blocks."
         )
