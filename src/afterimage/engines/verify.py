@@ -102,13 +102,9 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
             other_locks.add(run["environment"]["lock_sha256"])
     if other_locks:
         others = ", ".join(sorted(str(lock)[:12] for lock in other_locks))
-        listed.append(
-            Problem(
-                root,
-                f"some results were made in another environment: lock {others}, now {str(here)[:12]}",
-                True,
-            )
-        )
+        locks = f"lock {others}, now {str(here)[:12]}"
+        text = f"some results were made in another environment: {locks}"
+        listed.append(Problem(root, text, warning=True))
     return listed + list(_leftovers(study, root, until))
 
 

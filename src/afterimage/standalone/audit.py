@@ -535,6 +535,7 @@ def _record(
     settings: config.Extraction,
 ) -> dict[str, Any]:
     """Return the numbers of ``audit.json``, as ``HELP`` describes them."""
+    # Shares, by anchor and alpha.
     shares = {
         (row["metric"], row["anchor"], row["alpha"]): row
         for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
@@ -561,6 +562,8 @@ def _record(
     for reading in readings:
         alphas.setdefault(reading.anchor, {})[reading.alpha] = reading.value
     thresholds = [name.removeprefix("mq@") for name, *_ in shares if name.startswith("mq@")]
+
+    # Quality metrics, and counts of images.
     by_metric: dict[str, dict[str, float | None]] = {}
     for row in [] if qualities is None else qualities.to_dict("records"):
         if row["of"] == "generations":

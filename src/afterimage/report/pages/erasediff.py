@@ -408,7 +408,8 @@ class Unlearning:
             negative = 100 * (curve["cosine"] < 0).mean()
             lines.append(
                 f"**{arm}** (target {settings['target']}, barrier {settings['barrier']}): mean "
-                f"cosine {curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; mean "
+                f"cosine {curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; "
+                "mean "
                 f"lambda {curve['lambda'].mean():.3g}; the forgotten images moved the weights in "
                 f"{facts['pushed_updates']} of {facts['updates']} updates."
             )
