@@ -145,6 +145,6 @@ def test_blocks_of_a_study_are_whole_batches(params):
     params["cluster"] = {"generations_per_job": 100}
     with pytest.raises(
         config.ConfigError,
-        match=r"cluster\.generations_per_job = 100 is no multiple of sample\.batch_size = 64",
+        match=r"cluster\.generations_per_job = 100 is not a multiple of sample\.batch_size = 64",
     ):
         config.parse(params)

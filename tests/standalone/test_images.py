@@ -142,7 +142,7 @@ def test_a_data_set_of_the_hub_is_meant_only_where_there_is_no_such_path(here):
         ),
         (
             ["--train", "set", "--array", "trian=x"],
-            "'trian' is no set of images; sets are train, samples, holdout",
+            "'trian' is not a set of images; sets are train, samples, holdout",
         ),
         (["--train", "set", "--array", "holdout=x"], "--array = holdout=x: --holdout is not given"),
         (

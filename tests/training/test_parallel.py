@@ -108,7 +108,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(study, monkeypatch, caps
     monkeypatch.setattr(distributed, "count", lambda: 3)
     assert cli.main(study()) != 0
     assert (
-        "train.batch_size = 4 is no multiple of 3 processes x accumulation = 1"
+        "train.batch_size = 4 is not a multiple of 3 processes x accumulation = 1"
         in capsys.readouterr().err
     )
 

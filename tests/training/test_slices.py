@@ -172,7 +172,7 @@ def test_networks_kept_under_way_are_kept_by_every_part(tmp_path, make_job):
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "a/b", "-1/2"])
 def test_what_is_no_part_is_refused(part, study, capsys):
     assert status([*study(), f"--part={part}"]) == 2
-    assert "is no share of a run" in capsys.readouterr().err
+    assert "is not a share of a run" in capsys.readouterr().err
 
 
 @pytest.mark.slow

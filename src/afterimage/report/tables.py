@@ -204,9 +204,9 @@ def points(
     Args:
         results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``,
             ``membership``, ``forgetting``.
-        facts: (arm, replicate) -> what its training's ``run.json`` says of the budget.
+        facts: (arm, replicate) -> facts about the budget in its training's ``run.json``.
         anchor: Whose neighbours normalise the headline's distances.
-        confidence: Of the intervals.
+        confidence: Confidence of the intervals.
 
     Returns:
         Columns arm, replicate, metric, value, low, high (exact for shares and counts, bootstrap for
@@ -346,8 +346,8 @@ def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.
     """Return the share of images extracted by number of planted copies, pooled over replicates,
     with exact intervals.
 
-    The same images are attacked in every replicate; the intervals take them for others each time,
-    and are then too narrow.
+    The same images are attacked in every replicate; the intervals treat them as different each
+    time, and are then too narrow.
 
     ``twins_share`` is the same for the twins: images drawn together with the planted ones but never
     trained on.

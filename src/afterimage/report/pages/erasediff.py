@@ -153,7 +153,7 @@ class Unlearning:
         return self.quality[(self.quality["arm"] == arm) & (self.quality["metric"] == metric)]
 
     def mean(self, rows: pd.DataFrame) -> Interval | None:
-        """Return the mean over replicates with its interval; None where there is none."""
+        """Return the mean over replicates with its interval; None if missing."""
         if not len(rows) or rows["value"].isna().any():
             return None
         return comparison.over_replicates(rows, self.book.confidence)[0]

@@ -230,8 +230,8 @@ class Selection:
             f"s: relative decrease of `{self.settings['by']}` against the control without blocks; "
             "c: relative increase of the Fréchet distance. A candidate is admissible if c is at "
             f"most {self.cost}. Groups are ranked by s, the first {self.settings['keep']} that "
-            "lower copying are chosen; of the timesteps the smallest admissible one, which leaves the "
-            "largest range with blocks."
+            "lower copying are chosen; of the timesteps the smallest admissible one, which leaves "
+            "the largest range with blocks."
         )
         if self.replicates == 1:
             return text
