@@ -1,4 +1,4 @@
-"""The bootstrap of a Fréchet distance: features times features, beside covariances.
+"""The bootstrap of a Fréchet distance: Gram matrices of features, compared with covariances.
 
     python benchmarks/frechet.py [--reference 176] [--images 512] [--dimension 768] [--resamples 20] [--rounds 3] [--threads 2]
 

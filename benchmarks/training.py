@@ -1,4 +1,4 @@
-"""Training: what each method costs beside plain training, and our loop beside diffusers' own example recipe.
+"""Training: the cost of each method relative to plain training, and our loop against diffusers' own example recipe.
 
     python benchmarks/training.py [--study params.yaml] [--rounds 20] [--chunks 6] [--threads 2]
 

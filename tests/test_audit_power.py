@@ -1,4 +1,5 @@
-"""The documented error rate and power of an audit are those of the committed table, and the table those of the code."""
+"""The documented error rate and power of an audit are those of the committed table, and the table
+those of the code."""
 
 import runpy
 

@@ -1,4 +1,5 @@
-"""Bad studies end in a message that names the key, the value and what is allowed; good ones give each job only its own keys."""
+"""Bad studies end in a message that names the key, the value and what is allowed; good ones give
+each job only its own keys."""
 
 import json
 from copy import deepcopy
@@ -508,7 +509,7 @@ def test_yaml_exponents_are_numbers(params):
     assert config.parse(params).train.learning_rate == 1e-3
 
 
-# ---- arms that name others ----------------------------------------------------------------------------------------------
+# ---- arms that name others -----------------------------------------------------------------------
 
 ERASE = {"method": "erasediff", "base": "conditional", "forget": "zero"}
 

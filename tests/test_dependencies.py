@@ -1,4 +1,5 @@
-"""Which packages the expensive steps depend on: a change of any other leaves their results up to date.
+"""Which packages the expensive steps depend on: a change of any other leaves their results up to
+date.
 
 A result is out of date when the code of a module that its step imports, directly or indirectly,
 changes. So a helper in the wrong package has a price: hours of computation for an unrelated edit.

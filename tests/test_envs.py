@@ -1,4 +1,5 @@
-"""The environment: two locks that agree, a recipe and conda files that install them, and licences that may be used together."""
+"""The environment: two locks that agree, a recipe and conda files that install them, and licences
+that may be used together."""
 
 from __future__ import annotations
 
@@ -34,7 +35,8 @@ def names(wanted: list[Requirement]) -> set[str]:
 
 
 def declared(device: str) -> list[Requirement]:
-    """Return what pyproject.toml asks of an environment directly; the GPU build of faiss takes the place of the CPU build."""
+    """Return what pyproject.toml asks of an environment directly; the GPU build of faiss takes the
+    place of the CPU build."""
     project, groups = PYPROJECT["project"], PYPROJECT["dependency-groups"]
     texts = project["dependencies"] + project["optional-dependencies"]["workflow"] + groups["dev"]
     return [Requirement(text) for text in texts + (groups["gpu"] if device == "gpu" else [])]
@@ -187,7 +189,8 @@ def test_make_refuses_a_python_of_another_version(tmp_path: Path) -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """A folder with the Makefile, a lock and stand-ins that note what is installed; nothing is fetched."""
+    """A folder with the Makefile, a lock and stand-ins that note what is installed; nothing is
+    fetched."""
     folder = tmp_path / "clone"
     (folder / "envs").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml"):
@@ -239,7 +242,8 @@ def test_the_environment_is_made_again_only_when_what_decides_it_changed(clone: 
 
 
 def test_what_the_wheel_of_torch_asks_for_beyond_the_lock_is_installed(clone: Path) -> None:
-    """Where there is only the CUDA wheel of torch, an exact sync of cpu.lock would leave out the CUDA libraries that it loads."""
+    """Where there is only the CUDA wheel of torch, an exact sync of cpu.lock would leave out the
+    CUDA libraries that it loads."""
     command = ["make", "setup", f"PYTHON={clone / 'python'}"]
     subprocess.run(command, cwd=clone, check=True, capture_output=True)
     lock, package = (clone / "installed.txt").read_text().splitlines()
@@ -261,7 +265,8 @@ def test_an_interrupted_installation_is_made_again(clone: Path) -> None:
     [
         ("", {}, {"UV_INDEX_STRATEGY": "unsafe-best-match"}),
         (
-            ":env:.find-links='/a /b'\nglobal.find-links='/c'\nglobal.extra-index-url='x\\ny'\ninstall.index-url='z'",
+            ":env:.find-links='/a "
+            "/b'\nglobal.find-links='/c'\nglobal.extra-index-url='x\\ny'\ninstall.index-url='z'",
             {},
             {"UV_FIND_LINKS": "/a,/b", "UV_INDEX": "x y", "UV_DEFAULT_INDEX": "z"},
         ),
@@ -293,7 +298,7 @@ def test_uv_is_told_what_pip_is_set_to(
     assert given == {"UV_INDEX_STRATEGY": "unsafe-best-match"} | expected
 
 
-# ---- licences -----------------------------------------------------------------------------------------------------------
+# ---- licences ------------------------------------------------------------------------------------
 
 ALLOWED = {
     *(
@@ -358,7 +363,8 @@ EXPLAINED = {
 
 
 def licences_of(distribution: Distribution) -> str:
-    """Return the licence of a distribution as SPDX where it is spelled in a known way, or as it stands."""
+    """Return the licence of a distribution as SPDX where it is spelled in a known way, or as it
+    stands."""
     metadata = distribution.metadata
     if expression := metadata.get("License-Expression"):
         return expression
@@ -387,7 +393,8 @@ def allowed(expression: str) -> bool:
 
 
 def test_every_installed_licence_is_allowed_or_explained() -> None:
-    """NVIDIA's libraries, which torch's CUDA wheels pull in, are not looked at: proprietary, free to use, not in cpu.lock."""
+    """NVIDIA's libraries, which torch's CUDA wheels pull in, are not looked at: proprietary, free
+    to use, not in cpu.lock."""
     locked = names(requirements(ENVS / "cpu.lock"))
     installed = {canonicalize_name(d.metadata["Name"]): d for d in distributions()}
     unclear = {

@@ -1,4 +1,5 @@
-"""What the verbs of the command line import: each in a process of its own, looked at when it ends."""
+"""What the verbs of the command line import: each in a process of its own, looked at when it
+ends."""
 
 from __future__ import annotations
 
@@ -57,7 +58,8 @@ with tempfile.TemporaryDirectory() as folder:
 
 
 def imported(verb: str, names: list[str], work: str = "") -> list[str]:
-    """Return which of the modules ``names`` are imported after ``verb`` was called with --help and ``work`` done."""
+    """Return which of the modules ``names`` are imported after ``verb`` was called with --help and
+    ``work`` done."""
     code = LOOK.format(argv=[*verb.split(), "--help"], names=names, work=work)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300

@@ -20,7 +20,8 @@ FLOORS = (
     {"selection", "standalone"},
 )
 PLANNERS = {"plan", "tracking", "engines", "cli"}
-"""Rooms that plan a study or look after it. No step's code reads the plan: a step sees its resolved config."""
+"""Rooms that plan a study or look after it. No step's code reads the plan: a step sees its resolved
+config."""
 
 
 def room(module: str) -> str:

@@ -1,4 +1,5 @@
-"""The distribution: every imported package is declared, and `audit` and `attribute` need none of the engines."""
+"""The distribution: every imported package is declared, and `audit` and `attribute` need none of
+the engines."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ ROOT = Path(__file__).parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
 FOLDERS = {"src": (), "workflow": (), "notebooks": (), "benchmarks": ("dev",), "tests": ("dev",)}
-"""Folder -> dependency groups that its code may use beside the package's dependencies and extras."""
+"""Folder -> dependency groups that its code may use besides the package's dependencies and
+extras."""
 
 
 def names(texts: list[str]) -> set[str]:
@@ -91,7 +93,8 @@ def test_the_engines_are_no_dependency_of_the_core() -> None:
 
 
 def closure(texts: list[str]) -> set[str]:
-    """Return the names of all installed distributions that requirements bring along, themselves included."""
+    """Return the names of all installed distributions that requirements bring along, themselves
+    included."""
     waiting, seen = [Requirement(text) for text in texts], set()
     while waiting:
         requirement = waiting.pop()
@@ -108,7 +111,8 @@ def closure(texts: list[str]) -> set[str]:
 
 @pytest.fixture(scope="module")
 def core(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Surroundings in which Python sees the core dependencies and what they need, and nothing else that is installed."""
+    """Surroundings in which Python sees the core dependencies and what they need, and nothing else
+    that is installed."""
     site = tmp_path_factory.mktemp("core")
     for name in closure(PROJECT["dependencies"]):
         found = distribution(name)
@@ -223,5 +227,6 @@ def test_a_missing_package_is_reported_with_its_extra(core: dict[str, str], tmp_
     done = subprocess.run(command, env=core, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "afterimage: error: imagehash is not installed; studies need the extra `workflow`: pip install '.[workflow]'"
+        "afterimage: error: imagehash is not installed; studies need the extra `workflow`: pip "
+        "install '.[workflow]'"
     ]

@@ -1,4 +1,4 @@
-"""Streams: the same path gives the same numbers for ever; any other path gives unrelated ones."""
+"""Streams: the same path always gives the same numbers; any other path gives unrelated numbers."""
 
 import numpy as np
 import torch

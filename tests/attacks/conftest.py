@@ -1,7 +1,9 @@
-"""Diffusion models in closed form, and a small DDIM sampler to draw from them: known truth without any training.
+"""Diffusion models in closed form, and a small DDIM sampler to draw from them: known truth without
+any training.
 
-Each denoiser takes noisy images, (B, d) around [-1, 1], and alpha-bar, and returns the expected clean image under its own idea of
-the training distribution. Beside them a tiny study, really trained, for what needs a network.
+Each denoiser takes noisy images, (B, d) around [-1, 1], and alpha-bar, and returns the expected
+clean image under its own idea of the training distribution. Beside them a tiny study, really
+trained, for what needs a network.
 """
 
 from collections.abc import Iterator
@@ -22,7 +24,8 @@ from afterimage.plan.resolved import write_configs
 
 
 def empirical_bayes(data, bandwidth=0.0):
-    """The perfect memoriser: the data are points (or, with a bandwidth, narrow Gaussians around points)."""
+    """The perfect memoriser: the data are points (or, with a bandwidth, narrow Gaussians around
+    points)."""
 
     def denoise(x, abar):
         signal = np.sqrt(abar)
@@ -58,7 +61,8 @@ def ddim(denoise, count, size, seed, steps=50):
 
 
 def smooth_images(count, seed, side=8):
-    """Smooth random grey images, float64 (count, side, side, 1) in [0, 1]: a few random low waves each."""
+    """Smooth random grey images, float64 (count, side, side, 1) in [0, 1]: a few random low waves
+    each."""
     rng = np.random.default_rng(seed)
     grid = (np.arange(side) + 0.5) / side
     waves = np.cos(np.pi * np.arange(4)[:, None] * grid)
@@ -166,7 +170,8 @@ class Study:
 
 @pytest.fixture(scope="session")
 def trained(root, tmp_path_factory) -> Iterator[Study]:
-    """The tiny study with a conditional arm, one that never saw the zeros, and a plain one; sampled, not attacked."""
+    """The tiny study with a conditional arm, one that never saw the zeros, and a plain one;
+    sampled, not attacked."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     params = yaml.safe_load((root / "tests" / "workflow" / "tiny.yaml").read_text())

@@ -51,7 +51,7 @@ def value(found, metric, column="value", **where):
     return rows[column].iloc[0]
 
 
-# ---- models in closed form ----------------------------------------------------------------------------------------------
+# ---- models in closed form -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["digits", "smooth"])
@@ -88,7 +88,7 @@ def test_the_rate_falls_as_the_memoriser_is_blurred(digits, drawn):
     assert (np.diff(rates, axis=0) < 0).all()
 
 
-# ---- counting -----------------------------------------------------------------------------------------------------------
+# ---- counting ------------------------------------------------------------------------------------
 
 
 def test_more_generations_never_find_fewer_images(digits, drawn):
@@ -201,7 +201,8 @@ def test_too_few_held_out_images_give_no_calibrated_alpha(digits):
 
 @pytest.mark.parametrize("copies", [3, 60])
 def test_copies_of_an_image_do_not_hide_it(digits, copies):
-    """With all copies as neighbours a near copy of an image that stands there 60 times has no ratio, and was never flagged."""
+    """With all copies as neighbours a near copy of an image that stands there 60 times has no
+    ratio, and was never flagged."""
     pixels = np.concatenate([digits[:100], digits[:1].repeat(copies - 1, 0)])
     near = digits[:1].copy()
     near[0, 0, 0] ^= 8
@@ -251,12 +252,13 @@ def test_results_hold_no_nan_but_where_a_column_does_not_apply(digits):
     assert ((shares["low"] <= shares["value"]) & (shares["value"] <= shares["high"])).all()
 
 
-# ---- twins --------------------------------------------------------------------------------------------------------------
+# ---- twins ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def planting(digits):
-    """Twelve planted sources (four each at 2, 4 and 8 copies, the last of each perturbed) among 100 others, and their twins."""
+    """Twelve planted sources (four each at 2, 4 and 8 copies, the last of each perturbed) among 100
+    others, and their twins."""
     rng = np.random.default_rng(0)
     copies = np.repeat([2, 4, 8], 4)
     pixels, sources = list(digits[:100]), list(range(100))
@@ -349,7 +351,7 @@ def test_nothing_planted(planting):
     assert "average_precision" not in set(found.results["metric"])
 
 
-# ---- the verb -----------------------------------------------------------------------------------------------------------
+# ---- the verb ------------------------------------------------------------------------------------
 
 
 @pytest.fixture

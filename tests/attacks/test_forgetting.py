@@ -1,4 +1,5 @@
-"""What is judged on a forget set: known answers, relearning against a plain loop, and the verb on really trained arms."""
+"""What is judged on a forget set: known answers, relearning against a plain loop, and the verb on
+really trained arms."""
 
 import json
 import math
@@ -32,7 +33,7 @@ def numbers_of(add, *arguments):
     return table.frame().set_index(["metric", "subset"])
 
 
-# ---- by class -----------------------------------------------------------------------------------------------------------
+# ---- by class ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def test_without_labels_there_is_no_classifier(digits, tmp_path):
     assert forgetting.label_classifier(store(tmp_path / "turns", network, description)) is None
 
 
-# ---- by extraction, and what is recorded --------------------------------------------------------------------------------
+# ---- by extraction, and what is recorded ---------------------------------------------------------
 
 
 def test_forgotten_images_are_counted_apart_from_the_others():
@@ -177,7 +178,7 @@ def test_extraction_stores_are_given_for_the_sets_that_need_one():
             forgetting.extractions(wrong, sets)
 
 
-# ---- relearning ---------------------------------------------------------------------------------------------------------
+# ---- relearning ----------------------------------------------------------------------------------
 
 
 def test_a_class_is_back_at_the_first_look_that_reaches_the_probability():
@@ -233,7 +234,7 @@ def test_looking_changes_nothing(trained):
     assert all(torch.equal(often[-1][name], value) for name, value in seldom[-1].items())
 
 
-# ---- the verb -----------------------------------------------------------------------------------------------------------
+# ---- the verb ------------------------------------------------------------------------------------
 
 
 def results(folder):

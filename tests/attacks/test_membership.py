@@ -1,4 +1,5 @@
-"""Loss-threshold membership inference: known answers, a denoiser in closed form, and the verb on a really trained arm."""
+"""Loss-threshold membership inference: known answers, a denoiser in closed form, and the verb on a
+really trained arm."""
 
 import json
 
@@ -51,7 +52,7 @@ def images():
     )
 
 
-# ---- the numbers --------------------------------------------------------------------------------------------------------
+# ---- the numbers ---------------------------------------------------------------------------------
 
 
 def test_auc_of_separate_equal_and_reversed_losses():
@@ -160,7 +161,7 @@ def test_one_row_per_source_and_a_trained_one_where_there_is_one():
     assert membership.one_per_source(images, np.zeros(6, bool)).tolist() == [0, 2, 4]
 
 
-# ---- the losses ---------------------------------------------------------------------------------------------------------
+# ---- the losses ----------------------------------------------------------------------------------
 
 
 def test_levels_lie_in_the_middle_of_equal_parts():
@@ -174,7 +175,8 @@ def test_levels_lie_in_the_middle_of_equal_parts():
 
 
 def test_loss_of_a_network_that_predicts_nothing(images):
-    """Told to predict the image, its loss is the image's mean square whatever the noise; told the noise, about 1."""
+    """Told to predict the image, its loss is the image's mean square whatever the noise; told the
+    noise, about 1."""
     clean = (images.pixels / 127.5 - 1).reshape(len(images), -1)
     net = Fixed(lambda x, t: torch.zeros_like(x))
     found = losses.measure(
@@ -205,7 +207,8 @@ def test_a_loss_that_is_no_number_is_an_error(images):
 
 
 def test_a_loss_depends_on_its_image_only(trained):
-    """Not on the batch size, the other images or their order; but on the part that the image belongs to."""
+    """Not on the batch size, the other images or their order; but on the part that the image
+    belongs to."""
     net, scheduler = load_denoiser(trained.store("train", "conditional") / "pipeline")
     some = load_images(trained.store("data/split") / "train.npz").take(np.arange(20))
     whole = losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=64)
@@ -239,7 +242,8 @@ def test_flips_average_both_mirrorings(trained):
 
 @pytest.fixture(scope="module")
 def aucs(oracles):
-    """Return a function: closed-form denoiser of half of the images, draws -> AUC at t = 5, 50 and 150 of 200."""
+    """Return a function: closed-form denoiser of half of the images, draws -> AUC at t = 5, 50 and
+    150 of 200."""
     pixels = oracles.to_uint8(oracles.smooth_images(600, 1).reshape(600, -1) * 2 - 1, (8, 8, 1))
     flat = pixels.reshape(600, -1) / 127.5 - 1
     config = scheduler_config(timesteps=200, prediction="sample", schedule="cosine")
@@ -262,7 +266,8 @@ def aucs(oracles):
 
 
 def test_a_smoothed_memoriser_is_found_at_middle_noise(aucs, oracles):
-    """Carlini et al., section 5: on a closed-form denoiser there is a hump over t, and averaging noises helps."""
+    """Carlini et al., section 5: on a closed-form denoiser there is a hump over t, and averaging
+    noises helps."""
 
     def fit(data):
         return oracles.empirical_bayes(data, 0.3)
@@ -277,7 +282,7 @@ def test_a_model_that_knows_no_single_image_gives_none_away(aucs, oracles):
     np.testing.assert_allclose(aucs(oracles.gaussian_fit, 8), 0.5, atol=0.08)
 
 
-# ---- the verb -----------------------------------------------------------------------------------------------------------
+# ---- the verb ------------------------------------------------------------------------------------
 
 
 def test_the_verb_on_a_trained_arm(trained, tmp_path):

@@ -80,7 +80,8 @@ def test_shapes_must_agree(digits):
 
 
 def test_the_floor_is_that_of_the_control_half(digits):
-    """Both halves are the same pictures, those of the control brighter by 20: its Fréchet distance is the shift's, squared."""
+    """Both halves are the same pictures, those of the control brighter by 20: its Fréchet distance
+    is the shift's, squared."""
     seed, base = 5, digits.pixels[:60] // 2
     calibrates = calibration.halves(120, seed)
     pixels = np.empty((120, 8, 8, 1), np.uint8)
@@ -249,7 +250,8 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     )
     assert set(numbers(table, "holdout").index) == set(numbers(table, "generations").index)
     assert set(numbers(table, "training").index) == copying
-    # 50 of the 150 images are trained rows; the other 50 rows of the training part are not the arm's, and do not count.
+    # 50 of the 150 images are trained rows; the other 50 rows of the training part are not the
+    # arm's, and do not count.
     r = (
         numbers(table, "generations").loc["R[pixels]", "value"],
         numbers(table, "holdout").loc["R[pixels]", "value"],
@@ -264,7 +266,8 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
 
 
 def test_replication_score_stands_beside_its_floor_and_the_background(digits):
-    """Copies score 1; held-out images what digits of this kind do by themselves, as training images do among each other."""
+    """Copies score 1; held-out images what digits of this kind do by themselves, as training images
+    do among each other."""
     train, holdout = digits.take(np.arange(100)), digits.take(np.arange(100, 300))
     reference = digits.take(np.arange(300, 500))
     table = quality.replication(

@@ -19,7 +19,7 @@ def target(images, flips=False, **keys):
     return Target(images, config.Extraction(**keys), flips)
 
 
-# ---- the adaptive distance ----------------------------------------------------------------------------------------------
+# ---- the adaptive distance -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("include_self", "expected"), [(True, 1.0), (False, 0.375)])
@@ -107,7 +107,7 @@ def test_values_out_of_range_are_refused():
         target(np.where(LEVELS == 1, np.nan, LEVELS))
 
 
-# ---- eidetic memorization -----------------------------------------------------------------------------------------------
+# ---- eidetic memorization ------------------------------------------------------------------------
 
 
 @given(st.integers(0, 2**32), st.sampled_from(["distinct", "all"]))
@@ -127,7 +127,7 @@ def test_k_counts_neighbours_within_delta():
     assert target(images).rows_within(images, 0.2).tolist() == [2, 3, 2, 1]
 
 
-# ---- MQ -----------------------------------------------------------------------------------------------------------------
+# ---- MQ ------------------------------------------------------------------------------------------
 
 
 def test_mq_ratio_known_answers():
@@ -183,7 +183,7 @@ def test_mq_takes_its_own_neighbours_and_plain_distance():
     )
 
 
-# ---- calibration --------------------------------------------------------------------------------------------------------
+# ---- calibration ---------------------------------------------------------------------------------
 
 distances_of_holdout = st.lists(
     st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.7, 1.3, np.inf]), min_size=1, max_size=40
@@ -212,7 +212,8 @@ def test_the_rate_is_counted_in_decimals():
 
 @pytest.mark.parametrize("rate", [0.02, 0.1])
 def test_a_cross_fitted_rate_is_the_rate_out_of_sample(rate):
-    """Half of m uniform scores set alpha at rate r: others are flagged at (floor(r m / 2) + 1) / (m / 2 + 1) on average."""
+    """Half of m uniform scores set alpha at rate r: others are flagged at (floor(r m / 2) + 1) / (m
+    / 2 + 1) on average."""
     rng = np.random.default_rng(0)
     crossed = [calibration.cross_fit(rng.random(100), rate, seed) for seed in range(200)]
     wanted = (int(rate * 50) + 1) / 51
@@ -241,7 +242,7 @@ def test_halves_are_seeded_and_disjoint():
         calibration.halves(1, seed=1)
 
 
-# ---- metamorphic relations ----------------------------------------------------------------------------------------------
+# ---- metamorphic relations -----------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -46,7 +46,8 @@ def test_not_shown_states_the_rate_that_would_have_been_seen():
         ({"low_detail": np.arange(300) < 151}, "151 of 300 generations are blank or blurred"),
         (
             {"zero_means": 4},
-            "4 generations are nearest to a training image all of whose neighbours are its own copies",
+            "4 generations are nearest to a training image all of whose neighbours are its own "
+            "copies",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""A local HTTP server that counts requests and can fail on purpose, and small data sets built on the spot."""
+"""A local HTTP server that counts requests and can fail on purpose, and small data sets built on
+the spot."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import pytest
 
 
 class Server(ThreadingHTTPServer):
-    """Answers by ``self.answer(handler)``; keeps method, path and Range header of every request in ``self.requests``."""
+    """Answers by ``self.answer(handler)``; keeps method, path and Range header of every request in
+    ``self.requests``."""
 
     daemon_threads = True
 

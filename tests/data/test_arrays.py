@@ -1,4 +1,5 @@
-"""An .npz from outside: plain arrays only, the right ones, and clear words about what is wrong with others."""
+"""An .npz from outside: plain arrays only, the right ones, and clear words about what is wrong with
+others."""
 
 import io
 import zipfile

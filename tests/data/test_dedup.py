@@ -1,4 +1,5 @@
-"""Near-duplicates: what each detector finds, how pairs become groups, and the table worked out by hand."""
+"""Near-duplicates: what each detector finds, how pairs become groups, and the table worked out by
+hand."""
 
 from __future__ import annotations
 
@@ -153,7 +154,8 @@ def test_the_medoid_is_the_one_in_the_middle():
     angles = np.deg2rad([0, 20, 50, 100, 100, 180])
     vectors = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
     group = np.array([0, 0, 0, 1, 1, 2])
-    # Mean cosine distance inside the first group is smallest at 20 degrees; equal images leave the first.
+    # Mean cosine distance inside the first group is smallest at 20 degrees; equal images leave the
+    # first.
     assert dedup.keep(group, vectors, "medoid").tolist() == [False, True, False, True, False, True]
     assert dedup.keep(group, vectors, "first").tolist() == [True, False, False, True, False, True]
 
@@ -164,8 +166,9 @@ def test_the_medoid_is_the_one_in_the_middle():
 def test_a_case_worked_out_by_hand():
     """Rows 0-2 show source 7 (row 2 changed), rows 3-4 source 8, rows 5-7 stand once.
 
-    True pairs: 3 + 1 = 4, of them 2 with a changed copy. Found: (0,1) right, (1,2) right and changed, (5,6) wrong, (4,7) wrong.
-    Groups: {0,1,2}, {3}, {4,7}, {5,6}: 3 + 1 + 1 = 5 pairs, 3 of them true. First kept: 0, 3, 4, 5; removed: 1, 2, 6, 7.
+    True pairs: 3 + 1 = 4, of them 2 with a changed copy. Found: (0,1) right, (1,2) right and
+    changed, (5,6) wrong, (4,7) wrong. Groups: {0,1,2}, {3}, {4,7}, {5,6}: 3 + 1 + 1 = 5 pairs, 3 of
+    them true. First kept: 0, 3, 4, 5; removed: 1, 2, 6, 7.
     """
     sources = np.array([7, 7, 7, 8, 8, 1, 2, 3])
     perturbed = np.array([0, 0, 1, 0, 0, 0, 0, 0], bool)

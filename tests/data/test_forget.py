@@ -1,4 +1,5 @@
-"""Which training images a set names: a class, ids with all their copies, or what the extraction attack found."""
+"""Which training images a set names: a class, ids with all their copies, or what the extraction
+attack found."""
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,8 @@ from afterimage.images import Images
 
 @pytest.fixture
 def train() -> Images:
-    """Six originals in ten rows: copies are not next to each other, and sources are not positions."""
+    """Six originals in ten rows: copies are not next to each other, and sources are not
+    positions."""
     sources = np.array([50, 10, 20, 10, 30, 10, 40, 20, 60, 30])
     return Images.of(np.zeros((10, 4, 4, 1), np.uint8), labels=sources // 10 % 4, sources=sources)
 

@@ -1,4 +1,5 @@
-"""The Hugging Face Hub: the files of one commit, each verified before it is read; breaks are mended."""
+"""The Hugging Face Hub: the files of one commit, each verified before it is read; breaks are
+mended."""
 
 from __future__ import annotations
 

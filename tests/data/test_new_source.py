@@ -1,4 +1,5 @@
-"""A source of images is a block in ``config/data.py`` and a module that reads it, and nothing else."""
+"""A source of images is a block in ``config/data.py`` and a module that reads it, and nothing
+else."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Pixels are those that the trainers' own transform gives, and a file that holds several images gives them all."""
+"""Pixels are those that the trainers' own transform gives, and a file that holds several images
+gives them all."""
 
 from __future__ import annotations
 
@@ -37,7 +38,8 @@ def read(path, **options):
 Y, X = np.mgrid[:9, :14]
 WIDE = ((7 * X * X + 13 * Y * X + 29 * Y) % 256).astype(np.uint8)
 
-# torchvision 0.28.0 on Pillow images: Resize(4, interpolation, antialias=True), then CenterCrop(4); or Resize((4, 4))
+# torchvision 0.28.0 on Pillow images: Resize(4, interpolation, antialias=True), then CenterCrop(4);
+# or Resize((4, 4))
 TORCHVISION = {
     ("wide", "bilinear"): [
         [105, 131, 141, 154],
@@ -140,7 +142,8 @@ def test_the_default_is_an_antialiased_bilinear_resize_to_a_rounding_step(height
     ].permute(1, 2, 0)
     top, left = (round((length - side) / 2) for length in size)
     wanted = resized[top : top + side, left : left + side].numpy()
-    # Pillow rounds twice, after the rows and after the columns: half a step each, and what the weights' own rounding adds
+    # Pillow rounds twice, after the rows and after the columns: half a step each, and what the
+    # weights' own rounding adds
     assert np.abs(picture.pixels - wanted).max() < 1.01
 
 

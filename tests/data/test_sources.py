@@ -1,4 +1,5 @@
-"""Every source kind gives the same images, labels and manifest, whatever the form; damage is counted and named."""
+"""Every source kind gives the same images, labels and manifest, whatever the form; damage is
+counted and named."""
 
 from __future__ import annotations
 
@@ -124,7 +125,8 @@ def test_chosen_columns_are_used(tmp_path):
         ({"label_column": "klass"}, r"label_column = klass.*columns are img"),
         (
             {"label_column": "real"},
-            r"label_column = real: .* has double there, but labels must be integers or text.*or false",
+            r"label_column = real: .* has double there, but labels must be integers or text.*or "
+            r"false",
         ),
     ],
 )
@@ -402,7 +404,8 @@ def test_bad_files_stop_the_reading_or_are_left_out_by_name(stored):
     path = stored(files | bad)
     with pytest.raises(
         ArtifactError,
-        match=r"3 of 8 images cannot be read: 1b\.png \(not an image.*2b\.png.*4\.png \(pixel mode I;16",
+        match=r"3 of 8 images cannot be read: 1b\.png \(not an image.*2b\.png.*4\.png \(pixel mode "
+        r"I;16",
     ):
         sources.read(folder(path))
     images, manifest = sources.read(folder(path, on_bad_file="skip"))
@@ -554,7 +557,8 @@ def test_a_folder_without_images_says_what_is_there(tmp_path):
     (tmp_path / "e.png").symlink_to(tmp_path / "nothing")
     with pytest.raises(
         config.ConfigError,
-        match=r"data\.source\.path = .* \(\.heic: 2, hidden: 1, links to nothing: 1, without an ending: 1",
+        match=r"data\.source\.path = .* \(\.heic: 2, hidden: 1, links to nothing: 1, without an "
+        r"ending: 1",
     ):
         sources.read(folder(tmp_path))
 

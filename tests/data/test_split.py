@@ -244,7 +244,8 @@ def test_a_perturbation_without_effect_is_an_error():
     settings = study(20, 10, 10, plant=[(2, 2, {"noise": 0.0, "brightness": 0.0})])
     with pytest.raises(
         ConfigError,
-        match=r"data\.plant\.0\.perturbation: noise = 0\.0 and brightness = 0\.0 leave an image unchanged",
+        match=r"data\.plant\.0\.perturbation: noise = 0\.0 and brightness = 0\.0 leave an image "
+        r"unchanged",
     ):
         split(images(60), settings, 0)
 
@@ -301,7 +302,8 @@ def test_byte_identical_controls_are_dropped_and_counted():
 
 
 def test_digits_are_split_as_they_were_before_near_duplicates_were_looked_for():
-    """None of theirs is left out, so that every image stands where it stood; the hashes are of that time."""
+    """None of theirs is left out, so that every image stands where it stood; the hashes are of that
+    time."""
     digits = load_digits()
     source = Images.of(
         np.rint(digits.images / 16 * 255).astype(np.uint8)[..., None], labels=digits.target
@@ -323,7 +325,8 @@ def test_digits_are_split_as_they_were_before_near_duplicates_were_looked_for():
 
 
 def almost(pixels, rng):
-    """The same pictures with noise of up to 6 in 255: a relative distance of about 0.03 among random images."""
+    """The same pictures with noise of up to 6 in 255: a relative distance of about 0.03 among
+    random images."""
     return np.clip(pixels.astype(int) + rng.integers(-6, 7, pixels.shape), 0, 255).astype(np.uint8)
 
 
@@ -338,7 +341,8 @@ def crowd(source, rows, originals, rng):
 
 @st.composite
 def crowded_studies(draw):
-    """A study as in ``studies``, images to spare, and a source where some are near-duplicates of others."""
+    """A study as in ``studies``, images to spare, and a source where some are near-duplicates of
+    others."""
     plain, settings, seed = draw(studies())
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     official = settings["split"]["official"]
@@ -401,7 +405,8 @@ def test_no_control_is_a_near_duplicate_of_a_training_image(drawn, flips):
 @hypothesis_settings(max_examples=80, deadline=None)
 @given(crowded_studies())
 def test_only_those_left_out_change_their_part(drawn):
-    """As the same study of a source without near-duplicates, whose parts are drawn from the same ids and labels."""
+    """As the same study of a source without near-duplicates, whose parts are drawn from the same
+    ids and labels."""
     plain, source, settings, seed = drawn
     before, _, none, _ = split(plain, settings, seed)
     after, _, left_out, _ = split(source, settings, seed)
@@ -513,7 +518,8 @@ def test_mirror_images_count_where_the_model_is_trained_with_them():
 
 
 def test_many_perturbed_copies_hide_no_near_duplicate():
-    """60 copies near each other make each other's mean distance as small as a near-duplicate's own."""
+    """60 copies near each other make each other's mean distance as small as a near-duplicate's
+    own."""
     plain, settings = (
         images(200),
         study(90, 40, 30, plant=[(60, 1, {"noise": 0.03, "brightness": 0.0})]),
@@ -533,12 +539,14 @@ def test_too_few_images_that_are_no_near_duplicates_are_named():
     many = Images.of(np.concatenate([few] + [almost(few, rng) for _ in range(3)]))
     with pytest.raises(
         ConfigError,
-        match=r"data\.split\.holdout: 20 images are asked for, but only \d+ are left after \d+ duplicates and near-duplicates of training",
+        match=r"data\.split\.holdout: 20 images are asked for, but only \d+ are left after \d+ "
+        r"duplicates and near-duplicates of training",
     ):
         split(many, study(60, 20, 20), 0)
     with pytest.raises(
         ConfigError,
-        match=r"data\.split\.reference: 25 images are asked for, but only \d+ are left after \d+ .* and \d+ of held-out images",
+        match=r"data\.split\.reference: 25 images are asked for, but only \d+ are left after \d+ "
+        r".* and \d+ of held-out images",
     ):
         split(many, study(5, 25, 25), 0)
     with pytest.raises(
@@ -569,7 +577,8 @@ def test_too_few_images_that_are_no_near_duplicates_are_named():
         ),
         (
             study(101, 10),
-            r"data\.split\.train: 101 different images and twins are asked for, but only 100 are left",
+            r"data\.split\.train: 101 different images and twins are asked for, but only 100 are "
+            r"left",
         ),
         (
             study(61, 10, 10, official=True),

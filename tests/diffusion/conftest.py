@@ -33,7 +33,8 @@ def model_store(tmp_path):
 
 @pytest.fixture
 def command(tmp_path, params):
-    """Return a function that writes a resolved config and gives the command line; keywords are keys of ``sample``."""
+    """Return a function that writes a resolved config and gives the command line; keywords are keys
+    of ``sample``."""
 
     def make(model, out: str = "out", arm: str = "baseline", **sample) -> list[str]:
         params["sample"] = {"images": 12, "steps": 2, "batch_size": 5} | sample

@@ -1,4 +1,5 @@
-"""Generations drawn in blocks are, put together, the very bytes of one process, and only blocks that belong together are."""
+"""Generations drawn in blocks are, put together, the very bytes of one process, and only blocks
+that belong together are."""
 
 import pytest
 
@@ -23,7 +24,8 @@ def drawn(command, tmp_path, capsys):
 
 @pytest.fixture
 def together(command, tmp_path, capsys):
-    """Return a function that puts blocks together in ``out``, and gives the status and what was said."""
+    """Return a function that puts blocks together in ``out``, and gives the status and what was
+    said."""
 
     def put(model, folders, out: str = "out", **more) -> tuple[int, str]:
         done = cli.main([*command(model, out, **more), "--blocks", *map(str, folders)])
@@ -124,8 +126,8 @@ def test_every_image_must_be_there_once(blocks, said, model_store, drawn, togeth
 def test_a_block_of_other_batches_is_refused(block, model_store, command, capsys):
     assert cli.main([*command(model_store()), "--block", block]) == 2
     assert (
-        f"--block {block} must begin and end at a multiple of sample.batch_size = 5, or end at sample.images = 12"
-        in (capsys.readouterr().err)
+        f"--block {block} must begin and end at a multiple of sample.batch_size = 5, or end at "
+        "sample.images = 12" in (capsys.readouterr().err)
     )
 
 
@@ -143,6 +145,6 @@ def test_blocks_of_a_study_are_whole_batches(params):
     params["cluster"] = {"generations_per_job": 100}
     with pytest.raises(
         config.ConfigError,
-        match=r"cluster\.generations_per_job = 100 is no multiple of sample\.batch_size = 64",
+        match=r"cluster\.generations_per_job = 100 is not a multiple of sample\.batch_size = 64",
     ):
         config.parse(params)

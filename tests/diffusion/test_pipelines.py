@@ -178,7 +178,8 @@ def test_another_class_of_pipeline_with_the_same_parts_is_opened_with_a_word(tmp
 
 @pytest.fixture
 def checkpoint(tmp_path) -> Path:
-    """A checkpoint with raw weights that predict 0.1 and averaged weights that predict 0.2; the scheduler lies above it."""
+    """A checkpoint with raw weights that predict 0.1 and averaged weights that predict 0.2; the
+    scheduler lies above it."""
     folder = tmp_path / "run" / "checkpoint-500"
     constant(0.1).save_pretrained(folder / "unet")
     constant(0.2).save_pretrained(folder / "unet_ema")
@@ -280,7 +281,8 @@ def truncated(folder):
 
 
 def other_weights(**changes):
-    """Weights in which tensors are replaced, or left out where None is given; dots are written as double underlines."""
+    """Weights in which tensors are replaced, or left out where None is given; dots are written as
+    double underlines."""
 
     def damage(folder):
         state = load_file(folder / "unet" / WEIGHTS)
@@ -320,11 +322,13 @@ UNET, SCHEDULER = "unet/config.json", "scheduler/scheduler_config.json"
     [
         (
             text_to_image,
-            "StableDiffusionPipeline of scheduler, text_encoder, tokenizer, unet, vae, a text-to-image pipeline",
+            "StableDiffusionPipeline of scheduler, text_encoder, tokenizer, unet, vae, a "
+            "text-to-image pipeline",
         ),
         (
             latents,
-            "LDMPipeline of scheduler, unet, vqvae, a pipeline of latents; what can be opened is a UNet2DModel",
+            "LDMPipeline of scheduler, unet, vqvae, a pipeline of latents; what can be opened is "
+            "a UNet2DModel",
         ),
         (transformer, "a DDPMPipeline of scheduler, transformer; what can be opened"),
         (changed("model_index.json", scheduler=None), "a DDPMPipeline of unet; what can be opened"),
@@ -828,7 +832,8 @@ LEVELS = {
     [
         (
             {"sample_size": 28, **LEVELS},
-            "sample_size, 28 x 28, at timestep 99: with 4 levels both sides must usually be multiples of 8",
+            "sample_size, 28 x 28, at timestep 99: with 4 levels both sides must usually be "
+            "multiples of 8",
         ),
         ({"sample_size": (16, 28), **LEVELS}, "sample_size, 16 x 28"),
         ({"sample_size": 9}, "sample_size, 9 x 9"),
@@ -976,7 +981,8 @@ def test_without_a_null_label_there_is_no_guidance(tmp_path):
     ],
 )
 def test_the_first_step_that_is_not_finite_is_named(sampler, value, prediction, what):
-    """Steps of 1,000 timesteps by 100; one prediction is bad, of one image of two, at the fourth step."""
+    """Steps of 1,000 timesteps by 100; one prediction is bad, of one image of two, at the fourth
+    step."""
     scheduler = DDPMScheduler(prediction_type=prediction, clip_sample=prediction == "sample")
 
     def net(x, t, return_dict):
@@ -999,7 +1005,8 @@ def test_a_first_timestep_beyond_the_training_is_refused():
     scheduler = DDIMScheduler(num_train_timesteps=20, steps_offset=1)
     with pytest.raises(
         ConfigError,
-        match=r"sample.steps = 20: with the scheduler's steps_offset of 1 the first step is at timestep 20",
+        match=r"sample.steps = 20: with the scheduler's steps_offset of 1 the first step is at "
+        r"timestep 20",
     ):
         denoise(
             network(),

@@ -1,4 +1,5 @@
-"""Information transfer blocks: which skip tensors they change, what is trained and kept of them, and what each variant does."""
+"""Information transfer blocks: which skip tensors they change, what is trained and kept of them,
+and what each variant does."""
 
 import copy
 import json
@@ -47,12 +48,13 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     )
 
 
-# ---- registration -------------------------------------------------------------------------------------------------------
+# ---- registration --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("variant", TRAINED)
 def test_every_block_is_known_to_torch_and_learns(variant):
-    """RAU-Net known answer 1. In the authors' code, whose blocks stand in a tuple, each of these assertions fails."""
+    """RAU-Net known answer 1. In the authors' code, whose blocks stand in a tuple, each of these
+    assertions fails."""
     net = build(variant)
     names = {name for name, _ in net.named_parameters() if name.startswith("transfers.")}
     assert {name.split(".")[1] for name in names} == {"1", "2", "3"}
@@ -93,7 +95,8 @@ def test_all_other_weights_are_those_of_the_net_without_blocks(variant):
 
 
 def test_a_copy_has_blocks_of_its_own():
-    """A moving average of the weights is a deep copy: a hook that held on to the original would use its blocks."""
+    """A moving average of the weights is a deep copy: a hook that held on to the original would use
+    its blocks."""
     net = build()
     x, copied = noise(1, 1, 8, 8), copy.deepcopy(net)
     before = net(x, 5).sample
@@ -106,7 +109,8 @@ def test_a_copy_has_blocks_of_its_own():
 
 
 def test_stable_diffusion_gets_five_convolutions():
-    """RAU-Net known answer 2: groups 3 and 4 of a net with the widths of Stable Diffusion 2.1 are its skip tensors 7 to 11."""
+    """RAU-Net known answer 2: groups 3 and 4 of a net with the widths of Stable Diffusion 2.1 are
+    its skip tensors 7 to 11."""
     with torch.device("meta"):
         net = RAUNet(
             transfer_groups=[3, 4],
@@ -137,7 +141,7 @@ def test_number_of_weights_is_that_of_the_formula(groups, layers, k):
     assert sum(value.numel() for value in block_weights(net).values()) == expected
 
 
-# ---- which tensor ---------------------------------------------------------------------------------------------------------
+# ---- which tensor --------------------------------------------------------------------------------
 
 LEVELS = {
     "plain": ("DownBlock2D", "UpBlock2D"),
@@ -163,7 +167,8 @@ def of_levels(kind: str, groups) -> RAUNet:
 
 
 def watch(net: UNet2DModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the skip tensors that the encoder makes, in its order, and the inputs of the decoder's residual blocks, in theirs."""
+    """Return the skip tensors that the encoder makes, in its order, and the inputs of the decoder's
+    residual blocks, in theirs."""
     made, taken, removed = [], [], []
     removed.append(
         net.conv_in.register_forward_hook(lambda module, inputs, output: made.append(output))
@@ -186,7 +191,8 @@ def watch(net: UNet2DModel) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
 
 @pytest.mark.parametrize("kind", LEVELS)
 def test_a_block_changes_the_input_of_one_residual_block_of_the_decoder(kind):
-    """RAU-Net known answer 5: a block of zeros at index i empties that skip and no other; the decoder takes skips last in, first out."""
+    """RAU-Net known answer 5: a block of zeros at index i empties that skip and no other; the
+    decoder takes skips last in, first out."""
     plain = of_levels(kind, [])
     made, _ = watch(plain)
     groups = [0, 1, 1, 1, 2, 2, 2, 3, 3]
@@ -208,7 +214,7 @@ def test_a_block_changes_the_input_of_one_residual_block_of_the_decoder(kind):
             assert torch.equal(arrived, expected), (index, place)
 
 
-# ---- what the variants do ---------------------------------------------------------------------------------------------------
+# ---- what the variants do ------------------------------------------------------------------------
 
 
 @given(
@@ -227,7 +233,8 @@ def test_trained_identity_starts_as_the_net_without_blocks(groups, t, seed):
 
 @pytest.mark.parametrize("blocks", [{"groups": [1, 2], "variant": "none"}, {"groups": []}])
 def test_without_blocks_it_is_the_plain_network(blocks):
-    """RAU-Net known answer 4: of diffusers' own class, so that its pipeline opens without this package."""
+    """RAU-Net known answer 4: of diffusers' own class, so that its pipeline opens without this
+    package."""
     net = build_unet(TINY, (8, 8, 1), seed=1, blocks=TransferBlocks.model_validate(blocks))
     plain = build_unet(TINY, (8, 8, 1), seed=1)
     assert type(net) is UNet2DModel
@@ -236,7 +243,8 @@ def test_without_blocks_it_is_the_plain_network(blocks):
 
 
 def test_a_random_convolution_leaves_nothing_of_its_input():
-    """Measured on the default start: RMS shrinks to about 0.56 and the correlation with the input is nearly 0."""
+    """Measured on the default start: RMS shrinks to about 0.56 and the correlation with the input
+    is nearly 0."""
     torch.manual_seed(0)
     block = Transfer(64, "trained_random", 1)
     skip = noise(8, 64, 16, 16)
@@ -325,7 +333,7 @@ def test_what_there_is_not_is_refused():
         RAUNet(transfer_groups=[1], transfer_variant="conv")
 
 
-# ---- stored and opened ------------------------------------------------------------------------------------------------------
+# ---- stored and opened ---------------------------------------------------------------------------
 
 
 def stored(net: nn.Module, folder) -> str:
@@ -393,7 +401,8 @@ def test_every_setting_of_the_network_survives(tmp_path):
 
 
 def test_importing_the_package_is_light():
-    """Yet it is all that diffusers needs to open what it stored; see the routers' test in a new process."""
+    """Yet it is all that diffusers needs to open what it stored; see the routers' test in a new
+    process."""
     code = (
         "import sys, afterimage; print(sorted({'torch', 'diffusers', 'numpy'} & set(sys.modules)))"
     )
@@ -434,7 +443,7 @@ def test_other_blocks_are_never_redrawn(variant):
     assert equal(net.state_dict(), before)
 
 
-# ---- starting from another network ------------------------------------------------------------------------------------------
+# ---- starting from another network ---------------------------------------------------------------
 
 
 def test_a_base_without_blocks_fills_all_but_the_blocks(tmp_path):

@@ -1,4 +1,5 @@
-"""The router: which network gets which sample, and that diffusers samples with it, stores it and opens it again."""
+"""The router: which network gets which sample, and that diffusers samples with it, stores it and
+opens it again."""
 
 import subprocess
 import sys
@@ -51,7 +52,8 @@ def router() -> TimestepRouter:
     "form", [int, torch.tensor, lambda t: torch.tensor([t]), lambda t: torch.tensor([t] * 3)]
 )
 def test_every_form_of_a_timestep_goes_to_its_network(router, t, part, form):
-    """Router known answer 6: the front network where t < tau, the tail network where t >= tau; numbers, 0-d and 1-d tensors."""
+    """Router known answer 6: the front network where t < tau, the tail network where t >= tau;
+    numbers, 0-d and 1-d tensors."""
     x = noise(3, 1, 8, 8)
     with torch.no_grad():
         expected = getattr(router, part)(x, t, return_dict=False)[0]
@@ -187,7 +189,8 @@ for folder in sys.argv[1:]:
 
 
 def test_stored_networks_are_the_same_in_a_new_process(router, tmp_path):
-    """RAU-Net known answer 1: bit for bit, opened by diffusers after ``import afterimage`` alone."""
+    """RAU-Net known answer 1: bit for bit, opened by diffusers after ``import afterimage``
+    alone."""
     np.save(tmp_path / "x.npy", noise(4, 1, 8, 8).numpy())
     nets = {
         "router": router,

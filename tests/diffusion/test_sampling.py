@@ -21,7 +21,8 @@ TINY = Model(channels=[8, 16], attention=[False, True], layers_per_block=1, norm
 
 
 class Gaussian(nn.Module):
-    """The best denoiser for pixels that are independent N(mean, s^2): E[x_0 | x_t] = m + a s^2 (x_t - a m) / (a^2 s^2 + b^2)."""
+    """The best denoiser for pixels that are independent N(mean, s^2): E[x_0 | x_t] = m + a s^2 (x_t
+    - a m) / (a^2 s^2 + b^2)."""
 
     def __init__(self, scheduler, mean: torch.Tensor, s: float) -> None:
         super().__init__()
@@ -102,7 +103,8 @@ class Labelled(nn.Module):
 def test_guidance_goes_from_the_null_prediction_to_the_conditional_one_and_beyond(
     w, expected, forwards
 ):
-    """null + w (conditional - null), with labels 0 and 3 that predict 0.0 and 0.3, and null label 8."""
+    """null + w (conditional - null), with labels 0 and 3 that predict 0.0 and 0.3, and null label
+    8."""
     scheduler = build_scheduler(Diffusion(prediction="sample"))
     net = Labelled()
     start = torch.zeros(2, 1, 2, 2)
@@ -156,9 +158,11 @@ def trained():
 
 @pytest.mark.parametrize("sampler", [{}, {"eta": 0.5}, {"sampler": "ddpm"}], ids=str)
 def test_batch_size_changes_no_more_than_rounding(trained, sampler):
-    """Stated: floats agree to 1e-4 and 8-bit values differ by at most one level, in at most 0.1 % of all.
+    """Stated: floats agree to 1e-4 and 8-bit values differ by at most one level, in at most 0.1 %
+    of all.
 
-    The difference comes from the convolutions alone: another batch size may choose another kernel, with another order of sums.
+    The difference comes from the convolutions alone: another batch size may choose another kernel,
+    with another order of sums.
     """
     net, scheduler = trained
     floats = {}

@@ -1,4 +1,5 @@
-"""Made-up results of a whole study: true stores with small files, each made from the one before it, in a second."""
+"""Made-up results of a whole study: true stores with small files, each made from the one before it,
+in a second."""
 
 from __future__ import annotations
 
@@ -22,7 +23,8 @@ def build() -> Callable[..., None]:
 
 @pytest.fixture
 def study(params: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> config.Study:
-    """The default study with two arms and two replicates, and finished, made-up results in a working folder of its own."""
+    """The default study with two arms and two replicates, and finished, made-up results in a
+    working folder of its own."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     monkeypatch.setattr(provenance, "fingerprint", lambda *entries: f"code of {', '.join(entries)}")

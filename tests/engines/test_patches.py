@@ -1,4 +1,5 @@
-"""The plugin for SLURM forgets jobs when nobody answers; with ``watch`` it does not. Its own code, on commands that can be silenced."""
+"""The plugin for SLURM forgets jobs when nobody answers; with ``watch`` it does not. Its own code,
+on commands that can be silenced."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ echo '{says}'
 
 @pytest.fixture
 def controller(tmp_path, monkeypatch):
-    """Commands of a cluster on which job 1 has ended and job 2 runs; the file ``away`` silences them."""
+    """Commands of a cluster on which job 1 has ended and job 2 runs; the file ``away`` silences
+    them."""
     for name, says in {
         "squeue": "1|COMPLETED\n2|RUNNING",
         "scontrol": "MinJobAge = 300 sec",
@@ -106,7 +108,7 @@ def test_another_version_of_what_is_patched_stops_the_run(name, workflow, execut
 
 
 def test_the_scheduler_still_has_the_limit_that_is_taken_away():
-    """Without it ``drop_rate_limiter`` would set a name that nobody reads."""
+    """Without it ``drop_rate_limiter`` would set an unused name."""
     from snakemake.scheduling import job_scheduler
 
     assert "self.job_rate_limiter" in inspect.getsource(job_scheduler)
@@ -185,7 +187,8 @@ print(sys.modules["scipy.stats"] is kept)
 
 
 def test_the_versions_are_those_that_were_looked_at():
-    """Look again at what they import, and at what ``defer_imports`` says of it, when a pin moves."""
+    """Look again at what they import, and at what ``defer_imports`` says of it, when a pin
+    moves."""
     assert version("diffusers") == "0.42.1"
     assert version("torch").partition("+")[0] == "2.13.0"
 

@@ -1,4 +1,5 @@
-"""What is done about what a killed snakemake left behind. The cluster is two scripts on the path."""
+"""What is done about what a killed snakemake left behind. The cluster is two scripts on the
+path."""
 
 from __future__ import annotations
 
@@ -209,7 +210,7 @@ def test_a_folder_without_snakemake_is_refused(tmp_path, monkeypatch, capsys):
     assert "has no .snakemake: snakemake never worked there" in capsys.readouterr().err
 
 
-# ---- processes on this host ---------------------------------------------------------------------------------------------
+# ---- processes on this host ----------------------------------------------------------------------
 
 STEP = """\
 import signal, sys, time

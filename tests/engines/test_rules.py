@@ -1,4 +1,5 @@
-"""What rules take from the plan: studies read with clear errors, inputs, resources and flags of files."""
+"""What rules take from the plan: studies read with clear errors, inputs, resources and flags of
+files."""
 
 from pathlib import Path
 from types import SimpleNamespace

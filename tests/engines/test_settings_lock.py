@@ -1,4 +1,5 @@
-"""Two calls of snakemake at once: the second may look, and may not change what the jobs of the first will read."""
+"""Two calls of snakemake at once: the second may look, and may not change what the jobs of the
+first will read."""
 
 from __future__ import annotations
 

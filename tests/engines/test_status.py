@@ -1,4 +1,5 @@
-"""What ``afterimage status`` says of made-up folders: nothing there, half done, at work, silent, all done."""
+"""What ``afterimage status`` says of made-up folders: nothing there, half done, at work, silent,
+all done."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ def begin(root: Path, folder: str) -> None:
 
 
 def train(root: Path, arm: str, update: int, *, ago: float = 1, log: str = "") -> Path:
-    """Begin a training that is at ``update``, ``ago`` seconds after the last point of its curves; return its state's folder."""
+    """Begin a training that is at ``update``, ``ago`` seconds after the last point of its curves;
+    return its state's folder."""
     begin(root, f"train/{arm}/rep0")
     folder = root / "state" / arm / "rep0" / "0123456789abcdef"
     folder.mkdir(parents=True)
@@ -156,7 +158,8 @@ def test_the_time_left_is_that_of_kinds_measured_in_this_run(study, root):
     finish(root, "data/split", seconds=50, ago=50)
     finish(root, "train/baseline/rep0", seconds=90, ago=10)  # 140 s of work in 90 s
     assert lines(study)[0] == (
-        "study default: 3 of 17 jobs done, snakemake started 0:01:40 ago, about 0:00:58 left for train"
+        "study default: 3 of 17 jobs done, snakemake started 0:01:40 ago, about 0:00:58 left for "
+        "train"
     )
 
 

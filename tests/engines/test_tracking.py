@@ -1,4 +1,5 @@
-"""MLflow shows exactly the finished results, however often and however interrupted the import was."""
+"""MLflow shows exactly the finished results, however often and however interrupted the import
+was."""
 
 from __future__ import annotations
 
@@ -219,7 +220,7 @@ def test_long_values_and_many_points_fit_the_limits_of_mlflow(study: config.Stud
     assert sorted(point.step for point in history) == list(range(2500))
 
 
-# ---- stores that are none ------------------------------------------------------------------------------------------------
+# ---- stores that are none ------------------------------------------------------------------------
 
 
 def sql(path: Path, statement: str) -> str:
@@ -314,7 +315,8 @@ def no_driver(path: Path) -> str:
 def test_what_cannot_be_a_store_is_named_and_left_alone(
     study, make, reason, caplog, capsys, monkeypatch
 ):
-    """One sentence, status 2, no traceback; what lies there is somebody's, so that nothing is deleted."""
+    """One sentence, status 2, no traceback; what lies there is somebody's, so that nothing is
+    deleted."""
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     path = Path(f"{make.__name__}.db")  # MLflow keeps a connection for each name
     shutil.copy("mlflow.db", path)

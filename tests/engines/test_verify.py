@@ -188,7 +188,8 @@ def test_input_that_is_not_what_its_store_lists(study: config.Study) -> None:
     assert {(folder, text.split(" (")[0]) for folder, text in found(study)} == {
         (
             "train/dedup/rep1",
-            "pipeline/model_index.json is not the file that was published: truncated or changed since",
+            "pipeline/model_index.json is not the file that was published: truncated or changed "
+            "since",
         ),
         ("sample/dedup/rep1", "input model"),
         ("attack/dedup/rep1/membership", "input model"),
@@ -223,7 +224,7 @@ def test_other_environment_is_one_warning(
     assert cli.main(["verify"]) == 0
 
 
-# ---- adopt --------------------------------------------------------------------------------------------------------------
+# ---- adopt ---------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
-"""The band over all thresholds: its error rate, its bounds, its power, by simulation and against exact ranks."""
+"""The band over all thresholds: its error rate, its bounds, its power, by simulation and against
+exact ranks."""
 
 import itertools
 
@@ -115,7 +116,8 @@ def test_known_answers():
 
 
 def test_many_slightly_near_generations_are_seen_past_a_few_near_held_out_images():
-    """Five held-out images nearer than every copy hide the copies from the smallest score, not from the band."""
+    """Five held-out images nearer than every copy hide the copies from the smallest score, not from
+    the band."""
     rng = np.random.default_rng(0)
     held_out = np.concatenate([np.full(5, 0.01), 0.3 + 0.7 * rng.random(395)])
     result = exceedance(np.concatenate([np.full(100, 0.2), 0.3 + 0.7 * rng.random(900)]), held_out)

@@ -76,7 +76,8 @@ def test_block_size_changes_nothing(integer, tiles):
 
 
 def test_the_certificate_refuses_what_float32_cannot_tell_apart():
-    """Hundreds of images within float32 error of the same distance: only exact differences give their order."""
+    """Hundreds of images within float32 error of the same distance: only exact differences give
+    their order."""
     rng = np.random.default_rng(0)
     base = rng.random((1, 8, 8, 1))
     gallery = base + 1e-9 * rng.standard_normal((400, 8, 8, 1))
@@ -187,7 +188,8 @@ class OtherDevice:
 
 @pytest.fixture
 def device(monkeypatch):
-    """Call with a rounding of the queries to let faiss see one GPU; holds the indexes that were made on it."""
+    """Call with a rounding of the queries to let faiss see one GPU; holds the indexes that were
+    made on it."""
     made = []
 
     def start(rounded=np.asarray):

@@ -20,7 +20,8 @@ RNG = np.random.default_rng(2)
 
 
 def features(mean, covariance, count=60, seed=0):
-    """Features, (count, D), whose mean and unbiased covariance are the given ones to a rounding step."""
+    """Features, (count, D), whose mean and unbiased covariance are the given ones to a rounding
+    step."""
     mean, covariance = np.asarray(mean, float), np.asarray(covariance, float)
     drawn = np.random.default_rng(seed).standard_normal((count, len(mean)))
     white = np.linalg.qr(drawn - drawn.mean(axis=0))[0] * np.sqrt(count - 1)
@@ -35,7 +36,8 @@ def random_moments(dimensions, rank=None, seed=0):
 
 
 def textbook(a, b):
-    """|m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1^(1/2) S2 S1^(1/2))^(1/2)) of the covariances themselves."""
+    """|m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1^(1/2) S2 S1^(1/2))^(1/2)) of the covariances
+    themselves."""
     first, second = (np.atleast_2d(np.cov(x, rowvar=False)) for x in (a, b))
     values, vectors = np.linalg.eigh(first)
     root = (vectors * np.sqrt(values.clip(0))) @ vectors.T
@@ -137,7 +139,7 @@ def test_frechet_refuses_too_little_and_nan():
             make(np.full((3, 4), np.nan))
 
 
-# ---- KID ----------------------------------------------------------------------------------------------------------------
+# ---- KID -----------------------------------------------------------------------------------------
 
 
 def test_mmd2_by_hand():
@@ -200,7 +202,7 @@ def test_resampled_mmd2_moves_as_fresh_samples_do():
     assert abs(np.mean([s.mean() for s in spreads])) < 0.2 * np.std(fresh)
 
 
-# ---- precision, recall, density, coverage -------------------------------------------------------------------------------
+# ---- precision, recall, density, coverage --------------------------------------------------------
 
 
 def test_overlap_by_hand():
@@ -255,7 +257,7 @@ def test_too_few_images_for_k():
         quality.overlap(np.zeros((5, 2)), np.zeros((9, 2)), 5)
 
 
-# ---- spaces -------------------------------------------------------------------------------------------------------------
+# ---- spaces --------------------------------------------------------------------------------------
 
 
 def test_pixels_are_a_space():

@@ -38,7 +38,8 @@ def test_order_and_length_do_not_matter(features, gallery, order):
 
 
 def test_images_of_one_source_are_not_compared():
-    """Replication score, known answer 9: the background leaves out each image itself, and its copies."""
+    """Replication score, known answer 9: the background leaves out each image itself, and its
+    copies."""
     angles = np.radians([0, 0, 60, 150])
     features = np.stack([np.cos(angles), np.sin(angles)], axis=1)
     np.testing.assert_allclose(top1(features, features), 1)

@@ -8,8 +8,9 @@ from afterimage.plan.jobs import STEPS, selection_jobs
 from afterimage.plan.jobs import jobs as jobs_of
 from afterimage.training.job import budget
 
-# Wall seconds and peak memory (MB) of single jobs of the default study, as Snakemake's benchmark files have them: snakemake -c2
-# on a machine with two cores of an AMD EPYC (AVX-512), one thread per job, torch 2.13, November 2026.
+# Wall seconds and peak memory (MB) of single jobs of the default study, as Snakemake's benchmark
+# files have them: snakemake -c2 on a machine with two cores of an AMD EPYC (AVX-512), one thread
+# per job, torch 2.13, November 2026.
 MEASURED = {
     "data/classifier": (6.4, 347),
     "data/dedup": (2.0, 248),
@@ -50,7 +51,8 @@ def test_jobs_of_digits_are_estimated_within_a_factor_of_two(digits, job):
 
 
 def test_projected_gradients_are_estimated_within_a_factor_of_two(digits):
-    """Measured beside the study: CPU seconds of 64 images with all readouts at equal timesteps and on one thread."""
+    """Measured separately from the study: CPU seconds of 64 images with all readouts at equal timesteps and
+    on one thread."""
     study = digits()
     measured = {
         ("countsketch", 3, 4096): 1.52,
@@ -128,7 +130,8 @@ def test_budgets_are_those_of_the_trainings(digits):
 
 
 def test_what_arms_spend(digits):
-    """The numbers that the finished trainings have in their facts; ``kept`` at its largest, as if nothing had been skipped."""
+    """The numbers that the finished trainings have in their facts; ``kept`` at its largest, as if
+    nothing had been skipped."""
     study = digits()
     assert work.spent(study, "iet_agc") == (1500, 375, 96000)
     assert work.spent(study, "short") == (375, 375, 24000)

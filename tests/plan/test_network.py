@@ -81,7 +81,8 @@ def test_unet_of_the_cifar_studies():
 
 
 def test_one_convolution_by_hand():
-    """3 x 3 from 5 to 7 channels at 4 x 4 places: 16 x 7 results, each of 45 products and as many sums."""
+    """3 x 3 from 5 to 7 channels at 4 x 4 places: 16 x 7 results, each of 45 products and as many
+    sums."""
     count = network._Count()
     count.convolution(5, 7, 4 * 4)
     assert count.flop == 2 * 16 * 7 * 45

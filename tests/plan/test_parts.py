@@ -69,7 +69,8 @@ def test_how_the_work_is_cut_is_no_setting_of_any_job(params):
 
 @pytest.fixture
 def planned(params, tmp_path):
-    """Return a function that plans with a cluster block and changed settings, and gives the cut and the files that were written."""
+    """Return a function that plans with a cluster block and changed settings, and gives the cut and
+    the files that were written."""
 
     def plan(cluster: dict, **changed) -> tuple[dict[str, list[str]], set[str]]:
         study = config.parse(params | changed | {"cluster": cluster})

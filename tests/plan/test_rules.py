@@ -1,4 +1,5 @@
-"""Every rule asks the cluster for what its step is estimated to need, or is small and runs where Snakemake does."""
+"""Every rule asks the cluster for what its step is estimated to need, or is small and runs where
+Snakemake does."""
 
 import re
 

@@ -31,7 +31,8 @@ def test_equal_tasks_run_in_waves(count, gpus):
 
 
 def test_a_diamond_by_hand():
-    """0 before 1, 2 and 3, all before 4; on two GPUs 3 waits for 1, the shorter of the first two."""
+    """0 before 1, 2 and 3, all before 4; on two GPUs 3 waits for 1, the shorter of the first
+    two."""
     tasks = [
         Task(1, 1),
         Task(2, 1, (0,)),
@@ -70,7 +71,8 @@ def test_at_most_so_many_submitted_at_once():
 
 
 def test_ends_are_noticed_late():
-    """What follows starts later; the GPU is free at once, and nobody waits for a local task's end."""
+    """What follows starts later; the GPU is free at once, and nobody waits for a local task's
+    end."""
     tasks = [
         Task(3, 1),
         Task(2, 1, (0,)),
@@ -135,7 +137,8 @@ def test_every_schedule_is_one(tasks, gpus, jobs, notice):
 
 @given(graphs(), st.integers(1, 6))
 def test_bounds_of_graham(tasks, gpus):
-    """Graham 1969: not below the longest chain or the work of all GPUs, and at most 2 - 1/G times the larger of the two."""
+    """Graham 1969: not below the longest chain or the work of all GPUs, and at most 2 - 1/G times
+    the larger of the two."""
     chain = sum(tasks[at].minutes for at in longest_chain(tasks))
     work = sum(task.minutes for task in tasks)
     bound = max(chain, work / gpus)

@@ -1,4 +1,5 @@
-"""Made-up results of a whole study, with rates that a test chooses: true stores, from which the true tables and pages are made."""
+"""Made-up results of a whole study, with rates that a test chooses: true stores, from which the
+true tables and pages are made."""
 
 from __future__ import annotations
 
@@ -47,7 +48,8 @@ def make_up() -> Callable[..., Path]:
 
 
 def make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
-    """Write made-up results of ``study`` below ``folder``, and its tables; return ``results/<study>``."""
+    """Write made-up results of ``study`` below ``folder``, and its tables; return
+    ``results/<study>``."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(provenance, "fingerprint", lambda *entries: f"code of {', '.join(entries)}")
         return _make(folder, study, truth)
@@ -129,7 +131,8 @@ def _share(
 
 
 def _answer(truth: Truth) -> dict[str, object]:
-    """Make up the facts of an extraction: the verdict of scores with as many copies as the truth says."""
+    """Make up the facts of an extraction: the verdict of scores with as many copies as the truth
+    says."""
     rng = np.random.default_rng(1)
     copies = rng.random(GENERATIONS) < truth.flagged
     scores = np.where(copies, 0.0, rng.random(GENERATIONS))

@@ -46,7 +46,7 @@ def share(arm: str, metric: str, count: int, of: int, replicate: int = 0) -> tup
     return arm, replicate, metric, count / of, 0.0, 1.0, count, of
 
 
-# ---- intervals ----------------------------------------------------------------------------------------------------------
+# ---- intervals -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -106,7 +106,8 @@ def test_students_interval_of_three_values():
 
 
 def test_several_replicates_are_paired():
-    """The replicates differ by 10, the arms by 1 to 3: only the pairs show it. A replicate without its pair does not count."""
+    """The replicates differ by 10, the arms by 1 to 3: only the pairs show it. A replicate without
+    its pair does not count."""
     own = points(
         *(("arm", k, "FD[x]", 10 * k - shift) for k, shift in enumerate((1, 2, 3))),
         ("arm", 7, "FD[x]", 1e6),
@@ -138,7 +139,8 @@ def test_one_replicate_takes_the_intervals_within_it():
 
 
 def test_equal_replicates_have_no_spread():
-    """Differences of 1/10 whose floating-point numbers are not all the same, and five trainings of which none copies."""
+    """Differences of 1/10 whose floating-point numbers are not all the same, and five trainings of
+    which none copies."""
     assert len({a - b for a, b in ((0.3, 0.2), (0.4, 0.3), (0.9, 0.8))}) > 1
     own = points(*(("a", k, "m", value) for k, value in enumerate((0.3, 0.4, 0.9))))
     control = points(*(("b", k, "m", value) for k, value in enumerate((0.2, 0.3, 0.8))))
@@ -165,7 +167,7 @@ def test_confidence_is_that_of_the_study():
         assert kind == "between replicates"
 
 
-# ---- verdicts -----------------------------------------------------------------------------------------------------------
+# ---- verdicts ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,7 +248,8 @@ ALARMS = {"flagged_holdout_calibrated": 0.5, "twins_flagged_calibrated": 0.5}
 def table(
     changes: dict[str, float], replicates: int = 5, alarms: dict[str, float] = ALARMS
 ) -> pd.DataFrame:
-    """Two arms that differ by ``changes``, give or take 0.1 from replicate to replicate, and their false alarms.
+    """Two arms that differ by ``changes``, give or take 0.1 from replicate to replicate, and their
+    false alarms.
 
     The control has 5 to 9, each number with an interval of plus and minus 1 within its training.
     """
@@ -351,11 +354,12 @@ def test_a_network_that_was_trained_less_does_not_beat_one_that_was_trained_more
     )
 
 
-# ---- false alarms -------------------------------------------------------------------------------------------------------
+# ---- false alarms --------------------------------------------------------------------------------
 
 
 def counted(*arms: tuple[str, str, list[int], int]) -> pd.DataFrame:
-    """Arm, metric, counts of the replicates and of how many, with exact intervals within each replicate."""
+    """Arm, metric, counts of the replicates and of how many, with exact intervals within each
+    replicate."""
     rows = []
     for arm, metric, counts, of in arms:
         for k, count in enumerate(counts):
@@ -408,7 +412,8 @@ def test_a_control_at_its_false_alarms_cannot_be_beaten(arm, control, beats, wor
     ("twins", "planted", "memorization"), [(0, BETTER, BETTER), (17, NOT_TESTABLE, NOT_TESTABLE)]
 )
 def test_one_count_above_its_false_alarms_is_enough(twins, planted, memorization):
-    """Few generations show an image, but the images that come back are planted ones; unless as many of their twins do."""
+    """Few generations show an image, but the images that come back are planted ones; unless as many
+    of their twins do."""
     numbers = counted(
         *((name, FLAGGED, [5, 4, 6, 3, 5], 512) for name in CONTROLS),
         *((name, HELD_OUT, [2] * 5, 400) for name in CONTROLS),
@@ -450,7 +455,7 @@ def test_networks_that_flag_like_held_out_images_are_seldom_taken_for_copying(ra
     assert least <= np.mean(found) <= most
 
 
-# ---- forgetting ---------------------------------------------------------------------------------------------------------
+# ---- forgetting ----------------------------------------------------------------------------------
 
 
 def test_forgetting_is_judged_where_both_arms_are():
@@ -477,7 +482,8 @@ def test_arms_that_are_judged_on_forgetting_are_judged_by_the_quality_of_the_res
 
 
 def test_a_set_that_the_control_chose_says_nothing_of_forgetting():
-    """Against the arm that the images were extracted from; against another arm it does, and so does another set."""
+    """Against the arm that the images were extracted from; against another arm it does, and so does
+    another set."""
     sets = {f"forgotten_extracted_calibrated[{name}]": -3 for name in ("found", "zeros")}
     for origin, found in (("control", NOT_TESTABLE), ("other", BETTER)):
         compared = comparison.compare(table(sets), CONTROLS, 0.95, {"found": origin})
@@ -543,7 +549,7 @@ def test_wide_form_has_one_row_per_arm_and_no_empty_interval():
     assert "updates_low" not in wide
 
 
-# ---- points and front ---------------------------------------------------------------------------------------------------
+# ---- points and front ----------------------------------------------------------------------------
 
 
 def test_replicate_points_hold_the_deciding_numbers_of_every_replicate():

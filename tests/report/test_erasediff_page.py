@@ -1,4 +1,5 @@
-"""The page on forgetting, run in this process on made-up results: every number of it is computed from them."""
+"""The page on forgetting, run in this process on made-up results: every number of it is computed
+from them."""
 
 from __future__ import annotations
 
@@ -206,10 +207,11 @@ def test_verdicts_follow_the_numbers(study, show):
 
 
 def test_a_set_that_an_attack_chose_is_not_judged_against_its_origin(study, show):
-    """What was extracted from an arm comes back from it by construction; losses and quality are judged all the same."""
+    """What was extracted from an arm comes back from it by construction; losses and quality are
+    judged all the same."""
     made, results = study(3, show_images=False)
     text, _ = show("erasediff", made, results)
-    assert "all of it comes back from conditional by construction" in text
+    assert "all of it is extracted from conditional by construction" in text
     row = next(
         row
         for row in text.split("<tr")

@@ -1,4 +1,5 @@
-"""The page of IET-AGC on made-up results: what it says of arms, of their controls, and of one training."""
+"""The page of IET-AGC on made-up results: what it says of arms, of their controls, and of one
+training."""
 
 from __future__ import annotations
 
@@ -38,7 +39,8 @@ TRAINING = 92
 
 
 def mq_rows(arm: str, replicate: int, rng: np.random.Generator) -> list[dict]:
-    """MQ of an arm's generations and of real held-out images, of which one in a hundred is counted."""
+    """MQ of an arm's generations and of real held-out images, of which one in a hundred is
+    counted."""
     rows = []
     for tau in (0.4, 0.5, 0.6):
         for name, count, of in (("mq", rng.binomial(400, MQ[arm]), 400), ("mq_holdout", 2, 200)):
@@ -132,7 +134,8 @@ def study(root, make_up, truth, tmp_path_factory):
 
 
 def claims(text: str) -> dict[tuple[str, str], tuple[str, str]]:
-    """(arm, what is compared with) -> what the two have equal, and the verdict about MQ at 0.5 in the last table."""
+    """(arm, what is compared with) -> what the two have equal, and the verdict about MQ at 0.5 in
+    the last table."""
     found = {}
     for row in text.split("<tr"):
         if "MQ at 0.5 is lower than with" in row:

@@ -17,7 +17,8 @@ ARMS = {
 
 @pytest.fixture
 def page(params, tmp_path, make_up, truth, show):
-    """Return a function that makes up a study and runs the notebook; it gives what that showed, and its figures."""
+    """Return a function that makes up a study and runs the notebook; it gives what that showed, and
+    its figures."""
 
     def run(replicates: int) -> tuple[str, set[str]]:
         study = config.parse(

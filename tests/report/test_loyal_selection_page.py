@@ -17,7 +17,8 @@ from afterimage.selection import table, timestep_ablation
 
 @pytest.fixture
 def chosen(params, tmp_path):
-    """Return a function that makes up the selection of a study; it gives the study and its results."""
+    """Return a function that makes up the selection of a study; it gives the study and its
+    results."""
 
     def make(replicates: int, taus: list[int], **keys) -> tuple[config.Study, Path]:
         block = {"base": "baseline", "updates": 10, "switch_timesteps": taus} | keys
@@ -37,7 +38,8 @@ def chosen(params, tmp_path):
 
 
 def choose(study: config.Study, results: Path) -> None:
-    """Write made-up tables of the selection: blocks in group 1 halve all copying at no cost, those elsewhere do nothing."""
+    """Write made-up tables of the selection: blocks in group 1 halve all copying at no cost, those
+    elsewhere do nothing."""
     resolved = resolve(study, "selection/table")
     rng = np.random.default_rng(0)
     cells = []

@@ -92,7 +92,8 @@ def startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
 def test_kernel_is_this_interpreter_whatever_others_are_installed(
     variable, name, make, page, tmp_path, monkeypatch
 ):
-    """As a cluster's module, or an earlier ``ipython kernel install --user``, leaves them; also where the notebook names one."""
+    """As a cluster's module, or an earlier ``ipython kernel install --user``, leaves them; also
+    where the notebook names one."""
     kernel_spec(tmp_path / "other", name)
     monkeypatch.setenv(variable, str(tmp_path / "other"))
     assert make("import sys\nprint(sys.executable)", name) == 0

@@ -1,4 +1,5 @@
-"""The notebooks show a study of few arms and one of many; run in this process, on made-up results."""
+"""The notebooks show a study of few arms and one of many; run in this process, on made-up
+results."""
 
 from __future__ import annotations
 
@@ -63,8 +64,8 @@ def test_comparison_of_few_arms(study, show):
     text, figures = show("comparison", *study(FEW, 1))
     assert figures == {"pareto", "differences"}
     assert (
-        "**One training: no verdict (another training of the same arm would give other numbers):** **dedup**"
-        in text
+        "**One training: no verdict (another training of the same arm would give other "
+        "numbers):** **dedup**" in text
     )
     assert "Beat their own control" not in text
     assert "all **within one training**" in text

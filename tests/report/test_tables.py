@@ -24,7 +24,8 @@ ARMS = {
 
 @pytest.fixture(scope="module")
 def made(root, make_up, truth, tmp_path_factory):
-    """Make up a study of three arms, or of some of them, once; return its results, which are only to be read."""
+    """Make up a study of three arms, or of some of them, once; return its results, which are only
+    to be read."""
     truths = {"zeta": truth(), "dedup": truth(0.05, 0.1, 6.0), "alpha": truth()}
 
     @cache

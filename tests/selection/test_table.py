@@ -28,7 +28,7 @@ def study(params):
     return params
 
 
-# ---- the arms ---------------------------------------------------------------------------------------------------------------
+# ---- the arms ------------------------------------------------------------------------------------
 
 
 def test_one_arm_for_each_group_and_three_for_each_timestep(study):
@@ -126,7 +126,7 @@ def test_names_of_derived_arms_are_taken(study):
         config.parse(study)
 
 
-# ---- the formulas -------------------------------------------------------------------------------------------------------------
+# ---- the formulas --------------------------------------------------------------------------------
 
 
 def test_sensitivity_and_cost_by_hand():
@@ -152,7 +152,8 @@ def test_intervals_are_paired_by_replicate():
 
 
 def arms_table(**numbers) -> pd.DataFrame:
-    """Return ``arms.csv`` of one replicate from arm -> (R, FD); the other measures of copying are R too."""
+    """Return ``arms.csv`` of one replicate from arm -> (R, FD); the other measures of copying are R
+    too."""
     cells = plan(config.LoyalSelection.model_validate(SELECTION), 2)
     rows = []
     for arm, cell in cells.items():
@@ -216,7 +217,7 @@ def test_networks_of_half_a_range_are_compared_with_such_without_blocks_too():
     assert found.to_dict() == pytest.approx({"select_none": 0.25, "select_t500_split": -0.5})
 
 
-# ---- swapping networks ------------------------------------------------------------------------------------------------------
+# ---- swapping networks ---------------------------------------------------------------------------
 
 
 def test_ranges_are_none_all_ends_and_pieces():
@@ -270,7 +271,7 @@ def test_changes_of_swaps_are_against_their_own_control():
     )
 
 
-# ---- through the commands -----------------------------------------------------------------------------------------------------
+# ---- through the commands ------------------------------------------------------------------------
 
 
 def resolved(study, step: str, folder, **address):
@@ -280,7 +281,8 @@ def resolved(study, step: str, folder, **address):
 
 
 def test_swap_measures_every_range(study, tmp_path):
-    """The whole range is the network with blocks, the empty one the control; a control with the same weights changes nothing."""
+    """The whole range is the network with blocks, the empty one the control; a control with the
+    same weights changes nothing."""
     study |= {"quality": {"features": "pixels"}, "sample": {"images": 6, "steps": 4}}
     parsed = config.parse(study)
     model = config.Model(

@@ -1,11 +1,13 @@
-"""A throw-away SLURM cluster on this machine: real daemons, several virtual nodes, fake GPUs; no accounting, no authentication.
+"""A throw-away SLURM cluster on this machine: real daemons, several virtual nodes, fake GPUs; no
+accounting, no authentication.
 
     python tests/slurm/cluster.py install        what is missing, from Debian's packages (root)
     python tests/slurm/cluster.py start FOLDER   everything but /etc/slurm/*.conf lies in FOLDER
     python tests/slurm/cluster.py stop FOLDER    ends its jobs and daemons, removes the links and FOLDER
 
-The configuration must be found at /etc/slurm, not by SLURM_CONF: Snakemake's plugin takes every SLURM_* variable away before its
-inner `srun`. So links are laid there, and nothing is started where a configuration of somebody else is.
+The configuration must be found at /etc/slurm, not by SLURM_CONF: Snakemake's plugin takes every
+SLURM_* variable away before its inner `srun`. So links are laid there, and nothing is started where
+a configuration of somebody else is.
 """
 
 from __future__ import annotations
@@ -73,7 +75,8 @@ PartitionName=urgent Nodes=ALL MaxTime=1-00:00:00 PriorityTier=10 PreemptMode=OF
 PartitionName=gone Nodes=ALL MaxTime=1-00:00:00 PriorityTier=1 PreemptMode=CANCEL State=UP
 """
 NODE = (
-    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} SocketsPerBoard=1 CoresPerSocket={cpus} "
+    "NodeName={name} NodeHostname={host} NodeAddr=127.0.0.1 Port={port} CPUs={cpus} "
+    "SocketsPerBoard=1 CoresPerSocket={cpus} "
     "ThreadsPerCore=1 RealMemory={memory} Gres=gpu:{gpus} State=UNKNOWN"
 )
 
@@ -108,7 +111,7 @@ class Cluster:
     def names(self) -> list[str]:
         return [f"n{i}" for i in range(1, self.nodes + 1)]
 
-    # ---- start and stop -------------------------------------------------------------------------------------------------
+    # ---- start and stop --------------------------------------------------------------------------
 
     def start(self) -> None:
         """Write the configuration and start the daemons.
@@ -189,7 +192,7 @@ class Cluster:
                 (ETC / name).unlink()  # left by a test that was killed
             (ETC / name).symlink_to(self.root / "etc" / name)
 
-    # ---- faults ---------------------------------------------------------------------------------------------------------
+    # ---- faults ----------------------------------------------------------------------------------
 
     def start_controller(self) -> None:
         _run("slurmctld")
@@ -231,7 +234,7 @@ class Cluster:
         except (OSError, ValueError, psutil.Error):
             return None
 
-    # ---- questions ------------------------------------------------------------------------------------------------------
+    # ---- questions -------------------------------------------------------------------------------
 
     def idle(self) -> int:
         """Return the number of nodes that can take jobs."""
@@ -245,7 +248,8 @@ class Cluster:
         )
 
     def jobs(self, *states: str) -> dict[str, tuple[str, str, str]]:
-        """Return number -> (comment, state, node) of the jobs in some states (default: all that wait or run)."""
+        """Return number -> (comment, state, node) of the jobs in some states (default: all that
+        wait or run)."""
         listed = _run(
             "squeue",
             "--noheader",
@@ -293,7 +297,8 @@ def refuse_unless_possible() -> None:
         raise NoClusterError("a slurmctld is at work on this machine")
     if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
         raise NoClusterError(
-            f"{', '.join(missing)} not installed; `python tests/slurm/cluster.py install` takes them from Debian's packages"
+            f"{', '.join(missing)} not installed; `python tests/slurm/cluster.py install` takes "
+            "them from Debian's packages"
         )
 
 
@@ -321,7 +326,7 @@ def install() -> None:
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that nobody listens on."""
+    """Return free ports."""
     sockets = [socket.socket() for _ in range(count)]
     try:
         for one in sockets:

@@ -1,6 +1,8 @@
-"""A real cluster, started once, and a small study that is run to the end without it: what the cluster makes must equal that.
+"""A real cluster, started once, and a small study that is run to the end without it: what the
+cluster makes must equal that.
 
-The tests of this folder that need the cluster are collected only by `make test-slurm` (AFTERIMAGE_TEST_SLURM=1).
+The tests of this folder that need the cluster are collected only by `make test-slurm`
+(AFTERIMAGE_TEST_SLURM=1).
 """
 
 import importlib.util
@@ -102,7 +104,8 @@ class Study(workflow.Workspace):
         return Counter((rule, wildcards) for _, rule, wildcards in self.jobs())
 
     def jobs(self):
-        """Return number, rule and wildcards of its SLURM jobs, over all calls of snakemake so far."""
+        """Return number, rule and wildcards of its SLURM jobs, over all calls of snakemake so
+        far."""
         logs = (path.read_text() for path in (self.folder / ".snakemake/log").glob("*.log"))
         return [job for log in logs for job in SUBMITTED.findall(log)]
 
@@ -190,7 +193,8 @@ def empty(tmp_path):
 
 @pytest.fixture
 def untrained(local, tmp_path):
-    """A clone whose data phase is done: what is left to the cluster are the two trainings and what follows."""
+    """A clone whose data phase is done: what is left to the cluster are the two trainings and what
+    follows."""
     return local.untrained(tmp_path / "clone")
 
 
@@ -233,7 +237,8 @@ def same(local):
 
 
 def contents(folder):
-    """Return name -> content of the files of some results that have no times in them, and the curves without theirs."""
+    """Return name -> content of the files of some results that have no times in them, and the
+    curves without theirs."""
     found = {}
     for path in sorted(folder.rglob("*")):
         if path.is_file() and path.name not in UNLIKE and not path.name.startswith("."):

@@ -1,4 +1,5 @@
-"""What can go wrong on a cluster. Each ends with complete results, those of an undisturbed run, and with no more done than need be."""
+"""What can go wrong on a cluster. Each ends with complete results, those of an undisturbed run, and
+with no more done than need be."""
 
 import contextlib
 import os
@@ -25,7 +26,8 @@ def running(study, cluster, *arms, seconds=120.0):
 
 
 def lost(study, arm, done):
-    """Return how many updates were done twice: those between where the next job went on and ``done``, where the curves were.
+    """Return how many updates were done twice: those between where the next job went on and
+    ``done``, where the curves were.
 
     `pytest -rP` shows them, and the seconds that they took.
     """
@@ -33,7 +35,8 @@ def lost(study, arm, done):
     updates = max(0, done - facts["resumed_at"][0])
     seconds = updates * facts["images_seen"] / facts["updates"] / facts["images_per_second"]
     print(
-        f"{arm}: at {done} of {facts['updates']}, resumed at {facts['resumed_at']}; lost {updates} updates, {seconds:.1f} s"
+        f"{arm}: at {done} of {facts['updates']}, resumed at {facts['resumed_at']}; lost "
+        f"{updates} updates, {seconds:.1f} s"
     )
     return updates
 
@@ -43,7 +46,7 @@ def only_signals_save(study):
     study.edit("train", "checkpoint_every", value=1_000_000)
 
 
-# ---- jobs ---------------------------------------------------------------------------------------------------------------
+# ---- jobs ----------------------------------------------------------------------------------------
 
 
 def test_a_job_that_fails_once(cluster, untrained, same):
@@ -101,7 +104,8 @@ def long_local(local, tmp_path_factory):
 
 @pytest.mark.parametrize("warning", ["profile", "none"])
 def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local, warning, stop):
-    """With the warning that the profile asks for, and with the SIGTERM that SLURM sends at the limit anyway."""
+    """With the warning that the profile asks for, and with the SIGTERM that SLURM sends at the
+    limit anyway."""
     study = untrained
     lengthen(study)
     extra = [] if warning == "profile" else ["slurm_extra="]
@@ -126,7 +130,7 @@ def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local
     assert "0 problem(s)" in study.run("afterimage", "verify", "train").stdout
 
 
-# ---- machines -----------------------------------------------------------------------------------------------------------
+# ---- machines ------------------------------------------------------------------------------------
 
 
 def test_a_node_that_goes_down(cluster, untrained, same, stop):
@@ -196,7 +200,7 @@ def test_a_full_disk(cluster, untrained, small_disk, same):
     same(untrained, "data", "train")
 
 
-# ---- snakemake itself ---------------------------------------------------------------------------------------------------
+# ---- snakemake itself ----------------------------------------------------------------------------
 
 
 def test_ctrl_c_and_again(cluster, untrained, same, stop):
@@ -275,7 +279,7 @@ def test_two_calls_at_once(cluster, untrained, same, stop):
     same(untrained, "data", "train")
 
 
-# ---- results ------------------------------------------------------------------------------------------------------------
+# ---- results -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("harm", ["deleted", "truncated"])
@@ -303,7 +307,8 @@ def test_an_artifact_is(cluster, finished, same, harm):
 
 
 def test_a_preempted_job(cluster, untrained, same, stop):
-    """A partition whose jobs are put back into the queue; the profile's line for it is ``slurm-requeue: true``."""
+    """A partition whose jobs are put back into the queue; the profile's line for it is
+    ``slurm-requeue: true``."""
     profile = untrained.folder / "slurm" / "profile.yaml"
     profile.write_text(profile.read_text().replace("slurm-no-requeue: true", "slurm-requeue: true"))
     only_signals_save(untrained)

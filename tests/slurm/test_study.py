@@ -1,4 +1,5 @@
-"""The whole study on a cluster: the command of the README, and the results of a run without a cluster."""
+"""The whole study on a cluster: the command of the README, and the results of a run without a
+cluster."""
 
 import pandas as pd
 
@@ -60,7 +61,8 @@ def test_results_elsewhere(cluster, empty, tmp_path):
 def test_unfinished_results_on_the_disk_of_the_node(
     cluster, empty, local, same, tmp_path, monkeypatch
 ):
-    """``slurm/scratch.yaml``, Snakemake's storage plugin: a job writes on its node, and sends its result when that is whole."""
+    """``slurm/scratch.yaml``, Snakemake's storage plugin: a job writes on its node, and sends its
+    result when it is complete."""
     own = tmp_path / "own"
     own.mkdir()
     monkeypatch.setenv("TMPDIR", str(own))

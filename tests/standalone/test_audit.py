@@ -1,4 +1,5 @@
-"""The audit of an outside model: the same answer from every kind of file, and clear words where something is missing."""
+"""The audit of an outside model: the same answer from every kind of file, and clear words where
+something is missing."""
 
 import json
 import re
@@ -21,7 +22,8 @@ def digits():
 
 
 def write_sets(folder, digits):
-    """Write 300 training images; 60 generations of which the first 12 are training images but for a pixel; 200 held out."""
+    """Write 300 training images; 60 generations of which the first 12 are training images but for a
+    pixel; 200 held out."""
     generations = digits[1000:1060].copy()
     generations[:COPIES] = digits[10 : 10 + COPIES]
     generations[:COPIES, 0, 0, 0] ^= 8
@@ -119,7 +121,7 @@ def test_page_is_whole(audited):
     assert "https://" not in page
     assert "Copies shown: at least" in page
     assert page.index("What limits the answer") < page.index("Copies shown")
-    assert "<td>12</td>" in page  # a training image that came back, by its row
+    assert "<td>12</td>" in page  # an extracted training image, by its row
 
 
 def test_images_are_not_shown_unless_asked(sets):

@@ -1,4 +1,5 @@
-"""What a flag means, and one sentence for everything that was left out or chosen without being asked for."""
+"""What a flag means, and one sentence for everything that was left out or chosen without being
+asked for."""
 
 from __future__ import annotations
 
@@ -141,7 +142,7 @@ def test_a_data_set_of_the_hub_is_meant_only_where_there_is_no_such_path(here):
         ),
         (
             ["--train", "set", "--array", "trian=x"],
-            "'trian' is no set of images; sets are train, samples, holdout",
+            "'trian' is not a set of images; sets are train, samples, holdout",
         ),
         (["--train", "set", "--array", "holdout=x"], "--array = holdout=x: --holdout is not given"),
         (
@@ -268,8 +269,10 @@ def test_what_was_left_out_is_counted_and_named(here):
         "--train: 1 left out, hidden: .DS_Store",
         "--train: 1 left out, links to nothing: gone.png",
         f"--train: 12 left out, not images by their ending: {names} and 2 more",
-        "--train: 1 file with several pages or frames, each read as an image of its own: stack.tif (3)",
-        "--train: 1 image with transparency, which was dropped: the colours below it are used, as in most trainers",
+        "--train: 1 file with several pages or frames, each read as an image of its own: "
+        "stack.tif (3)",
+        "--train: 1 image with transparency, which was dropped: the colours below it are used, as "
+        "in most trainers",
     ]
 
 
@@ -289,7 +292,8 @@ def test_a_choice_that_nobody_made_is_told(here):
     [
         (
             [],
-            "bilinear with antialias. This was assumed, as most trainers do it; --resize-filter and --crop choose otherwise",
+            "bilinear with antialias. This was assumed, as most trainers do it; --resize-filter "
+            "and --crop choose otherwise",
         ),
         (["--crop", "none"], "squashed into the square, bilinear with antialias. This was assumed"),
         (

@@ -1,4 +1,5 @@
-"""What cannot be written is refused before any work, and a result of another kind is never overwritten."""
+"""What cannot be written is refused before any work, and a result of another kind is never
+overwritten."""
 
 from __future__ import annotations
 

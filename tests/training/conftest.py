@@ -125,7 +125,8 @@ def make_job(digits):
 
 @pytest.fixture
 def unlearner(make_job, digits, tmp_path_factory):
-    """Return a function that builds a job of an unlearning method on a base of a few updates: by default, forget the zeros.
+    """Return a function that builds a job of an unlearning method on a base of a few updates: by
+    default, forget the zeros.
 
     A base is trained once for all tests.
     """
@@ -155,7 +156,8 @@ def unlearner(make_job, digits, tmp_path_factory):
 
 @pytest.fixture
 def study(params, digits, tmp_path):
-    """Return a function that writes a training store and a resolved config, and gives the command line of the run."""
+    """Return a function that writes a training store and a resolved config, and gives the command
+    line of the run."""
 
     def make(
         arm: dict | None = None,
@@ -209,7 +211,8 @@ def study(params, digits, tmp_path):
 
 @pytest.fixture(scope="session")
 def curves():
-    """Return a function that reads training curves without the only value that differs between equal runs."""
+    """Return a function that reads training curves without the only value that differs between
+    equal runs."""
 
     def read(path: Path) -> list[dict]:
         rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -233,7 +236,8 @@ def series():
 
 @pytest.fixture
 def stop_in_step(monkeypatch):
-    """Return a function that has the process send itself SIGTERM in the ``n``-th optimiser step from now (from 0), once."""
+    """Return a function that has the process send itself SIGTERM in the ``n``-th optimiser step
+    from now (from 0), once."""
     original = Learner.step
 
     def arrange(n: int) -> None:
@@ -252,7 +256,8 @@ def stop_in_step(monkeypatch):
 
 @pytest.fixture
 def same_bits_after_stops(stop_in_step, curves):
-    """Return a function that stops a method in each of some optimiser steps, starts it again, and compares with an unstopped run."""
+    """Return a function that stops a method in each of some optimiser steps, starts it again, and
+    compares with an unstopped run."""
 
     def check(train, job, steps: range) -> None:
         """``job(name)`` makes the same run in a state folder of its own."""
@@ -277,7 +282,8 @@ def same_bits_after_stops(stop_in_step, curves):
 
 @pytest.fixture(scope="session")
 def golden():
-    """Return a function that compares numbers with those on record in ``tests/golden``, and returns these.
+    """Return a function that compares numbers with those on record in ``tests/golden``, and returns
+    these.
 
     With ``AFTERIMAGE_WRITE_GOLDEN`` set the numbers are put on record first.
     """
@@ -299,7 +305,8 @@ def golden():
 
 @pytest.fixture
 def stop_at(monkeypatch):
-    """Return a function that has the process send itself a signal in the middle of update ``s`` (from 0), once."""
+    """Return a function that has the process send itself a signal in the middle of update ``s``
+    (from 0), once."""
     original = Learner.update
 
     def arrange(s: int, number: int = signal.SIGTERM, times: int = 1) -> None:
@@ -349,10 +356,11 @@ sys.exit(cli.main(command))
 
 @pytest.fixture
 def in_two_processes(tmp_path):
-    """Return a function that trains in two processes, stopped once and then finished, and returns what they wrote to standard error.
+    """Return a function that trains in two processes, stopped once and then finished, and returns
+    what they wrote to standard error.
 
-    It takes the method (module:Class.method) whose call for update 3 sends a signal to the second process, and, as arguments, the
-    folder that gets the state saved then and the command.
+    It takes the method (module:Class.method) whose call for update 3 sends a signal to the second
+    process, and, as arguments, the folder that gets the state saved then and the command.
     """
 
     def run(method: str, arguments: list[str]) -> list[str]:

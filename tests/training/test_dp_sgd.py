@@ -1,4 +1,5 @@
-"""DP-SGD: each image's own gradient, clipping, noise, Poisson sampling, what is spent, and that it goes on bit for bit."""
+"""DP-SGD: each image's own gradient, clipping, noise, Poisson sampling, what is spent, and that it
+resumes bit for bit."""
 
 import math
 from dataclasses import replace
@@ -48,7 +49,8 @@ def gradient_of(learner: PrivateLearner, batch, seed: int = 0) -> torch.Tensor:
 
 
 def one_by_one(job, batch) -> torch.Tensor:
-    """Return each sample's gradient by a network call and a backward pass of its own, (B, weights)."""
+    """Return each sample's gradient by a network call and a backward pass of its own, (B,
+    weights)."""
     found = []
     for i in range(len(batch)):
         job.net.zero_grad()
@@ -58,12 +60,13 @@ def one_by_one(job, batch) -> torch.Tensor:
     return torch.stack(found)
 
 
-# ---- per-sample gradients ------------------------------------------------------------------------------------------------
+# ---- per-sample gradients ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("condition", ["none", "label"])
 def test_gradient_of_each_sample_is_that_of_the_sample_alone(condition, make_job, tmp_path):
-    """Attention, group norms, time and label embeddings, and the convolutions behind an attention block, layer by layer."""
+    """Attention, group norms, time and label embeddings, and the convolutions behind an attention
+    block, layer by layer."""
     job = make_job(tmp_path, condition=condition, arm=ARM)
     batch = job.task.batch(np.arange(5), torch.Generator().manual_seed(0))
     found, losses = sample_gradients(Losses(job.net, job.task), batch)
@@ -112,11 +115,12 @@ def test_dropout_is_drawn_per_sample_from_the_seed(make_job, tmp_path):
     assert values[0] == values[1] != values[2]
 
 
-# ---- clipping and noise --------------------------------------------------------------------------------------------------
+# ---- clipping and noise --------------------------------------------------------------------------
 
 
 class Slope(torch.nn.Module):
-    """Predicts a * noisy[0, 0] + b * noisy[0, 1] everywhere, so that gradients can be had by hand."""
+    """Predicts a * noisy[0, 0] + b * noisy[0, 1] everywhere, so that gradients can be had by
+    hand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +142,8 @@ class Slope(torch.nn.Module):
     ],
 )
 def test_clipping_by_hand(clip, expected, make_job, tmp_path):
-    """With prediction 0 and target -1/2 a sample's gradient is its first two values; the divisor is the expected batch size."""
+    """With prediction 0 and target -1/2 a sample's gradient is its first two values; the divisor is
+    the expected batch size."""
     job = replace(make_job(tmp_path, arm=ARM, batch_size=4), net=Slope())
     batch = job.task.batch(np.arange(2), torch.Generator().manual_seed(0))
     noisy = torch.zeros_like(batch.noisy)
@@ -166,7 +171,8 @@ def test_without_noise_and_clipping_it_is_the_plain_gradient_times_the_share_of_
 
 
 def test_no_image_moves_the_gradient_by_more_than_its_share(private):
-    """The sensitivity that the noise is made for: with one row more the sum changes by at most C, the gradient by C / B."""
+    """The sensitivity that the noise is made for: with one row more the sum changes by at most C,
+    the gradient by C / B."""
     _, learner, batch = private([0, 3, 5, 7, 8], clip=0.2)
     with_it, without = gradient_of(learner, batch), gradient_of(learner, batch[1:])
     assert (with_it - without).norm() <= 0.2 / 4 * (1 + 1e-5)
@@ -221,12 +227,13 @@ def test_a_loss_that_is_no_number_leaves_the_weights_alone(value, private):
     assert all(torch.equal(a, b) for a, b in zip(before, learner.net.parameters(), strict=True))
 
 
-# ---- accounting ----------------------------------------------------------------------------------------------------------
+# ---- accounting ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("sigma", "updates", "delta"), [(2.0, 1, 1e-5), (5.0, 100, 1e-3)])
 def test_epsilon_without_sampling_is_that_of_the_gaussian_mechanism(sigma, updates, delta):
-    """RDP of order a is T a / (2 sigma^2); conversion by Balle et al. 2020, theorem 21, at the best order."""
+    """RDP of order a is T a / (2 sigma^2); conversion by Balle et al. 2020, theorem 21, at the best
+    order."""
     orders = np.array(ORDERS)
     rdp = updates * orders / (2 * sigma**2)
     expected = (
@@ -261,7 +268,7 @@ def test_an_epsilon_that_no_noise_reaches_is_refused():
         noise_for(0.003, 0.16, 500, 1e-5)
 
 
-# ---- the run -------------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 
 
 def test_each_row_joins_each_batch_independently_with_the_same_chance():
@@ -292,7 +299,8 @@ def test_run_records_what_it_spent(make_job, tmp_path, series):
 
 
 def test_every_update_has_noise_of_its_own(make_job, tmp_path, monkeypatch):
-    """Noise so large that nothing else is left of the gradients: those of different updates, and of two seeds, do not correlate."""
+    """Noise so large that nothing else is left of the gradients: those of different updates, and of
+    two seeds, do not correlate."""
     gradients = []
     original = PrivateLearner.private_gradient
 
@@ -358,7 +366,8 @@ def test_a_base_is_refused(params):
     params["arms"] = {"plain": {"method": "baseline"}, "private": ARM | {"base": "plain"}}
     with pytest.raises(
         ConfigError,
-        match=r"arms\.private: method dp_sgd counts the privacy of its own updates only: base = 'plain'",
+        match=r"arms\.private: method dp_sgd counts the privacy of its own updates only: base = "
+        r"'plain'",
     ):
         config.parse(params)
 

@@ -1,4 +1,5 @@
-"""EraseDiff: the direction in closed form, the targets, the inner steps, and the training that they make together."""
+"""EraseDiff: the direction in closed form, the targets, the inner steps, and the training that they
+make together."""
 
 import copy
 import json
@@ -39,7 +40,7 @@ def solve(r, q, barrier: str, eta: float = 0.1, gap: float = 0.0):
     return found.weight, r + found.weight * q, found.barrier
 
 
-# ---- the direction -------------------------------------------------------------------------------------------------------
+# ---- the direction -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -95,7 +96,8 @@ vectors = st.integers(1, 6).flatmap(
 
 @given(vectors, st.sampled_from(["gradnorm", "gap"]), st.floats(0, 2), st.floats(-1, 2))
 def test_direction_solves_the_quadratic_program(pair, barrier, eta, gap):
-    """Invariant 1: the conditions of Karush, Kuhn and Tucker, and the answer of a general solver."""
+    """Invariant 1: the conditions of Karush, Kuhn and Tucker, and the answer of a general
+    solver."""
     r, q = pair
     assume(q @ q > 1e-2)
     weight, delta, a = solve(r, q, barrier, eta, gap)
@@ -149,7 +151,8 @@ def descend(eta: float, steps: int) -> tuple[np.ndarray, list[float]]:
 
 
 def test_quadratic_toy_runs_to_the_optimum_of_forgetting():
-    """Known answer 11: L_r = |theta - (1, 0)|^2, L_f = |theta|^2, from (1.2, 0.7) with steps of 0.01."""
+    """Known answer 11: L_r = |theta - (1, 0)|^2, L_f = |theta|^2, from (1.2, 0.7) with steps of
+    0.01."""
     theta, losses = descend(0.1, 4000)
     assert theta == pytest.approx((0.0004, 0), abs=5e-5)
     assert losses[501] == pytest.approx(0.199, abs=1e-3)
@@ -165,7 +168,7 @@ def test_quadratic_toy_hovers_about_that_optimum_with_a_strong_barrier(eta):
     assert max(np.diff(losses)) > 0
 
 
-# ---- the targets ---------------------------------------------------------------------------------------------------------
+# ---- the targets ---------------------------------------------------------------------------------
 
 
 def targets_of(unlearner, folder, target: str, rau_net: dict | None = None, **options):
@@ -178,7 +181,8 @@ def targets_of(unlearner, folder, target: str, rau_net: dict | None = None, **op
 
 
 def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_path):
-    """Invariant 7: without a gradient, without any dropout, for a label drawn per sample that is never the right one."""
+    """Invariant 7: without a gradient, without any dropout, for a label drawn per sample that is
+    never the right one."""
     job, targets, sides = targets_of(
         unlearner,
         tmp_path / "state",
@@ -213,8 +217,9 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
 def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, monkeypatch):
     """Invariant 7: c_m = c_f, no dropout: the loss is zero.
 
-    Up to rounding: the target comes from the network without its layers of dropout, which copy what they are given even at a rate
-    of 0, and products of matrices with other strides may round otherwise.
+    Up to rounding: the target comes from the network without its layers of dropout, which copy what
+    they are given even at a rate of 0, and products of matrices with other strides may round
+    otherwise.
     """
     job, targets, sides = targets_of(unlearner, tmp_path / "state", "relabel")
     wrong = Learner(job.net, job.train, job.accelerator).gradient(
@@ -231,7 +236,8 @@ def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, mo
 
 @pytest.mark.parametrize("own", range(10))
 def test_released_relabelling_draws_one_wrong_label_for_a_class(own, unlearner, digits, tmp_path):
-    """Invariant 7, for every class: the released code's labels 1 to 9 would be wrong for all classes but the first."""
+    """Invariant 7, for every class: the released code's labels 1 to 9 would be wrong for all
+    classes but the first."""
     _, targets, sides = targets_of(
         unlearner,
         tmp_path / "state",
@@ -248,7 +254,8 @@ def test_released_relabelling_draws_one_wrong_label_for_a_class(own, unlearner, 
 
 
 def test_released_relabelling_drops_labels_and_units_on_both_sides(unlearner, tmp_path):
-    """Each of prediction and target loses its label at the asked rate, independently; the network's dropout is on."""
+    """Each of prediction and target loses its label at the asked rate, independently; the network's
+    dropout is on."""
     _, targets, sides = targets_of(
         unlearner,
         tmp_path / "state",
@@ -280,7 +287,8 @@ def test_relabelling_needs_two_labels(unlearner, tmp_path):
 @pytest.mark.parametrize("condition", ["none", "label"])
 @pytest.mark.parametrize("target", ["uniform", "released_uniform"])
 def test_uniform_target_and_what_corrupts_the_images(target, condition, unlearner, tmp_path):
-    """Invariant 8: mean 1/2 and variance 1/12; the images are corrupted by Gaussian noise, or by the same tensor as released."""
+    """Invariant 8: mean 1/2 and variance 1/12; the images are corrupted by Gaussian noise, or by
+    the same tensor as released."""
     job, targets, sides = targets_of(
         unlearner, tmp_path / "state", target, condition=condition, batch_size=200
     )
@@ -341,7 +349,7 @@ def test_relabelled_targets_come_from_the_network_that_the_arm_names(
     ]
 
 
-# ---- the inner steps -----------------------------------------------------------------------------------------------------
+# ---- the inner steps -----------------------------------------------------------------------------
 
 
 def states(result) -> list[torch.Tensor]:
@@ -403,7 +411,8 @@ class OneBatch:
 
 
 def test_gap_is_what_the_inner_steps_gain(unlearner, tmp_path):
-    """Invariant 4: g >= 0 when the steps descend the loss of the very batch that they are judged on."""
+    """Invariant 4: g >= 0 when the steps descend the loss of the very batch that they are judged
+    on."""
     gained, moved = [], []
     for k in (1, 4, 8):
         job, targets, sides = targets_of(unlearner, tmp_path / str(k), "relabel", batch_size=8)
@@ -424,7 +433,8 @@ def test_gap_is_what_the_inner_steps_gain(unlearner, tmp_path):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_gap_without_inner_steps_is_zero(accumulation, unlearner, series, tmp_path):
-    """Invariant 4: exactly, for the value is taken on the same batch, noise and dropout as the loss."""
+    """Invariant 4: exactly, for the value is taken on the same batch, noise and dropout as the
+    loss."""
     arm = {"method": "erasediff", "barrier": "gap", "inner_updates": 0}
     job = unlearner(
         tmp_path / "state", arm, dropout=0.4, updates=3, log_every=1, accumulation=accumulation
@@ -434,7 +444,8 @@ def test_gap_without_inner_steps_is_zero(accumulation, unlearner, series, tmp_pa
 
 
 def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_path):
-    """Invariant 5: weights, gradients, moments and average are bit-identical after; the inner steps have streams of their own."""
+    """Invariant 5: weights, gradients, moments and average are bit-identical after; the inner steps
+    have streams of their own."""
     job, targets, sides = targets_of(unlearner, tmp_path / "state", "relabel", dropout=0.3)
     job = replace(
         job, arm=job.arm.model_copy(update={"inner_updates": 3, "inner_learning_rate": 1e-2})
@@ -460,7 +471,7 @@ def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_p
     assert all(torch.equal(a, b) for a, b in zip(kept, gradients(learner.net), strict=True))
 
 
-# ---- the training --------------------------------------------------------------------------------------------------------
+# ---- the training --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("target", ["relabel", "uniform"])
@@ -548,7 +559,8 @@ def test_curves_follow_the_released_rules(unlearner, series, tmp_path):
 
 
 def test_recorded_products_are_those_of_the_gradient_and_the_step(unlearner, series, tmp_path):
-    """descent_asked is <q, delta>, descent_made <q, theta_old - theta_new>, with q taken at the base."""
+    """descent_asked is <q, delta>, descent_made <q, theta_old - theta_new>, with q taken at the
+    base."""
     job = unlearner(tmp_path / "state", {"method": "erasediff"}, updates=1, clip=None)
     other, targets, sides = targets_of(unlearner, tmp_path / "other", "relabel")
     old = copy.deepcopy(other.net)
@@ -566,7 +578,8 @@ def test_recorded_products_are_those_of_the_gradient_and_the_step(unlearner, ser
 
 
 def test_frozen_blocks_are_neither_moved_nor_counted(unlearner, series, tmp_path):
-    """Invariant 12, with the inner steps at work: the barrier holds the norm of the trained weights' gradient alone."""
+    """Invariant 12, with the inner steps at work: the barrier holds the norm of the trained
+    weights' gradient alone."""
     blocks = {"groups": [1, 2], "variant": "frozen_fixed"}
     arm = {"method": "erasediff", "log_gap": True, "rau_net": blocks}
     job = unlearner(tmp_path / "state", arm, updates=2, log_every=1)

@@ -1,7 +1,9 @@
-"""The first losses of a tiny run, held in ``tests/golden/baseline.json``; every method's test file has its own.
+"""The first losses of a tiny run, held in ``tests/golden/baseline.json``; every method's test file
+has its own.
 
-A change that should not alter results must leave them as they are. After one that should, write them anew with
-``AFTERIMAGE_WRITE_GOLDEN=1 pytest tests/training -k first_losses_are_those_on_record`` and say in the commit why they moved.
+A change that should not alter results must leave them as they are. After one that should, write
+them again with ``AFTERIMAGE_WRITE_GOLDEN=1 pytest tests/training -k
+first_losses_are_those_on_record`` and say in the commit why they moved.
 """
 
 from afterimage.methods import baseline

@@ -1,4 +1,4 @@
-"""Gradient ascent: the objective, what it costs, and that it goes on bit for bit."""
+"""Gradient ascent: the objective, its cost, and resuming bit for bit."""
 
 import pytest
 import torch

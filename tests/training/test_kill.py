@@ -34,7 +34,8 @@ def reached(state: Path) -> int:
 
 
 def kill_after(command: list[str], state: Path, update: int, number: int) -> tuple[int, str]:
-    """Start, wait until the curves show ``update``, send the signal; return exit status and error text."""
+    """Start, wait until the curves show ``update``, send the signal; return exit status and error
+    text."""
     process = start(command)
     deadline = time.monotonic() + 120
     while process.poll() is None and reached(state) < update and time.monotonic() < deadline:
@@ -46,7 +47,8 @@ def kill_after(command: list[str], state: Path, update: int, number: int) -> tup
 
 
 def test_killed_and_started_again_it_ends_with_the_same_bytes(study, tmp_path, curves):
-    """Uninterrupted here; in other processes killed, stopped by SIGTERM; and finished here again."""
+    """Uninterrupted here; in other processes killed, stopped by SIGTERM; and finished here
+    again."""
     train = {"updates": 200, "batch_size": 4, "warmup": 20, "checkpoint_every": 15, "log_every": 1}
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()

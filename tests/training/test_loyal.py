@@ -1,4 +1,5 @@
-"""Two networks that share the timesteps, and plain training with blocks: what is drawn, what is spent, what is kept."""
+"""Two networks that share the timesteps, and plain training with blocks: what is drawn, what is
+spent, what is kept."""
 
 import os
 import signal
@@ -38,7 +39,7 @@ def settings(**keys) -> Loyal:
     return Loyal.model_validate({"method": "loyal", "switch_timestep": 500} | keys)
 
 
-# ---- timesteps ------------------------------------------------------------------------------------------------------------
+# ---- timesteps -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 3), (3, 5), (997, 1000)])
@@ -82,7 +83,7 @@ def test_each_network_is_shown_its_own_timesteps_only(tau, ranges, tmp_path, mak
         assert high - (high - low) / 4 < max(seen[name]) < high
 
 
-# ---- budget ---------------------------------------------------------------------------------------------------------------
+# ---- budget --------------------------------------------------------------------------------------
 
 
 @given(updates=st.integers(2, 10**6), tau=st.integers(0, 1000))
@@ -111,7 +112,8 @@ def test_literal_gives_the_whole_budget_to_each_network_with_timesteps(tau, expe
 def test_a_budget_that_leaves_a_network_untrained_is_refused():
     with pytest.raises(
         ConfigError,
-        match=r"7 updates, shared at switch_timestep = 20 of 1000, leaves none for the front network",
+        match=r"7 updates, shared at switch_timestep = 20 of 1000, leaves none for the front "
+        r"network",
     ):
         loyal.budgets(7, settings(switch_timestep=20), 1000)
 
@@ -140,7 +142,7 @@ def test_what_was_spent_is_recorded(tau, budget, front, tail, tmp_path, make_job
     }
 
 
-# ---- networks -------------------------------------------------------------------------------------------------------------
+# ---- networks ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -187,7 +189,8 @@ def test_a_network_without_timesteps_stays_as_it_was(tau, idle, busy, tmp_path, 
 
 
 def test_a_whole_range_network_is_the_baseline_with_another_order(tmp_path, make_job):
-    """With tau = T nothing but the address of its random streams sets the front network apart from plain training."""
+    """With tau = T nothing but the address of its random streams sets the front network apart from
+    plain training."""
     job = make_job(tmp_path / "loyal", arm=LOYAL | {"switch_timestep": 1000, "rau_net": None})
     result = loyal.train(job)
     plain = make_job(tmp_path / "plain")
@@ -197,7 +200,7 @@ def test_a_whole_range_network_is_the_baseline_with_another_order(tmp_path, make
     assert equal(result.raw.front, baseline.train(plain).raw)
 
 
-# ---- starting from another arm ----------------------------------------------------------------------------------------------
+# ---- starting from another arm -------------------------------------------------------------------
 
 
 def no_updates(monkeypatch) -> None:
@@ -229,12 +232,13 @@ def test_each_network_starts_from_its_own_where_the_base_has_two(tmp_path, make_
     assert equal(result.raw, base)
 
 
-# ---- stopped and started again ------------------------------------------------------------------------------------------------
+# ---- stopped and started again -------------------------------------------------------------------
 
 
 @pytest.fixture
 def stop_after(monkeypatch):
-    """Return a function that has the process send itself SIGTERM in its n-th call of ``Learner.update`` from now (from 1)."""
+    """Return a function that has the process send itself SIGTERM in its n-th call of
+    ``Learner.update`` from now (from 1)."""
     original = Learner.update
 
     def arrange(calls: int) -> None:
@@ -299,11 +303,12 @@ def test_plain_training_with_blocks_goes_on_with_the_same_bits(
     assert equal(resumed.average, whole.average)
 
 
-# ---- blocks in training -------------------------------------------------------------------------------------------------------
+# ---- blocks in training --------------------------------------------------------------------------
 
 
 def test_the_optimiser_and_the_average_hold_every_trained_block(tmp_path, make_job):
-    """RAU-Net known answer 1: a block outside the optimiser's groups, or the average, is the released code's defect."""
+    """RAU-Net known answer 1: a block outside the optimiser's groups, or the average, is the
+    released code's defect."""
     job = make_job(tmp_path, arm={"rau_net": BLOCKS}, ema=0.5)
     start = weights(job.net)
     learner = Learner(job.net, job.train, job.accelerator)
@@ -336,7 +341,7 @@ def test_frozen_blocks_neither_move_nor_drift_in_the_average(variant, tmp_path, 
             assert torch.equal(net.state_dict()[name], value) == name.startswith("transfers."), name
 
 
-# ---- golden ---------------------------------------------------------------------------------------------------------------------
+# ---- golden --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,7 +368,7 @@ def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job,
     golden(name, {"losses": found})
 
 
-# ---- through the command ----------------------------------------------------------------------------------------------------------
+# ---- through the command -------------------------------------------------------------------------
 
 
 def test_a_finished_run_is_a_pipeline_of_two_networks(study, tmp_path):

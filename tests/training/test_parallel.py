@@ -1,4 +1,5 @@
-"""Several processes that train one network: the same data in the same order, and the same result up to the order of sums."""
+"""Several processes that train one network: the same data in the same order, and the same result up
+to the order of sums."""
 
 import shutil
 
@@ -32,7 +33,8 @@ def weights(folder, which):
 def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(
     arm, tmp_path, study, curves, in_two_processes
 ):
-    """A signal to the second process stops both after the same update; the state is finished by two, and again by one."""
+    """A signal to the second process stops both after the same update; the state is finished by
+    two, and again by one."""
     arm = arm | {"condition": "label"}
     one, two, taken = (
         study(arm, out=out, updates=7, log_every=1, accumulation=2)
@@ -68,7 +70,8 @@ def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(
 
 @pytest.mark.parametrize("processes", [2, 4])
 def test_the_parts_of_a_batch_add_up_to_it(processes, tmp_path, make_job, monkeypatch):
-    """Each process's sums, added by hand, are the gradient and the loss of a single process, weights of samples included."""
+    """Each process's sums, added by hand, are the gradient and the loss of a single process,
+    weights of samples included."""
     job = make_job(tmp_path, batch_size=8)
     batch = job.task.batch(np.arange(8), torch.Generator().manual_seed(0))
     counts = torch.tensor([0.0, 1, 1, 1, 0, 1, 1, 0])
@@ -105,7 +108,7 @@ def test_a_batch_that_processes_cannot_share_is_refused(study, monkeypatch, caps
     monkeypatch.setattr(distributed, "count", lambda: 3)
     assert cli.main(study()) != 0
     assert (
-        "train.batch_size = 4 is no multiple of 3 processes x accumulation = 1"
+        "train.batch_size = 4 is not a multiple of 3 processes x accumulation = 1"
         in capsys.readouterr().err
     )
 

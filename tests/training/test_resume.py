@@ -93,7 +93,8 @@ def test_curves_of_an_attempt_that_saved_nothing_are_forgotten(tmp_path, make_jo
 
 
 def test_state_keeps_the_curves_that_were_not_yet_written(tmp_path, make_job, curves):
-    """Updates 1..7 with a point every 2: the points are means over 2, and the last is update 7 alone."""
+    """Updates 1..7 with a point every 2: the points are means over 2, and the last is update 7
+    alone."""
     fine, coarse = make_job(tmp_path / "fine", log_every=1), make_job(tmp_path / "coarse")
     baseline.train(fine)
     baseline.train(coarse)

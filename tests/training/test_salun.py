@@ -1,4 +1,5 @@
-"""SalUn: which weights are salient, that the others never move, and what the salient ones follow."""
+"""SalUn: which weights are salient, that the others never move, and what the salient ones
+follow."""
 
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from afterimage.training.learner import Learner
 ARM = {"method": "salun", "saliency_samples": 8}
 
 
-# ---- the mask ------------------------------------------------------------------------------------------------------------
+# ---- the mask ------------------------------------------------------------------------------------
 
 
 def test_largest_values_whatever_their_sign_over_all_tensors():
@@ -67,7 +68,7 @@ def test_saliency_is_the_gradient_of_the_ordinary_loss_on_the_forgotten_images_a
     assert job.net.training
 
 
-# ---- the updates ---------------------------------------------------------------------------------------------------------
+# ---- the updates ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])
@@ -126,12 +127,14 @@ def test_a_target_for_the_right_label_is_met_already(unlearner, series, tmp_path
     monkeypatch.setattr(salun, "wrong_labels", lambda labels, classes, generator: labels)
     job = unlearner(tmp_path, ARM, updates=2, log_every=1)
     salun.train(job)
-    # Up to rounding: dropout of 0 copies what it is given, and products of matrices with other strides may round otherwise.
+    # Up to rounding: dropout of 0 copies what it is given, and products of matrices with other
+    # strides may round otherwise.
     assert max(series(job.store.curves)["forget_loss"]) < 1e-10
 
 
 def test_target_comes_without_dropout(unlearner, series, tmp_path, monkeypatch):
-    """With dropout the prediction differs from its own target; were both to drop the same, it would not."""
+    """With dropout the prediction differs from its own target; were both to drop the same, it would
+    not."""
     monkeypatch.setattr(salun, "wrong_labels", lambda labels, classes, generator: labels)
     job = unlearner(tmp_path, ARM, dropout=0.5, updates=1, log_every=1)
     predictions = []

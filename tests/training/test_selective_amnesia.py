@@ -1,4 +1,5 @@
-"""Selective Amnesia: the Fisher information in closed form, the penalty, the surrogate, the replay, and the whole run."""
+"""Selective Amnesia: the Fisher information in closed form, the penalty, the surrogate, the replay,
+and the whole run."""
 
 import math
 from dataclasses import replace
@@ -28,15 +29,17 @@ def few_steps(monkeypatch):
     monkeypatch.setattr(selective_amnesia, "STEPS", 3)
 
 
-# ---- Fisher information --------------------------------------------------------------------------------------------------
+# ---- Fisher information --------------------------------------------------------------------------
 
 
 def test_fisher_information_of_a_linear_model_by_hand():
-    """Of image i the negative log-likelihood is sum_k (w x_k - y_k)^2, its gradient sum_k 2 (w x_k - y_k) x_k."""
+    """Of image i the negative log-likelihood is sum_k (w x_k - y_k)^2, its gradient sum_k 2 (w x_k
+    - y_k) x_k."""
     weight = torch.tensor([2.0, -1.0], requires_grad=True)
     images = [[((1.0, 0.0), 1.0), ((0.0, 1.0), 1.0)], [((1.0, 1.0), 0.0), ((1.0, 1.0), 3.0)]]
     losses = (((weight @ torch.tensor(x) - y) ** 2 for x, y in image) for image in images)
-    # image 1: 2 (2 - 1) (1, 0) + 2 (-1 - 1) (0, 1) = (2, -4); image 2: (2 (1 - 0) + 2 (1 - 3)) (1, 1) = (-2, -2)
+    # image 1: 2 (2 - 1) (1, 0) + 2 (-1 - 1) (0, 1) = (2, -4); image 2: (2 (1 - 0) + 2 (1 - 3)) (1,
+    # 1) = (-2, -2)
     assert fisher([weight], losses)[0].tolist() == [(4 + 4) / 2, (16 + 4) / 2]
 
 
@@ -58,7 +61,8 @@ def at_base(unlearner, folder, arm=ARM, **settings):
 
 
 def test_likelihood_sums_over_values_and_stands_for_all_timesteps(unlearner, tmp_path):
-    """With 6 of 1,000 levels each counts 1000 / 6 times; the mean loss over 64 values counts 64 times."""
+    """With 6 of 1,000 levels each counts 1000 / 6 times; the mean loss over 64 values counts 64
+    times."""
     job = at_base(unlearner, tmp_path)
     seen = []
     original = job.task.losses
@@ -102,7 +106,7 @@ def test_fisher_information_does_not_depend_on_the_batch_size(unlearner, tmp_pat
         assert (a >= 0).all()
 
 
-# ---- penalty -------------------------------------------------------------------------------------------------------------
+# ---- penalty -------------------------------------------------------------------------------------
 
 
 def test_penalty_and_its_gradient_are_those_of_autograd():
@@ -129,7 +133,7 @@ def test_penalty_is_zero_at_the_base():
     assert not pull[0].any()
 
 
-# ---- surrogate and replay ------------------------------------------------------------------------------------------------
+# ---- surrogate and replay ------------------------------------------------------------------------
 
 
 def test_surrogate_is_uniform_noise_under_the_forgotten_label(unlearner, tmp_path):
@@ -225,7 +229,7 @@ def test_fisher_information_and_replay_leave_no_trace(unlearner, tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
 
 
-# ---- the run -------------------------------------------------------------------------------------------------------------
+# ---- the run -------------------------------------------------------------------------------------
 
 
 def test_what_it_costs(unlearner, tmp_path):

@@ -1,4 +1,5 @@
-"""A run in several parts, each a process with less time than the whole takes, ends with the bits of one in a single piece."""
+"""A run in several parts, each a process with less time than the whole takes, ends with the bits of
+one in a single piece."""
 
 import os
 import shutil
@@ -37,7 +38,8 @@ def updates_saved(folder) -> list[int]:
 
 @pytest.fixture
 def pair(study, tmp_path):
-    """Return a function that makes the same run twice, in folders of their own, and gives both folders and commands."""
+    """Return a function that makes the same run twice, in folders of their own, and gives both
+    folders and commands."""
 
     def make(arm: dict | None = None, **train):
         folders = [tmp_path / "whole", tmp_path / "parts"]
@@ -50,7 +52,8 @@ def pair(study, tmp_path):
 
 @pytest.fixture
 def same(curves):
-    """Return a function that compares what two runs published: every file, but for the pace in the curves."""
+    """Return a function that compares what two runs published: every file, but for the pace in the
+    curves."""
 
     def check(one, two) -> None:
         mine, its = (artifacts.check_store(folder / "out")["outputs"] for folder in (one, two))
@@ -169,7 +172,7 @@ def test_networks_kept_under_way_are_kept_by_every_part(tmp_path, make_job):
 @pytest.mark.parametrize("part", ["0/3", "4/3", "1", "1/0", "a/b", "-1/2"])
 def test_what_is_no_part_is_refused(part, study, capsys):
     assert status([*study(), f"--part={part}"]) == 2
-    assert "is no share of a run" in capsys.readouterr().err
+    assert "is not a share of a run" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -181,7 +184,8 @@ def test_a_method_that_cannot_share_is_refused_in_several_processes(study, capfd
 
 @pytest.mark.slow
 def test_processes_are_started_stopped_and_go_on_in_parts(study, tmp_path, capfd):
-    """Two processes, stopped by a signal to the one that started them; the rest of the part by two, the rest of the run by one."""
+    """Two processes, stopped by a signal to the one that started them; the rest of the part by two,
+    the rest of the run by one."""
     command = study(updates=160, checkpoint_every=1000, log_every=1)
     state = tmp_path / "state"
     both = [sys.executable, "-m", "afterimage.cli", *command, "--part", "1/2", "--processes", "2"]

@@ -30,7 +30,8 @@ class Exact(Pixels):
 
 @pytest.fixture
 def bundle(make_job, digits, tmp_path):
-    """Return a function that makes three jobs of different images, order and initial weights, with one store or one each."""
+    """Return a function that makes three jobs of different images, order and initial weights, with
+    one store or one each."""
 
     def make(
         name: str,

@@ -61,7 +61,8 @@ def test_averaged_and_last_weights_differ_unless_there_is_no_average(study, tmp_
 
 
 def test_averaged_weights_are_in_pipeline_and_the_last_in_raw(study, tmp_path):
-    """The average lags behind: it is nearer to where training started. In states that are kept under way, too."""
+    """The average lags behind: it is nearer to where training started. In states that are kept
+    under way, too."""
     cli.main(study(out="start", updates=1, learning_rate=1e-12))
     command = study(learning_rate=1e-2)
     resolved = json.loads((tmp_path / "out.json").read_text())
@@ -81,7 +82,8 @@ def test_averaged_weights_are_in_pipeline_and_the_last_in_raw(study, tmp_path):
 
 @pytest.fixture
 def replicates(study, tmp_path):
-    """Return a function that trains two replicates of an arm, and gives the folders of their results."""
+    """Return a function that trains two replicates of an arm, and gives the folders of their
+    results."""
 
     def train(arm: dict | None = None, *flags: str, **settings) -> tuple[Path, Path]:
         for k in (0, 1):

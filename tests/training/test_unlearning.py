@@ -1,4 +1,5 @@
-"""What the unlearning methods share: the two sides, wrong labels, a base to start from, and the sets as the command line has them."""
+"""What the unlearning methods share: the two sides, wrong labels, a base to start from, and the
+sets as the command line has them."""
 
 import dataclasses
 
@@ -59,7 +60,8 @@ def test_a_side_without_images_is_refused(forgotten, side, unlearner, tmp_path):
 
 @pytest.mark.parametrize("own", range(10))
 def test_wrong_labels_are_uniform_over_the_other_labels(own):
-    """EraseDiff invariant 7, for every class: the right label is never drawn, and each other one at its rate."""
+    """EraseDiff invariant 7, for every class: the right label is never drawn, and each other one at
+    its rate."""
     generator = torch.Generator().manual_seed(own)
     drawn = torch.bincount(wrong_labels(torch.full((9000,), own), 10, generator), minlength=10)
     assert drawn[own] == 0
@@ -156,7 +158,8 @@ def test_weights_and_their_average_start_at_the_base(module, unlearner, tmp_path
 
 
 def extraction_store(folder, sources):
-    """Write what the extraction attack leaves: these sources extracted, with the calibrated threshold only."""
+    """Write what the extraction attack leaves: these sources extracted, with the calibrated
+    threshold only."""
     resolved = {
         "step": "attack/extraction",
         "arm": "first",
@@ -190,7 +193,8 @@ def extraction_store(folder, sources):
 def test_from_the_command_line_each_kind_of_set_is_forgotten(
     condition, arm, forget, study, tmp_path
 ):
-    """Thirteen rows, of which 2 i and 2 i + 1 show digit i: each kind names digit 0, i.e. rows 0 and 1."""
+    """Thirteen rows, of which 2 i and 2 i + 1 show digit i: each kind names digit 0, i.e. rows 0
+    and 1."""
     assert cli.main(study({"condition": condition}, out="base", updates=1)) == 0
     own = {"base": "first", "forget": "wanted", "condition": condition} | arm
     command = [*study(own, forget={"wanted": forget}, updates=2), "--base", str(tmp_path / "base")]
@@ -208,7 +212,7 @@ def test_from_the_command_line_each_kind_of_set_is_forgotten(
     assert any(not torch.equal(before[name], after[name]) for name in before)
 
 
-# ---- a base with blocks that do not learn --------------------------------------------------------------------------------------
+# ---- a base with blocks that do not learn --------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A clone of the project in which a tiny study is run to the end once; tests work on copies of it."""
+"""A clone of the project in which a tiny study is run to the end once; tests work on copies of
+it."""
 
 import os
 import shutil

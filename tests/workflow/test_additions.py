@@ -117,7 +117,7 @@ FIELD = '''class Census(Block):
 
 
 class Attacks(Block):
-    """The blocks of the attacks that every arm meets; a new attack's stands here."""
+    """The blocks of the attacks on every arm; a new attack adds its block here."""
 
     census: Census = Census()
     """The toy."""

@@ -1,4 +1,5 @@
-"""Every method in one study, from raw data to the pages: that arms meet every attack and find the arms that they name."""
+"""Every method in one study, from raw data to the pages: that arms meet every attack and find the
+arms that they name."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""How a study is cut into jobs: what the DAG becomes, and that no cut changes, or makes again, what is finished."""
+"""How a study is cut into jobs: what the DAG becomes, and that no cut changes, or makes again, what
+is finished."""
 
 import shutil
 
@@ -11,7 +12,8 @@ pytestmark = pytest.mark.slow
 
 
 def cut(workspace, parts: int = 3, generations: int | None = 16, **more) -> None:
-    """Cut every training into ``parts``, and sampling into jobs of 16 of its 40 images, in batches of 8."""
+    """Cut every training into ``parts``, and sampling into jobs of 16 of its 40 images, in batches
+    of 8."""
     workspace.edit("sample", "batch_size", value=8)
     study = config.load(workspace.params)
     minutes = study.cluster.headroom * estimate.training_minutes(study, "baseline") / (parts - 0.5)
@@ -37,7 +39,8 @@ def shell_commands(workspace, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def done(finished, tmp_path_factory):
-    """The tiny study, cut, run until its generations are drawn. Read only: take ``copy`` to change something."""
+    """The tiny study, cut, run until its generations are drawn. Read only: take ``copy`` to change
+    something."""
     folder = tmp_path_factory.mktemp("cut") / "study"
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
     made = type(finished)(folder)
@@ -116,7 +119,8 @@ def test_processes_are_started_where_the_method_can_share(empty):
 
 
 def test_a_cut_study_gives_the_same_files_and_leaves_nothing_behind(done, finished):
-    """Trainings against the uncut study's; what is drawn against the same settings in one job, in a test of its own."""
+    """Trainings against the uncut study's; what is drawn against the same settings in one job, in a
+    test of its own."""
     for arm in ("baseline", "dedup"):
         mine, its = (
             artifacts.check_store(where.results / "train" / arm / "rep0")
@@ -185,7 +189,7 @@ def test_dvc_and_adopt_know_nothing_of_parts(copy):
     assert planned(copy) == {}
 
 
-# ---- slurm/scratch.yaml -------------------------------------------------------------------------------------------------
+# ---- slurm/scratch.yaml --------------------------------------------------------------------------
 
 SCRATCH = ("--workflow-profile", "slurm/scratch.yaml")
 
@@ -194,7 +198,8 @@ SCRATCH = ("--workflow-profile", "slurm/scratch.yaml")
     shutil.which("rsync") is None, reason="Snakemake's storage plugin for file systems needs rsync"
 )
 def test_results_by_way_of_another_disk_are_the_same(empty, done, tmp_path):
-    """Parts of trainings and blocks of generations included; another call without that disk finds nothing left to do."""
+    """Parts of trainings and blocks of generations included; another call without that disk finds
+    nothing left to do."""
     cut(empty)
     disk = tmp_path / "disk"
     empty.snakemake(*SCRATCH, "--local-storage-prefix", str(disk), "--", "data", "sample")

@@ -169,7 +169,8 @@ def wait_for(condition, seconds=120):
 
 
 def test_every_kind_of_arm_runs(empty):
-    """Options that the default study does not use, all in one: what each does is tested beside its module."""
+    """Options that the default study does not use, all in one: what each does is tested next to its
+    module."""
     arms = {
         "plain": {"method": "baseline"},
         "half": {"method": "baseline", "fraction": 0.5},

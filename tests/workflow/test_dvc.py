@@ -1,4 +1,5 @@
-"""Two engines, one truth: whatever is done to results between them ends in an error or a right result, never in a stale one."""
+"""Two engines, one truth: whatever is done to results between them ends in an error or a right
+result, never in a stale one."""
 
 import json
 
@@ -85,7 +86,7 @@ def test_sealing_after_snakemake_computes_nothing(workspace, sealed, finished):
 
 
 def test_checked_out_files_are_not_taken_for_new_ones(sealed):
-    """Files that DVC writes anew have new times; contents decide."""
+    """Files that DVC rewrites have new times; contents decide."""
     before = finished_at(sealed)
     for phase in ("data", "sample"):
         sealed.run("rm", "-r", str(sealed.results / phase))
@@ -95,7 +96,8 @@ def test_checked_out_files_are_not_taken_for_new_ones(sealed):
 
 
 def test_parameter_changed_after_pull_without_adopt(sealed):
-    """No Snakemake records, as in a fresh clone: a new parameter must not be sealed with the old model."""
+    """No Snakemake records, as in a fresh clone: a new parameter must not be sealed with the old
+    model."""
     sealed.run("rm", "-r", ".snakemake")
     sealed.edit("arms", "dedup", "train", value={"updates": 4})
     done = sealed.run("dvc", "repro", check=False)

@@ -1,4 +1,5 @@
-"""A page that cannot be made anew leaves the earlier one, which says that it is, and is made again at the next run."""
+"""A page that cannot be rendered leaves the earlier one, which says so, and is rendered again
+at the next run."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""The target ``loyal_selection``: its jobs are planned on request only, by the rules of every other arm."""
+"""The target ``loyal_selection``: its jobs are planned on request only, by the rules of every other
+arm."""
 
 import pytest
 
@@ -6,7 +7,8 @@ pytestmark = pytest.mark.slow
 
 SELECTION = {"base": "baseline", "updates": 4, "switch_timesteps": [20, 30]}
 DERIVED = 1 + 3 + 1 + 2 * 3
-"""The control; groups 0 to 2 of the tiny network's two levels; blocks throughout; three pairs of networks for each timestep."""
+"""The control; groups 0 to 2 of the tiny network's two levels; blocks throughout; three pairs of
+networks for each timestep."""
 
 
 def test_selection_is_planned_on_request_and_leaves_all_alone(empty):

@@ -1,4 +1,5 @@
-"""Snakemake reads a study's text itself, and keeps the last of several keys of one name: the workflow looks first."""
+"""Snakemake reads a study's text itself, and keeps the last of several keys of one name: the
+workflow looks first."""
 
 import pytest
 

@@ -98,12 +98,11 @@ class Quality(Block):
 
     @model_validator(mode="after")
     def _weights_are_pinned(self) -> Quality:
-        named = next(
-            (key for key in ("features", "similarity") if getattr(self, key) == "inception"), None
-        )
-        if named and not (self.inception_weights and self.inception_sha256):
+        spaces = {"features": self.features, "similarity": self.similarity}
+        keys = [key for key, space in spaces.items() if space == "inception"]
+        if keys and not (self.inception_weights and self.inception_sha256):
             raise ValueError(
-                f"{named} = inception needs inception_weights (a path) and inception_sha256"
+                f"{keys[0]} = inception needs inception_weights (a path) and inception_sha256"
             )
         return self
 

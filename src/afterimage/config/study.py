@@ -107,7 +107,7 @@ class Study(Attacks):
         per_job, size = self.cluster.generations_per_job, self.sample.batch_size
         if per_job is not None and per_job % size:
             raise ValueError(
-                f"cluster.generations_per_job = {per_job} is no multiple of sample.batch_size = "
+                f"cluster.generations_per_job = {per_job} is not a multiple of sample.batch_size = "
                 f"{size}: jobs draw whole batches"
             )
         for name, arm in self.arms.items():
@@ -115,7 +115,7 @@ class Study(Attacks):
             if arm.shares == "batch" and train.batch_size % (processes * train.accumulation):
                 raise ValueError(
                     f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = "
-                    f"{train.batch_size}, which is no multiple of {processes} processes x "
+                    f"{train.batch_size}, which is not a multiple of {processes} processes x "
                     f"accumulation = {train.accumulation}"
                 )
         return self

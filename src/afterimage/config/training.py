@@ -50,7 +50,7 @@ class Model(Block):
 
 
 class Diffusion(Block):
-    """The forward process and what the network predicts."""
+    """The forward process and the network's target."""
 
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
     """T, the number of noise levels."""

@@ -42,10 +42,14 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
             }
             name = _image_array(forms, source, reading, path)
             labelled = _label_array(forms, name, source, reading, path)
-            wanted = {"images": name, "labels": labelled, "ids": "ids" if "ids" in forms else None}
+            array_of = {
+                "images": name,
+                "labels": labelled,
+                "ids": "ids" if "ids" in forms else None,
+            }
             arrays = {
                 role: _array(archive, f"{array}.npy")
-                for role, array in wanted.items()
+                for role, array in array_of.items()
                 if array is not None
             }
     except configs.ConfigError:
@@ -61,7 +65,7 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
     for role in ("labels", "ids"):
         if role in arrays and arrays[role].shape != (len(images),):
             raise ArtifactError(
-                f"{path}: {wanted[role]} has shape {arrays[role].shape}, but there are "
+                f"{path}: {array_of[role]} has shape {arrays[role].shape}, but there are "
                 f"{len(images)} images in {name}"
             )
     labels = arrays.get("labels", np.full(len(images), -1))
@@ -75,7 +79,7 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
         for image, label, id_ in zip(images, labels, ids, strict=True)
     ]
     choices = {
-        "array": _choice(name, source.array, forms.keys() - set(wanted.values()) - {"labels"})
+        "array": _choice(name, source.array, forms.keys() - set(array_of.values()) - {"labels"})
     }
     if labelled is not None:
         choices["label_array"] = _choice(labelled, source.label_array, [])

@@ -45,21 +45,21 @@ def contents(source: HuggingFace, reading: Reading) -> Contents:
         RevisionNotFoundError,
     )
 
-    named: list[tuple[str, Path, bool]] = []
+    located: list[tuple[str, Path, bool]] = []
     raw: dict[str, str] = {}
     try:
         if source.pinned and source.sha256:
             commit, expected = source.revision, dict[str, str | None](source.sha256)
         else:
             commit, expected = _listing(source)
-        wanted = [
+        listed = [
             (name, _expected(name, expected, source, reading), split in _OFFICIAL_TEST)
             for split in source.split.split("+")
             for name in files_of(split, sorted(expected), source, reading)
         ]
-        for name, checksum, official_test in wanted:
+        for name, checksum, official_test in listed:
             path, raw[name] = _download(source.dataset, name, commit, checksum)
-            named.append((name, path, official_test))
+            located.append((name, path, official_test))
     except (RepositoryNotFoundError, RevisionNotFoundError, HFValidationError) as error:
         raise ConfigError(
             f"{reading.names['source']}: {source.dataset} at revision {source.revision}: {error}"
@@ -71,7 +71,7 @@ def contents(source: HuggingFace, reading: Reading) -> Contents:
             f"{source.dataset} cannot be fetched from the Hub, and is not in the local cache "
             f"({constants.HF_HUB_CACHE}): {reason}"
         ) from error
-    return parquet.contents_of(named, source, reading, raw, facts={"commit": commit})
+    return parquet.contents_of(located, source, reading, raw, facts={"commit": commit})
 
 
 def _listing(source: HuggingFace) -> tuple[str, dict[str, str | None]]:

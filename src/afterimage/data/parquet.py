@@ -48,25 +48,25 @@ def contents(source: configs.Parquet, reading: Reading) -> Contents:
         else []
     )
     root = os.path.commonpath([path.resolve().parent for path in train + test])
-    named = [
+    located = [
         (path.resolve().relative_to(root).as_posix(), path, path in test)
         for path in dict.fromkeys(train + test)
     ]
     key = reading.names["sha256"]
-    unknown = sorted(source.sha256.keys() - {path.name for _, path, _ in named})
+    unknown = sorted(source.sha256.keys() - {path.name for _, path, _ in located})
     if unknown:
         raise configs.ConfigError(
             f"{key} names {', '.join(unknown)}, but the files are "
-            f"{', '.join(name for name, _, _ in named)}"
+            f"{', '.join(name for name, _, _ in located)}"
         )
-    for _, path, _ in named:
+    for _, path, _ in located:
         refuse_pointer(path)
-    raw = {name: sha256(path) for name, path, _ in named}
-    for name, path, _ in named:
+    raw = {name: sha256(path) for name, path, _ in located}
+    for name, path, _ in located:
         expected = source.sha256.get(path.name)
         if expected is not None and raw[name] != expected.lower():
             raise ArtifactError(f"{path} has sha256 {raw[name]}, but {key} expects {expected}")
-    return contents_of(named, source, reading, raw, ignored)
+    return contents_of(located, source, reading, raw, ignored)
 
 
 def _expand(
@@ -193,7 +193,7 @@ def contents_of(
         )
     classes = sorted(text for text in texts if text is not None)
     choices = {}
-    for key, given, taken in (
+    for key, configured, columns in (
         ("image_column", source.image_column, [file.image for file in files]),
         (
             "label_column",
@@ -201,11 +201,11 @@ def contents_of(
             [file.label for file in files if file.label is not None],
         ),
     ):
-        if taken:
+        if columns:
             rest = sorted(others) if key == "image_column" else []
             choices[key] = {
-                "taken": ", ".join(dict.fromkeys(taken)),
-                "given": given is not None,
+                "taken": ", ".join(dict.fromkeys(columns)),
+                "given": configured is not None,
                 "others": rest,
             }
     return Contents(
@@ -292,8 +292,8 @@ def _image_column(
             f"{key}: {path} has {len(fitting)} columns with images: {', '.join(fitting)}; name one "
             f"({_columns(schema)})"
         )
-    taken = fitting[0] if wanted is None and fitting else wanted
-    if taken is None or fitting.count(taken) != 1:
+    column_name = fitting[0] if wanted is None and fitting else wanted
+    if column_name is None or fitting.count(column_name) != 1:
         problem = f"{key} = {wanted}: {path} has no such column with images"
         if wanted is None:
             problem = f"{key}: {path} has no column with images"
@@ -303,8 +303,10 @@ def _image_column(
             f"{problem} (struct with bytes, or binary; addresses and paths are not followed); "
             f"{_columns(schema)}"
         )
-    return taken, [
-        column.name for column in schema if column.name != taken and _holds_images(column.type)
+    return column_name, [
+        column.name
+        for column in schema
+        if column.name != column_name and _holds_images(column.type)
     ]
 
 

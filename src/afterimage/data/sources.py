@@ -85,7 +85,7 @@ def read(
 def _read(
     source: configs.Source, classes: list[int] | None, transform: Transform, reading: Reading
 ) -> tuple[Images, dict[str, Any]]:
-    # Decode every image of the wanted classes; note what cannot be used.
+    # Decode every image of the requested classes; note unusable images.
     contents: Contents = importlib.import_module(source.reader).contents(source, reading)
     loaded: list[tuple[int, str, Record, np.ndarray]] = []
     bad: list[dict[str, str]] = []

@@ -53,6 +53,7 @@ def build_unet(
             attention of the middle block, present as soon as any level has attention, does not fit
             its width; or if blocks do not fit the network.
     """
+    # Check that the architecture fits the images.
     height, width, channels = shape
     halvings = 2 ** (len(model.channels) - 1)
     if height % halvings or width % halvings:
@@ -65,6 +66,8 @@ def build_unet(
             f"model.channels: the middle block has attention, but its width {model.channels[-1]} "
             f"is not a multiple of attention_head_dim = {model.attention_head_dim}"
         )
+
+    # Build it.
     settings: dict[str, Any] = {}
     if blocks is not None and blocks.groups and blocks.variant != "none":
         settings = {f"transfer_{key}": value for key, value in blocks.model_dump().items()}

@@ -80,7 +80,7 @@ def span(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+):(\d+)", text)
     first, end = map(int, match.groups()) if match else (0, 0)
     if first >= end:
-        raise argparse.ArgumentTypeError(f"{text!r} is no block of images, such as 0:256")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a block of images, such as 0:256")
     return first, end
 
 

@@ -79,7 +79,7 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
     """
     root = Path(results) / study.study
     hash_of = cache(artifacts.sha256)
-    found: list[Problem] = []
+    listed: list[Problem] = []
     other_locks: set[str | None] = set()
     here = provenance.environment()["lock_sha256"]
     derived = study.with_selection
@@ -88,7 +88,7 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
         try:
             run = artifacts.read_run(folder)
         except artifacts.ArtifactError as error:
-            found.append(Problem(folder, str(error).removeprefix(f"{folder} ")))
+            listed.append(Problem(folder, str(error).removeprefix(f"{folder} ")))
             continue
         whole = study if job.arm is None or job.arm in study.arms else derived
         texts = [
@@ -96,20 +96,16 @@ def problems(study: config.Study, results: Path, until: str | None = None) -> li
             *_code(whole, job, run),
             *_outputs(folder, run, hash_of),
         ]
-        found += [Problem(folder, text) for text in texts]
-        found += [Problem(folder, text, warning) for text, warning in _inputs(run, root, hash_of)]
+        listed += [Problem(folder, text) for text in texts]
+        listed += [Problem(folder, text, warning) for text, warning in _inputs(run, root, hash_of)]
         if run["environment"]["lock_sha256"] != here:
             other_locks.add(run["environment"]["lock_sha256"])
     if other_locks:
-        made = ", ".join(sorted(str(lock)[:12] for lock in other_locks))
-        found.append(
-            Problem(
-                root,
-                f"some results were made in another environment: lock {made}, now {str(here)[:12]}",
-                True,
-            )
-        )
-    return found + list(_leftovers(study, root, until))
+        others = ", ".join(sorted(str(lock)[:12] for lock in other_locks))
+        locks = f"lock {others}, now {str(here)[:12]}"
+        text = f"some results were made in another environment: {locks}"
+        listed.append(Problem(root, text, warning=True))
+    return listed + list(_leftovers(study, root, until))
 
 
 def _jobs(study: config.Study, root: Path, until: str | None) -> list[Job]:

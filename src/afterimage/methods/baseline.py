@@ -1,7 +1,7 @@
 """Plain training (Ho et al. 2020, algorithm 1), the control of every other method.
 
-With ``base`` it starts from the averaged weights of another arm (what that arm's users would get),
-with a fresh optimiser. Several processes train the one network together.
+With ``base`` it starts from the averaged weights of another arm (those its users would get), with a
+fresh optimiser. Several processes train the one network together.
 """
 
 from __future__ import annotations

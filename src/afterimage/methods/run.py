@@ -132,7 +132,7 @@ def share(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d+)/(\d+)", text)
     k, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= k <= parts:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share of a run, such as 2/3")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share of a run, such as 2/3")
     return k, parts
 
 
@@ -214,7 +214,7 @@ def _check(
         )
     if arm.shares == "batch" and train.batch_size % (distributed.count() * train.accumulation):
         raise ConfigError(
-            f"train.batch_size = {train.batch_size} is no multiple of {distributed.count()} "
+            f"train.batch_size = {train.batch_size} is not a multiple of {distributed.count()} "
             f"processes x accumulation = {train.accumulation}"
         )
 

@@ -1,1 +1,1 @@
-"""Tidy tables and pages made from finished results."""
+"""Tidy tables and pages rendered from finished results."""

@@ -1,6 +1,7 @@
-"""What an arm is, from its settings: its method, its networks, its role, and their colours.
+"""Properties of an arm derived from its settings: its method, its networks, its role, and their
+colours.
 
-``settings`` is everywhere the block of the arm as its ``run.json`` has it.
+``settings`` is always the block of the arm in its ``run.json``.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ NETWORK_COLOURS = {
     "front": "C1",
     "both": "C4",
 }
-"""Of ``networks_of``."""
+"""Colours of ``networks_of``."""
 NETWORKS = {
     "plain": "one, no blocks",
     "blocks": "one with blocks, all timesteps",
@@ -39,7 +40,7 @@ NETWORKS = {
     "front": "two, blocks in the front (mirrored)",
     "both": "two, blocks in both",
 }
-"""Of ``networks_of``, in words."""
+"""Descriptions of ``networks_of``."""
 RETRAINED = "retrained"
 _SHARED = ("data", "without", "fraction", "condition", "base", "rau_net", "train")
 
@@ -51,12 +52,12 @@ def method_of(settings: Settings) -> str:
 
 
 def method_colour(method: str) -> str:
-    """Return the colour of a method: methods differ in it, arms of one method do not."""
+    """Return the colour of a method, shared by all its arms."""
     return METHOD_COLOURS.get(method, OTHER_METHOD)
 
 
 def networks_of(settings: Settings) -> str | None:
-    """Return what an arm's networks are: a key of ``NETWORKS``; None for methods with neither."""
+    """Return the kind of an arm's networks, a key of ``NETWORKS``; None for methods without."""
     rau_net = settings["rau_net"]
     blocks = rau_net is not None and rau_net["variant"] != "none" and bool(rau_net["groups"])
     if settings["method"] == "loyal":
@@ -65,7 +66,7 @@ def networks_of(settings: Settings) -> str | None:
 
 
 def role_of(settings: Settings) -> str:
-    """Return what the published tables of unlearning call an arm of this kind."""
+    """Return the role of an arm in the published tables of unlearning."""
     if settings["method"] == "baseline":
         if settings["base"]:
             return "fine-tune"
@@ -77,5 +78,5 @@ def role_of(settings: Settings) -> str:
 
 
 def alike(settings: Settings, other: Settings) -> bool:
-    """Return whether two arms differ in nothing but methods, budgets and random numbers."""
+    """Return whether two arms differ only in methods, budgets and random numbers."""
     return all(settings[key] == other[key] for key in _SHARED)

@@ -1,4 +1,4 @@
-"""Drawing that several pages share: panels of intervals, logarithmic axes, labels, pictures."""
+"""Drawing shared by several pages: panels of intervals, logarithmic axes, labels, pictures."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from matplotlib.ticker import MaxNLocator
 from afterimage.report import comparison
 
 Style = dict[str, Any]
-"""Options of a call of matplotlib."""
+"""Keyword arguments of a matplotlib call."""
 VERDICTS = {comparison.BETTER: ("C0", "better"), comparison.WORSE: ("C1", "worse")}
-"""Verdict -> colour and label; any other is ``UNDECIDED``. Every eye tells blue from orange."""
+"""Verdict -> colour and label; any other is ``UNDECIDED``. Blue and orange suit all readers."""
 UNDECIDED = ("0.5", "no difference seen, or no verdict")
 FLOOR = "C3"
-"""Colour of what chance, or a limit, gives."""
+"""Colour of chance levels and limits."""
 
 
 def verdict_colour(verdict: object) -> str:
@@ -31,10 +31,7 @@ def verdict_colour(verdict: object) -> str:
 
 
 def error(value: float, low: float, high: float) -> list[list[float]] | None:
-    """Return the lengths of an error bar, (2, 1), as matplotlib takes them.
-
-    None without interval.
-    """
+    """Return the lengths of an error bar, (2, 1), for matplotlib; None without an interval."""
     return None if pd.isna(low) else [[max(value - low, 0)], [max(high - value, 0)]]
 
 
@@ -44,7 +41,7 @@ def grid(
     """Return a figure of ``count`` panels in rows of ``columns``, and its panels.
 
     Args:
-        width, height: Of one panel, in inches.
+        width, height: Size of one panel, in inches.
         shared: Options of ``plt.subplots``.
     """
     columns = max(1, min(columns, count))
@@ -53,7 +50,7 @@ def grid(
     figure, axes = plt.subplots(lines, columns, figsize=size, squeeze=False, **shared)
     for axis in axes.flat[count:]:
         axis.axis("off")
-    for axis in axes.flat[max(0, count - columns) : count]:  # also where the panel below is blank
+    for axis in axes.flat[max(0, count - columns) : count]:  # also if the panel below is blank
         axis.tick_params(labelbottom=True)
     return figure, axes.flat[:count]
 
@@ -65,14 +62,14 @@ def row_panels(
     height: float = 0.3,
     at: Sequence[float] | None = None,
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure of panels beside each other whose common rows are named at the left.
+    """Return a figure of adjacent panels whose common rows are labelled on the left.
 
     Args:
         labels: Names of the rows, from the top.
-        panels: How many.
-        width: Of a panel, in inches.
-        height: Of a row, in inches.
-        at: Where the rows are; 0, 1, ... without.
+        panels: Number of panels.
+        width: Width of a panel, in inches.
+        height: Height of a row, in inches.
+        at: Positions of the rows; by default 0, 1, ...
     """
     at = range(len(labels)) if at is None else at
     size = (width * panels + 1, height * (max(at, default=0) + 1) + 1)
@@ -96,7 +93,7 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], title: str = "") ->
     """Write a legend below a figure.
 
     Args:
-        entries: Label -> what was drawn.
+        entries: Label -> artist.
     """
     if entries:
         options: Style = {
@@ -108,17 +105,17 @@ def legend_below(figure: Figure, entries: Mapping[str, Any], title: str = "") ->
 
 
 def dot(colour: str, marker: str = "o") -> Line2D:
-    """Return what stands in a legend for points of a colour."""
+    """Return the legend entry of points of a colour."""
     return Line2D([], [], marker=marker, linestyle="", color=colour)
 
 
 def verdict_legend(figure: Figure) -> None:
-    """Say below a figure what the colours of verdicts mean."""
+    """Write a legend of the verdicts' colours below a figure."""
     legend_below(figure, {label: dot(colour) for colour, label in (*VERDICTS.values(), UNDECIDED)})
 
 
 def percent_axis(axis: Axes, which: Literal["x", "y"]) -> None:
-    """Write the ticks of an axis, which are shares, in percent."""
+    """Write the ticks of an axis of shares in percent."""
     getattr(axis, f"{which}axis").set_major_formatter(lambda value, _: f"{100 * value:g} %")
 
 
@@ -126,7 +123,7 @@ def log_axis(axis: Axes, which: Literal["x", "y"], most: int = 6) -> None:
     """Make an axis logarithmic, with plain ticks at 1, 2 and 5 times powers of ten.
 
     Args:
-        most: Ticks at most; an axis that has fewer than two of that kind gets even ones.
+        most: Maximum number of ticks; an axis with fewer than two of that kind gets even ticks.
     """
     getattr(axis, f"set_{which}scale")("log")
     low, high = getattr(axis, f"get_{which}lim")()
@@ -143,10 +140,8 @@ def log_axis(axis: Axes, which: Literal["x", "y"], most: int = 6) -> None:
 
 
 def trim(axis: Axes, top: float = 1.0) -> None:
-    """Trim a dot plot to values from 0 to ``top``, those that can be.
-
-    Intervals between few replicates reach beyond.
-    """
+    """Limit a dot plot to values from 0 to ``top``, the possible ones: intervals between few
+    replicates extend beyond."""
     axis.margins(x=0.12)
     low, high = (float(np.clip(end, -0.02 * min(top, 1), 1.02 * top)) for end in axis.get_xlim())
     axis.set_xlim(low, high if high > low else low + 0.1)
@@ -155,7 +150,7 @@ def trim(axis: Axes, top: float = 1.0) -> None:
 def label_points(
     axis: Axes, points: np.ndarray, labels: Sequence[str], colours: Sequence[str]
 ) -> None:
-    """Write each label near its point where it covers no other, with a line to those far away.
+    """Write each label near its point without overlap, with a line to distant ones.
 
     Args:
         points: (N, 2), in data coordinates. Limits of the axis are final.
@@ -180,7 +175,7 @@ def label_points(
 
 
 def picture(axis: Axes, pixels: np.ndarray) -> None:
-    """Draw an image, uint8 (H, W, 1 or 3), without ticks and frame."""
+    """Draw an image, uint8 (H, W, 1 or 3), without ticks or frame."""
     axis.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
     axis.set_xticks([])
     axis.set_yticks([])
@@ -188,7 +183,7 @@ def picture(axis: Axes, pixels: np.ndarray) -> None:
 
 
 def row_title(axis: Axes, text: str) -> None:
-    """Write the name of a row of pictures to the left of its first."""
+    """Write the name of a row of pictures to the left of the first."""
     axis.set_ylabel(text, rotation=0, ha="right", va="center", fontsize=8)
 
 

@@ -1,7 +1,7 @@
-"""How pages write numbers: with their intervals, as HTML, in one way everywhere.
+"""Formatting of numbers on pages: with intervals, as HTML, consistently.
 
-Text that may come from a study (names of arms) is escaped; what is returned as ``Markup`` is HTML
-and is shown as it is.
+Text that may come from a study (names of arms) is escaped; values returned as ``Markup`` are HTML
+and shown as is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 Unit = Literal["", "%", "points"]
 """Plain numbers; shares in percent; differences of shares in percentage points."""
 Table = list[dict[str, object]]
-"""Rows of a table that is to be shown: heading -> cell."""
+"""Rows of a table: heading -> cell."""
 IMAGES_WITHHELD = "The study does not allow its images to be shown (`report.show_images: false`)."
 
 
@@ -23,9 +23,9 @@ def number(value: float, unit: Unit = "", sign: Literal["", "+"] = "", digits: i
 
     Args:
         value: Shares are fractions of one.
-        unit: Of the text; shares get one decimal place.
+        unit: Unit of the text; shares get one decimal place.
         sign: ``"+"`` shows the sign of positive numbers too.
-        digits: Significant digits of plain numbers; from 1,000 on they are written in full.
+        digits: Significant digits of plain numbers; numbers of 1,000 or more are written in full.
     """
     if unit:
         return f"{100 * value:{sign}.1f}"
@@ -41,12 +41,12 @@ def interval(
     sign: Literal["", "+"] = "",
     digits: int = 3,
 ) -> Markup:
-    """Return a number with its interval in brackets; without one where there is none, or no width.
+    """Return a number with its interval in brackets, unless it is missing or has no width.
 
     Args:
         value: Shares are fractions of one; NaN is ``n/a``.
         low, high: Ends of the interval.
-        unit, sign, digits: Of ``number``.
+        unit, sign, digits: As in ``number``.
     """
     if pd.isna(value):
         return Markup("n/a")
@@ -72,7 +72,7 @@ def italic(text: object) -> Markup:
 
 
 def html(cell: object) -> Markup:
-    """Return a cell of a table as HTML: escaped, unless it is HTML already; nothing for NaN."""
+    """Return a cell of a table as HTML: escaped, unless it is HTML already; empty for NaN."""
     return Markup("") if isinstance(cell, float) and pd.isna(cell) else escape(cell)
 
 
@@ -82,14 +82,14 @@ def level(confidence: float) -> str:
 
 
 def spread(replicates: int) -> str:
-    """Return what the intervals of a study span, in words."""
+    """Return a description of what the intervals of a study cover."""
     if replicates == 1:
         return "within the one training"
     return f"between {replicates} replicates (Student's t)"
 
 
 def spread_in_full(replicates: int) -> str:
-    """Return what the intervals of a study span, and how they are computed, in words."""
+    """Return a description of what the intervals of a study cover, and of their computation."""
     if replicates == 1:
         return f"{spread(1)}, exact for shares and counts, bootstrap for all others"
     return (
@@ -98,7 +98,7 @@ def spread_in_full(replicates: int) -> str:
 
 
 def brackets(confidence: float, replicates: int) -> str:
-    """Return what stands in brackets behind the numbers of a table, as a sentence."""
+    """Return a sentence that explains the brackets after the numbers of a table."""
     return f"In brackets: {level(confidence)} intervals {spread_in_full(replicates)}."
 
 

@@ -1,4 +1,4 @@
-"""What the pages call a metric, and what kind of number it is."""
+"""Names of metrics on pages, and their units."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ NAMES = {
     "training_seconds": "seconds",
     "epsilon": "epsilon of DP",
 }
-"""Metric of the tables -> its name; forget sets and feature spaces stand behind it in brackets."""
+"""Metric of the tables -> its name; forget sets and feature spaces follow it in brackets."""
 _SHARES = ("flagged_", "planted_", "twins_", "forgotten_extracted", "mq@")
 _FRECHET = ("FD[", "FID[")
 
 
 def name_of(metric: str) -> str:
-    """Return what the pages call a metric; one that has no name goes by its own."""
+    """Return the name of a metric on pages; by default the metric itself."""
     stem, _, rest = metric.partition("[")
     if metric in NAMES:
         return NAMES[metric]
@@ -43,7 +43,7 @@ def name_of(metric: str) -> str:
 
 
 def is_share(metric: str) -> bool:
-    """Return whether a metric is a share, which is shown in percent."""
+    """Return whether a metric is a share, shown in percent."""
     return metric.startswith(_SHARES)
 
 
@@ -55,10 +55,10 @@ def unit_of(metric: str, difference: bool = False) -> Unit:
 
 
 def frechet_of(metrics: Iterable[str]) -> str:
-    """Return which metric is the Fréchet distance of the generations (FID in Inception's space).
+    """Return the Fréchet distance among the metrics of generations (FID in Inception's space).
 
     Raises:
-        StopIteration: if none is.
+        StopIteration: if there is none.
     """
     return next(
         metric for metric in metrics if metric.startswith(_FRECHET) and metric.endswith("]")

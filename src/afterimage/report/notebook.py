@@ -1,4 +1,5 @@
-"""A notebook at work: where results are, and how figures, tables and sentences are shown."""
+"""The context of a running notebook: where results are, and how figures, tables and sentences are
+shown."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from afterimage import artifacts
 from afterimage.report import format
 
 GREY, GREEN = "#f0f0f0", "#e9f5e9"
-"""Shades of rows: a head or a control; what was chosen or won."""
+"""Shades of rows: a heading or a control; a choice or a winner."""
 _STYLES: list[Any] = [
     {"selector": "", "props": "border-collapse:collapse"},
     {"selector": "th, td", "props": "text-align:left;padding:0.35em 0.7em;vertical-align:top"},
@@ -32,11 +33,11 @@ _RC: dict[Any, Any] = {
 
 
 class Notebook:
-    """A notebook at work on the results of one study.
+    """A notebook that shows the results of one study.
 
     Args:
         results: Folder of the study's results.
-        figures: Folder to keep figures in; made if it is not there.
+        figures: Folder for figures; created if missing.
         confidence: Coverage of every interval of the tables.
 
     Attributes:
@@ -68,12 +69,12 @@ class Notebook:
         return artifacts.read_run(self.folder("train", arm, replicate=replicate))
 
     def say(self, text: str) -> None:
-        """Show a text in Markdown; nothing if it is empty."""
+        """Show a Markdown text, unless it is empty."""
         if text:
             IPython.display.display(IPython.display.Markdown(text))
 
     def html(self, text: str) -> None:
-        """Show HTML, in a frame that scrolls where it is wider than the page."""
+        """Show HTML, in a frame that scrolls if it is wider than the page."""
         framed = f"<div style='overflow-x:auto'>{text}</div>"
         IPython.display.display(IPython.display.HTML(framed))
 
@@ -90,7 +91,7 @@ class Notebook:
         shaded: Collection[int] = (),
         shade: str = GREY,
     ) -> None:
-        """Show a table, which scrolls where it is wider than the page.
+        """Show a table, which scrolls if it is wider than the page.
 
         Args:
             rows: The table, without its index. Texts are escaped, unless they are HTML
@@ -98,7 +99,9 @@ class Notebook:
             shaded: Positions of the rows to shade.
             shade: Their colour.
         """
-        frame = pd.DataFrame(rows, dtype=object).reset_index(drop=True)  # else HTML becomes text
+        frame = pd.DataFrame(rows, dtype=object).reset_index(
+            drop=True
+        )  # otherwise HTML becomes text
         self._tables += 1
         styler = frame.style.format(format.html).format_index(format.html, axis="columns")
         styler = styler.hide(axis="index").set_uuid(f"{self._tables}").set_table_styles(_STYLES)

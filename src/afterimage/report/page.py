@@ -1,12 +1,12 @@
 """Run one notebook on finished results and write its HTML page.
 
-Notebooks are kept as plain Python (jupytext's percent form), so that a change of one can be read.
-papermill runs it; nbconvert writes a page that opens without the network.
+Notebooks are stored as plain Python (jupytext's percent format), so that changes are readable.
+papermill runs them; nbconvert writes a page that opens offline.
 
 The kernel is this interpreter, whatever kernels and templates of other installations Jupyter would
-find on ``JUPYTER_PATH`` or in the user's home. It talks over sockets in a folder of its own: TCP
-ports are chosen before the kernel opens them, and where another process was faster the kernel dies.
-What it writes to standard error before it answers goes to this command's.
+find on ``JUPYTER_PATH`` or in the user's home. It communicates over sockets in a folder of its own:
+TCP ports are chosen before the kernel opens them, and if another process takes one first the kernel
+dies. Its standard error before the first answer is passed to that of this command.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
     from jupyter_client.manager import AsyncKernelManager
 
 SOCKET_PATH = 90
-"""Bytes that a folder for sockets may have: with the socket's name a path must not be longer than
-103 (macOS; Linux: 107)."""
+"""Maximum length of the socket folder in bytes: with the socket's name a path must not be longer
+than 103 (macOS; Linux: 107)."""
 EARLIER = "This page is of an earlier run"
 START_SECONDS = 120
-"""How long a kernel may take to answer for the first time."""
+"""Seconds that a kernel may take for its first answer."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -69,19 +69,16 @@ def run(args: argparse.Namespace) -> None:
 
 
 def module_of(notebook: Path) -> str:
-    """Return the module whose code makes what a notebook shows: that of its name in
-    ``report.pages``.
-
-    A notebook without one is taken to need ``report.notebook`` alone.
-    """
+    """Return the module whose code a notebook shows: the one of its name in ``report.pages``, or
+    else ``report.notebook``."""
     module = f"afterimage.report.pages.{notebook.stem}"
     return module if importlib.util.find_spec(module) else "afterimage.report.notebook"
 
 
 @contextmanager
 def isolated_jupyter() -> Iterator[Path]:
-    """Keep Jupyter to this environment: nothing is read from, or left in, the user's home or other
-    installations.
+    """Isolate Jupyter in this environment: nothing is read from, or written to, the user's home or
+    other installations.
 
     Yields:
         A folder for Jupyter's files, with a path short enough for sockets.
@@ -105,7 +102,7 @@ def isolated_jupyter() -> Iterator[Path]:
 
 
 def execute(notebook: Path, executed: Path, parameters: dict, scratch: Path) -> None:
-    """Run a notebook from the present working folder and write it, executed, to ``executed``.
+    """Run a notebook from the current working folder and write it, executed, to ``executed``.
 
     Args:
         scratch: Folder for the kernel's files and sockets.
@@ -149,8 +146,8 @@ def execute(notebook: Path, executed: Path, parameters: dict, scratch: Path) -> 
 def kernel(scratch: Path) -> Iterator[AsyncKernelManager]:
     """Run a kernel in this interpreter, with its sockets in ``scratch``.
 
-    One that does not come to its first answer is started once more: it has done nothing yet, so
-    that nothing is done twice.
+    A kernel without a first answer is started once more: it has not executed anything yet, so
+    nothing is done twice.
 
     Raises:
         ArtifactError: if the second does not answer either.
@@ -193,7 +190,7 @@ def kernel(scratch: Path) -> Iterator[AsyncKernelManager]:
 
 
 def end_of(manager: AsyncKernelManager) -> str:
-    """Return how a kernel's process ended, in words."""
+    """Return a description of how a kernel's process ended."""
     assert manager.provisioner is not None
     status = asyncio.run(manager.provisioner.poll())
     if status is None:
@@ -202,14 +199,14 @@ def end_of(manager: AsyncKernelManager) -> str:
 
 
 def mark_earlier(page: Path, log: Path) -> bool:
-    """Say on a page that was left from an earlier run that it is.
+    """Add a note to a page from an earlier run that it is outdated.
 
-    ``run.json`` is what makes a store whole: Snakemake has removed it before a page is made anew,
-    and where that failed it has brought back the page alone.
+    A store without ``run.json`` is incomplete: Snakemake removes it before a page is rendered
+    again, and after a failure it restores only the page.
 
     Args:
         page: HTML file; need not exist.
-        log: What the failed run wrote.
+        log: Log of the failed run.
 
     Returns:
         Whether it is such a page.
@@ -219,11 +216,17 @@ def mark_earlier(page: Path, log: Path) -> bool:
     text = page.read_text()
     if EARLIER not in text:
         link = html.escape(os.path.relpath(log, page.parent))
-        note = f"{EARLIER}, and may not show the present results: making it anew failed (<a href='{link}'>log</a>)."
-        style = "position:sticky;top:0;z-index:9;padding:1em;background:#b00020;color:white;font-family:sans-serif"
+        note = (
+            f"{EARLIER}, and may not show the current results: rendering it again failed "
+            f"(<a href='{link}'>log</a>)."
+        )
+        style = (
+            "position:sticky;top:0;z-index:9;padding:1em;background:#b00020;color:white;"
+            "font-family:sans-serif"
+        )
         marked = re.sub(
             r"<body\b[^>]*>",
-            lambda found: f"{found[0]}<p style='{style}'>{note}</p>",
+            lambda match: f"{match[0]}<p style='{style}'>{note}</p>",
             text,
             count=1,
         )
@@ -232,7 +235,7 @@ def mark_earlier(page: Path, log: Path) -> bool:
 
 
 def to_html(executed: Path) -> str:
-    """Return an executed notebook as one HTML page without code cells and without references to the
+    """Return an executed notebook as a single HTML page without code cells or references to the
     network."""
     from nbconvert import HTMLExporter
 

@@ -1,6 +1,6 @@
-"""Published numbers that the pages show next to a study's own, each with where it was read.
+"""Published numbers shown on pages next to a study's own, each with its source.
 
-The studies that reproduce them point here, so that a number stands once.
+The studies that reproduce them refer to this module, so that each number is stated once.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ ERASEDIFF = {
 of the forgotten class, and FID, precision and recall of the other classes. Roles are those of
 ``arms.role_of``. SECOND-HAND: copied from a public note on the paper, not checked against it."""
 GUIDANCE = 3
-"""Scale of the guidance in that table, in this package's notation (2 in its authors')."""
+"""Guidance scale in that table, in this package's notation (2 in the authors')."""
 
 DTRAK = {
     "dtrak": ("27.2 / 34.2", "19.1 / 26.0"),
@@ -46,7 +46,7 @@ T = 10 / T = 100, regulariser by oracle, 64 subsets: held-out images, generation
 class Loyal(NamedTuple):
     """A row of LoyalDiffusion's table.
 
-    What it is, which networks stand for it here, what is known.
+    Its description, the corresponding networks here, and what is known.
     """
 
     row: str
@@ -89,7 +89,7 @@ LOYAL = (
 
 
 class Claim(NamedTuple):
-    """A statement of a paper, and where it was read."""
+    """A statement of a paper, and its source."""
 
     statement: str
     evidence: str

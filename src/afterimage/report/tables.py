@@ -1,4 +1,4 @@
-"""Gather the results of all arms and replicates into the tidy tables that pages, DVC and MLflow
+"""Collect the results of all arms and replicates in the tidy tables that pages, DVC and MLflow
 show.
 
 - ``arms.csv``: the headline numbers, one row per arm and metric, with intervals; ``metrics.json``:
@@ -10,8 +10,8 @@ show.
   replicate (of the last, of the arms that are judged on it);
 - ``copies.csv``: extraction against multiplicity, pooled over replicates; ``multiplicity.csv``: its
   shares at the calibrated alpha;
-- ``union.csv``: what all replicates of an arm together gave back (the count that Carlini et al.
-  2023 report for their 16 models);
+- ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
+  al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
   against the planted truth.
 """
@@ -65,9 +65,9 @@ FACTS = (
     "training_seconds",
     "epsilon",
 )
-"""What ``run.json`` of a training says of its budget, and ``network_updates``: the updates of one
-of its networks with those of the arm that it started from. Setup (before the first update) and
-epsilon only where a method has them."""
+"""Facts about the budget in ``run.json`` of a training, and ``network_updates``: the updates of one
+of its networks including those of the arm that it started from. Setup (before the first update)
+and epsilon only for methods that have them."""
 
 FORGOTTEN = {
     ("probability", "none", "forget"): "forgotten_probability",
@@ -167,8 +167,8 @@ def _concatenate(folders: Folders, name: str) -> pd.DataFrame:
 
 
 def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, replicate: int) -> int:
-    """Return for how many updates a network of an arm was trained, those of the arm that it started
-    from included.
+    """Return the number of updates of a network of an arm, including those of the arm that it
+    started from.
 
     Args:
         runs: (arm, replicate) -> ``run.json`` of its training.
@@ -181,7 +181,7 @@ def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, repli
 
 
 def chosen_from(forgetting: Folders) -> dict[str, str]:
-    """Return, for each forget set that an extraction attack chose, the arm that the images were
+    """Return, for each forget set selected by an extraction attack, the arm that the images were
     extracted from.
 
     Args:
@@ -204,9 +204,9 @@ def points(
     Args:
         results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``,
             ``membership``, ``forgetting``.
-        facts: (arm, replicate) -> what its training's ``run.json`` says of the budget.
+        facts: (arm, replicate) -> facts about the budget in its training's ``run.json``.
         anchor: Whose neighbours normalise the headline's distances.
-        confidence: Of the intervals.
+        confidence: Confidence of the intervals.
 
     Returns:
         Columns arm, replicate, metric, value, low, high (exact for shares and counts, bootstrap for
@@ -294,7 +294,7 @@ def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict
 
 
 def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]]:
-    """Return the share of the images planted more than once that came back, for each threshold."""
+    """Return the share of images planted more than once that were extracted, per threshold."""
     copies = extraction["subset"].str.extract(r"^copies=(\d+)$", expand=False).astype(float)
     several = extraction[(extraction["metric"] == "extracted_by_copies") & (copies > 1)]
     rows = []
@@ -346,8 +346,8 @@ def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.
     """Return the share of images extracted by number of planted copies, pooled over replicates,
     with exact intervals.
 
-    The same images are attacked in every replicate; the intervals take them for others each time,
-    and are then too narrow.
+    The same images are attacked in every replicate; the intervals treat them as different each
+    time, and are then too narrow.
 
     ``twins_share`` is the same for the twins: images drawn together with the planted ones but never
     trained on.
@@ -372,7 +372,7 @@ def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.
 
 
 def union_over_replicates(folders: Folders, anchor: str) -> pd.DataFrame:
-    """Return how many different training images at least one replicate of each arm gave back."""
+    """Return the number of different training images extracted from any replicate of each arm."""
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in folders):
         for alpha in ("fixed", "calibrated"):

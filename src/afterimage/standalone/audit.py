@@ -472,13 +472,15 @@ def _limits(
         "repeated": "the same as an earlier held-out image",
     }
     if left_out:
-        named = ", ".join(str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED])
+        examples = ", ".join(
+            str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED]
+        )
         counts = ", ".join(
             f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out
         )
         limits.append(
             f"--holdout: {sum(left_out.values())} images were left out, since they are training "
-            f"images too or occur twice ({counts}): {named}"
+            f"images too or occur twice ({counts}): {examples}"
         )
 
     # Precision of the calibrated alpha.
@@ -533,6 +535,7 @@ def _record(
     settings: config.Extraction,
 ) -> dict[str, Any]:
     """Return the numbers of ``audit.json``, as ``HELP`` describes them."""
+    # Shares, by anchor and alpha.
     shares = {
         (row["metric"], row["anchor"], row["alpha"]): row
         for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
@@ -559,6 +562,8 @@ def _record(
     for reading in readings:
         alphas.setdefault(reading.anchor, {})[reading.alpha] = reading.value
     thresholds = [name.removeprefix("mq@") for name, *_ in shares if name.startswith("mq@")]
+
+    # Quality metrics, and counts of images.
     by_metric: dict[str, dict[str, float | None]] = {}
     for row in [] if qualities is None else qualities.to_dict("records"):
         if row["of"] == "generations":

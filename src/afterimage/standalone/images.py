@@ -118,11 +118,11 @@ class ImageSet:
                 f"read as an image of its own: {_named(frames)}"
             )
         for option, choice in manifest["choices"].items():
-            taken, others = choice["taken"], choice["others"]
-            if not choice["given"] and (others or taken not in _EXPECTED[option]):
+            chosen, others = choice["taken"], choice["others"]
+            if not choice["given"] and (others or chosen not in _EXPECTED[option]):
                 instead = f", not {_named(_first(others))}" if others else ""
                 sentences.append(
-                    f"{flag}: the {_READ[option]} were read from {taken}{instead}; "
+                    f"{flag}: the {_READ[option]} were read from {chosen}{instead}; "
                     f"{_FLAGS[option]} chooses another"
                 )
         if manifest["transparent"]:
@@ -269,7 +269,7 @@ def sha256(*arrays: np.ndarray) -> str:
 
 
 def _names(name: str) -> dict[str, str]:
-    """Return what messages call the settings of the source of ``--name``."""
+    """Return setting -> its name in messages, for the source of ``--name``."""
     flag = f"--{name}"
     places = ("source", "path", "test_path", "sha256", "config", "classes")
     return dict.fromkeys(places, flag) | _FLAGS | {"colour": "--colour", "resize": "--resize"}
@@ -358,7 +358,7 @@ def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
         image_set = start if equals else None
         if image_set is not None and image_set not in args.image_sets:
             raise ConfigError(
-                f"{flag} = {text}: {image_set!r} is no set of images; sets are "
+                f"{flag} = {text}: {image_set!r} is not a set of images; sets are "
                 f"{', '.join(args.image_sets)}"
             )
         if image_set is not None and getattr(args, image_set) is None:

@@ -1,7 +1,7 @@
 """The processes of one training run, started by accelerate or torchrun: rank and collectives.
 
-In a run of one process every function returns its input. All processes must call the same functions
-in the same order.
+In a run of one process nothing is communicated. All processes must call the same functions in the
+same order.
 """
 
 from __future__ import annotations

@@ -111,15 +111,11 @@ def run(
     started, counted = time.monotonic() - progress.seconds, progress.update
     mark, line = time.monotonic(), -math.inf  # the first point is printed, with the budget
     main = distributed.first()
+    hidden = None if main else True
     with (
         _stop_signals() as stop,
         (store.curves if main else Path(os.devnull)).open("a") as curves,
-        tqdm(
-            total=updates,
-            initial=progress.update,
-            unit="update",
-            disable=None if main else True,
-        ) as bar,
+        tqdm(total=updates, initial=progress.update, unit="update", disable=hidden) as bar,
     ):
         while progress.update < goal:
             # Perform one update.

@@ -70,7 +70,7 @@ def test_noise_in_the_losses_lowers_the_score(kept):
 
 
 def test_queries_that_order_nothing_are_counted_and_leave_the_others_as_they_are(kept):
-    """Equal scores (not only 0), equal losses, and a score that is no number; the interval is that
+    """Equal scores (not only 0), equal losses, and a score that is NaN; the interval is that
     of the others."""
     scores, truth = rng(7).normal(size=(QUERIES, IMAGES)), rng(8).normal(size=(SUBSETS, QUERIES))
     others = score(scores[3:], kept, truth[:, 3:])

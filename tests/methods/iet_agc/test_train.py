@@ -1,6 +1,8 @@
-"""IET-AGC: sharding, averaging, skipping, budgets, tables, and the same bits however the run is cut in time or over processes.
+"""IET-AGC: sharding, averaging, skipping, budgets, tables, and the same bits however the run is cut
+in time or over processes.
 
-Golden losses are in ``tests/golden/iet_agc.json``; see ``test_golden.py`` for how to write them anew.
+Golden losses are in ``tests/golden/iet_agc.json``; see ``test_golden.py`` for how to write them
+anew.
 """
 
 import dataclasses
@@ -34,7 +36,8 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture
 def make(make_job):
-    """Return ``make_job`` for an IET-AGC arm: ``arm`` lies over two shards and two rounds, ``timesteps`` over T = 1000."""
+    """Return ``make_job`` for an IET-AGC arm: ``arm`` lies over two shards and two rounds,
+    ``timesteps`` over T = 1000."""
 
     def job_of(state: Path, arm: dict | None = None, timesteps: int = 1000, **rest):
         own = {"method": "iet_agc", "shards": 2, "rounds": 2} | (arm or {})
@@ -81,7 +84,7 @@ def copies(shard: Shard) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in shard.tensors().items()}
 
 
-# ---- one shard without a threshold is the baseline ----------------------------------------------------------------------
+# ---- one shard without a threshold is the baseline -----------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ def test_one_shard_without_threshold_is_the_baseline_bit_for_bit(
     assert not found.tables["skips_by_timestep"].skipped.any()
 
 
-# ---- anti-gradient control ----------------------------------------------------------------------------------------------
+# ---- anti-gradient control -----------------------------------------------------------------------
 
 
 def lone_shard(job) -> Shard:
@@ -120,7 +123,8 @@ def first_batch(shard: Shard) -> Batch:
 
 @pytest.mark.parametrize("accumulation", [1, 4])
 def test_loss_and_gradient_are_those_of_the_kept_samples_alone(accumulation, tmp_path, make):
-    """IET-AGC invariant 6; with T = 4 timesteps repeat, and micro-batches are all judged by the bank as it was before."""
+    """IET-AGC invariant 6; with T = 4 timesteps repeat, and micro-batches are all judged by the
+    bank as it was before."""
     job = make(
         tmp_path, {"shards": 1}, timesteps=4, batch_size=8, accumulation=accumulation, clip=None
     )
@@ -148,7 +152,8 @@ def test_loss_and_gradient_are_those_of_the_kept_samples_alone(accumulation, tmp
 
 @pytest.mark.parametrize("policy", ["step", "skip"])
 def test_a_batch_skipped_as_a_whole_has_loss_and_gradient_zero(policy, tmp_path, make):
-    """IET-AGC invariant 3. ``step`` moves by momentum, ``skip`` leaves weights, moments and average alone; the bank learns."""
+    """IET-AGC invariant 3. ``step`` moves by momentum, ``skip`` leaves weights, moments and average
+    alone; the bank learns."""
     job = make(tmp_path, {"shards": 1, "agc_threshold": 1e9, "on_all_skipped": policy}, timesteps=2)
     shard = lone_shard(job)
     shard.update(0)
@@ -218,7 +223,7 @@ def test_skips_are_put_down_to_the_right_images(tmp_path, make, monkeypatch):
     assert images.shard.tolist() == [0] * 7 + [1] * 6
 
 
-# ---- averaging ----------------------------------------------------------------------------------------------------------
+# ---- averaging -----------------------------------------------------------------------------------
 
 
 def test_mean_of_sizes_one_and_three():
@@ -254,7 +259,8 @@ def test_mean_of_equal_states_has_their_bits(values, sizes, dtype):
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_one_step_of_sgd_averaged_is_one_step_on_all_images(optimizer, tmp_path, make, monkeypatch):
-    """IET-AGC invariant 9: holds for plain SGD on equal shards and full batches, and must not for Adam."""
+    """IET-AGC invariant 9: holds for plain SGD on equal shards and full batches, and must not for
+    Adam."""
     if optimizer == "sgd":
         monkeypatch.setattr(
             torch.optim, "AdamW", lambda weights, lr, **_: torch.optim.SGD(weights, lr=lr)
@@ -338,7 +344,7 @@ def test_all_shards_end_with_the_same_weights_and_training_moved_them(tmp_path, 
     assert not torch.equal(states(found.raw)[0], states(found.average)[0])
 
 
-# ---- budget -------------------------------------------------------------------------------------------------------------
+# ---- budget --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -382,7 +388,7 @@ def test_a_budget_that_does_not_divide_is_rounded_down_to_whole_rounds(tmp_path,
     )
 
 
-# ---- where it starts ----------------------------------------------------------------------------------------------------
+# ---- where it starts -----------------------------------------------------------------------------
 
 
 def test_fine_tuning_starts_every_shard_and_its_average_at_the_base(tmp_path, make):
@@ -424,7 +430,7 @@ def test_options_that_could_have_no_effect_are_refused(settings, message):
         IetAgc.model_validate({"method": "iet_agc"} | settings)
 
 
-# ---- IET-AGC+ -----------------------------------------------------------------------------------------------------------
+# ---- IET-AGC+ ------------------------------------------------------------------------------------
 
 
 def test_images_skipped_too_often_in_a_round_change_shards(tmp_path, make):
@@ -462,7 +468,8 @@ def test_shards_stay_as_they_are_after_the_last_round(tmp_path, make):
 
 
 def near_threshold(tmp_path, make, **train):
-    """Return a shard whose first batch has 2 samples below the limit, 3 near and 3 far above, and those losses."""
+    """Return a shard whose first batch has 2 samples below the limit, 3 near and 3 far above, and
+    those losses."""
     job = make(tmp_path, {"shards": 1, "augment_below": 2.0}, batch_size=8, clip=None, **train)
     shard = lone_shard(job)
     batch = first_batch(shard)
@@ -493,7 +500,7 @@ def test_samples_just_above_the_limit_are_learned_from_as_augmented(accumulation
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-6)
 
 
-# ---- the same bits ------------------------------------------------------------------------------------------------------
+# ---- the same bits -------------------------------------------------------------------------------
 
 RESUMED = {
     "as released": {},
@@ -511,7 +518,8 @@ RESUMED = {
 def test_stopped_after_every_local_step_it_ends_with_the_same_bits(
     variant, tmp_path, make, stop_after, curves
 ):
-    """IET-AGC invariant 11: two rounds of three local steps, stopped within a round and right at the averaging (s = 2)."""
+    """IET-AGC invariant 11: two rounds of three local steps, stopped within a round and right at
+    the averaging (s = 2)."""
     settings = {
         "arm": {"agc_threshold": 0.9, "bank_decay": 0.0} | RESUMED[variant],
         "timesteps": 3,
@@ -557,7 +565,8 @@ def test_divergence_names_the_shard(tmp_path, make, monkeypatch):
 def test_two_processes_give_the_bytes_of_one_and_take_up_each_others_states(
     tmp_path, study, curves, in_two_processes
 ):
-    """A signal to the second process stops both after the same local step; the state is finished by two, and again by one."""
+    """A signal to the second process stops both after the same local step; the state is finished by
+    two, and again by one."""
     arm = {
         "method": "iet_agc",
         "shards": 3,

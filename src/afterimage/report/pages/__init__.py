@@ -1,1 +1,1 @@
-"""One module per page: what the notebook of its name shows, as tables, figures and sentences."""
+"""One module per page: the tables, figures and sentences of the notebook of that name."""

@@ -31,12 +31,12 @@ FORGOTTEN = {
     "images extracted": ("extracted_images", "calibrated"),
     "membership AUC": ("roc_auc", "none"),
 }
-"""What tells that images are not forgotten -> its metric and alpha; lower is better."""
+"""Evidence that images are not forgotten -> its metric and alpha; lower is better."""
 WORDS = {
     comparison.BETTER: format.bold("lower"),
     comparison.WORSE: format.bold("higher"),
 }
-"""Verdict -> what it says of a number of which lower is better."""
+"""Verdict -> its wording for a number for which lower is better."""
 RELEARNED = {
     "probability": "mean probability of the class, new generations",
     "loss": "mean loss of the forgotten images",
@@ -44,7 +44,7 @@ RELEARNED = {
 
 
 class Unlearning:
-    """What the page shows of a study.
+    """The content of the page for a study.
 
     Args:
         book: The notebook.
@@ -53,8 +53,8 @@ class Unlearning:
 
     Attributes:
         sets: Names of the forget sets.
-        settings: Those of the attack.
-        chosen_from: Set that an attack chose -> the arm that its images were extracted from.
+        settings: Settings of the attack.
+        chosen_from: Set selected by an attack -> the arm that its images were extracted from.
         frechet: The Fréchet distance, in the space that the attack uses.
     """
 
@@ -84,7 +84,7 @@ class Unlearning:
             for place, arm in enumerate(self.arms)
         }
 
-    # ---- what is judged
+    # ---- forget sets
 
     def judged_on(self, name: str) -> list[str]:
         """Return the arms that are judged on a set."""
@@ -96,17 +96,17 @@ class Unlearning:
         return next((a for a in self.judged_on(name) if self.role[a] == roles.RETRAINED), None)
 
     def described(self, name: str) -> str:
-        """Return what a set is, in words."""
+        """Return a description of a set."""
         definition = self.definitions[name]
         if definition["label"] is not None:
             return f"all images of class {definition['label']}"
         if definition["ids"] is not None:
             return f"the sources of {len(definition['ids'])} training images"
         origin, alpha = definition["extracted_from"], definition["alpha"]
-        return f"the images that the extraction attack got out of {origin} ({alpha} alpha)"
+        return f"the images that the extraction attack extracted from {origin} ({alpha} alpha)"
 
     def summary(self, study: str) -> str:
-        """Return the forget sets and who is judged on them, in Markdown."""
+        """Return the forget sets and the arms judged on them, in Markdown."""
         seed = self.runs[self.arms[0]]["config"]["seed"]
         sets = "; ".join(
             f"**{name}** ({self.described(name)}; judged on it: {', '.join(self.judged_on(name))})"
@@ -115,11 +115,11 @@ class Unlearning:
         return f"Study `{study}`, {self.replicates} replicate(s), seed {seed}. Forget sets: {sets}."
 
     def chosen_sets(self) -> str:
-        """Return what cannot be read off sets that an attack chose, in Markdown."""
+        """Return the caveats about sets selected by an attack, in Markdown."""
         return "\n\n".join(
-            f"**{name}** is what the attack got out of {origin} with one noise: under that noise "
-            f"all of it comes back from {origin} by construction, under other noise a part would "
-            "not, **with no remedy at all**. How much a remedy takes away cannot be read off "
+            f"**{name}** is what the attack extracted from {origin} with one noise: under that "
+            f"noise all of it is extracted from {origin} by construction, under other noise a part "
+            "would not be, **without any remedy**. How much a remedy removes cannot be read off "
             "here."
             for name, origin in self.chosen_from.items()
         )
@@ -153,7 +153,7 @@ class Unlearning:
         return self.quality[(self.quality["arm"] == arm) & (self.quality["metric"] == metric)]
 
     def mean(self, rows: pd.DataFrame) -> Interval | None:
-        """Return the mean over replicates with its interval; None where there is none."""
+        """Return the mean over replicates with its interval; None if missing."""
         if not len(rows) or rows["value"].isna().any():
             return None
         return comparison.over_replicates(rows, self.book.confidence)[0]
@@ -161,13 +161,13 @@ class Unlearning:
     def cell(self, rows: pd.DataFrame, unit: format.Unit = "", digits: int = 3) -> str:
         """Return the mean over replicates with its interval as HTML.
 
-        Nothing where there is none.
+        Empty if missing.
         """
         mean = self.mean(rows)
         return "" if mean is None else format.interval(*mean, unit=unit, digits=digits)
 
     def relearned(self, name: str, arm: str) -> str:
-        """Return after how many updates the images came back, per replicate.
+        """Return the number of updates that relearn the images, per replicate.
 
         Nothing if not measured.
         """
@@ -214,13 +214,13 @@ class Unlearning:
         return row
 
     def _held_out(self, name: str) -> dict[str, object]:
-        """The same measures of real held-out images; empty if there are none."""
+        """Return the same metrics on real held-out images; empty if missing."""
         measures = self._measures(name, self.judged_on(name)[0], "_holdout")
         known = {title: cell for title, cell in measures.items() if cell}
         return {"arm": format.italic("real held-out images"), **known} if known else {}
 
     def _measures(self, name: str, arm: str, of: str) -> dict[str, object]:
-        """What a classifier and its features say of generations or (``_holdout``) real images."""
+        """Return the metrics of generations or (``_holdout``) real images by a classifier."""
         measures: dict[str, object] = {
             "P_psi": self.cell(self.of_forgotten(name, arm, f"probability{of}")),
             "entropy": self.cell(self.of_forgotten(name, arm, f"entropy{of}")),
@@ -238,14 +238,14 @@ class Unlearning:
         return measures
 
     def guidance(self) -> str:
-        """Return the scale of the guidance here and in the published table, as a sentence."""
+        """Return the guidance scales here and in the published table, as a sentence."""
         scale = self.settings["sample"]["guidance"]
-        return f"Guidance has the scale {scale:g} here, {GUIDANCE:g} in the published table."
+        return f"The guidance scale is {scale:g} here, {GUIDANCE:g} in the published table."
 
     # ---- forgetting against quality
 
     def forgets(self, name: str) -> dict[str, dict[str, Interval]]:
-        """Return what tells that images are not forgotten, of all arms.
+        """Return the evidence that images are not forgotten, of all arms.
 
         Measure -> arm -> number.
         """
@@ -281,9 +281,9 @@ class Unlearning:
         return complete
 
     def _mark(self, name: str, arm: str) -> dict[str, Any]:
-        """How an arm is drawn.
+        """Return an arm's marker.
 
-        A star never saw the images, an open square is what the others start from.
+        A star never saw the images, the others start from an open square.
         """
         if arm == self.retrained(name):
             return {"marker": "*", "markersize": 10}
@@ -379,7 +379,7 @@ class Unlearning:
         }
 
     def gradients(self) -> Figure:
-        """Draw how the two gradients of EraseDiff agree, and what its rule makes of them."""
+        """Draw the agreement of EraseDiff's two gradients, and the result of its rule."""
         figure, axes = figures.grid(3, 3, 3.2, 2.8)
         lines = {}
         for arm, curve in self.erasing().items():
@@ -404,11 +404,12 @@ class Unlearning:
         """Return the means of ``gradients``, a line per arm, in Markdown."""
         lines = []
         for arm, curve in self.erasing().items():
-            own, facts = self.own[arm], self.runs[arm]["facts"]
+            settings, facts = self.own[arm], self.runs[arm]["facts"]
             negative = 100 * (curve["cosine"] < 0).mean()
             lines.append(
-                f"**{arm}** (target {own['target']}, barrier {own['barrier']}): mean cosine "
-                f"{curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; mean "
+                f"**{arm}** (target {settings['target']}, barrier {settings['barrier']}): mean "
+                f"cosine {curve['cosine'].mean():.3f}, negative in {negative:.0f} % of the points; "
+                "mean "
                 f"lambda {curve['lambda'].mean():.3g}; the forgotten images moved the weights in "
                 f"{facts['pushed_updates']} of {facts['updates']} updates."
             )
@@ -450,7 +451,7 @@ class Unlearning:
     # ---- class by class
 
     def by_class(self, name: str) -> pd.DataFrame:
-        """Return the share seen as the class that was asked for: rows are arms, columns labels."""
+        """Return the share classified as the requested class: rows are arms, columns labels."""
         label = self.definitions[name]["label"]
         rows = self.numbers.query("set == @name and metric == 'accuracy_by_label'")
         if label is None or rows.empty:
@@ -523,7 +524,7 @@ class Unlearning:
         return figure
 
     def relearning_updates(self, name: str) -> str:
-        """Return when the class came back, a line per arm, in Markdown.
+        """Return when the class was relearned, a line per arm, in Markdown.
 
         Nothing for sets without a class.
         """
@@ -538,10 +539,10 @@ class Unlearning:
         )
         return "  \n".join([head, *lines])
 
-    # ---- what holds
+    # ---- verdicts
 
     def measured(self, measure: str, name: str, arm: str) -> pd.DataFrame:
-        """Return the rows of what arms are compared in (see ``compared_in``).
+        """Return the rows of a number of ``compared_in``.
 
         Lower is better in all.
         """
@@ -558,14 +559,14 @@ class Unlearning:
         return "P_psi", "extracted", "AUC", f"{self.frechet} of the rest"
 
     def against(self, measure: str, name: str, arm: str, other: str) -> tuple[Interval, str] | None:
-        """Return an arm's difference to another and the verdict; None where a number is missing.
+        """Return an arm's difference to another and the verdict; None if a number is missing.
 
-        A set that an attack chose is not testable against the arm that it was chosen from.
+        A set selected by an attack is not testable against the arm that it was extracted from.
         """
-        own, others = (self.measured(measure, name, which) for which in (arm, other))
-        if not (len(own) and len(others)):
+        values, others = (self.measured(measure, name, which) for which in (arm, other))
+        if not (len(values) and len(others)):
             return None
-        change, method = comparison.difference(own, others, self.book.confidence)
+        change, method = comparison.difference(values, others, self.book.confidence)
         verdict = comparison.judge(change, "lower", method)
         chosen = measure == "extracted" and self.chosen_from.get(name) == other
         if chosen and verdict != comparison.ONE_TRAINING:
@@ -594,7 +595,7 @@ class Unlearning:
         return frame.loc[:, (frame != "").any()]
 
     def others(self, name: str) -> str:
-        """Return what ``against_base_and_retrained`` compares with, in words."""
+        """Return a description of the arms that ``against_base_and_retrained`` compares with."""
         if self.retrained(name):
             return "its base and the arm that never saw the images"
         return "its base; no arm was retrained without the images"
@@ -613,18 +614,18 @@ class Unlearning:
     def _published_pair(self, name: str, arm: str, other: str) -> Iterator[dict[str, object]]:
         published = [ERASEDIFF[self.role[which]] for which in (arm, other)]
         for measure, key in (("P_psi", "probability"), (f"{self.frechet} of the rest", "fid")):
-            own, others = (getattr(row, key) for row in published)
-            found = self.against(measure, name, arm, other)
-            if found is not None:
+            value, others = (getattr(row, key) for row in published)
+            result = self.against(measure, name, arm, other)
+            if result is not None:
                 yield {
                     "arm": arm,
                     "against": other,
                     "measure": measure,
                     "published (second-hand)": (
-                        f"{'lower' if own < others else 'higher'} ({own} against {others})"
+                        f"{'lower' if value < others else 'higher'} ({value} against {others})"
                     ),
-                    "here": worded(found),
-                    "the order": order(found[1], own < others),
+                    "here": worded(result),
+                    "the order": order(result[1], value < others),
                 }
 
 
@@ -636,7 +637,7 @@ def with_exact_intervals(numbers: pd.DataFrame) -> pd.DataFrame:
 
 
 def worded(found: tuple[Interval, str] | None) -> str:
-    """Return a difference and the verdict on it, as HTML; nothing for none."""
+    """Return a difference and its verdict, as HTML; empty for None."""
     if found is None:
         return ""
     change, verdict = found
@@ -653,7 +654,7 @@ def order(verdict: str, lower: bool) -> str:
 
 
 def counted(rows: Table) -> str:
-    """Return how many pairs stand in which order, as a sentence."""
+    """Return the number of pairs in each order, as a sentence."""
     orders = pd.Series([format.Markup(row["the order"]).striptags() for row in rows])
     counts = ", ".join(f"{count} {what}" for what, count in orders.value_counts().items())
     return f"Of these {len(rows)} pairs: {counts}."

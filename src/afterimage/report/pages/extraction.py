@@ -1,4 +1,4 @@
-"""The page of the extraction attack: does a model give training images back, and which."""
+"""The page of the extraction attack: the training images that a model reproduces."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from afterimage.report.names import frechet_of, is_share, name_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
 
 OWN, CONTROL, HELD_OUT = "C0", "0.55", "black"
-"""Colours of an arm, of the arm it is compared with (names would need more colours than the eye can
-tell apart), and of real images that no model saw."""
+"""Colours of an arm, of the arm it is compared with (naming every arm would take more colours than
+the eye can distinguish), and of real images that no model saw."""
 FEW = 4
-"""Arms, up to which each is shown in full; of more, the first."""
+"""Maximum number of arms shown in full; of more, the first are."""
 DISTANCES = {
     "distances": ("l2", "distance to the nearest training image (RMS of pixels in [0, 1])"),
     "ratios": ("ratio_training", "ratio to the mean distance of its neighbours"),
@@ -31,7 +31,7 @@ THRESHOLDS = {
     "multiplicity": ("calibrated", "calibrated on held-out images"),
     "multiplicity_published_threshold": ("fixed", "as published"),
 }
-"""Figure -> alpha of the table of copies, and how that is chosen."""
+"""Figure -> alpha of the table of copies, and how it is chosen."""
 CALIBRATED = (
     *("flagged_generations_calibrated", "flagged_holdout_calibrated"),
     *("planted_extracted_calibrated", "twins_flagged_calibrated"),
@@ -40,7 +40,7 @@ CALIBRATED = (
 
 
 class Extraction:
-    """What the page shows of a study.
+    """The content of the page for a study.
 
     Args:
         book: The notebook.
@@ -65,14 +65,14 @@ class Extraction:
         return (arm, metric) in self.cell
 
     def value(self, arm: str, metric: str) -> str:
-        """Return a headline number with its interval; nothing if there is none."""
+        """Return a headline number with its interval; empty if missing."""
         if not self.has(arm, metric):
             return ""
         row = self.cell[arm, metric]
         return format.interval(row["value"], row["low"], row["high"], unit=unit_of(metric))
 
     def provenance(self, study: str) -> str:
-        """Return which study, seed and code the page shows, in Markdown."""
+        """Return the study, seed and code of the page, in Markdown."""
         record = self.book.training(self.arms[0])
         environment = record["environment"]
         changed = " (changed since that commit)" if environment["git_dirty"] else ""
@@ -85,12 +85,12 @@ class Extraction:
     # ---- the verdict of the attack
 
     def facts(self, arm: str, replicate: int) -> dict[str, Any]:
-        """Return what ``run.json`` of one attack says that it found."""
+        """Return the facts in ``run.json`` of one attack."""
         folder = self.book.folder("attack", arm, "extraction", replicate=replicate)
         return artifacts.read_run(folder)["facts"]
 
     def answers(self) -> Table:
-        """Return one row per training: does it copy, how often, and how far that can be told."""
+        """Return one row per training: whether and how often it copies, with bounds."""
         cells = [(arm, k) for arm in self.arms for k in range(self.replicates)]
         return [{"arm": arm, "training": k, **answer(self.facts(arm, k))} for arm, k in cells]
 
@@ -101,7 +101,7 @@ class Extraction:
         )
 
     def smallest_rate(self) -> str:
-        """Return which rate of false alarms is the smallest that can be shown, as a sentence."""
+        """Return the smallest false-alarm rate that can be shown, as a sentence."""
         cells = [(arm, k) for arm in self.arms for k in range(self.replicates)]
         smallest = max(self.facts(*cell)["holdout_smallest_rate"] for cell in cells)
         share = f"{100 * smallest:.2g} %"
@@ -120,11 +120,11 @@ class Extraction:
         ]
 
     def scope(self) -> str:
-        """Return what the intervals do and do not cover, as a sentence."""
+        """Return a sentence about what the intervals cover and what they do not."""
         if self.replicates == 1:
             return (
-                "They say how sure the number is **for these images and generations**; only "
-                "several replicates say what another training would have given."
+                "They cover **these images and generations**; only several replicates show the "
+                "variation between trainings."
             )
         return "They cover another training and sampling of the same arm on the same images."
 
@@ -274,11 +274,11 @@ class Extraction:
             "capsize": 1.5,
             "color": colour,
         }
-        at, error = rows["copies"] * shift, np.clip(np.stack(lengths), 0, None)
-        axis.errorbar(at, rows["share"], error, **style)
+        x, error = rows["copies"] * shift, np.clip(np.stack(lengths), 0, None)
+        axis.errorbar(x, rows["share"], error, **style)
         twins = rows.dropna(subset=["twins_share"])
-        at = twins["copies"] * shift
-        axis.plot(at, twins["twins_share"], "x", markersize=4, color=colour)
+        x = twins["copies"] * shift
+        axis.plot(x, twins["twins_share"], "x", markersize=4, color=colour)
 
     # ---- side by side
 
@@ -326,14 +326,14 @@ class Extraction:
             axis.plot([value] * 2, [y - 0.3, y + 0.3], color=HELD_OUT, linewidth=1.2)
 
     def passes(self) -> str:
-        """Return how often each arm passed over its training images, as a sentence."""
+        """Return the number of passes of each arm over its training images, as a sentence."""
         passes = (f"{arm} {self.cell[arm, 'passes']['value']:.3g}" for arm in self.arms)
         return f"Passes over the training images: {', '.join(passes)}."
 
     # ---- precision and recall
 
     def precision_recall(self) -> Figure:
-        """Draw how well the attack tells planted images from their never-trained twins."""
+        """Draw how well the attack separates planted images from their never-trained twins."""
         figure, axes = figures.grid(len(self.arms), 4, 2.6, 2.1, sharex=True, sharey=True)
         for axis, arm in zip(axes, self.arms, strict=True):
             for other, colour, _ in self._with_control(arm):
@@ -354,14 +354,14 @@ class Extraction:
     # ---- tables
 
     def deduplication(self) -> pd.DataFrame:
-        """Return what each method of deduplication found, one column per method."""
+        """Return the scores of each deduplication method, one column per method."""
         table = self.book.table("dedup").set_index("method").T
         return (
             table.map(lambda value: f"{value:.4g}").rename_axis(None, axis=1).reset_index(names="")
         )
 
     def every_number(self) -> str:
-        """Return all numbers of every arm as HTML, to be unfolded arm by arm."""
+        """Return all numbers of every arm as HTML, collapsed by arm."""
         extraction = self.book.table("extraction").query("subset == 'all'").drop(columns="subset")
         folded = []
         for arm in self.arms:
@@ -397,7 +397,7 @@ def answer(facts: dict[str, Any]) -> dict[str, object]:
 
 
 def floor_of(metric: str) -> str:
-    """Return the metric that is the same measure of images that the model never saw."""
+    """Return the corresponding metric of images that the model never saw."""
     if metric == "planted_extracted_calibrated":
         return "twins_flagged_calibrated"
     return (

@@ -27,7 +27,7 @@ BUDGETS = {
     "updates_per_model": "updates per network",
     "kept_samples": "samples with gradient",
 }
-"""Fact of a training -> its name."""
+"""Fact of a training -> its name on the page."""
 HELD_OUT = "real held-out images"
 MEMORISED = {False: ("0.65", "others"), True: ("C3", "memorised by plain training")}
 """Whether images are memorised -> colour and label."""
@@ -43,13 +43,13 @@ WORDS = {
         "was trained longer"
     ),
 }
-"""Verdict -> what it says of a claim."""
+"""Verdict -> its wording for a claim."""
 QUALITY_WORDS = WORDS | {
     comparison.WORSE: "does not hold here: higher",
-    comparison.UNSEEN: "no rise seen here, which is not none",
+    comparison.UNSEEN: "no increase seen here, which does not rule one out",
     comparison.BETTER: "lower here, class shares included",
 }
-"""The same of the claim that quality is no worse."""
+"""The same for the claim that quality is no worse."""
 
 
 class Change(NamedTuple):
@@ -58,7 +58,7 @@ class Change(NamedTuple):
     Attributes:
         kind: ``default`` (plain training) or ``control`` (of equal budget).
         tau: Threshold of MQ; None for the Fréchet distance.
-        relative: Change relative to the other arm; NaN where that has 0.
+        relative: Change relative to the other arm; NaN if its number is 0.
     """
 
     arm: str
@@ -92,7 +92,7 @@ class Losses(NamedTuple):
     Attributes:
         memorised, others: Median losses.
         gap: Difference of the mean logarithms of the losses.
-        auc: How well the loss tells them apart.
+        auc: How well the loss separates them.
     """
 
     arm: str
@@ -109,7 +109,7 @@ class Losses(NamedTuple):
 
 
 class IetAgc:
-    """What the page shows of a study.
+    """The content of the page for a study.
 
     Args:
         book: The notebook.
@@ -118,9 +118,9 @@ class IetAgc:
 
     Attributes:
         iet: Arms of the method.
-        skipping: Those that skip samples.
-        default_of: Arm of the method -> plain training that is like it, or None.
-        shown: The arms that these are compared with, then these.
+        skipping: Arms that skip samples.
+        default_of: Arm of the method -> the corresponding plain training, or None.
+        shown: The arms that those of the method are compared with, then these.
         generations: Per replicate.
         frechet: The Fréchet distance.
     """
@@ -150,7 +150,7 @@ class IetAgc:
         self.changes = list(self._changes())
 
     def _default(self, arm: str) -> str | None:
-        """Plain training with the full budget that is like an arm in all else."""
+        """Return the plain training with the full budget that otherwise equals an arm."""
         return next(
             (
                 other
@@ -200,11 +200,11 @@ class IetAgc:
     def summary(self, study: str) -> str:
         """Return the arms on the page, in Markdown."""
         seed = self.runs[self.shown[0]][0]["config"]["seed"]
-        own = ", ".join(f"**{arm}**" for arm in self.iet)
+        methods = ", ".join(f"**{arm}**" for arm in self.iet)
         others = ", ".join(arm for arm in self.shown if arm not in self.iet) or "none"
         return (
             f"Study `{study}`, {self.replicates} replicate(s), seed {seed}. Arms of the method: "
-            f"{own}. Compared with them: {others}."
+            f"{methods}. Compared with them: {others}."
         )
 
     def trained(self) -> Table:
@@ -212,20 +212,20 @@ class IetAgc:
         return [self._trained(arm) for arm in self.shown]
 
     def _trained(self, arm: str) -> dict[str, object]:
-        own, fact = self.own[arm], {name: self.mean_fact(arm, name) for name in BUDGETS}
+        settings, fact = self.own[arm], {name: self.mean_fact(arm, name) for name in BUDGETS}
         seen = self.mean_fact(arm, "images_seen")
         row: dict[str, object] = {"arm": self.name(arm), "control": self.control_of.get(arm, "")}
         names = ("shards", "rounds", "lambda", "local steps per round")
         steps = self.runs[arm][0]["facts"].get("steps_per_round", "")
         values = (
-            (own["shards"], own["rounds"], f"{own['agc_threshold']:g}", steps)
+            (settings["shards"], settings["rounds"], f"{settings['agc_threshold']:g}", steps)
             if arm in self.iet
             else ("",) * len(names)
         )
         row |= dict(zip(names, values, strict=True))
         kept = f"{fact['kept_samples']:,.0f} ({100 * fact['kept_samples'] / seen:.1f} %)"
         return row | {
-            "starts from": own["base"] or "",
+            "starts from": settings["base"] or "",
             "updates": f"{fact['updates']:,.0f}",
             "updates per network": f"{fact['updates_per_model']:,.0f}",
             "samples with gradient": kept,
@@ -287,7 +287,7 @@ class IetAgc:
         axis.errorbar(np.array(self.taus) + shift, np.maximum(mean, floor), bars, **style)
 
     def mq_caption(self) -> str:
-        """Return what the figure of MQ counts, as a sentence."""
+        """Return a sentence that explains the figure of MQ."""
         kind = format.spread(self.replicates) if self.replicates > 1 else "(exact)"
         intervals = f"{self.book.level} intervals {kind}"
         return f"Shares of {self.generations:,} generations per replicate with {intervals}."
@@ -323,7 +323,7 @@ class IetAgc:
         return self.own[arm]["base"] == self.own[other]["base"] and own < 0.99 * others
 
     def equal(self, arm: str, other: str) -> str:
-        """Return which budgets of two arms are the same to one in a hundred, in words."""
+        """Return the names of the budgets of two arms that are equal within 1 %."""
         pairs = {
             name: [self.mean_fact(which, fact) for which in (arm, other)]
             for fact, name in BUDGETS.items()
@@ -342,10 +342,10 @@ class IetAgc:
 
     def _change(self, arm: str, kind: str, other: str, tau: float | None) -> Change:
         if tau is None:
-            own, others = self.distance(arm), self.distance(other)
+            values, others = self.distance(arm), self.distance(other)
         else:
-            own, others = self.mq_at(arm, tau), self.mq_at(other, tau)
-        difference, method = comparison.difference(own, others, self.book.confidence)
+            values, others = self.mq_at(arm, tau), self.mq_at(other, tau)
+        difference, method = comparison.difference(values, others, self.book.confidence)
         verdict = comparison.judge(difference, "lower", method)
         if tau is not None:
             exceeding = (self.copies(arm, tau), self.copies(other, tau))
@@ -353,23 +353,23 @@ class IetAgc:
             if verdict == comparison.BETTER and self.trained_less(arm, other):
                 verdict = comparison.TRAINED_LESS
         before = others["value"].mean()
-        relative = own["value"].mean() / before - 1 if before else np.nan
+        relative = values["value"].mean() / before - 1 if before else np.nan
         number = self.frechet if tau is None else f"MQ at {tau:g}"
         return Change(arm, kind, other, number, tau, difference, relative, verdict)
 
     def changes_figure(self) -> Figure:
-        """Draw how far each arm of the method is from plain training, and from its control."""
+        """Draw the differences of each arm of the method to plain training, and to its control."""
         pairs = list(dict.fromkeys((c.arm, c.kind, c.other) for c in self.changes))
         pairs.sort(key=lambda pair: (pair[1] != "default", self.iet.index(pair[0])))
-        at = np.arange(len(pairs)) + 0.8 * np.array([kind != "default" for _, kind, _ in pairs])
+        rows = np.arange(len(pairs)) + 0.8 * np.array([kind != "default" for _, kind, _ in pairs])
         labels = [
             f"{arm}  –  {other}"
             + (f" (equal: {self.equal(arm, other)})" if kind == "control" else "")
             for arm, kind, other in pairs
         ]
         numbers = list(dict.fromkeys(change.number for change in self.changes))
-        figure, axes = figures.row_panels(labels, len(numbers), width=2.1, at=list(at))
-        place = dict(zip(pairs, at, strict=True))
+        figure, axes = figures.row_panels(labels, len(numbers), width=2.1, at=list(rows))
+        place = dict(zip(pairs, rows, strict=True))
         for axis, number in zip(axes, numbers, strict=True):
             for change in (change for change in self.changes if change.number == number):
                 scale, y = 100 if change.unit else 1, place[change.arm, change.kind, change.other]
@@ -390,24 +390,24 @@ class IetAgc:
         return figure
 
     def changes_caption(self) -> str:
-        """Return what the intervals of the differences are, as a sentence."""
+        """Return a sentence that explains the intervals of the differences."""
         paired = f"paired over {self.replicates} replicates"
         kind = paired if self.replicates > 1 else format.spread(1)
         return f"Arm minus the arm that it is compared with, {self.book.level} intervals ({kind})."
 
     def chain(self) -> str:
-        """Return what MQ counts under plain training, the method and its control, in Markdown."""
+        """Return MQ under plain training, the method and its control, in Markdown."""
         tau = self.paper_taus[len(self.paper_taus) // 2]
         lines = [f"MQ at {tau:g}, mean over replicates:"]
         for arm in self.iet:
             default, control = self.default_of[arm], self.control_of.get(arm)
             if default and control in self.plain and control != default:
-                before, own, matched = (
+                before, count, matched = (
                     f"{self.generations * self.mq_at(name, tau)['value'].mean():.4g}"
                     for name in (default, arm, control)
                 )
                 lines.append(
-                    f"**{arm}**: {before} generations under {default}, {own} under {arm}, "
+                    f"**{arm}**: {before} generations under {default}, {count} under {arm}, "
                     f"{matched} under its control {control}, which is plain training too (equal: "
                     f"{self.equal(arm, control)})."
                 )
@@ -512,7 +512,7 @@ class IetAgc:
 
         None where nothing is planted.
         """
-        found = []
+        skipping = []
         for arm in self.skipping:
             sources = self.skips_of_sources(arm)
             planted = sources["copies"] > 1
@@ -524,8 +524,8 @@ class IetAgc:
                     sources["share"][~planted],
                 )
                 ends = means[True].mean(), means[False].mean()
-                found.append(Skipping(arm, *ends, gap, self._verdict(gap, "higher")))
-        return found
+                skipping.append(Skipping(arm, *ends, gap, self._verdict(gap, "higher")))
+        return skipping
 
     def _gap(self, gaps: np.ndarray, own: Any, others: Any) -> Interval:
         """A difference of means: Student's interval between replicates, Welch's within the one."""
@@ -586,11 +586,11 @@ class IetAgc:
         entries: dict[str, Any] = {}
         for axis, (arm, rows) in zip(axes, losses.items(), strict=True):
             for memorised, (colour, label) in MEMORISED.items():
-                some = rows["loss"][rows["memorised"] == memorised]
-                if len(some):
+                group = rows["loss"][rows["memorised"] == memorised]
+                if len(group):
                     style: figures.Style = {"color": colour, "alpha": 0.65, "label": label}
-                    weights = np.full(len(some), 1 / len(some))
-                    entries[label] = axis.hist(some, bins, weights=weights, **style)[2]
+                    weights = np.full(len(group), 1 / len(group))
+                    entries[label] = axis.hist(group, bins, weights=weights, **style)[2]
             axis.set_xlim(bins[0], bins[-1])
             figures.log_axis(axis, "x", most=5)
             axis.set_yticks([])
@@ -637,10 +637,10 @@ class IetAgc:
             for losses in self.losses()
         ]
 
-    # ---- what holds
+    # ---- claims
 
     def claims(self) -> Table:
-        """Return the paper's claims, and what the intervals of this study say of them."""
+        """Return the paper's claims, and the result of this study for each."""
         rows = [
             self._claim_of_change(change) for change in self.changes if change.tau in (None, 0.5)
         ]
@@ -661,7 +661,7 @@ class IetAgc:
         return rows
 
     def decided(self) -> str:
-        """Return how many intervals decide, and what they are of, as a sentence."""
+        """Return the number of deciding intervals, and their basis, as a sentence."""
         return (
             f"{len(self.claims())} intervals decide here, of {self.generations:,} generations and "
             f"{self.replicates} replicate(s)."
@@ -680,11 +680,11 @@ class IetAgc:
         }
 
     def _claim_of_change(self, change: Change) -> dict[str, object]:
-        own = self.own[change.arm]
+        settings = self.own[change.arm]
         known = IET_AGC["quality" if change.tau is None else "MQ"]
         if change.kind == "control":
             known = Claim("no such control", "")
-        elif not (own["shards"] > 1 and own["agc_threshold"] > 0):
+        elif not (settings["shards"] > 1 and settings["agc_threshold"] > 0):
             known = Claim("one part alone: not read", "")
         other = "plain training" if change.kind == "default" else "its control"
         number = format.interval(*change.difference, unit=change.unit, sign="+")

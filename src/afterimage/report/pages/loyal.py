@@ -19,7 +19,7 @@ FLOOR = "black"
 
 
 class Loyal:
-    """What the page shows of a study.
+    """The content of the page for a study.
 
     Args:
         book: The notebook.
@@ -73,12 +73,12 @@ class Loyal:
         settings, facts = self.settings[arm], self.runs[arm]["facts"]
         networks, blocks = self.networks[arm], settings["rau_net"]
         groups = ", ".join(map(str, blocks["groups"])) if networks in WITH_BLOCKS else ""
-        each = [
+        updates = [
             f"{name} {facts[f'updates_{name}']:,}"
             for name in ("front", "tail")
             if f"updates_{name}" in facts
         ]
-        of_each = f" ({', '.join(each)}; {settings['budget']})" if each else ""
+        of_each = f" ({', '.join(updates)}; {settings['budget']})" if updates else ""
         return {
             "arm": format.bold(arm),
             "control": self.control_of.get(arm, ""),
@@ -91,7 +91,7 @@ class Loyal:
         }
 
     def levels(self) -> int:
-        """Return how many levels the network has."""
+        """Return the number of levels of the network."""
         if not self.shown:
             return 0
         return len(self.runs[self.shown[0]]["config"]["settings"]["model"]["channels"])
@@ -133,7 +133,7 @@ class Loyal:
     # ---- the published rows
 
     def published(self) -> Table:
-        """Return the rows of the paper's table with the arms of this study that stand for them."""
+        """Return the rows of the paper's table with the corresponding arms of this study."""
         rows: Table = []
         for row, networks, known in published.LOYAL:
             start: dict[str, object] = {"row": row, "arm": "", "published": known}
@@ -169,7 +169,7 @@ class Loyal:
         return numbers
 
     def _reductions(self, arm: str) -> dict[str, object]:
-        """By how much R falls against one network, and against two, without blocks."""
+        """Return the decrease of R against one network, and against two, without blocks."""
         references = {"one network": self._first("plain"), "two networks": self._first("split")}
         return {
             f"R falls against {name}": self.reduction(arm, reference)
@@ -177,13 +177,13 @@ class Loyal:
         }
 
     def reduction(self, arm: str, reference: str | None) -> str:
-        """Return the relative fall of R against a reference; nothing for the reference itself."""
+        """Return the relative decrease of R against a reference; empty for the reference itself."""
         if reference is None or arm == reference:
             return ""
         before, after = (self.cell[name, f"R[{self.space}]"]["value"] for name in (reference, arm))
         return format.interval((before - after) / before, unit="%", sign="+")
 
-    # ---- what holds
+    # ---- verdicts
 
     def findings(self) -> str:
         """Return the verdict on every arm with blocks or two networks, in Markdown."""
@@ -208,7 +208,7 @@ class Loyal:
         return f"- **{arm}** against {control}: {verdict}. {'; '.join(numbers)}."
 
     def brackets(self) -> str:
-        """Return what the intervals of the differences are, as a sentence."""
+        """Return a sentence that explains the intervals of the differences."""
         paired = f"paired over {self.replicates} replicates"
         alone = "within the one training, which gives no verdict"
         kind = paired if self.replicates > 1 else alone

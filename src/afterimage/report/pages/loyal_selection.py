@@ -34,7 +34,7 @@ LIMIT = "largest admissible distance"
 
 
 class Selection:
-    """What the page shows of a study.
+    """The content of the page for a study.
 
     Args:
         book: The notebook.
@@ -42,7 +42,7 @@ class Selection:
 
     Attributes:
         settings: The block ``loyal_selection`` of the study.
-        facts: What was chosen.
+        facts: The choices.
     """
 
     def __init__(self, book: Notebook, replicates: int) -> None:
@@ -141,7 +141,7 @@ class Selection:
             axis.errorbar(at, mean, error, color=NETWORK_COLOURS[arrangement], **style)
 
     def bars(self) -> str:
-        """Return what the bars of ``timesteps`` are, as a sentence."""
+        """Return a sentence that explains the bars of ``timesteps``."""
         if self.replicates == 1:
             return "One replicate, so without intervals."
         return f"Bars: standard error of {self.replicates} replicates."
@@ -191,7 +191,8 @@ class Selection:
 
     def _candidate(self, row: dict) -> dict[str, object]:
         group, tau = row["group"], row["switch_timestep"]
-        all_times, late = f"blocks in group {group:.0f}, all timesteps", f"blocks at t ≥ {tau:.0f}"
+        all_times = f"blocks in group {group:.0f}, all timesteps"
+        late = f"blocks at t ≥ {tau:.0f}"
         cells: dict[str, object] = {
             "candidate": all_times if pd.notna(group) else f"{late}, two networks"
         }
@@ -213,7 +214,7 @@ class Selection:
         return cells | {"chosen": format.bold("yes") if row["chosen"] else ""}
 
     def certainty(self) -> str:
-        """Return how sure the choice is, as a sentence."""
+        """Return the certainty of the choice, as a sentence."""
         if self.replicates == 1:
             return "With one replicate it is not known whether any choice is more than chance."
         chosen = self.ranked[self.ranked["chosen"]]
@@ -226,11 +227,11 @@ class Selection:
     def rules(self) -> str:
         """Return how candidates are ranked, as far as it depends on the study."""
         text = (
-            f"s: relative fall of `{self.settings['by']}` against the control without blocks; c: "
-            "relative rise of the Fréchet distance. A candidate is admissible if c is at most "
-            f"{self.cost}. Groups are ranked by s, the first {self.settings['keep']} that lower "
-            "copying are chosen; of the timesteps the smallest admissible one, which leaves the "
-            "largest range with blocks."
+            f"s: relative decrease of `{self.settings['by']}` against the control without blocks; "
+            "c: relative increase of the Fréchet distance. A candidate is admissible if c is at "
+            f"most {self.cost}. Groups are ranked by s, the first {self.settings['keep']} that "
+            "lower copying are chosen; of the timesteps the smallest admissible one, which leaves "
+            "the largest range with blocks."
         )
         if self.replicates == 1:
             return text
