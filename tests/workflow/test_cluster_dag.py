@@ -1,6 +1,7 @@
 """How a study is cut into jobs: what the DAG becomes, and that no cut changes, or makes again, what is finished."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -40,7 +41,7 @@ def done(finished, tmp_path_factory):
     """The tiny study, cut, run until its generations are drawn. Read only: take ``copy`` to change something."""
     folder = tmp_path_factory.mktemp("cut") / "study"
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
-    made = type(finished)(folder)
+    made = replace(finished, folder=folder)
     cut(made)
     made.snakemake("--", "data", "sample")
     return made
@@ -49,8 +50,7 @@ def done(finished, tmp_path_factory):
 @pytest.fixture
 def copy(done, tmp_path):
     """A copy of it with its times kept."""
-    shutil.copytree(done.folder, tmp_path / "study", copy_function=shutil.copy2)
-    return type(done)(tmp_path / "study")
+    return done.copy(tmp_path / "study")
 
 
 def test_a_study_that_says_nothing_is_not_cut(empty):
