@@ -16,6 +16,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -61,20 +62,21 @@ sys.exit(answer[0] if answer else "the process that runs the commands has ended"
 @contextmanager
 def preloaded(folder: Path, environment: dict[str, str]) -> Iterator[Path]:
     """Start the process; yield ``folder``, which then holds the stand-ins of the commands."""
-    address = str(folder / "socket")
-    for name in COMMANDS:
-        (folder / name).write_text(STAND_IN.format(python=sys.executable, address=address))
-        (folder / name).chmod(0o755)
-    server = subprocess.Popen(
-        [sys.executable, "-P", __file__, address],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
-    with server:  # ends the process by closing its standard input
-        assert server.stdout is not None
-        assert server.stdout.readline() == b"ready\n", "it ended before it was ready"
-        yield folder
+    with tempfile.TemporaryDirectory() as short:  # a socket's path has at most 103 characters
+        address = f"{short}/socket"
+        for name in COMMANDS:
+            (folder / name).write_text(STAND_IN.format(python=sys.executable, address=address))
+            (folder / name).chmod(0o755)
+        server = subprocess.Popen(
+            [sys.executable, "-P", __file__, address],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+        with server:  # ends the process by closing its standard input
+            assert server.stdout is not None
+            assert server.stdout.readline() == b"ready\n", "it ended before it was ready"
+            yield folder
 
 
 def serve(address: str) -> None:
