@@ -16,6 +16,9 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := true
 export DVC_NO_ANALYTICS := 1
 export HF_HUB_DISABLE_TELEMETRY := 1
+# Containers set this for images that import once. Here hundreds of processes import torch, and compiling it takes longer than running
+# it: the first one keeps what it compiled.
+unexport PYTHONDONTWRITEBYTECODE
 
 # What the environment is made from. This is stored in it, and where it differs the environment is made again.
 MADE_FROM = $$($(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)'; pwd -P; cat "$(LOCK)" pyproject.toml)
@@ -29,11 +32,11 @@ all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
 
 # pytest's status is 2 when it is interrupted, 5 when PYTEST_ARGS chooses no test: one of the two kinds may have none, not both.
-test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses): the fast ones two at a time, then whole studies
-	@export $(IN_VENV); fast=0; slow=0; \
-	$(BIN)/python -m pytest -n 2 -m "not slow" $(PYTEST_ARGS) || fast=$$?; \
+test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses), two files at a time: the fast ones, then whole studies
+	@export $(IN_VENV) OMP_NUM_THREADS=1; fast=0; slow=0; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" $(PYTEST_ARGS) || fast=$$?; \
 	[ $$fast != 2 ] || exit 2; \
-	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS) || slow=$$?; \
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow $(PYTEST_ARGS) || slow=$$?; \
 	case $$fast$$slow in 00|05|50) ;; 55) echo "PYTEST_ARGS chooses no test" >&2; exit 5 ;; *) exit 1 ;; esac
 
 test-slurm: setup ## Run the tests on a throw-away SLURM cluster (root on a Debian-like system; installs slurm)

@@ -1,12 +1,9 @@
-"""What the verbs of the command line import: each in a process of its own, looked at when it
-ends."""
+"""What the verbs of the command line import: looked at after each, in a process for verbs alike."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-
-import pytest
 
 from afterimage.cli import COMMANDS, SINGLE
 
@@ -31,12 +28,14 @@ from afterimage.cli import main
 def is_imported(name):
     return type(sys.modules.get(name)) is ModuleType
 
-try:
-    main({argv})
-except SystemExit:
-    pass
+for argv in {argvs}:
+    try:
+        main(argv)
+    except SystemExit:
+        pass
+    print("IMPORTED", *filter(is_imported, {names}))
 {work}
-print(*filter(is_imported, {names}))
+print("IMPORTED", *filter(is_imported, {names}))
 """
 TRAINING = """
 import importlib, tempfile, torch
@@ -57,14 +56,17 @@ with tempfile.TemporaryDirectory() as folder:
 """
 
 
-def imported(verb: str, names: list[str], work: str = "") -> list[str]:
-    """Return which of the modules ``names`` are imported after ``verb`` was called with --help and
-    ``work`` done."""
-    code = LOOK.format(argv=[*verb.split(), "--help"], names=names, work=work)
+def imported(verbs: list[str], names: list[str], work: str = "") -> list[list[str]]:
+    """Return which of the modules ``names`` are imported after each of ``verbs`` was called with
+    --help, in the same process, and, last, after ``work`` was done."""
+    argvs = [[*verb.split(), "--help"] for verb in verbs]
+    code = LOOK.format(argvs=argvs, names=names, work=work)
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=300
     )
-    return done.stdout.splitlines()[-1].split()
+    lines = [line.split() for line in done.stdout.splitlines() if line.startswith("IMPORTED")]
+    assert len(lines) == len(verbs) + 1
+    return [modules for _, *modules in lines]
 
 
 def test_the_verbs_named_here_are_there():
@@ -72,16 +74,16 @@ def test_the_verbs_named_here_are_there():
     assert verbs >= {*LIGHT, *NETWORKS}
 
 
-@pytest.mark.parametrize("verb", LIGHT)
-def test_light_verbs_import_nothing_heavy(verb):
+def test_light_verbs_import_nothing_heavy():
     heavy = ["torch", "diffusers", "pandas", "scipy", "sklearn", "faiss", "matplotlib", "mlflow"]
-    assert imported(verb, heavy) == []
+    *after, _ = imported(LIGHT, heavy)
+    assert dict(zip(LIGHT, after, strict=True)) == {verb: [] for verb in LIGHT}
 
 
-@pytest.mark.parametrize("verb", NETWORKS)
-def test_verbs_that_open_networks_do_not_import_compilers(verb):
+def test_verbs_that_open_networks_do_not_import_compilers():
     names = ["torch", "torch._dynamo", "torch._inductor", "sympy", "matplotlib", "mlflow", "opacus"]
-    assert imported(verb, names) == ["torch"]
+    *after, _ = imported(NETWORKS, names)
+    assert dict(zip(NETWORKS, after, strict=True)) == {verb: ["torch"] for verb in NETWORKS}
 
 
 def test_a_training_imports_nothing_that_it_does_not_need():
@@ -98,4 +100,4 @@ def test_a_training_imports_nothing_that_it_does_not_need():
         "matplotlib",
         "mlflow",
     ]
-    assert imported("train run", names, TRAINING) == ["torch"]
+    assert imported(["train run"], names, TRAINING)[-1] == ["torch"]

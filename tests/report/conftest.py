@@ -314,32 +314,43 @@ def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Gene
     pd.concat(rows).to_csv(folder / "results.csv", index=False)
 
 
-@pytest.fixture
-def show(root, tmp_path, monkeypatch):
-    """Run a notebook; return its text, written or displayed, and the names of its figures."""
+@pytest.fixture(scope="session")
+def show(root, tmp_path_factory):
+    """Run a notebook, once on the same results; return its text, written or displayed, and the
+    names of its figures."""
+    shown: dict[tuple[str, Path], tuple[str, frozenset[str]]] = {}
 
-    def run(name: str, made: config.Study, results: Path) -> tuple[str, set[str]]:
-        shown = []
-        monkeypatch.setattr("IPython.display.display", shown.append)
-        parameters = resolve(made, "report/page")["settings"] | {
-            "results": str(results),
-            "figures": str(tmp_path),
-        }
-        space: dict = {}
-        with mpl.rc_context({"backend": "agg"}):
-            for cell in jupytext.read(root / "notebooks" / f"{name}.py").cells:
-                if cell.cell_type == "code":
-                    exec(cell.source, space)
-                else:
-                    shown.append(cell.source.replace("\n", " "))
-                if "parameters" in cell.metadata.get("tags", []):
-                    assert parameters.keys() <= space.keys()
-                    space |= parameters
-                    space.pop("__builtins__", None)
-        assert not plt.get_fignums()
-        text = "\n".join(
-            str(getattr(one, "data", one)) for one in shown if not hasattr(one, "embed")
-        )
-        return text, {path.stem for path in tmp_path.glob("*.png")}
+    def run(name: str, made: config.Study, results: Path) -> tuple[str, frozenset[str]]:
+        if (name, results) not in shown:
+            figures = tmp_path_factory.mktemp("figures")
+            text = displayed(root / "notebooks" / f"{name}.py", made, results, figures)
+            names = frozenset(path.stem for path in figures.glob("*.png"))
+            shown[name, results] = text, names
+        return shown[name, results]
 
     return run
+
+
+def displayed(notebook: Path, made: config.Study, results: Path, figures: Path) -> str:
+    """Run a notebook in this process; return its text."""
+    shown: list[object] = []
+    parameters = resolve(made, "report/page")["settings"] | {
+        "results": str(results),
+        "figures": str(figures),
+    }
+    space: dict = {}
+    with mpl.rc_context({"backend": "agg"}), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("IPython.display.display", shown.append)
+        for cell in jupytext.read(notebook).cells:
+            if cell.cell_type == "code":
+                exec(cell.source, space)
+            else:
+                shown.append(cell.source.replace("\n", " "))
+            if "parameters" in cell.metadata.get("tags", []):
+                assert parameters.keys() <= space.keys()
+                space |= parameters
+                space.pop("__builtins__", None)
+    assert not plt.get_fignums()
+    return "\n".join(
+        str(getattr(each, "data", each)) for each in shown if not hasattr(each, "embed")
+    )

@@ -1,6 +1,9 @@
 """The page of LoyalDiffusion on made-up results: its arms, and what is published of each."""
 
+from functools import cache
+
 import pytest
+import yaml
 
 from afterimage import config
 
@@ -15,17 +18,18 @@ ARMS = {
 }
 
 
-@pytest.fixture
-def page(params, tmp_path, make_up, truth, show):
+@pytest.fixture(scope="module")
+def page(root, tmp_path_factory, make_up, truth, show):
     """Return a function that makes up a study and runs the notebook; it gives what that showed, and
     its figures."""
+    params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
+    params |= {"arms": ARMS, "forget": {}, "loyal_selection": None, "attribution": None}
+    truths = {name: truth() for name in ARMS} | {"rau_net": truth(0.1, 0.1)}
 
-    def run(replicates: int) -> tuple[str, set[str]]:
-        study = config.parse(
-            params | {"arms": ARMS, "replicates": replicates, "forget": {}, "loyal_selection": None}
-        )
-        truths = {name: truth() for name in ARMS} | {"rau_net": truth(0.1, 0.1)}
-        return show("loyal", study, make_up(tmp_path / "made", study, truths))
+    @cache
+    def run(replicates: int) -> tuple[str, frozenset[str]]:
+        study = config.parse(params | {"replicates": replicates})
+        return show("loyal", study, make_up(tmp_path_factory.mktemp("made"), study, truths))
 
     return run
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -35,21 +36,20 @@ figures = ""
 """
 
 
-@pytest.fixture
-def make(tmp_path: Path) -> Callable[..., int]:
-    """Make a page of one cell; return the exit status."""
-    (tmp_path / "tables").mkdir()
-    (tmp_path / "tables" / "run.json").write_text('{"outputs": {}}')
-    (tmp_path / "config.json").write_text('{"step": "report/page", "seed": 0, "settings": {}}')
+def maker(folder: Path) -> Callable[..., int]:
+    """Return a function that makes a page of one cell below ``folder``, and returns the exit status."""
+    (folder / "tables").mkdir()
+    (folder / "tables" / "run.json").write_text('{"outputs": {}}')
+    (folder / "config.json").write_text('{"step": "report/page", "seed": 0, "settings": {}}')
 
     def run(cell: str, name: str = "python3") -> int:
-        (tmp_path / "page.py").write_text(HEAD.format(name=name) + cell)
+        (folder / "page.py").write_text(HEAD.format(name=name) + cell)
         flags = {
-            "notebook": tmp_path / "page.py",
-            "results": tmp_path,
-            "tables": tmp_path / "tables",
-            "config": tmp_path / "config.json",
-            "out": tmp_path / "out",
+            "notebook": folder / "page.py",
+            "results": folder,
+            "tables": folder / "tables",
+            "config": folder / "config.json",
+            "out": folder / "out",
         }
         words = [word for flag, path in flags.items() for word in (f"--{flag}", str(path))]
         return cli.main(["report", "page", *words])
@@ -58,8 +58,27 @@ def make(tmp_path: Path) -> Callable[..., int]:
 
 
 @pytest.fixture
+def make(tmp_path: Path) -> Callable[..., int]:
+    return maker(tmp_path)
+
+
+@pytest.fixture
 def page(tmp_path: Path) -> Path:
     return tmp_path / "out" / "page.html"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished page that says "earlier page". Read only."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert maker(folder)("print('earlier page')") == 0
+    return folder / "out"
+
+
+@pytest.fixture
+def earlier_page(finished: Path, page: Path) -> None:
+    """A copy of it where the next page will be."""
+    shutil.copytree(finished, page.parent)
 
 
 def kernel_spec(folder: Path, name: str) -> None:
@@ -168,9 +187,8 @@ def test_kernel_that_dies_before_its_first_answer_is_started_once_more(
 
 
 def test_two_kernels_that_die_end_the_page_and_leave_the_earlier_one(
-    make, page, tmp_path, startup, capfd
+    make, page, earlier_page, tmp_path, startup, capfd
 ):
-    assert make("print('earlier page')") == 0
     startup(f"open({str(tmp_path / 'count')!r}, 'a').write('x')\nos.kill(os.getpid(), 9)")
     assert make(FRESH) == 2
     log = capfd.readouterr().err
@@ -181,8 +199,7 @@ def test_two_kernels_that_die_end_the_page_and_leave_the_earlier_one(
     artifacts.check_store(page.parent)
 
 
-def test_failing_cell_is_run_once_and_leaves_the_earlier_page(make, page, tmp_path):
-    assert make("print('earlier page')") == 0
+def test_failing_cell_is_run_once_and_leaves_the_earlier_page(make, page, earlier_page, tmp_path):
     with pytest.raises(papermill.PapermillExecutionError, match="ZeroDivisionError"):
         make(f"open({str(tmp_path / 'count')!r}, 'a').write('x')\n1 / 0")
     assert (tmp_path / "count").read_text() == "x"
@@ -190,9 +207,8 @@ def test_failing_cell_is_run_once_and_leaves_the_earlier_page(make, page, tmp_pa
     artifacts.check_store(page.parent)
 
 
-def test_kernel_that_dies_in_a_cell_is_not_started_again(make, page, tmp_path, capfd):
+def test_kernel_that_dies_in_a_cell_is_not_started_again(make, page, earlier_page, tmp_path, capfd):
     """As under memory pressure."""
-    assert make("print('earlier page')") == 0
     cell = f"open({str(tmp_path / 'count')!r}, 'a').write('x')\nimport os\nos.kill(os.getpid(), {int(signal.SIGKILL)})"
     assert make(cell) == 2
     assert "the kernel died while it ran a cell (killed by SIGKILL)" in capfd.readouterr().err

@@ -4,6 +4,7 @@ results."""
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from afterimage import config
 
 RAU_NET = {"groups": [1]}
 UNLEARN = {"base": "conditional", "control": "retrained", "train": {"updates": 10}}
-MANY = {
+ARMS = {
     "baseline": {"method": "baseline"},
     "dedup": {"method": "baseline", "data": "deduplicated", "control": "baseline"},
     "rau_net": {"method": "baseline", "rau_net": RAU_NET, "control": "baseline"},
@@ -27,15 +28,17 @@ MANY = {
     "salun": {"method": "salun", "forget": "zeros", **UNLEARN},
     "both": {"method": "baseline", "data": "deduplicated", "rau_net": RAU_NET, "control": "dedup"},
 }
-FEW = {name: MANY[name] for name in ("baseline", "dedup")}
+MANY = tuple(ARMS)
+FEW = ("baseline", "dedup")
 
 
 @pytest.fixture(scope="module")
 def study(root, make_up, truth, tmp_path_factory):
-    """Make up a study; return its settings and results."""
+    """Make up a study, once for the same arguments; return its settings and results."""
 
+    @cache
     def build(
-        arms: dict,
+        arms: tuple[str, ...],
         replicates: int,
         copies: tuple[int, ...] = (1, 2, 4, 8, 16),
         harmless: tuple[str, ...] = (),
@@ -43,7 +46,7 @@ def study(root, make_up, truth, tmp_path_factory):
     ) -> tuple[config.Study, Path]:
         params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
         params |= {
-            "arms": arms,
+            "arms": {name: ARMS[name] for name in arms},
             "replicates": replicates,
             "report": report,
             "forget": {"zeros": {"label": 0}},
@@ -61,7 +64,7 @@ def study(root, make_up, truth, tmp_path_factory):
 
 
 def test_comparison_of_few_arms(study, show):
-    text, figures = show("comparison", *study(FEW, 1))
+    text, figures = show("comparison", *study(FEW, 1, show_images=True, pairs=9))
     assert figures == {"pareto", "differences"}
     assert (
         "**One training: no verdict (another training of the same arm would give other "
@@ -82,17 +85,17 @@ def test_comparison_of_few_arms_over_replicates(study, show):
 
 
 def test_comparison_of_many_arms(study, show):
-    text, figures = show("comparison", *study(MANY, 2))
+    text, figures = show("comparison", *study(MANY, 2, show_images=True))
     assert figures == {"pareto", "differences"}
     assert "paired over 2 replicates" in text
     assert "probability of forgotten class (zeros)" in text
-    for arm, settings in MANY.items():
+    for arm, settings in ARMS.items():
         if "control" in settings:
             assert re.search(f"<b>{arm}</b></td>\\s*<td[^>]*>{settings['control']}</td>", text)
 
 
 def test_comparison_without_any_control(study, show):
-    text, figures = show("comparison", *study({"baseline": {"method": "baseline"}}, 1))
+    text, figures = show("comparison", *study(("baseline",), 1))
     assert "No arm of this study names a control." in text
     assert figures == {"pareto"}
 
@@ -149,7 +152,7 @@ def test_a_control_that_remembers_nothing(study, show):
 
 
 def test_what_an_arm_and_its_control_share(study, show):
-    text, _ = show("comparison", *study(MANY, 2))
+    text, _ = show("comparison", *study(MANY, 2, show_images=True))
     shared = text[text.index("equal, to one in a hundred") :]
     row = next(row for row in shared.split("<tr") if "<b>salun</b>" in row)
     assert "updates per network since its first weights (3,000 against 1,500)" in row

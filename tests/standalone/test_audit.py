@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from afterimage import cli
+from afterimage import cli, config
+from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.standalone import audit
 
 COPIES = 12
@@ -203,21 +204,22 @@ def test_quality_in_the_classifiers_space(sets):
     assert {"FD[classifier]", "KID[classifier]", "precision[classifier]"} <= set(record["quality"])
 
 
-def test_pipeline_is_sampled(sets):
-    from afterimage import config
-    from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
-
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    """An untrained pipeline of 20 timesteps."""
+    folder = tmp_path_factory.mktemp("pipeline")
     model = config.Model(
         channels=[8, 8], attention=[False, False], layers_per_block=1, norm_groups=4
     )
-    save_pipeline(
-        build_unet(model, (8, 8, 1)),
-        build_scheduler(config.Diffusion(timesteps=20)),
-        sets / "pipeline",
-    )
+    scheduler = build_scheduler(config.Diffusion(timesteps=20))
+    save_pipeline(build_unet(model, (8, 8, 1)), scheduler, folder)
+    return folder
+
+
+def test_pipeline_is_sampled(sets, pipeline):
     flags = [
         "--pipeline",
-        sets / "pipeline",
+        pipeline,
         "--generate",
         10,
         "--steps",
@@ -282,21 +284,10 @@ def test_bad_input_is_explained_and_nothing_is_written(sets, monkeypatch, capsys
     assert not (sets / "out").exists()
 
 
-def test_more_steps_than_timesteps_name_the_flag(sets, capsys):
-    from afterimage import config
-    from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
-
-    model = config.Model(
-        channels=[8, 8], attention=[False, False], layers_per_block=1, norm_groups=4
-    )
-    save_pipeline(
-        build_unet(model, (8, 8, 1)),
-        build_scheduler(config.Diffusion(timesteps=20)),
-        sets / "pipeline",
-    )
+def test_more_steps_than_timesteps_name_the_flag(sets, pipeline, capsys):
     flags = [
         "--pipeline",
-        sets / "pipeline",
+        pipeline,
         "--steps",
         21,
         "--train",

@@ -5,14 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from .preloaded import preloaded
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
+INSTALLED = Path(sys.executable).parent
 
 
 @dataclass
@@ -20,6 +24,8 @@ class Workspace:
     """A folder like a user's clone, with a study in params.yaml."""
 
     folder: Path
+    commands: Path = INSTALLED
+    """Where `afterimage`, `snakemake` and `dvc` are looked up first."""
 
     def __post_init__(self):
         self.params = self.folder / "params.yaml"
@@ -38,8 +44,13 @@ class Workspace:
 
     @property
     def environment(self) -> dict[str, str]:
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        path = os.pathsep.join([str(self.commands), str(INSTALLED), os.environ["PATH"]])
         return os.environ | {"PATH": path, "DVC_NO_ANALYTICS": "1", "OMP_NUM_THREADS": "1"}
+
+    def copy(self, folder: Path) -> "Workspace":
+        """Copy all files with their times to a new folder."""
+        shutil.copytree(self.folder, folder, copy_function=shutil.copy2)
+        return replace(self, folder=folder)
 
     def start(self, *command: str) -> subprocess.Popen:
         return subprocess.Popen(
@@ -83,7 +94,7 @@ class Workspace:
 PHASES = ("default", "all", "data", "train", "sample", "attack", "attribution", "report", "track")
 
 
-def clone(folder: Path, study: str = "tiny.yaml") -> Workspace:
+def clone(folder: Path, commands: Path = INSTALLED, study: str = "tiny.yaml") -> Workspace:
     """Copy what git tracks, or would track, with a study of this folder as params.yaml."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"],
@@ -97,21 +108,29 @@ def clone(folder: Path, study: str = "tiny.yaml") -> Workspace:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, folder / name)
     shutil.copy(HERE / study, folder / "params.yaml")
-    return Workspace(folder)
+    return Workspace(folder, commands)
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory) -> Workspace:
+def commands(tmp_path_factory) -> Iterator[Path]:
+    """Stand-ins of the installed commands that need not import anything."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    with preloaded(tmp_path_factory.mktemp("commands"), environment) as folder:
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def finished(commands, tmp_path_factory) -> Workspace:
     """The tiny study, run to the end. Read only: take ``workspace`` to change something."""
-    made = clone(tmp_path_factory.mktemp("tiny"))
+    made = clone(tmp_path_factory.mktemp("tiny"), commands)
     made.snakemake("--", "all")
     return made
 
 
 @pytest.fixture(scope="session")
-def every_arm(tmp_path_factory) -> Workspace:
+def every_arm(commands, tmp_path_factory) -> Workspace:
     """The study with an arm of every method, run to the end. Read only."""
-    made = clone(tmp_path_factory.mktemp("arms"), "arms.yaml")
+    made = clone(tmp_path_factory.mktemp("arms"), commands, "arms.yaml")
     made.snakemake("--", "all")
     return made
 
@@ -119,12 +138,11 @@ def every_arm(tmp_path_factory) -> Workspace:
 @pytest.fixture
 def workspace(finished, tmp_path) -> Workspace:
     """A copy of the finished tiny study with its times kept, free to harm."""
-    shutil.copytree(finished.folder, tmp_path / "study", copy_function=shutil.copy2)
-    return Workspace(tmp_path / "study")
+    return finished.copy(tmp_path / "study")
 
 
 @pytest.fixture
-def empty(tmp_path) -> Workspace:
+def empty(commands, tmp_path) -> Workspace:
     """A clone without results."""
     (tmp_path / "clone").mkdir()
-    return clone(tmp_path / "clone")
+    return clone(tmp_path / "clone", commands)

@@ -4,12 +4,14 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import yaml
+
+from .conftest import INSTALLED
+from .preloaded import preloaded
 
 pytestmark = pytest.mark.slow
 
@@ -175,13 +177,19 @@ def extended(root, tmp_path):
     return tmp_path
 
 
-def test_what_is_added_takes_part_in_everything(root, extended):
+@pytest.fixture
+def environment(extended, tmp_path_factory):
+    """Commands that run that copy."""
+    variables = os.environ | {"PYTHONPATH": str(extended / "src"), "OMP_NUM_THREADS": "1"}
+    with preloaded(tmp_path_factory.mktemp("commands"), variables) as commands:
+        path = os.pathsep.join([str(commands), str(INSTALLED), os.environ["PATH"]])
+        yield variables | {"PATH": path}
+
+
+def test_what_is_added_takes_part_in_everything(root, extended, environment):
     study = yaml.safe_load((root / "tests" / "workflow" / "tiny.yaml").read_text())
     study |= {"arms": {"baseline": {"method": "baseline"}, "slow": {"method": "slow"}}}
     (extended / "params.yaml").write_text(yaml.safe_dump(study | {"census": {"weight": 2}}))
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = os.environ | {"PATH": path, "PYTHONPATH": str(extended / "src")}
-    environment["OMP_NUM_THREADS"] = "1"
 
     def run(*command: str) -> str:
         done = subprocess.run(

@@ -2,6 +2,7 @@
 is finished."""
 
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -43,7 +44,7 @@ def done(finished, tmp_path_factory):
     something."""
     folder = tmp_path_factory.mktemp("cut") / "study"
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
-    made = type(finished)(folder)
+    made = replace(finished, folder=folder)
     cut(made)
     made.snakemake("--", "data", "sample")
     return made
@@ -52,8 +53,7 @@ def done(finished, tmp_path_factory):
 @pytest.fixture
 def copy(done, tmp_path):
     """A copy of it with its times kept."""
-    shutil.copytree(done.folder, tmp_path / "study", copy_function=shutil.copy2)
-    return type(done)(tmp_path / "study")
+    return done.copy(tmp_path / "study")
 
 
 def test_a_study_that_says_nothing_is_not_cut(empty):

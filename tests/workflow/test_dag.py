@@ -5,6 +5,7 @@ import re
 import shutil
 import time
 from collections import Counter
+from dataclasses import replace
 
 import pandas as pd
 import psutil
@@ -12,6 +13,8 @@ import pytest
 
 from afterimage import config
 from afterimage.plan import jobs
+
+from .conftest import INSTALLED
 
 pytestmark = pytest.mark.slow
 
@@ -139,6 +142,7 @@ def test_a_harmed_artifact_is_noticed_and_remade(workspace, harm):
 
 
 def test_killed_job_goes_on_where_it_was(empty):
+    empty = replace(empty, commands=INSTALLED)
     empty.edit("train", "updates", value=400)
     empty.edit("train", "checkpoint_every", value=20)
     empty.edit("arms", value={"baseline": {"method": "baseline"}})
