@@ -147,9 +147,10 @@ def clustered_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Int
     together: an image that came back in one training is likelier to come back in the next.
 
     The interval is that of Korn and Graubard (1998, Survey Methodology 24:193): exact limits at the
-    number of independent trials that would vary as much as the units do. Where they show no
-    spread (nothing came back, or everything) each unit counts as one trial. In simulations with 6
-    to 32 units of 1 or 5 trials it covers 95 to 100 % at a nominal 95 %.
+    number of independent trials that would vary as much as the units do; at least that of the
+    units, which is what units that always do the same are worth, and at most that of the trials.
+    Units without spread (nothing came back, or everything) count as one trial each. In simulations
+    with 6 to 32 units of 1 or 5 trials it covers 95 to 100 % at a nominal 95 %.
 
     Args:
         count: Successes on each unit, (N,).
@@ -171,6 +172,6 @@ def clustered_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Int
     if variance > 0 and 0 < share < 1:
         tail = (1 + confidence) / 2
         few_units = (t.ppf(tail, trials - 1) / t.ppf(tail, units - 1)) ** 2
-        independent = min(share * (1 - share) / variance * few_units, trials)
+        independent = float(np.clip(share * (1 - share) / variance * few_units, units, trials))
     low, high = exact_limits(share * independent, independent, confidence)
     return Interval(float(share), float(low), float(high))

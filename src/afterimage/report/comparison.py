@@ -206,8 +206,11 @@ class Replicates(NamedTuple):
     @classmethod
     def of(cls, own: pd.DataFrame, control: pd.DataFrame, is_paired: bool) -> Replicates:
         """Return the replicates of rows of ``tables.points``."""
-        both = own.merge(control, on="replicate", how="outer", suffixes=("", "_control"))
-        arm, other = (both[name].to_numpy(float) for name in ("value", "value_control"))
+        first, second = (
+            pd.Series(rows["value"].to_numpy(float), rows["replicate"]) for rows in (own, control)
+        )
+        every = first.index.union(second.index)
+        arm, other = (values.reindex(every).to_numpy(float) for values in (first, second))
         return cls(arm, other, is_paired)
 
     def several(self) -> bool:
@@ -248,8 +251,9 @@ def difference(
         change = _floats(replicates.difference().interval(confidence))
         if not math.isnan(change.low):
             return change, PAIRED if is_paired else WELCH
-        inside = square_and_add(widest(own), widest(control))
-        return Interval(change.value, float(inside.low), float(inside.high)), WITHIN
+        inside = _floats(square_and_add(widest(own), widest(control)))
+        inside = inside._replace(value=change.value)
+        return inside, "" if math.isnan(inside.low) else WITHIN
     return _of_one_training(own, control, confidence)
 
 
