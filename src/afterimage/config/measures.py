@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -169,10 +169,14 @@ class Statistics(Block):
     bootstrap: Annotated[int, Field(ge=10)] = 1000
     """Bootstrap resamples per interval."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Coverage of every interval; with probability 1 - confidence a whole table of verdicts holds a
-    false one where nothing differs (Holm)."""
+    """Coverage of every interval. Where nothing differs, at most a share 1 - confidence of whole
+    tables of verdicts on memorization holds a false one (Holm)."""
     margin: Margin = Margin()
     """Losses of quality that do not matter."""
+
+    def of_intervals(self) -> dict[str, Any]:
+        """Return what intervals depend on: all but the margin, which only verdicts look at."""
+        return self.model_dump(mode="json", exclude={"margin"})
 
 
 class Report(Block):
