@@ -60,9 +60,11 @@ def test_values_without_spread_are_unmeasured(compare):
 
 
 def test_holms_p_values():
-    """By hand: 0.01 x 4, 0.02 x 3, max(0.03 x 2, 0.06), max(0.9, 0.06)."""
-    p_values = np.array([[0.03, 0.01, 0.9, 0.02], [0.6, 0.5, 0.7, NAN]])
-    np.testing.assert_allclose(replicates.holm(p_values), [[0.06, 0.04, 0.9, 0.06], [1, 1, 1, NAN]])
+    """By hand: 0.01 x 4, 0.025 x 3, 0.03 x 2 but no less than the one before, 0.9."""
+    p_values = np.array([[0.03, 0.01, 0.9, 0.025], [0.6, 0.5, 0.7, NAN]])
+    np.testing.assert_allclose(
+        replicates.holm(p_values), [[0.075, 0.04, 0.9, 0.075], [1, 1, 1, NAN]]
+    )
     alone = replicates.holm(np.array([0.01, NAN, NAN]))
     assert alone[0] == pytest.approx(0.03)  # what cannot be measured counts in the family
     assert replicates.holm(np.array([])).size == 0

@@ -311,6 +311,12 @@ def test_the_tables_of_a_study_are_judged_by_the_same_rules():
         )
         said = comparison.verdicts(compared).set_index("arm").loc[names]
         assert said["beats_control"].tolist() == expected[table].tolist()
-        p_values = replicates.holm(made.difference(PRIMARY).p_value())[table]
+        change = made.difference(PRIMARY)
+        p_values = replicates.holm(change.p_value())[table]
         np.testing.assert_allclose(said["p_adjusted"].astype(float), p_values)
+        seen = [
+            replicates.detectable(change.error[table, arm], change.freedom[table, arm], 0.05 / 17)
+            for arm in range(len(names))
+        ]  # at the level that the largest difference of seventeen has to reach
+        np.testing.assert_allclose(said["detectable"].astype(float), seen)
     assert {YES, NOT_SHOWN} <= set(expected.ravel())
