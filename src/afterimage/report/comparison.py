@@ -579,7 +579,8 @@ def replicate_points(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(points: np.ndarray) -> np.ndarray:
-    """Return which points no other point beats, bool (N,): none is lower in one coordinate and not higher in another.
+    """Return which points no other point beats, bool (N,): none is lower in one coordinate and not
+    higher in another.
 
     Args:
         points: (N, D), lower is better in each coordinate.
