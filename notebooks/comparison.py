@@ -46,14 +46,18 @@ if page.control_of:
 book.say(page.criteria())
 
 # %% [markdown]
-# An arm **beats its control** if it remembers less, no quality measure is worse, and its network
-# was trained for no fewer updates. A count of copies is *not testable* where the control's does
-# not exceed its false alarms (held-out images flagged; for planted images, their twins). “No
-# difference seen” means that the interval covers zero, not that there is none; **“no loss of
-# quality seen” is not “no loss”**: no margin is stated that the interval would have to keep, and
-# a noisy arm passes more easily. Fréchet distance and coverage are of all classes together, and
-# so measure **class shares** too, which planted copies skew: an arm that copies less may be
-# better in them without drawing better.
+# An arm **beats its control** if it remembers less, its quality is better or no worse within the
+# margin, and its network was trained for no fewer updates. Whether it remembers less is decided by
+# one number, the generations flagged at the threshold calibrated on held-out images: every
+# generation counts, its false alarms are known, and two deciding numbers would be two chances. It
+# is *not testable* where the control's count does not exceed its false alarms.
+#
+# Quality is *no worse* where a loss as large as the margin is ruled out, *worse* where a loss was
+# seen, and **not shown** where the intervals are too wide to tell: the half-width of an interval is
+# the smallest loss that would have been seen. A noisier arm is so less likely to pass. “No
+# difference seen” does not mean that there is none. Fréchet distance and coverage are of all
+# classes together, and so measure **class shares** too, which planted copies skew: an arm that
+# copies less may be better in them without drawing better.
 #
 # ## What an arm and its control share
 
@@ -90,8 +94,10 @@ if page.control_of:
     book.say(f"Lower is better, except for: {page.better_higher()}.")
 
 # %% [markdown]
-# Grey also marks what gives no verdict: one training, or a control at its false alarms. Arrows
-# point to values beyond the axis. The membership attack does not decide the verdict.
+# Grey also marks what gives no verdict: one training, or a control at its false alarms. Black ticks
+# are the margins of quality. Arrows point to values beyond the axis. Intervals are not adjusted;
+# the colour of the generations flagged follows the adjusted p-value. Planted images and the
+# membership attack decide nothing.
 #
 # ## Every arm, grouped by control
 # Extraction at the threshold calibrated on held-out images, next to the same count on images that

@@ -101,9 +101,7 @@ book.say(page.below_one())
 # %%
 for name in THRESHOLDS:
     book.keep(page.multiplicity(name), name)
-book.say(f"Bars: exact {book.level} intervals.")
-if replicates > 1:
-    book.say("They are too narrow: every replicate attacks the same images, counted as others.")
+book.say(f"Bars: {book.level} intervals whose units are the images, not images times trainings.")
 
 # %% [markdown]
 # Each point is the share of the different images with that many planted copies that came back,

@@ -43,6 +43,22 @@ def change(params, path, value):
         ),
         (("train", "learning_rate"), -1, ["train.learning_rate", "-1", "greater than 0"]),
         (
+            ("statistics", "margin"),
+            {"relative_fd": -0.1},
+            ["statistics.margin.relative_fd", "-0.1", "greater than or equal to 0"],
+        ),
+        (
+            ("statistics", "margin"),
+            {"coverage": 2},
+            ["statistics.margin.coverage", "2", "less than or equal to 1"],
+        ),
+        (
+            ("statistics", "margin"),
+            {"relative_df": 0.1},
+            ["statistics.margin.relative_df", "unknown key", "did you mean 'relative_fd'"],
+        ),
+        (("statistics", "margin"), 0.1, ["statistics.margin", "0.1"]),
+        (
             ("train", "epochs"),
             3,
             ["exactly one of updates and epochs", "updates = 1500", "epochs = 3"],
@@ -191,6 +207,7 @@ def digests(params):
             0.9,
             ATTACKS | REPORTS | {"attribution/scores", "attribution/acceleration"},
         ),
+        (("statistics", "margin"), {"relative_fd": 0.2}, {"report/tables"}),
         (("report", "pairs"), 5, {"report/page", "selection/page"}),
         (
             ("data", "flips"),

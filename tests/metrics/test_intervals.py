@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from afterimage.config import ConfigError
 from afterimage.metrics import intervals
@@ -70,3 +71,57 @@ def test_the_basic_interval_takes_a_shift_out():
 def test_shares_that_do_not_exist(count, of):
     with pytest.raises(ConfigError, match="does not exist"):
         intervals.share(count, of, 10, 0.95, rng())
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95])
+def test_exact_limits_are_scipys(confidence):
+    counts = np.array([[0, 1, 7], [12, 11, 3]])
+    low, high = intervals.exact_limits(counts, 12, confidence)
+    expected = [
+        [stats.binomtest(int(count), 12).proportion_ci(confidence, "exact") for count in row]
+        for row in counts
+    ]
+    np.testing.assert_allclose(np.stack([low, high], axis=-1), expected)
+
+
+def test_a_share_of_images_that_always_do_the_same_has_the_spread_of_images():
+    """Ten trainings of eight images say no more than one; independent trials say much more."""
+    once = intervals.clustered_share(np.array([1] * 5 + [0] * 3), np.ones(8), 0.95)
+    same = intervals.clustered_share(np.array([10] * 5 + [0] * 3), np.full(8, 10), 0.95)
+    mixed = np.array([6, 7, 6, 5, 7, 6, 7, 6])
+    apart = intervals.clustered_share(mixed, np.full(8, 10), 0.95)
+    assert apart.value == 50 / 80
+    assert same == once
+    np.testing.assert_allclose(once, (50 / 80, *intervals.exact_limits(5, 8, 0.95)))
+    exact = intervals.exact_limits(50, 80, 0.95)
+    np.testing.assert_allclose(apart[1:], exact)  # never less than all trials allow
+
+
+@pytest.mark.parametrize("trials", [1, 5])
+def test_zeros_bound_a_share_by_the_number_of_images(trials):
+    none = intervals.clustered_share(np.zeros(8), np.full(8, trials), 0.95)
+    assert tuple(none) == pytest.approx((0, 0, 1 - 0.025 ** (1 / 8)))
+    whole = intervals.clustered_share(np.full(8, trials), np.full(8, trials), 0.95)
+    assert tuple(whole) == pytest.approx((1, 0.025 ** (1 / 8), 1))
+    assert intervals.clustered_share(np.array([2]), np.array([5]), 0.95).high > 0.97
+
+
+@pytest.mark.parametrize("likeness", [0.0, 0.2, 0.5, 0.8])
+@pytest.mark.parametrize(("images", "rate"), [(8, 0.1), (8, 0.3), (8, 0.6), (32, 0.6)])
+def test_intervals_of_the_copies_curve_cover_as_often_as_they_say(images, rate, likeness):
+    """Images in five trainings, with a given intraclass correlation: 95 % or more, where trials
+    taken for independent cover 65 to 97 %."""
+    rng, curves = np.random.default_rng(0), 2000
+    spread = (1 - likeness) / max(likeness, 1e-6)
+    rates = rng.beta(rate * spread, (1 - rate) * spread, (curves, images))
+    counts = np.sort(rng.binomial(5, rates if likeness else rate, (curves, images)), axis=1)
+    different, which = np.unique(counts, axis=0, return_inverse=True)
+    limits = [intervals.clustered_share(row, np.full(images, 5), 0.95) for row in different]
+    covered = np.array([each.low <= rate <= each.high for each in limits])[which]
+    assert covered.mean() >= 0.94
+
+
+@pytest.mark.parametrize(("count", "of"), [([], []), ([1], [0]), ([3], [2]), ([-1], [2])])
+def test_clustered_shares_that_do_not_exist(count, of):
+    with pytest.raises(ConfigError, match="do not exist"):
+        intervals.clustered_share(np.array(count), np.array(of), 0.95)

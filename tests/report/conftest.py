@@ -239,7 +239,7 @@ def _extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
 
 
 def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
-    rows, cover = [], truth.coverage + 0.01 * rng.standard_normal()
+    rows, cover = [], truth.coverage + 0.003 * rng.standard_normal()
     for of, frechet in (
         ("generations", truth.frechet * np.exp(0.07 * rng.standard_normal())),
         ("holdout", 1.0),

@@ -10,7 +10,7 @@ import pytest
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-from afterimage.report import comparison, figures
+from afterimage.report import figures, verdicts
 
 
 @pytest.fixture(autouse=True)
@@ -85,17 +85,18 @@ def test_labels_do_not_overlap_and_are_the_same_every_time():
 
 
 def test_every_verdict_has_a_colour_and_better_is_not_worse():
-    colours = {verdict: figures.verdict_colour(verdict) for verdict in comparison_verdicts()}
-    assert colours[comparison.BETTER] != colours[comparison.WORSE]
+    colours = {verdict: figures.verdict_colour(verdict) for verdict in every_verdict()}
+    assert colours[verdicts.BETTER] != colours[verdicts.WORSE]
     undecided = {colour for verdict, colour in colours.items() if verdict not in figures.VERDICTS}
     assert undecided == {figures.UNDECIDED[0]}
     assert figures.verdict_colour(math.nan) == figures.UNDECIDED[0]
 
 
-def comparison_verdicts() -> tuple[str, ...]:
+def every_verdict() -> tuple[str, ...]:
     return (
-        *(comparison.BETTER, comparison.WORSE, comparison.UNSEEN, comparison.UNMEASURED),
-        *(comparison.NOT_TESTABLE, comparison.ONE_TRAINING, comparison.TRAINED_LESS),
+        *(verdicts.BETTER, verdicts.WORSE, verdicts.UNSEEN, verdicts.UNMEASURED),
+        *(verdicts.NOT_TESTABLE, verdicts.ONE_TRAINING, verdicts.TRAINED_LESS),
+        *(verdicts.NO_WORSE, verdicts.NOT_SHOWN),
     )
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 import pytest
 
 from afterimage import artifacts
-from afterimage.report import comparison, names
-from afterimage.report.comparison import Interval
+from afterimage.metrics.intervals import Interval
+from afterimage.report import comparison, names, verdicts
 from afterimage.report.notebook import by_keys
 from afterimage.report.pages import erasediff, extraction
 from afterimage.report.pages.comparison import HEADS, axis_limit, groups
@@ -25,8 +25,8 @@ def test_a_control_heads_its_group_and_stands_in_that_of_its_own_control():
 
 
 def test_every_outcome_has_a_head():
-    outcomes = (comparison.YES, comparison.NO, comparison.NOT_SHOWN, comparison.TRAINED_LESS)
-    alone = (comparison.NOT_TESTABLE, comparison.UNMEASURED, comparison.ONE_TRAINING)
+    outcomes = (verdicts.YES, verdicts.NO, verdicts.NOT_SHOWN, verdicts.TRAINED_LESS)
+    alone = (verdicts.NOT_TESTABLE, verdicts.UNMEASURED, verdicts.ONE_TRAINING)
     assert set(HEADS) == {*outcomes, *alone}
 
 
@@ -82,12 +82,12 @@ def test_the_answer_of_an_attack_in_words():
 @pytest.mark.parametrize(
     ("verdict", "lower", "said"),
     [
-        (comparison.BETTER, True, "as published"),
-        (comparison.WORSE, False, "as published"),
-        (comparison.BETTER, False, "the other way round"),
-        (comparison.WORSE, True, "the other way round"),
-        (comparison.UNSEEN, True, comparison.UNSEEN),
-        (comparison.NOT_TESTABLE, False, comparison.NOT_TESTABLE),
+        (verdicts.BETTER, True, "as published"),
+        (verdicts.WORSE, False, "as published"),
+        (verdicts.BETTER, False, "the other way round"),
+        (verdicts.WORSE, True, "the other way round"),
+        (verdicts.UNSEEN, True, verdicts.UNSEEN),
+        (verdicts.NOT_TESTABLE, False, verdicts.NOT_TESTABLE),
     ],
 )
 def test_orders_are_held_against_the_published_ones(verdict, lower, said):
@@ -96,16 +96,16 @@ def test_orders_are_held_against_the_published_ones(verdict, lower, said):
 
 def test_differences_in_words():
     change = Interval(-0.25, -0.5, -0.125)
-    found = erasediff.worded((change, comparison.BETTER))
+    found = erasediff.worded((change, verdicts.BETTER))
     assert found == "<b>lower</b>: -0.25 <small>[-0.5, -0.125]</small>"
-    found = erasediff.worded((change, comparison.UNSEEN))
+    found = erasediff.worded((change, verdicts.UNSEEN))
     assert found.startswith("no difference seen: -0.25")
     assert erasediff.worded(None) == ""
 
 
 def test_pairs_are_counted_by_their_order():
-    orders = [erasediff.order(verdict, True) for verdict in (comparison.BETTER, comparison.WORSE)]
-    table = [{"the order": order} for order in [orders[0], *orders, comparison.UNSEEN]]
+    orders = [erasediff.order(verdict, True) for verdict in (verdicts.BETTER, verdicts.WORSE)]
+    table = [{"the order": order} for order in [orders[0], *orders, verdicts.UNSEEN]]
     assert erasediff.counted(table) == (
         "Of these 4 pairs: 2 as published, 1 the other way round, 1 no difference seen."
     )

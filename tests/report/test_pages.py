@@ -77,17 +77,27 @@ def test_comparison_of_few_arms(study, show):
 def test_comparison_of_few_arms_over_replicates(study, show):
     text, _ = show("comparison", *study(FEW, 3))
     assert (
-        "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)"
-        in text
+        "**Beat their own control, adjusted for 1 verdict(s):** **dedup** (over baseline)" in text
     )
-    assert "Verdicts are not corrected" in text
-    assert "not corrected for how many there are**: 4 intervals decide here" in text
+    assert "Welch's for dedup, which were given other images" in text
+    assert "its p-value adjusted for 1 verdict(s) (Holm)" in text
+    assert "Fréchet distance 10 % above the control's, and a coverage 2 points below" in text
+    assert "Reported, without deciding: planted images extracted" in text
+    head, row = re.search("<thead>(.*?)</thead>.*?<tr>(.*?)</tr>", text, re.DOTALL).groups()
+    heads, cells = (
+        re.findall(f"<t{kind}[^>]*>(.*?)</t{kind}>", part)
+        for kind, part in (("h", head), ("d", row))
+    )
+    shown = dict(zip(heads, cells, strict=True))
+    assert float(shown["p"]) == float(shown["adjusted p"]) < 0.05
+    assert 0 < float(shown["smallest difference detectable"]) < 38
 
 
 def test_comparison_of_many_arms(study, show):
     text, figures = show("comparison", *study(MANY, 2, show_images=True))
     assert figures == {"pareto", "differences"}
-    assert "paired over 2 replicates" in text
+    assert "over 2 replicates (Student's t, paired by replicate for rau_net, both, which" in text
+    assert "adjusted for 5 verdict(s) (Holm)" in text
     assert "probability of forgotten class (zeros)" in text
     for arm, settings in ARMS.items():
         if "control" in settings:
@@ -137,8 +147,7 @@ def test_study_without_planted_images(study, show):
     assert "planted images extracted" not in text
     text, _ = show("comparison", *made)
     assert (
-        "**Beat their own control, not corrected for 1 verdict(s):** **dedup** (over baseline)"
-        in text
+        "**Beat their own control, adjusted for 1 verdict(s):** **dedup** (over baseline)" in text
     )
 
 

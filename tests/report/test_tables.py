@@ -14,19 +14,21 @@ import yaml
 from scipy import stats
 
 from afterimage import artifacts, cli, config
+from afterimage.metrics.intervals import clustered_share
 
 ARMS = {
     "zeta": {"method": "baseline"},
     "dedup": {"method": "baseline", "data": "deduplicated", "control": "zeta"},
     "alpha": {"method": "baseline", "without": "zeros", "control": "zeta"},
 }
+AGAIN = {"again": {"method": "baseline", "control": "zeta"}}
+"""An arm that was given the same images as its control."""
 
 
 @pytest.fixture(scope="module")
 def made(root, make_up, truth, tmp_path_factory):
-    """Make up a study of three arms, or of some of them, once; return its results, which are only
-    to be read."""
-    truths = {"zeta": truth(), "dedup": truth(0.05, 0.1, 6.0), "alpha": truth()}
+    """Make up a study of three arms, or of some of them, once; return its results, which are only to be read."""
+    truths = {"dedup": truth(0.05, 0.1, 6.0)} | dict.fromkeys(("zeta", "alpha", "again"), truth())
 
     @cache
     def build(
@@ -40,7 +42,7 @@ def made(root, make_up, truth, tmp_path_factory):
             "loyal_selection": None,
             "attribution": None,
         }
-        params["arms"] = {name: ARMS[name] for name in arms}
+        params["arms"] = {name: (ARMS | AGAIN)[name] for name in arms}
         return make_up(tmp_path_factory.mktemp("made"), config.parse(params), truths)
 
     return build
@@ -104,21 +106,27 @@ def test_intervals_have_the_confidence_of_the_study(made):
     assert row["method"] == "score"
 
 
-def test_several_replicates_are_averaged_and_paired(made):
-    root = made(3)
+def test_several_replicates_are_averaged_and_paired_where_arms_share_images(made):
+    root = made(3, arms=("zeta", "dedup", "again"))
     single = (
         table(root, "quality")
         .query("metric == 'FD[classifier]' and of == 'generations'")
         .pivot(index="replicate", columns="arm", values="value")
     )
-    row = table(root, "comparison").set_index(["arm", "metric"]).loc[("dedup", "FD[classifier]")]
-    expected = stats.ttest_rel(single["dedup"], single["zeta"])
-    interval = expected.confidence_interval(0.95)
-    np.testing.assert_allclose(
-        (row["difference_low"], row["difference_high"]), (interval.low, interval.high)
-    )
-    assert row["value"] == pytest.approx(single["dedup"].mean())
-    assert row["verdict"] == ("better" if interval.high < 0 else "no difference seen")
+    compared = table(root, "comparison").set_index(["arm", "metric"])
+    tests = {
+        "again": (stats.ttest_rel(single["again"], single["zeta"]), "paired t"),
+        "dedup": (stats.ttest_ind(single["dedup"], single["zeta"], equal_var=False), "Welch's t"),
+    }
+    for arm, (expected, method) in tests.items():
+        row, interval = compared.loc[(arm, "FD[classifier]")], expected.confidence_interval(0.95)
+        np.testing.assert_allclose(
+            (row["difference_low"], row["difference_high"]), (interval.low, interval.high)
+        )
+        assert (row["p"], row["method"]) == (pytest.approx(expected.pvalue), method)
+        assert row["value"] == pytest.approx(single[arm].mean())
+        assert row["margin"] == pytest.approx(0.1 * single["zeta"].mean())
+    assert compared.loc[("dedup", "FD[classifier]"), "verdict"] == "better"
     arms = table(root, "arms").set_index(["arm", "metric"])
     between = stats.t.interval(0.95, 2, single["zeta"].mean(), stats.sem(single["zeta"]))
     np.testing.assert_allclose(
@@ -139,6 +147,27 @@ def test_several_replicates_are_averaged_and_paired(made):
         points.set_index(["arm", "replicate"]).loc[("dedup", 2), "FD[classifier]"]
         == single["dedup"][2]
     )
+
+
+def test_the_copies_curve_takes_images_for_its_units(made):
+    """Three trainings with the same images: shares of all trials, limits wider than theirs."""
+    root = made(3, arms=("zeta", "dedup", "again"))
+    folders = [root / "attack/zeta" / f"rep{k}" / "extraction" for k in range(3)]
+    images = pd.concat(pd.read_parquet(folder / "images.parquet") for folder in folders)
+    copies = table(root, "copies").set_index(["arm", "alpha", "copies"])
+    for number, some in images.groupby("copies"):
+        by_image = some.groupby("source")["extracted_training_calibrated"].agg(["sum", "count"])
+        row = copies.loc[("zeta", "calibrated", number)]
+        assert (row["images"], row["of"], row["count"]) == (
+            len(by_image),
+            3 * len(by_image),
+            by_image["sum"].sum(),
+        )
+        expected = clustered_share(*by_image.to_numpy().T, 0.95)
+        np.testing.assert_allclose(row[["share", "low", "high"]].astype(float), expected)
+        assert row["twins_of"] == (
+            3 * len(by_image) if number > 1 else pytest.approx(np.nan, nan_ok=True)
+        )
 
 
 def test_budgets_are_those_of_the_trainings(made):

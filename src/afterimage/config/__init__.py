@@ -53,6 +53,7 @@ from afterimage.config.data import (
 from afterimage.config.measures import (
     Extraction,
     Forgetting,
+    Margin,
     Membership,
     Quality,
     Report,
@@ -94,6 +95,7 @@ __all__ = [
     "ImageFolder",
     "Loyal",
     "LoyalSelection",
+    "Margin",
     "Match",
     "Membership",
     "Model",

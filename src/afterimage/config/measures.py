@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -151,13 +151,31 @@ class Attacks(Block):
     """How forgetting is judged."""
 
 
+class Margin(Block):
+    """Losses of quality that do not matter: an arm is *no worse* than its control if a larger loss
+    is ruled out. Zero asks for an arm that is better."""
+
+    relative_fd: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Rise of the Fréchet distance (FD, FID) as a share of the control's. A tenth is less than most
+    arms' distances differ from training to training, so that several replicates are needed."""
+    coverage: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Fall of coverage: the share of reference images that lose their nearest generations."""
+
+
 class Statistics(Block):
-    """Intervals of every reported number."""
+    """Intervals of every reported number, and what the verdicts of the comparison allow."""
 
     bootstrap: Annotated[int, Field(ge=10)] = 1000
     """Bootstrap resamples per interval."""
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    """Coverage of every interval."""
+    """Coverage of every interval. Where nothing differs, at most a share 1 - confidence of whole
+    tables of verdicts on memorization holds a false one (Holm)."""
+    margin: Margin = Margin()
+    """Losses of quality that do not matter."""
+
+    def of_intervals(self) -> dict[str, Any]:
+        """Return what intervals depend on: all but the margin, which only verdicts look at."""
+        return self.model_dump(mode="json", exclude={"margin"})
 
 
 class Report(Block):

@@ -1,4 +1,4 @@
-"""Intervals of reported numbers.
+"""Intervals of reported numbers that come from one training, or from counts.
 
 Two kinds stand side by side for shares. The percentile bootstrap over units resamples the units
 that were counted; of 0 in 8 it says [0, 0], because no resample holds anything else. The exact
@@ -7,18 +7,32 @@ so it is the one to read for small counts.
 
 A unit is what could have come out otherwise: a generation for rates of generations, a held-out
 image for the control, a distinct training image for shares of training images. Intervals say
-nothing about another training of the same arm; only replicates do.
+nothing about another training of the same arm; only replicates do (``metrics.replicates``).
+
+A count of zero is not certain: exact limits (``exact_limits``) bound it, and so every interval here
+that is made of counts.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from scipy.stats import binomtest, norm
+from scipy.stats import beta, binomtest, norm, t
 
 from afterimage.config import ConfigError
+
+Number = TypeVar("Number", float, np.ndarray)
+
+
+class Interval(NamedTuple, Generic[Number]):
+    """A number with its interval, or arrays of them; NaN where there is none."""
+
+    value: Number
+    low: Number
+    high: Number
 
 
 @dataclass(frozen=True)
@@ -88,3 +102,76 @@ def resampled(
         rng: The stream to draw from.
     """
     return np.array([statistic(rng.integers(units, size=units)) for _ in range(resamples)])
+
+
+def wilson(count: int, of: int, confidence: float) -> Interval:
+    """Return a share with its score interval (Wilson 1927)."""
+    limits = binomtest(count, of).proportion_ci(confidence, method="wilson")
+    return Interval(count / of, float(limits.low), float(limits.high))
+
+
+def square_and_add(first: Interval, second: Interval) -> Interval:
+    """Return the difference ``first`` - ``second`` of two independent estimates, from their own
+    intervals of the same confidence.
+
+    With Wilson's limits this is method 10 of Newcombe (1998, Statistics in Medicine 17:873); in
+    general it is the MOVER of Zou and Donner (2008, Statistics in Medicine 27:1693). With symmetric
+    intervals it is the normal interval of the difference. Works on arrays element by element.
+    """
+    difference = first.value - second.value
+    down = np.hypot(first.value - first.low, second.high - second.value)
+    up = np.hypot(first.high - first.value, second.value - second.low)
+    return Interval(difference, difference - down, difference + up)
+
+
+def exact_limits(
+    count: np.ndarray | float, of: np.ndarray | float, confidence: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the exact limits of shares (Clopper & Pearson 1934), arrays of the inputs' shape.
+
+    The lower limit of a count of zero is 0 and the upper one of ``of`` in ``of`` is 1. Counts need
+    not be whole: the limits are quantiles of beta distributions.
+    """
+    count, of = np.asarray(count, float), np.asarray(of, float)
+    none, all_of_them = count <= 0, count >= of
+    tail = (1 - confidence) / 2
+    low = beta.ppf(tail, np.where(none, 1, count), np.where(none, 1, of - count + 1))
+    high = beta.ppf(
+        1 - tail, np.where(all_of_them, 1, count + 1), np.where(all_of_them, 1, of - count)
+    )
+    return np.where(none, 0.0, low), np.where(all_of_them, 1.0, high)
+
+
+def clustered_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Interval:
+    """Return the share of all trials that succeeded, where trials on the same unit rise and fall
+    together: an image that came back in one training is likelier to come back in the next.
+
+    The interval is that of Korn and Graubard (1998, Survey Methodology 24:193): exact limits at the
+    number of independent trials that would vary as much as the units do; at least that of the
+    units, which is what units that always do the same are worth, and at most that of the trials.
+    Units without spread (nothing came back, or everything) count as one trial each. In simulations
+    with 6 to 32 units of 1 or 5 trials it covers 95 to 100 % at a nominal 95 %.
+
+    Args:
+        count: Successes on each unit, (N,).
+        of: Trials on each unit, (N,), each at least 1.
+        confidence: Coverage of the interval.
+
+    Raises:
+        ConfigError: if there are no units, or a unit has no trial or more successes than trials.
+    """
+    count, of = np.asarray(count, float), np.asarray(of, float)
+    units, trials = len(of), of.sum()
+    if not units or (of < 1).any() or (count < 0).any() or (count > of).any():
+        raise ConfigError(f"shares of {count.tolist()} in {of.tolist()} trials do not exist")
+    share = count.sum() / trials
+    variance = 0.0
+    if units > 1:
+        variance = units / (units - 1) * ((count - share * of) ** 2).sum() / trials**2
+    independent = float(units)
+    if variance > 0 and 0 < share < 1:
+        tail = (1 + confidence) / 2
+        few_units = (t.ppf(tail, trials - 1) / t.ppf(tail, units - 1)) ** 2
+        independent = float(np.clip(share * (1 - share) / variance * few_units, units, trials))
+    low, high = exact_limits(share * independent, independent, confidence)
+    return Interval(float(share), float(low), float(high))

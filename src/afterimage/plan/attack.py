@@ -24,7 +24,7 @@ _CONTROLS: Inputs = {
 
 
 def _statistics(study: Study) -> Settings:
-    return {"statistics": study.statistics.model_dump(mode="json")}
+    return {"statistics": study.statistics.of_intervals()}
 
 
 def _trained(job: Job) -> str:
@@ -122,10 +122,10 @@ def _forgetting_settings(study: Study, job: Job) -> Settings:
     assert job.arm is not None
     seen = {
         key: getattr(study, key).model_dump(mode="json")
-        for key in ("sample", "membership", "extraction", "quality", "statistics")
+        for key in ("sample", "membership", "extraction", "quality")
     }
     sets = forget_sets(study, study.forget_sets_of(job.arm))
-    settings = study.forgetting.model_dump(mode="json")
+    settings = study.forgetting.model_dump(mode="json") | _statistics(study)
     return settings | seen | {"sets": sets, "flips": study.data.flips}
 
 

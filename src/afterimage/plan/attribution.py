@@ -193,7 +193,7 @@ def _scores_settings(study: Study, job: Job) -> Settings:
     keys = {"regularisers", "subsets", "seeds", "share"}
     return chosen.model_dump(mode="json", include=keys) | {
         "attributors": chosen.attributors_of(job.job or ""),
-        "statistics": study.statistics.model_dump(mode="json"),
+        "statistics": study.statistics.of_intervals(),
     }
 
 
@@ -243,7 +243,7 @@ def _acceleration_settings(study: Study, job: Job) -> Settings:
     keys = {"subsets", "seeds", "share", "reference", "shortlist"}
     return chosen.model_dump(mode="json", include=keys) | {
         "variants": list(chosen.variants),
-        "statistics": study.statistics.model_dump(mode="json"),
+        "statistics": study.statistics.of_intervals(),
     }
 
 

@@ -27,16 +27,32 @@ def runs_of(study: Study, steps: Iterable[Step]) -> list[str]:
     return [job.run for step in steps for job in step.jobs(study)]
 
 
+def paired_with_control(study: Study, arm: str) -> bool:
+    """Return whether replicate k of an arm and of its control were given the same images.
+
+    Then they share what is random about the images, and differences are taken replicate by
+    replicate. Random shares (``fraction``) are each arm's own.
+    """
+    own = study.arms[arm]
+    if own.control is None:
+        return False
+    control = study.arms[own.control]
+    same = (own.data, own.without) == (control.data, control.without)
+    return same and own.fraction == control.fraction == 1
+
+
 def _tables_settings(study: Study, job: Job) -> Settings:
     return {
         "arms": list(study.arms),
         "controls": {name: arm.control for name, arm in study.arms.items()},
+        "paired": {name: paired_with_control(study, name) for name in study.arms},
         "attacks": {
             step.verb: list(dict.fromkeys(job.arm for job in step.jobs(study)))
             for step in attack.STEPS
         },
         "replicates": study.replicates,
         "confidence": study.statistics.confidence,
+        "margin": study.statistics.margin.model_dump(),
     }
 
 

@@ -38,8 +38,8 @@ def _once(study: Study) -> Iterable[Address]:
 def _ablation_settings(study: Study, job: Job) -> Settings:
     settings: dict[str, Any] = {
         key: getattr(study, key).model_dump(mode="json")
-        for key in ("sample", "quality", "extraction", "statistics")
-    }
+        for key in ("sample", "quality", "extraction")
+    } | {"statistics": study.statistics.of_intervals()}
     taus = asked(study).switch_timesteps
     return settings | {"switch_timesteps": taus, "flips": study.data.flips}
 

@@ -1,32 +1,33 @@
 """Every arm against its own control: differences with intervals, and a verdict that is computed.
 
-Rules, all of them here:
+The rules by which a verdict follows from numbers are in ``verdicts``; here are the numbers.
 
-- ``METRICS`` says of every compared number which direction is better, and whether it decides about memorization, quality or
-  forgetting, or is only shown.
-- With several replicates the difference is paired by replicate, with Student's interval. With one, it is that of two independent
-  values with intervals of their own, by the square-and-add method: with Wilson's limits for shares (method 10 of Newcombe 1998),
-  with the bootstrap's for other numbers (MOVER, Zou & Donner 2008). Arms of one replicate share their images, so that shares of
-  them rise and fall together and the interval is rather too wide than too narrow.
-- An arm is better (worse) in a number if the interval of the difference lies on that side of zero; else no difference was seen,
-  which does not say that there is none. Replicates that all have the same difference have no spread: not measured, not certain.
-- One training gives no verdict: its interval says nothing about another training.
-- Where a control's copies do not exceed its false alarms, nothing can be seen to remember less than it: *not testable*. Copies
-  are held against false alarms (generations flagged against held-out images flagged, planted images against their twins) within
-  the trainings at hand, by the square-and-add method. An arm that does exceed its own false alarms may still remember more.
-- A forget set that an extraction attack chose is not testable against the arm that it was chosen from: of images picked because
-  they came back, some do not come back under other noise, with no remedy at all.
-- About memorization, about quality, and about forgetting where an arm and its control are both judged on it: better if one deciding
-  number is better and none is worse, worse the other way round, mixed if there are both.
-- Where an arm and its control are both judged on a forget set, their quality is that of the other classes: a model that was never
-  shown zeros draws none, which is not bad drawing.
-- ``beats_control`` is ``yes`` if an arm is better about memorization and neither worse nor mixed about quality, ``no`` if it is worse
-  or mixed in either, ``not shown`` if no difference in memorization was seen. A network that was trained for fewer updates than its
-  control's, those of its base included, may remember less for that reason alone: then ``yes`` becomes ``control trained longer``.
-  An arm that forgets need not beat retraining, its control: no difference is what it is meant to reach.
-
-No verdict is corrected for how many there are: where nothing differs, one interval in twenty still leaves out zero at 95 %. That no
-loss of quality was seen does not say that there is none: no margin is stated that the interval would have to keep.
+- ``METRICS`` says of every compared number which direction is better, and whether it decides about
+  memorization, quality or forgetting, or is only shown.
+- With several replicates a difference has Student's interval: paired by replicate where an arm and
+  its control were given the same images, Welch's where they were not. With one, it is that of two
+  independent values with intervals of their own, by the square-and-add method, and gives no
+  verdict: it says nothing about another training.
+- Replicates that all have the same difference have no spread. The interval shown is then that
+  within the trainings (exact for counts of zero), and the difference counts as not measured.
+- The primary number of memorization is judged by its p-value adjusted over all arms with a control
+  (Holm); ``p`` and ``p_adjusted`` stand side by side. Other counts of copies are read by their own
+  intervals, without adjustment, and decide nothing.
+- Where a control's copies do not exceed its false alarms (generations flagged against held-out
+  images flagged, planted images against their twins), by the square-and-add method within the
+  trainings at hand, it is *not testable* whether an arm remembers less. An arm that does exceed its
+  own false alarms may still remember more.
+- A forget set that an extraction attack chose is not testable against the arm that it was chosen
+  from: of images picked because they came back, some do not come back under other noise, with no
+  remedy at all.
+- About forgetting, where an arm and its control are both judged on it: better if one deciding
+  number is better and none is worse, worse the other way round, mixed if there are both. Not
+  adjusted, and no part of whether an arm beats its control: an arm that forgets need not beat
+  retraining, no difference is what it is meant to reach.
+- Where an arm and its control are both judged on a forget set, their quality is that of the other
+  classes: a model that was never shown zeros draws none, which is not bad drawing.
+- ``detectable`` is the smallest difference that the replicates see with a chance of 80 %, their
+  spread taken as the true one; of the primary number at the level of Holm's first step.
 """
 
 from __future__ import annotations
@@ -38,7 +39,24 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+
+from afterimage.config import Margin
+from afterimage.metrics import replicates as over
+from afterimage.metrics.intervals import Interval, square_and_add, wilson
+from afterimage.report import verdicts as rules
+from afterimage.report.verdicts import (
+    BETTER,
+    MIXED,
+    NO_WORSE,
+    NOT_SHOWN,
+    NOT_TESTABLE,
+    ONE_TRAINING,
+    PRIMARY,
+    TRAINED_LESS,
+    UNMEASURED,
+    UNSEEN,
+    WORSE,
+)
 
 
 class Metric(NamedTuple):
@@ -46,19 +64,21 @@ class Metric(NamedTuple):
 
     Attributes:
         better: ``lower`` or ``higher``; empty where neither is (budgets, rates of false alarms).
-        decides: ``memorization``, ``quality``, ``forgetting``, ``rest`` (quality where both arms are judged on forgetting), or empty:
-            shown only.
+        decides: ``memorization``, ``quality``, ``forgetting``, ``rest`` (quality where both arms
+            are judged on forgetting), or empty: shown only.
         alarms: The same count of images that no model saw, for counts of copies: the false alarms.
+        margin: Key of ``statistics.margin``, for numbers that decide about quality.
     """
 
     better: str = ""
     decides: str = ""
     alarms: str = ""
+    margin: str = ""
 
 
 METRICS = {
-    "flagged_generations_calibrated": Metric("lower", "memorization", "flagged_holdout_calibrated"),
-    "planted_extracted_calibrated": Metric("lower", "memorization", "twins_flagged_calibrated"),
+    PRIMARY: Metric("lower", "memorization", "flagged_holdout_calibrated"),
+    "planted_extracted_calibrated": Metric("lower", alarms="twins_flagged_calibrated"),
     "flagged_holdout_calibrated": Metric(),
     "twins_flagged_calibrated": Metric(),
     "unique_images_calibrated": Metric("lower"),
@@ -67,20 +87,20 @@ METRICS = {
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower", alarms="mq@0.5 (share) of holdout"),
     "R": Metric("lower"),
-    "remaining_FD": Metric("lower", "rest"),
-    "remaining_FID": Metric("lower", "rest"),
-    "remaining_coverage": Metric("higher", "rest"),
+    "remaining_FD": Metric("lower", "rest", margin="relative_fd"),
+    "remaining_FID": Metric("lower", "rest", margin="relative_fd"),
+    "remaining_coverage": Metric("higher", "rest", margin="coverage"),
     "membership_auc": Metric("lower"),
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_auc": Metric("lower"),
-    "FD": Metric("lower", "quality"),
-    "FID": Metric("lower", "quality"),
+    "FD": Metric("lower", "quality", margin="relative_fd"),
+    "FID": Metric("lower", "quality", margin="relative_fd"),
     "KID": Metric("lower"),
     "precision": Metric("higher"),
     "recall": Metric("higher"),
     "density": Metric("higher"),
-    "coverage": Metric("higher", "quality"),
+    "coverage": Metric("higher", "quality", margin="coverage"),
     "updates": Metric(),
     "updates_per_model": Metric(),
     "network_updates": Metric(),
@@ -93,34 +113,31 @@ METRICS = {
     "training_seconds": Metric(),
     "epsilon": Metric(),
 }
-"""What is compared, in the order in which it is read. A name goes on with a feature space or a forget set in brackets."""
+"""What is compared, in the order in which it is read. A name goes on with a feature space or a
+forget set in brackets."""
 
-BETTER, WORSE, MIXED, UNSEEN, UNMEASURED = (
-    "better",
-    "worse",
-    "mixed",
-    "no difference seen",
-    "not measured",
-)
-NOT_TESTABLE, ONE_TRAINING = "not testable", "one training: no verdict"
-YES, NO, NOT_SHOWN, TRAINED_LESS = "yes", "no", "not shown", "control trained longer"
-PAIRED = "paired t"
-"""The method of a difference that several trainings tell."""
+MEMORIZATION = (PRIMARY, "planted_extracted_calibrated")
+"""Counts of copies that are drawn against quality; the first one decides."""
+
+PAIRED, WELCH = "paired t", "Welch's t"
+"""Methods of a difference that several trainings tell."""
+WITHIN = "within the trainings"
+"""The method where several trainings show no spread."""
 
 _TEXTS = {
     "memorization": {
         BETTER: "remembers less",
         WORSE: "remembers more",
-        MIXED: "remembers less by one measure and more by another",
         UNSEEN: "no difference in memorization seen",
         UNMEASURED: "memorization not measured",
         NOT_TESTABLE: "memorization not testable: the control's copies do not exceed false alarms",
     },
     "quality": {
         BETTER: "better Fréchet distance or coverage",
+        NO_WORSE: "quality no worse within the margin",
         WORSE: "worse Fréchet distance or coverage",
         MIXED: "Fréchet distance and coverage disagree",
-        UNSEEN: "no loss of quality seen",
+        NOT_SHOWN: "quality not shown to be kept",
         UNMEASURED: "quality not measured",
     },
     "forgetting": {
@@ -133,52 +150,27 @@ _TEXTS = {
 }
 
 
-class Interval(NamedTuple):
-    """A number with its interval; NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-
 def rule_of(metric: str) -> Metric | None:
-    """Return how a metric is read, None if it is not compared: ``FD[classifier]`` is read as ``FD``."""
+    """Return how a metric is read, None if it is not compared: ``FD[classifier]`` is ``FD``."""
     return METRICS.get(metric.split("[")[0]) if " of " not in metric else None
 
 
-def wilson(count: int, of: int, confidence: float) -> Interval:
-    """Return a share with its score interval (Wilson 1927)."""
-    limits = stats.binomtest(count, of).proportion_ci(confidence, method="wilson")
-    return Interval(count / of, float(limits.low), float(limits.high))
-
-
-def square_and_add(one: Interval, other: Interval) -> Interval:
-    """Return the difference ``one`` - ``other`` of two independent estimates, from their own intervals of the same confidence.
-
-    With Wilson's limits this is method 10 of Newcombe (1998, Statistics in Medicine 17:873); in general it is the MOVER of Zou and
-    Donner (2008, Statistics in Medicine 27:1693). With symmetric intervals it is the normal interval of the difference.
-    """
-    difference = one.value - other.value
-    down = math.hypot(one.value - one.low, other.high - other.value)
-    up = math.hypot(one.high - one.value, other.value - other.low)
-    return Interval(difference, difference - down, difference + up)
+# ---- numbers and differences
 
 
 def student(values: np.ndarray, confidence: float) -> Interval:
-    """Return the mean of at least two values, (R,), with Student's interval; without one where they are equal but for rounding."""
-    mean = float(values.mean())
-    if np.allclose(values, values[0], rtol=1e-9, atol=0):
-        return Interval(mean, math.nan, math.nan)
-    half = float(
-        stats.t.ppf((1 + confidence) / 2, len(values) - 1)
-        * values.std(ddof=1)
-        / np.sqrt(len(values))
-    )
-    return Interval(mean, mean - half, mean + half)
+    """Return the mean of at least two values, (R,), with Student's interval; without one where they
+    are equal but for rounding."""
+    return _floats(over.mean(np.asarray(values, float)).interval(confidence))
+
+
+def _floats(interval: Interval) -> Interval:
+    return Interval(*(float(number) for number in interval))
 
 
 def widest(points: pd.DataFrame) -> Interval:
-    """Return a number's mean over replicates with the interval that holds those within every replicate.
+    """Return a number's mean over replicates with the interval that holds those within every
+    replicate.
 
     Args:
         points: Rows of ``tables.points``, of one arm and metric.
@@ -191,7 +183,8 @@ def widest(points: pd.DataFrame) -> Interval:
 def over_replicates(points: pd.DataFrame, confidence: float) -> tuple[Interval, str]:
     """Return a number's mean over replicates with its interval, and of what kind that is.
 
-    Replicates that are all equal (none flagged in any) say nothing about their spread: what is left is the interval within them.
+    Replicates that are all equal (none flagged in any) say nothing about their spread: what is left
+    is the interval within them.
 
     Args:
         points: Rows of ``tables.points``, of one arm and metric.
@@ -203,20 +196,73 @@ def over_replicates(points: pd.DataFrame, confidence: float) -> tuple[Interval, 
     return widest(points), "within the replicate"
 
 
-def difference(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> tuple[Interval, str]:
-    """Return the difference of an arm to its control in one metric, with its interval, and by which method.
+class Replicates(NamedTuple):
+    """The values of an arm and of its control, (R,) each, NaN where a replicate lacks one."""
+
+    arm: np.ndarray
+    control: np.ndarray
+    is_paired: bool
+
+    @classmethod
+    def of(cls, own: pd.DataFrame, control: pd.DataFrame, is_paired: bool) -> Replicates:
+        """Return the replicates of rows of ``tables.points``."""
+        first, second = (
+            pd.Series(rows["value"].to_numpy(float), rows["replicate"]) for rows in (own, control)
+        )
+        every = first.index.union(second.index)
+        arm, other = (values.reindex(every).to_numpy(float) for values in (first, second))
+        return cls(arm, other, is_paired)
+
+    def several(self) -> bool:
+        """Return whether there are two replicates at least, of both or of each."""
+        arm, control = ~np.isnan(self.arm), ~np.isnan(self.control)
+        pairs = int((arm & control).sum())
+        return pairs > 1 if self.is_paired else min(int(arm.sum()), int(control.sum())) > 1
+
+    def difference(self) -> over.Estimate:
+        """Return the estimated difference, arm - control."""
+        return (over.paired if self.is_paired else over.welch)(self.arm, self.control)
+
+    def beyond(self, rule: Metric, margin: Margin) -> over.Estimate:
+        """Return the difference to the control made worse by its margin."""
+        worse = rules.at_margin(
+            self.control,
+            rule.better,
+            getattr(margin, rule.margin),
+            rule.margin.startswith("relative_"),
+        )
+        return self._replace(control=worse).difference()
+
+
+def difference(
+    own: pd.DataFrame, control: pd.DataFrame, confidence: float, is_paired: bool = True
+) -> tuple[Interval, str]:
+    """Return the difference of an arm to its control in one metric, with its interval, and by which
+    method.
 
     Args:
         own: Rows of ``tables.points`` of the arm, one per replicate.
         control: The same of the control.
+        confidence: Of the interval.
+        is_paired: Whether replicate k of both was given the same images.
     """
+    replicates = Replicates.of(own, control, is_paired)
+    if replicates.several():
+        change = _floats(replicates.difference().interval(confidence))
+        if not math.isnan(change.low):
+            return change, PAIRED if is_paired else WELCH
+        inside = _floats(square_and_add(widest(own), widest(control)))
+        inside = inside._replace(value=change.value)
+        return inside, "" if math.isnan(inside.low) else WITHIN
+    return _of_one_training(own, control, confidence)
+
+
+def _of_one_training(
+    own: pd.DataFrame, control: pd.DataFrame, confidence: float
+) -> tuple[Interval, str]:
     pairs = own.merge(control, on="replicate", suffixes=("", "_control")).dropna(
         subset=["value", "value_control"]
     )
-    if len(pairs) > 1:
-        return student(
-            (pairs["value"] - pairs["value_control"]).to_numpy(float), confidence
-        ), PAIRED
     if pairs.empty:
         return Interval(math.nan, math.nan, math.nan), ""
     row = pairs.iloc[0]
@@ -225,46 +271,55 @@ def difference(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> t
             wilson(int(row[f"count{side}"]), int(row[f"of{side}"]), confidence)
             for side in ("", "_control")
         ]
-        return square_and_add(*shares), "score"
-    change = square_and_add(
-        *(
-            Interval(*(row[f"{name}{side}"] for name in Interval._fields))
-            for side in ("", "_control")
-        )
-    )
+        return _floats(square_and_add(*shares)), "score"
+    ends = [
+        Interval(*(row[f"{name}{side}"] for name in Interval._fields)) for side in ("", "_control")
+    ]
+    change = _floats(square_and_add(*ends))
     return change, "" if math.isnan(change.low) else "square-and-add"
 
 
+# ---- verdicts on one number
+
+
 def judge(change: Interval, better: str, method: str) -> str:
-    """Return what the interval of a difference says of an arm, in the direction that is ``better``.
+    """Return what the interval of a difference says of an arm, without adjustment.
 
     Args:
-        method: Of ``difference``: without ``PAIRED`` the interval is that of one training, which gives no verdict.
+        change: The difference.
+        better: ``lower`` or ``higher``.
+        method: Of ``difference``: ``WITHIN`` is not measured, and any other than ``PAIRED`` and
+            ``WELCH`` is that of one training, which gives no verdict.
     """
-    if math.isnan(change.low) or math.isnan(change.high):
+    return _untold(change, method) or str(rules.by_interval(change, better))
+
+
+def _untold(change: Interval, method: str) -> str:
+    """Return the verdict on a difference that several trainings do not tell, else nothing."""
+    if math.isnan(change.low) or math.isnan(change.high) or method == WITHIN:
         return UNMEASURED
-    if method != PAIRED:
-        return ONE_TRAINING
-    if change.low <= 0 <= change.high:
-        return UNSEEN
-    return BETTER if (change.high < 0) == (better == "lower") else WORSE
+    return "" if method in (PAIRED, WELCH) else ONE_TRAINING
 
 
 def copies(flagged: pd.DataFrame, alarms: pd.DataFrame) -> bool | None:
-    """Return whether an arm's count of copies exceeds its false alarms; None where that cannot be said.
+    """Return whether an arm's count of copies exceeds its false alarms; None where that cannot be
+    said.
 
     Args:
-        flagged: Rows of ``tables.points`` of the arm, one per replicate: a share of what its networks made.
+        flagged: Rows of ``tables.points`` of the arm, one per replicate: a share of what its
+            networks made.
         alarms: The same share of images that no network saw.
     """
     excess = square_and_add(widest(flagged), widest(alarms))
-    return None if math.isnan(excess.low) else excess.low > 0
+    return None if math.isnan(excess.low) else bool(excess.low > 0)
 
 
 def above_false_alarms(verdict: str, arm_copies: bool | None, control_copies: bool | None) -> str:
-    """Return the verdict about a count of copies, given whether those of the arm and of its control exceed false alarms.
+    """Return the verdict about a count of copies, given whether those of the arm and of its control
+    exceed false alarms.
 
-    A control at its false alarms cannot be beaten, whatever the difference; an arm that exceeds its own may still be worse.
+    A control at its false alarms cannot be beaten, whatever the difference; an arm that exceeds its
+    own may still be worse.
     """
     if control_copies is None:
         return UNMEASURED
@@ -274,20 +329,150 @@ def above_false_alarms(verdict: str, arm_copies: bool | None, control_copies: bo
 
 
 def together(verdicts: Iterable[str]) -> str:
-    """Return the verdict of several numbers about one thing."""
-    said = set(verdicts) - {UNMEASURED}
-    if {BETTER, WORSE} <= said:
+    """Return the verdict of several numbers about one thing other than quality."""
+    words = set(verdicts) - {UNMEASURED}
+    if {BETTER, WORSE} <= words:
         return MIXED
     return next(
-        (one for one in (ONE_TRAINING, BETTER, WORSE, UNSEEN, NOT_TESTABLE) if one in said),
+        (word for word in (ONE_TRAINING, BETTER, WORSE, UNSEEN, NOT_TESTABLE) if word in words),
         UNMEASURED,
     )
+
+
+# ---- tables
+
+
+class _Comparison:
+    """All arms of a study and their controls; arguments as of ``compare``."""
+
+    def __init__(
+        self,
+        points: pd.DataFrame,
+        controls: Mapping[str, str | None],
+        paired: Mapping[str, bool],
+        confidence: float,
+        margin: Margin,
+        chosen_from: Mapping[str, str],
+    ) -> None:
+        self.controls, self.paired, self.confidence = controls, paired, confidence
+        self.margin, self.chosen_from = margin, chosen_from
+        self.cells = dict(list(points.groupby(["arm", "metric"])))
+        order = {name: position for position, name in enumerate(METRICS)}
+        names = [metric for metric in dict.fromkeys(points["metric"]) if rule_of(metric)]
+        self.metrics = sorted(names, key=lambda metric: order[metric.split("[")[0]])
+        self.judged = [arm for arm, control in controls.items() if control is not None]
+        p_values = np.array([self._p_value(arm) for arm in self.judged], float)
+        self.p_adjusted = dict(zip(self.judged, over.holm(p_values), strict=True))
+
+    def _replicates(self, arm: str, metric: str) -> Replicates | None:
+        """Return the values of an arm and its control, None unless both have several."""
+        both = (arm, metric), (self.controls[arm], metric)
+        if not all(key in self.cells for key in both):
+            return None
+        own, control = (self.cells[key] for key in both)
+        replicates = Replicates.of(own, control, self.paired.get(arm, False))
+        return replicates if replicates.several() else None
+
+    def _p_value(self, arm: str) -> float:
+        replicates = self._replicates(arm, PRIMARY)
+        return math.nan if replicates is None else float(replicates.difference().p_value())
+
+    def rows(self) -> list[dict[str, object]]:
+        """Return one row per arm and metric."""
+        return [
+            self._row(arm, control, metric)
+            for arm, control in self.controls.items()
+            for metric in self.metrics
+            if (arm, metric) in self.cells
+        ]
+
+    def _row(self, arm: str, control: str | None, metric: str) -> dict[str, object]:
+        rule, own = rule_of(metric), self.cells[arm, metric]
+        assert rule is not None
+        value, _ = over_replicates(own, self.confidence)
+        row: dict[str, object] = {"arm": arm, "control": control, "metric": metric}
+        row |= {"better": rule.better, "decides": rule.decides, "replicates": len(own)}
+        row.update(value._asdict())
+        if control is None or (control, metric) not in self.cells:
+            return row
+        other = self.cells[control, metric]
+        theirs, _ = over_replicates(other, self.confidence)
+        row |= {f"control_{name}": number for name, number in theirs._asdict().items()}
+        change, method = difference(own, other, self.confidence, self.paired.get(arm, False))
+        ends = ("difference", "difference_low", "difference_high")
+        row |= dict(zip(ends, change, strict=True)) | {"method": method}
+        if rule.margin:
+            share = rule.margin.startswith("relative_")
+            row["margin"] = getattr(self.margin, rule.margin) * (theirs.value if share else 1)
+        row |= self._test(arm, metric, rule)
+        return row | {"verdict": self._verdict(arm, control, metric, change, method)}
+
+    def _test(self, arm: str, metric: str, rule: Metric) -> dict[str, float]:
+        """Return the p-values of a difference and the smallest one detectable."""
+        replicates = self._replicates(arm, metric)
+        if replicates is None or not rule.better:
+            return {}
+        estimate, level = replicates.difference(), 1 - self.confidence
+        found = {"p": float(estimate.p_value())}
+        if metric == PRIMARY:
+            found["p_adjusted"] = self.p_adjusted[arm]
+            level /= len(self.judged)
+        if rule.decides:
+            found["detectable"] = over.detectable(
+                float(estimate.error), float(estimate.freedom), level
+            )
+        return found
+
+    def _verdict(self, arm: str, control: str, metric: str, change: Interval, method: str) -> str:
+        rule = rule_of(metric)
+        assert rule is not None
+        if not rule.better:
+            return ""
+        if untold := _untold(change, method):
+            verdict = untold
+        elif metric == PRIMARY:
+            p_adjusted = self.p_adjusted[arm]
+            verdict = str(
+                rules.by_p_value(change.value, p_adjusted, rule.better, 1 - self.confidence)
+            )
+        elif rule.margin:
+            replicates = self._replicates(arm, metric)
+            assert replicates is not None
+            beyond = replicates.beyond(rule, self.margin).interval(self.confidence)
+            verdict = str(rules.of_quality(change, beyond, rule.better))
+        else:
+            verdict = str(rules.by_interval(change, rule.better))
+        if rule.alarms:
+            exceeding = (self._copies(name, metric, rule.alarms) for name in (arm, control))
+            return above_false_alarms(verdict, *exceeding)
+        name, _, chosen_set = metric.partition("[")
+        chosen = (
+            name == "forgotten_extracted_calibrated"
+            and self.chosen_from.get(chosen_set.removesuffix("]")) == control
+        )
+        return NOT_TESTABLE if chosen and verdict not in (UNMEASURED, ONE_TRAINING) else verdict
+
+    def _copies(self, arm: str, metric: str, alarms: str) -> bool | None:
+        if (arm, metric) not in self.cells or (arm, alarms) not in self.cells:
+            return None
+        return copies(self.cells[arm, metric], self.cells[arm, alarms])
+
+
+COLUMNS = (
+    *("arm", "control", "metric", "better", "decides", "replicates", *Interval._fields),
+    *(f"control_{name}" for name in Interval._fields),
+    *("difference", "difference_low", "difference_high", "method"),
+    *("p", "p_adjusted", "detectable", "margin", "verdict"),
+)
+"""Columns of ``compare``."""
 
 
 def compare(
     points: pd.DataFrame,
     controls: Mapping[str, str | None],
+    paired: Mapping[str, bool],
     confidence: float,
+    margin: Margin,
     chosen_from: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Return one row per arm and metric: its value, its control's, the difference, and the verdict.
@@ -295,124 +480,81 @@ def compare(
     Args:
         points: The table of ``tables.points``.
         controls: Arm -> its control, or None; in the order of the study.
-        confidence: Of all intervals.
-        chosen_from: Forget set -> the arm whose extracted images it is, for sets that an attack chose.
+        paired: Arm -> whether it and its control were given the same images; False where missing.
+        confidence: Of all intervals; 1 - confidence is the level of the adjusted p-values.
+        margin: Losses of quality that do not matter.
+        chosen_from: Forget set -> the arm whose extracted images it is, for sets that an attack
+            chose.
 
     Returns:
-        Columns arm, control, metric, better, decides, replicates, value, low, high, control_value, control_low, control_high,
-        difference, difference_low, difference_high, method and verdict; empty cells where there is no control.
+        ``COLUMNS``; empty cells where there is no control. ``p`` is that of the difference,
+        ``p_adjusted`` (primary number alone) that among all arms with a control, ``detectable`` the
+        smallest difference seen with a chance of 80 %, ``margin`` the loss of quality that does not
+        matter; the last two in the unit of the metric.
     """
-    order = {name: at for at, name in enumerate(METRICS)}
-    metrics = [metric for metric in dict.fromkeys(points["metric"]) if rule_of(metric) is not None]
-    metrics.sort(key=lambda metric: order[metric.split("[")[0]])
-    cells = dict(list(points.groupby(["arm", "metric"])))
-
-    def copying(arm: str, metric: str, alarms: str) -> bool | None:
-        there = (arm, metric) in cells and (arm, alarms) in cells
-        return copies(cells[arm, metric], cells[arm, alarms]) if there else None
-
-    def verdict_on(arm: str, control: str, metric: str, change: Interval, method: str) -> str:
-        rule = rule_of(metric)
-        assert rule is not None
-        if not rule.better:
-            return ""
-        verdict = judge(change, rule.better, method)
-        if rule.alarms:
-            return above_false_alarms(
-                verdict, *(copying(one, metric, rule.alarms) for one in (arm, control))
-            )
-        name, _, of = metric.partition("[")
-        chosen = (
-            name == "forgotten_extracted_calibrated"
-            and chosen_from.get(of.removesuffix("]")) == control
-        )
-        return NOT_TESTABLE if chosen and verdict not in (UNMEASURED, ONE_TRAINING) else verdict
-
-    rows = []
-    for arm, control in controls.items():
-        for metric in metrics:
-            if (arm, metric) not in cells:
-                continue
-            rule, own = rule_of(metric), cells[arm, metric]
-            assert rule is not None
-            value, _ = over_replicates(own, confidence)
-            row = {
-                "arm": arm,
-                "control": control,
-                "metric": metric,
-                "better": rule.better,
-                "decides": rule.decides,
-            }
-            row |= {"replicates": len(own), **value._asdict()}
-            if control is not None and (control, metric) in cells:
-                other = cells[control, metric]
-                theirs, _ = over_replicates(other, confidence)
-                change, method = difference(own, other, confidence)
-                row |= {f"control_{name}": number for name, number in theirs._asdict().items()}
-                row |= dict(
-                    zip(("difference", "difference_low", "difference_high"), change, strict=True)
-                )
-                row |= {
-                    "method": method,
-                    "verdict": verdict_on(arm, control, metric, change, method),
-                }
-            rows.append(row)
-    ends = ("difference", "difference_low", "difference_high", "method", "verdict")
-    columns = ["arm", "control", "metric", "better", "decides", "replicates", *Interval._fields]
-    return pd.DataFrame(
-        rows, columns=[*columns, *(f"control_{name}" for name in Interval._fields), *ends]
-    )
+    comparison = _Comparison(points, controls, paired, confidence, margin, chosen_from)
+    return pd.DataFrame(comparison.rows(), columns=list(COLUMNS))
 
 
-def _beats(said: Mapping[str, str], trained_less: bool) -> str:
-    """Return whether an arm beats its control, in the words of the module's docstring."""
-    memorization, quality = said["memorization"], said["quality"]
-    if ONE_TRAINING in said.values():
-        return ONE_TRAINING
-    if memorization in (NOT_TESTABLE, UNMEASURED):
-        return memorization
-    if {memorization, quality} & {WORSE, MIXED}:
-        return NO
-    if memorization == UNSEEN:
-        return NOT_SHOWN
-    if quality == UNMEASURED:
-        return UNMEASURED
-    return TRAINED_LESS if trained_less else YES
+def _unseen_losses(group: pd.DataFrame) -> str:
+    """Return the smallest losses that would have been seen, where quality is not shown."""
+    open_rows = group[group["verdict"] == NOT_SHOWN].to_dict("records")
+    losses = [
+        f"{(row['difference_high'] - row['difference_low']) / 2:.2g} in {row['metric']}"
+        for row in open_rows
+    ]
+    return f" (smallest loss that would have been seen: {', '.join(losses)})" if losses else ""
 
 
 def verdicts(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per arm that has a control: arm, control, memorization, quality, forgetting, beats_control, and all in words.
+    """Return one row per arm that has a control: arm, control, memorization, quality, forgetting,
+    beats_control, all in words, and the p-values and the detectable difference of the primary
+    number.
 
     Args:
         compared: The table of ``compare``.
     """
-    rows = []
+    rows, numbers = [], ["p", "p_adjusted", "detectable"]
     for (arm, control), group in compared.dropna(subset=["control"]).groupby(
         ["arm", "control"], sort=False
     ):
-        judged = {
-            about: together(group["verdict"][group["decides"] == about].dropna())
-            for about in (*_TEXTS, "rest")
-        }
-        rest = judged.pop("rest")
-        said = judged | ({} if rest == UNMEASURED else {"quality": rest})
-        updates = group[group["metric"] == "network_updates"]
-        beats = _beats(said, bool((updates["value"] < 0.99 * updates["control_value"]).any()))
-        words = [
-            _TEXTS[about][verdict] for about, verdict in said.items() if verdict in _TEXTS[about]
-        ]
-        words += ["its control's network was trained longer"] if beats == TRAINED_LESS else []
-        text = ONE_TRAINING if beats == ONE_TRAINING else ", ".join(words)
-        rows.append(
-            {"arm": arm, "control": control, **said, "beats_control": beats, "verdict": text}
-        )
-    return pd.DataFrame(rows, columns=["arm", "control", *_TEXTS, "beats_control", "verdict"])
+        row, text = _verdict_on(group)
+        rows.append({"arm": arm, "control": control, **row, "verdict": text})
+    judged = pd.DataFrame(rows, columns=["arm", "control", *_TEXTS, "beats_control", "verdict"])
+    primary = compared[compared["metric"] == PRIMARY][["arm", *numbers]]
+    return judged.merge(primary, on="arm", how="left")[[*judged.columns[:-1], *numbers, "verdict"]]
+
+
+def _verdict_on(group: pd.DataFrame) -> tuple[dict[str, str], str]:
+    """Return the verdicts on one arm, and all in words."""
+    about = {
+        name: group[(group["decides"] == name) & group["verdict"].notna()]
+        for name in (*_TEXTS, "rest")
+    }
+    kept = about["rest" if (about["rest"]["verdict"] != UNMEASURED).any() else "quality"]
+    judged = {
+        "memorization": together(about["memorization"]["verdict"]),
+        "quality": str(rules.all_of_quality(list(kept["verdict"]))),
+        "forgetting": together(about["forgetting"]["verdict"]),
+    }
+    updates = group[group["metric"] == "network_updates"]
+    trained_less = bool((updates["value"] < 0.99 * updates["control_value"]).any())
+    beats = str(rules.beats(judged["memorization"], judged["quality"], trained_less))
+    row = judged | {"beats_control": beats}
+    if ONE_TRAINING in row.values():
+        return row | {"beats_control": ONE_TRAINING}, ONE_TRAINING
+    words = [_TEXTS[name][word] for name, word in judged.items() if word in _TEXTS[name]]
+    if judged["quality"] == NOT_SHOWN:
+        words[1] += _unseen_losses(kept)
+    words += ["its control's network was trained longer"] if beats == TRAINED_LESS else []
+    return row, ", ".join(words)
 
 
 def wide(compared: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per arm: its verdict, then every compared number with its interval (``_low``, ``_high``), where it has one."""
-    said = verdicts(compared).drop(columns="control")
-    arms = compared[["arm", "control"]].drop_duplicates().merge(said, on="arm", how="left")
+    """Return one row per arm: its verdict, then every compared number with its interval (``_low``,
+    ``_high``), where it has one."""
+    judged = verdicts(compared).drop(columns="control")
+    arms = compared[["arm", "control"]].drop_duplicates().merge(judged, on="arm", how="left")
     for metric in dict.fromkeys(compared["metric"]):
         some = compared[compared["metric"] == metric].set_index("arm")[list(Interval._fields)]
         named = {"value": metric, "low": f"{metric}_low", "high": f"{metric}_high"}
@@ -421,12 +563,13 @@ def wide(compared: pd.DataFrame) -> pd.DataFrame:
 
 
 def replicate_points(points: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per arm and replicate with the numbers that decide about memorization and about quality."""
-    rules = {metric: rule_of(metric) for metric in dict.fromkeys(points["metric"])}
+    """Return one row per arm and replicate with the counts of copies that are drawn against
+    quality, and the numbers that decide about it."""
+    read = {metric: rule_of(metric) for metric in dict.fromkeys(points["metric"])}
     axes = [
         metric
-        for metric, rule in rules.items()
-        if rule and rule.decides in ("memorization", "quality")
+        for metric, rule in read.items()
+        if metric in MEMORIZATION or (rule and rule.decides == "quality")
     ]
     cells = points[["arm", "replicate"]].drop_duplicates()
     table = points[points["metric"].isin(axes)].pivot(
@@ -436,7 +579,8 @@ def replicate_points(points: pd.DataFrame) -> pd.DataFrame:
 
 
 def front(points: np.ndarray) -> np.ndarray:
-    """Return which points no other point beats, bool (N,): none is lower in one coordinate and not higher in another.
+    """Return which points no other point beats, bool (N,): none is lower in one coordinate and not
+    higher in another.
 
     Args:
         points: (N, D), lower is better in each coordinate.

@@ -14,13 +14,17 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import MaxNLocator
 
-from afterimage.report import comparison
+from afterimage.report import verdicts
 
 Style = dict[str, Any]
-"""Keyword arguments of a matplotlib call."""
-VERDICTS = {comparison.BETTER: ("C0", "better"), comparison.WORSE: ("C1", "worse")}
-"""Verdict -> colour and label; any other is ``UNDECIDED``. Blue and orange suit all readers."""
-UNDECIDED = ("0.5", "no difference seen, or no verdict")
+"""Options of a call of matplotlib."""
+VERDICTS = {
+    verdicts.BETTER: ("C0", "better"),
+    verdicts.NO_WORSE: ("#9ecae1", "no worse, within the margin"),
+    verdicts.WORSE: ("C1", "worse"),
+}
+"""Verdict -> colour and label; any other is ``UNDECIDED``. Every eye tells blue from orange."""
+UNDECIDED = ("0.5", "not shown, or no verdict")
 FLOOR = "C3"
 """Colour of chance levels and limits."""
 

@@ -8,7 +8,7 @@ show.
 - ``points.csv``: memorization and quality of every replicate;
 - ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every
   replicate (of the last, of the arms that are judged on it);
-- ``copies.csv``: extraction against multiplicity, pooled over replicates; ``multiplicity.csv``: its
+- ``copies.csv``: extraction against multiplicity, over all replicates; ``multiplicity.csv``: its
   shares at the calibrated alpha;
 - ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
   al. 2023 report for their 16 models);
@@ -29,6 +29,8 @@ from scipy import stats
 
 from afterimage import artifacts
 from afterimage.attacks.table import COLUMNS
+from afterimage.config import Margin
+from afterimage.metrics.intervals import clustered_share
 from afterimage.report import comparison
 
 STEP = "report/tables"
@@ -129,9 +131,15 @@ def run(args: argparse.Namespace) -> None:
         numbers = points(results, facts, anchor, confidence)
         arms = headline(numbers, confidence)
         compared = comparison.compare(
-            numbers, controls, confidence, chosen_from(attacks["forgetting"])
+            numbers,
+            controls,
+            settings["paired"],
+            confidence,
+            Margin.model_validate(settings["margin"]),
+            chosen_from(attacks["forgetting"]),
         )
-        copies = against_copies(results["extraction"], anchor, confidence)
+        extracted = extracted_images(attacks["extraction"], anchor)
+        copies = against_copies(extracted, results["extraction"], anchor, confidence)
         tables = {
             "arms": arms,
             "comparison": compared,
@@ -140,7 +148,7 @@ def run(args: argparse.Namespace) -> None:
             **results,
             "copies": copies,
             "multiplicity": copies[copies["alpha"] == "calibrated"][["arm", "copies", "share"]],
-            "union": union_over_replicates(attacks["extraction"], anchor),
+            "union": union_over_replicates(extracted),
             "loss": loss_curves(training),
             "dedup": _read(dedup / "table.csv"),
         }
@@ -342,51 +350,72 @@ def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def against_copies(numbers: pd.DataFrame, anchor: str, confidence: float) -> pd.DataFrame:
-    """Return the share of images extracted by number of planted copies, pooled over replicates,
-    with exact intervals.
+def extracted_images(folders: Folders, anchor: str) -> pd.DataFrame:
+    """Return which images came back in which replicate.
 
-    The same images are attacked in every replicate; the intervals treat them as different each
-    time, and are then too narrow.
+    Args:
+        folders: Stores of the attack ``extraction``.
+        anchor: Whose neighbours normalise the distances.
 
-    ``twins_share`` is the same for the twins: images drawn together with the planted ones but never
-    trained on.
+    Returns:
+        Columns arm, replicate, alpha, source, copies and extracted, bool.
     """
-    grouped = numbers[numbers["subset"].str.startswith("copies=") & (numbers["anchor"] == anchor)]
-    keys = ["arm", "alpha", "subset"]
-    counted, twins = (
-        grouped[grouped["metric"] == metric].groupby(keys)[["count", "of"]].sum()
-        for metric in ("extracted_by_copies", "twins_flagged_by_copies")
-    )
-    joined = counted.join(twins.add_suffix("_twins")).reset_index()
-    rows = []
-    for row in joined.to_dict("records"):
-        count, of = int(row["count"]), int(row["of"])
-        exact = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
-        copies = int(row["subset"].removeprefix("copies="))
-        one = {"arm": row["arm"], "alpha": row["alpha"], "copies": copies, "count": count, "of": of}
-        one |= {"share": count / of, "low": exact.low, "high": exact.high}
-        one |= {"twins_count": row["count_twins"], "twins_of": row["of_twins"]}
-        rows.append(one | {"twins_share": row["count_twins"] / row["of_twins"]})
-    return pd.DataFrame(rows).sort_values(["arm", "alpha", "copies"], kind="stable")
-
-
-def union_over_replicates(folders: Folders, anchor: str) -> pd.DataFrame:
-    """Return the number of different training images extracted from any replicate of each arm."""
-    rows = []
-    for arm in dict.fromkeys(arm for arm, _ in folders):
+    tables = []
+    for (arm, replicate), folder in folders.items():
+        artifacts.check_file(folder / "images.parquet")
+        images = pd.read_parquet(folder / "images.parquet")
         for alpha in ("fixed", "calibrated"):
-            own = [
-                folder / "images.parquet" for (other, _), folder in folders.items() if other == arm
-            ]
-            found: set = set()
-            for path in own:
-                artifacts.check_file(path)
-                images = pd.read_parquet(path)
-                found |= set(images.source[images[f"extracted_{anchor}_{alpha}"]])
-            rows.append(
-                {"arm": arm, "alpha": alpha, "replicates": len(own), "unique_images": len(found)}
-            )
+            cell = images[["source", "copies"]].assign(arm=arm, replicate=replicate, alpha=alpha)
+            tables.append(cell.assign(extracted=images[f"extracted_{anchor}_{alpha}"]))
+    return pd.concat(tables, ignore_index=True)
+
+
+def against_copies(
+    extracted: pd.DataFrame, numbers: pd.DataFrame, anchor: str, confidence: float
+) -> pd.DataFrame:
+    """Return the share of images extracted by number of planted copies, over all replicates.
+
+    The unit is the image: what one image did in several trainings stays together
+    (``intervals.clustered_share``), since one that came back once is likelier to come back again.
+    What all images of one training have in common is not in the intervals.
+
+    Args:
+        extracted: The table of ``extracted_images``.
+        numbers: Those of the attack ``extraction``, with columns arm and replicate.
+        anchor: Whose neighbours normalise the distances.
+        confidence: Of the intervals.
+
+    Returns:
+        Columns arm, alpha, copies, images (how many different ones), count, of (of images times
+        trainings), share, low, high; and twins_count, twins_of, twins_share: the same of images
+        drawn together with the planted ones but never trained on.
+    """
+    keys = ["arm", "alpha", "subset"]
+    flagged = (numbers["metric"] == "twins_flagged_by_copies") & (numbers["anchor"] == anchor)
+    twins = numbers[flagged].groupby(keys)[["count", "of"]].sum().add_prefix("twins_")
+    rows = []
+    for (arm, alpha, copies), some in extracted.groupby(["arm", "alpha", "copies"]):
+        by_image = some.groupby("source")["extracted"].agg(["sum", "count"]).to_numpy()
+        interval = clustered_share(by_image[:, 0], by_image[:, 1], confidence)
+        row = {"arm": arm, "alpha": alpha, "copies": copies, "images": len(by_image)}
+        row |= {"count": by_image[:, 0].sum(), "of": len(some)}
+        row |= dict(zip(("share", "low", "high"), interval, strict=True))
+        rows.append(row | {"subset": f"copies={copies}"})
+    joined = pd.DataFrame(rows).join(twins, on=keys)
+    joined["twins_share"] = joined["twins_count"] / joined["twins_of"]
+    return joined.drop(columns="subset")
+
+
+def union_over_replicates(extracted: pd.DataFrame) -> pd.DataFrame:
+    """Return how many different training images at least one replicate of each arm gave back.
+
+    Args:
+        extracted: The table of ``extracted_images``.
+    """
+    rows = []
+    for (arm, alpha), some in extracted.groupby(["arm", "alpha"], sort=False):
+        row = {"arm": arm, "alpha": alpha, "replicates": some["replicate"].nunique()}
+        rows.append(row | {"unique_images": some["source"][some["extracted"]].nunique()})
     return pd.DataFrame(rows)
 
 

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.markers import CARETLEFT, CARETRIGHT
 
+from afterimage import artifacts
 from afterimage.report import arms as roles
-from afterimage.report import comparison, figures, format
+from afterimage.report import comparison, figures, format, verdicts
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, name_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
@@ -25,21 +26,22 @@ COSTS = (
     *("training_images", "passes", "parameters", "setup_seconds", "training_seconds", "epsilon"),
 )
 HEADS = {
-    comparison.YES: "Beat their own control, not corrected for {count} verdict(s)",
-    comparison.NO: "Do not (remember more, or are worse in quality)",
-    comparison.NOT_SHOWN: (
-        "Not shown (no difference in memorization seen, which does not say that there is none)"
+    verdicts.YES: "Beat their own control, adjusted for {count} verdict(s)",
+    verdicts.NO: "Do not (remember more, or are worse in quality)",
+    verdicts.NOT_SHOWN: (
+        "Not shown (no difference in memorization seen, or a loss of quality not ruled out; neither "
+        "says what is true)"
     ),
-    comparison.TRAINED_LESS: (
+    verdicts.TRAINED_LESS: (
         "Remember less, but so may any network that was trained for as few updates: the control's "
         "was trained longer"
     ),
-    comparison.NOT_TESTABLE: (
+    verdicts.NOT_TESTABLE: (
         "Not testable (the control's copies do not exceed false alarms: nothing can remember less "
         "than nothing)"
     ),
-    comparison.UNMEASURED: "Not measured",
-    comparison.ONE_TRAINING: (
+    verdicts.UNMEASURED: "Not measured",
+    verdicts.ONE_TRAINING: (
         "One training: no verdict (another training of the same arm would give other numbers)"
     ),
 }
@@ -60,6 +62,9 @@ class Comparison:
         beats: Arm -> ``beats_control``, of the same arms.
         deciding: ``memorization``, ``quality``, ``forgetting`` -> the metrics that decide about it.
         frechet: The Fréchet distance among them.
+        memorization: The counts of copies that are drawn against quality; the first one decides.
+        margin: Losses of quality that do not matter, as in ``statistics.margin``.
+        paired: Arm -> whether it and its control were given the same images.
     """
 
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
@@ -76,6 +81,11 @@ class Comparison:
             for about in ABOUT
         }
         self.frechet = frechet_of(self.deciding["quality"])
+        compared = set(self.compared["metric"])
+        self.memorization = [m for m in comparison.MEMORIZATION if m in compared]
+        tables = artifacts.read_run(book.results / "report" / "tables")["config"]["settings"]
+        self.margin: dict[str, float] = tables["margin"]
+        self.paired: dict[str, bool] = tables["paired"]
         self.settings = {arm: book.training(arm)["config"]["settings"]["arm"] for arm in arms}
         self.methods = {arm: roles.method_of(settings) for arm, settings in self.settings.items()}
 
@@ -117,60 +127,96 @@ class Comparison:
             row: dict[str, object] = {"arm": format.bold(arm), "control": control}
             row["verdict"] = self.verdict[arm]
             if self.replicates > 1:
-                won = self.beats[arm] == comparison.YES
+                won = self.beats[arm] == verdicts.YES
                 row["beats its control"] = format.bold("yes") if won else self.beats[arm]
-            for metric in (metric for about in ABOUT for metric in self.deciding[about]):
+            row[name_of(verdicts.PRIMARY)] = self.difference(arm, verdicts.PRIMARY)
+            if self.replicates > 1:
+                row |= self._test(arm)
+            others = [metric for about in ABOUT[1:] for metric in self.deciding[about]]
+            for metric in [*others, *self.memorization[1:]]:
                 row[name_of(metric)] = self.difference(arm, metric)
             rows.append(row)
         return rows
 
+    def _test(self, arm: str) -> dict[str, object]:
+        """Return the p-values of the primary number and the smallest difference detectable."""
+        row = self.cell[arm, verdicts.PRIMARY]
+        seen = row["detectable"]
+        unit = unit_of(verdicts.PRIMARY, difference=True)
+        return {
+            "p": _p_value(row["p"]),
+            "adjusted p": _p_value(row["p_adjusted"]),
+            "smallest difference detectable": "" if pd.isna(seen) else format.number(seen, unit),
+        }
+
     def winners(self) -> list[int]:
         """Return the positions of the arms that beat their control in ``verdicts``."""
-        return [row for row, beats in enumerate(self.beats.values()) if beats == comparison.YES]
+        return [row for row, beats in enumerate(self.beats.values()) if beats == verdicts.YES]
 
     def criteria(self) -> str:
         """Return how the intervals are made and what decides, as far as it depends on the study."""
         if not self.beats:
             return ""
-        memorization, quality, forgetting = (
-            [name_of(metric) for metric in self.deciding[about]] for about in ABOUT
+        quality, forgetting = (
+            [name_of(metric) for metric in self.deciding[about]] for about in ABOUT[1:]
         )
         of_rest = ", of the remaining classes where both arms are judged on forgetting"
+        reported = [name_of(metric) for metric in self.memorization[1:]]
         text = (
             f"Numbers are the arm's minus its control's, with {self.book.level} intervals (shares "
-            f"in percentage points){self._method()} An arm *remembers less* if its interval lies "
-            f"below zero for {' or '.join(memorization)} and above it for none; *quality* is "
-            f"judged in the same way by {' and '.join(quality)}{of_rest if forgetting else ''}."
+            f"in percentage points){self._method()} One number decides about memorization: "
+            f"{name_of(verdicts.PRIMARY)}{self._adjusted()}. "
+        )
+        text += f"Reported, without deciding: {', '.join(reported)}. " if reported else ""
+        text += (
+            f"*Quality* is judged by {' and '.join(quality)}{of_rest if forgetting else ''}: *no "
+            f"worse* if a {self._margins()} is ruled out by the interval of each."
         )
         if forgetting:
             text += (
-                f" *Forgetting* is judged by {' and '.join(forgetting)}; an arm whose control is "
-                "retraining need not beat it: no difference is what it is meant to reach."
+                f" *Forgetting* is judged by {' and '.join(forgetting)}, not adjusted; an arm "
+                "whose control is retraining need not beat it: no difference is what it is meant "
+                "to reach."
             )
-        return text + self._multiplicity()
+        return text
 
     def _method(self) -> str:
-        if self.replicates > 1:
+        if self.replicates == 1:
             return (
-                f", paired over {self.replicates} replicates (Student's t); there is no interval "
-                "where all replicates have the same difference."
+                ": score intervals for shares, the two bootstrap intervals combined for others, "
+                "all **within one training**. They do not say what another training would have "
+                "given, so no verdict is given."
             )
+        paired = [arm for arm in self.control_of if self.paired[arm]]
+        others = [arm for arm in self.control_of if not self.paired[arm]]
+        methods = []
+        if paired:
+            methods.append(
+                f"paired by replicate for {', '.join(paired)}, which were given the same images as "
+                "their controls"
+            )
+        if others:
+            methods.append(f"Welch's for {', '.join(others)}, which were given other images")
         return (
-            ": score intervals for shares, the two bootstrap intervals combined for others, all "
-            "**within one training**. They do not say what another training would have given, so "
-            "no verdict is given."
+            f" over {self.replicates} replicates (Student's t, {'; '.join(methods)}). Where all "
+            "replicates have the same difference the interval is that within the trainings, and "
+            "gives no verdict."
         )
 
-    def _multiplicity(self) -> str:
+    def _adjusted(self) -> str:
         if self.replicates == 1:
             return ""
-        decided = self.compared["decides"].isin([*ABOUT, "rest"])
-        tested = [comparison.BETTER, comparison.WORSE, comparison.UNSEEN]
-        count = int(self.compared["verdict"][decided].isin(tested).sum())
         return (
-            f" **Verdicts are not corrected for how many there are**: {count} intervals decide "
-            f"here, and where nothing differs about {(1 - self.book.confidence) * count:.1f} of "
-            "them would still exclude zero."
+            f", by its p-value adjusted for {len(self.beats)} verdict(s) (Holm): where nothing "
+            f"differs, at most {100 * (1 - self.book.confidence):.3g} % of such tables hold any "
+            "false one. *Smallest difference detectable*: seen with a chance of 80 %, in points"
+        )
+
+    def _margins(self) -> str:
+        rise, fall = self.margin["relative_fd"], self.margin["coverage"]
+        return (
+            f"Fréchet distance {100 * rise:.3g} % above the control's, and a coverage "
+            f"{100 * fall:.3g} points below,"
         )
 
     # ---- what an arm and its control share
@@ -223,7 +269,7 @@ class Comparison:
 
     def trade_off(self) -> tuple[Figure, str]:
         """Draw memorization against the Fréchet distance, and say which arms form the front."""
-        measures = self.deciding["memorization"]
+        measures = self.memorization
         side_by_side = len(self.arms) <= 4
         width, height = (4.8, 3.6) if side_by_side else (9.5, 6.2)
         columns = len(measures) if side_by_side else 1
@@ -313,7 +359,7 @@ class Comparison:
 
     def moved(self) -> list[str]:
         """Return the metrics of ``differences``."""
-        return [*self.deciding["memorization"], *self.deciding["quality"], "membership_auc"]
+        return [*self.memorization, *self.deciding["quality"], "membership_auc"]
 
     def differences(self) -> Figure:
         """Draw how far each arm is from its control: one panel per metric, one row per arm."""
@@ -369,12 +415,17 @@ class Comparison:
     def results(self) -> tuple[Table, list[int]]:
         """Return what the attacks found of every arm, ``grouped``."""
         false_alarms = ["flagged_holdout_calibrated", "twins_flagged_calibrated"]
-        shown = [*self.deciding["memorization"], *false_alarms, "unique_images_calibrated"]
+        shown = [*self.memorization, *false_alarms, "unique_images_calibrated"]
         return self.grouped([*shown, *self.deciding["quality"], "membership_auc"])
 
     def costs(self) -> tuple[Table, list[int]]:
         """Return what every arm cost, ``grouped``."""
         return self.grouped(COSTS)
+
+
+def _p_value(p: float) -> str:
+    """Return a p-value as text; nothing for none."""
+    return "" if pd.isna(p) else f"{p:.2g}"
 
 
 def groups(arms: Sequence[str], control_of: dict[str, str]) -> list[list[str]]:
@@ -416,7 +467,10 @@ def axis_limit(rows: Sequence[Mapping[str, Any]]) -> float:
 
 
 def _differences(axis: Axes, rows: Mapping[float, Mapping[str, Any]], scale: float) -> None:
-    """Draw differences with intervals, coloured by verdict; an arrow for those beyond the panel."""
+    """Draw differences with intervals, coloured by verdict, and the margins of quality.
+
+    An arrow stands for those beyond the panel.
+    """
     limit = scale * axis_limit(list(rows.values()))
     for y, row in rows.items():
         colour = figures.verdict_colour(row["verdict"])
@@ -436,5 +490,8 @@ def _differences(axis: Axes, rows: Mapping[float, Mapping[str, Any]], scale: flo
         else:
             axis.plot(np.clip([low, high], -limit, limit), [y, y], color=colour, linewidth=1.2)
             axis.plot(value, y, "o", color=colour, markersize=4)
+        margin = scale * row["margin"] * (1 if row["better"] == "lower" else -1)
+        if abs(margin) < limit:
+            axis.plot(margin, y, "|", color="black", markersize=7)
     axis.axvline(0, color="black", linewidth=0.7)
     axis.set_xlim(-limit, limit)

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from afterimage.report import arms as roles
-from afterimage.report import comparison, figures, format, published
+from afterimage.report import figures, format, published, verdicts
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, is_share, space_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
@@ -202,8 +202,8 @@ class Loyal:
             change = format.interval(*ends, unit=unit_of(metric, difference=True), sign="+")
             values = f"{row['value']:.3g} against {row['control_value']:.3g}"
             numbers.append(f"{metric} {values}, difference {change}")
-        won = self.wide["beats_control"][arm] == comparison.YES
-        beats = ", and so **beats its control** (not corrected for the number of verdicts)"
+        won = self.wide["beats_control"][arm] == verdicts.YES
+        beats = ", and so **beats its control** (adjusted for the number of verdicts)"
         verdict = f"{self.wide['verdict'][arm]}{beats if won else ''}"
         return f"- **{arm}** against {control}: {verdict}. {'; '.join(numbers)}."
 
