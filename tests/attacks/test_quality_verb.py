@@ -38,7 +38,7 @@ def test_real_images_beat_noise_and_one_class_covers_little(digits):
     ones = digits.take(np.flatnonzero(digits.labels == 1)[:150])
     by = {
         name: quality.measure(
-            images, reference, PIXELS, STATISTICS, 0, spaces.pixels, holdout=holdout
+            images, reference, PIXELS, STATISTICS, 0, spaces.pixels, None, holdout=holdout
         )
         for name, images in (("noise", noise), ("ones", ones))
     }
@@ -65,6 +65,7 @@ def test_intervals_hold_their_values(digits):
         STATISTICS,
         0,
         spaces.pixels,
+        None,
     )
     table = table[table["metric"] != "KID_sd[pixels]"]
     assert len(table) == 6
@@ -75,7 +76,7 @@ def test_intervals_hold_their_values(digits):
 def test_shapes_must_agree(digits):
     with pytest.raises(ArtifactError, match=r"generations have shape \(4, 4, 1\)"):
         quality.measure(
-            Images.of(digits.pixels[:, :4, :4]), digits, PIXELS, STATISTICS, 0, spaces.pixels
+            Images.of(digits.pixels[:, :4, :4]), digits, PIXELS, STATISTICS, 0, spaces.pixels, None
         )
 
 
@@ -100,6 +101,7 @@ def test_the_floor_is_that_of_the_control_half(digits):
         STATISTICS,
         seed,
         spaces.pixels,
+        None,
         holdout=Images.of(base + 20),
     )
     pd.testing.assert_frame_equal(table, expected)
@@ -192,6 +194,7 @@ def test_in_a_study_sizes_that_do_not_fit_are_an_error_by_key(digits):
             STATISTICS,
             0,
             spaces.pixels,
+            None,
         )
 
 
