@@ -202,7 +202,7 @@ def test_weights_are_positive_with_sum_1_and_give_shared_classes_the_references_
 def test_balanced_distance_of_two_gaussian_classes_is_the_closed_form():
     """By the law of total variance: within each class S, between classes p (1 - p) d d^T."""
     (m0, s0), (m1, s1) = random_moments(4, seed=1), random_moments(4, seed=2)
-    p, n0, n1 = 0.3, 40, 80  # the images have shares 1/3 and 2/3, the reference 0.3 and 0.7
+    p, n0, n1 = 0.3, 80, 40  # the images have shares 2/3 and 1/3, the reference 0.3 and 0.7
     x = np.concatenate([features(m0, s0, n0, 5), features(m1, s1, n1, 6)])
     mean = p * m0 + (1 - p) * m1
     within = p * s0 * (n0 - 1) / n0 + (1 - p) * s1 * (n1 - 1) / n1
@@ -273,7 +273,7 @@ def test_a_missing_class_is_seen_though_nothing_can_be_weighted_up():
     reference, real_classes = mixture(shares, 500, 0)
     whole, lacking = (mixture(s, 500, 1) for s in (shares, [0, 0.25, 0.25, 0.25, 0.25]))
     levels = [balanced(reference, real_classes, *images) for images in (whole, lacking)]
-    assert levels[1] > 20 * levels[0]
+    assert levels[1] > 10 * levels[0]
 
 
 @pytest.mark.parametrize("shares", [[0.25] * 4, [0.1, 0.2, 0.3, 0.4]])
@@ -313,8 +313,7 @@ def test_the_interval_of_class_shares_covers_as_often_as_it_says(shares):
         drawn.append((value, *intervals.normal(value, moved, 0.9)))
     value, low, high = np.array(drawn).T
     covered = np.mean((low <= value.mean()) & (value.mean() <= high))
-    print("tv", shares, covered)
-    assert 0.85 < covered
+    assert 0.85 < covered < 0.95
 
 
 # ---- KID ----------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ METRICS = {
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower", alarms="mq@0.5 (share) of holdout"),
     "R": Metric("lower"),
+    "remaining_FD_balanced": Metric("lower", "rest"),
     "remaining_FD": Metric("lower", "rest"),
     "remaining_FID": Metric("lower", "rest"),
     "remaining_coverage": Metric("higher", "rest"),
@@ -74,8 +75,10 @@ METRICS = {
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_auc": Metric("lower"),
+    "FD_balanced": Metric("lower", "quality"),
     "FD": Metric("lower", "quality"),
     "FID": Metric("lower", "quality"),
+    "class_share_tv": Metric("lower"),
     "KID": Metric("lower"),
     "precision": Metric("higher"),
     "recall": Metric("higher"),
@@ -94,6 +97,13 @@ METRICS = {
     "epsilon": Metric(),
 }
 """What is compared, in the order in which it is read. A name goes on with a feature space or a forget set in brackets."""
+
+BALANCED = {
+    f"{subset}{plain}": f"{subset}FD_balanced"
+    for subset in ("", "remaining_")
+    for plain in ("FD", "FID")
+}
+"""Fréchet distance of all images -> the class-balanced one, which decides in its place."""
 
 BETTER, WORSE, MIXED, UNSEEN, UNMEASURED = (
     "better",
@@ -144,6 +154,20 @@ class Interval(NamedTuple):
 def rule_of(metric: str) -> Metric | None:
     """Return how a metric is read, None if it is not compared: ``FD[classifier]`` is read as ``FD``."""
     return METRICS.get(metric.split("[")[0]) if " of " not in metric else None
+
+
+def rules_of(metrics: Iterable[str]) -> dict[str, Metric]:
+    """Return how each compared metric is read, in the order given.
+
+    Where there is a class-balanced Fréchet distance, that of all images decides nothing: planted
+    copies shift class shares, so that an arm that copies less has a lower one for that alone.
+    """
+    rules = {metric: rule for metric in metrics if (rule := rule_of(metric)) is not None}
+    stems = {metric: metric.partition("[")[0] for metric in rules}
+    for metric, stem in stems.items():
+        if BALANCED.get(stem) in stems.values():
+            rules[metric] = rules[metric]._replace(decides="")
+    return rules
 
 
 def wilson(count: int, of: int, confidence: float) -> Interval:
@@ -303,8 +327,8 @@ def compare(
         difference, difference_low, difference_high, method and verdict; empty cells where there is no control.
     """
     order = {name: at for at, name in enumerate(METRICS)}
-    metrics = [metric for metric in dict.fromkeys(points["metric"]) if rule_of(metric) is not None]
-    metrics.sort(key=lambda metric: order[metric.split("[")[0]])
+    rules = rules_of(dict.fromkeys(points["metric"]))
+    metrics = sorted(rules, key=lambda metric: order[metric.split("[")[0]])
     cells = dict(list(points.groupby(["arm", "metric"])))
 
     def copying(arm: str, metric: str, alarms: str) -> bool | None:
@@ -312,8 +336,7 @@ def compare(
         return copies(cells[arm, metric], cells[arm, alarms]) if there else None
 
     def verdict_on(arm: str, control: str, metric: str, change: Interval, method: str) -> str:
-        rule = rule_of(metric)
-        assert rule is not None
+        rule = rules[metric]
         if not rule.better:
             return ""
         verdict = judge(change, rule.better, method)
@@ -333,8 +356,7 @@ def compare(
         for metric in metrics:
             if (arm, metric) not in cells:
                 continue
-            rule, own = rule_of(metric), cells[arm, metric]
-            assert rule is not None
+            rule, own = rules[metric], cells[arm, metric]
             value, _ = over_replicates(own, confidence)
             row = {
                 "arm": arm,
@@ -422,12 +444,8 @@ def wide(compared: pd.DataFrame) -> pd.DataFrame:
 
 def replicate_points(points: pd.DataFrame) -> pd.DataFrame:
     """Return one row per arm and replicate with the numbers that decide about memorization and about quality."""
-    rules = {metric: rule_of(metric) for metric in dict.fromkeys(points["metric"])}
-    axes = [
-        metric
-        for metric, rule in rules.items()
-        if rule and rule.decides in ("memorization", "quality")
-    ]
+    rules = rules_of(dict.fromkeys(points["metric"]))
+    axes = [metric for metric, rule in rules.items() if rule.decides in ("memorization", "quality")]
     cells = points[["arm", "replicate"]].drop_duplicates()
     table = points[points["metric"].isin(axes)].pivot(
         index=["arm", "replicate"], columns="metric", values="value"
