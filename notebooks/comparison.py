@@ -51,9 +51,10 @@ book.say(page.criteria())
 # not exceed its false alarms (held-out images flagged; for planted images, their twins). “No
 # difference seen” means that the interval covers zero, not that there is none; **“no loss of
 # quality seen” is not “no loss”**: no margin is stated that the interval would have to keep, and
-# a noisy arm passes more easily. Fréchet distance and coverage are of all classes together, and
-# so measure **class shares** too, which planted copies skew: an arm that copies less may be
-# better in them without drawing better.
+# a noisy arm passes more easily. The Fréchet distance that decides is **FD_balanced**, taken at
+# the reference's class shares where a classifier knows classes. FD and coverage are of all
+# classes together, and so measure class shares too (class_share_tv), which planted copies skew:
+# an arm that copies less may be better in them without drawing better.
 #
 # ## What an arm and its control share
 

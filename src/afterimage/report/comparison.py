@@ -358,7 +358,7 @@ def compare(
                 continue
             rule, own = rules[metric], cells[arm, metric]
             value, _ = over_replicates(own, confidence)
-            row = {
+            row: dict[str, object] = {
                 "arm": arm,
                 "control": control,
                 "metric": metric,
