@@ -194,7 +194,8 @@ def test_without_two_classes_the_plain_distance_stays_and_the_reason_is_said(
     )
     assert set(numbers(table, "generations").index) == {f"{name}[classifier]" for name in MEASURES}
     assert reasons == dict.fromkeys(
-        by_class("classifier"), "needs labels of the held-out images, of two classes or more"
+        by_class("classifier"),
+        "needs held-out images with labels of two classes or more (--label-column holdout=NAME)",
     )
 
 

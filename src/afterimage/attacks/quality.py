@@ -160,7 +160,9 @@ def against_holdout(
         space: Space = lambda images: classifier.embed_with(network, images).astype(np.float64)  # noqa: E731
         if description.task == "labels":
             classify = partial(classifier.classes_with, network)
-        without_classes = "needs labels of the held-out images, of two classes or more"
+        without_classes = (
+            "needs held-out images with labels of two classes or more (--label-column holdout=NAME)"
+        )
     else:
         space = spaces.find(settings, None)
     if classify is None:
