@@ -142,5 +142,6 @@ book.say(page.decided())
 # paper generates 65,536 images. None is corrected for how many there are; one training decides
 # nothing. FD_balanced is taken at the reference's class shares. Plain FD, which stands here where
 # no classifier knows classes, measures class shares too, which planted copies skew: an arm that
-# copies less may have a lower one without drawing better. *Not testable*: the MQ of the other arm does not exceed that of held-out images, and
+# copies less may have a lower one without drawing better.
+# *Not testable*: the MQ of the other arm does not exceed that of held-out images, and
 # where nobody copies no method can copy less.

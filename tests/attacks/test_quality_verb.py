@@ -240,7 +240,7 @@ def blurred(pixels, share):
 
 
 def test_blur_is_seen_and_class_shares_are_not(digits):
-    """Sharp images with other class shares are further away than slightly blurred ones, but for the balanced distance."""
+    """Sharp images of other class shares: further than slight blur, but for the balanced distance."""
     reference, rest = digits.take(np.arange(700)), digits.take(np.arange(700, 1797))
     model = LinearDiscriminantAnalysis().fit(spaces.pixels(reference.pixels), reference.labels)
     of_class = (np.flatnonzero(rest.labels == label) for label in range(10))

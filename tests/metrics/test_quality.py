@@ -252,7 +252,7 @@ def test_weighted_rows_that_repeat_are_the_rows_written_out():
 
 
 def test_balanced_distance_does_not_follow_class_shares():
-    """Real images of other class shares: the plain distance measures the shares, the balanced one does not."""
+    """Images of other class shares: the plain distance measures them, the balanced one does not."""
     even = np.full(8, 1 / 8)
     reference, real_classes = mixture(even, 700, 0)
     rng = np.random.default_rng(1)

@@ -4,8 +4,11 @@ and coverage.
 - Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the fitted Gaussians. With any A and B
   such that S1 = A A^T and S2 = B B^T the last trace is the nuclear norm of A^T B. Centred features divided by the root of N - 1
   are such matrices, so that no covariance is made, and neither many dimensions nor few images are a special case.
-- Class-balanced Fréchet distance: the moments of the compared images are weighted so that each class weighs what it does among the
-  reference images. The plain distance is, on real images, mostly one of class shares; see ``balancing_weights``.
+- Class-balanced Fréchet distance: the moments of the compared images are weighted so that each
+  class weighs what it does among the reference images (``balancing_weights``). On real images the
+  plain distance is mostly one of class shares. The mean of within-class distances follows few
+  images per class instead, and does not see a class that is missing; weights by the classifier's
+  probabilities follow class shares where the classifier is unsure.
 - KID (Bińkowski et al. 2018): the unbiased squared maximum mean discrepancy with the kernel (x.y /
   D + 1)^3, over random subsets.
 - Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): overlap
