@@ -55,9 +55,10 @@ book.say(page.criteria())
 # Quality is *no worse* where a loss as large as the margin is ruled out, *worse* where a loss was
 # seen, and **not shown** where the intervals are too wide to tell: the half-width of an interval is
 # the smallest loss that would have been seen. A noisier arm is so less likely to pass. “No
-# difference seen” does not mean that there is none. Fréchet distance and coverage are of all
-# classes together, and so measure **class shares** too, which planted copies skew: an arm that
-# copies less may be better in them without drawing better.
+# difference seen” does not mean that there is none. The Fréchet distance that decides is
+# **FD_balanced**, taken at the reference's class shares where a classifier knows classes. FD and
+# coverage are of all classes together, and so measure **class shares** too (class_share_tv), which
+# planted copies skew: an arm that copies less may be better in them without drawing better.
 #
 # ## What an arm and its control share
 

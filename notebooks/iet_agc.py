@@ -140,7 +140,8 @@ book.say(page.decided())
 # %% [markdown]
 # Verdicts follow from the intervals alone and hold for this study's data, network and budget; the
 # paper generates 65,536 images. None is corrected for how many there are; one training decides
-# nothing. The Fréchet distance is of all classes together: it measures class shares too, which
-# planted copies skew, so that an arm that copies less may have a lower one without drawing
-# better. *Not testable*: the MQ of the other arm does not exceed that of held-out images, and
+# nothing. FD_balanced is taken at the reference's class shares. Plain FD, which stands here where
+# no classifier knows classes, measures class shares too, which planted copies skew: an arm that
+# copies less may have a lower one without drawing better.
+# *Not testable*: the MQ of the other arm does not exceed that of held-out images, and
 # where nobody copies no method can copy less.

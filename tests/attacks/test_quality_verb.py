@@ -1,10 +1,12 @@
 import argparse
 import json
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn.datasets import load_digits
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
@@ -17,6 +19,16 @@ STATISTICS = config.Statistics(bootstrap=60)
 PIXELS = config.Quality(features="pixels", kid_subsets=10, kid_subset_size=50)
 SMALL = config.Classifier(channels=[4], features=4, epochs=1)
 MEASURES = ("FD", "KID", "KID_sd", "precision", "recall", "density", "coverage")
+
+
+def by_class(space):
+    """The names of the metrics that need classes."""
+    return {f"FD_balanced[{space}]", "class_share_tv[classifier]", "missing_classes[classifier]"}
+
+
+UNLABELLED = dict.fromkeys(
+    by_class("pixels"), "needs a classifier, which is trained for its own feature space alone"
+)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +50,7 @@ def test_real_images_beat_noise_and_one_class_covers_little(digits):
     ones = digits.take(np.flatnonzero(digits.labels == 1)[:150])
     by = {
         name: quality.measure(
-            images, reference, PIXELS, STATISTICS, 0, spaces.pixels, holdout=holdout
+            images, reference, PIXELS, STATISTICS, 0, spaces.pixels, None, holdout=holdout
         )
         for name, images in (("noise", noise), ("ones", ones))
     }
@@ -65,6 +77,7 @@ def test_intervals_hold_their_values(digits):
         STATISTICS,
         0,
         spaces.pixels,
+        None,
     )
     table = table[table["metric"] != "KID_sd[pixels]"]
     assert len(table) == 6
@@ -75,7 +88,7 @@ def test_intervals_hold_their_values(digits):
 def test_shapes_must_agree(digits):
     with pytest.raises(ArtifactError, match=r"generations have shape \(4, 4, 1\)"):
         quality.measure(
-            Images.of(digits.pixels[:, :4, :4]), digits, PIXELS, STATISTICS, 0, spaces.pixels
+            Images.of(digits.pixels[:, :4, :4]), digits, PIXELS, STATISTICS, 0, spaces.pixels, None
         )
 
 
@@ -89,7 +102,7 @@ def test_the_floor_is_that_of_the_control_half(digits):
     table, reasons = quality.against_holdout(
         Images.of(base), Images.of(pixels), PIXELS, STATISTICS, seed
     )
-    assert reasons == {}
+    assert reasons == UNLABELLED
     floor, generations = numbers(table, "holdout"), numbers(table, "generations")
     assert floor.loc["FD[pixels]", "value"] == pytest.approx(64 * (20 / 255) ** 2)
     assert generations.loc["FD[pixels]", "value"] == pytest.approx(0, abs=1e-6)
@@ -101,6 +114,7 @@ def test_the_floor_is_that_of_the_control_half(digits):
         STATISTICS,
         seed,
         spaces.pixels,
+        None,
         holdout=Images.of(base + 20),
     )
     pd.testing.assert_frame_equal(table, expected)
@@ -121,7 +135,8 @@ def test_the_classifier_learns_from_the_reference_half_alone(digits, monkeypatch
         digits.take(np.arange(60, 100)), holdout, settings, STATISTICS, 3
     )
     assert reasons == {}
-    assert set(numbers(table, "holdout").index) == {f"{name}[classifier]" for name in MEASURES}
+    measured = by_class("classifier") | {f"{name}[classifier]" for name in MEASURES}
+    assert set(numbers(table, "holdout").index) == measured
     assert len(learnt) == 1
     assert np.array_equal(learnt[0], holdout.pixels[calibration.halves(60, 3)])
 
@@ -153,21 +168,116 @@ def test_small_sets_stop_nothing_and_the_reason_is_said(
     )
     table, reasons = quality.against_holdout(samples, holdout, settings, STATISTICS, 0)
     assert table.columns.tolist() == quality.COLUMNS
+    classes = by_class(space) if left and space == "classifier" else set()
     for of in ("generations", "holdout"):
-        assert set(numbers(table, of).index) == {f"{name}[{space}]" for name in left}
-    assert set(reasons) == {f"{name}[{space}]" for name in MEASURES if name not in left}
+        assert set(numbers(table, of).index) == classes | {f"{name}[{space}]" for name in left}
+    unclassified = {} if classes or not left else UNLABELLED
+    assert unclassified.items() <= reasons.items()
+    small = {metric: reason for metric, reason in reasons.items() if metric not in unclassified}
+    absent = {f"{name}[{space}]" for name in MEASURES if name not in left}
+    assert set(small) == absent | (set() if left else by_class(space))
     assert np.isfinite(table["value"].to_numpy(float)).all()
-    for reason in reasons.values():
+    for reason in small.values():
         assert f"{generations} generations" in reason
         assert f"{held_out // 2} + {held_out - held_out // 2} held-out images" in reason
         assert "quality." not in reason
+
+
+@pytest.mark.parametrize("labels", [None, np.full(60, 7)])
+def test_without_two_classes_the_plain_distance_stays_and_the_reason_is_said(
+    digits, monkeypatch, labels
+):
+    monkeypatch.setattr(config, "Classifier", lambda: SMALL)
+    holdout = Images.of(digits.pixels[:60], labels=labels)
+    settings = config.Quality(kid_subsets=5)
+    table, reasons = quality.against_holdout(
+        digits.take(np.arange(90, 130)), holdout, settings, STATISTICS, 0
+    )
+    assert set(numbers(table, "generations").index) == {f"{name}[classifier]" for name in MEASURES}
+    assert reasons == dict.fromkeys(
+        by_class("classifier"),
+        "needs held-out images with labels of two classes or more (--label-column holdout=NAME)",
+    )
+
+
+def halves_of_darkness(pixels):
+    """A classifier: 1 for an image that is brighter than half."""
+    return (pixels.mean(axis=(1, 2, 3)) > 127).astype(int)
+
+
+def test_numbers_of_classes_are_those_of_the_table():
+    """Reference: dark and bright half and half. Generations: one dark image in four, then none."""
+    rng = np.random.default_rng(0)
+
+    def images(dark, bright):
+        levels = np.repeat([40, 200], [dark, bright])[:, None, None, None]
+        return Images.of((levels + rng.integers(0, 30, (dark + bright, 4, 4, 1))).astype(np.uint8))
+
+    reference, arguments = images(100, 100), (PIXELS, STATISTICS, 0, spaces.pixels)
+    skewed, bright = (
+        numbers(
+            quality.measure(
+                images(*counts), reference, *arguments, halves_of_darkness, holdout=images(50, 50)
+            ),
+            "generations",
+        )["value"]
+        for counts in ((25, 75), (0, 100))
+    )
+    assert skewed["class_share_tv[classifier]"] == 0.25
+    assert skewed["missing_classes[classifier]"] == 0
+    assert skewed["FD_balanced[pixels]"] < 0.05 * skewed["FD[pixels]"]
+    assert bright["class_share_tv[classifier]"] == 0.5
+    assert bright["missing_classes[classifier]"] == 1
+    assert bright["FD_balanced[pixels]"] == pytest.approx(bright["FD[pixels]"], rel=1e-9)
+
+
+def blurred(pixels, share):
+    """Each image mixed with a blurred one: the kernel (1, 2, 1) / 4 in both directions."""
+    values = pixels.astype(float)
+    for axis in (1, 2):
+        before, after = (np.roll(values, step, axis) for step in (1, -1))
+        values = (before + 2 * values + after) / 4
+    return np.rint((1 - share) * pixels + share * values).astype(np.uint8)
+
+
+def test_blur_is_seen_and_class_shares_are_not(digits):
+    """Sharp images of other class shares: further than slight blur, but for the balanced distance."""
+    reference, rest = digits.take(np.arange(700)), digits.take(np.arange(700, 1797))
+    model = LinearDiscriminantAnalysis().fit(spaces.pixels(reference.pixels), reference.labels)
+    of_class = (np.flatnonzero(rest.labels == label) for label in range(10))
+    counts = (95, 80, 64, 48, 32, 24, 20, 16, 12, 9)
+    skewed = np.concatenate([rows[:count] for rows, count in zip(of_class, counts, strict=True)])
+    even = rest.pixels[:400]
+    sets = [rest.pixels[skewed], *(blurred(even, share) for share in (0, 0.2, 0.4, 1))]
+    tables = [
+        numbers(
+            quality.measure(
+                Images.of(pixels),
+                reference,
+                PIXELS,
+                STATISTICS,
+                0,
+                spaces.pixels,
+                lambda images: model.predict(spaces.pixels(images)),
+            ),
+            "generations",
+        )
+        for pixels in sets
+    ]
+    plain, level = (
+        [table.loc[f"{metric}[pixels]"] for table in tables] for metric in ("FD", "FD_balanced")
+    )
+    for sharper, softer in pairwise(level[1:]):
+        assert sharper.high < softer.low
+    assert plain[0].low > plain[2].high
+    assert level[0].value < level[2].low
 
 
 def test_images_too_small_for_a_classifier_are_a_reason(digits):
     small = Images.of(digits.pixels[:60, :4, 1:7])
     table, reasons = quality.against_holdout(small, small, config.Quality(), STATISTICS, 0)
     assert table.empty
-    assert set(reasons) == {f"{name}[classifier]" for name in MEASURES}
+    assert set(reasons) == by_class("classifier") | {f"{name}[classifier]" for name in MEASURES}
     assert set(reasons.values()) == {"needs images of side 8 or more for its classifier, not 4 x 6"}
 
 
@@ -193,6 +303,7 @@ def test_in_a_study_sizes_that_do_not_fit_are_an_error_by_key(digits):
             STATISTICS,
             0,
             spaces.pixels,
+            None,
         )
 
 
@@ -246,7 +357,7 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     copying = {f"{name}[pixels]" for name in ("R", "similarity", "similar")}
     assert (
         set(numbers(table, "generations").index)
-        == {f"{name}[classifier]" for name in MEASURES} | copying
+        == by_class("classifier") | {f"{name}[classifier]" for name in MEASURES} | copying
     )
     assert set(numbers(table, "holdout").index) == set(numbers(table, "generations").index)
     assert set(numbers(table, "training").index) == copying

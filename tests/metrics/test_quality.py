@@ -13,7 +13,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from afterimage import config
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.metrics import quality, spaces
+from afterimage.metrics import intervals, quality, spaces
 from afterimage.metrics.quality import Frechet
 
 RNG = np.random.default_rng(2)
@@ -139,7 +139,187 @@ def test_frechet_refuses_too_little_and_nan():
             make(np.full((3, 4), np.nan))
 
 
-# ---- KID -----------------------------------------------------------------------------------------
+# ---- classes ------------------------------------------------------------------------------------------------------------
+
+
+def mixture(shares, count, seed, scale=6.0, dimensions=3):
+    """Features, (count, D), of unit Gaussians around one centre per class, and their classes."""
+    rng = np.random.default_rng(seed)
+    centres = scale * np.random.default_rng(99).standard_normal((len(shares), dimensions))
+    classes = np.repeat(np.arange(len(shares)), rng.multinomial(count, shares))
+    return centres[classes] + rng.standard_normal((count, dimensions)), classes
+
+
+def balanced(reference, real_classes, x, classes):
+    count = max(real_classes.max(), classes.max()) + 1
+    weights = quality.balancing_weights(classes, quality.class_shares(real_classes, count))
+    return Frechet(reference).of_rows(x)(np.arange(len(x)), weights)
+
+
+def test_class_shares_and_their_distance_by_hand():
+    shares = quality.class_shares(np.array([0, 2, 2, 2]), 4)
+    assert shares.tolist() == [0.25, 0, 0.75, 0]
+    assert quality.total_variation(shares, np.array([0.5, 0.25, 0.25, 0])) == 0.5
+    assert quality.total_variation(shares, shares) == 0
+    assert quality.total_variation(np.array([1.0, 0]), np.array([0.0, 1])) == 1
+
+
+@pytest.mark.parametrize(
+    ("classes", "reference", "expected"),
+    [
+        ([0, 0, 0, 1], [0.25, 0.75], [1 / 12, 1 / 12, 1 / 12, 3 / 4]),
+        # A class that the reference lacks keeps its share, a quarter.
+        ([0, 0, 1, 2], [0.25, 0.75, 0], [3 / 32, 3 / 32, 9 / 16, 1 / 4]),
+        # A class without images leaves its half to the others, in their proportions.
+        ([0, 1, 1, 1], [0.1, 0.4, 0.5], [0.2, 0.8 / 3, 0.8 / 3, 0.8 / 3]),
+        # No class in common: nothing to balance.
+        ([0, 1, 1, 1], [0, 0, 1], [0.25] * 4),
+    ],
+)
+def test_balancing_weights_by_hand(classes, reference, expected):
+    weights = quality.balancing_weights(np.array(classes), np.array(reference))
+    np.testing.assert_allclose(weights, expected)
+
+
+@hypothesis_settings(max_examples=60, deadline=None)
+@given(st.integers(1, 40), st.integers(1, 6), st.integers(0, 99))
+def test_weights_are_positive_with_sum_1_and_give_shared_classes_the_references_proportions(
+    images, count, seed
+):
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(count, size=images)
+    reference = rng.multinomial(10, np.full(count, 1 / count)) / 10
+    weights = quality.balancing_weights(classes, reference)
+    assert weights.min() > 0
+    assert weights.sum() == pytest.approx(1)
+    weighed = np.bincount(classes, weights, minlength=count)
+    shared = (weighed > 0) & (reference > 0)
+    np.testing.assert_allclose(
+        weighed[shared] * reference[shared].sum(), reference[shared] * weighed[shared].sum()
+    )
+    alien = reference == 0
+    np.testing.assert_allclose(weighed[alien], quality.class_shares(classes, count)[alien])
+
+
+def test_balanced_distance_of_two_gaussian_classes_is_the_closed_form():
+    """By the law of total variance: within each class S, between classes p (1 - p) d d^T."""
+    (m0, s0), (m1, s1) = random_moments(4, seed=1), random_moments(4, seed=2)
+    p, n0, n1 = 0.3, 80, 40  # the images have shares 2/3 and 1/3, the reference 0.3 and 0.7
+    x = np.concatenate([features(m0, s0, n0, 5), features(m1, s1, n1, 6)])
+    mean = p * m0 + (1 - p) * m1
+    within = p * s0 * (n0 - 1) / n0 + (1 - p) * s1 * (n1 - 1) / n1
+    covariance = within + p * (1 - p) * np.outer(m0 - m1, m0 - m1)
+    covariance /= 1 - p**2 / n0 - (1 - p) ** 2 / n1
+    reference = features(*random_moments(4, seed=3), 50)
+    distance = balanced(
+        reference,
+        np.repeat([0, 1], [15, 35]),
+        x,
+        np.repeat([0, 1], [n0, n1]),
+    )
+    expected = Frechet(reference).to(features(mean, covariance))
+    assert distance == pytest.approx(expected, rel=1e-9)
+    assert Frechet(reference).to(x) != pytest.approx(expected, rel=0.01)
+
+
+def test_a_distance_of_classes_in_one_dimension_by_hand():
+    """Images 0, 2 (class 0), 10 (class 1); reference half and half: weights 1/4, 1/4, 1/2."""
+    reference = np.array([[5.0], [7], [5], [7]])  # mean 6, unbiased variance 4/3
+    distance = balanced(
+        reference, np.array([0, 0, 1, 1]), np.array([[0.0], [2], [10]]), np.array([0, 0, 1])
+    )
+    mean, variance = 5.5, (0 / 4 + 4 / 4 + 100 / 2 - 5.5**2) / (1 - 1 / 16 - 1 / 16 - 1 / 4)
+    assert distance == pytest.approx(
+        (6 - mean) ** 2 + ((4 / 3) ** 0.5 - variance**0.5) ** 2, rel=1e-12
+    )
+
+
+def test_at_equal_class_shares_the_balanced_distance_is_the_plain_one():
+    real, real_classes = mixture([0.2, 0.3, 0.5], 100, 1)
+    x, _ = mixture([1 / 3] * 3, 50, 2)
+    counts = np.bincount(real_classes)
+    reference = np.concatenate([real, real])
+    classes = np.repeat([0, 1, 2], counts)
+    x = np.concatenate([x, x + 1])[: len(classes)]
+    distance = balanced(reference, np.tile(real_classes, 2), x, classes)
+    assert distance == pytest.approx(Frechet(reference).to(x), rel=1e-12)
+
+
+def test_weighted_rows_that_repeat_are_the_rows_written_out():
+    x, y = RNG.standard_normal((12, 4)), RNG.standard_normal((9, 4))
+    rows = RNG.integers(9, size=20)
+    weights = RNG.dirichlet(np.ones(20))
+    written_out = Frechet(x).of_rows(y[rows])(np.arange(20), weights)
+    assert Frechet(x).of_rows(y)(rows, weights) == pytest.approx(written_out, rel=1e-9)
+
+
+def test_balanced_distance_does_not_follow_class_shares():
+    """Images of other class shares: the plain distance measures them, the balanced one does not."""
+    even = np.full(8, 1 / 8)
+    reference, real_classes = mixture(even, 700, 0)
+    rng = np.random.default_rng(1)
+    same, other = [], []
+    for seed in range(60):
+        for values, shares in ((same, even), (other, rng.dirichlet(np.full(8, 8)))):
+            x, classes = mixture(shares, 400, 1000 + 2 * seed + (values is other))
+            plain = Frechet(reference).to(x)
+            values.append((plain, balanced(reference, real_classes, x, classes)))
+    (plain, level), (plain_other, level_other) = np.mean(same, axis=0), np.mean(other, axis=0)
+    assert plain_other > 4 * plain
+    assert level_other < 1.3 * level
+    assert level < plain
+
+
+def test_a_missing_class_is_seen_though_nothing_can_be_weighted_up():
+    shares = np.full(5, 1 / 5)
+    reference, real_classes = mixture(shares, 500, 0)
+    whole, lacking = (mixture(s, 500, 1) for s in (shares, [0, 0.25, 0.25, 0.25, 0.25]))
+    levels = [balanced(reference, real_classes, *images) for images in (whole, lacking)]
+    assert levels[1] > 10 * levels[0]
+
+
+@pytest.mark.parametrize("shares", [[0.25] * 4, [0.1, 0.2, 0.3, 0.4]])
+def test_the_interval_of_the_balanced_distance_covers_as_often_as_it_says(shares):
+    """Of the statistic's own mean at this number of images; what few images add to it stays."""
+    reference, real_classes = mixture([0.25] * 4, 400, 0, scale=2.0)
+    reference = reference * [1, 1.2, 0.8] + [0.2, 0, 0.1]
+    real_shares = quality.class_shares(real_classes, 4)
+    frechet, drawn = Frechet(reference), []
+    for seed in range(400):
+        x, classes = mixture(shares, 150, 5000 + seed, scale=2.0)
+        distance = frechet.of_rows(x)
+
+        def statistic(rows, distance=distance, classes=classes):
+            return distance(rows, quality.balancing_weights(classes[rows], real_shares))
+
+        value = statistic(np.arange(150))
+        moved = intervals.resampled(statistic, 150, 60, np.random.default_rng(seed))
+        drawn.append((value, *intervals.normal(value, moved, 0.9)))
+    value, low, high = np.array(drawn).T
+    covered = np.mean((low <= value.mean()) & (value.mean() <= high))
+    assert 0.85 < covered < 0.95
+
+
+@pytest.mark.parametrize(("shares", "most"), [([0.25] * 4, 0.98), ([0.1, 0.2, 0.3, 0.4], 0.95)])
+def test_the_interval_of_class_shares_covers_as_often_as_it_says(shares, most):
+    """Of its own mean, at 90 %; too often at equal shares, where the distance is bounded by 0."""
+    reference, drawn = np.array([0.25] * 4), []
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        classes = rng.choice(4, 150, p=shares)
+
+        def statistic(rows, classes=classes):
+            return quality.total_variation(quality.class_shares(classes[rows], 4), reference)
+
+        value = statistic(np.arange(150))
+        moved = intervals.resampled(statistic, 150, 200, rng)
+        drawn.append((value, *intervals.normal(value, moved, 0.9)))
+    value, low, high = np.array(drawn).T
+    covered = np.mean((low <= value.mean()) & (value.mean() <= high))
+    assert 0.85 < covered < most
+
+
+# ---- KID ----------------------------------------------------------------------------------------------------------------
 
 
 def test_mmd2_by_hand():

@@ -94,6 +94,50 @@ def test_symmetric_intervals_add_as_normal_errors_do(a, half_a, b, half_b):
     np.testing.assert_allclose(found, (a - b, a - b - half, a - b + half), atol=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("names", "deciding"),
+    [
+        (["FD_balanced[a]", "FD[a]", "coverage[a]"], ["FD_balanced[a]", "coverage[a]"]),
+        (["FD_balanced[inception]", "FID[inception]"], ["FD_balanced[inception]"]),
+        (["FD[a]", "coverage[a]"], ["FD[a]", "coverage[a]"]),
+        (["remaining_FD[a, b]", "remaining_FD_balanced[a, b]"], ["remaining_FD_balanced[a, b]"]),
+        # Balanced among the other classes alone: all images are still judged by the plain one.
+        (
+            ["FD[a]", "remaining_FD[a, b]", "remaining_FD_balanced[a, b]"],
+            ["FD[a]", "remaining_FD_balanced[a, b]"],
+        ),
+    ],
+)
+def test_the_plain_distance_decides_only_where_there_is_no_balanced_one(names, deciding):
+    rules = comparison.rules_of([*names, "class_share_tv[classifier]", "no such metric"])
+    assert list(rules) == [*names, "class_share_tv[classifier]"]
+    assert [name for name, rule in rules.items() if rule.decides] == deciding
+    assert all(rule.better for rule in rules.values())
+
+
+def test_a_better_distance_of_all_images_is_no_better_quality():
+    """It is what an arm that copies less has by construction; at equal class shares it is worse."""
+    values = {"FD[x]": (5.0, 9.0), "FD_balanced[x]": (2.0, 1.0), "coverage[x]": (0.9, 0.9)}
+    table = points(
+        *(
+            (arm, k, metric, value + 0.01 * k * (1 + (arm == "arm")))
+            for metric, pair in values.items()
+            for arm, value in zip(("arm", "control"), pair, strict=True)
+            for k in range(3)
+        )
+    )
+    compared = compare(table, controls={"control": None, "arm": "control"})
+    own = compared[compared["arm"] == "arm"].set_index("metric")
+    assert own["decides"].to_dict() == {
+        "FD_balanced[x]": "quality",
+        "FD[x]": "",
+        "coverage[x]": "quality",
+    }
+    assert own.loc["FD[x]", "verdict"] == BETTER
+    assert comparison.together(own["verdict"][own["decides"] == "quality"]) == WORSE
+    assert "FD[x]" not in comparison.replicate_points(table)
+
+
 def test_students_interval_of_three_values():
     """t(0.975; 2) = 4.302653, standard deviation 1."""
     half = 4.302653 / math.sqrt(3)

@@ -37,6 +37,8 @@ def test_the_frechet_distance_is_that_of_the_generations():
     ]
     assert names.frechet_of(metrics) == "FID[inception]"
     assert names.frechet_of(["FD[classifier]"]) == "FD[classifier]"
+    assert names.frechet_of([*metrics, "FD_balanced[inception]"]) == "FD_balanced[inception]"
+    assert names.frechet_of(["FD_balanced[a] of holdout", "FD[a]"]) == "FD[a]"
     with pytest.raises(StopIteration):
         names.frechet_of(["remaining_FD[a, b]", "FD[a] of holdout"])
 

@@ -166,6 +166,7 @@ class Judge:
         self.pipeline, self.samples, self.train, self.trained = pipeline, samples, train, trained
         self.holdout, self.reference = holdout, reference
         self.classify, self.space = label_classifier(network), spaces.find(self.quality, network)
+        self.classes = spaces.classes(network)
         self.extracted = extract(
             samples,
             train,
@@ -268,7 +269,14 @@ class Judge:
             for images in (self.samples, self.reference, self.holdout)
         )
         measured = quality.measure(
-            rest, reference, self.quality, self.statistics, self.seed, self.space, holdout=holdout
+            rest,
+            reference,
+            self.quality,
+            self.statistics,
+            self.seed,
+            self.space,
+            self.classes,
+            holdout=holdout,
         )
         for metric, of, value, low, high in measured.itertuples(index=False):
             kind, images = {"generations": ("", rest), "holdout": ("_holdout", holdout)}[of]

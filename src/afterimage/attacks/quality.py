@@ -11,20 +11,36 @@ The replication score (``metrics.similarity``) stands beside them: how like the 
 images the generations are, and, as its floor, held-out images and training images of other sources.
 
 The store that the verb leaves is ``results.csv``: metric, of (generations, holdout; training),
-value, low, high. Each metric carries
-its space: FD[classifier], KID[classifier], KID_sd[classifier] (standard deviation over subsets, no
-interval), precision, recall, density, coverage; R[pixels], similarity[pixels] (mean of the same
-similarities) and similar[pixels] (share of them above 0.5). Intervals: FD, the normal interval from
-a bootstrap over the compared images; KID, the basic one from the full sets; precision, density and
-the three of similarity, a percentile bootstrap over the compared images; recall and coverage, over
-the reference images, whose shares they are. Labels play no part.
+value, low, high. Each metric carries its space:
+
+- FD_balanced[classifier], the headline: the Fréchet distance at the reference's class shares.
+  Classes are what the study's classifier takes the images for, whatever the space. Without labels
+  to learn there is none, and FD is the headline.
+- FD[classifier]: that of all images as they are. On real images of other class shares it is as high
+  as on generations, and planted copies shift class shares: it measures them first.
+- class_share_tv[classifier]: how far the class shares are from the reference's (total variation),
+  and missing_classes[classifier]: how many classes of the reference no image is taken for, no
+  interval. Their part of FD_balanced falls to the other classes, see
+  ``metrics.quality.balancing_weights``.
+- KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision,
+  recall, density, coverage.
+- R[pixels], similarity[pixels] (mean of the same similarities) and similar[pixels] (share of them
+  above 0.5).
+
+FID is the name of FD in Inception's space; balanced, it compares with no published FID, and stays
+FD_balanced[inception]. Intervals: both Fréchet distances and class_share_tv, the normal interval
+from a bootstrap over the compared images (weights and shares are those of each resample); KID, the
+basic one from the full sets; precision, density and the three of similarity, a percentile bootstrap
+over the compared images; recall and coverage, over the reference images, whose shares they are.
+Labels play no part but through the classifier.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +55,7 @@ from afterimage.config import ConfigError
 from afterimage.data.members import trained_rows
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, intervals, quality, similarity, spaces
-from afterimage.metrics.spaces import Space
+from afterimage.metrics.spaces import Classify, Space
 
 STEP = "attack/quality"
 COLUMNS = ["metric", "of", "value", "low", "high"]
@@ -52,6 +68,7 @@ def measure(
     statistics: config.Statistics,
     seed: int,
     space: Space,
+    classify: Classify | None,
     *,
     holdout: Images | None = None,
 ) -> pd.DataFrame:
@@ -64,6 +81,7 @@ def measure(
         statistics: Of the intervals.
         seed: Root seed of subsets and resamples.
         space: Maps images to features, see ``spaces``.
+        classify: Maps images to classes; without it what needs classes is left out.
         holdout: Other real images that the model did not see: the floor.
 
     Returns:
@@ -75,8 +93,9 @@ def measure(
     """
     compared = {"generations": samples} | ({} if holdout is None else {"holdout": holdout})
     _check_shapes(compared, reference)
-    features = {name: space(images.pixels) for name, images in compared.items()}
-    return _table(features, space(reference.pixels), settings, statistics, seed, balls=True)
+    sets = {name: _embed(images, space, classify) for name, images in compared.items()}
+    real = _embed(reference, space, classify)
+    return _table(sets, real, settings, statistics, seed, balls=True)
 
 
 def against_holdout(
@@ -125,24 +144,54 @@ def against_holdout(
     nothing = pd.DataFrame(columns=COLUMNS)
     if len(reasons) == len(smallest):
         return nothing, reasons
+    classify: Classify | None = None
+    without_classes = "needs a classifier, which is trained for its own feature space alone"
     if settings.features == "classifier":
         height, width = holdout.pixels.shape[1:3]
         if min(height, width) < classifier.SMALLEST_SIDE:
             small = f"needs images of side {classifier.SMALLEST_SIDE} or more for its classifier, not {height} x {width}"
             return nothing, dict.fromkeys(smallest, small)
         try:
-            network, _, _ = classifier.fit(reference, config.Classifier(), seed)
+            network, description, _ = classifier.fit(reference, config.Classifier(), seed)
         except ConfigError:  # the sizes fit, so it is the loss
             return nothing, dict.fromkeys(
                 smallest, "needs a classifier, whose training on the reference images diverged"
             )
         space: Space = lambda images: classifier.embed_with(network, images).astype(np.float64)  # noqa: E731
+        if description.task == "labels":
+            classify = partial(classifier.classes_with, network)
+        without_classes = (
+            "needs held-out images with labels of two classes or more (--label-column holdout=NAME)"
+        )
     else:
         space = spaces.find(settings, None)
-    features = {"generations": space(samples.pixels), "holdout": space(control.pixels)}
-    return _table(
-        features, space(reference.pixels), settings, statistics, seed, balls=not reasons
-    ), reasons
+    if classify is None:
+        reasons = dict.fromkeys(_by_class(settings), without_classes) | reasons
+    sets = {
+        name: _embed(images, space, classify)
+        for name, images in (("generations", samples), ("holdout", control))
+    }
+    balls = fewest > settings.neighbours
+    real = _embed(reference, space, classify)
+    return _table(sets, real, settings, statistics, seed, balls=balls), reasons
+
+
+@dataclass(frozen=True)
+class _Embedded:
+    """A set of images as it is measured.
+
+    Attributes:
+        features: float64, (N, D).
+        classes: int64, (N,); None where there is no classifier that knows classes.
+    """
+
+    features: np.ndarray
+    classes: np.ndarray | None
+
+
+def _embed(images: Images, space: Space, classify: Classify | None) -> _Embedded:
+    classes = None if classify is None else classify(images.pixels)
+    return _Embedded(space(images.pixels), classes)
 
 
 def _check_shapes(compared: dict[str, Images], reference: Images) -> None:
@@ -154,52 +203,94 @@ def _check_shapes(compared: dict[str, Images], reference: Images) -> None:
             raise ArtifactError(f"the {name} have shape {shapes}")
 
 
+def _by_class(settings: config.Quality) -> list[str]:
+    """Return the metrics that need classes; shares of classes are the classifier's in any space."""
+    space = settings.features
+    return [f"FD_balanced[{space}]", "class_share_tv[classifier]", "missing_classes[classifier]"]
+
+
 def _smallest(settings: config.Quality) -> dict[str, int]:
     """Return metric -> how many images of each kind it needs, in the order of the table."""
     moments = ("FID" if settings.features == "inception" else "FD", "KID", "KID_sd")
     balls = (field.name for field in fields(quality.Overlap))
     needed = dict.fromkeys(moments, 2) | dict.fromkeys(balls, settings.neighbours + 1)
-    return {f"{metric}[{settings.features}]": images for metric, images in needed.items()}
-
-
-def _table(
-    features: dict[str, np.ndarray],
-    real: np.ndarray,
-    settings: config.Quality,
-    statistics: config.Statistics,
-    seed: int,
-    *,
-    balls: bool,
-) -> pd.DataFrame:
-    """Return the rows of all named features, (N, D), against those of the reference images; without
-    ``balls`` the moments only."""
-    frechet = quality.Frechet(real)
-    rows = []
-    for name, compared in features.items():
-        numbers = _moments(compared, real, frechet, settings, statistics, seed, name)
-        if balls:
-            numbers |= _balls(compared, real, settings, statistics, seed, name)
-        for metric, (value, low, high) in numbers.items():
-            rows.append(
-                {
-                    "metric": f"{metric}[{settings.features}]",
-                    "of": name,
-                    "value": value,
-                    "low": low,
-                    "high": high,
-                }
-            )
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return dict.fromkeys(_by_class(settings), 2) | {
+        f"{metric}[{settings.features}]": images for metric, images in needed.items()
+    }
 
 
 Numbers = dict[str, tuple[float, float | None, float | None]]
 """Metric -> value, low, high."""
 
 
+def _table(
+    sets: dict[str, _Embedded],
+    real: _Embedded,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
+    *,
+    balls: bool,
+) -> pd.DataFrame:
+    """Return the rows of all named sets against those of the reference images; without ``balls``
+    the moments only."""
+    frechet = quality.Frechet(real.features)
+    rows = []
+    for name, compared in sets.items():
+        measured = (settings, statistics, seed, name)
+        distance = frechet.of_rows(compared.features)
+        numbers = _balanced(distance, compared.classes, real.classes, *measured)
+        numbers |= _moments(compared.features, real.features, distance, *measured)
+        if balls:
+            numbers |= _balls(compared.features, real.features, *measured)
+        rows += [
+            {"metric": metric, "of": name, "value": value, "low": low, "high": high}
+            for metric, (value, low, high) in numbers.items()
+        ]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _balanced(
+    distance: quality.WeightedDistance,
+    classes: np.ndarray | None,
+    real: np.ndarray | None,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
+    name: str,
+) -> Numbers:
+    """Return the class-balanced Fréchet distance of one set and what its class shares are; nothing
+    without classes."""
+    if classes is None or real is None:
+        return {}
+    count = int(max(classes.max(), real.max())) + 1
+    reference = quality.class_shares(real, count)
+
+    def balanced(rows: np.ndarray) -> float:
+        return distance(rows, quality.balancing_weights(classes[rows], reference))
+
+    def share_distance(rows: np.ndarray) -> float:
+        return quality.total_variation(quality.class_shares(classes[rows], count), reference)
+
+    of_balanced, of_shares, of_missing = _by_class(settings)
+    numbers: Numbers = {}
+    for metric, statistic, largest in (
+        (of_balanced, balanced, math.inf),
+        (of_shares, share_distance, 1.0),
+    ):
+        value = statistic(np.arange(len(classes)))
+        rng = seeds.numpy_rng(seed, "quality", metric, name)
+        resampled = intervals.resampled(statistic, len(classes), statistics.bootstrap, rng)
+        low, high = intervals.normal(value, resampled, statistics.confidence)
+        numbers[metric] = value, max(0.0, low), min(largest, high)
+    missing = (reference > 0) & (quality.class_shares(classes, count) == 0)
+    return numbers | {of_missing: (float(missing.sum()), None, None)}
+
+
 def _moments(
     features: np.ndarray,
     real: np.ndarray,
-    frechet: quality.Frechet,
+    distance: quality.WeightedDistance,
     settings: config.Quality,
     statistics: config.Statistics,
     seed: int,
@@ -211,7 +302,6 @@ def _moments(
         return seeds.numpy_rng(seed, "quality", metric, name)
 
     resamples, confidence = statistics.bootstrap, statistics.confidence
-    distance = frechet.of_rows(features)
     fd = distance(np.arange(len(features)))
     low, high = intervals.normal(
         fd, intervals.resampled(distance, len(features), resamples, rng("fd")), confidence
@@ -220,10 +310,11 @@ def _moments(
         features, real, settings.kid_subsets, settings.kid_subset_size, rng("kid")
     )
     moved = quality.resampled_mmd2(features, real, resamples, rng("kid interval"))
+    space = settings.features
     return {
-        "FID" if settings.features == "inception" else "FD": (fd, max(0.0, low), high),
-        "KID": (kid, *intervals.basic(kid, kid + moved, confidence)),
-        "KID_sd": (spread, None, None),
+        f"{'FID' if space == 'inception' else 'FD'}[{space}]": (fd, max(0.0, low), high),
+        f"KID[{space}]": (kid, *intervals.basic(kid, kid + moved, confidence)),
+        f"KID_sd[{space}]": (spread, None, None),
     }
 
 
@@ -242,7 +333,7 @@ def _balls(
         resampled = intervals.resampled(
             partial(_of_rows, np.mean, each), len(each), statistics.bootstrap, rng
         )
-        numbers[metric] = (
+        numbers[f"{metric}[{settings.features}]"] = (
             float(each.mean()),
             *intervals.percentile(resampled, statistics.confidence),
         )
@@ -361,6 +452,7 @@ def run(args: argparse.Namespace) -> None:
             spaces.find(settings, args.classifier, name)
             for name in (settings.features, settings.similarity)
         )
+        classify = spaces.classes(args.classifier)
         table = pd.concat(
             [
                 measure(
@@ -370,6 +462,7 @@ def run(args: argparse.Namespace) -> None:
                     statistics,
                     resolved["seed"],
                     space,
+                    classify,
                     holdout=holdout,
                 ),
                 replication(
@@ -385,4 +478,5 @@ def run(args: argparse.Namespace) -> None:
             reference=len(reference),
             holdout=len(holdout),
             features=settings.features,
+            classes="none: no labels to learn" if classify is None else "the classifier's",
         )

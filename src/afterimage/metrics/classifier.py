@@ -296,6 +296,12 @@ def predict(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
     return _apply(network, tensor, batch, network.forward).softmax(1).numpy()
 
 
+def classes_with(network: Network, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
+    """Return the most probable class of images by a network that was just trained, int64 (N,),
+    counted in the order of the description's ``classes``."""
+    return _apply(network, _to_tensor(pixels), batch, network.forward).argmax(1).numpy()
+
+
 def save(folder: Path, network: Network, description: Description) -> None:
     """Write the two files of a network into ``folder``."""
     save_file(network.state_dict(), folder / WEIGHTS)

@@ -4,6 +4,11 @@ and coverage.
 - Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the fitted Gaussians. With any A and B
   such that S1 = A A^T and S2 = B B^T the last trace is the nuclear norm of A^T B. Centred features divided by the root of N - 1
   are such matrices, so that no covariance is made, and neither many dimensions nor few images are a special case.
+- Class-balanced Fréchet distance: the moments of the compared images are weighted so that each
+  class weighs what it does among the reference images (``balancing_weights``). On real images the
+  plain distance is mostly one of class shares. The mean of within-class distances follows few
+  images per class instead, and does not see a class that is missing; weights by the classifier's
+  probabilities follow class shares where the classifier is unsure.
 - KID (Bińkowski et al. 2018): the unbiased squared maximum mean discrepancy with the kernel (x.y /
   D + 1)^3, over random subsets.
 - Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020): overlap
@@ -13,8 +18,8 @@ and coverage.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
@@ -23,6 +28,12 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from afterimage.config import ConfigError
 
 # ---- Fréchet distance ---------------------------------------------------------------------------------------------------
+
+
+class WeightedDistance(Protocol):
+    """The distance to rows of a set of features, see ``Frechet.of_rows``."""
+
+    def __call__(self, rows: np.ndarray, weights: np.ndarray | None = None) -> float: ...
 
 
 class Frechet:
@@ -51,13 +62,14 @@ class Frechet:
         """
         return self.of_rows(features)(np.arange(len(features)))
 
-    def of_rows(self, features: np.ndarray) -> Callable[[np.ndarray], float]:
+    def of_rows(self, features: np.ndarray) -> WeightedDistance:
         """Return the distance to any rows of the features, as a function of rows, int64 (M,), which
-        may repeat.
+        may repeat, and of their weights, float64 (M,), which sum to 1 (default: equal ones).
 
-        The features are multiplied by the reference once; what is left for each call is an
-        eigenvalue problem of at most as many dimensions as there are different rows, reference
-        images or features, whichever are fewest.
+        The covariance of weighted rows is unbiased, too: the weighted one over 1 - the sum of the
+        squared weights. The features are multiplied by the reference once; what is left for each
+        call is an eigenvalue problem of at most as many dimensions as there are different rows,
+        reference images or features, whichever are fewest.
 
         Raises:
             ConfigError: for fewer than two features, or features that are not finite.
@@ -68,16 +80,17 @@ class Frechet:
         products = (gaps - centre) @ self._root
         squares = ((gaps - centre) ** 2).sum(axis=1)
 
-        def distance(rows: np.ndarray) -> float:
-            times = np.bincount(rows, minlength=len(features))
-            seen = np.flatnonzero(times)
-            weights = times[seen] / len(rows)
-            gap = weights @ gaps[seen]
-            variance = weights @ squares[seen] - ((gap - centre) ** 2).sum()
-            cross = products[seen] - weights @ products[seen]
-            cross *= np.sqrt(weights)[:, None]
+        def distance(rows: np.ndarray, weights: np.ndarray | None = None) -> float:
+            by_row = np.full(len(rows), 1 / len(rows)) if weights is None else weights
+            by_image = np.bincount(rows, by_row, minlength=len(features))
+            seen = np.flatnonzero(by_image)
+            shares = by_image[seen]
+            gap = shares @ gaps[seen]
+            variance = shares @ squares[seen] - ((gap - centre) ** 2).sum()
+            cross = products[seen] - shares @ products[seen]
+            cross *= np.sqrt(shares)[:, None]
             gram = cross @ cross.T if len(cross) <= cross.shape[1] else cross.T @ cross
-            scale = len(rows) / (len(rows) - 1)  # from 1 / M to the unbiased 1 / (M - 1)
+            scale = 1 / (1 - (by_row**2).sum())  # equal weights: M / (M - 1)
             trace = np.sqrt(scale * np.linalg.eigvalsh(gram).clip(0)).sum()
             return float(max(0.0, (gap**2).sum() + self._variance + scale * variance - 2 * trace))
 
@@ -91,6 +104,45 @@ def _check(features: np.ndarray) -> None:
         )
     if not np.isfinite(features).all():
         raise ConfigError("features hold values that are not finite")
+
+
+# ---- classes ------------------------------------------------------------------------------------------------------------
+
+
+def class_shares(classes: np.ndarray, count: int) -> np.ndarray:
+    """Return the share of each of ``count`` classes, float64 (count,), in classes of images, int64
+    (N,)."""
+    return np.bincount(classes, minlength=count) / len(classes)
+
+
+def total_variation(shares: np.ndarray, reference: np.ndarray) -> float:
+    """Return the total variation distance of two distributions over classes, in [0, 1]: the share
+    of the images that would have to be of another class."""
+    return float(np.abs(shares - reference).sum() / 2)
+
+
+def balancing_weights(classes: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return weights of images with which their classes have the reference's shares.
+
+    What has no counterpart is not weighted away. Images of a class that the reference lacks keep
+    their share of the whole, 1 / N each, and the other classes have the reference's proportions in
+    what is left. A class that has no image cannot be weighted up: the others have its share, and
+    the distance to a reference that has the class grows by what is missing.
+
+    Args:
+        classes: int64 (N,), N >= 1.
+        reference: float64 (C,): the class shares to have, which sum to 1; C > all of ``classes``.
+
+    Returns:
+        float64 (N,), positive, with sum 1.
+    """
+    shares = class_shares(classes, len(reference))
+    shared = (shares > 0) & (reference > 0)
+    factors = np.ones(len(reference))
+    if shared.any():
+        wanted = reference[shared] / reference[shared].sum()
+        factors[shared] = wanted * shares[shared].sum() / shares[shared]
+    return factors[classes] / len(classes)
 
 
 # ---- KID ----------------------------------------------------------------------------------------------------------------

@@ -1,8 +1,9 @@
-"""Feature spaces for quality: pixels, the study's own classifier, and Inception.
+"""Feature spaces for quality (pixels, the study's own classifier, Inception), and classes.
 
 A distance between image sets depends on the space it was measured in, so every number carries the
 space's name: ``FD[pixels]``, ``FD[classifier]``, and ``FID[inception]``, the only one that is
-comparable with published FIDs.
+comparable with published FIDs. Classes are always those of the
+study's classifier.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from afterimage.metrics import classifier
 
 Space = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 images, (N, H, W, C), to features, float64 (N, D)."""
+Classify = Callable[[np.ndarray], np.ndarray]
+"""Maps uint8 images, (N, H, W, C), to their most probable class, int64 (N,), counted from 0."""
 
 
 def find(settings: config.Quality, network: Path | None, name: str | None = None) -> Space:
@@ -45,6 +48,18 @@ def find(settings: config.Quality, network: Path | None, name: str | None = None
             "pixels, inception"
         )
     return lambda images: classifier.embed(network, images).astype(np.float64)
+
+
+def classes(network: Path) -> Classify | None:
+    """Return what the stored classifier takes images for; None if it had no labels to learn.
+
+    Raises:
+        ArtifactError: if a file of the store is missing or changed.
+    """
+    _, description = classifier.load(network)
+    if description.task != "labels":
+        return None
+    return lambda images: classifier.predict(network, images).argmax(axis=1)
 
 
 def pixels(images: np.ndarray) -> np.ndarray:

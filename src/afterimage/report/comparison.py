@@ -87,6 +87,7 @@ METRICS = {
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower", alarms="mq@0.5 (share) of holdout"),
     "R": Metric("lower"),
+    "remaining_FD_balanced": Metric("lower", "rest", margin="relative_fd"),
     "remaining_FD": Metric("lower", "rest", margin="relative_fd"),
     "remaining_FID": Metric("lower", "rest", margin="relative_fd"),
     "remaining_coverage": Metric("higher", "rest", margin="coverage"),
@@ -94,8 +95,10 @@ METRICS = {
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_auc": Metric("lower"),
+    "FD_balanced": Metric("lower", "quality", margin="relative_fd"),
     "FD": Metric("lower", "quality", margin="relative_fd"),
     "FID": Metric("lower", "quality", margin="relative_fd"),
+    "class_share_tv": Metric("lower"),
     "KID": Metric("lower"),
     "precision": Metric("higher"),
     "recall": Metric("higher"),
@@ -123,6 +126,13 @@ PAIRED, WELCH = "paired t", "Welch's t"
 """Methods of a difference that several trainings tell."""
 WITHIN = "within the trainings"
 """The method where several trainings show no spread."""
+
+BALANCED = {
+    f"{subset}{plain}": f"{subset}FD_balanced"
+    for subset in ("", "remaining_")
+    for plain in ("FD", "FID")
+}
+"""Fréchet distance of all images -> the class-balanced one, which decides in its place."""
 
 _TEXTS = {
     "memorization": {
@@ -153,6 +163,20 @@ _TEXTS = {
 def rule_of(metric: str) -> Metric | None:
     """Return how a metric is read, None if it is not compared: ``FD[classifier]`` is ``FD``."""
     return METRICS.get(metric.split("[")[0]) if " of " not in metric else None
+
+
+def rules_of(metrics: Iterable[str]) -> dict[str, Metric]:
+    """Return how each compared metric is read, in the order given.
+
+    Where there is a class-balanced Fréchet distance, that of all images decides nothing: planted
+    copies shift class shares, so that an arm that copies less has a lower one for that alone.
+    """
+    read_as = {metric: rule for metric in metrics if (rule := rule_of(metric)) is not None}
+    stems = {metric: metric.partition("[")[0] for metric in read_as}
+    for metric, stem in stems.items():
+        if BALANCED.get(stem) in stems.values():
+            read_as[metric] = read_as[metric]._replace(decides="")
+    return read_as
 
 
 # ---- numbers and differences
@@ -358,8 +382,8 @@ class _Comparison:
         self.margin, self.chosen_from = margin, chosen_from
         self.cells = dict(list(points.groupby(["arm", "metric"])))
         order = {name: position for position, name in enumerate(METRICS)}
-        names = [metric for metric in dict.fromkeys(points["metric"]) if rule_of(metric)]
-        self.metrics = sorted(names, key=lambda metric: order[metric.split("[")[0]])
+        self.read_as = rules_of(dict.fromkeys(points["metric"]))
+        self.metrics = sorted(self.read_as, key=lambda metric: order[metric.split("[")[0]])
         self.judged = [arm for arm, control in controls.items() if control is not None]
         p_values = np.array([self._p_value(arm) for arm in self.judged], float)
         self.p_adjusted = dict(zip(self.judged, over.holm(p_values), strict=True))
@@ -387,8 +411,7 @@ class _Comparison:
         ]
 
     def _row(self, arm: str, control: str | None, metric: str) -> dict[str, object]:
-        rule, own = rule_of(metric), self.cells[arm, metric]
-        assert rule is not None
+        rule, own = self.read_as[metric], self.cells[arm, metric]
         value, _ = over_replicates(own, self.confidence)
         row: dict[str, object] = {"arm": arm, "control": control, "metric": metric}
         row |= {"better": rule.better, "decides": rule.decides, "replicates": len(own)}
@@ -424,8 +447,7 @@ class _Comparison:
         return found
 
     def _verdict(self, arm: str, control: str, metric: str, change: Interval, method: str) -> str:
-        rule = rule_of(metric)
-        assert rule is not None
+        rule = self.read_as[metric]
         if not rule.better:
             return ""
         if untold := _untold(change, method):
@@ -565,11 +587,11 @@ def wide(compared: pd.DataFrame) -> pd.DataFrame:
 def replicate_points(points: pd.DataFrame) -> pd.DataFrame:
     """Return one row per arm and replicate with the counts of copies that are drawn against
     quality, and the numbers that decide about it."""
-    read = {metric: rule_of(metric) for metric in dict.fromkeys(points["metric"])}
+    read_as = rules_of(dict.fromkeys(points["metric"]))
     axes = [
         metric
-        for metric, rule in read.items()
-        if metric in MEMORIZATION or (rule and rule.decides == "quality")
+        for metric, rule in read_as.items()
+        if metric in MEMORIZATION or rule.decides == "quality"
     ]
     cells = points[["arm", "replicate"]].drop_duplicates()
     table = points[points["metric"].isin(axes)].pivot(

@@ -31,7 +31,8 @@ NAMES = {
 }
 """Metric of the tables -> its name; forget sets and feature spaces follow it in brackets."""
 _SHARES = ("flagged_", "planted_", "twins_", "forgotten_extracted", "mq@")
-_FRECHET = ("FD[", "FID[")
+_FRECHET = ("FD_balanced[", "FD[", "FID[")
+"""The Fréchet distances, the one to be shown first."""
 
 
 def name_of(metric: str) -> str:
@@ -55,14 +56,14 @@ def unit_of(metric: str, difference: bool = False) -> Unit:
 
 
 def frechet_of(metrics: Iterable[str]) -> str:
-    """Return the Fréchet distance among the metrics of generations (FID in Inception's space).
+    """Return the Fréchet distance among the metrics of generations: the class-balanced one where
+    there is one, else that of all images (FID in Inception's space).
 
     Raises:
         StopIteration: if there is none.
     """
-    return next(
-        metric for metric in metrics if metric.startswith(_FRECHET) and metric.endswith("]")
-    )
+    of_generations = [metric for metric in metrics if metric.endswith("]")]
+    return next(metric for name in _FRECHET for metric in of_generations if metric.startswith(name))
 
 
 def in_space(measure: str, space: str) -> str:

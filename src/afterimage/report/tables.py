@@ -80,7 +80,7 @@ FORGOTTEN = {
 """Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of
 the set is added in brackets."""
 
-REMAINING = ("FD", "FID", "coverage")
+REMAINING = ("FD_balanced", "FD", "FID", "coverage")
 """Measures of the same attack of the generations that are not of the forgotten class:
 ``remaining_FD[classifier, <set>]``."""
 

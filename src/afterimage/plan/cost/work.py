@@ -242,14 +242,15 @@ def embedding(study: Study, space: str, images: int) -> Work:
 
 
 def quality(study: Study, generations: int) -> Work:
-    """Return the work of ``attacks.quality.measure``."""
+    """Return the work of ``attacks.quality.measure``, which resamples two Fréchet distances."""
     own, resamples = study.quality, study.statistics.bootstrap
     reference, d = reference_images(study), dimension(study, own.features)
-    work = embedding(study, own.features, generations + study.data.split.holdout + reference)
+    images = generations + study.data.split.holdout + reference
+    work = embedding(study, own.features, images) + embedding(study, "classifier", images)
     for count in (generations, study.data.split.holdout):
         wide = min(reference, d)
         side = min(count, wide)
-        frechet = 2 * count * d * wide + resamples * (2 * count * wide * side + 10 * side**3)
+        frechet = 2 * count * d * wide + 2 * resamples * (2 * count * wide * side + 10 * side**3)
         interval = 2 * count**2 * (resamples + d)
         pairs = count**2 + reference**2 + count * reference
         work += Work(host=(frechet + interval + 2 * d * pairs) / DOUBLE + PAIR * (count**2 + pairs))

@@ -55,7 +55,8 @@ class Unlearning:
         sets: Names of the forget sets.
         settings: Settings of the attack.
         chosen_from: Set selected by an attack -> the arm that its images were extracted from.
-        frechet: The Fréchet distance, in the space that the attack uses.
+        frechet: The Fréchet distance, in the space that the attack uses; the class-balanced one
+            where there is one.
     """
 
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
@@ -78,7 +79,9 @@ class Unlearning:
         origins = {name: self.definitions[name]["extracted_from"] for name in self.sets}
         self.chosen_from: dict[str, str] = {name: arm for name, arm in origins.items() if arm}
         self.space = self.settings["quality"]["features"]
-        self.frechet = in_space("FD", self.space)
+        balanced = in_space("FD_balanced", self.space)
+        measured = balanced in set(self.numbers["metric"])
+        self.frechet = balanced if measured else in_space("FD", self.space)
         self.colour = {
             arm: RETRAINED_COLOUR if self.role[arm] == roles.RETRAINED else f"C{place % 10}"
             for place, arm in enumerate(self.arms)
@@ -227,7 +230,7 @@ class Unlearning:
             "accuracy, rest": self.cell(self.rows(name, arm, f"accuracy{of}", "remain"), unit="%"),
         }
         for measure, digits in (("FD", 3), ("precision", 2), ("recall", 2)):
-            metric = in_space(measure, self.space)
+            metric = self.frechet if measure == "FD" else in_space(measure, self.space)
             rows = (
                 self.rows(name, arm, metric + of, "remain")
                 if of
