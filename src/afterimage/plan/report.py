@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 
 from afterimage.config.study import Study
 from afterimage.plan import attack, attribution, sample, train
+from afterimage.plan.cost.measured import Size
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
 PAGES: dict[str, Callable[[Study], bool]] = {
@@ -78,6 +79,7 @@ STEPS = (
         keys=("arms", "replicates", "forget", "statistics"),
         settings=_tables_settings,
         inputs=_tables_inputs,
+        size=lambda study, name: Size(len(runs_of(study, (*train.STEPS, *attack.STEPS)))),
     ),
     Step(
         name="report/page",

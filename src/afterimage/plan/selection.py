@@ -56,16 +56,14 @@ def _ablation_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _ablation_work(study: Study, name: str) -> Work:
-    chosen, images = asked(study), study.sample.images
-    drawn = work.drawing(study, chosen.base, images)
-    gallery = work.trained_images(study, chosen.base)
-    searched = work.search(study, 2 * images, gallery, study.extraction.neighbours)
-    return (drawn + searched) * (2 + 3 * len(chosen.switch_timesteps))
+    """The generations; what compares them with training images is short beside that."""
+    chosen = asked(study)
+    drawn = work.drawing(study, chosen.base, study.sample.images)
+    return drawn * (2 + 3 * len(chosen.switch_timesteps))
 
 
 def _ablation_memory(study: Study, name: str) -> Bytes:
-    networks = 2 * memory.passing(study, asked(study).base, study.sample.batch_size)
-    return Bytes(networks, memory.searched(study) + memory.compared(study))
+    return Bytes(2 * memory.passing(study, asked(study).base, study.sample.batch_size))
 
 
 def _table_settings(study: Study, job: Job) -> Settings:

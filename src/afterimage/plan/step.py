@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from afterimage.artifacts import RUN
 from afterimage.config.study import Study
-from afterimage.plan.cost import work
+from afterimage.plan.cost.measured import SizeOf, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 
@@ -70,18 +70,6 @@ def per_replicate(study: Study) -> Iterable[Address]:
     return [{"arm": arm, "replicate": k} for arm in study.arms for k in range(study.replicates)]
 
 
-def small_work(study: Study, name: str) -> Work:
-    """Return the work of a step that gathers, copies or draws pictures; on digits none took
-    longer."""
-    return Work(host=20.0)
-
-
-def small_memory(study: Study, name: str) -> Bytes:
-    """Return what a step holds that reads every image a few times."""
-    split, values = study.data.split, work.values(study)
-    return Bytes(0, (3 * (split.train + split.holdout) + 2 * study.sample.images) * values)
-
-
 @dataclass(frozen=True)
 class Step:
     """One step of the workflow.
@@ -98,8 +86,11 @@ class Step:
         inputs: Returns what a job reads.
         addresses: Returns the addresses of the step's jobs, upstream first.
         code: Returns modules that the step finds by name, for the fingerprint.
-        work: Returns what the job with a name (its arm, or what tells it apart) computes.
-        memory: Returns what that job holds.
+        work: Returns what the job with a name (its arm, or what tells it apart) computes with
+            networks.
+        memory: Returns what that job holds for it.
+        size: Returns what all else that it takes grows with, as measured; None where networks are
+            all that counts.
         networks: Whether it runs networks for most of its time, and asks for a GPU.
         libraries: Whether it loads torch without running networks.
         phase: Of the workflow and of DVC; the first part of ``name`` unless given.
@@ -115,8 +106,9 @@ class Step:
     inputs: Callable[[Study, Job], Inputs]
     addresses: Callable[[Study], Iterable[Address]] = once
     code: Callable[[Study, Job], tuple[str, ...]] = lambda study, job: ()
-    work: Callable[[Study, str], Work] = small_work
-    memory: Callable[[Study, str], Bytes] = small_memory
+    work: Callable[[Study, str], Work] = lambda study, name: Work()
+    memory: Callable[[Study, str], Bytes] = lambda study, name: Bytes()
+    size: SizeOf | None = all_images
     networks: bool = False
     libraries: bool = False
     phase: str = ""

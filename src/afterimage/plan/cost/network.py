@@ -1,4 +1,4 @@
-"""The work, the weights and the memory of networks, counted by torch on the meta device.
+"""The work, the weights and the memory of U-Nets, counted by torch on the meta device.
 
 Counting imports torch, which takes seconds. So every count is kept, in
 ``$XDG_CACHE_HOME/afterimage/networks`` (``~/.cache`` unless set), under the hash of all that it
@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afterimage import artifacts, provenance
-from afterimage.config import Classifier, Model, TransferBlocks
+from afterimage.config import Model, TransferBlocks
 
-BUILDERS = "afterimage.diffusion.model", "afterimage.metrics.classifier"
-LABELS = 10
+BUILDER = "afterimage.diffusion.model"
 
 
 class Network(NamedTuple):
@@ -63,16 +62,10 @@ def unet(
     return _known(json.dumps(settings, sort_keys=True))
 
 
-def classifier(settings: Classifier, height: int, width: int, channels: int) -> Network:
-    """Return the counts of ``metrics.classifier.Network`` for ``LABELS`` labels."""
-    block = settings.model_dump(mode="json")
-    return _known(json.dumps({"classifier": block, "shape": [height, width, channels]}))
-
-
 @cache
 def _known(settings: str) -> Network:
     """Return the kept counts of a network; count it, and keep that, if there are none."""
-    versions = [version("torch"), version("diffusers"), provenance.fingerprint(*BUILDERS)]
+    versions = [version("torch"), version("diffusers"), provenance.fingerprint(BUILDER)]
     key = hashlib.sha256("\n".join([settings, *versions]).encode()).hexdigest()
     home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
     file = home / "afterimage" / "networks" / f"{key}.json"
@@ -97,31 +90,12 @@ def _count(settings: dict[str, Any]) -> Network:
     from torch.utils.flop_counter import FlopCounterMode
 
     from afterimage.diffusion.model import build_unet
-    from afterimage.metrics.classifier import Description
-    from afterimage.metrics.classifier import Network as FeatureNetwork
 
-    height, width, channels = shape = settings["shape"]
+    height, width, channels = settings["shape"]
+    blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
     with torch.device("meta"):
-        image = torch.zeros(1, channels, height, width)
-        if "classifier" in settings:
-            block = Classifier(**settings["classifier"])
-            statistics = [0.5] * channels
-            net: torch.nn.Module = FeatureNetwork(
-                Description(
-                    task="labels",
-                    classes=list(range(LABELS)),
-                    input_channels=channels,
-                    channels=block.channels,
-                    features=block.features,
-                    mean=statistics,
-                    std=statistics,
-                )
-            )
-            inputs = [image]
-        else:
-            blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
-            net = build_unet(Model(**settings["model"]), tuple(shape), blocks=blocks)
-            inputs = [image, torch.zeros(1, dtype=torch.int64)]
+        net = build_unet(Model(**settings["model"]), (height, width, channels), blocks=blocks)
+        inputs = torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.int64)
     weights = {weight.untyped_storage()._cdata for weight in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
