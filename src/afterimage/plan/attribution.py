@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, Attribution, Features
+from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, Attribution
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
@@ -209,18 +209,14 @@ def _scores_inputs(study: Study, job: Job) -> Inputs:
     return inputs
 
 
-def _spectra(study: Study, features: Features, attributors: int) -> Size:
+def _scores_size(study: Study, name: str) -> Size:
     """Features of training images, as stored and of each attributor, each multiplied with all
     others of their dimension."""
-    arm = asked(study).arm
-    k = min(features.dimension, work.weights(study, arm))
-    matrices = attributors + features.timesteps * features.rows
-    return Size(work.trained_images(study, arm) * k * matrices, k)
-
-
-def _scores_size(study: Study, name: str) -> Size:
     chosen = asked(study)
-    return _spectra(study, chosen.features_of(name), len(chosen.attributors_of(name)))
+    features = chosen.features_of(name)
+    k = min(features.dimension, work.weights(study, chosen.arm))
+    matrices = len(chosen.attributors_of(name)) + features.timesteps * features.rows
+    return Size(work.trained_images(study, chosen.arm) * k * matrices, k)
 
 
 def _variants(study: Study) -> Iterable[Address]:
@@ -280,6 +276,7 @@ def _remedied_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _remedied_work(study: Study, name: str) -> Work:
+    """Gradients under both networks; the spectra of their features take little beside them."""
     chosen, settings = asked(study).remedied, asked(study).features
     assert chosen is not None
     images = work.trained_images(study, chosen.before) + chosen.queries
@@ -288,12 +285,6 @@ def _remedied_work(study: Study, name: str) -> Work:
     for arm in (chosen.before, name):
         total += work.gradients(study, arm, images, settings, readouts)
     return total
-
-
-def _remedied_size(study: Study, name: str) -> Size:
-    chosen, settings = asked(study).remedied, asked(study).features
-    assert chosen is not None
-    return _spectra(study, settings, 2 * len(chosen.attributors))
 
 
 def _remedied_code(study: Study, job: Job) -> tuple[str, ...]:
@@ -400,7 +391,7 @@ STEPS = (
         code=_remedied_code,
         work=_remedied_work,
         memory=lambda study, name: memory.projected(study, name, MAIN, study.data.split.train),
-        size=_remedied_size,
+        size=None,
         networks=True,
     ),
 )

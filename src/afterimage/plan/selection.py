@@ -12,6 +12,7 @@ from typing import Any
 from afterimage.config.selection import CONTROL, WHOLE, LoyalSelection, plan
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT, training_images
@@ -98,6 +99,7 @@ ABLATION = Step(
     ),
     work=_ablation_work,
     memory=_ablation_memory,
+    size=None,
     networks=True,
     phase="report",
 )
@@ -114,6 +116,7 @@ STEPS = (
         settings=_table_settings,
         inputs=_table_inputs,
         addresses=_once,
+        size=lambda study, name: Size(study.replicates * len(derived_arms(study))),
         phase="report",
     ),
     Step(

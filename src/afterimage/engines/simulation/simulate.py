@@ -223,6 +223,7 @@ def run(args: argparse.Namespace) -> None:
         "chain_minutes": chain_minutes(tasks, args.notice),
         "chain": [{"job": job.name, "minutes": job.task.minutes} for job in chain],
         "runs": [asdict(found) for found, _ in runs],
+        "unmeasured": estimate.unmeasured(jobs_of(study)),
     }
     print(text(summary, device.memory_mb))
     if args.out:
@@ -266,6 +267,9 @@ def text(summary: dict[str, Any], memory_mb: int) -> str:
         f"{found['limit']}"
         for found in summary["runs"]
     ]
+    if summary["unmeasured"]:
+        steps = ", ".join(summary["unmeasured"])
+        shown += ["", f"nobody measured {steps}: upper defaults are taken (benchmarks/measured.py)"]
     return "\n".join(shown)
 
 
