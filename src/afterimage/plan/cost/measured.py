@@ -13,10 +13,9 @@ from __future__ import annotations
 import csv
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
-
-import numpy as np
 
 from afterimage.config import Study
 from afterimage.plan.cost.work import reference_images, values
@@ -95,12 +94,20 @@ def measured(study: Study, step: str, size: Size) -> Measured:
         count = images(study)
         return Measured(fixed + each * count, 16 * count * values(study) / 2**20)
     return Measured(
-        _scaled([(row.numbers * row.compared, row.seconds) for row in known], np.prod(size)),
+        _scaled(
+            [(row.numbers * row.compared, row.seconds) for row in known],
+            size.numbers * size.compared,
+        ),
         _scaled([(row.numbers, row.megabytes) for row in known], size.numbers),
     )
 
 
 def _scaled(points: list[tuple[float, float]], size: float) -> float:
-    """Return what lies at a size on the line through measured points."""
-    sizes, costs = zip(*sorted(points), strict=True)
-    return float(np.interp(size, sizes, costs)) * max(1.0, size / sizes[-1])
+    """Return what lies at a size on the line through measured points; of several at one size the
+    largest counts."""
+    known = sorted(dict(sorted(points)).items())
+    for (low, before), (high, after) in pairwise(known):
+        if size < high:
+            return before + max(0.0, (size - low) / (high - low)) * (after - before)
+    largest, cost = known[-1]
+    return cost * max(1.0, size / largest)
