@@ -84,10 +84,16 @@ def test_long_jobs_of_the_default_study_are_estimated_within_a_factor_of_two(roo
         assert seconds / 2 < own < 2 * seconds, folder
 
 
+UNMEASURED = {"attribution/acceleration", "selection/table", "selection/page"}
+"""Steps that no study in the table has: they take the default of ``measured``."""
+
+
 def test_every_step_is_measured_or_computes_with_networks_alone():
-    assert {name for name, step in STEPS.items() if step.size is not None} == set(measured.rows())
-    for step in STEPS.values():
-        assert step.size is not None or step.networks, step.name
+    """Rows of a new step come from ``benchmarks/measured.py``, after a study that has it."""
+    sized = {name for name, step in STEPS.items() if step.size is not None}
+    assert sized == set(measured.rows()) | UNMEASURED
+    assert not UNMEASURED & set(measured.rows())
+    assert all(STEPS[name].networks for name in set(STEPS) - sized)
 
 
 def test_more_of_the_same_step_never_costs_less():

@@ -27,6 +27,11 @@ def runs_of(study: Study, steps: Iterable[Step]) -> list[str]:
     return [job.run for step in steps for job in step.jobs(study)]
 
 
+def _results(study: Study, name: str) -> Size:
+    """Results of trainings and attacks."""
+    return Size(len(runs_of(study, (*train.STEPS, *attack.STEPS))))
+
+
 def _tables_settings(study: Study, job: Job) -> Settings:
     return {
         "arms": list(study.arms),
@@ -79,7 +84,7 @@ STEPS = (
         keys=("arms", "replicates", "forget", "statistics"),
         settings=_tables_settings,
         inputs=_tables_inputs,
-        size=lambda study, name: Size(len(runs_of(study, (*train.STEPS, *attack.STEPS)))),
+        size=_results,
     ),
     Step(
         name="report/page",
@@ -92,6 +97,7 @@ STEPS = (
         inputs=_page_inputs,
         addresses=_shown,
         code=lambda study, job: (f"afterimage.report.pages.{job.job}",),
+        size=_results,
         libraries=True,
     ),
 )

@@ -67,6 +67,10 @@ def _ablation_memory(study: Study, name: str) -> Bytes:
     return Bytes(2 * memory.passing(study, asked(study).base, study.sample.batch_size))
 
 
+def _trainings(study: Study, name: str) -> Size:
+    return Size(study.replicates * len(derived_arms(study)))
+
+
 def _table_settings(study: Study, job: Job) -> Settings:
     cells = plan(asked(study), len(study.model.channels))
     return {
@@ -116,7 +120,7 @@ STEPS = (
         settings=_table_settings,
         inputs=_table_inputs,
         addresses=_once,
-        size=lambda study, name: Size(study.replicates * len(derived_arms(study))),
+        size=_trainings,
         phase="report",
     ),
     Step(
@@ -130,6 +134,7 @@ STEPS = (
         inputs=lambda study, job: {"tables": "selection/table/run.json"},
         addresses=_once,
         code=lambda study, job: ("afterimage.report.pages.loyal_selection",),
+        size=_trainings,
         libraries=True,
         phase="report",
     ),

@@ -29,8 +29,8 @@ class Size(NamedTuple):
     """What a step's seconds and memory grow with.
 
     Attributes:
-        numbers: That it reads: images times the numbers of one image, or features. Memory grows
-            with them.
+        numbers: That it reads: images times the numbers of one image, features, or results.
+            Memory grows with them.
         compared: How many images each is compared with: seconds grow with both.
     """
 
