@@ -98,8 +98,11 @@ def test_every_step_is_measured_or_computes_with_networks_alone():
 
 def test_more_of_the_same_step_never_costs_less():
     for step, rows in measured.rows().items():
-        for quantity in (lambda row: row.seconds, lambda row: row.megabytes):
-            costs = [quantity(row) for row in sorted(rows, key=lambda row: row.numbers)]
+        for points in (
+            [(row.numbers * row.compared, row.seconds) for row in rows],
+            [(row.numbers, row.megabytes) for row in rows],
+        ):
+            costs = [cost for _, cost in sorted(points)]
             assert costs == sorted(costs), step
 
 

@@ -210,13 +210,12 @@ def _scores_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _scores_size(study: Study, name: str) -> Size:
-    """Features of training images, as stored and of each attributor, each multiplied with all
-    others of their dimension."""
+    """Features of training images, as stored and of each attributor."""
     chosen = asked(study)
     features = chosen.features_of(name)
     k = min(features.dimension, work.weights(study, chosen.arm))
     matrices = len(chosen.attributors_of(name)) + features.timesteps * features.rows
-    return Size(work.trained_images(study, chosen.arm) * k * matrices, k)
+    return Size(work.trained_images(study, chosen.arm) * k * matrices)
 
 
 def _variants(study: Study) -> Iterable[Address]:
