@@ -7,7 +7,8 @@ from the first input read to the last file written; Snakemake's own are sampled)
 the larger of ``run.json``'s and of the ``benchmark:`` table's ``max_rss``), without what is counted of
 networks and without libraries. Rows of studies that are not given stay. Run the studies with
 ``OMP_NUM_THREADS=1`` on a machine of which nothing else takes the time. ``benchmarks/larger.yaml`` is
-the second size of every step.
+the second size of most steps; ``selection/*`` was read from ``tests/workflow/tiny.yaml`` with a
+``loyal_selection`` of six updates.
 """
 
 from __future__ import annotations

@@ -108,7 +108,7 @@ def _count(settings: dict[str, Any]) -> Network:
     class FusedAttention(TorchFunctionMode):
         """Keeps of attention what fused kernels keep; the meta device keeps every weight."""
 
-        def __torch_function__(self, function, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        def __torch_function__(self, function, types, args=(), kwargs=None):
             if function is not scaled_dot_product_attention:
                 return function(*args, **(kwargs or {}))
             with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
