@@ -3,7 +3,7 @@
 import pytest
 
 from afterimage import config
-from afterimage.plan.cost import estimate, work
+from afterimage.plan.cost import estimate, measured, work
 from afterimage.plan.jobs import STEPS, selection_jobs
 from afterimage.plan.jobs import jobs as jobs_of
 from afterimage.training.job import budget
@@ -37,6 +37,32 @@ MEASURED = {
 }
 
 
+# Processor seconds of the own work of jobs of the default study (``cpu_seconds`` of run.json), those that took more than 20; the same
+# kind of machine, while others used it too.
+DEFAULT = {
+    "train/baseline/rep0": 59.3,
+    "train/dedup/rep0": 59.0,
+    "train/iet_agc/rep0": 61.1,
+    "train/agc/rep0": 69.6,
+    "train/kept/rep0": 51.2,
+    "train/rau_net/rep0": 68.2,
+    "train/loyal/rep0": 61.0,
+    "train/split/rep0": 66.9,
+    "train/traced/rep0": 37.4,
+    "train/conditional/rep0": 61.5,
+    "train/retrained/rep0": 63.7,
+    "train/erasediff/rep0": 27.2,
+    "attack/conditional/rep0/forgetting": 20.0,
+    "attack/retrained/rep0/forgetting": 21.8,
+    "attack/erasediff/rep0/forgetting": 22.2,
+    "attribution/features/main/final/train0": 28.4,
+    "attribution/retrain/0": 115.1,
+    "attribution/retrain/1": 128.5,
+    "attribution/retrain/2": 117.8,
+    "attribution/retrain/3": 108.6,
+}
+
+
 SELECTION = {"base": "baseline", "updates": 500, "switch_timesteps": [500]}
 
 
@@ -48,6 +74,115 @@ def test_jobs_of_digits_are_estimated_within_a_factor_of_two(digits, job):
     found = estimate.step_cost(digits(), step, "" if phase == "data" else rest[0])
     assert seconds / 2 < 60 * found.minutes < 2 * seconds
     assert megabytes / 1.5 < found.mem_mb - estimate.ENGINE_MB < 2 * megabytes
+
+
+def test_long_jobs_of_the_default_study_are_estimated_within_a_factor_of_two(root):
+    study = config.load(root / "params.yaml")
+    jobs = {job.folder: job for job in jobs_of(study)}
+    for folder, seconds in DEFAULT.items():
+        job = jobs[folder]
+        own = 60 * estimate.job_cost(study, job).minutes - estimate.START_TORCH
+        assert seconds / 2 < own < 2 * seconds, folder
+
+
+# Processor seconds of the own work of jobs with the data and the numbers of images of ``studies/cifar10-tiny.yaml``, which is not in the
+# measured table.
+ANOTHER = {
+    "data/fetch": 9.4,
+    "data/split": 0.8,
+    "data/classifier": 37.5,
+    "data/dedup": 0.2,
+    "attack/extraction": 5.1,
+    "attack/quality": 3.7,
+}
+
+
+@pytest.mark.parametrize("step", ANOTHER)
+def test_measured_times_hold_for_a_third_study_within_a_factor_of_four(root, monkeypatch, step):
+    monkeypatch.setenv("AFTERIMAGE_DATA", "data")
+    study = config.load(root / "studies" / "cifar10-tiny.yaml")
+    found = measured.measured(study, step, STEPS[step].size(study, "baseline")).seconds
+    assert ANOTHER[step] / 4 < found < 4 * ANOTHER[step]
+
+
+UNMEASURED = {"attribution/acceleration"}
+"""Steps that no study in the table has; they take the default of ``measured``."""
+
+
+def test_every_step_is_measured_or_computes_with_networks_alone():
+    """Rows of a new step come from ``benchmarks/measured.py``, after a study that has it."""
+    sized = {name for name, step in STEPS.items() if step.size is not None}
+    assert sized == set(measured.rows()) | UNMEASURED
+    assert not UNMEASURED & set(measured.rows())
+    assert all(STEPS[name].networks for name in set(STEPS) - sized)
+
+
+def test_more_of_the_same_step_never_costs_less():
+    for step, rows in measured.rows().items():
+        for points in (
+            [(row.numbers * row.compared, row.seconds) for row in rows],
+            [(row.numbers, row.megabytes) for row in rows],
+        ):
+            costs = [cost for _, cost in sorted(points)]
+            assert costs == sorted(costs), step
+
+
+TABLE = """step,study,numbers,compared,seconds,megabytes
+data/split,small,1000,10,5,100
+data/split,large,4000,25,14,400
+data/dedup,small,1000,1,2,30
+"""
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """A table of two steps."""
+    (tmp_path / "measured.csv").write_text(TABLE)
+    monkeypatch.setattr(measured, "TABLE", tmp_path / "measured.csv")
+    measured.rows.cache_clear()
+    yield
+    measured.rows.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("step", "numbers", "compared", "seconds", "megabytes"),
+    [
+        ("data/split", 1000, 10, 5, 100),
+        ("data/split", 4000, 25, 14, 400),
+        ("data/split", 2000, 20, 5 + 9 * 30 / 90, 200),  # a third of the way; memory by numbers
+        ("data/split", 10, 1, 5, 100),
+        ("data/split", 8000, 25, 28, 800),
+        ("data/split", 4000, 100, 56, 400),
+        ("data/dedup", 3000, 2, 12, 90),
+    ],
+)
+def test_measured_times_are_scaled_by_size(
+    table, digits, step, numbers, compared, seconds, megabytes
+):
+    found = measured.measured(digits(), step, measured.Size(numbers, compared))
+    assert found == pytest.approx((seconds, megabytes))
+
+
+def test_a_step_that_nobody_measured_takes_the_stated_default(table, digits):
+    study = digits()
+    images = 400 + 800 + 700 + 1024
+    found = estimate.step_cost(study, "attack/extraction", "baseline")
+    assert 60 * found.minutes == pytest.approx(estimate.START + 60 + images / 100)
+    held = found.mem_mb - estimate.ENGINE_MB - estimate.SMALL_MB
+    assert held == pytest.approx(16 * images * 64 / 2**20)
+    jobs = jobs_of(study)
+    assert "attack/extraction" in estimate.unmeasured(jobs)
+    assert not {"data/split", "data/dedup", "train", "sample"} & set(estimate.unmeasured(jobs))
+
+
+def test_the_default_is_no_less_than_any_attack_of_the_default_study(root):
+    study = config.load(root / "params.yaml")
+    fixed, each = measured.UNMEASURED
+    default = fixed + each * measured.images(study)
+    for job in jobs_of(study):
+        if job.step.startswith("attack/"):
+            size = STEPS[job.step].size(study, job.name)
+            assert measured.measured(study, job.step, size).seconds < default
 
 
 def test_projected_gradients_are_estimated_within_a_factor_of_two(digits):

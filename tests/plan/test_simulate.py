@@ -11,7 +11,7 @@ from afterimage import cli, config
 from afterimage.config import ConfigError
 from afterimage.engines.simulation.dag import Planned, in_order, read
 from afterimage.engines.simulation.schedule import Task
-from afterimage.engines.simulation.simulate import changed, price, simulate
+from afterimage.engines.simulation.simulate import changed, price, simulate, text
 from afterimage.plan.cost import estimate
 from afterimage.plan.jobs import jobs as jobs_of
 from afterimage.plan.parts import parts as parts_of
@@ -132,6 +132,25 @@ def test_a_study_without_gpus_is_refused_with_what_to_do(root, capsys):
     assert "give --set cluster.device=..., one of a100, h100, h200" in capsys.readouterr().err
 
 
+def test_steps_that_nobody_measured_are_named():
+    summary = {
+        "study": "s",
+        "device": "a100",
+        "jobs": 1,
+        "submitted": 1,
+        "gpu_hours": 1.0,
+        "width": 1,
+        "largest": 1,
+        "device_mb": 1000,
+        "chain": [],
+        "chain_minutes": 60,
+        "runs": [],
+        "unmeasured": ["attack/census", "attack/another"],
+    }
+    assert "nobody measured attack/census, attack/another: upper defaults" in text(summary, 80_000)
+    assert "nobody measured" not in text(summary | {"unmeasured": []}, 80_000)
+
+
 @pytest.mark.slow
 def test_the_whole_command(root, tmp_path, monkeypatch, capsys):
     """On two arms: every job of the layout is simulated, after what it needs, at every size."""
@@ -189,4 +208,6 @@ def test_the_whole_command(root, tmp_path, monkeypatch, capsys):
     assert one["makespan"] > four["makespan"] >= found["chain_minutes"]
     assert found["width"] > 4
     assert f"{found['jobs']} jobs" in printed
+    assert found["unmeasured"] == []
+    assert "nobody measured" not in printed
     assert (tmp_path / "width.svg").read_text().count("any number") >= 1

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.measured import Size, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT
@@ -52,7 +53,14 @@ def _extraction_inputs(study: Study, job: Job) -> Inputs:
     return _attacked(job) | _CONTROLS
 
 
-# ---- quality -------------------------------------------------------------------------------------
+def _searched(study: Study, name: str) -> Size:
+    """Generations, held-out and training images are compared with the arm's training set."""
+    split = study.data.split
+    images = (study.sample.images + split.holdout + split.train) * (1 + study.data.flips)
+    return Size(images * work.values(study), work.trained_images(study, name))
+
+
+# ---- quality --------------------------------------------------------------------------------------
 
 
 def _quality_settings(study: Study, job: Job) -> Settings:
@@ -68,13 +76,11 @@ def _quality_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _quality_work(study: Study, name: str) -> Work:
-    return work.quality(study, study.sample.images) + work.replication(study, name)
-
-
-def _quality_memory(study: Study, name: str) -> Bytes:
+    if study.quality.features != "inception":
+        return Work()
     split = study.data.split
-    images = (split.train + split.holdout + study.sample.images) * work.values(study)
-    return Bytes(0, memory.resampled(study) + memory.compared(study) + images)
+    images = study.sample.images + split.holdout + work.reference_images(study)
+    return Work(fp32=images * work.INCEPTION)
 
 
 # ---- membership ----------------------------------------------------------------------------------
@@ -96,23 +102,7 @@ def _membership_inputs(study: Study, job: Job) -> Inputs:
 def _membership_work(study: Study, name: str) -> Work:
     settings, data = study.membership, study.data
     images = data.distinct + data.split.holdout + sum(plant.images for plant in data.plant)
-    losses = work.losses(
-        study,
-        work.forward(study, name),
-        images,
-        settings.timesteps,
-        settings.draws,
-        flips=data.flips,
-    )
-    curves = 2 + settings.timesteps + len({plant.copies for plant in data.plant}) + bool(data.plant)
-    return losses + Work(host=study.statistics.bootstrap * curves * images * work.RANKING)
-
-
-def _membership_memory(study: Study, name: str) -> Bytes:
-    split = study.data.split
-    return Bytes(
-        memory.passing(study, name, 256), 3 * (split.train + split.holdout) * work.values(study)
-    )
+    return work.losses(study, name, images, settings.timesteps, settings.draws, flips=data.flips)
 
 
 # ---- forgetting ----------------------------------------------------------------------------------
@@ -149,28 +139,26 @@ def _judged(study: Study) -> Iterable[Address]:
 
 def _forgetting_work(study: Study, name: str) -> Work:
     settings, flop, levels = study.forgetting, work.forward(study, name), study.membership
-    total = work.extraction(study, name, planted=False)
+    total = Work()
     looks = settings.relearn_updates // settings.relearn_every + 1
     for chosen in study.forget_sets_of(name):
         of_class = study.forget[chosen].label is not None
         held = study.data.split.holdout // (10 if of_class else 1)
         for images, times in ((held, 1), (work.forgotten(study, chosen), looks + 1)):
             measured = work.losses(
-                study, flop, images, levels.timesteps, levels.draws, flips=study.data.flips
+                study, name, images, levels.timesteps, levels.draws, flips=study.data.flips
             )
             total += measured * times
         batch = settings.relearn_batch_size
         total += work.passes(flop, settings.relearn_updates * batch, batch, backward=True)
         if of_class:
             total += work.drawing(study, name, settings.relearn_images) * looks
-            total += work.quality(study, study.sample.images)
     return total
 
 
 def _forgetting_memory(study: Study, name: str) -> Bytes:
-    relearned = memory.learning(study, name, study.data.split.train * work.values(study)).networks
-    drawn = memory.passing(study, name, study.sample.batch_size)
-    return Bytes(relearned + drawn, memory.searched(study) + memory.resampled(study))
+    relearned = memory.learning(study, name).networks
+    return Bytes(relearned + memory.passing(study, name, study.sample.batch_size))
 
 
 STEPS = (
@@ -184,8 +172,7 @@ STEPS = (
         settings=_extraction_settings,
         inputs=_extraction_inputs,
         addresses=per_replicate,
-        work=lambda study, name: work.extraction(study, name, planted=True),
-        memory=lambda study, name: Bytes(0, memory.searched(study)),
+        size=_searched,
     ),
     Step(
         name="attack/quality",
@@ -198,7 +185,7 @@ STEPS = (
         inputs=_quality_inputs,
         addresses=per_replicate,
         work=_quality_work,
-        memory=_quality_memory,
+        size=lambda study, name: Size(all_images(study, name).numbers, study.sample.images),
         libraries=True,
     ),
     Step(
@@ -212,7 +199,7 @@ STEPS = (
         inputs=_membership_inputs,
         addresses=per_replicate,
         work=_membership_work,
-        memory=_membership_memory,
+        memory=lambda study, name: Bytes(memory.passing(study, name, 256)),
         networks=True,
     ),
     Step(
@@ -236,6 +223,7 @@ STEPS = (
         addresses=_judged,
         work=_forgetting_work,
         memory=_forgetting_memory,
+        size=_searched,
         networks=True,
     ),
 )

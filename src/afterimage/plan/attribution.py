@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, Attribution
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
-from afterimage.plan.cost.memory import DOUBLE, SINGLE, Bytes
+from afterimage.plan.cost.measured import Size
+from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT, training_images
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
@@ -137,8 +138,7 @@ def _retrain_work(study: Study, name: str) -> Work:
     left = chosen.subsets * chosen.seeds - int(name) * chosen.networks_per_job
     networks = min(chosen.networks_per_job, left)
     fitted = work.training(study, chosen.arm) * chosen.share
-    flop = work.forward(study, chosen.arm)
-    measured = work.losses(study, flop, _queries(study), truth.timesteps, truth.draws)
+    measured = work.losses(study, chosen.arm, _queries(study), truth.timesteps, truth.draws)
     together = fitted * networks
     if chosen.stacked:
         together = Work(**vars(together) | {"launches": fitted.launches})
@@ -152,7 +152,7 @@ def _retrain_memory(study: Study, name: str) -> Bytes:
 
 def _trained_memory(study: Study, networks: int) -> Bytes:
     arm = asked(study).arm
-    single = memory.learning(study, arm, study.data.split.train * work.values(study))
+    single = memory.learning(study, arm)
     passing = memory.passing(study, arm, 256)
     return Bytes(networks * single.networks + passing, networks * single.arrays)
 
@@ -179,8 +179,7 @@ def _counterfactual_work(study: Study, name: str) -> Work:
     again = name == "again"
     images = chosen.counterfactual.queries if again else 1
     removed = 0 if again else chosen.counterfactual.remove / work.trained_images(study, chosen.arm)
-    flop = work.forward(study, chosen.arm)
-    measured = work.losses(study, flop, images, truth.timesteps, truth.draws)
+    measured = work.losses(study, chosen.arm, images, truth.timesteps, truth.draws)
     trained = work.training(study, chosen.arm) * (1 - removed)
     return trained + work.drawing(study, chosen.arm, images) + measured
 
@@ -209,29 +208,13 @@ def _scores_inputs(study: Study, job: Job) -> Inputs:
     return inputs
 
 
-def _scores_work(study: Study, name: str) -> Work:
+def _scores_size(study: Study, name: str) -> Size:
+    """Features of training images, as stored and of each attributor."""
     chosen = asked(study)
-    settings, count = chosen.features_of(name), work.trained_images(study, chosen.arm)
-    queries, k = _queries(study), min(settings.dimension, work.weights(study, chosen.arm))
-    timesteps = settings.timesteps if settings.rows else 0
-    spectrum = 2 * count * k**2 + 10 * min(k, count) ** 3
-    kernels = 2 * queries * count * k * len(chosen.regularisers)
-    flop = len(chosen.attributors_of(name)) * (spectrum + kernels)
-    flop += timesteps * (2 * count * k**2 + 2 * kernels) + (10 * k**3 if timesteps else 0)
-    resamples = 2 * study.statistics.bootstrap * 2
-    bootstraps = len(chosen.attributors) * queries * resamples * (chosen.subsets / 2) ** 2 * 2
-    embedded = work.embedding(study, "classifier", count + queries)
-    return Work(host=(flop + bootstraps) / work.DOUBLE) + embedded
-
-
-def _scores_memory(study: Study, name: str) -> Bytes:
-    chosen = asked(study)
-    settings = chosen.features_of(name)
-    matrix = study.data.split.train * settings.dimension
-    # As stored, and in the basis of the eigenvectors.
-    rows = settings.timesteps * settings.rows * (SINGLE + 3 * DOUBLE)
-    kinds = (2 * len(chosen.attributors_of(name)) + chosen.checkpoints) * DOUBLE
-    return Bytes(0, matrix * (rows + kinds) + 6 * DOUBLE * settings.dimension**2)
+    features = chosen.features_of(name)
+    k = min(features.dimension, work.weights(study, chosen.arm))
+    matrices = len(chosen.attributors_of(name)) + features.timesteps * features.rows
+    return Size(work.trained_images(study, chosen.arm) * k * matrices)
 
 
 def _variants(study: Study) -> Iterable[Address]:
@@ -256,11 +239,11 @@ def _acceleration_inputs(study: Study, job: Job) -> Inputs:
     }
 
 
-def _acceleration_work(study: Study, name: str) -> Work:
+def _acceleration_size(study: Study, name: str) -> Size:
+    """Training images, each ranked for every query by every attributor of every variant."""
     chosen = asked(study)
-    variants = (1 + len(chosen.variants)) * len(chosen.attributors)
-    ranked = variants * _queries(study) * work.trained_images(study, chosen.arm)
-    return Work(host=2 * ranked * work.RANKING)
+    ranked = (1 + len(chosen.variants)) * len(chosen.attributors) * _queries(study)
+    return Size(ranked * work.trained_images(study, chosen.arm))
 
 
 # ---- remedied ------------------------------------------------------------------------------------
@@ -291,15 +274,15 @@ def _remedied_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _remedied_work(study: Study, name: str) -> Work:
+    """Gradients under both networks; the spectra of their features take little beside them."""
     chosen, settings = asked(study).remedied, asked(study).features
     assert chosen is not None
-    count, k = work.trained_images(study, chosen.before), settings.dimension
+    images = work.trained_images(study, chosen.before) + chosen.queries
     readouts = work.readouts_of(settings)
     total = Work()
     for arm in (chosen.before, name):
-        total += work.gradients(study, arm, count + chosen.queries, settings, readouts)
-    spectrum = 2 * count * k**2 + 10 * min(k, count) ** 3
-    return total + Work(host=2 * len(chosen.attributors) * spectrum / work.DOUBLE)
+        total += work.gradients(study, arm, images, settings, readouts)
+    return total
 
 
 def _remedied_code(study: Study, job: Job) -> tuple[str, ...]:
@@ -332,6 +315,7 @@ STEPS = (
         addresses=_names("attribution/features"),
         work=_features_work,
         memory=_features_memory,
+        size=None,
         networks=True,
     ),
     Step(
@@ -346,6 +330,7 @@ STEPS = (
         addresses=_names("attribution/retrain"),
         work=_retrain_work,
         memory=_retrain_memory,
+        size=None,
         networks=True,
     ),
     Step(
@@ -361,8 +346,7 @@ STEPS = (
         code=lambda study, job: tuple(
             ATTRIBUTORS[name] for name in asked(study).attributors_of(job.job or "")
         ),
-        work=_scores_work,
-        memory=_scores_memory,
+        size=_scores_size,
         libraries=True,
     ),
     Step(
@@ -375,7 +359,7 @@ STEPS = (
         settings=_acceleration_settings,
         inputs=_acceleration_inputs,
         addresses=_variants,
-        work=_acceleration_work,
+        size=_acceleration_size,
     ),
     Step(
         name="attribution/counterfactual",
@@ -389,6 +373,7 @@ STEPS = (
         addresses=_names("attribution/counterfactual"),
         work=_counterfactual_work,
         memory=lambda study, name: _trained_memory(study, 1),
+        size=None,
         networks=True,
     ),
     Step(
@@ -404,6 +389,7 @@ STEPS = (
         code=_remedied_code,
         work=_remedied_work,
         memory=lambda study, name: memory.projected(study, name, MAIN, study.data.split.train),
+        size=None,
         networks=True,
     ),
 )

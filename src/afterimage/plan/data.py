@@ -5,8 +5,8 @@ from __future__ import annotations
 
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
-from afterimage.plan.cost.work import Work
 from afterimage.plan.step import Inputs, Job, Settings, Step
 
 SPLIT = "data/split"
@@ -27,16 +27,23 @@ def _split_settings(study: Study, job: Job) -> Settings:
     return study.data.model_dump(mode="json", include={"split", "plant", "flips"})
 
 
-def _classifier_work(study: Study, name: str) -> Work:
-    flop = work.classifier(study).flop
-    return Work(fp32=3 * study.classifier.epochs * work.reference_images(study) * flop)
+def _split_size(study: Study, name: str) -> Size:
+    """Every image is compared with the training set: near-duplicates leave the other parts."""
+    split = study.data.split
+    images = split.train + split.holdout + work.reference_images(study)
+    return Size(images * work.values(study), split.train)
+
+
+def _classifier_size(study: Study, name: str) -> Size:
+    """Reference images, once an epoch."""
+    return Size(work.reference_images(study) * work.values(study), study.classifier.epochs)
 
 
 def _classifier_memory(study: Study, name: str) -> Bytes:
-    net, split = work.classifier(study), study.data.split
-    activations = study.classifier.batch_size * net.values * memory.SINGLE
-    images = 2 * (split.train + split.holdout) * work.values(study)
-    return Bytes(16 * net.parameters + activations, images)
+    """Some dozen tensors of a batch at the finest level."""
+    height, width, _ = work.shape(study)
+    settings = study.classifier
+    return Bytes(12 * memory.SINGLE * settings.batch_size * settings.channels[0] * height * width)
 
 
 def _dedup_inputs(study: Study, job: Job) -> Inputs:
@@ -48,24 +55,6 @@ def _dedup_inputs(study: Study, job: Job) -> Inputs:
     if study.dedup.embedding.features == "classifier":
         inputs["classifier"] = "data/classifier/run.json"
     return inputs
-
-
-def _dedup_work(study: Study, name: str) -> Work:
-    embedding, count = study.dedup.embedding, study.data.split.train
-    dimension = {
-        "pca": embedding.components,
-        "pixels": work.values(study),
-        "classifier": study.classifier.features,
-    }[embedding.features]
-    flop = 2.0 * count**2 * (dimension + 2)
-    if embedding.features == "pca":
-        flop += 4 * count * work.values(study) * embedding.components
-    return Work(host=count * work.HASH + flop / work.SINGLE)
-
-
-def _dedup_memory(study: Study, name: str) -> Bytes:
-    doubles = 2 * memory.DOUBLE * (study.dedup.embedding.features == "pca")
-    return Bytes(0, study.data.split.train * work.values(study) * (1 + doubles))
 
 
 STEPS = (
@@ -89,6 +78,7 @@ STEPS = (
         keys=("data",),
         settings=_split_settings,
         inputs=lambda study, job: {"images": "data/fetch/images.npz"},
+        size=_split_size,
     ),
     Step(
         name="data/classifier",
@@ -99,8 +89,8 @@ STEPS = (
         keys=("classifier",),
         settings=lambda study, job: study.classifier.model_dump(mode="json"),
         inputs=lambda study, job: {"reference": f"{SPLIT}/reference.npz"},
-        work=_classifier_work,
         memory=_classifier_memory,
+        size=_classifier_size,
         networks=True,
     ),
     Step(
@@ -112,7 +102,8 @@ STEPS = (
         keys=("dedup",),
         settings=lambda study, job: study.dedup.model_dump(mode="json"),
         inputs=_dedup_inputs,
-        work=_dedup_work,
-        memory=_dedup_memory,
+        size=lambda study, name: Size(
+            study.data.split.train * work.values(study), study.data.split.train
+        ),
     ),
 )

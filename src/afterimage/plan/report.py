@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from afterimage.config.study import Study
 from afterimage.plan import attack, attribution, sample, train
+from afterimage.plan.cost.measured import Size
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
 PAGES: dict[str, Callable[[Study], bool]] = {
@@ -39,6 +40,11 @@ def paired_with_control(study: Study, arm: str) -> bool:
     control = study.arms[own.control]
     same = (own.data, own.without) == (control.data, control.without)
     return same and own.fraction == control.fraction == 1
+
+
+def _results(study: Study, name: str) -> Size:
+    """Results of trainings and attacks."""
+    return Size(len(runs_of(study, (*train.STEPS, *attack.STEPS))))
 
 
 def _tables_settings(study: Study, job: Job) -> Settings:
@@ -95,6 +101,7 @@ STEPS = (
         keys=("arms", "replicates", "forget", "statistics"),
         settings=_tables_settings,
         inputs=_tables_inputs,
+        size=_results,
     ),
     Step(
         name="report/page",
@@ -107,6 +114,7 @@ STEPS = (
         inputs=_page_inputs,
         addresses=_shown,
         code=lambda study, job: (f"afterimage.report.pages.{job.job}",),
+        size=_results,
         libraries=True,
     ),
 )

@@ -31,6 +31,7 @@ STEPS = (
         addresses=per_replicate,
         work=_work,
         memory=_memory,
+        size=None,
         networks=True,
     ),
 )

@@ -12,6 +12,7 @@ from typing import Any
 from afterimage.config.selection import CONTROL, WHOLE, LoyalSelection, plan
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
+from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT, training_images
@@ -55,16 +56,18 @@ def _ablation_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _ablation_work(study: Study, name: str) -> Work:
-    chosen, images = asked(study), study.sample.images
-    drawn = work.drawing(study, chosen.base, images)
-    gallery = work.trained_images(study, chosen.base)
-    searched = work.search(study, 2 * images, gallery, study.extraction.neighbours)
-    return (drawn + searched) * (2 + 3 * len(chosen.switch_timesteps))
+    """The generations; what compares them with training images is short beside that."""
+    chosen = asked(study)
+    drawn = work.drawing(study, chosen.base, study.sample.images)
+    return drawn * (2 + 3 * len(chosen.switch_timesteps))
 
 
 def _ablation_memory(study: Study, name: str) -> Bytes:
-    networks = 2 * memory.passing(study, asked(study).base, study.sample.batch_size)
-    return Bytes(networks, memory.searched(study) + memory.compared(study))
+    return Bytes(2 * memory.passing(study, asked(study).base, study.sample.batch_size))
+
+
+def _trainings(study: Study, name: str) -> Size:
+    return Size(study.replicates * len(derived_arms(study)))
 
 
 def _table_settings(study: Study, job: Job) -> Settings:
@@ -99,6 +102,7 @@ ABLATION = Step(
     ),
     work=_ablation_work,
     memory=_ablation_memory,
+    size=None,
     networks=True,
     phase="report",
 )
@@ -115,6 +119,7 @@ STEPS = (
         settings=_table_settings,
         inputs=_table_inputs,
         addresses=_once,
+        size=_trainings,
         phase="report",
     ),
     Step(
@@ -128,6 +133,7 @@ STEPS = (
         inputs=lambda study, job: {"tables": "selection/table/run.json"},
         addresses=_once,
         code=lambda study, job: ("afterimage.report.pages.loyal_selection",),
+        size=_trainings,
         libraries=True,
         phase="report",
     ),

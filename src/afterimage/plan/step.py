@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from afterimage.artifacts import RUN
 from afterimage.config.study import Study
-from afterimage.plan.cost import work
+from afterimage.plan.cost.measured import SizeOf, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 
@@ -69,17 +69,6 @@ def per_replicate(study: Study) -> Iterable[Address]:
     return [{"arm": arm, "replicate": k} for arm in study.arms for k in range(study.replicates)]
 
 
-def small_work(study: Study, name: str) -> Work:
-    """Return the work of a step that collects, copies or draws; on digits none took longer."""
-    return Work(host=20.0)
-
-
-def small_memory(study: Study, name: str) -> Bytes:
-    """Return the memory of a step that reads every image a few times."""
-    split, values = study.data.split, work.values(study)
-    return Bytes(0, (3 * (split.train + split.holdout) + 2 * study.sample.images) * values)
-
-
 @dataclass(frozen=True)
 class Step:
     """One step of the workflow.
@@ -96,8 +85,10 @@ class Step:
         inputs: Returns the inputs of a job.
         addresses: Returns the addresses of the step's jobs, upstream first.
         code: Returns modules that the step imports by name, for the fingerprint.
-        work: Returns the work of the job with a name (``Job.name``).
-        memory: Returns the memory of that job.
+        work: Returns the networks' work in the job with a name (``Job.name``).
+        memory: Returns the memory of that work.
+        size: Returns what the rest of a job grows with, as measured; None where networks are all
+            that counts.
         networks: Whether it runs networks for most of its time, and requests a GPU.
         libraries: Whether it imports torch without running networks.
         phase: Phase of the workflow and stage of DVC; by default the first part of ``name``.
@@ -113,8 +104,9 @@ class Step:
     inputs: Callable[[Study, Job], Inputs]
     addresses: Callable[[Study], Iterable[Address]] = once
     code: Callable[[Study, Job], tuple[str, ...]] = lambda study, job: ()
-    work: Callable[[Study, str], Work] = small_work
-    memory: Callable[[Study, str], Bytes] = small_memory
+    work: Callable[[Study, str], Work] = lambda study, name: Work()
+    memory: Callable[[Study, str], Bytes] = lambda study, name: Bytes()
+    size: SizeOf | None = all_images
     networks: bool = False
     libraries: bool = False
     phase: str = ""

@@ -7,7 +7,6 @@ from typing import Any
 from afterimage.config.arms import METHODS
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
-from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.data import training_images
 from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
@@ -70,10 +69,6 @@ def _inputs(study: Study, job: Job) -> Inputs:
     return inputs
 
 
-def _memory(study: Study, name: str) -> Bytes:
-    return memory.learning(study, name, study.data.split.train * work.values(study))
-
-
 STEPS = (
     Step(
         name="train",
@@ -87,7 +82,8 @@ STEPS = (
         addresses=per_replicate,
         code=lambda study, job: (METHODS[study.arms[job.arm or ""].method],),
         work=work.training,
-        memory=_memory,
+        memory=memory.learning,
+        size=None,
         networks=True,
     ),
 )

@@ -226,6 +226,7 @@ def run(args: argparse.Namespace) -> None:
         "chain_minutes": chain_minutes(tasks, args.notice),
         "chain": [{"job": job.name, "minutes": job.task.minutes} for job in chain],
         "runs": [asdict(simulation) for simulation, _ in runs],
+        "unmeasured": estimate.unmeasured(jobs_of(study)),
     }
     print(text(summary, device.memory_mb))
     if args.out:
@@ -271,6 +272,9 @@ def text(summary: dict[str, Any], memory_mb: int) -> str:
         f"{hours(run['least']):>10}  {run['limit']}"
         for run in summary["runs"]
     ]
+    if summary["unmeasured"]:
+        steps = ", ".join(summary["unmeasured"])
+        lines += ["", f"nobody measured {steps}: upper defaults are taken (benchmarks/measured.py)"]
     return "\n".join(lines)
 
 

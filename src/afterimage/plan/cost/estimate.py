@@ -1,11 +1,10 @@
-"""What every job of a study costs: wall time, memory, GPUs and threads, from counted work
-(``work``, ``memory``) and a few speeds.
+"""What every job of a study costs: wall time, memory, GPUs and threads.
 
-The speeds of ``cpu`` are measured, on one thread of a server processor (AMD EPYC with AVX-512,
-torch 2.13): with them the jobs of the default study are estimated within a factor of two of what
-they took (``tests/plan/test_cost.py`` has the numbers).
-Those of GPUs are assumed: 30 % of the peak that their maker states. That n threads are n times as
-fast as one is assumed too.
+Networks: from counted FLOP (``work``, ``memory``) and a few speeds. Those of ``cpu`` are measured,
+on one thread of a server processor (AMD EPYC with AVX-512, torch 2.13). Those of GPUs are assumed:
+30 % of the peak that their maker states. All else: from what finished studies took on such a thread
+(``measured``). That n threads are n times as fast as one is assumed too. The jobs of the default
+study are estimated within a factor of two of what they took (``tests/plan/test_cost.py``).
 
 No result depends on an estimate: it is there to ask a cluster for enough, to cut long trainings
 into parts, and to see what a study costs before it runs.
@@ -14,12 +13,13 @@ into parts, and to see what a study costs before it runs.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from afterimage.config import Study
-from afterimage.plan.cost import work
+from afterimage.plan.cost.measured import Measured, measured, rows
+from afterimage.plan.cost.work import Work
 from afterimage.plan.jobs import STEPS, study_of
 from afterimage.plan.step import Job
 
@@ -33,7 +33,6 @@ class Device(NamedTuple):
             otherwise.
         bf16: The same with bf16 autocast.
         launch: Seconds that a forward pass takes beside its FLOP.
-        touch: Seconds per weight and image that a random projection takes.
         memory_mb: Of the device; 0 where networks use the host's.
     """
 
@@ -41,7 +40,6 @@ class Device(NamedTuple):
     fp32: float
     bf16: float
     launch: float
-    touch: float
     memory_mb: int
 
 
@@ -49,14 +47,12 @@ SUSTAINED = 0.3
 """Share of the stated peak that networks reach on a GPU: assumed."""
 
 DEVICES = {
-    # Measured, one thread: trainings and samplings of digits' networks, and countsketch to 4,096
-    # numbers. bf16: assumed.
-    "cpu": Device(False, 60e9, 60e9, 3e-3, 7e-9, 0),
-    # Peaks as stated, without sparsity. Assumed: a pass is some 400 kernels of 5 us; a projected
-    # weight moves 40 bytes.
-    "a100": Device(True, SUSTAINED * 156e12, SUSTAINED * 312e12, 2e-3, 2.0e-11, 80_000),
-    "h100": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 1.2e-11, 80_000),
-    "h200": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 0.8e-11, 141_000),
+    # Measured, one thread: trainings and samplings of digits' networks. bf16: assumed.
+    "cpu": Device(False, 60e9, 60e9, 3e-3, 0),
+    # Peaks as stated, without sparsity. Assumed: a pass is some 400 kernels of 5 us.
+    "a100": Device(True, SUSTAINED * 156e12, SUSTAINED * 312e12, 2e-3, 80_000),
+    "h100": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 80_000),
+    "h200": Device(True, SUSTAINED * 495e12, SUSTAINED * 989e12, 2e-3, 141_000),
 }
 """Name in ``cluster.device`` -> device."""
 
@@ -70,7 +66,7 @@ libraries (assumed)."""
 SLACK_MINUTES = 5
 """What every job asks for beside its estimate: programs and data come over a network at first."""
 
-ENGINE_MB, SMALL_MB, TORCH_MB, GPU_MB = 260, 250, 550, 4000
+ENGINE_MB, SMALL_MB, TORCH_MB, GPU_MB = 260, 150, 450, 4000
 """Memory of Snakemake in a job, of a step without torch, with torch (all measured), and with a
 GPU's libraries (assumed)."""
 
@@ -110,11 +106,10 @@ class Cost:
         }
 
 
-def seconds(done: work.Work, device: Device, threads: int) -> float:
-    """Return the time of some work: the networks' and the host's, one after the other."""
+def seconds(done: Work, device: Device, threads: int) -> float:
+    """Return the time of networks' work."""
     flop = done.fp32 / device.fp32 + done.bf16 / device.bf16
-    beside = done.launches * device.launch + done.touched * device.touch
-    return (flop + beside) / (1 if device.gpu else threads) + done.host / threads
+    return (flop + done.launches * device.launch) / (1 if device.gpu else threads)
 
 
 def share_of(study: Study, step: str, part: str | None, parts: Sequence[str]) -> float:
@@ -147,27 +142,32 @@ def step_cost(study: Study, step: str, name: str = "", *, share: float = 1.0) ->
     Raises:
         KeyError: for an unknown step.
     """
-    device, threads = DEVICES[study.cluster.device], study.cluster.threads
-    declared = STEPS[step]
-    networks = declared.networks and share > 0
+    declared, threads = STEPS[step], study.cluster.threads
     processes = study.processes_of(name) if step == "train" else 1
-    taken = share * seconds(declared.work(study, name), device, threads)
-    if processes > 1:
-        taken /= SHARING * processes
+    device = DEVICES[study.cluster.device]
+    gpu = device.gpu and declared.networks and share > 0
+    beside = Measured()
+    if declared.size is not None:
+        beside = measured(study, step, declared.size(study, name))
+    taken = seconds(
+        declared.work(study, name), device if declared.networks else DEVICES["cpu"], threads
+    )
+    taken += beside.seconds / threads
+    taken *= share / (SHARING * processes if processes > 1 else 1)
     held = declared.memory(study, name)
-    if networks and device.gpu:
+    on_host = held.arrays + (0 if device.gpu else processes * held.networks)
+    if gpu:
         start, libraries = START_GPU, GPU_MB
     elif declared.networks or declared.libraries:
         start, libraries = START_TORCH, TORCH_MB
     else:
         start, libraries = START, SMALL_MB
-    on_host = held.arrays + (0 if device.gpu else processes * held.networks)
     return Cost(
         minutes=(start + taken) / 60,
-        mem_mb=ENGINE_MB + processes * libraries + on_host / 2**20,
-        gpu=processes if networks and device.gpu else 0,
+        mem_mb=ENGINE_MB + processes * libraries + on_host / 2**20 + beside.megabytes,
+        gpu=processes if gpu else 0,
         threads=processes * threads,
-        device_mb=held.networks / 2**20 if networks and device.gpu else 0.0,
+        device_mb=held.networks / 2**20 if gpu else 0.0,
     )
 
 
@@ -180,6 +180,22 @@ def together(costs: Sequence[Cost]) -> Cost:
         threads=max(cost.threads for cost in costs),
         device_mb=max(cost.device_mb for cost in costs),
     )
+
+
+def counted(study: Study, step: str, name: str) -> Measured:
+    """Return what is counted of a job on one thread, and its libraries: what ``measured`` does not
+    have."""
+    declared = STEPS[step]
+    libraries = TORCH_MB if declared.networks or declared.libraries else SMALL_MB
+    held = sum(declared.memory(study, name)) / 2**20
+    return Measured(seconds(declared.work(study, name), DEVICES["cpu"], 1), libraries + held)
+
+
+def unmeasured(jobs: Iterable[Job]) -> list[str]:
+    """Return the steps of some jobs that take the default of ``measured``, as nobody measured
+    them."""
+    steps = dict.fromkeys(job.step for job in jobs)
+    return [step for step in steps if STEPS[step].size is not None and step not in rows()]
 
 
 def asks(study: Study, job: Job, share: float, attempt: int) -> dict[str, int]:

@@ -1,19 +1,18 @@
-"""What the jobs of a study hold in memory, beside their libraries: a few large tensors and arrays,
-counted from the settings.
+"""What jobs that run networks hold in memory, beside their libraries: weights, activations and a few
+large arrays, counted from the settings.
 
-Only what grows with the study is counted. How often an array is there at once was read in the
-step's code; nothing here is exact.
+How often an array is there at once was read in the step's code; nothing here is exact. What other
+jobs hold is measured (``measured``).
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 from afterimage.config import Study
-from afterimage.plan.cost.work import dimension, networks, readouts_of, shape, weights
+from afterimage.plan.cost.work import networks, readouts_of, shape, values, weights
 
-SINGLE, DOUBLE = 4, 8
+SINGLE = 4
 """Bytes of a number."""
 
 
@@ -25,21 +24,16 @@ class Bytes(NamedTuple):
         arrays: All else, on the host.
     """
 
-    networks: float
-    arrays: float
+    networks: float = 0.0
+    arrays: float = 0.0
 
 
-def learning(study: Study, arm: str, images: int) -> Bytes:
+def learning(study: Study, arm: str) -> Bytes:
     """Return what a training holds: five copies of the weights of every network, activations of a
-    micro-batch, a state to be saved.
+    micro-batch, a state to be saved, and the training images three times.
 
     With dp_sgd the gradients of each image of a micro-batch are there too, several times (as
     measured on digits).
-
-    Args:
-        study: The study.
-        arm: Its arm.
-        images: Bytes of the training images, which are there three times.
     """
     own, train = study.arms[arm], study.train_of(arm)
     held = weights(study, arm) * own.networks_held
@@ -51,6 +45,7 @@ def learning(study: Study, arm: str, images: int) -> Bytes:
     )
     if own.per_sample_gradients:
         activations = 4 * activations + 6 * batch * weights(study, arm) * SINGLE
+    images = study.data.split.train * values(study)
     return Bytes(5 * held * SINGLE + activations, 3 * images + 4 * held * SINGLE)
 
 
@@ -59,28 +54,6 @@ def passing(study: Study, arm: str, batch: int) -> float:
     the finest level."""
     height, width, _ = shape(study)
     return SINGLE * (weights(study, arm) + 6 * batch * study.model.channels[0] * height * width)
-
-
-def searched(study: Study) -> float:
-    """Return the bytes of a search for neighbours: the gallery, as floating numbers too, and what
-    is compared with it."""
-    values = math.prod(shape(study))
-    split = study.data.split
-    return values * (split.train * (SINGLE + 2) + split.holdout + 2 * study.sample.images)
-
-
-def resampled(study: Study) -> float:
-    """Return the bytes of the intervals of distances between features: resamples of all images, and
-    blocks of pairs."""
-    width = study.statistics.bootstrap + 4 * 1024 + 2 * dimension(study, study.quality.features)
-    return DOUBLE * study.sample.images * width
-
-
-def compared(study: Study) -> float:
-    """Return the bytes of the replication score: features as they are, centred and of unit
-    length."""
-    images = 2 * study.data.split.train + 3 * study.sample.images
-    return DOUBLE * images * dimension(study, study.quality.similarity)
 
 
 def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
@@ -98,4 +71,4 @@ def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
         kept + 2 * readouts * largest + readouts * k
     )
     features = images * k * SINGLE * (2 * readouts + settings.timesteps * settings.rows)
-    return Bytes(on_device, 2 * features + 3 * study.data.split.train * math.prod(shape(study)))
+    return Bytes(on_device, 2 * features + 3 * study.data.split.train * values(study))

@@ -1,15 +1,26 @@
-"""The work, the weights and the memory of a network, counted from the study's settings alone.
+"""The work, the weights and the memory of U-Nets, counted by torch on the meta device.
 
-The counts are those that torch would give (``torch.utils.flop_counter``, ``numel``): the tests hold
-the two together. They are done again here because the workflow asks for them whenever it plans, and
-importing torch would take longer than the plan.
+Counting imports torch, which takes seconds. So every count is kept, in
+``$XDG_CACHE_HOME/afterimage/networks`` (``~/.cache`` unless set), under the hash of all that it
+follows from: the network's settings, the code that builds it, and the versions of torch and
+diffusers. Planning a study whose networks were counted before imports no torch. Where nothing can
+be kept each process counts for itself.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import hashlib
+import json
+import os
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from afterimage.config import Classifier, Model, TransferBlocks
+from afterimage import artifacts, provenance
+from afterimage.config import Model, TransferBlocks
+
+BUILDER = "afterimage.diffusion.model"
 
 
 class Network(NamedTuple):
@@ -27,61 +38,6 @@ class Network(NamedTuple):
     values: int
 
 
-class _Count:
-    """Adds up layers as they are met."""
-
-    def __init__(self) -> None:
-        self.flop = self.parameters = self.values = 0
-
-    def convolution(
-        self, inside: int, outside: int, pixels: int, kernel: int = 3, bias: bool = True
-    ) -> None:
-        """Add a convolution that gives ``pixels`` places, each from all its ``inside`` channels."""
-        weights = inside * outside * kernel**2
-        self.flop += 2 * weights * pixels
-        self.parameters += weights + bias * outside
-
-    def linear(self, inside: int, outside: int, places: int = 1) -> None:
-        self.convolution(inside, outside, places, kernel=1)
-
-    def norm(self, channels: int) -> None:
-        self.parameters += 2 * channels
-
-    def result(self) -> Network:
-        return Network(self.flop, self.parameters, self.values)
-
-
-class _UNet(_Count):
-    """The parts of diffusers' ``UNet2DModel``."""
-
-    def __init__(self, model: Model) -> None:
-        super().__init__()
-        self.time = 4 * model.channels[0]
-        self.scales = 2 if model.time_embedding == "scale_shift" else 1
-
-    def residual(self, inside: int, outside: int, pixels: int) -> None:
-        """Norm, SiLU, convolution, the timestep, norm, SiLU, convolution, and a 1x1 convolution
-        where the width changes."""
-        self.norm(inside)
-        self.convolution(inside, outside, pixels)
-        self.linear(self.time, self.scales * outside)
-        self.norm(outside)
-        self.convolution(outside, outside, pixels)
-        if inside != outside:
-            self.convolution(inside, outside, pixels, kernel=1)
-        self.values += (
-            3 * (inside + outside) * pixels
-        )  # what goes into each norm, SiLU and convolution
-
-    def attention(self, channels: int, pixels: int) -> None:
-        """Norm, queries, keys, values, their two products, and a linear layer."""
-        self.norm(channels)
-        for _ in range(4):
-            self.linear(channels, channels, pixels)
-        self.flop += 4 * pixels**2 * channels
-        self.values += 7 * channels * pixels
-
-
 def unet(
     model: Model, height: int, width: int, channels: int, blocks: TransferBlocks | None = None
 ) -> Network:
@@ -89,73 +45,83 @@ def unet(
 
     Args:
         model: The study's ``model`` block.
-        height: Pixels of one image.
+        height: Pixels of one image; sides are rounded up to such as the levels can halve.
         width: The same.
         channels: Colours.
         blocks: Information transfer blocks in the skip connections.
+
+    Raises:
+        ConfigError: for settings that make no network.
     """
-    count = _UNet(model)
-    widths, deepest = model.channels, len(model.channels) - 1
-    pixels = [(height >> level) * (width >> level) for level in range(len(widths))]
-    count.linear(widths[0], count.time)
-    count.linear(count.time, count.time)
-    count.convolution(channels, widths[0], pixels[0])
-    skips = [
-        (0, widths[0], pixels[0])
-    ]  # group, channels and pixels of every tensor that the decoder takes
-    state = widths[0]
-    for level, (own, attends) in enumerate(zip(widths, model.attention, strict=True)):
-        for _ in range(model.layers_per_block):
-            count.residual(state, own, pixels[level])
-            if attends:
-                count.attention(own, pixels[level])
-            skips.append((level + 1, own, pixels[level]))
-            state = own
-        if level < deepest:
-            count.convolution(own, own, pixels[level + 1])
-            count.values += own * pixels[level]
-            skips.append((level + 1, own, pixels[level + 1]))
-    count.residual(state, state, pixels[-1])
-    if any(model.attention):
-        count.attention(state, pixels[-1])
-    count.residual(state, state, pixels[-1])
-    for group, own, places in skips:
-        if blocks is not None and group in blocks.groups:
-            for _ in range(
-                {"k_conv_silu": blocks.convolutions, "maxpool": 0, "drop": 0, "none": 0}.get(
-                    blocks.variant, 1
-                )
-            ):
-                count.convolution(own, own, places)
-                count.values += own * places
-    for level in range(deepest, -1, -1):
-        own = widths[level]
-        for _ in range(model.layers_per_block + 1):
-            count.residual(state + skips.pop()[1], own, pixels[level])
-            if model.attention[level]:
-                count.attention(own, pixels[level])
-            state = own
-        if level:
-            count.convolution(own, own, pixels[level - 1])
-            count.values += own * pixels[level - 1]
-    count.norm(state)
-    count.convolution(state, channels, pixels[0])
-    count.values += 3 * state * pixels[0]
-    return count.result()
+    halvings = 2 ** (len(model.channels) - 1)
+    settings = {
+        "model": model.model_dump(mode="json"),
+        "shape": [-(-side // halvings) * halvings for side in (height, width)] + [channels],
+        "blocks": blocks.model_dump(mode="json") if blocks else None,
+    }
+    return _known(json.dumps(settings, sort_keys=True))
 
 
-def classifier(
-    settings: Classifier, height: int, width: int, channels: int, classes: int
-) -> Network:
-    """Return the counts of ``metrics.classifier.Network`` for ``classes`` labels."""
-    count, inside = _Count(), channels
-    for own in settings.channels:
-        for _ in range(2):
-            count.convolution(inside, own, height * width, bias=False)
-            count.norm(own)
-            count.values += (inside + 2 * own) * height * width
-            inside = own
-        height, width = -(-height // 2), -(-width // 2)
-    count.linear(inside, settings.features)
-    count.linear(settings.features, classes)
-    return count.result()
+@cache
+def _known(settings: str) -> Network:
+    """Return the kept counts of a network; count it, and keep that, if there are none."""
+    versions = [version("torch"), version("diffusers"), provenance.fingerprint(BUILDER)]
+    key = hashlib.sha256("\n".join([settings, *versions]).encode()).hexdigest()
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    file = home / "afterimage" / "networks" / f"{key}.json"
+    try:
+        return Network(*map(int, json.loads(file.read_text())))
+    except (OSError, ValueError, TypeError):  # never counted, or a damaged file
+        counts = _count(json.loads(settings))
+    try:
+        if home.is_absolute():
+            artifacts.write_atomically(file, json.dumps(counts).encode())
+    except OSError:  # a home that nobody may write to
+        pass
+    return counts
+
+
+def _count(settings: dict[str, Any]) -> Network:
+    """Build a network without memory for its weights, and count what one image does in it."""
+    import torch
+    from torch.autograd.graph import saved_tensors_hooks
+    from torch.nn.functional import scaled_dot_product_attention
+    from torch.overrides import TorchFunctionMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from afterimage.diffusion.model import build_unet
+
+    height, width, channels = settings["shape"]
+    blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
+    with torch.device("meta"):
+        net = build_unet(Model(**settings["model"]), (height, width, channels), blocks=blocks)
+        inputs = torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.int64)
+    weights = {weight.untyped_storage()._cdata for weight in net.parameters()}
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = storage
+        return tensor
+
+    class FusedAttention(TorchFunctionMode):
+        """Keeps of attention what fused kernels keep; the meta device keeps every weight."""
+
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function is not scaled_dot_product_attention:
+                return function(*args, **(kwargs or {}))
+            with saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor):
+                result = function(*args, **(kwargs or {}))
+            for tensor in (*args[:3], result):
+                keep(tensor)
+            return result
+
+    hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
+    with FlopCounterMode(display=False) as flop, hooks, FusedAttention():
+        net(*inputs)
+    return Network(
+        flop.get_total_flops(),
+        sum(weight.numel() for weight in net.parameters()),
+        sum(storage.nbytes() for storage in kept.values()) // torch.float32.itemsize,
+    )
