@@ -25,7 +25,7 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts
 from afterimage.attribution.consistency import read_retraining_effects
 from afterimage.attribution.judges import lds, subsets
 from afterimage.attribution.ranking import TOP
@@ -137,7 +137,6 @@ def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, STEP)
     settings, seed = resolved["settings"], resolved["seed"]
     reference_name, shortlist = settings["reference"], settings["shortlist"]
-    statistics = config.Statistics(**settings["statistics"])
     inputs = {"train": args.train, "members": args.members}
     inputs |= {
         "/".join(store.parts[-4:]): store / artifacts.RUN
@@ -189,9 +188,7 @@ def run(args: argparse.Namespace) -> None:
             score = lds.lds(
                 lds.predictions(staged, masks[reported]),
                 effects[f"{set_name}/loss"].mean(axis=0)[reported],
-                statistics.bootstrap,
-                statistics.confidence,
-                seeds.numpy_rng(seed, "attribution", "lds", TWO_STAGE, set_name),
+                settings["confidence"],
             )
             rows.append(
                 {

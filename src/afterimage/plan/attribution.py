@@ -194,7 +194,7 @@ def _scores_settings(study: Study, job: Job) -> Settings:
     keys = {"regularisers", "subsets", "seeds", "share"}
     return chosen.model_dump(mode="json", include=keys) | {
         "attributors": chosen.attributors_of(job.job or ""),
-        "statistics": study.statistics.model_dump(mode="json"),
+        "confidence": study.statistics.confidence,
     }
 
 
@@ -219,10 +219,10 @@ def _scores_work(study: Study, name: str) -> Work:
     kernels = 2 * queries * count * k * len(chosen.regularisers)
     flop = len(chosen.attributors_of(name)) * (spectrum + kernels)
     flop += timesteps * (2 * count * k**2 + 2 * kernels) + (10 * k**3 if timesteps else 0)
-    resamples = 2 * study.statistics.bootstrap * 2
-    bootstraps = len(chosen.attributors) * queries * resamples * (chosen.subsets / 2) ** 2 * 2
+    # Each of two targets, the chosen regulariser and the best one, without each subset in turn.
+    ranked = 4 * queries * (chosen.subsets / 2) ** 2 * len(chosen.attributors)
     embedded = work.embedding(study, "classifier", count + queries)
-    return Work(host=(flop + bootstraps) / work.DOUBLE) + embedded
+    return Work(host=flop / work.DOUBLE + 2 * ranked * work.RANKING) + embedded
 
 
 def _scores_memory(study: Study, name: str) -> Bytes:
@@ -244,7 +244,7 @@ def _acceleration_settings(study: Study, job: Job) -> Settings:
     keys = {"subsets", "seeds", "share", "reference", "shortlist"}
     return chosen.model_dump(mode="json", include=keys) | {
         "variants": list(chosen.variants),
-        "statistics": study.statistics.model_dump(mode="json"),
+        "confidence": study.statistics.confidence,
     }
 
 
