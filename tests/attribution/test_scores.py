@@ -21,7 +21,7 @@ from afterimage import artifacts, config, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import scores
 from afterimage.attribution.consistency import read_retraining_effects
-from afterimage.attribution.judges import subsets
+from afterimage.attribution.judges import differences, subsets
 from afterimage.attribution.queries import SETS
 from afterimage.attribution.ranking import top_images
 from afterimage.images import Images
@@ -29,7 +29,7 @@ from afterimage.metrics import classifier
 from afterimage.plan import jobs
 from afterimage.plan.resolved import modules, resolve
 
-SEED, N, SUBSETS, RESAMPLES = 5, 20, 10, 30
+SEED, N, SUBSETS = 5, 20, 10
 SIZES = {"holdout": 4, "generated": 3, "extracted": 2}
 OF = {"holdout": slice(0, 4), "generated": slice(4, 7), "extracted": slice(7, 9)}
 SOURCES = np.array([50, 50, 50, 51, 51, *range(52, 67)])
@@ -144,7 +144,6 @@ def study(params, tmp_path):
             "regularisers": [SMALL, 1.0, LARGE],
         }
         params.update(seed=SEED, attribution=own | {"attributors": list(attributors)})
-        params["statistics"]["bootstrap"] = RESAMPLES
         resolved = resolve(config.parse(params), "attribution/scores", job="main")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
 
@@ -278,6 +277,22 @@ def test_scores_that_made_the_losses_predict_them_without_an_error(study):
         "reported_subsets": SUBSETS // 2,
         "queries": SIZES,
     }
+
+
+def test_differences_are_those_of_the_table_of_scores(study):
+    """Every pair once for each set and target, in the order of the attributors."""
+    args = study(losses=noisy(), attributors=("gradient_dot", "pixel_l2", "trak"))
+    scores.run(args)
+    table = pd.read_csv(args.out / "lds.csv").set_index(["attributor", "queries", "target"])["lds"]
+    found = pd.read_csv(args.out / "differences.csv")
+    assert found.columns.tolist() == [*differences.COLUMNS, "queries", "target"]
+    pairs = [("gradient_dot", "pixel_l2"), ("gradient_dot", "trak"), ("pixel_l2", "trak")]
+    for (queries, target), rows in found.groupby(["queries", "target"]):
+        assert list(zip(rows["attributor"], rows["other"], strict=True)) == pairs
+        for name, other, difference in rows.iloc[:, :3].itertuples(index=False):
+            expected = table[name, queries, target] - table[other, queries, target]
+            assert difference == pytest.approx(expected, abs=1e-12)
+    assert len(found) == len(pairs) * len(SETS) * 2
 
 
 def test_the_shift_is_a_target_of_its_own(study):

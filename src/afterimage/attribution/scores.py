@@ -13,6 +13,8 @@ The result:
   high, undefined (queries without a rank correlation), oracle_regulariser, oracle, seconds (for
   scoring), and with several seeds ceiling (with low and high), between_seeds and of_ceiling (lds /
   ceiling);
+- ``differences.csv``: one row per pair of attributors, set of queries and target: difference of the
+  two scores with low and high, paired by subset and query, p and p_adjusted (``judges.differences``);
 - ``regularisers.csv``: the score for every regulariser, on the first and on the second half of the
   subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m
@@ -37,11 +39,11 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts, config
 from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.consistency import read_features, read_retraining_effects
-from afterimage.attribution.judges import copies, lds, subsets
+from afterimage.attribution.judges import copies, differences, lds, subsets
 from afterimage.attribution.judges.retraining_effect import TARGETS
 from afterimage.attribution.queries import EXTRACTED, SETS
 from afterimage.attribution.ranking import check_finite, top_images
@@ -152,13 +154,14 @@ class Evaluation:
 
     Attributes:
         seed: Root seed.
-        statistics: Bootstrap resamples and confidence.
+        confidence: Coverage of intervals.
         train: The training images.
         queries: Set -> its queries.
         columns: Set -> the slice of its queries among those of all sets.
         masks: Which training images each subset keeps, bool (M, N).
         effects: ``<set>/<target>`` -> measurements of the retrained networks, float64 (S, M, Q).
         lds_rows: Rows of ``lds.csv``.
+        correlations: (set, target) -> attributor -> its correlations with the measurements.
         regulariser_tables: Parts of ``regularisers.csv``.
         copies_tables: Parts of ``copies.csv``.
         first_tables: Parts of ``first.parquet``.
@@ -166,13 +169,14 @@ class Evaluation:
     """
 
     seed: int
-    statistics: config.Statistics
+    confidence: float
     train: Images
     queries: dict[str, Images]
     columns: dict[str, slice]
     masks: np.ndarray
     effects: dict[str, np.ndarray]
     lds_rows: list[dict[str, object]] = field(default_factory=list)
+    correlations: dict[tuple[str, str], dict[str, lds.Correlations]] = field(default_factory=dict)
     regulariser_tables: list[pd.DataFrame] = field(default_factory=list)
     copies_tables: list[pd.DataFrame] = field(default_factory=list)
     first_tables: list[pd.DataFrame] = field(default_factory=list)
@@ -227,10 +231,9 @@ class Evaluation:
             predicted,
             effects,
             regularisers,
-            self.statistics.bootstrap,
-            self.statistics.confidence,
-            seeds.numpy_rng(self.seed, "attribution", "lds", set_name),
+            self.confidence,
         )
+        self.correlations.setdefault((set_name, target), {})[name] = choice.correlations
         key = {"attributor": name, "queries": set_name, "target": target}
         self.lds_rows.append({**key, **choice_columns(choice), "seconds": seconds})
         for half, label in zip(lds.halves(len(effects)), ("first", "second"), strict=True):
@@ -260,9 +263,7 @@ class Evaluation:
         reported = lds.halves(len(self.masks))[1]
         ceiling = lds.ceiling(
             self.effects[f"{set_name}/{target}"][:, reported],
-            self.statistics.bootstrap,
-            self.statistics.confidence,
-            seeds.numpy_rng(self.seed, "attribution", "ceiling", set_name),
+            self.confidence,
         )
         return {
             "ceiling": ceiling.value,
@@ -270,6 +271,15 @@ class Evaluation:
             "ceiling_high": ceiling.high,
             "between_seeds": ceiling.between_seeds,
         }
+
+    def differences_table(self) -> pd.DataFrame:
+        """Return ``differences.csv``."""
+        return pd.concat(
+            differences.between_attributors(correlations, self.confidence).assign(
+                queries=set_name, target=target
+            )
+            for (set_name, target), correlations in self.correlations.items()
+        )
 
     def copies_table(self) -> pd.DataFrame:
         """Return ``copies.csv``."""
@@ -303,7 +313,7 @@ def run(args: argparse.Namespace) -> None:
         ends = np.cumsum([len(images) for images in queries.values()]).tolist()
         evaluation = Evaluation(
             seed=seed,
-            statistics=config.Statistics(**settings["statistics"]),
+            confidence=settings["confidence"],
             train=train,
             queries=queries,
             columns={
@@ -334,6 +344,7 @@ def run(args: argparse.Namespace) -> None:
         # Write the tables and report the metrics.
         table, copies_table = evaluation.lds_table(), evaluation.copies_table()
         table.to_csv(step.folder / "lds.csv", index=False)
+        evaluation.differences_table().to_csv(step.folder / "differences.csv", index=False)
         pd.concat(evaluation.regulariser_tables).to_csv(
             step.folder / "regularisers.csv", index=False
         )
