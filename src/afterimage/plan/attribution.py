@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, Attribution
+from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, REPEAT, Attribution
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.memory import DOUBLE, SINGLE, Bytes
@@ -85,12 +85,14 @@ def _features_settings(study: Study, job: Job) -> Settings:
     chosen = asked(study)
     variant, network, block = (job.job or "").split("/")
     served = chosen.attributors_of(variant)
+    few = chosen.repeatability if network == REPEAT else None
     journey = block == "queries" and network == FINAL and "journey_trak" in served
     return {
         "features": chosen.features_of(variant).model_dump(mode="json"),
         "network": network,
         "block": block,
-        "images_per_job": chosen.images_per_job,
+        "images_per_job": few.images if few else chosen.images_per_job,
+        "queries": few.queries if few else None,
         "weights": study.sample.weights,
         "journey": study.sample.model_dump(mode="json") if journey else None,
     }
@@ -99,15 +101,20 @@ def _features_settings(study: Study, job: Job) -> Settings:
 def _features_work(study: Study, name: str) -> Work:
     chosen = asked(study)
     variant, state, block = name.split("/")
-    settings, final = chosen.features_of(variant), state == FINAL
+    settings, final = chosen.features_of(variant), state in (FINAL, REPEAT)
     readouts = work.readouts_of(settings, final)
+    if state == REPEAT and chosen.repeatability is not None:
+        few = chosen.repeatability
+        drawn = work.trained_images(study, chosen.arm) if block != "queries" else _queries(study)
+        most = few.images if block != "queries" else 3 * few.queries
+        return work.gradients(study, chosen.arm, min(most, drawn), settings, readouts)
     if block != "queries":
         first = int(block.removeprefix("train")) * chosen.images_per_job
         left = work.trained_images(study, chosen.arm) - first
         count = max(0, min(chosen.images_per_job, left))
         return work.gradients(study, chosen.arm, count, settings, readouts)
     total = work.gradients(study, chosen.arm, _queries(study), settings, readouts)
-    if final and "journey_trak" in chosen.attributors_of(variant):
+    if state == FINAL and "journey_trak" in chosen.attributors_of(variant):
         count = chosen.queries.generated + chosen.queries.extracted
         total += work.drawing(study, chosen.arm, count)
         total += work.gradients(study, chosen.arm, count, settings, 1)
@@ -116,7 +123,10 @@ def _features_work(study: Study, name: str) -> Work:
 
 def _features_memory(study: Study, name: str) -> Bytes:
     chosen = asked(study)
-    return memory.projected(study, chosen.arm, name.split("/")[0], chosen.images_per_job)
+    variant, state, _ = name.split("/")
+    few = chosen.repeatability if state == REPEAT else None
+    images = few.images if few else chosen.images_per_job
+    return memory.projected(study, chosen.arm, variant, images)
 
 
 # ---- retrain, counterfactual ----------------------------------------------------------------------
@@ -205,6 +215,8 @@ def _scores_inputs(study: Study, job: Job) -> Inputs:
         "retrain": _retrained(study),
         "classifier": CLASSIFIER,
     }
+    if repeated := _features(study, f"{job.job}/{REPEAT}/"):
+        inputs["repeat"] = repeated
     if job.job == MAIN and (states := _features(study, f"{MAIN}/state")):
         inputs["states"] = states
     return inputs
