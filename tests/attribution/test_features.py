@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import features
+from afterimage.attribution import features, scratch
 from afterimage.attribution.consistency import read_features
 from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS
@@ -294,3 +294,13 @@ def test_blocks_are_the_images_in_order():
     images = Images.of(np.zeros((7, 4, 4, 1), np.uint8), np.arange(7) + 50)
     found = [features.block_of(images, f"train{at}", 3).ids.tolist() for at in range(3)]
     assert found == [[50, 51, 52], [53, 54, 55], [56]]
+
+
+def test_features_too_large_for_memory_are_memory_mapped_and_the_same(store, monkeypatch):
+    stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
+    plain = read_features(stores)
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 0)
+    mapped = read_features(stores)
+    assert isinstance(mapped["train/loss"], np.memmap)
+    assert not isinstance(plain["train/loss"], np.memmap)
+    np.testing.assert_array_equal(mapped["train/loss"], plain["train/loss"])

@@ -147,6 +147,8 @@ def image_features(
     )
 
     def concatenated(feature: str) -> np.ndarray:
+        if len(sets) == 1:
+            return stored[f"{sets[0]}/{feature}"]
         example = next(
             stored[f"{name}/{feature}"] for name in sets if f"{name}/{feature}" in stored
         )

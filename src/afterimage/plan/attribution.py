@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from afterimage.attribution import scratch
 from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, REPEAT, Attribution
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
@@ -241,10 +242,16 @@ def _scores_memory(study: Study, name: str) -> Bytes:
     chosen = asked(study)
     settings = chosen.features_of(name)
     matrix = study.data.split.train * settings.dimension
-    # As stored, and in the basis of the eigenvectors.
-    rows = settings.timesteps * settings.rows * (SINGLE + 3 * DOUBLE)
-    kinds = (2 * len(chosen.attributors_of(name)) + chosen.checkpoints) * DOUBLE
-    return Bytes(0, matrix * (rows + kinds) + 6 * DOUBLE * settings.dimension**2)
+    # Rows, as stored and in the basis of the eigenvectors, are memory-mapped where they are large.
+    of_rows = matrix * settings.timesteps * settings.probes * settings.rows
+    rows = sum(min(of_rows * size, scratch.LARGEST_IN_MEMORY) for size in (SINGLE, DOUBLE))
+    # Each of 8 features, its coordinates, and two more in the work of one attributor.
+    features = matrix * (SINGLE * (8 + chosen.checkpoints) + DOUBLE * 2)
+    features += 8 * min(matrix * DOUBLE, scratch.LARGEST_IN_MEMORY)
+    queries = _queries(study) * study.data.split.train * DOUBLE
+    scores = queries * (len(chosen.regularisers) + 4 * settings.timesteps * settings.probes)
+    blocks = 6 * scratch.BLOCK + 6 * DOUBLE * settings.dimension**2
+    return Bytes(0, rows + features + scores + blocks)
 
 
 def _variants(study: Study) -> Iterable[Address]:

@@ -141,6 +141,15 @@ class AttributionInputs:
             self._spectra[feature] = Spectrum(self.train.feature(feature))
         return self._spectra[feature]
 
+    def kernel(self, feature: str) -> Callable[[float], np.ndarray]:
+        """Return relative lambda -> phi_z A phi_i, float64 (Q, N), for features of that name."""
+        return self.spectrum(feature).kernel(self.queries.feature(feature))
+
+    def squared_kernel(self, feature: str) -> Callable[[float], np.ndarray]:
+        """Return relative lambda -> (phi_z A phi_i)^2, float64 (Q, N)."""
+        kernel = self.kernel(feature)
+        return lambda relative: np.square(kernel(relative))
+
     @cached_property
     def curvature(self) -> Spectrum:
         """Spectrum of the training images' rows, (N R, k): that of the Gauss-Newton matrix."""
