@@ -162,11 +162,11 @@ class Repeatability(Block):
 class Counterfactual(Block):
     """Retrain without the top-ranked training images of a query and sample its noise again."""
 
-    queries: Annotated[int, Field(ge=1)] = 4
+    queries: Annotated[int, Field(ge=1)] = 16
     """Generated queries (published: 60)."""
     remove: Annotated[int, Field(ge=1)] = 20
     """Training images removed per query (published: 1000 of 5000)."""
-    attributors: list[Name] = ["das", "dtrak"]
+    attributors: list[Name] = ["das", "das_revised", "dtrak"]
     """Attributors whose top-ranked images are removed. Removal at random and removal of the images
     with the most similar pixels are always included."""
 
