@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-LARGEST_IN_MEMORY = 2**30
+LARGEST_IN_MEMORY = 2**28
 """Bytes of the largest array that is not memory-mapped."""
 BLOCK = 2**27
 """Bytes of a block of rows in float64."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from afterimage.attribution import scratch
 from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, REPEAT, Attribution
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
@@ -19,6 +18,8 @@ from afterimage.plan.train import arm_settings, network_settings
 
 QUERIES = "attribution/queries/run.json"
 CLASSIFIER = "data/classifier/run.json"
+LARGEST_IN_MEMORY, BLOCK = 2**28, 2**27
+"""Bytes, as in ``attribution.scratch``: of the largest array in memory, and of a block of rows."""
 
 
 def asked(study: Study) -> Attribution:
@@ -242,16 +243,17 @@ def _scores_memory(study: Study, name: str) -> Bytes:
     chosen = asked(study)
     settings = chosen.features_of(name)
     matrix = study.data.split.train * settings.dimension
-    # Rows, as stored and in the basis of the eigenvectors, are memory-mapped where they are large.
-    of_rows = matrix * settings.timesteps * settings.probes * settings.rows
-    rows = sum(min(of_rows * size, scratch.LARGEST_IN_MEMORY) for size in (SINGLE, DOUBLE))
-    # Each of 8 features, its coordinates, and two more in the work of one attributor.
-    features = matrix * (SINGLE * (8 + chosen.checkpoints) + DOUBLE * 2)
-    features += 8 * min(matrix * DOUBLE, scratch.LARGEST_IN_MEMORY)
+    # Rows and means, as stored and in the basis of the eigenvectors, are memory-mapped where they
+    # are large; two means more are in the work of an attributor.
+    rows = matrix * settings.timesteps * settings.probes * settings.rows
+    means = {SINGLE: 8 + chosen.checkpoints, DOUBLE: 8}
+    held = [(rows, size, 1) for size in means] + [(matrix, *each) for each in means.items()]
+    features = sum(min(values * size, LARGEST_IN_MEMORY) * count for values, size, count in held)
+    features += 2 * matrix * DOUBLE
     queries = _queries(study) * study.data.split.train * DOUBLE
     scores = queries * (len(chosen.regularisers) + 4 * settings.timesteps * settings.probes)
-    blocks = 6 * scratch.BLOCK + 6 * DOUBLE * settings.dimension**2
-    return Bytes(0, rows + features + scores + blocks)
+    blocks = 6 * BLOCK + 6 * DOUBLE * settings.dimension**2
+    return Bytes(0, features + scores + blocks)
 
 
 def _variants(study: Study) -> Iterable[Address]:
