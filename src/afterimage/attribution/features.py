@@ -1,10 +1,10 @@
 """``afterimage attribution features``: projected gradients of one network for one block of images.
 
 A job is named ``<variant>/<network>/<block>``. The variant selects how features are computed
-(``config.Features``). The network is ``final``, the trained one; ``repeat``, the same with noise and
-probes drawn anew, for some of the images; or an earlier checkpoint of its training, for which only
-the loss readout is computed (TracIn). The block is ``queries`` or a slice
-of the training images. The computation itself is in ``gradients.compute``.
+(``config.Features``). The network is ``final``, the trained one; ``repeat``, the same with noise
+and probes drawn anew, for some of the images; or an earlier checkpoint of its training, for which
+only the loss readout is computed (TracIn). The block is ``queries`` or a slice of the training
+images. The computation itself is in ``gradients.compute``.
 
 The result is ``features.safetensors``, float32, with ``<set>/<feature>``, ``<set>/rows`` and
 ``<set>/residual`` for each set of the block (``train``, or the sets of queries); where requested,

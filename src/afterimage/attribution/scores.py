@@ -15,7 +15,8 @@ The result:
   ceiling), and repeatability (``judges.repeatability``), NaN for attributors that do not come from
   the gradients of one network;
 - ``differences.csv``: one row per pair of attributors, set of queries and target: difference of the
-  two scores with low and high, paired by subset and query, p and p_adjusted (``judges.differences``);
+  two scores with low and high, paired by subset and query, p and p_adjusted
+  (``judges.differences``);
 - ``regularisers.csv``: the score for every regulariser, on the first and on the second half of the
   subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m

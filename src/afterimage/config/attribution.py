@@ -151,7 +151,7 @@ class GroundTruth(Block):
 
 
 class Repeatability(Block):
-    """How far scores repeat: features of some images once more, with noise and probes drawn anew."""
+    """How far scores repeat: features of some images again, noise and probes drawn anew."""
 
     images: Annotated[int, Field(ge=2)] = 512
     """The first training images: all scores that are compared are computed from these alone."""
