@@ -1,5 +1,5 @@
-"""The jackknife (Quenouille 1956, Tukey 1958): bias and error of a statistic, from its values without
-one unit each.
+"""The jackknife (Quenouille 1956, Tukey 1958): bias and error of a statistic from its values
+without one unit each.
 
 For statistics that resampling with replacement shifts, such as a mean of rank correlations: a
 resample holds ties, and a percentile interval holds their effect. Leaving a unit out makes none.
