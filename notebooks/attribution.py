@@ -61,8 +61,9 @@ book.say(f"In brackets: {book.level} jackknife intervals over subsets. {page.rep
 #
 # *Repeatability* is the rank correlation of an attributor's scores with themselves when the noise
 # and the probes of its gradients are drawn again: where it is low, the table judges the noise of
-# an estimate rather than its definition. With `features.noise: shared` both draws share their
-# noise between images, which makes scores repeat; whether they are any better, only LDS tells.
+# an estimate rather than its definition. With `features.noise: shared`, the default, all images
+# have the same noise at a timestep, which makes most scores repeat; whether they are any better,
+# only LDS tells.
 # All of it is of one trained network.
 
 # %% [markdown]

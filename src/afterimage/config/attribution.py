@@ -118,9 +118,10 @@ class Features(Block):
     probes: Annotated[int, Field(ge=1)] = 1
     """R, random combinations of the outputs per image and timestep: of the two scores that ``das``
     gives for two draws of them, the more alike the larger R."""
-    noise: Literal["per_image", "shared"] = "per_image"
-    """per_image: each image has noise of its own at each timestep, as in training. shared: one
-    noise per timestep for all images, so that differences between images are none of the noise."""
+    noise: Literal["per_image", "shared"] = "shared"
+    """shared: one noise per timestep for all images, so that differences between images are none of
+    the noise. per_image: each image has noise of its own at each timestep, as in training; at T =
+    10 most scores then hardly repeat, and predict less."""
     parameters: Annotated[list[str], Field(min_length=1)] = ["*"]
     """Shell patterns of the parameters whose gradients are used, e.g. ``up_blocks.*``."""
     precision: Literal["fp32", "bf16"] = "fp32"

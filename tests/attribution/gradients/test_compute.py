@@ -16,7 +16,7 @@ from afterimage.config import ConfigError
 from afterimage.config.attribution import Features
 from afterimage.images import Images
 
-SMALL = {"timesteps": 2, "dimension": 32, "batch_size": 7}
+SMALL = {"noise": "per_image", "timesteps": 2, "dimension": 32, "batch_size": 7}
 
 
 @pytest.fixture

@@ -4,6 +4,11 @@ The released codes of D-TRAK (Zheng et al., ICLR 2024) and DAS (Lin et al., ICLR
 noise per batch, so that an image's noise depends on the batch size and on its position. Here noise
 and probes are seeded by the set of images, the image's id and the timestep, or one noise of a
 timestep serves all images.
+
+With one noise for all, scores at T = 10 repeat and predict better. A network of 68,000 weights on
+240 digits, retrained on 24 random halves, 32 held-out queries: LDS of ``trak`` 0.34 instead of
+0.13, of ``dtrak`` 0.36 instead of 0.16, of ``das_revised`` 0.41 instead of 0.31, of ``das`` (one
+probe) 0.29 instead of 0.20, not told apart.
 """
 
 from __future__ import annotations
