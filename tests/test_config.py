@@ -199,8 +199,7 @@ def digests(params):
         (
             ("statistics", "bootstrap"),
             100,
-            ATTACKS
-            | {"attribution/scores", "attribution/acceleration", "selection/timestep_ablation"},
+            ATTACKS | {"selection/timestep_ablation"},
         ),
         (
             ("statistics", "confidence"),

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import features
+from afterimage.attribution import features, scratch
 from afterimage.attribution.consistency import read_features
 from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS
@@ -40,10 +40,14 @@ def command(params, images, tmp_path):
     """Return a function that writes inputs and gives the arguments of a job: 7 of 9 digits trained
     on, four different networks."""
 
-    def make(job: str, out: str = "", weights: str = "ema", images_per_job: int = 3, **settings):
+    def make(
+        job: str, out: str = "", weights: str = "ema", images_per_job: int = 3, few=None, **settings
+    ):
         params["sample"]["weights"] = weights
         own = {"arm": "baseline", "attributors": ["trak", "tracin"], "features": SMALL | settings}
         params.update(attribution=own | {"images_per_job": images_per_job})
+        if few:
+            params["attribution"]["repeatability"] = few
         out = out or job.replace("/", "-")
         (tmp_path / f"{out}.json").write_text(
             json.dumps(resolve(config.parse(params), "attribution/features", job=job))
@@ -95,7 +99,7 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
     net, scheduler = opened(args, network)
     members = images.take(np.arange(9)[TRAINED][3:6])
     seed = json.loads(args.config.read_text())["seed"]
-    readouts = compute.READOUTS if name == "final" else ["loss"]
+    readouts = [*READOUTS, "probe"] if name == "final" else ["loss"]
     expected = compute.project_gradients(
         net, scheduler, members, "train", Features(**SMALL), readouts, seed
     )
@@ -137,12 +141,34 @@ def test_queries_are_one_block_with_all_their_sets(command, images):
     seed = json.loads(args.config.read_text())["seed"]
     few = images.take(np.array([12, 13]))
     expected = compute.project_gradients(
-        net, scheduler, few, "generated", Features(**SMALL), compute.READOUTS, seed
+        net, scheduler, few, "generated", Features(**SMALL), READOUTS, seed
     )
     np.testing.assert_array_equal(found["generated/loss"], expected.features["loss"])
     run = artifacts.check_store(args.out)
     assert run["facts"] == {"images": sizes}
     assert run["inputs"].keys() == {"model", *SETS}
+
+
+def test_a_repeat_is_of_the_first_images_with_noise_and_probes_drawn_anew(command, images):
+    """Of each set of queries, and of the images trained on; the noise of timesteps shared by all
+    images is drawn anew, too."""
+    few = {"images": 2, "queries": 1}
+    for noise in ("per_image", "shared"):
+        queries = made(command("main/repeat/queries", f"q {noise}", few=few, noise=noise))
+        train = made(command("main/repeat/train0", f"t {noise}", few=few, noise=noise))
+        assert {name: len(queries[f"{name}/loss"]) for name in SETS} == {
+            "holdout": 1,
+            "generated": 1,
+            "extracted": 0,
+        }
+        for name, values in train.items():
+            assert len(values) == 2, name
+        first = made(command("main/final/train0", f"f {noise}", noise=noise))
+        assert first.keys() == train.keys()
+        for name, values in train.items():
+            assert not np.allclose(values, first[name][:2]), name
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(train["train/loss"], queries["generated/loss"])
 
 
 def test_without_rows_only_means_are_stored(command):
@@ -268,3 +294,13 @@ def test_blocks_are_the_images_in_order():
     images = Images.of(np.zeros((7, 4, 4, 1), np.uint8), np.arange(7) + 50)
     found = [features.block_of(images, f"train{at}", 3).ids.tolist() for at in range(3)]
     assert found == [[50, 51, 52], [53, 54, 55], [56]]
+
+
+def test_features_too_large_for_memory_are_memory_mapped_and_the_same(store, monkeypatch):
+    stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
+    plain = read_features(stores)
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 0)
+    mapped = read_features(stores)
+    assert isinstance(mapped["train/loss"], np.memmap)
+    assert not isinstance(plain["train/loss"], np.memmap)
+    np.testing.assert_array_equal(mapped["train/loss"], plain["train/loss"])

@@ -21,7 +21,7 @@ from afterimage import artifacts, config, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import scores
 from afterimage.attribution.consistency import read_retraining_effects
-from afterimage.attribution.judges import subsets
+from afterimage.attribution.judges import differences, subsets
 from afterimage.attribution.queries import SETS
 from afterimage.attribution.ranking import top_images
 from afterimage.images import Images
@@ -29,7 +29,7 @@ from afterimage.metrics import classifier
 from afterimage.plan import jobs
 from afterimage.plan.resolved import modules, resolve
 
-SEED, N, SUBSETS, RESAMPLES = 5, 20, 10, 30
+SEED, N, SUBSETS = 5, 20, 10
 SIZES = {"holdout": 4, "generated": 3, "extracted": 2}
 OF = {"holdout": slice(0, 4), "generated": slice(4, 7), "extracted": slice(7, 9)}
 SOURCES = np.array([50, 50, 50, 51, 51, *range(52, 67)])
@@ -47,6 +47,7 @@ COLUMNS = [
     "oracle_regulariser",
     "oracle",
     "seconds",
+    "repeatability",
 ]
 
 
@@ -134,6 +135,7 @@ def study(params, tmp_path):
         blocks: tuple[slice, ...] = (slice(0, 12), slice(12, None)),
         per_job: int = 3,
         journey: bool = False,
+        repeat: np.ndarray | None = None,
     ) -> argparse.Namespace:
         losses = additive() if losses is None else losses
         folder, asked = tmp_path / f"{out}.inputs", W / S if asked is None else asked
@@ -144,7 +146,6 @@ def study(params, tmp_path):
             "regularisers": [SMALL, 1.0, LARGE],
         }
         params.update(seed=SEED, attribution=own | {"attributors": list(attributors)})
-        params["statistics"]["bootstrap"] = RESAMPLES
         resolved = resolve(config.parse(params), "attribution/scores", job="main")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
 
@@ -182,6 +183,19 @@ def study(params, tmp_path):
             for number, state in enumerate(states)
             for store in network(f"state{number + 1}", state)
         ]
+        repeated = []
+        if repeat is not None:
+            queries = {}
+            for part, size in sizes.items():
+                queries |= side(part, repeat[OF[part].start :][: min(size, 2)])
+            repeated = [
+                write(folder / "repeat" / "queries", "features", features=queries),
+                write(
+                    folder / "repeat" / "train0",
+                    "features",
+                    features=side("train", np.diag(S)[:15]),
+                ),
+            ]
         names = [(subset, seed) for seed in range(len(losses)) for subset in range(SUBSETS)]
         names = [names[place] for place in rng(5).permutation(len(names))]
         retrained = []
@@ -214,6 +228,7 @@ def study(params, tmp_path):
         given |= {
             "features": features,
             "states": earlier,
+            "repeat": repeated,
             "retrain": retrained,
             "classifier": [folder / "classifier"],
         }
@@ -280,6 +295,22 @@ def test_scores_that_made_the_losses_predict_them_without_an_error(study):
     }
 
 
+def test_differences_are_those_of_the_table_of_scores(study):
+    """Every pair once for each set and target, in the order of the attributors."""
+    args = study(losses=noisy(), attributors=("gradient_dot", "pixel_l2", "trak"))
+    scores.run(args)
+    table = pd.read_csv(args.out / "lds.csv").set_index(["attributor", "queries", "target"])["lds"]
+    found = pd.read_csv(args.out / "differences.csv")
+    assert found.columns.tolist() == [*differences.COLUMNS, "queries", "target"]
+    pairs = [("gradient_dot", "pixel_l2"), ("gradient_dot", "trak"), ("pixel_l2", "trak")]
+    for (queries, target), rows in found.groupby(["queries", "target"]):
+        assert list(zip(rows["attributor"], rows["other"], strict=True)) == pairs
+        for name, other, difference in rows.iloc[:, :3].itertuples(index=False):
+            expected = table[name, queries, target] - table[other, queries, target]
+            assert difference == pytest.approx(expected, abs=1e-12)
+    assert len(found) == len(pairs) * len(SETS) * 2
+
+
 def test_the_shift_is_a_target_of_its_own(study):
     """Where shifts order the networks the other way round, what predicts the loss without an error
     is always wrong."""
@@ -328,6 +359,35 @@ def test_the_regulariser_is_chosen_on_the_first_half_and_reported_on_the_second(
         assert {key: table[key] for key in expected} == pytest.approx(expected)
     plain = found.regularisers[found.regularisers["attributor"] == "gradient_dot"]
     assert plain[["half", "regulariser"]].to_numpy().tolist() == [["first", 1], ["second", 1]] * 3
+
+
+def test_repeatability_is_the_agreement_of_both_draws_for_the_images_that_both_have(study):
+    """Of the first 2 queries of each set and the first 15 images; the other draw of a query's
+    features has the opposite order for one set, and other noise for the others."""
+    other = W + rng(8).normal(size=W.shape)
+    other[OF["generated"]] = -W[OF["generated"]]
+    names = ("gradient_dot", "trak", "pixel_l2", "tracin", "shuffled")
+    args = study(attributors=names, repeat=other / S)
+    scores.run(args)
+    table = pd.read_csv(args.out / "lds.csv").set_index(["attributor", "queries", "target"])
+    for part, of in OF.items():
+        pairs = list(zip(W[of][:2, :15], other[of][:2, :15], strict=True))
+        expected = np.mean([spearmanr(a, b).statistic for a, b in pairs])
+        for target in ("loss", "shift"):
+            found = table["repeatability"].xs((part, target), level=(1, 2))
+            assert found[["gradient_dot", "trak"]].tolist() == pytest.approx([expected] * 2)
+            assert found[["pixel_l2", "tracin", "shuffled"]].isna().all()
+    assert table.loc[("trak", "generated", "loss"), "repeatability"] == pytest.approx(-1)
+
+
+def test_a_repeat_of_another_network_is_refused(study):
+    args = study(repeat=W / S)
+    for store in args.repeat:
+        record = json.loads((store / "run.json").read_text())
+        record["inputs"]["model"]["sha256"] = "other"
+        (store / "run.json").write_text(json.dumps(record))
+    with pytest.raises(ArtifactError, match=r"repeat/queries does not match .*: model was"):
+        scores.run(args)
 
 
 def test_shuffled_scores_are_those_of_trak_for_other_images_and_predict_nothing(study):

@@ -16,7 +16,7 @@ from afterimage.report.pages.attribution import Attribution
 ATTRIBUTORS = {"das_revised": 0.5, "dtrak": 0.4, "trak": 0.3, "das": 0.2, "shuffled": 0.0}
 SETS = ("holdout", "generated", "extracted")
 TRAIN = 40
-FEATURES = {"timesteps": 10, "dimension": 4096, "grid": "regular", "rows": True}
+FEATURES = {"timesteps": 10, "dimension": 4096, "probes": 1, "grid": "regular", "rows": True}
 VARIANTS = {"main": FEATURES, "t100": FEATURES | {"timesteps": 100}}
 
 
@@ -43,6 +43,7 @@ def scores(sets: tuple[str, ...], copies: bool) -> dict[str, pd.DataFrame]:
             for target in ("loss", "shift"):
                 own = {"regulariser": 0.1, "lds": lds, "low": lds - 0.1, "high": lds + 0.1}
                 own |= {"oracle": lds + 0.05, "undefined": int(name == "das")}
+                own |= {"repeatability": 0.25 if name == "das" else np.nan}
                 rows.append(
                     about | {"target": target, **own, "ceiling": 0.8, "of_ceiling": lds / 0.8}
                 )
@@ -52,6 +53,16 @@ def scores(sets: tuple[str, ...], copies: bool) -> dict[str, pd.DataFrame]:
             for query in range(4):
                 leaders = {"query": query, "rank": range(8), "id": range(query, query + 8)}
                 first.append(pd.DataFrame(about | leaders))
+    names = list(ATTRIBUTORS)
+    differences = [
+        {"attributor": name, "other": other, "queries": queries, "target": target}
+        | {"difference": ATTRIBUTORS[name] - ATTRIBUTORS[other], "low": -0.1, "high": 0.3}
+        | {"p": 0.01, "p_adjusted": 0.01 if other == "shuffled" else 0.4}
+        for number, name in enumerate(names)
+        for other in names[number + 1 :]
+        for queries in sets
+        for target in ("loss", "shift")
+    ]
     recall = [
         {"attributor": name, "query": query, "copies": query + 1, "recall": 0.5, "chance": 0.1}
         for name in ATTRIBUTORS
@@ -61,6 +72,7 @@ def scores(sets: tuple[str, ...], copies: bool) -> dict[str, pd.DataFrame]:
     leverage = pd.DataFrame({"regulariser": [0.1, 1.0], "auc": [0.9, 0.4]})
     return {
         "lds.csv": pd.DataFrame(rows),
+        "differences.csv": pd.DataFrame(differences),
         "regularisers.csv": pd.DataFrame(regularisers),
         "copies.csv": pd.DataFrame(recall, columns=columns),
         "leverage.csv": leverage if copies else leverage[:0],
@@ -171,6 +183,48 @@ def test_attributors_stand_by_their_mean_score_and_the_control_is_shaded(page):
     assert "1 queries without" in rows[3]["LDS, held-out images"]
 
 
+def test_repeatability_stands_beside_the_scores_that_have_one(page):
+    rows, _ = page.table("loss")
+    shown = {row["attributor"].striptags(): row for row in rows}
+    assert shown["das"]["repeatability, generated"] == "0.25"
+    assert "repeatability, generated" not in shown["trak"]
+
+
+def test_each_attributor_stands_beside_the_leader_and_the_clear_differences_are_bold(page):
+    """The leader is first in its pair here, so that what is shown is the difference turned round."""
+    rows = {row["attributor"].striptags(): row for row in page.behind("loss")}
+    assert list(rows) == list(ATTRIBUTORS)
+    column = "minus das_revised, generations"
+    assert rows["das_revised"][column] == "leads"
+    assert rows["dtrak"][column] == "-0.1 <small>[-0.3, +0.1]</small>"
+    assert rows["shuffled"][column] == "<b>-0.5 <small>[-0.3, +0.1]</small></b>"
+    assert page.told_apart("shift").startswith(
+        "Attributors that differ: 4 of 10 pairs for held-out images, 4 of 10 pairs for gen"
+    )
+
+
+def test_changes_are_compared_generation_by_generation(page, monkeypatch):
+    """What differs between generations is common to both choices; what is missing is left out."""
+    base, extra = np.array([1.0, 5.0, 2.0, 8.0]), np.array([0.3, 0.5, 0.4, 0.4])
+    rows = [
+        {"choice": choice, "query": query, "l2": value, "distance": 0.0, "rise": value}
+        for choice, values in (
+            ("again", 0 * base),
+            ("random", -base),
+            ("pixel_l2", base),
+            ("das", base + extra),
+        )
+        for query, value in enumerate(values)
+    ]
+    monkeypatch.setattr(page, "changes", lambda: pd.DataFrame(rows))
+    table = {row["taken out by"].striptags(): row for row in page.counterfactual_table()}
+    label = "pixels (normalised l2)"
+    assert table["das"][label].startswith("4.4 <small>[-0.")
+    difference = table["das"][f"minus pixel_l2: {label}"]
+    assert difference == "+0.4 <small>[+0.27, +0.53]</small>"
+    assert f"minus pixel_l2: {label}" not in table["pixel_l2"]
+
+
 def test_rise_of_the_loss_is_measured_from_that_of_a_retraining(page):
     rise = page.changes().set_index(["choice", "query"])["rise"]
     assert rise["again"].eq(0).all()
@@ -182,6 +236,7 @@ def test_settings_that_differ_alone_make_a_curve(page):
     assert page.dials() == {
         "timesteps": [(10, "main"), (100, "t100")],
         "dimension": [(4096, "main")],
+        "probes": [(1, "main")],
     }
 
 

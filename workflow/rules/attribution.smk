@@ -102,6 +102,7 @@ rule scores:
         run="results/{study}/attribution/scores/{job}/run.json",
         metrics="results/{study}/attribution/scores/{job}/metrics.jsonl",
         lds="results/{study}/attribution/scores/{job}/lds.csv",
+        differences="results/{study}/attribution/scores/{job}/differences.csv",
         regularisers="results/{study}/attribution/scores/{job}/regularisers.csv",
         copies="results/{study}/attribution/scores/{job}/copies.csv",
         first="results/{study}/attribution/scores/{job}/first.parquet",

@@ -25,9 +25,10 @@ import pandas as pd
 from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts
 from afterimage.attribution.consistency import read_retraining_effects
 from afterimage.attribution.judges import lds, subsets
+from afterimage.attribution.judges.repeatability import agreement
 from afterimage.attribution.ranking import TOP
 from afterimage.config.attribution import MAIN
 from afterimage.data.members import trained_rows
@@ -75,15 +76,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this step"
     )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-
-
-def agreement(scores: np.ndarray, reference: np.ndarray) -> float:
-    """Return Spearman's correlation of two scores, (Q, N), over the images; mean over queries.
-
-    Queries without a correlation are left out; NaN if there are no others.
-    """
-    correlations = lds.spearman(scores.T, reference.T)
-    return float(np.nanmean(correlations)) if np.isfinite(correlations).any() else float("nan")
 
 
 def top_overlap(scores: np.ndarray, reference: np.ndarray, count: int = TOP) -> float:
@@ -137,7 +129,6 @@ def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, STEP)
     settings, seed = resolved["settings"], resolved["seed"]
     reference_name, shortlist = settings["reference"], settings["shortlist"]
-    statistics = config.Statistics(**settings["statistics"])
     inputs = {"train": args.train, "members": args.members}
     inputs |= {
         "/".join(store.parts[-4:]): store / artifacts.RUN
@@ -189,9 +180,7 @@ def run(args: argparse.Namespace) -> None:
             score = lds.lds(
                 lds.predictions(staged, masks[reported]),
                 effects[f"{set_name}/loss"].mean(axis=0)[reported],
-                statistics.bootstrap,
-                statistics.confidence,
-                seeds.numpy_rng(seed, "attribution", "lds", TWO_STAGE, set_name),
+                settings["confidence"],
             )
             rows.append(
                 {

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import safe_open
 
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
+from afterimage.attribution import scratch
 from afterimage.attribution.queries import SETS
 
 
@@ -50,7 +52,7 @@ def read_features(stores: list[Path]) -> dict[str, np.ndarray]:
         stores: Results of ``attribution/features``, the training blocks in order.
 
     Returns:
-        ``<set>/<feature>`` -> array, as stored.
+        ``<set>/<feature>`` -> array, as stored; memory-mapped where it is large.
 
     Raises:
         ArtifactError: if a file was changed, the stores differ in settings, network or code, or a
@@ -64,13 +66,26 @@ def read_features(stores: list[Path]) -> dict[str, np.ndarray]:
             f"{stores[0].parent}: training blocks must come in order, each once, "
             f"not {', '.join(train_blocks)}"
         )
-    arrays: dict[str, list[np.ndarray]] = {}
-    for store in stores:
-        path = store / "features.safetensors"
-        artifacts.check_file(path)
-        for name, values in load_file(path).items():
-            arrays.setdefault(name, []).append(values)
-    return {name: np.concatenate(values) for name, values in arrays.items()}
+    # Which stores have an array, and how large it is in all of them together.
+    with ExitStack() as stack:
+        found: dict[str, list[Any]] = {}
+        for store in stores:
+            path = store / "features.safetensors"
+            artifacts.check_file(path)
+            file = stack.enter_context(safe_open(path, framework="numpy"))
+            for name in file.keys():  # noqa: SIM118 (the file cannot be iterated over)
+                found.setdefault(name, []).append(file)
+        return {name: _concatenated(files, name) for name, files in found.items()}
+
+
+def _concatenated(files: list[Any], name: str) -> np.ndarray:
+    """Return the arrays of one name in open safetensors files, one after the other, float32."""
+    shapes = [file.get_slice(name).get_shape() for file in files]
+    combined = scratch.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
+    ends = np.cumsum([shape[0] for shape in shapes])
+    for file, shape, end in zip(files, shapes, ends, strict=True):
+        combined[end - shape[0] : end] = file.get_tensor(name)
+    return combined
 
 
 def read_retraining_effects(

@@ -1,9 +1,10 @@
 """``afterimage attribution features``: projected gradients of one network for one block of images.
 
 A job is named ``<variant>/<network>/<block>``. The variant selects how features are computed
-(``config.Features``). The network is ``final``, the trained one, or an earlier checkpoint of its
-training, for which only the loss readout is computed (TracIn). The block is ``queries`` or a slice
-of the training images. The computation itself is in ``gradients.compute``.
+(``config.Features``). The network is ``final``, the trained one; ``repeat``, the same with noise
+and probes drawn anew, for some of the images; or an earlier checkpoint of its training, for which
+only the loss readout is computed (TracIn). The block is ``queries`` or a slice of the training
+images. The computation itself is in ``gradients.compute``.
 
 The result is ``features.safetensors``, float32, with ``<set>/<feature>``, ``<set>/rows`` and
 ``<set>/residual`` for each set of the block (``train``, or the sets of queries); where requested,
@@ -23,7 +24,7 @@ from safetensors.numpy import save_file
 from afterimage import artifacts, config
 from afterimage.attribution import queries
 from afterimage.attribution.gradients import compute, journey
-from afterimage.config.attribution import FINAL
+from afterimage.config.attribution import FINAL, REPEAT
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
@@ -70,13 +71,16 @@ def run(args: argparse.Namespace) -> None:
     settings, seed = resolved["settings"], resolved["seed"]
     feature_settings = config.Features.model_validate(settings["features"])
     network, block = settings["network"], settings["block"]
-    final = network == FINAL
+    final = network in (FINAL, REPEAT)
     pipeline = trained_pipeline(args.model, settings["weights"], None if final else network)
     sets: dict[str, Images]
     if block == "queries":
         paths = {name: args.queries / f"{name}.npz" for name in queries.SETS}
         inputs = {"model": pipeline} | paths
-        sets = {name: load_images(path) for name, path in paths.items()}
+        sets = {
+            name: images.take(np.arange(len(images))[: settings["queries"]])
+            for name, images in ((name, load_images(path)) for name, path in paths.items())
+        }
     else:
         inputs = {"model": pipeline, "train": args.train, "members": args.members}
         artifacts.check_file(args.members)
@@ -89,15 +93,20 @@ def run(args: argparse.Namespace) -> None:
         net.to(PartialState().device)
         readouts = ["loss"]
         if final:
-            readouts = [
-                name for name in compute.READOUTS if feature_settings.rows or name != "probe"
-            ]
+            readouts = [*compute.READOUTS, *(["probe"] if feature_settings.rows else [])]
 
         # Compute the features of each set of images.
         tensors: dict[str, np.ndarray] = {}
         for name, images in sets.items():
             projected = compute.project_gradients(
-                net, scheduler_config, images, name, feature_settings, readouts, seed
+                net,
+                scheduler_config,
+                images,
+                name,
+                feature_settings,
+                readouts,
+                seed,
+                draw=int(network == REPEAT),
             )
             tensors |= {
                 f"{name}/{feature}": values for feature, values in projected.features.items()

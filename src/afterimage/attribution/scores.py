@@ -12,7 +12,11 @@ The result:
 - ``lds.csv``: one row per attributor, set of queries and target: regulariser, lds with low and
   high, undefined (queries without a rank correlation), oracle_regulariser, oracle, seconds (for
   scoring), and with several seeds ceiling (with low and high), between_seeds and of_ceiling (lds /
-  ceiling);
+  ceiling), and repeatability (``judges.repeatability``), NaN for attributors that do not come from
+  the gradients of one network;
+- ``differences.csv``: one row per pair of attributors, set of queries and target: difference of the
+  two scores with low and high, paired by subset and query, p and p_adjusted
+  (``judges.differences``);
 - ``regularisers.csv``: the score for every regulariser, on the first and on the second half of the
   subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m
@@ -37,11 +41,16 @@ import numpy as np
 import pandas as pd
 from safetensors.numpy import save_file
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts, config
 from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
-from afterimage.attribution.consistency import read_features, read_retraining_effects
-from afterimage.attribution.judges import copies, lds, subsets
+from afterimage.attribution.consistency import (
+    check_consistent,
+    read_features,
+    read_retraining_effects,
+)
+from afterimage.attribution.judges import copies, differences, lds, subsets
+from afterimage.attribution.judges.repeatability import Draws
 from afterimage.attribution.judges.retraining_effect import TARGETS
 from afterimage.attribution.queries import EXTRACTED, SETS
 from afterimage.attribution.ranking import check_finite, top_images
@@ -51,6 +60,8 @@ from afterimage.images import Images, load_images
 from afterimage.metrics import classifier
 
 STEP = "attribution/scores"
+NOT_OF_FEATURES = ("network", "block", "images_per_job", "queries", "journey")
+"""Settings of features that say which images they are of, or whose network."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -87,6 +98,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="features at earlier checkpoints, in order",
     )
     parser.add_argument(
+        "--repeat",
+        type=Path,
+        nargs="*",
+        default=[],
+        metavar="DIR",
+        help="features of some images under other noise",
+    )
+    parser.add_argument(
         "--retrain",
         type=Path,
         nargs="+",
@@ -108,7 +127,10 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def image_features(
-    images: Images, stored: dict[str, np.ndarray], sets: tuple[str, ...], embedding: np.ndarray
+    images: Images,
+    stored: dict[str, np.ndarray],
+    sets: tuple[str, ...],
+    embedding: np.ndarray | None = None,
 ) -> ImageFeatures:
     """Return the stored features of some sets, concatenated.
 
@@ -118,7 +140,7 @@ def image_features(
         images: The images of the sets, concatenated.
         stored: ``<set>/<feature>`` -> array, from ``read_features``.
         sets: Names of the sets.
-        embedding: A classifier's features of the images.
+        embedding: A classifier's features of the images, or None.
     """
     sizes = {name: len(stored[f"{name}/residual"]) for name in sets}
     features = dict.fromkeys(
@@ -126,6 +148,8 @@ def image_features(
     )
 
     def concatenated(feature: str) -> np.ndarray:
+        if len(sets) == 1:
+            return stored[f"{sets[0]}/{feature}"]
         example = next(
             stored[f"{name}/{feature}"] for name in sets if f"{name}/{feature}" in stored
         )
@@ -152,13 +176,16 @@ class Evaluation:
 
     Attributes:
         seed: Root seed.
-        statistics: Bootstrap resamples and confidence.
+        confidence: Coverage of intervals.
         train: The training images.
         queries: Set -> its queries.
         columns: Set -> the slice of its queries among those of all sets.
         masks: Which training images each subset keeps, bool (M, N).
         effects: ``<set>/<target>`` -> measurements of the retrained networks, float64 (S, M, Q).
         lds_rows: Rows of ``lds.csv``.
+        correlations: (set, target) -> attributor -> its correlations with the measurements.
+        repeatability: (attributor, set) -> agreement of its scores under two draws of the noise,
+            with the regulariser chosen for the loss.
         regulariser_tables: Parts of ``regularisers.csv``.
         copies_tables: Parts of ``copies.csv``.
         first_tables: Parts of ``first.parquet``.
@@ -166,13 +193,15 @@ class Evaluation:
     """
 
     seed: int
-    statistics: config.Statistics
+    confidence: float
     train: Images
     queries: dict[str, Images]
     columns: dict[str, slice]
     masks: np.ndarray
     effects: dict[str, np.ndarray]
     lds_rows: list[dict[str, object]] = field(default_factory=list)
+    correlations: dict[tuple[str, str], dict[str, lds.Correlations]] = field(default_factory=dict)
+    repeatability: dict[tuple[str, str], float] = field(default_factory=dict)
     regulariser_tables: list[pd.DataFrame] = field(default_factory=list)
     copies_tables: list[pd.DataFrame] = field(default_factory=list)
     first_tables: list[pd.DataFrame] = field(default_factory=list)
@@ -185,7 +214,7 @@ class Evaluation:
         regularisers: list[float],
         predicted: np.ndarray,
         seconds: float,
-    ) -> None:
+    ) -> dict[str, float]:
         """Evaluate the scores of one attributor.
 
         Args:
@@ -194,7 +223,11 @@ class Evaluation:
             regularisers: The L lambdas to choose from.
             predicted: What the scores predict for every subset, float64 (L, M, Q).
             seconds: Time that the scores took.
+
+        Returns:
+            Set -> the lambda that is chosen for the loss of its queries.
         """
+        chosen: dict[str, float] = {}
         for set_name, columns in self.columns.items():
             if columns.start == columns.stop:
                 continue
@@ -202,7 +235,8 @@ class Evaluation:
                 target: self._choose(name, set_name, target, regularisers, predicted, seconds)
                 for target in TARGETS
             }
-            scores = scores_at(choices["loss"].regulariser)[columns]
+            chosen[set_name] = choices["loss"].regulariser
+            scores = scores_at(chosen[set_name])[columns]
             # safetensors ignores strides: the array has to be contiguous.
             self.scores[f"{name}/{set_name}"] = np.ascontiguousarray(scores, np.float32)
             top = top_images(scores, self.train.ids)
@@ -210,6 +244,7 @@ class Evaluation:
             if set_name == EXTRACTED:
                 recall = copies.recall(scores, self.train.sources, self.queries[set_name].sources)
                 self.copies_tables.append(recall.assign(attributor=name))
+        return chosen
 
     def _choose(
         self,
@@ -227,10 +262,9 @@ class Evaluation:
             predicted,
             effects,
             regularisers,
-            self.statistics.bootstrap,
-            self.statistics.confidence,
-            seeds.numpy_rng(self.seed, "attribution", "lds", set_name),
+            self.confidence,
         )
+        self.correlations.setdefault((set_name, target), {})[name] = choice.correlations
         key = {"attributor": name, "queries": set_name, "target": target}
         self.lds_rows.append({**key, **choice_columns(choice), "seconds": seconds})
         for half, label in zip(lds.halves(len(effects)), ("first", "second"), strict=True):
@@ -244,12 +278,13 @@ class Evaluation:
     def lds_table(self) -> pd.DataFrame:
         """Return ``lds.csv``: the recorded rows and, with several seeds, their ceilings."""
         table = pd.DataFrame(self.lds_rows)
+        keys = zip(table["attributor"], table["queries"], strict=True)
+        table["repeatability"] = [self.repeatability.get(key, np.nan) for key in keys]
         if len(next(iter(self.effects.values()))) == 1:
             return table
-        keys = dict.fromkeys(zip(table["queries"], table["target"], strict=True))
         ceilings = [
             {"queries": set_name, "target": target, **self._ceiling_columns(set_name, target)}
-            for set_name, target in keys
+            for set_name, target in self.correlations
         ]
         table = table.merge(pd.DataFrame(ceilings), how="left", on=["queries", "target"])
         table["of_ceiling"] = table["lds"] / table["ceiling"].where(table["ceiling"] > 0)
@@ -260,9 +295,7 @@ class Evaluation:
         reported = lds.halves(len(self.masks))[1]
         ceiling = lds.ceiling(
             self.effects[f"{set_name}/{target}"][:, reported],
-            self.statistics.bootstrap,
-            self.statistics.confidence,
-            seeds.numpy_rng(self.seed, "attribution", "ceiling", set_name),
+            self.confidence,
         )
         return {
             "ceiling": ceiling.value,
@@ -270,6 +303,15 @@ class Evaluation:
             "ceiling_high": ceiling.high,
             "between_seeds": ceiling.between_seeds,
         }
+
+    def differences_table(self) -> pd.DataFrame:
+        """Return ``differences.csv``."""
+        return pd.concat(
+            differences.between_attributors(correlations, self.confidence).assign(
+                queries=set_name, target=target
+            )
+            for (set_name, target), correlations in self.correlations.items()
+        )
 
     def copies_table(self) -> pd.DataFrame:
         """Return ``copies.csv``."""
@@ -291,7 +333,7 @@ def run(args: argparse.Namespace) -> None:
         **paths,
         "classifier": args.classifier / classifier.WEIGHTS,
     }
-    stores = [*args.features, *args.states, *args.retrain]
+    stores = [*args.features, *args.states, *args.repeat, *args.retrain]
     inputs |= {"/".join(store.parts[-4:]): store / artifacts.RUN for store in stores}
     entries = (__name__, *dict.fromkeys(config.ATTRIBUTORS[name] for name in names))
 
@@ -303,7 +345,7 @@ def run(args: argparse.Namespace) -> None:
         ends = np.cumsum([len(images) for images in queries.values()]).tolist()
         evaluation = Evaluation(
             seed=seed,
-            statistics=config.Statistics(**settings["statistics"]),
+            confidence=settings["confidence"],
             train=train,
             queries=queries,
             columns={
@@ -316,6 +358,7 @@ def run(args: argparse.Namespace) -> None:
 
         # Score and evaluate.
         attribution_inputs = read_attribution_inputs(args, evaluation)
+        draws = read_draws(args, attribution_inputs, evaluation.columns) if args.repeat else None
         for name in names:
             started = time.monotonic()
             scores_at = attributors.scorer(name, attribution_inputs)
@@ -329,11 +372,16 @@ def run(args: argparse.Namespace) -> None:
                     for relative in grid
                 ]
             )
-            evaluation.add(name, scores_at, grid, predicted, time.monotonic() - started)
+            seconds = time.monotonic() - started
+            chosen = evaluation.add(name, scores_at, grid, predicted, seconds)
+            if draws is not None:
+                for set_name, value in draws.of(name, chosen).items():
+                    evaluation.repeatability[name, set_name] = value
 
         # Write the tables and report the metrics.
         table, copies_table = evaluation.lds_table(), evaluation.copies_table()
         table.to_csv(step.folder / "lds.csv", index=False)
+        evaluation.differences_table().to_csv(step.folder / "differences.csv", index=False)
         pd.concat(evaluation.regulariser_tables).to_csv(
             step.folder / "regularisers.csv", index=False
         )
@@ -382,6 +430,39 @@ def read_attribution_inputs(args: argparse.Namespace, evaluation: Evaluation) ->
         masks=evaluation.masks[fitted],
         losses=np.concatenate(losses, axis=1)[fitted],
         seed=evaluation.seed,
+    )
+
+
+def read_draws(
+    args: argparse.Namespace, inputs: AttributionInputs, columns: dict[str, slice]
+) -> Draws:
+    """Return what the scores of the first images and queries are computed from, drawn twice.
+
+    Args:
+        args: Of the command.
+        inputs: What all scores are computed from.
+        columns: Set -> the slice of its queries among those of all sets.
+    """
+    check_consistent([args.features[0], *args.repeat], ["model"], ignored=NOT_OF_FEATURES)
+    stored = read_features(args.repeat)
+    sizes = {name: len(stored[f"{name}/residual"]) for name in SETS}
+    ends = np.cumsum(list(sizes.values())).tolist()
+    rows = np.concatenate(
+        [np.arange(columns[name].start, columns[name].start + sizes[name]) for name in SETS]
+    )
+    train = inputs.train.take(np.arange(len(stored["train/residual"])))
+    queries = inputs.queries.take(rows)
+    return Draws(
+        AttributionInputs.from_gradients(train, queries, inputs.seed),
+        AttributionInputs.from_gradients(
+            image_features(train.images, stored, ("train",)),
+            image_features(queries.images, stored, SETS),
+            inputs.seed,
+        ),
+        {
+            name: slice(start, end)
+            for name, start, end in zip(SETS, [0, *ends[:-1]], ends, strict=True)
+        },
     )
 
 

@@ -17,6 +17,9 @@ MAIN = "main"
 FINAL = "final"
 """Name of the network at the end of its training."""
 
+REPEAT = "repeat"
+"""Name of the same network where noise and probes are drawn anew."""
+
 
 class Attributor(NamedTuple):
     """What is known of an attributor without importing its code.
@@ -57,7 +60,13 @@ ATTRIBUTOR_TABLE = {
     "das_revised": Attributor("das", ("mean",), regularised=True),
     "das_archive": Attributor("das", ("l1",), regularised=True),
     "trak": Attributor("trak", ("loss",), regularised=True),
+    "trak_normalised": Attributor("trak", ("loss",), regularised=True),
+    "trak_squared": Attributor("trak", ("loss",), regularised=True),
+    "trak_normalised_squared": Attributor("trak", ("loss",), regularised=True),
     "dtrak": Attributor("trak", ("square",), regularised=True),
+    "dtrak_normalised": Attributor("trak", ("square",), regularised=True),
+    "dtrak_squared": Attributor("trak", ("square",), regularised=True),
+    "dtrak_normalised_squared": Attributor("trak", ("square",), regularised=True),
     "relative_influence": Attributor("trak", ("loss",), regularised=True),
     "renormalised_influence": Attributor("trak", ("loss",), regularised=True),
     "journey_trak": Attributor("trak", ("loss", "journey"), regularised=True),
@@ -103,8 +112,16 @@ class Features(Block):
     dimension: Annotated[int, Field(ge=1)] = 4096
     """k, the dimension of a projected gradient; ignored with ``projection: none``."""
     rows: bool = True
-    """Also store, for every image and timestep, the projected gradient of a random combination of
-    the outputs: T times the space, needed by ``das``, ``das_scalar`` and ``ggn_influence``."""
+    """Also store, for every image and timestep, the projected gradients of random combinations of
+    the outputs: T times ``probes`` the space, needed by ``das``, ``das_scalar`` and
+    ``ggn_influence``."""
+    probes: Annotated[int, Field(ge=1)] = 1
+    """R, random combinations of the outputs per image and timestep: of the two scores that ``das``
+    gives for two draws of them, the more alike the larger R."""
+    noise: Literal["per_image", "shared"] = "shared"
+    """shared: one noise per timestep for all images, so that differences between images are none of
+    the noise. per_image: each image has noise of its own at each timestep, as in training; at T =
+    10 most scores then hardly repeat, and predict less."""
     parameters: Annotated[list[str], Field(min_length=1)] = ["*"]
     """Shell patterns of the parameters whose gradients are used, e.g. ``up_blocks.*``."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -134,14 +151,23 @@ class GroundTruth(Block):
     """Noise samples per level (published: 3)."""
 
 
+class Repeatability(Block):
+    """How far scores repeat: features of some images again, noise and probes drawn anew."""
+
+    images: Annotated[int, Field(ge=2)] = 512
+    """The first training images: all scores that are compared are computed from these alone."""
+    queries: Annotated[int, Field(ge=1)] = 16
+    """The first queries of each kind."""
+
+
 class Counterfactual(Block):
     """Retrain without the top-ranked training images of a query and sample its noise again."""
 
-    queries: Annotated[int, Field(ge=1)] = 4
+    queries: Annotated[int, Field(ge=1)] = 16
     """Generated queries (published: 60)."""
     remove: Annotated[int, Field(ge=1)] = 20
     """Training images removed per query (published: 1000 of 5000)."""
-    attributors: list[Name] = ["das", "dtrak"]
+    attributors: list[Name] = ["das", "das_revised", "dtrak"]
     """Attributors whose top-ranked images are removed. Removal at random and removal of the images
     with the most similar pixels are always included."""
 
@@ -205,6 +231,8 @@ class Attribution(Block):
     """Checkpoints of TracIn and GAS, evenly spaced over the training, including the last."""
     images_per_job: Annotated[int, Field(ge=1)] = 1024
     """Images per job that computes features."""
+    repeatability: Repeatability | None = Repeatability()
+    """Rank correlation of each score with itself under other noise; null skips it."""
     counterfactual: Counterfactual | None = None
     """Removal of the top-ranked images; null skips it."""
     remedied: Remedied | None = None
@@ -299,6 +327,12 @@ class Attribution(Block):
         networks = [FINAL, *(f"state{number}" for number in range(1, self.checkpoints))]
         features = [f"{MAIN}/{network}/{block}" for network in networks for block in blocks]
         features += [f"{variant}/{FINAL}/{block}" for variant in self.variants for block in blocks]
+        if self.repeatability is not None:
+            features += [
+                f"{variant}/{REPEAT}/{block}"
+                for variant in [MAIN, *self.variants]
+                for block in ("queries", "train0")
+            ]
         jobs = {
             "attribution/features": features,
             "attribution/retrain": [str(number) for number in range(retrain_jobs)],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, Attribution
+from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, REPEAT, Attribution
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
@@ -86,12 +86,14 @@ def _features_settings(study: Study, job: Job) -> Settings:
     chosen = asked(study)
     variant, network, block = (job.job or "").split("/")
     served = chosen.attributors_of(variant)
+    few = chosen.repeatability if network == REPEAT else None
     journey = block == "queries" and network == FINAL and "journey_trak" in served
     return {
         "features": chosen.features_of(variant).model_dump(mode="json"),
         "network": network,
         "block": block,
-        "images_per_job": chosen.images_per_job,
+        "images_per_job": few.images if few else chosen.images_per_job,
+        "queries": few.queries if few else None,
         "weights": study.sample.weights,
         "journey": study.sample.model_dump(mode="json") if journey else None,
     }
@@ -100,15 +102,20 @@ def _features_settings(study: Study, job: Job) -> Settings:
 def _features_work(study: Study, name: str) -> Work:
     chosen = asked(study)
     variant, state, block = name.split("/")
-    settings, final = chosen.features_of(variant), state == FINAL
+    settings, final = chosen.features_of(variant), state in (FINAL, REPEAT)
     readouts = work.readouts_of(settings, final)
+    if state == REPEAT and chosen.repeatability is not None:
+        few = chosen.repeatability
+        drawn = work.trained_images(study, chosen.arm) if block != "queries" else _queries(study)
+        most = few.images if block != "queries" else 3 * few.queries
+        return work.gradients(study, chosen.arm, min(most, drawn), settings, readouts)
     if block != "queries":
         first = int(block.removeprefix("train")) * chosen.images_per_job
         left = work.trained_images(study, chosen.arm) - first
         count = max(0, min(chosen.images_per_job, left))
         return work.gradients(study, chosen.arm, count, settings, readouts)
     total = work.gradients(study, chosen.arm, _queries(study), settings, readouts)
-    if final and "journey_trak" in chosen.attributors_of(variant):
+    if state == FINAL and "journey_trak" in chosen.attributors_of(variant):
         count = chosen.queries.generated + chosen.queries.extracted
         total += work.drawing(study, chosen.arm, count)
         total += work.gradients(study, chosen.arm, count, settings, 1)
@@ -117,7 +124,10 @@ def _features_work(study: Study, name: str) -> Work:
 
 def _features_memory(study: Study, name: str) -> Bytes:
     chosen = asked(study)
-    return memory.projected(study, chosen.arm, name.split("/")[0], chosen.images_per_job)
+    variant, state, _ = name.split("/")
+    few = chosen.repeatability if state == REPEAT else None
+    images = few.images if few else chosen.images_per_job
+    return memory.projected(study, chosen.arm, variant, images)
 
 
 # ---- retrain, counterfactual ---------------------------------------------------------------------
@@ -192,7 +202,7 @@ def _scores_settings(study: Study, job: Job) -> Settings:
     keys = {"regularisers", "subsets", "seeds", "share"}
     return chosen.model_dump(mode="json", include=keys) | {
         "attributors": chosen.attributors_of(job.job or ""),
-        "statistics": study.statistics.of_intervals(),
+        "confidence": study.statistics.confidence,
     }
 
 
@@ -203,6 +213,8 @@ def _scores_inputs(study: Study, job: Job) -> Inputs:
         "retrain": _retrained(study),
         "classifier": CLASSIFIER,
     }
+    if repeated := _features(study, f"{job.job}/{REPEAT}/"):
+        inputs["repeat"] = repeated
     if job.job == MAIN and (states := _features(study, f"{MAIN}/state")):
         inputs["states"] = states
     return inputs
@@ -213,7 +225,9 @@ def _scores_size(study: Study, name: str) -> Size:
     chosen = asked(study)
     features = chosen.features_of(name)
     k = min(features.dimension, work.weights(study, chosen.arm))
-    matrices = len(chosen.attributors_of(name)) + features.timesteps * features.rows
+    matrices = (
+        len(chosen.attributors_of(name)) + features.timesteps * features.probes * features.rows
+    )
     return Size(work.trained_images(study, chosen.arm) * k * matrices)
 
 
@@ -226,7 +240,7 @@ def _acceleration_settings(study: Study, job: Job) -> Settings:
     keys = {"subsets", "seeds", "share", "reference", "shortlist"}
     return chosen.model_dump(mode="json", include=keys) | {
         "variants": list(chosen.variants),
-        "statistics": study.statistics.of_intervals(),
+        "confidence": study.statistics.confidence,
     }
 
 

@@ -1,12 +1,13 @@
 """Every attributor against its formula written out, and what all of them have in common."""
 
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import attributors
+from afterimage.attribution import attributors, scratch
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.config.attribution import ATTRIBUTOR_TABLE, ATTRIBUTORS, Attribution
 from afterimage.images import Images
@@ -141,7 +142,13 @@ FORMULAS = {
     "das_revised": lambda e, lam: kernel(e, "mean/normalised", lam) ** 2,
     "das_archive": lambda e, lam: kernel(e, "l1/normalised", lam) ** 2,
     "trak": lambda e, lam: kernel(e, "loss", lam),
+    "trak_normalised": lambda e, lam: kernel(e, "loss/normalised", lam),
+    "trak_squared": lambda e, lam: kernel(e, "loss", lam) ** 2,
+    "trak_normalised_squared": lambda e, lam: kernel(e, "loss/normalised", lam) ** 2,
     "dtrak": lambda e, lam: kernel(e, "square", lam),
+    "dtrak_normalised": lambda e, lam: kernel(e, "square/normalised", lam),
+    "dtrak_squared": lambda e, lam: kernel(e, "square", lam) ** 2,
+    "dtrak_normalised_squared": lambda e, lam: kernel(e, "square/normalised", lam) ** 2,
     "relative_influence": relative_influence,
     "renormalised_influence": lambda e, lam: (
         kernel(e, "loss", lam) / np.linalg.norm(pair(e, "loss")[1], axis=1)
@@ -175,6 +182,40 @@ def test_scores_are_those_of_the_formula(name, k):
         np.testing.assert_allclose(
             scores(relative), truth, rtol=1e-5, atol=1e-6 * np.abs(truth).max()
         )
+
+
+@pytest.mark.parametrize("k", [NARROW, WIDE])
+@pytest.mark.parametrize("name", FORMULAS)
+def test_memory_mapped_arrays_in_blocks_of_a_few_rows_give_the_same_scores(name, k, monkeypatch):
+    inputs = made_up(k)
+    plain = attributors.scorer(name, inputs)(0.1)
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 0)
+    monkeypatch.setattr(scratch, "BLOCK", 8 * k * 4)
+    found = attributors.scorer(name, replace(inputs))(0.1)
+    np.testing.assert_allclose(found, plain, rtol=1e-9, atol=1e-12 * np.abs(plain).max())
+
+
+@pytest.mark.parametrize("name", ["das", "das_scalar", "ggn_influence"])
+def test_scores_from_rows_need_less_memory_than_the_rows(name, monkeypatch):
+    """10 MB as coordinates in float64: what has them as a whole in memory needs more."""
+    rng, images, rows, k = np.random.default_rng(0), 2000, 10, 64
+    inputs = made_up(k)
+    large = ImageFeatures(
+        Images.of(np.zeros((images, 1, 1, 1), np.uint8)),
+        {"loss": rng.standard_normal((images, k)).astype(np.float32)},
+        rng.standard_normal((images, rows, k)).astype(np.float32),
+        np.ones(images, np.float32),
+        embedding=None,
+    )
+    inputs = AttributionInputs.from_gradients(large, inputs.queries, seed=0)
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 2**20)
+    monkeypatch.setattr(scratch, "BLOCK", 2**18)
+    tracemalloc.start()
+    attributors.scorer(name, inputs)(0.1)
+    inputs.curvature.leverage(0.1)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 0.6 * images * rows * k * 8
 
 
 @pytest.mark.parametrize("name", ATTRIBUTORS)

@@ -107,7 +107,7 @@ def scores_command(tmp_path) -> tuple[list[str], dict[str, np.ndarray]]:
         "subsets": SUBSETS,
         "seeds": 1,
         "share": 0.5,
-        "statistics": {"bootstrap": 20, "confidence": 0.95},
+        "confidence": 0.95,
     }
     resolved = {"step": "attribution/scores", "seed": 0, "settings": settings}
     (tmp_path / "config.json").write_text(json.dumps(resolved))

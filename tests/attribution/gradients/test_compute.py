@@ -16,7 +16,7 @@ from afterimage.config import ConfigError
 from afterimage.config.attribution import Features
 from afterimage.images import Images
 
-SMALL = {"timesteps": 2, "dimension": 32, "batch_size": 7}
+SMALL = {"noise": "per_image", "timesteps": 2, "dimension": 32, "batch_size": 7}
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def features(scheduler_config, images):
 
     def make(
         net,
-        readouts=tuple(READOUTS),
+        readouts=(*READOUTS, "probe"),
         of: Images = images,
         part: str = "train",
         seed: int = 3,
@@ -83,7 +83,7 @@ def test_features_are_means_of_the_gradients_of_single_images(
         errors = []
         for t in (0, 500):
             noise = gaussian_noise(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
-            probe = random_signs(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
+            (probe,) = random_signs(3, "train", few.ids[i : i + 1], t, (1, 8, 8))
             prediction = net(signal[t].sqrt() * clean + (1 - signal[t]).sqrt() * noise, t).sample
             loss = (prediction - noise).square().mean()
             errors.append(loss.sqrt().item())
@@ -237,3 +237,34 @@ def test_settings_that_do_not_fit_the_network_are_refused(tiny_net, features):
         ConfigError, match=r"features.parameters: 'nothing' matches no trained parameter"
     ):
         features(tiny_net(), parameters=["nothing"])
+
+
+def test_with_shared_noise_images_that_are_the_same_have_the_same_features(
+    tiny_net, images, features
+):
+    """Whatever their ids, sets and places; their probes are their own. Other draws have other
+    noise."""
+    net, rows = tiny_net(), [0, 1, 0]
+    few = Images.of(images.pixels[rows], np.array([4, 9, 2]), images.labels[rows])
+    own, shared = (features(net, of=few, noise=noise) for noise in ("per_image", "shared"))
+    queries = features(net, of=few, part="holdout", noise="shared")
+    for name, values in shared.features.items():
+        np.testing.assert_allclose(values[0], values[2], rtol=1e-4, atol=1e-7, err_msg=name)
+        np.testing.assert_allclose(values, queries.features[name], rtol=1e-4, atol=1e-7)
+        assert not np.allclose(values[0], values[1]), name
+    assert not np.allclose(own.features["loss"][0], own.features["loss"][2])
+    assert not np.allclose(shared.rows[0], shared.rows[2])
+    assert not np.allclose(shared.rows, queries.rows)
+
+
+def test_more_probes_are_more_rows_of_each_timestep(tiny_net, images, features):
+    """The first of them stay as they are, and no mean changes."""
+    net, few = tiny_net(), images.take(np.arange(3))
+    one, three = (features(net, of=few, probes=probes) for probes in (1, 3))
+    timesteps = one.rows.shape[1]
+    assert three.rows.shape == (3, 3 * timesteps, one.rows.shape[2])
+    by_probe = three.rows.reshape(3, timesteps, 3, -1)
+    np.testing.assert_allclose(by_probe[:, :, 0], one.rows, rtol=1e-4, atol=1e-5)
+    assert not np.allclose(by_probe[:, :, 1], by_probe[:, :, 2])
+    for name, values in three.features.items():
+        np.testing.assert_allclose(values, one.features[name], rtol=1e-4, atol=1e-7)

@@ -6,7 +6,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage.attribution.gradients.noise import gaussian_noise, random_signs, timestep_grid
+from afterimage.attribution.gradients.noise import (
+    gaussian_noise,
+    random_signs,
+    shared_noise,
+    timestep_grid,
+)
 from afterimage.config import ConfigError
 
 SHAPE = (1, 4, 4)
@@ -43,7 +48,12 @@ def test_more_timesteps_than_the_model_has_are_refused(grid):
         timestep_grid(11, 10, grid, 0)
 
 
-@pytest.mark.parametrize("draw", [gaussian_noise, random_signs])
+def signs(seed, image_set, ids, t, shape):
+    (drawn,) = random_signs(seed, image_set, ids, t, shape)
+    return drawn
+
+
+@pytest.mark.parametrize("draw", [gaussian_noise, signs])
 def test_what_an_image_gets_does_not_depend_on_the_others(draw):
     together = draw(3, "train", np.array([4, 9, 2]), 100, SHAPE)
     assert together.shape == (3, *SHAPE)
@@ -51,7 +61,7 @@ def test_what_an_image_gets_does_not_depend_on_the_others(draw):
     assert torch.equal(together[1:2], draw(3, "train", np.array([9]), 100, SHAPE))
 
 
-@pytest.mark.parametrize("draw", [gaussian_noise, random_signs])
+@pytest.mark.parametrize("draw", [gaussian_noise, signs])
 def test_each_part_of_the_address_counts(draw):
     drawn = [
         draw(*address, SHAPE)
@@ -69,7 +79,7 @@ def test_noise_is_standard_normal_and_probes_are_signs_apart_from_it():
     ids = np.arange(400)
     noise, probe = (
         gaussian_noise(0, "train", ids, 5, SHAPE),
-        random_signs(0, "train", ids, 5, SHAPE),
+        signs(0, "train", ids, 5, SHAPE),
     )
     assert set(probe.unique().tolist()) == {-1.0, 1.0}
     bound = 5 / np.sqrt(noise.numel())
@@ -77,3 +87,23 @@ def test_noise_is_standard_normal_and_probes_are_signs_apart_from_it():
     assert abs(noise.square().mean() - 1) < bound * np.sqrt(2)
     assert abs(probe.mean()) < bound
     assert abs((noise * probe).mean()) < bound
+
+
+def test_more_probes_leave_the_first_ones_as_they_are_and_are_apart_from_them():
+    ids = np.arange(200)
+    few, many = (random_signs(0, "train", ids, 5, SHAPE, probes) for probes in (2, 4))
+    assert many.shape == (4, 200, *SHAPE)
+    assert torch.equal(many[:2], few)
+    products = torch.einsum("rbchw,sbchw->rs", many, many) / few[0].numel()
+    assert (products - torch.eye(4)).abs().max() < 5 / np.sqrt(few[0].numel())
+
+
+def test_shared_noise_is_that_of_its_timestep_and_draw():
+    drawn = [
+        shared_noise(*address, SHAPE) for address in ((0, 0, 5), (1, 0, 5), (0, 1, 5), (0, 0, 6))
+    ]
+    assert torch.equal(drawn[0], shared_noise(0, 0, 5, SHAPE))
+    assert all(not torch.equal(one, other) for i, one in enumerate(drawn) for other in drawn[:i])
+    large = shared_noise(0, 0, 5, (400, *SHAPE[1:]))
+    assert abs(large.mean()) < 5 / np.sqrt(large.numel())
+    assert large.std() == pytest.approx(1, abs=5 / np.sqrt(large.numel()))

@@ -26,6 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from afterimage.attribution import scratch
 from afterimage.attribution.attributors.inputs import AttributionInputs
 
 
@@ -35,16 +36,17 @@ def das(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     query_rows = inputs.queries.rows.reshape(-1, gradients.shape[1])
     newton_step = spectrum.bilinear(query_rows, gradients)
     z, u = spectrum.rotate(query_rows), spectrum.rotate(gradients)
-    jacobians = spectrum.coordinates.reshape(*inputs.train.rows.shape[:2], -1)
+    images, rows = inputs.train.rows.shape[:2]
+    jacobians = spectrum.coordinates.reshape(images, rows, -1)
 
     def scores(relative: float) -> np.ndarray:
-        weights = spectrum.weights(relative)
-        correction = np.empty_like(u)
-        for i, jacobian in enumerate(jacobians):
-            weighted = jacobian * weights
-            block = np.eye(len(jacobian)) - weighted @ jacobian.T
-            correction[i] = np.linalg.solve(block, weighted @ u[i]) @ jacobian
-        change = newton_step(relative) + (z * weights) @ correction.T
+        weights, change = spectrum.weights(relative), newton_step(relative)
+        for some in scratch.blocks(images, rows * len(weights)):
+            weighted = jacobians[some] * weights
+            block = np.eye(rows) - weighted @ jacobians[some].swapaxes(1, 2)
+            solved = np.linalg.solve(block, weighted @ u[some, :, None])
+            correction = (solved.swapaxes(1, 2) @ jacobians[some])[:, 0]
+            change[:, some] += (z * weights) @ correction.T
         return np.square(change).reshape(*inputs.queries.rows.shape[:2], -1).mean(axis=1)
 
     return scores
@@ -77,7 +79,7 @@ def das_released(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     gives the exponent 1.
     """
     spectrum = inputs.spectrum("mean/normalised")
-    kernel = spectrum.kernel(inputs.queries.feature("mean/normalised"))
+    kernel = inputs.kernel("mean/normalised")
     return lambda relative: (
         kernel(relative) * inputs.train.residual / (1 - spectrum.leverage(relative))
     )
@@ -91,7 +93,7 @@ def das_released_squared(inputs: AttributionInputs) -> Callable[[float], np.ndar
 
 def das_revised(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     """DAS of a later release (2026): (phi_z A phi_i)^2, phi as in ``das_released``."""
-    return _squared_kernel(inputs, "mean/normalised")
+    return inputs.squared_kernel("mean/normalised")
 
 
 def das_archive(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
@@ -99,10 +101,4 @@ def das_archive(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
 
     That the kernel is squared is inferred from the rest of that release.
     """
-    return _squared_kernel(inputs, "l1/normalised")
-
-
-def _squared_kernel(inputs: AttributionInputs, feature: str) -> Callable[[float], np.ndarray]:
-    """Return relative lambda -> (phi_z A phi_i)^2, float64 (Q, N), for features of that name."""
-    kernel = inputs.spectrum(feature).kernel(inputs.queries.feature(feature))
-    return lambda relative: np.square(kernel(relative))
+    return inputs.squared_kernel("l1/normalised")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -26,9 +26,9 @@ class ImageFeatures:
     Attributes:
         images: The images.
         features: Name -> float32 (n, k).
-        rows: Projected gradients of v . f, with a new random sign vector v for each timestep,
-            float32 (n, R, k), R = T. In expectation, their outer products sum to the Gauss-Newton
-            matrix.
+        rows: Projected gradients of v . f, with new random sign vectors v for each timestep,
+            float32 (n, T R, k), R of them per timestep. In expectation, their outer products sum to
+            R times the Gauss-Newton matrix; scores do not depend on this factor.
         residual: The network's error on each image, as weighted by the released DAS, float32 (n,).
         embedding: Features of a classifier, float32 (n, d), or None.
 
@@ -64,6 +64,21 @@ class ImageFeatures:
                 f"{', '.join(sorted(self.features)) or 'none'}"
             )
         return self.features[name]
+
+    def take(self, rows: np.ndarray) -> ImageFeatures:
+        """Return the features of some images.
+
+        Args:
+            rows: Which of them, in this order, int64 (m,).
+        """
+        return replace(
+            self,
+            images=self.images.take(rows),
+            features={name: values[rows] for name, values in self.features.items()},
+            rows=self.rows[rows],
+            residual=self.residual[rows],
+            embedding=None if self.embedding is None else self.embedding[rows],
+        )
 
     def pixels(self) -> np.ndarray:
         """Return the images as vectors of values in [-1, 1], as the network sees them, (n, D)."""
@@ -106,11 +121,34 @@ class AttributionInputs:
                 f"training images and {queries} queries"
             )
 
+    @classmethod
+    def from_gradients(
+        cls, train: ImageFeatures, queries: ImageFeatures, seed: int
+    ) -> AttributionInputs:
+        """Return the inputs without checkpoints and without retrained networks."""
+        return cls(
+            train,
+            queries,
+            checkpoints=(),
+            masks=np.zeros((0, len(train.images)), bool),
+            losses=np.zeros((0, len(queries.images))),
+            seed=seed,
+        )
+
     def spectrum(self, feature: str) -> Spectrum:
         """Return the spectrum of the training images' features of that name, computed once."""
         if feature not in self._spectra:
             self._spectra[feature] = Spectrum(self.train.feature(feature))
         return self._spectra[feature]
+
+    def kernel(self, feature: str) -> Callable[[float], np.ndarray]:
+        """Return relative lambda -> phi_z A phi_i, float64 (Q, N), for features of that name."""
+        return self.spectrum(feature).kernel(self.queries.feature(feature))
+
+    def squared_kernel(self, feature: str) -> Callable[[float], np.ndarray]:
+        """Return relative lambda -> (phi_z A phi_i)^2, float64 (Q, N)."""
+        kernel = self.kernel(feature)
+        return lambda relative: np.square(kernel(relative))
 
     @cached_property
     def curvature(self) -> Spectrum:

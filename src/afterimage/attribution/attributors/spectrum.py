@@ -12,6 +12,9 @@ nothing to products with a row of Phi, but they do contribute to a A b^T for oth
 Lambda is given relative to the mean of the min(N, k) largest eigenvalues of Phi^T Phi, the others
 being 0, so that one grid of lambdas suits features of any scale (DAS and D-TRAK use absolute
 values).
+
+Features may be memory-mapped (``scratch``); the coordinates are, where they are large, and neither
+is copied as a whole.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from collections.abc import Callable
 import numpy as np
 
 from afterimage.artifacts import ArtifactError
+from afterimage.attribution import scratch
 from afterimage.attribution.attributors.inner_products import inner
 
 
@@ -38,7 +42,8 @@ class Spectrum:
         Raises:
             ArtifactError: if a feature is NaN or infinite, or all are 0.
         """
-        if not np.isfinite(features).all():
+        rows, width = features.shape
+        if not all(np.isfinite(features[some]).all() for some in scratch.blocks(rows, width)):
             raise ArtifactError("gradient features contain NaN or infinite values")
         self._features = features
         self._dual = features.shape[0] <= features.shape[1]
@@ -55,7 +60,9 @@ class Spectrum:
             self._basis = vectors / np.sqrt(self.values)
         else:
             self._basis = vectors
-            self.coordinates = self.rotate(features)
+            self.coordinates = scratch.empty((rows, len(self.values)), np.float64)
+            for some in scratch.blocks(rows, width):
+                self.coordinates[some] = self.rotate(features[some])
 
     def rotate(self, vectors: np.ndarray) -> np.ndarray:
         """Return ``vectors``, floating (m, k), in the basis of the eigenvectors, float64 (m, r)."""
@@ -87,8 +94,17 @@ class Spectrum:
 
     def leverage(self, relative: float) -> np.ndarray:
         """Return h_i = phi_i A phi_i^T of every row, float64 (N,), in [0, 1)."""
-        return np.square(self.coordinates) @ self.weights(relative)
+        return self._weighted_squares(self.weights(relative))
 
     def preconditioned_norms(self, relative: float) -> np.ndarray:
         """Return |A phi_i| of every row, float64 (N,)."""
-        return np.sqrt(np.square(self.coordinates) @ np.square(self.weights(relative)))
+        return np.sqrt(self._weighted_squares(np.square(self.weights(relative))))
+
+    def _weighted_squares(self, weights: np.ndarray) -> np.ndarray:
+        """Return the weighted sum of every row's squared coordinates, float64 (N,)."""
+        return np.concatenate(
+            [
+                np.square(self.coordinates[some]) @ weights
+                for some in scratch.blocks(*self.coordinates.shape)
+            ]
+        )

@@ -2,6 +2,11 @@
 
 phi_i is the projected gradient of a scalar readout for training image i, phi_z that of the query,
 and Phi stacks the phi_i.
+
+Released DAS differs from TRAK and D-TRAK in three things at once: the readout, gradients of unit
+norm at each timestep, and the square. The attributors named ``_normalised`` and ``_squared`` change
+one thing each, so that their differences tell what each is worth; ``das_revised`` is both with
+another readout.
 """
 
 from __future__ import annotations
@@ -20,12 +25,42 @@ def trak(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     For classifiers, TRAK also multiplies by the training image's residual; for diffusion models
     this factor is omitted.
     """
-    return inputs.spectrum("loss").kernel(inputs.queries.feature("loss"))
+    return inputs.kernel("loss")
+
+
+def trak_normalised(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """``trak`` with each gradient divided by its norm before gradients are averaged."""
+    return inputs.kernel("loss/normalised")
+
+
+def trak_squared(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """``trak`` squared: the size of the influence, whatever its sign."""
+    return inputs.squared_kernel("loss")
+
+
+def trak_normalised_squared(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """``trak_normalised`` squared: ``das_revised`` with the loss as its readout."""
+    return inputs.squared_kernel("loss/normalised")
 
 
 def dtrak(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     """D-TRAK (Zheng et al., ICLR 2024): phi is the gradient of the mean squared prediction."""
-    return inputs.spectrum("square").kernel(inputs.queries.feature("square"))
+    return inputs.kernel("square")
+
+
+def dtrak_normalised(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """``dtrak`` with each gradient divided by its norm before gradients are averaged."""
+    return inputs.kernel("square/normalised")
+
+
+def dtrak_squared(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """``dtrak`` squared."""
+    return inputs.squared_kernel("square")
+
+
+def dtrak_normalised_squared(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
+    """``dtrak_normalised`` squared: ``das_revised`` with the mean of f^2 as its readout."""
+    return inputs.squared_kernel("square/normalised")
 
 
 def relative_influence(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:

@@ -22,7 +22,12 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.gradients import projection
 from afterimage.attribution.gradients.layers import Layers
-from afterimage.attribution.gradients.noise import gaussian_noise, random_signs, timestep_grid
+from afterimage.attribution.gradients.noise import (
+    gaussian_noise,
+    random_signs,
+    shared_noise,
+    timestep_grid,
+)
 from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config.attribution import Features
 from afterimage.diffusion.model import classes_of
@@ -41,8 +46,8 @@ class ProjectedGradients:
     Attributes:
         features: ``<readout>`` and ``<readout>/normalised`` -> (n, k), for all readouts but
             ``probe``.
-        rows: (n, T, k): with ``probe``, the projected gradient at each timestep, each for a new
-            random probe; (n, 0, k) without.
+        rows: (n, T R, k): with ``probe``, the projected gradients for R new random probes at each
+            timestep; (n, 0, k) without.
         residual: (n,), the error weight of the released DAS: the root mean squared error at each
             timestep, divided by the norm over the image's T of them, averaged over timesteps.
     """
@@ -61,6 +66,7 @@ def project_gradients(
     readouts: Iterable[str],
     seed: int,
     timesteps: list[int] | None = None,
+    draw: int = 0,
 ) -> ProjectedGradients:
     """Return the features of images.
 
@@ -73,9 +79,10 @@ def project_gradients(
         images: The images; a label-conditional network gets their true labels.
         image_set: Name of the set of images; with an image's id, it seeds the image's noise.
         settings: How features are computed.
-        readouts: Names of ``READOUTS``.
+        readouts: Names of ``READOUTS``, and ``probe`` for ``rows``.
         seed: Root seed.
         timesteps: Timesteps to use instead of those of ``settings``.
+        draw: Number of the draw of noise and probes; others are independent of it.
 
     Raises:
         ConfigError: if the settings do not suit the network.
@@ -84,8 +91,9 @@ def project_gradients(
     """
     # Set up layers, projection, timesteps and the noising task.
     requested, count = set(readouts), len(images)
-    scalars = [name for name in READOUTS if name in requested and name != "probe"]
-    names = [*scalars, "probe"] if "probe" in requested else scalars
+    scalars = [name for name in READOUTS if name in requested]
+    probes = settings.probes if "probe" in requested else 0
+    stream = image_set if draw == 0 else f"draw {draw} {image_set}"
     device = next(net.parameters()).device
     layers = Layers(net.eval(), settings.parameters)
     project = projection.build(settings.projection, settings.dimension, layers.shapes, seed, device)
@@ -100,8 +108,7 @@ def project_gradients(
     plain, normalised = (
         np.empty((len(scalars), count, project.dimension), np.float32) for _ in range(2)
     )
-    row_count = len(timesteps) if "probe" in requested else 0
-    rows = np.empty((count, row_count, project.dimension), np.float32)
+    rows = np.empty((count, len(timesteps) * probes, project.dimension), np.float32)
     errors = np.empty((count, len(timesteps)), np.float32)
 
     for start in batches(
@@ -113,8 +120,12 @@ def project_gradients(
         sums = torch.zeros(2, len(index), len(scalars), project.dimension, device=device)
         for column, t in enumerate(timesteps):
             # Noise the images and predict, recording what the layers receive.
-            noise = gaussian_noise(seed, image_set, ids, t, task.images.shape[1:])
-            probe = random_signs(seed, image_set, ids, t, task.images.shape[1:]).to(device)
+            shape = task.images.shape[1:]
+            if settings.noise == "shared":
+                noise = shared_noise(seed, draw, t, shape).expand(len(index), *shape)
+            else:
+                noise = gaussian_noise(seed, stream, ids, t, shape)
+            signs = random_signs(seed, stream, ids, t, shape, probes).to(device)
             batch = task.noised(
                 index, torch.full_like(index, t), noise, unmirrored, task.labels_of(index)
             ).to(device)
@@ -129,12 +140,13 @@ def project_gradients(
             )
 
             # Project the gradient of each readout and add it up.
-            cotangents = [READOUTS[name](f, batch.target, probe) for name in names]
+            cotangents = [READOUTS[name](f, batch.target) for name in scalars] + list(signs)
             gradients, norms = project(
-                tape.gradients(prediction, cotangents), len(index), len(names)
+                tape.gradients(prediction, cotangents), len(index), len(cotangents)
             )
-            if "probe" in requested:
-                rows[batch_slice, column] = gradients[:, -1].cpu()
+            rows[batch_slice, column * probes : (column + 1) * probes] = gradients[
+                :, len(scalars) :
+            ].cpu()
             scalar_gradients = gradients[:, : len(scalars)]
             sums[0] += scalar_gradients
             sums[1] += scalar_gradients / (norms[:, : len(scalars), None] + EPSILON)

@@ -20,37 +20,25 @@ from collections.abc import Callable
 
 import torch
 
-Readout = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""(prediction, target, probe) -> c; all (B, C, H, W)."""
+Readout = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(prediction, target) -> c; all (B, C, H, W)."""
 
 
-def mean(prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+def mean(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return torch.full_like(prediction, 1 / prediction[0].numel())
 
 
-def l1(prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+def l1(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return prediction.sign() / prediction[0].numel()
 
 
-def square(prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+def square(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 2 * prediction / prediction[0].numel()
 
 
-def loss(prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor) -> torch.Tensor:
+def loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 2 * (prediction - target) / prediction[0].numel()
 
 
-def random_combination(
-    prediction: torch.Tensor, target: torch.Tensor, probe: torch.Tensor
-) -> torch.Tensor:
-    return probe
-
-
-READOUTS: dict[str, Readout] = {
-    "mean": mean,
-    "l1": l1,
-    "square": square,
-    "loss": loss,
-    "probe": random_combination,
-}
-"""Name of a readout -> the function that returns c."""
+READOUTS: dict[str, Readout] = {"mean": mean, "l1": l1, "square": square, "loss": loss}
+"""Name of a readout -> the function that returns c. That of ``probe`` is v itself."""

@@ -19,6 +19,7 @@ count; auc; share; chance).
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +97,7 @@ def attribution_inputs(
     train: Images,
     queries: Images,
     settings: config.Features,
-    readouts: list[str],
+    readouts: Sequence[str],
     seed: int,
 ) -> AttributionInputs:
     """Return the features of one network, without checkpoints and retrained networks."""
@@ -111,13 +112,8 @@ def attribution_inputs(
             images, projected.features, projected.rows, projected.residual, embedding=None
         )
 
-    return AttributionInputs(
-        image_features(train, "train"),
-        image_features(queries, "generated"),
-        checkpoints=(),
-        masks=np.zeros((0, len(train)), bool),
-        losses=np.zeros((0, len(queries))),
-        seed=seed,
+    return AttributionInputs.from_gradients(
+        image_features(train, "train"), image_features(queries, "generated"), seed
     )
 
 
@@ -159,8 +155,7 @@ def run(args: argparse.Namespace) -> None:
         regulariser = lds_table[of_generations].set_index("attributor")["regulariser"]
 
         # Score with both networks.
-        from_rows = "probe" in readouts_of(names)
-        readouts = [name for name in compute.READOUTS if name != "probe" or from_rows]
+        readouts = readouts_of(names)
         rows = []
         for network, pipeline in pipelines.items():
             network_inputs = attribution_inputs(pipeline, train, queries, features, readouts, seed)

@@ -70,5 +70,7 @@ def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
     on_device = 5 * SINGLE * size + settings.batch_size * SINGLE * (
         kept + 2 * readouts * largest + readouts * k
     )
-    features = images * k * SINGLE * (2 * readouts + settings.timesteps * settings.rows)
+    features = (
+        images * k * SINGLE * (2 * readouts + settings.timesteps * settings.probes * settings.rows)
+    )
     return Bytes(on_device, 2 * features + 3 * study.data.split.train * values(study))

@@ -174,4 +174,4 @@ def gradients(study: Study, arm: str, images: int, settings: Features, readouts:
 def readouts_of(settings: Features, final: bool = True) -> int:
     """Return how many numbers are read out of the final network, or of an earlier state
     (``attribution.features``)."""
-    return 4 + settings.rows if final else 1
+    return 4 + settings.probes * settings.rows if final else 1

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
+from scipy.stats import ttest_1samp
 
 from afterimage import artifacts
 from afterimage.images import load_images
@@ -39,8 +40,14 @@ CHANGES = {
     "rise": "loss of the query, less that of `again`",
 }
 """Measure of a counterfactual picture -> label of its axis."""
-DIALS = {"timesteps": "timesteps T", "dimension": "dimension k of the projection"}
+DIALS = {
+    "timesteps": "timesteps T",
+    "dimension": "dimension k of the projection",
+    "probes": "probes R per timestep",
+}
 """Setting of the features -> label of its axis."""
+BASELINE = "pixel_l2"
+"""The choice that others are compared with: the images with the nearest pixels."""
 GENERATED = "generated"
 """The set of queries for which costs are compared."""
 
@@ -54,6 +61,7 @@ class Attribution:
     Attributes:
         lds: ``lds.csv`` of the main scores, by target.
         order: Attributors, the highest mean score first.
+        differences: ``differences.csv`` of the main scores.
         sets: Sets of queries that there are.
         facts: Of the main scores.
     """
@@ -65,6 +73,7 @@ class Attribution:
         self.facts, self.settings = record["facts"], record["config"]["settings"]
         every = pd.read_csv(self.scores / "lds.csv")
         self.lds = {target: every[every["target"] == target] for target in TARGETS}
+        self.differences = pd.read_csv(self.scores / "differences.csv")
         self.sets = [name for name in SETS if name in set(self.lds["loss"]["queries"])]
         self.order = by_mean(self.lds["loss"])
 
@@ -114,7 +123,71 @@ class Attribution:
         }
         if pd.notna(score.get("of_ceiling")):
             cells[f"of ceiling, {queries}"] = format.interval(score["of_ceiling"], unit="%")
+        if pd.notna(score.get("repeatability")):
+            cells[f"repeatability, {queries}"] = format.interval(score["repeatability"])
         return cells
+
+    def leader(self, target: str, queries: str) -> str:
+        """Return the attributor with the highest score for a target and a set of queries."""
+        table = self.lds[target]
+        scores = table[table["queries"] == queries].set_index("attributor")["lds"]
+        return str(scores.idxmax())
+
+    def behind(self, target: str) -> Table:
+        """Return one row per attributor: its score minus that of the leader of each set.
+
+        In bold where they differ after the adjustment for the number of pairs.
+        """
+        table = self.differences[self.differences["target"] == target]
+        turned = table.assign(
+            attributor=table["other"],
+            other=table["attributor"],
+            difference=-table["difference"],
+            low=-table["high"],
+            high=-table["low"],
+        )
+        cell = by_keys(pd.concat([table, turned]), "queries", "other", "attributor")
+        rows: Table = []
+        for name in by_mean(self.lds[target]):
+            row: dict[str, object] = {"attributor": format.bold(name)}
+            for queries in self.sets:
+                leader = self.leader(target, queries)
+                shown: object = "leads"
+                if name != leader:
+                    pair = cell[queries, leader, name]
+                    shown = format.interval(pair["difference"], pair["low"], pair["high"], sign="+")
+                    if pair["p_adjusted"] < 1 - self.book.confidence:
+                        shown = format.bold(shown)
+                row[f"minus {leader}, {SETS[queries]}"] = shown
+            rows.append(row)
+        return rows
+
+    def told_apart(self, target: str) -> str:
+        """Return how many pairs of attributors differ, as a sentence."""
+        table = self.differences[self.differences["target"] == target]
+        counts = []
+        for queries in self.sets:
+            some = table[table["queries"] == queries]
+            differ = int((some["p_adjusted"] < 1 - self.book.confidence).sum())
+            counts.append(f"{differ} of {len(some)} pairs for {SETS[queries]}")
+        return f"Attributors that differ: {', '.join(counts)}."
+
+    def repeated(self) -> str:
+        """Return of how many images repeatability is, as a sentence; nothing if not measured."""
+        folder = self.phase / "features" / "main" / "repeat"
+        if not folder.is_dir():
+            return ""
+        images, queries = (
+            artifacts.read_run(folder / block)["facts"]["images"] for block in ("train0", "queries")
+        )
+        count = max(queries.values())
+        seconds = sum(
+            artifacts.read_run(run.parent)["seconds"] for run in folder.glob("*/run.json")
+        )
+        return (
+            f"*Repeatability* is of {images['train']} training images and up to {count} queries of "
+            f"each kind, and took {seconds:.0f} s more."
+        )
 
     def lds_figure(self) -> Figure:
         """Draw the scores of every attributor for both targets, with ceilings."""
@@ -277,6 +350,33 @@ class Attribution:
         figures.legend_below(figure, {"generation": dots, "median": bar})
         figure.tight_layout()
         return figure
+
+    def counterfactual_table(self) -> Table:
+        """Return one row per choice: mean of each change, and the same minus ``BASELINE``'s.
+
+        Intervals are Student's, over queries, differences paired by query.
+        """
+        changes, rows = self.changes(), []
+        for choice in self.choices():
+            row: dict[str, object] = {"taken out by": format.bold(choice)}
+            for column, label in CHANGES.items():
+                by_query = changes.pivot(index="query", columns="choice", values=column)
+                row[label] = format.interval(*self._mean(by_query[choice]))
+                if choice != BASELINE and BASELINE in by_query:
+                    difference = by_query[choice] - by_query[BASELINE]
+                    row[f"minus {BASELINE}: {label}"] = format.interval(
+                        *self._mean(difference), sign="+"
+                    )
+            rows.append(row)
+        return rows
+
+    def _mean(self, values: pd.Series) -> tuple[float, float, float]:
+        """Return the mean of the values that there are, with its interval by Student's t."""
+        exist = values.dropna()
+        if len(exist) < 2 or exist.std() == 0:
+            return float(exist.mean()), float("nan"), float("nan")
+        low, high = ttest_1samp(exist, 0).confidence_interval(self.book.confidence)
+        return float(exist.mean()), float(low), float(high)
 
     def counterfactual_caption(self) -> str:
         """Return how many images were taken out, as a sentence."""

@@ -1,0 +1,38 @@
+"""Differences between the scores of attributors, paired by subset and query.
+
+Every attributor predicts the same networks, so that most of what makes a score uncertain, the
+choice of subsets, is common to all and cancels in a difference. Two scores may differ clearly where
+their own intervals overlap.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+
+from afterimage.attribution.judges.lds import Correlations, difference
+from afterimage.metrics.replicates import holm
+
+COLUMNS = ["attributor", "other", "difference", "low", "high", "p", "p_adjusted"]
+
+
+def between_attributors(correlations: dict[str, Correlations], confidence: float) -> pd.DataFrame:
+    """Return the difference of every pair of attributors, in the order of ``correlations``.
+
+    Args:
+        correlations: Attributor -> its correlations; all with the same subsets and queries.
+        confidence: Coverage of each interval, by itself.
+
+    Returns:
+        Columns ``COLUMNS``: ``difference`` is the score of ``attributor`` minus that of ``other``,
+        ``p`` the p-value of no difference and ``p_adjusted`` the same adjusted for the number of
+        pairs (``holm``); see ``lds.Difference`` for where they are NaN.
+    """
+    rows = []
+    for (name, first), (other, second) in combinations(correlations.items(), 2):
+        found = difference(first, second, confidence)
+        rows.append((name, other, found.value, found.low, found.high, found.p))
+    table = pd.DataFrame(rows, columns=COLUMNS[:-1])
+    return table.assign(p_adjusted=holm(table["p"].to_numpy(np.float64)))

@@ -1,0 +1,42 @@
+"""Arrays of any size, and what the plan takes them for."""
+
+import numpy as np
+import pytest
+
+from afterimage import config
+from afterimage.attribution import scratch
+from afterimage.plan import attribution as plan
+
+
+def test_the_plan_counts_what_is_memory_mapped():
+    assert (plan.LARGEST_IN_MEMORY, plan.BLOCK) == (scratch.LARGEST_IN_MEMORY, scratch.BLOCK)
+
+
+@pytest.mark.parametrize("limit", [0, 10**6])
+def test_arrays_hold_what_is_written_wherever_they_are(limit, monkeypatch):
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", limit)
+    array = scratch.empty((30, 4, 2), np.float32)
+    array[:] = np.arange(240).reshape(30, 4, 2)
+    assert isinstance(array, np.memmap) == (limit == 0)
+    assert array.dtype == np.float32
+    assert array.reshape(-1, 2)[-1].tolist() == [238, 239]
+    assert scratch.empty((0, 4), np.float64).shape == (0, 4)
+
+
+@pytest.mark.parametrize(("rows", "width"), [(7, 3), (7, 100), (0, 3), (6, 0)])
+def test_blocks_are_all_rows_in_order_and_small(rows, width, monkeypatch):
+    monkeypatch.setattr(scratch, "BLOCK", 8 * 9)
+    parts = [np.arange(rows)[some] for some in scratch.blocks(rows, width)]
+    assert np.concatenate([np.zeros(0, int), *parts]).tolist() == list(range(rows))
+    assert all(len(part) == 1 or len(part) * width <= 9 for part in parts)
+
+
+def test_50000_images_at_10_timesteps_are_planned_to_fit_in_24_gib(params):
+    """And would not with their coordinates in memory, 16 GB by themselves."""
+    params["data"]["source"] = {"kind": "huggingface", "dataset": "cifar10", "revision": "0" * 40}
+    params["data"].update(split={"train": 50_000, "holdout": 5000, "reference": 1000}, plant=[])
+    params["attribution"] = {"arm": "baseline", "features": {"timesteps": 10, "dimension": 4096}}
+    params["attribution"]["queries"] = {"holdout": 64, "generated": 64, "extracted": 64}
+    study = config.parse(params)
+    held = plan._scores_memory(study, "main").arrays
+    assert 8e9 < held < 24 * 2**30
