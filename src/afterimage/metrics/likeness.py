@@ -284,9 +284,9 @@ class Likeness:
         return np.divide(spectra, length, out=np.zeros_like(spectra), where=length > _ROUNDING)
 
     def _tapered(self, images: np.ndarray) -> np.ndarray:
-        values = images.astype(np.float32) / 255
-        values -= values.mean(axis=(1, 2), keepdims=True)
-        return fft.rfft2(values * self._window, axes=(1, 2))
+        values = images.astype(np.float32)
+        values -= values.mean(axis=(1, 2), keepdims=True)  # of integers: exactly 0 in plain images
+        return fft.rfft2(values / 255 * self._window, axes=(1, 2))
 
 
 def _best_cosine(

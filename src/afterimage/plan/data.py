@@ -11,6 +11,9 @@ from afterimage.plan.step import Inputs, Job, Settings, Step
 
 SPLIT = "data/split"
 
+# Of metrics.likeness: the most components, and the shifts at which each image is searched.
+_LIKENESS_COMPONENTS, _LIKENESS_SHIFTS = 256, 9
+
 
 def training_images(study: Study, arm: str) -> str:
     """Return the training set of an arm: as planted, or what deduplication left of it."""
@@ -60,12 +63,21 @@ def _dedup_work(study: Study, name: str) -> Work:
     flop = 2.0 * count**2 * (dimension + 2)
     if embedding.features == "pca":
         flop += 4 * count * work.values(study) * embedding.components
+    if "likeness" in study.dedup.methods:
+        flop += (
+            2.0
+            * count**2
+            * _LIKENESS_COMPONENTS
+            * _LIKENESS_SHIFTS
+            * (1 + study.dedup.likeness.mirrors)
+        )
     return Work(host=count * work.HASH + flop / work.SINGLE)
 
 
 def _dedup_memory(study: Study, name: str) -> Bytes:
     doubles = 2 * memory.DOUBLE * (study.dedup.embedding.features == "pca")
-    return Bytes(0, study.data.split.train * work.values(study) * (1 + doubles))
+    vectors = memory.SINGLE * _LIKENESS_COMPONENTS * ("likeness" in study.dedup.methods)
+    return Bytes(0, study.data.split.train * (work.values(study) * (1 + doubles) + vectors))
 
 
 STEPS = (
