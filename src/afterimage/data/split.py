@@ -394,9 +394,9 @@ def _training_set(
         official_test=images.official_test[original_row],
     )
     perturbed = (train.pixels != images.pixels[original_row]).any(axis=(1, 2, 3))
-    kind = np.array(kinds, dtype=object)[order]
+    ordered_kinds = np.array(kinds, dtype=object)[order]
     return train, _rows(
-        "train", train, copies=copies, copy=copy_number, perturbed=perturbed, kind=kind
+        "train", train, copies=copies, copy=copy_number, perturbed=perturbed, kind=ordered_kinds
     )
 
 

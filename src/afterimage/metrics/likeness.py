@@ -176,11 +176,11 @@ class Likeness:
         small = _thumbnails(images)
         index = self._index(small)
         blocks = []
-        for mirror, side in enumerate(self._sides(small)):
+        for sided, side in enumerate(self._sides(small)):
             for view in self._shifted(side):
                 cosine, other = index.search(self._vectors(view), min(_NEIGHBOURS + 1, len(small)))
                 row = np.repeat(np.arange(len(small)), cosine.shape[1])
-                blocks.append((row, other.ravel(), np.full(len(row), mirror), cosine.ravel()))
+                blocks.append((row, other.ravel(), np.full(len(row), sided), cosine.ravel()))
         row, other, mirror, cosine = _best_cosine(blocks)
         real = row != other
         row, other, mirror, cosine = row[real], other[real], mirror[real], cosine[real]
@@ -216,7 +216,9 @@ class Likeness:
                     limits, cosine, other = index.range_search(
                         self._vectors(view), threshold**2 - _ROUNDING
                     )
-                    row = np.repeat(np.arange(len(side)), np.diff(limits.astype(np.int64)))
+                    row = np.repeat(
+                        np.arange(len(side)), np.diff(limits.astype(np.int64)).astype(np.int64)
+                    )
                     keep = part.start + row < other if within else slice(None)
                     blocks.append((row[keep], other[keep], np.zeros(len(row[keep])), cosine[keep]))
                 row, other, _, cosine = _best_cosine(blocks)
