@@ -91,7 +91,7 @@ def test_mirror_images_count_only_where_asked(reference):
 
 @pytest.mark.parametrize("rate", [0.03, 0.1])
 def test_independent_images_meet_the_threshold_at_the_stated_rate(rate):
-    """Twenty sets of 300 with their own reference: the share is within a factor of two."""
+    """Six sets of 300, each with a reference of its own: within a factor of 2.5."""
     shares = []
     for seed in range(6):
         reference, images = smooth(400, 100 + seed, 16), smooth(300, 200 + seed, 16)
