@@ -219,9 +219,9 @@ def test_audit_and_attribute_run_in_the_core(core: dict[str, str], tmp_path: Pat
 
 
 def test_a_missing_package_is_reported_with_its_extra(core: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-S", "-m", "afterimage.cli", "recover", "--help"]
+    command = [sys.executable, "-S", "-m", "afterimage.cli", "data", "dedup", "--help"]
     done = subprocess.run(command, env=core, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "afterimage: error: psutil is not installed; studies need the extra `workflow`: pip install '.[workflow]'"
+        "afterimage: error: imagehash is not installed; studies need the extra `workflow`: pip install '.[workflow]'"
     ]
