@@ -223,10 +223,16 @@ def test_audit_and_attribute_run_in_the_core(core: dict[str, str], tmp_path: Pat
 
 
 def test_a_missing_package_is_reported_with_its_extra(core: dict[str, str], tmp_path: Path) -> None:
-    command = [sys.executable, "-S", "-m", "afterimage.cli", "data", "dedup", "--help"]
+    (tmp_path / "needs_the_extra.py").write_text("import snakemake\n")
+    program = (
+        "import sys; from afterimage import cli;"
+        "cli.COMMANDS['data']['toy'] = ('needs_the_extra', 'a toy');"
+        "sys.exit(cli.main(['data', 'toy']))"
+    )
+    command = [sys.executable, "-S", "-c", program]
     done = subprocess.run(command, env=core, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "afterimage: error: imagehash is not installed; studies need the extra `workflow`: pip "
+        "afterimage: error: snakemake is not installed; studies need the extra `workflow`: pip "
         "install '.[workflow]'"
     ]

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 
+import imagehash
 import numpy as np
 import pandas as pd
 import pytest
@@ -52,6 +53,15 @@ def test_equal_bytes_are_found_and_nothing_else():
     pixels[6, 0, 0] ^= 1
     assert as_set(dedup.exact_pairs(pixels)) == {(0, 2), (0, 5), (2, 5), (1, 4)}
     assert as_set(dedup.exact_pairs(smooth(5))) == set()
+
+
+@pytest.mark.parametrize("shape", [(32, 32, 3), (32, 32, 1), (8, 8, 1), (28, 40, 3)])
+def test_hashes_are_those_of_imagehash(shape):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, *shape), dtype=np.uint8)
+    pixels[0] = 7  # plain: all waves but the first are equal
+    pictures = (Image.fromarray(image[..., 0] if shape[2] == 1 else image) for image in pixels)
+    expected = np.array([imagehash.phash(picture).hash.ravel() for picture in pictures])
+    assert np.array_equal(np.unpackbits(dedup.perceptual_hashes(pixels), axis=1), expected)
 
 
 @hypothesis_settings(max_examples=40, deadline=None)
@@ -176,7 +186,9 @@ def test_a_case_worked_out_by_hand():
     group = dedup.groups(8, [found])
     kept = dedup.keep(group, np.zeros((8, 1), np.float32), "first")
     assert np.flatnonzero(kept).tolist() == [0, 3, 4, 5]
-    assert dedup.score(found, group, kept, sources, perturbed) == {
+    assert dedup.score(
+        found, group, kept, sources, perturbed, np.where(perturbed, "noise", "")
+    ) == {
         "pairs_found": 4,
         "true_pairs": 4,
         "true_pairs_found": 2,
@@ -192,6 +204,7 @@ def test_a_case_worked_out_by_hand():
         "surplus_recall": 2 / 3,
         "unplanted_removed": 2,
         "sources_lost": 2,
+        "recall_noise": 0.5,
     }
 
 
@@ -199,7 +212,9 @@ def test_losing_a_planted_image_altogether_counts():
     sources = np.array([5, 7, 7])
     found = pairs_of((0, 1), (0, 2))
     group = dedup.groups(3, [found])
-    row = dedup.score(found, group, np.array([True, False, False]), sources, np.zeros(3, bool))
+    row = dedup.score(
+        found, group, np.array([True, False, False]), sources, np.zeros(3, bool), np.full(3, "")
+    )
     assert (row["pair_precision"], row["pair_recall"], row["group_recall"]) == (0, 0, 1)
     assert (
         row["removed"],
@@ -210,7 +225,9 @@ def test_losing_a_planted_image_altogether_counts():
 
 
 def test_shares_without_denominator_are_empty():
-    row = dedup.score(pairs_of(), np.arange(3), np.ones(3, bool), np.arange(3), np.zeros(3, bool))
+    row = dedup.score(
+        pairs_of(), np.arange(3), np.ones(3, bool), np.arange(3), np.zeros(3, bool), np.full(3, "")
+    )
     assert {name for name, value in row.items() if value is None} == {
         "pair_precision",
         "pair_recall",
@@ -331,6 +348,29 @@ def test_a_clean_case_is_solved_whole(stored, resolved, features):
     assert numbers["combined/pair_recall"] == 1
 
 
+def test_every_kind_that_was_planted_has_a_recall(tmp_path, resolved):
+    changes = [{"kind": "mirror"}, {"kind": "shift", "pixels": 1}, {"kind": "jpeg", "quality": 90}]
+    settings = {
+        "split": {"train": 60, "holdout": 20, "reference": None, "official": False},
+        "plant": [{"copies": 4, "images": 5, "perturbation": None, "perturb": changes}],
+        "flips": False,
+    }
+    parts, index, *_ = split(Images.of(smooth(400, channels=3)), settings, 1)
+    stored = tmp_path / "split"
+    with artifacts.step({"step": "data/split", "settings": settings}, stored, {}, ()) as step:
+        for name, part in parts.items():
+            part.save(step.folder / f"{name}.npz")
+        index.to_parquet(step.folder / "index.parquet")
+    assert run(stored, resolved, {"methods": ["exact", "likeness"]}) == 0
+    table = pd.read_csv(tmp_path / "dedup" / "table.csv", index_col="method")
+    assert table.index.tolist() == ["exact", "phash", "embedding", "likeness", "combined"]
+    kinds = ["recall_jpeg", "recall_mirror", "recall_shift"]
+    assert table.loc["exact", kinds].tolist() == [0, 0, 0]
+    assert table.loc["likeness", kinds].tolist() == [1, 1, 1]
+    assert table.loc["likeness", "pair_precision"] == 1
+    assert table.loc["embedding", "recall_mirror"] == 0
+
+
 def test_only_the_named_methods_decide_but_all_are_scored(stored, resolved):
     settings = {"methods": ["exact"], "embedding": {"features": "pixels", "similarity": 0.99}}
     assert run(stored, resolved, settings) == 0
@@ -371,7 +411,7 @@ def test_undefined_shares_are_empty_cells(stored, resolved):
         == 0
     )
     lines = (stored.parent / "dedup" / "table.csv").read_text().splitlines()
-    assert lines[1] == "exact,0,0,0,,,,0,,,0,0,0,,0,0"
+    assert lines[1] == "exact,0,0,0,,,,0,,,0,0,0,,0,0,"
     assert "nan" not in (stored.parent / "dedup" / "metrics.jsonl").read_text().lower()
 
 

@@ -231,6 +231,70 @@ def test_noise_has_the_asked_size():
     assert max(shift[0] for shift in shifts) > 20
 
 
+def test_each_change_does_what_it_says():
+    rng = np.random.default_rng(0)
+    image = rng.integers(20, 200, (12, 10, 3), dtype=np.uint8)
+
+    def changed(**setting):
+        copy = planting.change(image, setting, rng, "key")
+        assert copy.shape == image.shape
+        assert copy.dtype == np.uint8
+        return copy
+
+    assert np.array_equal(changed(kind="mirror"), image[:, ::-1])
+    offsets = set()
+    for _ in range(100):
+        copy = changed(kind="shift", pixels=2)
+        (offset,) = [
+            (down, right)
+            for down in (-2, 0, 2)
+            for right in (-2, 0, 2)
+            if np.array_equal(copy[2:-2, 2:-2], image[2 - down : 10 - down, 2 - right : 8 - right])
+        ]
+        offsets.add(offset)
+    assert len(offsets) == 8
+    assert (0, 0) not in offsets
+    gain = changed(kind="colour", strength=0.2) / image
+    assert np.ptp(gain, axis=(0, 1)).max() < 0.06  # one factor for a channel, but for rounding
+    assert np.abs(gain.mean(axis=(0, 1)) - 1).max() <= 0.21
+    contrast = changed(kind="contrast", strength=0.2).astype(float)
+    assert contrast.mean() == pytest.approx(image.mean(), abs=0.1)
+    assert 0.79 <= contrast.std() / image.std() <= 1.21
+    assert changed(kind="blur", deviation=1).std() < image.std() * 0.8
+    noise = changed(kind="noise", deviation=0.02).astype(float) - image
+    assert noise.std() / 255 == pytest.approx(0.02, rel=0.15)
+    wide = np.tile(np.arange(40, dtype=np.uint8)[:, None, None] * 6, (1, 40, 1))
+    crop = planting.change(wide, {"kind": "crop", "share": 0.25}, rng, "key").astype(float)
+    assert np.diff(crop[:, 0, 0])[5:-5].mean() == pytest.approx(6 * 30 / 40, rel=0.02)
+
+
+def test_copies_take_the_changes_in_turn():
+    changes = [{"kind": "mirror"}, {"kind": "shift", "pixels": 1}]
+    settings = study(40, 10, 10, plant=[(5, 3, None)])
+    settings["plant"][0]["perturb"] = changes
+    parts, index, *_ = split(images(120), settings, 0)
+    index = index[index["part"] == "train"].set_index("id")
+    expected = {0: "", 1: "mirror", 2: "shift", 3: "mirror", 4: "shift"}
+    planted = index[index["copies"] == 5]
+    assert [expected[copy] for copy in planted["copy"]] == planted["kind"].tolist()
+    assert (index["perturbed"] == (index["kind"] != "")).all()
+    plain = split(images(120), study(40, 10, 10, plant=[(5, 3, None)]), 0)[0]
+    assert np.array_equal(plain["train"].sources, parts["train"].sources)
+
+
+def test_a_change_without_effect_is_an_error():
+    plain = np.full((8, 8, 3), 9, np.uint8)
+    for setting in (
+        {"kind": "mirror"},
+        {"kind": "shift", "pixels": 1},
+        {"kind": "blur", "deviation": 1},
+    ):
+        with pytest.raises(ConfigError, match=r"data\.plant\.0\.perturb\.1: .* unchanged"):
+            planting.change(plain, setting, np.random.default_rng(0), "data.plant.0.perturb.1")
+    with pytest.raises(ConfigError, match=r"key: pixels = 8 must be less than the side, 8"):
+        planting.change(plain, {"kind": "shift", "pixels": 8}, np.random.default_rng(0), "key")
+
+
 def test_values_are_clipped_not_wrapped():
     rng = np.random.default_rng(0)
     for value in (0, 255):
@@ -681,6 +745,7 @@ def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
         "copies",
         "copy",
         "perturbed",
+        "kind",
         "twin_of",
     ]
     assert index["perturbed"].sum() == 4

@@ -146,6 +146,74 @@ class Perturbation(Block):
     """Half-width of a uniform shift of all values, in the same unit."""
 
 
+class Noise(Block):
+    """Gaussian noise."""
+
+    kind: Literal["noise"]
+    deviation: Annotated[float, Field(gt=0, le=0.2)]
+    """Standard deviation, in units of the full range [0, 1]."""
+
+
+class Shift(Block):
+    """A shift in one of eight directions; the border is repeated where it is exposed."""
+
+    kind: Literal["shift"]
+    pixels: Annotated[int, Field(ge=1, le=16)]
+    """By how much."""
+
+
+class Cropped(Block):
+    """A crop at a random place, resized to the image's size."""
+
+    kind: Literal["crop"]
+    share: Annotated[float, Field(gt=0, le=0.5)]
+    """Share of each side that is cut off, at least a pixel."""
+
+
+class Colour(Block):
+    """Each channel multiplied by a factor of its own: another colour, or brightness in grey."""
+
+    kind: Literal["colour"]
+    strength: Annotated[float, Field(gt=0, le=0.5)]
+    """Half-width around 1 of the uniform factor."""
+
+
+class Contrast(Block):
+    """All deviations from the image's mean multiplied by one factor."""
+
+    kind: Literal["contrast"]
+    strength: Annotated[float, Field(gt=0, le=0.5)]
+    """Half-width around 1 of the uniform factor."""
+
+
+class Blur(Block):
+    """A Gaussian blur."""
+
+    kind: Literal["blur"]
+    deviation: Annotated[float, Field(gt=0, le=4)]
+    """Standard deviation in pixels."""
+
+
+class Jpeg(Block):
+    """Encoding as JPEG."""
+
+    kind: Literal["jpeg"]
+    quality: Annotated[int, Field(ge=1, le=100)]
+    """Pillow's quality."""
+
+
+class Mirror(Block):
+    """A horizontal mirror image."""
+
+    kind: Literal["mirror"]
+
+
+Change = Annotated[
+    Noise | Shift | Cropped | Colour | Contrast | Blur | Jpeg | Mirror,
+    Field(discriminator="kind"),
+]
+
+
 class Plant(Block):
     """One group of planted duplicates."""
 
@@ -155,6 +223,22 @@ class Plant(Block):
     """Number of different images in the group."""
     perturbation: Perturbation | None = None
     """None plants exact copies; otherwise every copy but the first is slightly perturbed."""
+    perturb: list[Change] = []
+    """Changes that the copies but the first have in turn: the second copy the first change, and so
+    on, from the start again after the last. Deduplication is scored on each kind."""
+
+    @model_validator(mode="after")
+    def _one_way_of_perturbing(self) -> Plant:
+        if self.perturbation is not None and self.perturb:
+            raise ValueError(
+                "perturbation and perturb cannot both be given; noise is a kind of both"
+            )
+        if len(self.perturb) > self.copies - 1:
+            raise ValueError(
+                f"perturb names {len(self.perturb)} changes, but copies = {self.copies} leaves "
+                f"{self.copies - 1} copies to be changed"
+            )
+        return self
 
 
 class Split(Block):
@@ -253,16 +337,26 @@ class Embedding(Block):
     """Smallest cosine similarity of a duplicate pair."""
 
 
+class Likeness(Block):
+    """Pairs alike but for a shift, a mirror, colours or encoding (``metrics.likeness``)."""
+
+    false_pairs: Annotated[float, Field(gt=0, lt=0.5)] = 0.003
+    """Share of the training images that would have a near-duplicate if all were as unrelated as the
+    reference images are; sets the threshold."""
+    mirrors: bool = True
+    """Whether a mirror image is a near-duplicate."""
+
+
 class Dedup(Block):
     """How near-duplicates are found in the training set (Carlini et al. 2023, section 7.1)."""
 
-    methods: Annotated[list[Literal["exact", "phash", "embedding"]], Field(min_length=1)] = [
-        "exact",
-        "phash",
-        "embedding",
-    ]
-    """Detectors whose pairs are joined into groups. All three are scored against the planted
-    duplicates, whichever are used."""
+    methods: Annotated[
+        list[Literal["exact", "phash", "embedding", "likeness"]], Field(min_length=1)
+    ] = ["exact", "likeness"]
+    """Detectors whose pairs are joined into groups. The first three are scored against the planted
+    duplicates whichever are used, ``likeness``, which takes longer, where it is used."""
+    likeness: Likeness = Likeness()
+    """The detector that comes closest to what people call duplicates."""
     phash: PerceptualHash = PerceptualHash()
     """The perceptual hash detector."""
     embedding: Embedding = Embedding()

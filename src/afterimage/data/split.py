@@ -78,6 +78,7 @@ def split(
           planted counterpart; otherwise 0
         - copy: 0 for an original, 1, 2, ... for further copies; 0 outside the training set
         - perturbed: whether the copy was perturbed
+        - kind: how, as ``data.plant.perturb`` names it (noise for ``perturbation``); else empty
         - twin_of: source id of a twin's planted counterpart; otherwise -1
 
         the images that were left out, by id:
@@ -381,20 +382,26 @@ def _training_set(
     """Return the shuffled training images and their rows of the index."""
     rows = [(row, 1, 0) for row in once.tolist()]
     pixels = list(images.pixels[once])
+    kinds = [""] * len(once)
     waiting = iter(planted.tolist())
     for number, group in enumerate(plant):
-        change = group["perturbation"]
+        change, changes = group["perturbation"], group.get("perturb", [])
         rng = seeds.numpy_rng(seed, "split", "perturbation", number)
         for _ in range(group["images"]):
             row = next(waiting)
             for copy in range(group["copies"]):
                 rows.append((row, group["copies"], copy))
-                original = images.pixels[row]
-                changed = copy > 0 and change is not None
-                key = f"data.plant.{number}.perturbation"
-                pixels.append(
-                    planting.perturb(original, **change, rng=rng, key=key) if changed else original
-                )
+                pixel, kind = images.pixels[row], ""
+                if copy and change is not None:
+                    key = f"data.plant.{number}.perturbation"
+                    pixel, kind = planting.perturb(pixel, **change, rng=rng, key=key), "noise"
+                elif copy and changes:
+                    turn = (copy - 1) % len(changes)
+                    key = f"data.plant.{number}.perturb.{turn}"
+                    pixel = planting.change(pixel, changes[turn], rng, key)
+                    kind = changes[turn]["kind"]
+                pixels.append(pixel)
+                kinds.append(kind)
     order = seeds.numpy_rng(seed, "split", "order").permutation(len(rows))
     original_row, copies, copy_number = np.array(rows, np.int64)[order].T
     train = Images.of(
@@ -404,7 +411,10 @@ def _training_set(
         official_test=images.official_test[original_row],
     )
     perturbed = (train.pixels != images.pixels[original_row]).any(axis=(1, 2, 3))
-    return train, _rows("train", train, copies=copies, copy=copy_number, perturbed=perturbed)
+    ordered_kinds = np.array(kinds, dtype=object)[order]
+    return train, _rows(
+        "train", train, copies=copies, copy=copy_number, perturbed=perturbed, kind=ordered_kinds
+    )
 
 
 def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
@@ -412,7 +422,7 @@ def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
     images."""
     index = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
     return pd.DataFrame(
-        index | {"copies": 0, "copy": 0, "perturbed": False, "twin_of": -1} | columns
+        index | {"copies": 0, "copy": 0, "perturbed": False, "kind": "", "twin_of": -1} | columns
     )
 
 

@@ -7,9 +7,13 @@ from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
+from afterimage.plan.cost.work import Work
 from afterimage.plan.step import Inputs, Job, Settings, Step
 
 SPLIT = "data/split"
+
+# Of metrics.likeness: the most components, and the shifts at which each image is searched.
+_LIKENESS_COMPONENTS, _LIKENESS_SHIFTS = 256, 9
 
 
 def training_images(study: Study, arm: str) -> str:
@@ -57,6 +61,15 @@ def _dedup_inputs(study: Study, job: Job) -> Inputs:
     return inputs
 
 
+def _dedup_work(study: Study, name: str) -> Work:
+    """Return the products of the search by likeness; the other detectors are in what was
+    measured."""
+    if "likeness" not in study.dedup.methods:
+        return Work()
+    views = _LIKENESS_SHIFTS * (1 + study.dedup.likeness.mirrors)
+    return Work(fp32=2.0 * study.data.split.train**2 * _LIKENESS_COMPONENTS * views)
+
+
 STEPS = (
     Step(
         name="data/fetch",
@@ -102,6 +115,7 @@ STEPS = (
         keys=("dedup",),
         settings=lambda study, job: study.dedup.model_dump(mode="json"),
         inputs=_dedup_inputs,
+        work=_dedup_work,
         size=lambda study, name: Size(
             study.data.split.train * work.values(study), study.data.split.train
         ),
