@@ -42,13 +42,14 @@ book.say(page.summary(study))
 # Pictures and curves of single models show replicate 0.
 #
 # ## The table, with the published one next to it
+#
 # **P_psi**: mean probability of the forgotten class. **entropy**: of the classifier on the same
 # generations; at most the logarithm of the number of classes. **accuracy, rest**: how often the
 # classifier sees what was asked for, other labels. **FD_balanced, precision, recall, rest**:
-# generations of the other labels against reference images of the same; all generations where the set has no
-# class of its own or the arm no labels. **extracted**: forgotten images given back, calibrated
-# threshold. **AUC**: how well losses tell forgotten from held-out images; 0.5 is not at all.
-# **back after**: updates of the relearning attack.
+# generations of the other labels against reference images of the same; all generations where
+# the set has no class of its own or the arm no labels. **extracted**: forgotten images given
+# back, calibrated threshold. **AUC**: how well losses tell forgotten from held-out images; 0.5
+# is not at all. **back after**: updates of the relearning attack.
 
 # %%
 for name in page.sets:

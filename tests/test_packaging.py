@@ -61,7 +61,8 @@ def test_every_imported_package_is_declared(folder: str) -> None:
     owners = packages_distributions()
     undeclared = {}
     for path in files:
-        for module in imported(path) - set(sys.stdlib_module_names) - {"afterimage"}:
+        siblings = {file.stem for file in path.parent.glob("*.py")}
+        for module in imported(path) - set(sys.stdlib_module_names) - siblings - {"afterimage"}:
             if not {canonicalize_name(name) for name in owners.get(module, [module])} & declared:
                 undeclared[str(path.relative_to(ROOT))] = module
     assert undeclared == {}

@@ -1,15 +1,9 @@
-"""Arrays of any size, and what the plan takes them for."""
+"""Arrays of any size."""
 
 import numpy as np
 import pytest
 
-from afterimage import config
 from afterimage.attribution import scratch
-from afterimage.plan import attribution as plan
-
-
-def test_the_plan_counts_what_is_memory_mapped():
-    assert (plan.LARGEST_IN_MEMORY, plan.BLOCK) == (scratch.LARGEST_IN_MEMORY, scratch.BLOCK)
 
 
 @pytest.mark.parametrize("limit", [0, 10**6])
@@ -29,14 +23,3 @@ def test_blocks_are_all_rows_in_order_and_small(rows, width, monkeypatch):
     parts = [np.arange(rows)[some] for some in scratch.blocks(rows, width)]
     assert np.concatenate([np.zeros(0, int), *parts]).tolist() == list(range(rows))
     assert all(len(part) == 1 or len(part) * width <= 9 for part in parts)
-
-
-def test_50000_images_at_10_timesteps_are_planned_to_fit_in_24_gib(params):
-    """And would not with their coordinates in memory, 16 GB by themselves."""
-    params["data"]["source"] = {"kind": "huggingface", "dataset": "cifar10", "revision": "0" * 40}
-    params["data"].update(split={"train": 50_000, "holdout": 5000, "reference": 1000}, plant=[])
-    params["attribution"] = {"arm": "baseline", "features": {"timesteps": 10, "dimension": 4096}}
-    params["attribution"]["queries"] = {"holdout": 64, "generated": 64, "extracted": 64}
-    study = config.parse(params)
-    held = plan._scores_memory(study, "main").arrays
-    assert 8e9 < held < 24 * 2**30

@@ -39,6 +39,7 @@ def _module(path: Path):
 
 
 clusters = _module(HERE / "cluster.py")
+sys.path.append(str(HERE.parent / "workflow"))  # for what its conftest.py imports
 workflow = _module(HERE.parent / "workflow" / "conftest.py")
 
 

@@ -12,7 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from .preloaded import preloaded
+if __package__:
+    from .preloaded import preloaded
+else:  # as a module of the tests on SLURM
+    from preloaded import preloaded
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
