@@ -73,6 +73,20 @@ def test_flags_of_every_command_are_read_before_the_first_one_runs(ran, capsys):
     assert "--fial" in capsys.readouterr().err
 
 
+def test_a_command_without_a_verb_and_one_that_reads_its_words_may_share_a_process(
+    ran, monkeypatch, capsys
+):
+    """``audit`` has no verb; a training starts its processes with its own command line."""
+    lone, seen = ModuleType("made_up_command"), []
+    lone.arguments = lambda parser: parser.add_argument("--name")
+    lone.run = lambda args: seen.append(args.argv)
+    monkeypatch.setitem(sys.modules, "made_up_command", lone)
+    monkeypatch.setitem(cli.SINGLE, "audit", ("made_up_command", "made up"))
+    assert cli.main([*words("a"), "--then", "audit", "--name", "b"]) == 0
+    assert (ran, seen) == (["a"], [["audit", "--name", "b"]])
+    assert "afterimage audit:" in capsys.readouterr().out.splitlines()
+
+
 def test_without_a_command_the_usage_is_printed(capsys):
     with pytest.raises(SystemExit):
         cli.main([])

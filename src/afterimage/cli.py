@@ -12,6 +12,7 @@ import sys
 from importlib import import_module
 from itertools import groupby
 
+from afterimage.plan.inputs import HEADING, THEN
 from afterimage.plan.jobs import STEPS
 
 OTHERS: dict[tuple[str, str], tuple[str, str]] = {
@@ -100,13 +101,6 @@ def _attach(parser: argparse.ArgumentParser, module: str, called: bool) -> None:
         parser.set_defaults(run=command.run)
 
 
-THEN = "--then"
-"""Between two commands of one process."""
-
-HEADING = "afterimage {} {}:"
-"""What is printed before each command of several."""
-
-
 def main(argv: list[str] | None = None) -> int:
     """Run a command, or several with ``--then`` between them, one after the other.
 
@@ -123,12 +117,14 @@ def main(argv: list[str] | None = None) -> int:
         defer_imports()  # other commands open what others made, and may compile
     try:
         parsed = [_parser(words).parse_args(words) for words in commands]
+        for args, words in zip(parsed, commands, strict=True):
+            args.argv = words
         if len(parsed) == 1:
-            parsed[0].argv = argv
             return parsed[0].run(parsed[0]) or 0
         with keeping_results():
             for args in parsed:
-                print(HEADING.format(args.phase, args.verb), flush=True)
+                named = args.argv[: 2 if args.phase in COMMANDS else 1]
+                print(HEADING.format(" ".join(named)), flush=True)
                 try:
                     if status := args.run(args):
                         return status

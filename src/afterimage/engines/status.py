@@ -26,6 +26,7 @@ from statistics import fmean
 
 from afterimage import artifacts, config
 from afterimage.plan import jobs
+from afterimage.plan.inputs import HEADING
 from afterimage.plan.jobs import Job
 
 EVERY = 2.0
@@ -185,7 +186,7 @@ class Look:
     def _log(self, job: Job) -> str:
         """Return what the job logged so far; a log of several jobs has a heading for each."""
         own = self.root / "logs" / job.folder
-        heading = "afterimage {} {}:\n".format(*jobs.STEPS[job.step].command)
+        heading = f"{HEADING.format(' '.join(jobs.STEPS[job.step].command))}\n"
         for path in (
             own.with_name(f"{own.name}.log"),
             own.parent.with_name(f"{own.parent.name}.log"),

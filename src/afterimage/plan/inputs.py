@@ -11,6 +11,12 @@ from afterimage.config.study import Study
 from afterimage.plan.jobs import STEPS, study_of
 from afterimage.plan.step import Job
 
+THEN = "--then"
+"""Between two commands that share a process."""
+
+HEADING = "afterimage {}:"
+"""What such a process prints before each command."""
+
 
 def job_of(step: str, wildcards: Mapping[str, str]) -> Job:
     """Return the job of a step that Snakemake's wildcards ``arm``, ``rep`` and ``job`` address."""
@@ -66,4 +72,4 @@ def commands_of(study: Study, jobs: Iterable[Job]) -> str:
         places = ["--config", f"{root}/config/{job.folder}.json", "--out", f"{root}/{job.folder}"]
         verb = " ".join(STEPS[job.step].command)
         commands.append(f"{verb} {flags_of(study, job)} {shlex.join(places)}")
-    return " --then ".join(commands)
+    return f" {THEN} ".join(commands)
