@@ -6,7 +6,9 @@ from PIL import Image
 
 from afterimage.config import ConfigError
 from afterimage.data import planting
+from afterimage.metrics import likeness
 from afterimage.metrics.likeness import Likeness
+from afterimage.plan import data as plan
 
 
 def smooth(count, seed, side=32):
@@ -123,3 +125,8 @@ def test_large_images_are_compared_as_thumbnails():
     reference, images = smooth(300, 1, 96), smooth(10, 2, 96)
     measure = Likeness(reference, mirrors=False)
     assert (measure.of(images, np.roll(images, 3, axis=2)) > 0.7).all()
+
+
+def test_the_plan_counts_the_components_and_shifts_that_are_searched(measure, reference):
+    assert plan.LIKENESS_COMPONENTS == likeness.COMPONENTS
+    assert len(list(measure._shifted(reference[:2]))) == plan.LIKENESS_SHIFTS

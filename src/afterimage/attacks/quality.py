@@ -1,10 +1,9 @@
 """``afterimage attack quality``: how good and how varied generations are, against real images that
 no arm was trained on.
 
-A remedy that ruins the images also "forgets"; these numbers stand beside every extraction count.
-Real held-out images are measured
-in the same way: what they reach is the floor, since they are as good as images of this kind and
-number get. Fréchet distances fall with the number of images, so the floor is fair only with about
+A remedy that ruins the images also "forgets"; these numbers stand next to every extraction count.
+Real held-out images are measured in the same way: what they reach is the floor, since they are as
+good as images of this kind and number get. Fréchet distances fall with the number of images, so the floor is fair only with about
 as many held-out images as generations.
 
 The replication score (``metrics.similarity``) stands beside them: how like the arm's training
@@ -134,7 +133,10 @@ def against_holdout(
     )
     reference, control = holdout.take(calibrates), holdout.take(~calibrates)
     smallest = _smallest(settings)
-    sizes = f"{len(samples)} generations and {len(reference)} + {len(control)} held-out images (reference + control)"
+    sizes = (
+        f"{len(samples)} generations and {len(reference)} + {len(control)} held-out images "
+        "(reference + control)"
+    )
     fewest = min(len(samples), len(reference), len(control))
     reasons = {
         metric: f"needs at least {images} images of each kind, not {sizes}"
@@ -149,7 +151,10 @@ def against_holdout(
     if settings.features == "classifier":
         height, width = holdout.pixels.shape[1:3]
         if min(height, width) < classifier.SMALLEST_SIDE:
-            small = f"needs images of side {classifier.SMALLEST_SIDE} or more for its classifier, not {height} x {width}"
+            small = (
+                f"needs images of side {classifier.SMALLEST_SIDE} or more for its classifier, not "
+                f"{height} x {width}"
+            )
             return nothing, dict.fromkeys(smallest, small)
         try:
             network, description, _ = classifier.fit(reference, config.Classifier(), seed)
@@ -157,7 +162,9 @@ def against_holdout(
             return nothing, dict.fromkeys(
                 smallest, "needs a classifier, whose training on the reference images diverged"
             )
-        space: Space = lambda images: classifier.embed_with(network, images).astype(np.float64)  # noqa: E731
+        space: Space = lambda images: (  # noqa: E731
+            classifier.embed_with(network, images).astype(np.float64)
+        )
         if description.task == "labels":
             classify = partial(classifier.classes_with, network)
         without_classes = (

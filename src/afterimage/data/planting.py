@@ -9,6 +9,7 @@ of images.
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -72,18 +73,20 @@ def perturb(
         ConfigError: if the perturbation is so small that the rounded copy keeps equalling the
             image.
     """
-    for _ in range(_REDRAWS):
+
+    def draw() -> np.ndarray:
         changed = (
             image / 255
             + noise * rng.standard_normal(image.shape)
             + rng.uniform(-brightness, brightness)
         )
-        copy = np.clip(np.round(255 * changed), 0, 255).astype(np.uint8)
-        if not np.array_equal(copy, image):
-            return copy
-    raise ConfigError(
+        return _rounded(255 * changed)
+
+    return _different(
+        image,
+        draw,
         f"{key}: noise = {noise} and brightness = {brightness} leave an image unchanged after "
-        "rounding to 8 bits; increase them, or omit perturbation to plant exact copies"
+        "rounding to 8 bits; increase them, or omit perturbation to plant exact copies",
     )
 
 
@@ -100,14 +103,21 @@ def change(
     Raises:
         ConfigError: if the copy keeps equalling the image, or a crop or shift leaves nothing of it.
     """
+    return _different(
+        image,
+        lambda: _changed(image, setting, rng, key),
+        f"{key}: {setting} leaves an image unchanged after rounding to 8 bits; increase it, choose "
+        "another kind, or omit perturb to plant exact copies",
+    )
+
+
+def _different(image: np.ndarray, draw: Callable[[], np.ndarray], message: str) -> np.ndarray:
+    """Return the first drawn copy that differs from the image; ``ConfigError`` if none does."""
     for _ in range(_REDRAWS):
-        copy = _changed(image, setting, rng, key)
+        copy = draw()
         if not np.array_equal(copy, image):
             return copy
-    raise ConfigError(
-        f"{key}: {setting} leaves an image unchanged after rounding to 8 bits; increase it, choose "
-        "another kind, or omit perturb to plant exact copies"
-    )
+    raise ConfigError(message)
 
 
 def _changed(

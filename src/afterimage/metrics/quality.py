@@ -1,9 +1,10 @@
 """Distances and overlaps of two sets of features: Fréchet distance, KID, precision, recall, density
 and coverage.
 
-- Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the fitted Gaussians. With any A and B
-  such that S1 = A A^T and S2 = B B^T the last trace is the nuclear norm of A^T B. Centred features divided by the root of N - 1
-  are such matrices, so that no covariance is made, and neither many dimensions nor few images are a special case.
+- Fréchet distance (Heusel et al. 2017): |m1 - m2|^2 + Tr(S1 + S2) - 2 Tr((S1 S2)^(1/2)) of the
+  fitted Gaussians. With any A and B such that S1 = A A^T and S2 = B B^T the last trace is the
+  nuclear norm of A^T B. Centred features divided by the root of N - 1 are such matrices, so that no
+  covariance is made, and neither many dimensions nor few images are a special case.
 - Class-balanced Fréchet distance: the moments of the compared images are weighted so that each
   class weighs what it does among the reference images (``balancing_weights``). On real images the
   plain distance is mostly one of class shares. The mean of within-class distances follows few
@@ -27,7 +28,7 @@ from sklearn.metrics.pairwise import polynomial_kernel
 
 from afterimage.config import ConfigError
 
-# ---- Fréchet distance ---------------------------------------------------------------------------------------------------
+# ---- Fréchet distance ----------------------------------------------------------------------------
 
 
 class WeightedDistance(Protocol):
@@ -106,7 +107,7 @@ def _check(features: np.ndarray) -> None:
         raise ConfigError("features hold values that are not finite")
 
 
-# ---- classes ------------------------------------------------------------------------------------------------------------
+# ---- classes -------------------------------------------------------------------------------------
 
 
 def class_shares(classes: np.ndarray, count: int) -> np.ndarray:
@@ -145,7 +146,7 @@ def balancing_weights(classes: np.ndarray, reference: np.ndarray) -> np.ndarray:
     return factors[classes] / len(classes)
 
 
-# ---- KID ----------------------------------------------------------------------------------------------------------------
+# ---- KID -----------------------------------------------------------------------------------------
 
 
 def mmd2(x: np.ndarray, y: np.ndarray) -> float:
@@ -213,7 +214,7 @@ def resampled_mmd2(
     return values[1:] - values[0]
 
 
-# ---- precision, recall, density, coverage -------------------------------------------------------------------------------
+# ---- precision, recall, density, coverage --------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -241,7 +242,8 @@ def overlap(generations: np.ndarray, reference: np.ndarray, k: int) -> Overlap:
     """
     if min(len(generations), len(reference)) <= k:
         raise ConfigError(
-            f"quality.neighbours = {k} needs more than {k} images on each side, not {len(generations)} and {len(reference)}"
+            f"quality.neighbours = {k} needs more than {k} images on each side, not "
+            f"{len(generations)} and {len(reference)}"
         )
     reach, own_reach = _reach(reference, k), _reach(generations, k)
     balls = np.empty(len(generations), np.int64)

@@ -12,8 +12,9 @@ from afterimage.plan.step import Inputs, Job, Settings, Step
 
 SPLIT = "data/split"
 
-# Of metrics.likeness: the most components, and the shifts at which each image is searched.
-_LIKENESS_COMPONENTS, _LIKENESS_SHIFTS = 256, 9
+LIKENESS_COMPONENTS, LIKENESS_SHIFTS = 256, 9
+"""As in ``metrics.likeness``, which planning does not import: the most components, and the shifts at
+which each image is searched."""
 
 
 def training_images(study: Study, arm: str) -> str:
@@ -66,8 +67,8 @@ def _dedup_work(study: Study, name: str) -> Work:
     measured."""
     if "likeness" not in study.dedup.methods:
         return Work()
-    views = _LIKENESS_SHIFTS * (1 + study.dedup.likeness.mirrors)
-    return Work(fp32=2.0 * study.data.split.train**2 * _LIKENESS_COMPONENTS * views)
+    views = LIKENESS_SHIFTS * (1 + study.dedup.likeness.mirrors)
+    return Work(fp32=2.0 * study.data.split.train**2 * LIKENESS_COMPONENTS * views)
 
 
 STEPS = (
