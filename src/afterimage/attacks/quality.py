@@ -3,8 +3,8 @@ no arm was trained on.
 
 A remedy that ruins the images also "forgets"; these numbers stand next to every extraction count.
 Real held-out images are measured in the same way: what they reach is the floor, since they are as
-good as images of this kind and number get. Fréchet distances fall with the number of images, so the floor is fair only with about
-as many held-out images as generations.
+good as images of this kind and number get. Fréchet distances fall with the number of images, so the
+floor is fair only with about as many held-out images as generations.
 
 The replication score (``metrics.similarity``) stands beside them: how like the arm's training
 images the generations are, and, as its floor, held-out images and training images of other sources.

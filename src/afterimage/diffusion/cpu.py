@@ -68,8 +68,8 @@ class PlainAttention(AttnProcessor2_0):
         mixed = torch.bmm(weights, value).view(batch, heads, pixels, -1).transpose(1, 2)
         for layer in attn.to_out:  # a linear layer and its dropout
             mixed = layer(mixed.reshape(-1, channels))
-        # Of two layouts a sum takes the first, and dropout draws its mask in the order of memory: with
-        # the operands in diffusers' order the masks are diffusers' too.
+        # Of two layouts a sum takes the first, and dropout draws its mask in the order of memory:
+        # with the operands in diffusers' order the masks are diffusers' too.
         return mixed.view(batch, pixels, channels).mT.reshape(hidden_states.shape) + hidden_states
 
 

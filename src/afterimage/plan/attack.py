@@ -60,7 +60,7 @@ def _searched(study: Study, name: str) -> Size:
     return Size(images * work.values(study), work.trained_images(study, name))
 
 
-# ---- quality --------------------------------------------------------------------------------------
+# ---- quality -------------------------------------------------------------------------------------
 
 
 def _quality_settings(study: Study, job: Job) -> Settings:

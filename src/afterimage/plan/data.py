@@ -13,8 +13,8 @@ from afterimage.plan.step import Inputs, Job, Settings, Step
 SPLIT = "data/split"
 
 LIKENESS_COMPONENTS, LIKENESS_SHIFTS = 256, 9
-"""As in ``metrics.likeness``, which planning does not import: the most components, and the shifts at
-which each image is searched."""
+"""As in ``metrics.likeness``, which planning does not import: the most components, and the shifts
+at which each image is searched."""
 
 
 def training_images(study: Study, arm: str) -> str:

@@ -1,5 +1,5 @@
-"""What jobs that run networks hold in memory, beside their libraries: weights, activations and a few
-large arrays, counted from the settings.
+"""What jobs that run networks hold in memory, next to their libraries: weights, activations and a
+few large arrays, counted from the settings.
 
 How often an array is there at once was read in the step's code; nothing here is exact. What other
 jobs hold is measured (``measured``).

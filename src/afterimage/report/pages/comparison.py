@@ -29,8 +29,8 @@ HEADS = {
     verdicts.YES: "Beat their own control, adjusted for {count} verdict(s)",
     verdicts.NO: "Do not (remember more, or are worse in quality)",
     verdicts.NOT_SHOWN: (
-        "Not shown (no difference in memorization seen, or a loss of quality not ruled out; neither "
-        "says what is true)"
+        "Not shown (no difference in memorization seen, or a loss of quality not ruled out; "
+        "neither says what is true)"
     ),
     verdicts.TRAINED_LESS: (
         "Remember less, but so may any network that was trained for as few updates: the control's "
