@@ -5,7 +5,7 @@
 For each step and size the median over its jobs of processor seconds (``cpu_seconds`` of ``run.json``:
 from the first input read to the last file written; Snakemake's own are sampled) and of peak memory (MB;
 the larger of ``run.json``'s and of the ``benchmark:`` table's ``max_rss``), without what is counted of
-networks and without libraries. Rows of studies that are not given stay. Run the studies with
+networks and without libraries. Where several steps share a process, each has its peak. Rows of studies that are not given stay. Run the studies with
 ``OMP_NUM_THREADS=1`` on a machine of which nothing else takes the time. ``benchmarks/larger.yaml`` is
 the second size of most steps; ``selection/*`` was read from ``tests/workflow/tiny.yaml`` with a
 ``loyal_selection`` of six updates.
@@ -39,7 +39,9 @@ def read(folder: Path) -> list[Row]:
         if size is None or not (folder / job.run).is_file():
             continue
         run = artifacts.read_run(folder / job.folder)
-        table = folder / "benchmarks" / f"{job.folder.replace('report/pages/', 'report/')}.tsv"
+        timed = job._replace(folder=job.folder.replace("report/pages/", "report/"))
+        table = timed.process_file(folder / "benchmarks", ".tsv")
+        assert table is not None, job.folder
         with table.open(newline="") as stream:
             peak = max(float(row["max_rss"]) for row in csv.DictReader(stream, delimiter="\t"))
         counted = estimate.counted(study_of(study, job), job.step, job.name)

@@ -185,15 +185,9 @@ class Look:
 
     def _log(self, job: Job) -> str:
         """Return what the job logged so far; a log of several jobs has a heading for each."""
-        own = self.root / "logs" / job.folder
+        path = job.process_file(self.root / "logs", ".log")
         heading = f"{HEADING.format(' '.join(jobs.STEPS[job.step].command))}\n"
-        for path in (
-            own.with_name(f"{own.name}.log"),
-            own.parent.with_name(f"{own.parent.name}.log"),
-        ):
-            if path.is_file():
-                return path.read_text(errors="replace").rpartition(heading)[2]
-        return ""
+        return "" if path is None else path.read_text(errors="replace").rpartition(heading)[2]
 
     def _training(self, job: Job, now: float) -> str:
         folder = self.root / "state" / job.folder.removeprefix("train/")

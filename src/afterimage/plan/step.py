@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from afterimage.artifacts import RUN
@@ -45,6 +46,18 @@ class Job(NamedTuple):
     def run(self) -> str:
         """Its record, relative to ``results/<study>``."""
         return f"{self.folder}/{RUN}"
+
+    def process_file(self, folder: Path, suffix: str) -> Path | None:
+        """Return what the job's process left in ``folder``, which several jobs may share; None if
+        there is nothing yet.
+
+        Args:
+            folder: ``results/<study>/logs`` or ``benchmarks``.
+            suffix: ``.log`` or ``.tsv``.
+        """
+        own = folder / self.folder
+        files = (path.with_name(f"{path.name}{suffix}") for path in (own, own.parent))
+        return next((file for file in files if file.is_file()), None)
 
 
 Address = dict[str, Any]
