@@ -67,11 +67,11 @@ if page.control_of:
     book.show(page.budgets())
 
 # %% [markdown]
-# Arms of one replicate share the training images they are given, the noise that sampling starts
-# from, and the attacks. They do **not** share initial weights (unless both start from the same
-# base), the order of the images, or the noise of training. So an arm differs from its control by
-# the remedy, by what is listed under *not equal*, and by chance, of which pairing by replicate
-# removes little.
+# Arms of one replicate share the noise that sampling starts from, and the attacks. Arms that are
+# given the same images and start from the same network also share initial weights, the order of
+# the images, timesteps and the noise of training, as far as their methods draw the same batches:
+# such an arm differs from its control by the remedy and by what is listed under *not equal*.
+# Others differ by chance as well.
 #
 # ## Memorization against quality
 

@@ -85,8 +85,8 @@ if page.changes:
 # of held-out images, or whose network was trained longer. The upper rows are the paper's
 # comparison, the lower rows ask what is left of it where the budgets in brackets are equal.
 # Budgets that are not named there differ, and the network that was trained longer remembers more
-# for that alone. Arms share neither initial weights (unless both start from one network) nor
-# order nor noise of training.
+# for that alone. Arms on the same images share initial weights, and with plain training order and
+# noise; the shards of IET have orders and noise of their own.
 #
 # ## When samples are skipped
 

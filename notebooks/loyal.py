@@ -16,8 +16,8 @@
 # *front* network denoises timesteps below the switch τ, a *tail* network those from τ on. Two
 # things change at once, the blocks and the split of one network into two. So every arm here has a
 # control without blocks, and the arm with two networks has one with **two networks without
-# blocks**, trained for as long. Arm and control draw initial weights, order and noise of their
-# own, so they differ by chance as well. Which skips get blocks, and τ, are chosen by experiment
+# blocks**, trained for as long. Arm and control share initial weights (but for the blocks'), order
+# and noise. Which skips get blocks, and τ, are chosen by experiment
 # in the paper; `snakemake loyal_selection` repeats that and has a page of its own,
 # `selection/page/loyal_selection.html` among the study's results.
 

@@ -167,3 +167,4 @@ def test_what_an_arm_and_its_control_share(study, show):
     assert "updates per network since its first weights (3,000 against 1,500)" in row
     assert "of <b>conditional</b> against drawn" in row
     assert "each its own" in next(row for row in shared.split("<tr") if "<b>dedup</b>" in row)
+    assert "the same" in next(row for row in shared.split("<tr") if "<b>rau_net</b>" in row)

@@ -32,7 +32,7 @@ def paired_with_control(study: Study, arm: str) -> bool:
     """Return whether replicate k of an arm and of its control were given the same images.
 
     Then they share what is random about the images, and differences are taken replicate by
-    replicate. Random shares (``fraction``) are each arm's own.
+    replicate. Arms on random shares of them (``fraction``) are taken for independent.
     """
     own = study.arms[arm]
     if own.control is None:

@@ -254,9 +254,13 @@ class Comparison:
 
     def initial_weights(self, arm: str) -> str:
         """Return where the weights of an arm and of its control come from, in words."""
-        own, other = (self.settings[name]["base"] for name in (arm, self.control_of[arm]))
+        arms = [self.settings[name] for name in (arm, self.control_of[arm])]
+        own, other = (settings["base"] for settings in arms)
         if not own and not other:
-            return "each its own"
+            # As ``job.stream_path``; labels are further weights, which move all later draws.
+            keys = ("data", "without", "fraction", "condition")
+            same = all(arms[0][key] == arms[1][key] for key in keys)
+            return "the same" if same else "each its own"
         if own == other:
             return format.Markup("both of {}").format(format.bold(own))
         origins = (
