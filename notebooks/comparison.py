@@ -16,7 +16,7 @@
 # that is meant to match it in everything but the remedy (as few updates per network, as many
 # samples with gradient, two networks without blocks, retraining without the images). What the two
 # share, and what they do not, is listed below. The rules by which an arm is judged are fixed in
-# `afterimage.report.comparison` and repeated below; nothing on this page is judged by hand.
+# `afterimage.report.verdicts` and repeated below; nothing on this page is judged by hand.
 
 # %% tags=["parameters"]
 results = "results/default"

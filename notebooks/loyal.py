@@ -78,7 +78,7 @@ book.show(page.published())
 
 # %% [markdown]
 # ## What holds here
-# Computed from this study's results by the rules of `afterimage.report.comparison`; nothing is
+# Computed from this study's results by the rules of `afterimage.report.verdicts`; nothing is
 # asserted.
 
 # %%
