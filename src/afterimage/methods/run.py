@@ -144,11 +144,11 @@ def run(args: argparse.Namespace) -> int | None:
     resolved = artifacts.read_config(args.config, "train")
     arm: Arm = TypeAdapter(AnyArm).validate_python(resolved["settings"]["arm"])
     train = Train.model_validate(arm.train)
-    _check(args, arm, train, resolved["settings"]["forget"])
 
-    # Set up the device and the inputs.
+    # Set up the device, which makes the processes known to each other, and the inputs.
     same_bits()
     accelerator = accelerator_for(train)
+    _check(args, arm, train, resolved["settings"]["forget"])
     method = methods.find(arm.method)
     inputs = {"train": args.train}
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
