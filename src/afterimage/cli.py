@@ -12,7 +12,7 @@ import sys
 from importlib import import_module
 from itertools import groupby
 
-from afterimage.plan.inputs import HEADING, THEN
+from afterimage.plan.inputs import HEADING
 from afterimage.plan.jobs import STEPS
 
 OTHERS: dict[tuple[str, str], tuple[str, str]] = {
@@ -99,6 +99,10 @@ def _attach(parser: argparse.ArgumentParser, module: str, called: bool) -> None:
         command = import_module(module)
         command.arguments(parser)
         parser.set_defaults(run=command.run)
+
+
+THEN = "--then"
+"""Between two commands that share a process."""
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -152,19 +152,6 @@ def test_steps_of_one_process_share_inputs_and_resources(planned):
     assert planned.needs(*steps)["mem_mb"](cell, 1) == max(n["mem_mb"](cell, 1) for n in needs)
 
 
-def test_commands_of_one_process_are_those_of_the_steps(planned):
-    cell = wildcards(arm="baseline", rep="0")
-    steps = ("attack/extraction", "attack/quality")
-    first, second = planned.commands(*steps)(cell).split(" --then ")
-    root = f"results/{planned.study.study}"
-    assert first == (
-        f"attack extraction {planned.flags(steps[0])(cell)}"
-        f" --config {root}/config/attack/baseline/rep0/extraction.json"
-        f" --out {root}/attack/baseline/rep0/extraction"
-    )
-    assert second.startswith("attack quality ")
-
-
 def test_a_study_without_a_selection_cannot_select(params):
     planned = Rules(config.parse(params | {"loyal_selection": None}), made, scratch=False)
     with pytest.raises(WorkflowError, match="loyal_selection"):

@@ -58,9 +58,19 @@ rule attacks:
     resources:
         **needs(*ATTACKS),
     params:
-        commands=commands(*ATTACKS),
+        extraction=flags("attack/extraction"),
+        quality=flags("attack/quality"),
+        membership=flags("attack/membership"),
+        extraction_out=subpath(output.extraction_run, parent=True),
+        quality_out=subpath(output.quality_run, parent=True),
+        membership_out=subpath(output.membership_run, parent=True),
     shell:
-        "afterimage {params.commands} > {log:q} 2>&1"
+        "afterimage attack extraction {params.extraction}"
+        " --config {input.config[0]:q} --out {params.extraction_out:q}"
+        " --then attack quality {params.quality}"
+        " --config {input.config[1]:q} --out {params.quality_out:q}"
+        " --then attack membership {params.membership}"
+        " --config {input.config[2]:q} --out {params.membership_out:q} > {log:q} 2>&1"
 
 
 rule forgetting:

@@ -41,10 +41,9 @@ if not workflow.is_main_process:
 
 PLAN = Rules(STUDY, lambda: [getattr(rules, r.name) for r in workflow.rules], SCRATCH)
 PARTS = PLAN.parts
-inputs, flags, commands, needs, phase, kept = (
+inputs, flags, needs, phase, kept = (
     PLAN.inputs,
     PLAN.flags,
-    PLAN.commands,
     PLAN.needs,
     PLAN.phase,
     PLAN.kept,

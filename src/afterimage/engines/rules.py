@@ -18,7 +18,7 @@ from snakemake.ioflags import update
 
 from afterimage import config
 from afterimage.plan.cost import estimate
-from afterimage.plan.inputs import commands_of, flags_of, inputs_of, job_of
+from afterimage.plan.inputs import flags_of, inputs_of, job_of
 from afterimage.plan.jobs import STEPS, jobs, selection_jobs
 from afterimage.plan.parts import Parts
 from afterimage.plan.step import Job
@@ -117,10 +117,6 @@ class Rules:
     def flags(self, step: str) -> Callable[[Any], str]:
         """Return the flags that pass a step's jobs their inputs."""
         return lambda wildcards: flags_of(self.study, _job(step, wildcards))
-
-    def commands(self, *steps: str) -> Callable[[Any], str]:
-        """The whole command line of several steps in one process, without ``afterimage``."""
-        return lambda wildcards: commands_of(self.study, [_job(step, wildcards) for step in steps])
 
     def needs(self, *steps: str) -> dict[str, Callable[[Any, int], int]]:
         """What a job asks for that does one or several steps after each other, as estimated: gpu,

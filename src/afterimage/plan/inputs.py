@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import PurePosixPath
 
 from afterimage.artifacts import RUN
@@ -11,11 +11,8 @@ from afterimage.config.study import Study
 from afterimage.plan.jobs import STEPS, study_of
 from afterimage.plan.step import Job
 
-THEN = "--then"
-"""Between two commands that share a process."""
-
 HEADING = "afterimage {}:"
-"""What such a process prints before each command."""
+"""What a process that runs several commands prints before each."""
 
 
 def job_of(step: str, wildcards: Mapping[str, str]) -> Job:
@@ -61,15 +58,3 @@ def flags_of(study: Study, job: Job) -> str:
         else:
             words += [flag, *map(path, [value] if isinstance(value, str) else value)]
     return shlex.join(words)
-
-
-def commands_of(study: Study, jobs: Iterable[Job]) -> str:
-    """Return the command line, without ``afterimage``, that does jobs one after the other in one
-    process, quoted for a shell."""
-    root = f"results/{study.study}"
-    commands = []
-    for job in jobs:
-        places = ["--config", f"{root}/config/{job.folder}.json", "--out", f"{root}/{job.folder}"]
-        verb = " ".join(STEPS[job.step].command)
-        commands.append(f"{verb} {flags_of(study, job)} {shlex.join(places)}")
-    return f" {THEN} ".join(commands)
