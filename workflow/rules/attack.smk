@@ -31,6 +31,7 @@ rule attacks:
         extraction=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/extraction/{file}")
             for file in (
+                ".run.json",
                 "metrics.jsonl",
                 "results.csv",
                 "pairs.parquet",
@@ -43,12 +44,12 @@ rule attacks:
         quality_run="results/{study}/attack/{arm}/rep{rep}/quality/run.json",
         quality=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/quality/{file}")
-            for file in ("metrics.jsonl", "results.csv")
+            for file in (".run.json", "metrics.jsonl", "results.csv")
         ],
         membership_run="results/{study}/attack/{arm}/rep{rep}/membership/run.json",
         membership=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/membership/{file}")
-            for file in ("metrics.jsonl", "results.csv", "losses.parquet")
+            for file in (".run.json", "metrics.jsonl", "results.csv", "losses.parquet")
         ],
     log:
         "results/{study}/logs/attack/{arm}/rep{rep}.log",
