@@ -60,6 +60,30 @@ book.say(page.criteria())
 # coverage are of all classes together, and so measure **class shares** too (class_share_tv), which
 # planted copies skew: an arm that copies less may be better in them without drawing better.
 #
+# ## Copying at equal quality
+
+# %%
+paths = page.frontier
+book.say(paths.groups())
+if len(paths.compared):
+    book.show(paths.rows(), shaded=paths.winners(), shade=GREEN)
+    book.keep(paths.figure(), "paths")
+    book.say(paths.caption())
+
+# %% [markdown]
+# A remedy that trains less well copies less, and so does plain training that is **stopped early**.
+# Trainings are therefore compared as paths: each keeps networks on the way, which are sampled and
+# attacked as the last one is. What decides is the least copying that a path offers to whoever
+# asks for a quality and may stop anywhere, beside what plain training offers, averaged over the
+# qualities that both reach, replicate by replicate. A factor of one half says: half the odds that
+# a generation is a copy. The other columns decide nothing.
+
+# %%
+if len(paths.compared):
+    book.keep(paths.price_figure(), "prices")
+    book.say("What each state has cost, with what the arm that it started from cost.")
+
+# %% [markdown]
 # ## What an arm and its control share
 
 # %%

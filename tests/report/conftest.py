@@ -99,6 +99,9 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                 attacks[job.step](step.folder, truth[job.arm], rng)
                 if job.step == "attack/extraction":
                     step.note(**_answer(truth[job.arm]))
+            elif job.step == "attack/path":
+                _path(step.folder, wanted_config["settings"]["states"], truth[job.arm], rng)
+                step.note(generations=GENERATIONS)
             elif job.step == "attack/forgetting":
                 _forgetting(
                     step.folder, list(wanted_config["settings"]["sets"]), truth[job.arm], rng
@@ -273,6 +276,33 @@ def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
                     "high": 1.05 * value,
                 }
             )
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+
+
+def _path(folder: Path, states: dict[str, float], truth: Truth, rng: np.random.Generator) -> None:
+    """Make up a path that ends near the truth: half the odds of a copy at 1.3 times the
+    distance."""
+    rows = []
+    for state, share in states.items():
+        worse = -np.log(share)
+        odds = truth.flagged / (1 - truth.flagged) * np.exp(-1.5 * worse)
+        flagged = rng.binomial(GENERATIONS, odds / (1 + odds))
+        frechet = truth.frechet * np.exp(0.6 * worse + 0.02 * rng.standard_normal())
+        counts = {
+            "flagged_generations_calibrated": (flagged, GENERATIONS),
+            "flagged_holdout_calibrated": (1, HELD_OUT),
+            "planted_extracted_calibrated": (int(PLANTED * odds / (1 + odds)), PLANTED),
+        }
+        rows += [
+            {"metric": metric, "value": count / of, "count": count, "of": of}
+            for metric, (count, of) in counts.items()
+        ]
+        rows += [
+            {"metric": "FD_balanced[classifier]", "value": frechet},
+            {"metric": "coverage[classifier]", "value": truth.coverage - 0.1 * worse},
+        ]
+        for row in rows[-5:]:
+            row |= {"state": state, "share": share}
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
 
 

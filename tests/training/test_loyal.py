@@ -341,6 +341,17 @@ def test_frozen_blocks_neither_move_nor_drift_in_the_average(variant, tmp_path, 
             assert torch.equal(net.state_dict()[name], value) == name.startswith("transfers."), name
 
 
+@given(st.data())
+def test_both_networks_have_spent_the_same_share_at_any_time(data):
+    updates = data.draw(st.integers(1, 200))
+    front = data.draw(st.integers(0, updates))
+    turns = [loyal.turn(s, front, updates) for s in range(updates)]
+    for name, budget in (("front", front), ("tail", updates - front)):
+        assert [step for net, step in turns if net == name] == list(range(budget))
+    spent = np.cumsum([net == "front" for net, _ in turns])
+    assert (np.abs(spent - np.arange(1, updates + 1) * front / updates) < 1).all()
+
+
 # ---- golden --------------------------------------------------------------------------------------
 
 
@@ -365,6 +376,13 @@ def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job,
     method.train(job)
     found = series(job.store.curves)["loss"]
     assert len(found) == 20
+    if name == "loyal":  # on record, the front network's losses come first
+        found = [
+            loss
+            for net in ("front", "tail")
+            for s, loss in enumerate(found)
+            if loyal.turn(s, 10, 20)[0] == net
+        ]
     golden(name, {"losses": found})
 
 

@@ -152,7 +152,11 @@ def test_networks_kept_under_way_are_kept_by_every_part(tmp_path, make_job):
     kept = []
     for name, ends in (("whole", [(1, 1)]), ("parts", [(1, 3), (2, 3), (3, 3)])):
         for share in ends:
-            job = replace(make_job(tmp_path / name), states=4, share=share)
+            job = replace(
+                make_job(tmp_path / name),
+                states={f"state{k}": k / 4 for k in (1, 2, 3)},
+                share=share,
+            )
             with (
                 nullcontext()
                 if share in ((1, 1), (3, 3))

@@ -66,7 +66,7 @@ def test_averaged_weights_are_in_pipeline_and_the_last_in_raw(study, tmp_path):
     cli.main(study(out="start", updates=1, learning_rate=1e-12))
     command = study(learning_rate=1e-2)
     resolved = json.loads((tmp_path / "out.json").read_text())
-    resolved["settings"]["states"] = 2
+    resolved["settings"]["states"] = {"state1": 0.5}
     (tmp_path / "out.json").write_text(json.dumps(resolved))
     cli.main(command)
     start = load_file(tmp_path / "start" / "raw" / WEIGHTS)

@@ -7,6 +7,8 @@ OUTPUTS:
     results/{study}/attack/{arm}/rep{rep}/quality/     distances to real images that no arm saw
     results/{study}/attack/{arm}/rep{rep}/membership/
         losses of members and non-members, and their separation
+    results/{study}/attack/{arm}/rep{rep}/path/
+        copies and quality of the networks kept on the way; only for arms with a path
     results/{study}/attack/{arm}/rep{rep}/forgetting/
         retention of the forget sets; only for arms with one
 """
@@ -72,6 +74,29 @@ rule attacks:
         " --config {input.config[1]:q} --out {params.quality_out:q}"
         " --then attack membership {params.membership}"
         " --config {input.config[2]:q} --out {params.membership_out:q} > {log:q} 2>&1"
+
+
+rule path:
+    """Attack the networks that a training kept on the way."""
+    input:
+        unpack(inputs("attack/path")),
+    output:
+        run="results/{study}/attack/{arm}/rep{rep}/path/run.json",
+        metrics="results/{study}/attack/{arm}/rep{rep}/path/metrics.jsonl",
+        results="results/{study}/attack/{arm}/rep{rep}/path/results.csv",
+    log:
+        "results/{study}/logs/attack/{arm}/rep{rep}/path.log",
+    benchmark:
+        "results/{study}/benchmarks/attack/{arm}/rep{rep}/path.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attack/path"),
+    params:
+        inputs=flags("attack/path"),
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage attack path {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule forgetting:

@@ -46,6 +46,8 @@ rule tables:
         ],
         copies="results/{study}/report/tables/copies.csv",
         multiplicity="results/{study}/report/tables/multiplicity.csv",
+        paths="results/{study}/report/tables/paths.csv",
+        frontier="results/{study}/report/tables/frontier.csv",
         union="results/{study}/report/tables/union.csv",
         loss="results/{study}/report/tables/loss.csv",
         dedup=report(

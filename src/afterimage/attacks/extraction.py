@@ -140,7 +140,7 @@ def extract(
     table = Results(statistics, seed)
 
     # Match the held-out images likewise, and calibrate alpha on them.
-    control = None if holdout is None else _match_holdout(holdout, train, target, flips)
+    control = None if holdout is None else match_holdout(holdout, train, target, flips)
     holdout_pairs = None
     if control is not None:
         facts |= control.facts
@@ -202,7 +202,7 @@ def _check_shapes(train: Images, images: Images, name: str, may_be_empty: bool =
         raise ArtifactError(f"there are no {name}")
 
 
-class _Control(NamedTuple):
+class Control(NamedTuple):
     """The held-out images that are not duplicates, matched with the training images."""
 
     images: Images
@@ -224,18 +224,23 @@ class _Control(NamedTuple):
         return np.where(self.low_detail, np.inf, self.scores.relative[anchor])
 
 
-def _match_holdout(holdout: Images, train: Images, target: Target, flips: bool) -> _Control:
+def match_holdout(holdout: Images, train: Images, target: Target, flips: bool) -> Control:
+    """Match held-out images with the training images of ``target``, duplicates removed.
+
+    Raises:
+        ArtifactError: if the two differ in image shape.
+    """
     _check_shapes(train, holdout, "held-out images")
     scores = target.score(holdout.pixels)
     left_out = _left_out(holdout, train, flips)
     kept = ~np.isin(holdout.ids, left_out["sample"])
     images, scores = holdout.take(kept), scores.take(kept)
     low_detail = detail.low_detail(images.pixels, train.pixels[scores.row])
-    return _Control(images, scores, low_detail, left_out)
+    return Control(images, scores, low_detail, left_out)
 
 
 def _calibrate(
-    control: _Control,
+    control: Control,
     fixed: list[Reading],
     settings: config.Extraction,
     seed: int,
@@ -261,7 +266,7 @@ def _calibrate(
 def _decide(
     scores: Scores,
     low_detail: np.ndarray,
-    control: _Control | None,
+    control: Control | None,
     train: Images,
     different_images: int,
     anchor: str,

@@ -137,6 +137,13 @@ class Arm(Block):
     per_sample_gradients: ClassVar[bool] = False
     """Whether the gradients of all images of a micro-batch are in memory at once."""
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing but the budget sets it apart from plain training on all images."""
+        same = self.data == "planted" and self.fraction == 1 and self.method == "baseline"
+        own = (self.without, self.base, self.rau_net, self.matched_to)
+        return same and own == (None,) * 4 and self.train.keys() <= {"updates", "epochs"}
+
     @abstractmethod
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         """Return the batches of a training with ``updates`` updates, for its estimated cost."""

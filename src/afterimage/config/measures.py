@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from afterimage.config.base import Block
+from afterimage.config.base import Block, Name
 
 
 class Sample(Block):
@@ -105,6 +105,31 @@ class Quality(Block):
                 f"{keys[0]} = inception needs inception_weights (a path) and inception_sha256"
             )
         return self
+
+
+class Paths(Block):
+    """Trainings as paths: networks that are kept on the way, sampled and attacked as the last is.
+
+    What an arm copies is compared with what plain training copies at the same quality, that is,
+    with plain training that is stopped early."""
+
+    frontier: Annotated[list[Name], Field(min_length=1)]
+    """Plain arms that the others are compared with, at most one for each ``condition``: an arm is
+    compared with the one that has its own."""
+    arms: list[Name] | None = None
+    """Arms that have a path besides these; null: all."""
+    states: Annotated[int, Field(ge=2, le=100)] = 6
+    """States of each training, the last included, spread evenly in the logarithm of updates."""
+    first: Annotated[float, Field(gt=0, lt=1)] = 0.125
+    """Share of the budget that the first state has spent."""
+    images: Annotated[int, Field(ge=2)] | None = None
+    """Generations of each state; null: ``sample.images``."""
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """State -> share of the budget that it has spent, without the last."""
+        steps = self.states - 1
+        return {f"path{k + 1}": self.first ** (1 - k / steps) for k in range(steps)}
 
 
 class Membership(Block):

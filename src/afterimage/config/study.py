@@ -15,7 +15,7 @@ from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import Classifier, Data, Dedup
-from afterimage.config.measures import Attacks, Report, Sample, Statistics
+from afterimage.config.measures import Attacks, Paths, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
@@ -44,6 +44,8 @@ class Study(Attacks):
     """The training of every arm."""
     arms: Annotated[dict[Name, AnyArm], Field(min_length=1)]
     """Name of each arm -> how it is trained. Every attack is run on every arm."""
+    paths: Paths | None = None
+    """States of trainings that are attacked on the way; null: the last ones only."""
     forget: dict[Name, ForgetSet] = {}
     """Name -> images that arms forget (``forget``) or never see (``without``)."""
     sample: Sample
@@ -100,6 +102,38 @@ class Study(Attacks):
             refused = arm.refusal(self, name)
             if refused:
                 raise ValueError(f"arms.{name}: {refused}")
+        return self
+
+    @model_validator(mode="after")
+    def _paths_fit(self) -> Study:
+        chosen = self.paths
+        if chosen is None:
+            return self
+        for key, names in (("frontier", chosen.frontier), ("arms", chosen.arms or [])):
+            for name in names:
+                if name not in self.arms:
+                    raise ValueError(
+                        f"paths.{key} = {names}: {name!r} is not an arm; "
+                        f"{_allowed('arms', name, self.arms)}"
+                    )
+        conditions: dict[str, str] = {}
+        for name in chosen.frontier:
+            if not self.arms[name].is_plain:
+                raise ValueError(
+                    f"paths.frontier = {chosen.frontier}: {name!r} is not trained plainly: method "
+                    "baseline on all planted images, with the study's network and train block (but "
+                    "for its budget), from the start"
+                )
+            other = conditions.setdefault(self.condition_of(name), name)
+            if other != name:
+                raise ValueError(
+                    f"paths.frontier = {chosen.frontier}: {other!r} and {name!r} both have "
+                    f"condition {self.condition_of(name)!r}; give one for each condition"
+                )
+        if chosen.images is not None and chosen.images > self.sample.images:
+            raise ValueError(
+                f"paths.images = {chosen.images} is more than sample.images = {self.sample.images}"
+            )
         return self
 
     @model_validator(mode="after")
@@ -281,11 +315,28 @@ class Study(Attacks):
                 sets += self.own_forget_sets(name)
         return list(dict.fromkeys(sets))
 
-    def states_of(self, arm: str) -> int:
-        """Return the number of states of the arm's first training to keep for attribution,
-        including the last; 0 for other arms."""
+    def path_of(self, arm: str) -> dict[str, float]:
+        """Return state -> share of the budget, of the states of an arm's trainings that are
+        attacked, without the last; empty for an arm without a path."""
+        chosen = self.paths
+        if chosen is None or not (chosen.arms is None or arm in chosen.arms + chosen.frontier):
+            return {}
+        return chosen.shares
+
+    def frontier_of(self, arm: str) -> str | None:
+        """Return the plain arm whose path an arm's is compared with; None if it has no path, or is
+        itself that arm, or if there is none with its condition."""
+        if self.paths is None or not self.path_of(arm) or arm in self.paths.frontier:
+            return None
+        own = self.condition_of(arm)
+        return next((name for name in self.paths.frontier if self.condition_of(name) == own), None)
+
+    def states_of(self, arm: str) -> dict[str, float]:
+        """Return state -> share of the budget, of the networks that an arm's trainings keep on the
+        way: for attribution, evenly spread, and for its path."""
         chosen = self.attribution
-        return chosen.checkpoints if chosen is not None and chosen.arm == arm else 0
+        count = chosen.checkpoints if chosen is not None and chosen.arm == arm else 1
+        return {f"state{k}": k / count for k in range(1, count)} | self.path_of(arm)
 
     def processes_of(self, arm: str) -> int:
         """Return the number of processes, each on its own GPU, that train ``arm`` together: one if

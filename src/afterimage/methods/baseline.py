@@ -25,11 +25,8 @@ def train(job: TrainingRun) -> Trained:
 
     def update(s: int) -> dict[str, float]:
         torch.manual_seed(order.dropout_seed(s) + distributed.index())
-        values = learner.update(
-            s, job.task.batch(order.rows(s), order.generator(s)), plain(job.task)
-        )
-        job.keep(s + 1, learner)
-        return values
+        batch = job.task.batch(order.rows(s), order.generator(s))
+        return learner.update(s, batch, plain(job.task))
 
-    progress = job.run(update, {"learner": learner})
+    progress = job.run(update, {"learner": learner}, learner.networks)
     return Trained.of_one(learner, progress, progress.update * settings.batch_size)

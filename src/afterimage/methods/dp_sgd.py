@@ -220,7 +220,7 @@ def train(job: TrainingRun) -> Trained:
         seen.images += len(rows)
         return {"loss": loss, "batch": len(rows)} | learner.step(s)
 
-    progress = job.run(update, {"learner": learner, "seen": seen})
+    progress = job.run(update, {"learner": learner, "seen": seen}, learner.networks)
     return Trained.of_one(
         learner,
         progress,

@@ -260,7 +260,7 @@ def train(job: TrainingRun) -> Trained:
         pushes.count += turn.weight > 0
         return logs
 
-    progress = job.run(update, {"learner": learner, "pushes": pushes})
+    progress = job.run(update, {"learner": learner, "pushes": pushes}, learner.networks)
     updates, pushed = progress.update, int(pushes.count)
     inner_updates = 0 if inner is None else updates * arm.inner_updates
     backward = 2 * updates + inner_updates

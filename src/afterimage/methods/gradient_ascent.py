@@ -49,7 +49,7 @@ def train(job: TrainingRun) -> Trained:
             weight.grad = torch.stack(summands).sum(0)
         return {"loss": losses["remain"], "forget_loss": losses["forget"]} | learner.step(s)
 
-    progress = job.run(update, {"learner": learner})
+    progress = job.run(update, {"learner": learner}, learner.networks)
     backward = progress.update * sum(share != 0 for share in shares.values())
     facts = {"backward_passes": backward, "forward_only_passes": 2 * progress.update - backward}
     return Trained.of_one(learner, progress, backward * settings.batch_size, facts=facts)

@@ -1,17 +1,18 @@
 """LoyalDiffusion (Li et al. 2024; CVPR 2026): two networks that split the timesteps, one or both of
 them a RAU-Net.
 
-The front network is trained on t in [0, tau), then the tail network on t in [tau, T), each like the
+The front network is trained on t in [0, tau), the tail network on t in [tau, T), each like the
 baseline, with its own optimiser, warm-up, order of images and moving average; sampling switches
 from one to the other at tau (``diffusion.router``). Both start from the same initial weights, or
 from the averaged weights of ``base``; blocks that a base lacks start as initialised.
 Without ``rau_net`` neither has blocks: the control for the effect of two half-range networks alone.
 
-An update trains one network. ``budget: matched_total`` splits the updates in proportion to the
+An update trains one network. The two take turns, so that a state kept on the way has spent the same
+share of both budgets; neither sees the other. ``budget: matched_total`` splits the updates in proportion to the
 timesteps, so that the arm sees as many images as a single network with that budget; ``literal``
 gives all of them to each, as published. With tau = 0 or tau = T one network covers all timesteps
-with the whole budget; the other is stored as initialised and never called. The training curves show
-the front network first, then the tail network.
+with the whole budget; the other is stored as initialised and never called. A point
+of the training curves averages over updates of both.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.training import distributed
 from afterimage.training.job import Spent, Trained, TrainingRun
-from afterimage.training.learner import Learner, plain
+from afterimage.training.learner import Learner, Networks, plain
 from afterimage.training.order import Order
 
 
 def train(job: TrainingRun) -> Trained:
-    """Train the front network, then the tail network, or resume training.
+    """Train the front and the tail network in turn, or resume training.
 
     Raises:
         ConfigError: if the budget leaves no update for a network that has timesteps.
@@ -57,24 +58,23 @@ def train(job: TrainingRun) -> Trained:
     }
     ranges = {"front": (0, tau), "tail": (tau, timesteps)}
 
+    updates = sum(shares.values())
+
     def update(s: int) -> dict[str, float]:
-        if s < shares["front"]:
-            name, step = "front", s
-        else:
-            name, step = "tail", s - shares["front"]
+        name, step = turn(s, shares["front"], updates)
         order = orders[name]
         torch.manual_seed(order.dropout_seed(step) + distributed.index())
         batch = job.task.batch(order.rows(step), order.generator(step), timesteps=ranges[name])
         return learners[name].update(step, batch, plain(job.task))
 
-    progress = job.run(update, learners, updates=sum(shares.values()))
+    average = TimestepRouter(
+        *(cast(UNet2DModel, learners[name].average.module) for name in ("front", "tail")), tau
+    )
+    progress = job.run(update, learners, lambda: Networks(raw, average), updates=updates)
     seen = progress.update * settings.batch_size
-    averages = {
-        name: cast(UNet2DModel, learner.average.module) for name, learner in learners.items()
-    }
     return Trained(
         raw=raw,
-        average=TimestepRouter(averages["front"], averages["tail"], tau),
+        average=average,
         progress=progress,
         spent=Spent(
             updates=progress.update,
@@ -85,6 +85,17 @@ def train(job: TrainingRun) -> Trained:
         facts={f"updates_{name}": share for name, share in shares.items()}
         | {f"images_seen_{name}": share * settings.batch_size for name, share in shares.items()},
     )
+
+
+def turn(s: int, front: int, updates: int) -> tuple[str, int]:
+    """Return which network update ``s`` of ``updates`` trains, and which of its own updates that
+    is: at any time both have spent the same share of their budgets.
+
+    Args:
+        front: The budget of ``front``.
+    """
+    done, then = (-(-k * front // updates) for k in (s, s + 1))
+    return ("front", done) if then > done else ("tail", s - done)
 
 
 def budgets(updates: int, arm: Loyal, timesteps: int) -> dict[str, int]:

@@ -136,7 +136,7 @@ def train(job: TrainingRun) -> Trained:
             weight.grad = (gradient + arm.remain_weight * weight.grad) * salient
         return {"loss": loss, "forget_loss": forget_loss} | learner.step(s)
 
-    progress = job.run(update, {"learner": learner})
+    progress = job.run(update, {"learner": learner}, learner.networks)
     return Trained.of_one(
         learner,
         progress,

@@ -194,7 +194,7 @@ def train(job: TrainingRun) -> Trained:
             weight.grad += gradient + towards_start
         return {"loss": loss, "forget_loss": forget_loss, "penalty": penalty} | learner.step(s)
 
-    progress = job.run(update, {"learner": learner})
+    progress = job.run(update, {"learner": learner}, learner.networks)
     return Trained.of_one(
         learner,
         progress,

@@ -60,6 +60,14 @@ def _searched(study: Study, name: str) -> Size:
     return Size(images * work.values(study), work.trained_images(study, name))
 
 
+def _searched_on_path(study: Study, name: str) -> Size:
+    """The same, for the generations of every state."""
+    split = study.data.split
+    drawn = (len(study.path_of(name)) + 1) * _path_images(study)
+    images = (drawn + split.holdout) * (1 + study.data.flips)
+    return Size(images * work.values(study), work.trained_images(study, name))
+
+
 # ---- quality -------------------------------------------------------------------------------------
 
 
@@ -103,6 +111,49 @@ def _membership_work(study: Study, name: str) -> Work:
     settings, data = study.membership, study.data
     images = data.distinct + data.split.holdout + sum(plant.images for plant in data.plant)
     return work.losses(study, name, images, settings.timesteps, settings.draws, flips=data.flips)
+
+
+# ---- path ----------------------------------------------------------------------------------------
+
+
+def _path_images(study: Study) -> int:
+    assert study.paths is not None
+    return study.paths.images or study.sample.images
+
+
+def _path_settings(study: Study, job: Job) -> Settings:
+    assert job.arm is not None
+    return {
+        "states": study.path_of(job.arm) | {"last": 1.0},
+        "images": _path_images(study),
+        "sample": study.sample.model_dump(mode="json"),
+        "extraction": study.extraction.model_dump(mode="json"),
+        "quality": study.quality.model_dump(mode="json"),
+        "flips": study.data.flips,
+    }
+
+
+def _path_inputs(study: Study, job: Job) -> Inputs:
+    return {
+        "model": f"{_trained(job)}/run.json",
+        **_attacked(job),
+        **_CONTROLS,
+        "reference": f"{SPLIT}/reference.npz",
+        "classifier": "data/classifier/run.json",
+    }
+
+
+def _with_path(study: Study) -> Iterable[Address]:
+    return [cell for cell in per_replicate(study) if study.path_of(cell["arm"])]
+
+
+def _path_work(study: Study, name: str) -> Work:
+    states = len(study.path_of(name))
+    images = states * _path_images(study)
+    total = work.drawing(study, name, images)
+    if study.quality.features == "inception":
+        total += Work(fp32=(images + work.reference_images(study)) * work.INCEPTION)
+    return total
 
 
 # ---- forgetting ----------------------------------------------------------------------------------
@@ -200,6 +251,21 @@ STEPS = (
         addresses=per_replicate,
         work=_membership_work,
         memory=lambda study, name: Bytes(memory.passing(study, name, 256)),
+        networks=True,
+    ),
+    Step(
+        name="attack/path",
+        verb="path",
+        module="afterimage.attacks.path",
+        help="attack the networks that a training kept on the way",
+        folder=FOLDER + "path",
+        keys=("paths", "sample", "extraction", "quality", "data"),
+        settings=_path_settings,
+        inputs=_path_inputs,
+        addresses=_with_path,
+        work=_path_work,
+        memory=lambda study, name: Bytes(memory.passing(study, name, study.sample.batch_size)),
+        size=_searched_on_path,
         networks=True,
     ),
     Step(

@@ -51,6 +51,7 @@ def _tables_settings(study: Study, job: Job) -> Settings:
     return {
         "arms": list(study.arms),
         "controls": {name: arm.control for name, arm in study.arms.items()},
+        "frontiers": {name: study.frontier_of(name) for name in study.arms},
         "paired": {name: paired_with_control(study, name) for name in study.arms},
         "attacks": {
             step.verb: list(dict.fromkeys(job.arm for job in step.jobs(study)))
@@ -98,7 +99,7 @@ STEPS = (
         module="afterimage.report.tables",
         help="collect the results of all arms in tidy tables",
         folder="report/tables",
-        keys=("arms", "replicates", "forget", "statistics"),
+        keys=("arms", "replicates", "forget", "paths", "statistics"),
         settings=_tables_settings,
         inputs=_tables_inputs,
         size=_results,

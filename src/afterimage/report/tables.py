@@ -5,6 +5,8 @@ show.
   the same as arm -> metric -> value;
 - ``comparison.csv``: every arm against its own control, one row per arm and metric;
   ``comparison_wide.csv``: one row per arm, with the verdict (see ``comparison``);
+- ``frontier.csv``: every arm against plain training at equal quality, ``paths.csv``: the states
+  that are compared, with what they cost (see ``frontier``); without rows in a study without paths;
 - ``points.csv``: memorization and quality of every replicate;
 - ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every
   replicate (of the last, of the arms that are judged on it);
@@ -31,7 +33,7 @@ from afterimage import artifacts
 from afterimage.attacks.table import COLUMNS
 from afterimage.config import Margin
 from afterimage.metrics.intervals import clustered_share
-from afterimage.report import comparison
+from afterimage.report import comparison, frontier
 
 STEP = "report/tables"
 
@@ -116,11 +118,12 @@ def run(args: argparse.Namespace) -> None:
     dedup = args.results / "data" / "dedup"
     inputs["dedup"] = dedup / artifacts.RUN
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
-        nothing = pd.DataFrame(columns=["arm", "replicate", "set", *COLUMNS])
+        nothing = pd.DataFrame(columns=["arm", "replicate", "set", "state", "share", *COLUMNS])
         results = {
             name: _concatenate(by_cell, "results.csv") if by_cell else nothing
             for name, by_cell in attacks.items()
         }
+        path = results.pop("path")
         first = next(iter(attacks["extraction"].values()))
         anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
         runs = {cell: artifacts.read_run(folder) for cell, folder in training.items()}
@@ -142,6 +145,8 @@ def run(args: argparse.Namespace) -> None:
         copies = against_copies(extracted, results["extraction"], anchor, confidence)
         tables = {
             "arms": arms,
+            "paths": frontier.paths(path, prices(runs)),
+            "frontier": frontier.compare(path, settings["frontiers"], confidence),
             "comparison": compared,
             "comparison_wide": comparison.wide(compared),
             "points": comparison.replicate_points(numbers),
@@ -186,6 +191,31 @@ def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, repli
     return own["facts"]["updates_per_model"] + (
         network_updates(runs, base, replicate) if base else 0
     )
+
+
+def prices(runs: dict[tuple[str, int], dict[str, Any]]) -> frontier.Prices:
+    """Return what the arms that every training started from cost, and what it cost itself.
+
+    Args:
+        runs: (arm, replicate) -> ``run.json`` of its training.
+    """
+
+    def own(arm: str, replicate: int) -> dict[str, float]:
+        facts = runs[arm, replicate]["facts"]
+        named = facts | {"network_updates": facts["updates_per_model"]}
+        return {name: float(named[name]) for name in frontier.PRICES}
+
+    def spent_before(arm: str, replicate: int) -> dict[str, float]:
+        base = runs[arm, replicate]["config"]["settings"]["arm"]["base"]
+        if base is None:
+            return dict.fromkeys(frontier.PRICES, 0.0)
+        earlier, last = spent_before(base, replicate), own(base, replicate)
+        return {name: earlier[name] + last[name] for name in frontier.PRICES}
+
+    return {
+        cell: {name: (spent_before(*cell)[name], cost) for name, cost in own(*cell).items()}
+        for cell in runs
+    }
 
 
 def chosen_from(forgetting: Folders) -> dict[str, str]:

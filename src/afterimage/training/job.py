@@ -21,9 +21,19 @@ from afterimage.diffusion.model import save_pipeline
 from afterimage.images import Images
 from afterimage.training import distributed, loop
 from afterimage.training.checkpoint import Store
-from afterimage.training.learner import Learner
+from afterimage.training.learner import Learner, Networks
 from afterimage.training.loop import Part, Progress
 from afterimage.training.task import Task
+
+
+def state_updates(states: Mapping[str, float], calls: int) -> dict[str, int]:
+    """Return state -> the updates after which it is kept, 1 or more.
+
+    Args:
+        states: As in ``TrainingRun``.
+        calls: The budget, in calls of ``update``.
+    """
+    return {name: max(1, int(calls * share)) for name, share in states.items()}
 
 
 @dataclass(frozen=True)
@@ -48,8 +58,7 @@ class TrainingRun:
         base: Pipeline folder of the arm that this arm starts from, or None.
         accelerator: Device and precision.
         store: Where checkpoints are saved.
-        states: Number of networks to keep from this run, evenly spread over the budget and
-            including the last; 0 and 1 keep only the last.
+        states: Name -> share of the budget at which the network of that moment is kept, (0, 1).
         share: (k, K): this process exits when k/K of the budget is spent.
     """
 
@@ -67,48 +76,52 @@ class TrainingRun:
     base: Path | None
     accelerator: Accelerator
     store: Store
-    states: int = 0
+    states: Mapping[str, float] = field(default_factory=dict)
     share: tuple[int, int] = (1, 1)
 
     @property
     def kept(self) -> Path:
-        """Folder of the networks kept during training: ``state1/``, ``state2/``, ..., each with
-        ``pipeline/`` and ``raw/``."""
+        """Folder of the networks kept during training, one for each state, with ``pipeline/`` and
+        ``raw/``."""
         return self.store.folder / "kept"
-
-    def keep(self, update: int, learner: Learner) -> None:
-        """Keep the network after ``update`` updates if that is one of the ``states`` to keep."""
-        marks = {self.updates * k // self.states: k for k in range(1, self.states)}
-        if update in marks and distributed.first():
-            save_pipeline(
-                learner.average.module,
-                self.scheduler,
-                self.kept / f"state{marks[update]}" / "pipeline",
-            )
-            save_pipeline(learner.net, self.scheduler, self.kept / f"state{marks[update]}" / "raw")
 
     def run(
         self,
         update: Callable[[int], Mapping[str, float]],
         parts: Mapping[str, Part],
+        networks: Callable[[], Networks],
         *,
         updates: int | None = None,
         batch_size: int | None = None,
     ) -> Progress:
         """Call ``update`` until the budget is spent (see ``training.loop``), with this run's store
-        and intervals.
+        and intervals, and keep the networks of its states.
 
         Args:
             update: Performs update s and returns numbers for the curves.
             parts: Name -> part, for everything that ``update`` changes.
+            networks: Returns the networks as they would be if the run ended now.
             updates: Number of calls; by default the budget.
             batch_size: Images per call; by default one batch.
         """
+        calls = self.updates if updates is None else updates
+        marks = state_updates(self.states, calls)
+
+        def update_and_keep(s: int) -> Mapping[str, float]:
+            values = update(s)
+            names = [name for name, mark in marks.items() if mark == s + 1]
+            if names:
+                kept = networks()  # in every process: they may have to exchange weights
+                for name in names if distributed.first() else []:
+                    for folder, net in (("pipeline", kept.average), ("raw", kept.raw)):
+                        save_pipeline(net, self.scheduler, self.kept / name / folder)
+            return values
+
         return loop.run(
-            update,
+            update_and_keep,
             parts,
             self.store,
-            updates=self.updates if updates is None else updates,
+            updates=calls,
             batch_size=batch_size or self.train.batch_size,
             log_every=self.train.log_every,
             checkpoint_every=self.train.checkpoint_every,

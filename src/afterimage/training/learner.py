@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from accelerate import Accelerator
@@ -37,6 +38,13 @@ def plain(task: Task) -> Objective:
         return losses, torch.ones_like(losses)
 
     return objective
+
+
+class Networks(NamedTuple):
+    """The network that a run results in, with its last weights and with their moving average."""
+
+    raw: torch.nn.Module
+    average: torch.nn.Module
 
 
 class NonFiniteError(ArithmeticError):
@@ -175,6 +183,10 @@ class Learner:
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._weights, 1 - self.settings.ema)
         return {"grad_norm": norm, "learning_rate": rate}
+
+    def networks(self) -> Networks:
+        """Return the network and the average of its weights, not copied."""
+        return Networks(self.net, self.average.module)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """Return the state of a resumable run: weights, average and the optimiser's moments."""

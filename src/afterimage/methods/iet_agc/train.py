@@ -45,7 +45,7 @@ from afterimage.methods.iet_agc.bank import Bank
 from afterimage.methods.iet_agc.shards import assign, redistribute
 from afterimage.training import distributed
 from afterimage.training.job import Spent, Trained, TrainingRun
-from afterimage.training.learner import Learner, NonFiniteError, learning_rate
+from afterimage.training.learner import Learner, Networks, NonFiniteError, learning_rate
 from afterimage.training.order import Order
 
 """Several processes can share one run."""
@@ -77,6 +77,7 @@ def train(job: TrainingRun) -> Trained:
     progress = job.run(
         update,
         {"ensemble": ensemble},
+        ensemble.networks,
         updates=arm.rounds * steps,
         batch_size=arm.shards * settings.batch_size,
     )
@@ -323,6 +324,19 @@ class Ensemble:
         for shard in self.own.values():
             shard.by_image.zero_()
             shard.by_timestep.zero_()
+
+    def networks(self) -> Networks:
+        """Return the mean of the shards' networks and that of their averages, as an averaging now
+        would leave them; the shards train on as they are."""
+        own = next(iter(self.own.values())).learner
+        mean = weighted_mean(
+            (self._state(k, ("net.", "average.module.")) for k in range(self.arm.shards)),
+            self.sizes,
+        )
+        kept = Networks(copy.deepcopy(own.net), copy.deepcopy(own.average.module))
+        for net, prefix in zip(kept, ("net.", "average.module."), strict=True):
+            net.load_state_dict({name: mean[f"{prefix}{name}"] for name in net.state_dict()})
+        return kept
 
     def _place(self, shard_of: np.ndarray) -> None:
         self.shard_of = shard_of

@@ -18,6 +18,7 @@ from afterimage.report import comparison, figures, format, verdicts
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, name_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
+from afterimage.report.pages.frontier import Frontier
 
 BUDGETS = ("updates", "updates_per_model", "network_updates", "kept_samples", "training_images")
 """In what an arm and its control may be equal."""
@@ -88,6 +89,11 @@ class Comparison:
         self.paired: dict[str, bool] = tables["paired"]
         self.settings = {arm: book.training(arm)["config"]["settings"]["arm"] for arm in arms}
         self.methods = {arm: roles.method_of(settings) for arm, settings in self.settings.items()}
+
+    @property
+    def frontier(self) -> Frontier:
+        """The part of the page about paths."""
+        return Frontier(self.book, self.methods)
 
     def value(self, arm: str, metric: str) -> str:
         """Return a number of an arm with its interval; nothing if it has none."""
