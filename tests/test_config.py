@@ -630,6 +630,45 @@ def test_a_circle_through_a_set_is_found(many):
         config.parse(many)
 
 
+@pytest.mark.parametrize(
+    ("paths", "words"),
+    [
+        ({}, ["paths.frontier: missing"]),
+        ({"frontier": []}, ["paths.frontier"]),
+        ({"frontier": ["baselin"]}, ["paths.frontier", "'baselin' is not an arm", "'baseline'?"]),
+        (
+            {"frontier": ["baseline"], "arms": ["lojal"]},
+            ["paths.arms = ['lojal']", "did you mean 'loyal'"],
+        ),
+        ({"frontier": ["loyal"]}, ["'loyal' is not trained plainly"]),
+        ({"frontier": ["wide"]}, ["'wide' is not trained plainly"]),
+        ({"frontier": ["baseline", "longer"]}, ["'baseline' and 'longer' both have", "'none'"]),
+        ({"frontier": ["baseline"], "states": 1}, ["paths.states", "1"]),
+        ({"frontier": ["baseline"], "first": 1.0}, ["paths.first", "1.0"]),
+        ({"frontier": ["baseline"], "images": 5000}, ["paths.images = 5000", "sample.images = "]),
+    ],
+)
+def test_paths_that_cannot_be_are_refused_by_name(many, paths, words):
+    many["arms"]["longer"] = {"method": "baseline", "train": {"updates": 2000}}
+    many["arms"]["wide"] = {"method": "baseline", "train": {"batch_size": 128}}
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(many | {"paths": paths})
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_an_arm_is_compared_with_the_plain_one_of_its_condition(many):
+    study = config.parse(many | {"paths": {"frontier": ["baseline", "conditional"]}})
+    assert study.frontier_of("loyal") == "baseline"
+    assert study.frontier_of("baseline") is None
+    unlearning = {name for name, arm in study.arms.items() if arm.base == "conditional"}
+    assert {study.frontier_of(name) for name in unlearning} == {"conditional"}
+    alone = config.parse(many | {"paths": {"frontier": ["baseline"], "arms": ["loyal"]}})
+    assert alone.path_of("loyal") == alone.path_of("baseline") != {}
+    assert alone.path_of("conditional") == {}
+    assert config.parse(many).path_of("baseline") == {}
+
+
 def test_what_an_arm_takes_from_its_base_is_resolved(many):
     many["arms"]["conditional"]["rau_net"] = {"groups": [1]}
     settings = resolve(config.parse(many), "train", "erasediff", 0)["settings"]

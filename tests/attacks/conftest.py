@@ -142,6 +142,9 @@ class Study:
                     *parts["twins"],
                     *index,
                 ]
+            case "attack/path":
+                flags = [*model, *samples, *members, *index, *classifier]
+                flags += [flag for pair in parts.values() for flag in pair]
             case "attack/forgetting":
                 flags = [
                     *model,
@@ -192,6 +195,7 @@ def trained(root, tmp_path_factory) -> Iterator[Study]:
         "relearn_images": 8,
         "relearn_batch_size": 4,
     }
+    params["paths"] = {"frontier": ["conditional"], "arms": ["plain"], "states": 3, "images": 10}
     params["membership"] = {"timesteps": 3, "draws": 2, "false_positive_rates": [0.05, 0.1]}
     study = Study(params, tmp_path_factory.mktemp("trained"))
     for step in ("data/fetch", "data/split", "data/classifier"):

@@ -24,6 +24,7 @@ from afterimage import artifacts, cli
 from afterimage.config import Diffusion, IetAgc
 from afterimage.diffusion.model import build_scheduler, save_pipeline
 from afterimage.diffusion.noising import Batch
+from afterimage.diffusion.sample import load_denoiser
 from afterimage.methods import baseline
 from afterimage.methods.iet_agc import train
 from afterimage.methods.iet_agc.train import Ensemble, Shard, steps_per_round, weighted_mean
@@ -108,6 +109,50 @@ def test_one_shard_without_threshold_is_the_baseline_bit_for_bit(
     assert curves(job.store.curves) == curves(plain.store.curves)
     assert found.spent == expected.spent
     assert not found.tables["skips_by_timestep"].skipped.any()
+
+
+# ---- states kept on the way ----------------------------------------------------------------------
+
+
+def kept(job, state, folder) -> dict[str, torch.Tensor]:
+    return load_denoiser(job.kept / state / folder)[0].state_dict()
+
+
+def test_a_state_of_one_shard_is_that_of_the_baseline(tmp_path, make, make_job):
+    shares = {"early": 0.3, "late": 0.8}
+    plain = dataclasses.replace(make_job(tmp_path / "plain", updates=10), states=shares)
+    job = make(tmp_path / "one", {"shards": 1, "rounds": 2, "agc_threshold": 0}, updates=10)
+    job = dataclasses.replace(job, states=shares)
+    train.train(job)
+    baseline.train(plain)
+    for state in shares:
+        for folder in ("pipeline", "raw"):
+            found, expected = (kept(each, state, folder) for each in (job, plain))
+            assert all(torch.equal(found[name], value) for name, value in expected.items())
+    early, late = (kept(job, state, "raw") for state in shares)
+    assert not all(torch.equal(early[name], value) for name, value in late.items())
+
+
+def test_a_state_within_a_round_is_what_an_averaging_would_leave(tmp_path, make, monkeypatch):
+    """And it changes nothing: the shards train on as they are."""
+    arm = {"shards": 3, "rounds": 2, "agc_threshold": 0.5}
+    plain = make(tmp_path / "plain", arm, updates=24)
+    job = dataclasses.replace(make(tmp_path / "kept", arm, updates=24), states={"within": 0.75})
+    expected = {}
+    update = Ensemble.update
+
+    def watched(self, s):
+        values = update(self, s)
+        if self.job is job and s == 5:  # of 8 local steps
+            shards = [copies(shard) for shard in self.own.values()]
+            expected.update(train.weighted_mean(shards, self.sizes))
+        return values
+
+    monkeypatch.setattr(Ensemble, "update", watched)
+    assert_same(train.train(job), train.train(plain))
+    for folder, prefix in (("raw", "net."), ("pipeline", "average.module.")):
+        found = kept(job, "within", folder)
+        assert all(torch.equal(value, expected[f"{prefix}{name}"]) for name, value in found.items())
 
 
 # ---- anti-gradient control -----------------------------------------------------------------------
