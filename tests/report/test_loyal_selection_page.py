@@ -57,8 +57,8 @@ def choose(study: config.Study, results: Path) -> None:
             cells.append(
                 row
                 | {
-                    "FD": 5 + 0.01 * rng.random(),
-                    "FD_holdout": 1.0,
+                    "frechet": 5 + 0.01 * rng.random(),
+                    "frechet_holdout": 1.0,
                     "updates": 10,
                     "images_seen": 640,
                 }
@@ -71,7 +71,7 @@ def choose(study: config.Study, results: Path) -> None:
         (*ends, k) for k in range(study.replicates) for ends in timestep_ablation.ranges(taus, 1000)
     ]
     swaps = pd.DataFrame(ranges, columns=["low", "high", "replicate"])
-    swaps = swaps.assign(R=0.8, similarity=0.7, flagged_generations=0.5, FD=5.0)
+    swaps = swaps.assign(R=0.8, similarity=0.7, flagged_generations=0.5, frechet=5.0)
     with artifacts.step(
         resolved, results / "selection" / "table", {}, ("afterimage.seeds",)
     ) as step:

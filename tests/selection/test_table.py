@@ -14,6 +14,7 @@ from afterimage import artifacts, cli, config
 from afterimage.config.selection import plan
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.images import Images
+from afterimage.metrics import spaces
 from afterimage.plan import jobs
 from afterimage.plan.jobs import selection_jobs
 from afterimage.plan.resolved import resolve, write_configs
@@ -133,7 +134,7 @@ def test_sensitivity_and_cost_by_hand():
     """Selection formulas: s = (R_base - R) / R_base and c = (FD - FD_base) / FD_base."""
     one, control = np.array([0.6]), np.array([0.8])
     assert table.relative(one, control, "R", 0.95).value == pytest.approx(0.25)
-    assert table.relative(one, control, "FD", 0.95).value == pytest.approx(-0.25)
+    assert table.relative(one, control, "frechet", 0.95).value == pytest.approx(-0.25)
     assert math.isnan(table.relative(one, control, "R", 0.95).low)
     assert math.isnan(table.relative(one, np.array([0.0]), "R", 0.95).value)
 
@@ -164,7 +165,7 @@ def arms_table(**numbers) -> pd.DataFrame:
             "groups": " ".join(map(str, cell.groups)),
             "replicate": 0,
         }
-        rows.append(row | {"R": r, "similarity": r, "flagged_generations": r, "FD": fd})
+        rows.append(row | {"R": r, "similarity": r, "flagged_generations": r, "frechet": fd})
     return pd.DataFrame(rows)
 
 
@@ -262,7 +263,7 @@ def test_the_network_with_blocks_predicts_in_its_range_alone(low, high):
 
 def test_changes_of_swaps_are_against_their_own_control():
     rows = pd.DataFrame({"low": [0, 0] * 2, "high": [0, 9] * 2, "R": [0.8, 0.4, 0.5, 0.5], "similarity": [0.8, 0.4, 0.5, 0.5],
-                          "flagged_generations": [0.0, 0.1, 0.2, 0.1], "FD": [1.0, 3.0, 2.0, 1.0], "replicate": [0, 0, 1, 1]})  # fmt: skip
+                          "flagged_generations": [0.0, 0.1, 0.2, 0.1], "frechet": [1.0, 3.0, 2.0, 1.0], "replicate": [0, 0, 1, 1]})  # fmt: skip
     found = table.against_first(rows)
     assert found.s_R.tolist() == pytest.approx([0, 0.5, 0, 0])
     assert found.c.tolist() == pytest.approx([0, 2, 0, -0.5])
@@ -280,7 +281,7 @@ def resolved(study, step: str, folder, **address):
     return str(path)
 
 
-def test_swap_measures_every_range(study, tmp_path):
+def test_swap_measures_every_range(study, tmp_path, monkeypatch):
     """The whole range is the network with blocks, the empty one the control; a control with the
     same weights changes nothing."""
     study |= {"quality": {"features": "pixels"}, "sample": {"images": 6, "steps": 4}}
@@ -310,7 +311,7 @@ def test_swap_measures_every_range(study, tmp_path):
             pd.DataFrame({"id": np.arange(20), "trained": np.arange(20) < 15}).to_parquet(
                 step.folder / "members.parquet"
             )
-    (tmp_path / "classifier").mkdir()
+    monkeypatch.setattr(spaces, "classes", lambda network: None)
     command = [
         "selection",
         "timestep_ablation",
@@ -343,8 +344,8 @@ def test_swap_measures_every_range(study, tmp_path):
         zip(tables["whole"].low, tables["whole"].high, strict=True)
     ) == timestep_ablation.ranges([250, 500], 1000)
     assert tables["whole"].iloc[0].equals(tables["same"].iloc[0])
-    assert set(tables["same"].FD) == {tables["same"].FD[0]}
-    assert tables["whole"].FD.nunique() == len(tables["whole"])
+    assert set(tables["same"].frechet) == {tables["same"].frechet[0]}
+    assert tables["whole"].frechet.nunique() == len(tables["whole"])
 
 
 def test_the_tables_are_gathered_from_the_stores(study, tmp_path):
@@ -363,8 +364,12 @@ def test_the_tables_are_gathered_from_the_stores(study, tmp_path):
                 "extraction": [found | {"metric": metric, "value": 0.5, "count": 3}
                                for metric in ("flagged_generations", "flagged_holdout", "extracted_images")],
                 "quality": [{"metric": f"{metric}[pixels]", "of": of, "value": 0.9 - 0.01 * at - 0.1 * (of == "holdout")}
-                            for metric in ("R", "similarity", "FD") for of in ("generations", "holdout")],
+                            for metric in ("R", "similarity", "FD_balanced") for of in ("generations", "holdout")],
             }  # fmt: skip
+            rows["quality"] += [  # of all classes together: moved by their shares, decides nothing
+                {"metric": "FD[pixels]", "of": of, "value": 99.0}
+                for of in ("generations", "holdout")
+            ]
             for name, store in stores.items():
                 with artifacts.step(
                     {"settings": {"anchor": "training"}}, store, {}, ("afterimage.seeds",)
@@ -380,7 +385,7 @@ def test_the_tables_are_gathered_from_the_stores(study, tmp_path):
             {},
             ("afterimage.seeds",),
         ) as step:
-            row = {"R": 0.8, "similarity": 0.8, "flagged_generations": 0.5, "FD": 1.0}
+            row = {"R": 0.8, "similarity": 0.8, "flagged_generations": 0.5, "frechet": 1.0}
             pd.DataFrame([{"low": 0, "high": 0} | row]).to_csv(
                 step.folder / "table.csv", index=False
             )
@@ -398,7 +403,7 @@ def test_the_tables_are_gathered_from_the_stores(study, tmp_path):
     arms = pd.read_csv(tmp_path / "table" / "arms.csv")
     assert len(arms) == 2 * len(cells)
     assert arms.iloc[2][
-        ["R", "R_holdout", "FD", "extracted_images", "updates"]
+        ["R", "R_holdout", "frechet", "extracted_images", "updates"]
     ].tolist() == pytest.approx([0.89, 0.79, 0.89, 3, 100])
     ranking = pd.read_csv(tmp_path / "table" / "ranking.csv").set_index("arm")
     assert ranking.loc["select_g1", "s"] == pytest.approx(0.02 / 0.9)

@@ -99,6 +99,10 @@ class Quality:
         reference: Real images that no arm saw.
         settings: Of the measures.
         network: Folder of the feature network.
+
+    Attributes:
+        frechet: Name of the Fréchet distance among the metrics: the class-balanced one, without
+            classes to learn that of all images.
     """
 
     def __init__(self, reference: Images, settings: config.Quality, network: Path) -> None:
@@ -108,24 +112,28 @@ class Quality:
         self._features = self._space(reference.pixels)
         self._distance = quality.Frechet(self._features)
         self._classes = None if self._classify is None else self._classify(reference.pixels)
+        plain = "FID" if settings.features == "inception" else "FD"
+        name = plain if self._classes is None else "FD_balanced"
+        self.frechet = f"{name}[{settings.features}]"
 
-    def numbers(self, pixels: np.ndarray) -> list[dict[str, Any]]:
-        """Return the rows of some generations, uint8 (M, H, W, C)."""
-        space, features = self._settings.features, self._space(pixels)
+    def numbers(self, pixels: np.ndarray) -> dict[str, float]:
+        """Return metric -> value of some generations, uint8 (M, H, W, C)."""
+        features = self._space(pixels)
         distance, rows = self._distance.of_rows(features), np.arange(len(pixels))
         overlap = quality.overlap(features, self._features, self._settings.neighbours)
-        found = {f"coverage[{space}]": float(overlap.coverage.mean())}
+        coverage = {f"coverage[{self._settings.features}]": float(overlap.coverage.mean())}
         if self._classify is None or self._classes is None:
-            found[f"{'FID' if space == 'inception' else 'FD'}[{space}]"] = distance(rows)
-        else:
-            classes = self._classify(pixels)
-            count = int(max(classes.max(), self._classes.max())) + 1
-            reference = quality.class_shares(self._classes, count)
-            weights = quality.balancing_weights(classes, reference)
-            found[f"FD_balanced[{space}]"] = distance(rows, weights)
-            shares = quality.class_shares(classes, count)
-            found["class_share_tv[classifier]"] = quality.total_variation(shares, reference)
-        return [{"metric": metric, "value": value} for metric, value in found.items()]
+            return {self.frechet: distance(rows)} | coverage
+        classes = self._classify(pixels)
+        count = int(max(classes.max(), self._classes.max())) + 1
+        reference = quality.class_shares(self._classes, count)
+        weights = quality.balancing_weights(classes, reference)
+        shares = quality.class_shares(classes, count)
+        return {
+            self.frechet: distance(rows, weights),
+            **coverage,
+            "class_share_tv[classifier]": quality.total_variation(shares, reference),
+        }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -188,7 +196,9 @@ def run(args: argparse.Namespace) -> None:
         rows = []
         for name, share in states.items():
             pixels = samples.pixels if name == LAST else _drawn(folders[name], resolved, sample)
-            for row in [*copies.numbers(pixels), *measures.numbers(pixels)]:
+            measured = measures.numbers(pixels).items()
+            qualities = [{"metric": metric, "value": value} for metric, value in measured]
+            for row in [*copies.numbers(pixels), *qualities]:
                 rows.append({"state": name, "share": share} | row)
                 step.metric(f"{row['metric']}/{name}", row["value"])
         pd.DataFrame(rows, columns=COLUMNS).to_csv(step.folder / "results.csv", index=False)

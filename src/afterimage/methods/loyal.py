@@ -67,9 +67,10 @@ def train(job: TrainingRun) -> Trained:
         batch = job.task.batch(order.rows(step), order.generator(step), timesteps=ranges[name])
         return learners[name].update(step, batch, plain(job.task))
 
-    average = TimestepRouter(
-        *(cast(UNet2DModel, learners[name].average.module) for name in ("front", "tail")), tau
+    front_average, tail_average = (
+        cast(UNet2DModel, learners[name].average.module) for name in ("front", "tail")
     )
+    average = TimestepRouter(front_average, tail_average, tau)
     progress = job.run(update, learners, lambda: Networks(raw, average), updates=updates)
     seen = progress.update * settings.batch_size
     return Trained(

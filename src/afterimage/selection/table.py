@@ -12,7 +12,7 @@ copying at all are chosen. Among the switch timesteps with c of at most ``larges
 smallest is chosen: the largest affordable range with blocks.
 
 The store: ``arms.csv``, every number of every replicate next to the held-out floor;
-``changes.csv``: arm, against, measure, change (s for copying, c for FD), low, high (Student's
+``changes.csv``: arm, against, measure, change (s for copying, c for the Fréchet distance), low, high (Student's
 interval over replicates, paired), replicates; ``ranking.csv``: one row per group and switch
 timestep, with s, c, admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s and c
 against the first.
@@ -34,7 +34,9 @@ from afterimage.report.comparison import Interval, student
 
 STEP = "selection/table"
 COPYING = ("R", "similarity", "flagged_generations")
-QUALITY = "FD"
+QUALITY = "frechet"
+"""The Fréchet distance that decides: class-balanced where the classifier knows classes, since
+copies move the shares of classes (``metrics.quality``)."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -123,7 +125,11 @@ def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
         (counts["subset"] == "all") & (counts["anchor"] == anchor) & (counts["alpha"] == "fixed")
     ].set_index("metric")
     measured = _read(judged, "results.csv")
-    measured["metric"] = measured["metric"].str.split("[").str[0].replace({"FID": QUALITY})
+    measured["metric"] = measured["metric"].str.split("[").str[0]
+    deciding = next(
+        name for name in ("FD_balanced", "FD", "FID") if name in set(measured["metric"])
+    )
+    measured["metric"] = measured["metric"].replace({deciding: QUALITY})
     values = measured.set_index(["metric", "of"])["value"]
     numbers: dict[str, float] = {}
     for metric in ("R", "similarity", QUALITY):
@@ -143,7 +149,7 @@ def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
 
 
 def relative(values: np.ndarray, control: np.ndarray, measure: str, confidence: float) -> Interval:
-    """Return s (c for FD) as the mean over replicates, with Student's interval if there are
+    """Return s (c for the Fréchet distance) as the mean over replicates, with Student's interval if there are
     several.
 
     Args:

@@ -8,7 +8,8 @@ and the pieces in between. Neither network was trained for its part of the range
 an indication of what two networks trained for it would do, not a measurement of LoyalDiffusion.
 
 The store: ``table.csv``, one row per range: low, high, R, similarity, flagged_generations (fixed
-alpha, headline anchor) and FD; the first row is the control alone (an empty range), the second the
+alpha, headline anchor) and frechet (``attacks.path.Quality``); the first row is the control alone
+(an empty range), the second the
 network with blocks alone.
 """
 
@@ -26,6 +27,7 @@ from diffusers.utils.logging import disable_progress_bar
 
 from afterimage import artifacts, config
 from afterimage.attacks import adaptive
+from afterimage.attacks.path import Quality
 from afterimage.attacks.quality import centred
 from afterimage.attacks.target import Target
 from afterimage.data.members import trained_rows
@@ -33,7 +35,7 @@ from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import load_images
-from afterimage.metrics import quality, similarity, spaces
+from afterimage.metrics import similarity, spaces
 
 STEP = "selection/timestep_ablation"
 
@@ -115,9 +117,8 @@ def run(args: argparse.Namespace) -> None:
         train = trained_rows(load_images(args.train), pd.read_parquet(members))
         target = Target(train.pixels, attack, settings["flips"])
         reference = load_images(args.reference)
-        space = spaces.find(measures, args.classifier)
         near = centred(spaces.find(measures, args.classifier, measures.similarity), reference)
-        frechet, gallery = quality.Frechet(space(reference.pixels)), near(train.pixels)
+        drawn, gallery = Quality(reference, measures, args.classifier), near(train.pixels)
         rows = []
         for low, high in ranges(settings["switch_timesteps"], scheduler["num_train_timesteps"]):
             net = swapped(control, blocks, low, high).eval().to(PartialState().device)
@@ -133,7 +134,11 @@ def run(args: argparse.Namespace) -> None:
                 "similarity": similarities.mean(),
             }
             rows.append(
-                row | {"flagged_generations": flags.mean(), "FD": frechet.to(space(pixels))}
+                row
+                | {
+                    "flagged_generations": flags.mean(),
+                    "frechet": drawn.numbers(pixels)[drawn.frechet],
+                }
             )
         pd.DataFrame(rows).to_csv(step.folder / "table.csv", index=False)
         step.note(generations=len(ids), ranges=len(rows))

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from afterimage.config import ConfigError, Train
 from afterimage.diffusion.noising import Batch
 from afterimage.training.job import Spent, Trained, TrainingRun
-from afterimage.training.learner import Learner, Objective, plain
+from afterimage.training.learner import Learner, Networks, Objective, plain
 from afterimage.training.order import Order
 
 
@@ -143,20 +143,20 @@ class StackLearner(Learner):
         """
         return super().step(s) | {"grad_norm": self._norm}
 
-    def networks(self, j: int, net: torch.nn.Module) -> tuple[torch.nn.Module, torch.nn.Module]:
+    def networks_of(self, j: int, net: torch.nn.Module) -> Networks:
         """Return network ``j`` with its last weights (``net`` itself) and with their moving
         average (a copy)."""
         raw = net.to(self.accelerator.device)
         last, average = cast(Stack, self.net), cast(Stack, self.average.module)
-        return last.fill(j, raw), average.fill(j, copy.deepcopy(raw))
+        return Networks(last.fill(j, raw), average.fill(j, copy.deepcopy(raw)))
 
 
 def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
     """Train the networks of all runs at once, each as ``methods.baseline`` does without a base.
 
     Args:
-        jobs: Runs of one architecture, with one budget and one set of optimisation settings, those
-            of the first run. The store of the first keeps the state and the curves (means over the
+        jobs: Runs of one architecture, without states to keep, with one budget and one set of
+            optimisation settings, those of the first run. The store of the first keeps the state and the curves (means over the
             networks) of all.
     Raises:
         ConfigError: if the networks have dropout.
@@ -173,7 +173,12 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
         ]
         return learner.update(s, in_turn(batches), plain(first.task))
 
-    progress = first.run(update, {"learner": learner}, batch_size=settings.batch_size * len(jobs))
+    progress = first.run(
+        update,
+        {"learner": learner},
+        learner.networks,
+        batch_size=settings.batch_size * len(jobs),
+    )
     images = progress.update * settings.batch_size
     spent = Spent(
         updates=progress.update,
@@ -181,7 +186,9 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
         images_seen=images,
         kept_samples=images,
     )
-    return [Trained(*learner.networks(j, job.net), progress, spent) for j, job in enumerate(jobs)]
+    return [
+        Trained(*learner.networks_of(j, job.net), progress, spent) for j, job in enumerate(jobs)
+    ]
 
 
 def in_turn(batches: Sequence[Batch]) -> Batch:

@@ -3,7 +3,8 @@ is stopped early (``report.frontier``)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,7 +56,7 @@ class Frontier:
         self.book, self.methods = book, methods
         self.paths, self.compared = book.table("paths"), book.table("frontier")
         self.plain = list(dict.fromkeys(self.compared["frontier"]))
-        self.axis = next(iter(frontier.axes_of(self.paths)), "")
+        self.axis = next(iter(frontier.axes_of(map(str, self.paths.columns))), "")
         self.deciding = self.compared[self.compared["decides"]]
 
     def groups(self) -> str:
@@ -158,7 +159,8 @@ class Frontier:
         some = self.paths[self.paths["arm"] == arm].copy()
         some[verdicts.PRIMARY] = some[verdicts.PRIMARY].clip(lower=self.least_share)
         numbers = some[["share", self.axis, verdicts.PRIMARY, *PRICES]]
-        return np.exp(np.log(numbers).groupby(some["state"]).mean()).sort_values("share")
+        means = numbers.apply(np.log).groupby(some["state"]).mean()
+        return means.apply(np.exp).sort_values("share")
 
     @property
     def least_share(self) -> float:
@@ -173,13 +175,13 @@ class Frontier:
         axis.plot(x, y, **style)
 
 
-def _factor(row: Mapping[str, float]) -> str:
+def _factor(row: Mapping[Hashable, Any]) -> str:
     """Return a difference in log-odds as a factor of the odds, with its interval."""
     ends = (row["difference"], row["difference_low"], row["difference_high"])
     return format.interval(*(float(np.exp(end)) for end in ends))
 
 
-def _range(row: Mapping[str, float]) -> str:
+def _range(row: Mapping[Hashable, Any]) -> str:
     if pd.isna(row["best"]):
         return ""
     return f"{format.number(row['best'])} to {format.number(row['worst'])}"

@@ -16,7 +16,7 @@ PANELS = {
     "R": ("R", "R_holdout"),
     "similarity": ("mean similarity", "similarity_holdout"),
     "flagged_generations": ("generations flagged\n(fixed alpha)", "flagged_holdout"),
-    "FD": ("Fréchet distance", "FD_holdout"),
+    "frechet": ("Fréchet distance", "frechet_holdout"),
 }
 """Measure -> its title, and the same of held-out images."""
 SPLITS = {
@@ -55,7 +55,7 @@ class Selection:
             for name in ("arms", "changes", "ranking", "swap")
         )
         self.control = self.cases[self.cases["arrangement"] == "none"]
-        self.limit = self.control["FD"].mean() * (1 + self.settings["largest_cost"])
+        self.limit = self.control["frechet"].mean() * (1 + self.settings["largest_cost"])
         self.cost = f"{100 * self.settings['largest_cost']:g} %"
 
     def summary(self, study: str) -> str:
@@ -85,10 +85,10 @@ class Selection:
             style: figures.Style = {"color": "black", "linewidth": 0.8}
             axis.axvline(self.control[measure].mean(), ls="--", label="no blocks: mean", **style)
             axis.axvline(self.control[floor].mean(), ls=":", label="held-out images", **style)
-            if measure == "FD":
+            if measure == "frechet":
                 axis.axvline(self.limit, color=figures.FLOOR, lw=0.8, ls="--", label=LIMIT)
             axis.set_title(title, fontsize=8)
-            figures.trim(axis, top=2.5 * self.cases["FD"].max() if measure == "FD" else 1)
+            figures.trim(axis, top=2.5 * self.cases["frechet"].max() if measure == "frechet" else 1)
         figure.tight_layout(w_pad=1.2)
         handles, names = axes[-1].get_legend_handles_labels()
         entries = {"chosen": figures.dot(CHOSEN), "not chosen": figures.dot("0.55")}
@@ -116,13 +116,13 @@ class Selection:
         """Draw copies and quality by the switch, two networks sharing the control's budget."""
         taus = sorted(self.settings["switch_timesteps"])
         figure, axes = figures.grid(3, 3, 3.3, 3.5, sharex=True)
-        for axis, measure in zip(axes, ("R", "flagged_generations", "FD"), strict=True):
+        for axis, measure in zip(axes, ("R", "flagged_generations", "frechet"), strict=True):
             self._draw_splits(axis, measure, 0.012 * (max(taus) - min(taus)))
             for arrangement, (networks, line, label) in WHOLE.items():
                 mean = self.cases[self.cases["arrangement"] == arrangement][measure].mean()
                 colour = NETWORK_COLOURS[networks]
                 axis.axhline(mean, color=colour, linewidth=1, linestyle=line, label=label)
-            if measure == "FD":
+            if measure == "frechet":
                 axis.axhline(self.limit, color=figures.FLOOR, lw=0.8, ls="--", label=LIMIT)
             axis.set_title(PANELS[measure][0].replace("\n", " "), fontsize=9)
             axis.set_xlabel("switch timestep τ")
@@ -159,7 +159,7 @@ class Selection:
             "below τ": (NETWORK_COLOURS["front"], means[before & ~after & (means["high"] > 0)]),
             "in between": (NETWORK_COLOURS["both"], means[~before & ~after]),
         }
-        for axis, measure in zip(axes, ("R", "FD"), strict=True):
+        for axis, measure in zip(axes, ("R", "frechet"), strict=True):
             for row, (networks, line, _) in zip(
                 means.to_dict("records"), WHOLE.values(), strict=False
             ):
