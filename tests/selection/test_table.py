@@ -311,6 +311,7 @@ def test_swap_measures_every_range(study, tmp_path, monkeypatch):
             pd.DataFrame({"id": np.arange(20), "trained": np.arange(20) < 15}).to_parquet(
                 step.folder / "members.parquet"
             )
+    (tmp_path / "classifier").mkdir()
     monkeypatch.setattr(spaces, "classes", lambda network: None)
     command = [
         "selection",

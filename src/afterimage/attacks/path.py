@@ -169,7 +169,7 @@ def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, STEP)
     settings = resolved["settings"]
     sample = config.Sample(**settings["sample"])
-    states: dict[str, float] = settings["states"]
+    states = dict(sorted(settings["states"].items(), key=lambda state: state[1]))
     folders = {
         name: trained_pipeline(args.model, sample.weights, None if name == LAST else name)
         for name in states

@@ -106,13 +106,16 @@ def trained_pipeline(model: Path, weights: str, state: str | None = None) -> Pat
         state: Name of a kept earlier state; None is the finished network.
 
     Raises:
-        ArtifactError: if the training has not finished or a file has been changed.
+        ArtifactError: if the training has not finished, has not kept the state, or a file has been
+            changed.
     """
     folder = Path("states", state) if state else Path()
     folder /= {"ema": "pipeline", "raw": "raw"}[weights]
-    for name in artifacts.read_run(model)["outputs"]:
-        if Path(name).is_relative_to(folder):
-            artifacts.check_file(model / name)
+    files = [name for name in artifacts.read_run(model)["outputs"] if folder in Path(name).parents]
+    if not files:
+        raise ArtifactError(f"the training in {model} kept no network {state}")
+    for name in files:
+        artifacts.check_file(model / name)
     return model / folder
 
 

@@ -117,8 +117,8 @@ def _membership_work(study: Study, name: str) -> Work:
 
 
 def _path_images(study: Study) -> int:
-    assert study.paths is not None
-    return study.paths.images or study.sample.images
+    chosen = study.paths.images if study.paths is not None else None
+    return study.sample.images if chosen is None else chosen
 
 
 def _path_settings(study: Study, job: Job) -> Settings:

@@ -9,8 +9,7 @@ an indication of what two networks trained for it would do, not a measurement of
 
 The store: ``table.csv``, one row per range: low, high, R, similarity, flagged_generations (fixed
 alpha, headline anchor) and frechet (``attacks.path.Quality``); the first row is the control alone
-(an empty range), the second the
-network with blocks alone.
+(an empty range), the second the network with blocks alone.
 """
 
 from __future__ import annotations
