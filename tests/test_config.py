@@ -129,7 +129,7 @@ def test_arm_overrides_the_budget(params):
     assert study.train_of("baseline").learning_rate == study.train.learning_rate
 
 
-ATTACKS = {step for step in STEPS if step.startswith("attack/")}
+ATTACKS = {step for step in STEPS if step.startswith("attack/")} - {"attack/path"}
 REPORTS = {step for step in STEPS if step.startswith(("report/", "selection/"))}
 
 
@@ -183,18 +183,24 @@ def digests(params):
                 "attribution/features",
                 "attribution/counterfactual",
                 "attack/forgetting",
+                "attack/path",
                 "selection/timestep_ablation",
             },
         ),
         (
             ("extraction", "alpha"),
             0.4,
-            {"attack/extraction", "attack/forgetting", "selection/timestep_ablation"},
+            {
+                "attack/extraction",
+                "attack/forgetting",
+                "attack/path",
+                "selection/timestep_ablation",
+            },
         ),
         (
             ("quality", "neighbours"),
             3,
-            {"attack/quality", "attack/forgetting", "selection/timestep_ablation"},
+            {"attack/quality", "attack/forgetting", "attack/path", "selection/timestep_ablation"},
         ),
         (
             ("statistics", "bootstrap"),
@@ -217,6 +223,7 @@ def digests(params):
                 "attack/extraction",
                 "attack/membership",
                 "attack/forgetting",
+                "attack/path",
                 "attribution/retrain",
                 "attribution/counterfactual",
                 "selection/timestep_ablation",
