@@ -279,6 +279,7 @@ def test_resolved_config_is_plain_json(params):
         ({"arm": "basline"}, ["attribution.arm = 'basline'", "did you mean 'baseline'"]),
         ({"arm": "iet_agc"}, ["attribution.arm = 'iet_agc'", "method baseline"]),
         ({"arm": "kept"}, ["attribution.arm = 'kept'", "a budget of its own"]),
+        ({"arm": "soft"}, ["attribution.arm = 'soft'", "on all its images alike"]),
         ({"attributors": ["dass"]}, ["'dass'", "allowed are das,"]),
         (
             {"features": {"timesteps": 2000}},
@@ -355,6 +356,7 @@ def test_resolved_config_is_plain_json(params):
     ],
 )
 def test_what_cannot_be_attributed_is_refused(params, keys, words):
+    params["arms"]["soft"] = {"method": "baseline", "weights": "inverse_copies"}
     with pytest.raises(config.ConfigError) as error:
         config.parse(params | {"attribution": {"arm": "baseline"} | keys})
     for word in words:
@@ -602,6 +604,33 @@ def many(params):
                 "train": {"updates": 4},
             },
             ["matched_to or train.updates", "not both"],
+        ),
+        (
+            ERASE | {"matched_to": {"arm": "iet", "by": "passes"}},
+            ["arms.new: matched_to.by = 'passes'", "makes 2 backward passes", "method baseline"],
+        ),
+        (
+            {
+                "method": "iet_agc",
+                "shards": 5,
+                "rounds": 3,
+                "budget": "per_model",
+                "matched_to": {"arm": "erasediff", "by": "passes"},
+            },
+            ["matched_to.by = 'passes'", "makes 5 backward passes"],
+        ),
+        (
+            {"method": "baseline", "weights": "copies"},
+            ["arms.new.weights = 'copies'", "'none' or 'inverse_copies'"],
+        ),
+        ({"method": "iet_agc", "weights": "inverse_copies"}, ["arms.new.weights: unknown key"]),
+        (
+            {"method": "iet_agc", "skipping": "chance"},
+            ["arms.new.skipping = 'chance'", "'loss' or 'random'"],
+        ),
+        (
+            {"method": "iet_agc", "sharding": "source"},
+            ["arms.new.sharding = 'source'", "'by_source'"],
         ),
         ({"method": "baseline", "base": "new"}, ["goes round in a circle: new -> new"]),
     ],

@@ -616,8 +616,8 @@ def test_cost_is_two_backward_passes_and_the_inner_steps(
     monkeypatch.setattr(job.task, "predict", lambda *given: (forward.append(1), predict(*given))[1])
     result = erasediff.train(job)
     facts, spent = result.facts, result.spent
-    assert len(backward) == facts["backward_passes"] == 7 * passes
-    assert len(forward) == facts["backward_passes"] + facts["forward_only_passes"]
+    assert len(backward) == spent.backward_passes == 7 * passes
+    assert len(forward) == spent.backward_passes + facts["forward_only_passes"]
     assert facts["inner_updates"] == 7 * (passes - 2)
     assert facts["pushed_updates"] == sum(
         weight > 0 for weight in series(job.store.curves)["lambda"]

@@ -22,7 +22,13 @@ from afterimage.methods import baseline, loyal
 from afterimage.training.learner import Learner
 
 BLOCKS = {"groups": [2], "variant": "trained_random"}
-LOYAL = {"method": "loyal", "condition": "none", "switch_timestep": 500, "rau_net": BLOCKS}
+LOYAL = {
+    "method": "loyal",
+    "condition": "none",
+    "switch_timestep": 500,
+    "budget": "matched_total",
+    "rau_net": BLOCKS,
+}
 FROZEN = {"groups": [1], "variant": "frozen_fixed"}
 
 
@@ -36,7 +42,9 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def settings(**keys) -> Loyal:
-    return Loyal.model_validate({"method": "loyal", "switch_timestep": 500} | keys)
+    return Loyal.model_validate(
+        {"method": "loyal", "switch_timestep": 500, "budget": "matched_total"} | keys
+    )
 
 
 # ---- timesteps -----------------------------------------------------------------------------------
@@ -102,11 +110,9 @@ def test_matched_total_spends_the_budget_in_proportion_to_the_timesteps(updates,
     ("tau", "expected"), [(0, (0, 7)), (1, (7, 7)), (500, (7, 7)), (1000, (7, 0))]
 )
 def test_literal_gives_the_whole_budget_to_each_network_with_timesteps(tau, expected):
-    """Loyal known answer 11."""
-    assert (
-        tuple(loyal.budgets(7, settings(switch_timestep=tau, budget="literal"), 1000).values())
-        == expected
-    )
+    """Loyal known answer 11. This is the published reading, and the default."""
+    arm = Loyal(method="loyal", switch_timestep=tau)
+    assert tuple(loyal.budgets(7, arm, 1000).values()) == expected
 
 
 def test_a_budget_that_leaves_a_network_untrained_is_refused():
@@ -133,6 +139,7 @@ def test_what_was_spent_is_recorded(tau, budget, front, tail, tmp_path, make_job
         "updates_per_model": max(front, tail),
         "images_seen": seen,
         "kept_samples": seen,
+        "backward_passes": front + tail,
     }
     assert result.facts == {
         "updates_front": front,
@@ -372,7 +379,7 @@ def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job,
 
 
 def test_a_finished_run_is_a_pipeline_of_two_networks(study, tmp_path):
-    command = study({"method": "loyal", "switch_timestep": 600, "rau_net": BLOCKS}, updates=5)
+    command = study(LOYAL | {"switch_timestep": 600}, updates=5)
     assert cli.main(command) == 0
     run = artifacts.check_store(tmp_path / "out")
     assert (

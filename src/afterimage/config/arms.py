@@ -22,12 +22,14 @@ class Passes(NamedTuple):
     """Batches that go through the networks of a training.
 
     Attributes:
-        backward: Forward and backward, each with an update of the weights.
+        backward: Forward and backward, in the updates.
         forward: Forward only.
+        setup: Forward and backward, before the first update.
     """
 
     backward: float
     forward: float = 0.0
+    setup: float = 0.0
 
 
 class ForgetSet(Block):
@@ -62,10 +64,12 @@ class Match(Block):
 
     arm: str
     """The arm whose budget is matched."""
-    by: Literal["updates", "updates_per_model", "kept_samples"]
-    """All its optimiser updates; those of each of its networks (e.g. one shard of IET); or the
+    by: Literal["updates", "updates_per_model", "kept_samples", "passes"]
+    """All its optimiser updates; those of each of its networks (e.g. one shard of IET); the
     samples that carried a gradient (not skipped by AGC), as updates of this arm's batch size,
-    rounded up."""
+    rounded up; or its backward passes, two per update of most unlearning methods, each an update
+    here (only for arms with one per update; what it computes before its first update is not
+    counted). But for ``kept_samples``, updates are taken as they are, whatever the batch sizes."""
 
 
 Variant = Literal[
@@ -136,6 +140,8 @@ class Arm(Block):
     """Whether the result is a single network, from which any method can start."""
     per_sample_gradients: ClassVar[bool] = False
     """Whether the gradients of all images of a micro-batch are in memory at once."""
+    pass_time: ClassVar[float] = 1.0
+    """Time of a forward and backward pass, in those of plain training."""
 
     @abstractmethod
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
@@ -166,6 +172,16 @@ class Arm(Block):
         not."""
         if self.matched_to is not None and self.train.keys() & {"updates", "epochs"}:
             return "give matched_to or train.updates (train.epochs), not both"
+        if self.matched_to is not None and self.matched_to.by == "passes":
+            probe = 1_000_000
+            total, _ = self.updates_of(probe, study.diffusion.timesteps)
+            passes = self.passes(total, study.train_of(name).batch_size, study.diffusion.timesteps)
+            if round(passes.backward / probe, 2) != 1:
+                return (
+                    f"matched_to.by = 'passes': each update of its budget makes "
+                    f"{passes.backward / probe:g} backward passes here, and must make one (as "
+                    "method baseline does)"
+                )
         if self.base is not None:
             base = study.arms[self.base]
             condition = study.condition_of(self.base)
@@ -197,6 +213,11 @@ class Baseline(Arm):
     budget, and fine-tuning."""
 
     method: Literal["baseline"]
+    weights: Literal["none", "inverse_copies"] = "none"
+    """Weight of each training image in the loss. none: all the same. inverse_copies: 1 / (copies
+    of its source among the training images), times what makes the mean weight 1, so that each
+    source counts once (soft deduplication). Copies are known from planting: an oracle, which the
+    owner of real data does not have."""
 
     module: ClassVar[str] = "afterimage.methods.baseline"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
@@ -259,13 +280,20 @@ class IetAgc(Arm):
     budget: Literal["total", "per_model"] = "total"
     """Whether ``train.updates`` is shared by all shards (as released: the sum is about the
     baseline's), or each shard gets all of it."""
-    sharding: Literal["balanced", "balanced_in_order", "random", "contiguous"] = "balanced"
+    sharding: Literal["balanced", "balanced_in_order", "random", "contiguous", "by_source"] = (
+        "balanced"
+    )
     """Class-balanced at random; class-balanced in the order of the training set (released, CIFAR);
     at random regardless of class; blocks in the order of the training set (released, other
-    data)."""
+    data). by_source: at random, but all copies of an image in one shard, and sizes as equal as
+    that allows; copies are known from planting."""
     agc_threshold: Annotated[float, Field(ge=0)] = 0.5
     """lambda: a sample is skipped if its loss is below lambda times the bank at its timestep; 0
     leaves IET alone."""
+    skipping: Literal["loss", "random"] = "loss"
+    """Which samples are skipped. loss: those below the threshold. random: as many of the batch (of
+    each micro-batch, with ``train.accumulation``) as the rule would skip, drawn at random: a
+    control that tells which samples from how many."""
     bank_decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """gamma of the bank's moving average."""
     bank_scope: Literal["shard", "global"] = "shard"
@@ -324,6 +352,22 @@ class IetAgc(Arm):
                         f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold "
                         "= 0 skips none"
                     )
+            if self.skipping == "random":
+                raise ValueError(
+                    "skipping = 'random' skips as many samples as the rule, but agc_threshold = 0 "
+                    "skips none"
+                )
+        for key in ("redistribute_above", "augment_below"):
+            if self.skipping == "random" and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} = {getattr(self, key)} goes by the samples that the rule skips, but "
+                    "skipping = 'random' skips others"
+                )
+        if self.sharding == "by_source" and self.redistribute_above is not None:
+            raise ValueError(
+                f"redistribute_above = {self.redistribute_above} moves single images, which would "
+                "part copies that sharding = 'by_source' keeps together"
+            )
         if self.redistribute_above is not None and self.shards == 1:
             raise ValueError(
                 f"redistribute_above = {self.redistribute_above} needs shards to move images "
@@ -341,9 +385,9 @@ class Loyal(Arm):
     """tau: the front network denoises t < tau, the tail network t >= tau."""
     blocks_in: Literal["tail", "front", "both"] = "tail"
     """Which networks get the blocks of ``rau_net``: the tail as published, mirrored, or both."""
-    budget: Literal["matched_total", "literal"] = "matched_total"
-    """Share ``train.updates`` between the two networks in proportion to their timesteps, or give
-    all of it to each (as published)."""
+    budget: Literal["literal", "matched_total"] = "literal"
+    """Give all of ``train.updates`` to each of the two networks (as published), or share it between
+    them in proportion to their timesteps."""
 
     module: ClassVar[str] = "afterimage.methods.loyal"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
@@ -465,7 +509,7 @@ class SalUn(Unlearning):
         return f"method {self.method}"
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        return Passes(2 * updates + -(-self.saliency_samples // batch_size), updates)
+        return Passes(2 * updates, updates, -(-self.saliency_samples // batch_size))
 
 
 class SelectiveAmnesia(Unlearning):
@@ -500,7 +544,7 @@ class SelectiveAmnesia(Unlearning):
         levels = self.fisher_timesteps or timesteps
         steps = min(50, timesteps) if self.replay == "generated" else 0
         fisher = levels * self.fisher_samples / batch_size
-        return Passes(2 * updates + fisher, self.replay_images * steps / batch_size)
+        return Passes(2 * updates, self.replay_images * steps / batch_size, fisher)
 
     def refusal(self, study: Study, name: str) -> str | None:
         refused = super().refusal(study, name)
@@ -529,9 +573,10 @@ class DpSgd(Arm):
 
     module: ClassVar[str] = "afterimage.methods.dp_sgd"
     per_sample_gradients: ClassVar[bool] = True
+    pass_time: ClassVar[float] = 2.6  # measured
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        return Passes(2.6 * updates)  # measured: time of per-sample gradients, in batches
+        return Passes(updates)
 
     def refusal(self, study: Study, name: str) -> str | None:
         if self.base is not None:

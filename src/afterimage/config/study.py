@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from afterimage.config.arms import AnyArm, Arm, ForgetSet, TransferBlocks, Unlearning
+from afterimage.config.arms import AnyArm, Arm, Baseline, ForgetSet, TransferBlocks, Unlearning
 from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
@@ -139,14 +139,15 @@ class Study(Attacks):
             )
         arm = self.arms[chosen.arm]
         if (
-            arm.method != "baseline"
+            not isinstance(arm, Baseline)
+            or arm.weights != "none"
             or arm.base is not None
             or arm.matched_to is not None
             or arm.fraction < 1
         ):
             raise ValueError(
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
-                "from the start, on all its images, with a budget of its own"
+                "from the start, on all its images alike, with a budget of its own"
             )
         levels = {
             "ground_truth.timesteps": chosen.ground_truth.timesteps,

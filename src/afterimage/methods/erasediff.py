@@ -202,8 +202,8 @@ def train(job: TrainingRun) -> Trained:
     (a, for rules with one), gap (g, if the inner steps run), descent_asked (<q, delta>) and
     descent_made (<q, theta_old - theta_new>, to first order the decrease of L_f), as well as
     grad_norm (of delta, before clipping) and learning_rate. The facts count inner_updates,
-    pushed_updates (lambda nonzero), and the passes over a batch with a gradient (backward_passes)
-    and without (forward_only_passes).
+    pushed_updates (lambda nonzero), and the passes over a batch without a gradient
+    (forward_only_passes).
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, EraseDiff)
@@ -269,10 +269,10 @@ def train(job: TrainingRun) -> Trained:
         progress,
         backward * settings.batch_size,
         (updates + pushed) * settings.batch_size,
+        backward_passes=backward,
         facts={
             "inner_updates": inner_updates,
             "pushed_updates": pushed,
-            "backward_passes": backward,
             "forward_only_passes": (updates + inner_updates if targets.predicts else 0)
             + (0 if inner is None else updates),
         },

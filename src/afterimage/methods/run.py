@@ -274,6 +274,7 @@ def _prepare(
             train.label_dropout,
             settings["flips"],
         ),
+        sources=images.sources,
         labels=images.labels,
         forgotten=forgotten[trained_on],
         base=args.base / "pipeline" if args.base else None,
