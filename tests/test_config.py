@@ -606,6 +606,22 @@ def many(params):
             ["matched_to or train.updates", "not both"],
         ),
         (
+            {"method": "baseline", "base": "rau_net", "rau_net": {"groups": [1]}},
+            ["base = 'rau_net' has blocks trained_random in groups [2]", "in groups [1]"],
+        ),
+        (
+            {"method": "iet_agc", "base": "rau_net", "rau_net": {"groups": [2], "variant": "none"}},
+            ["base = 'rau_net' has blocks", "no blocks cannot start"],
+        ),
+        (
+            {"method": "loyal", "switch_timestep": 500, "base": "rau_net"},
+            ["base = 'rau_net' has blocks", "no blocks cannot start"],
+        ),
+        (
+            {"method": "loyal", "switch_timestep": 5, "base": "loyal", "blocks_in": "front"},
+            ["base = 'loyal' has blocks", "no blocks cannot start"],
+        ),
+        (
             ERASE | {"matched_to": {"arm": "iet", "by": "passes"}},
             ["arms.new: matched_to.by = 'passes'", "makes 2 backward passes", "method baseline"],
         ),
@@ -641,6 +657,22 @@ def test_combinations_that_cannot_be_are_refused_by_name(many, arm, words):
         config.parse(many)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"method": "baseline", "base": "baseline", "rau_net": {"groups": [1, 2]}},
+        {"method": "iet_agc", "shards": 5, "rounds": 3, "base": "rau_net"},
+        {"method": "baseline", "base": "rau_net", "rau_net": {"groups": [2, 2]}},
+        {"method": "loyal", "switch_timestep": 5, "base": "rau_net", "blocks_in": "both"},
+        {"method": "loyal", "switch_timestep": 5, "base": "loyal"},
+        {"method": "loyal", "switch_timestep": 5, "base": "baseline", "rau_net": {"groups": [1]}},
+    ],
+)
+def test_blocks_can_be_put_into_a_trained_network_or_taken_with_it(many, arm):
+    many["arms"]["new"] = arm
+    assert "new" in config.parse(many).arms
 
 
 def test_a_set_is_of_one_kind(many):

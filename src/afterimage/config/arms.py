@@ -102,6 +102,13 @@ class TransferBlocks(Block):
     convolutions: Annotated[int, Field(ge=1)] = 2
     """k, with ``variant: k_conv_silu``."""
 
+    @property
+    def placed(self) -> tuple[list[int], str, int] | None:
+        """What the network has of it: groups, variant and k; None if it has no blocks."""
+        if self.variant == "none" or not self.groups:
+            return None
+        return sorted(set(self.groups)), self.variant, self.convolutions
+
 
 class Arm(Block):
     """Common to every arm: a method and its training settings."""
@@ -196,6 +203,10 @@ class Arm(Block):
                     f"{self.method} cannot start from"
                 )
         blocks, levels = study.rau_net_of(name), len(study.model.channels)
+        if self.base is not None:
+            refused = self._blocks_refused(study, blocks)
+            if refused is not None:
+                return refused
         if blocks is not None and max(blocks.groups, default=0) > levels:
             return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
         train = study.train_of(name)
@@ -206,6 +217,29 @@ class Arm(Block):
                 "of updates"
             )
         return None
+
+    def _blocks_refused(self, study: Study, blocks: TransferBlocks | None) -> str | None:
+        """Return why networks with ``blocks`` cannot start from the base's; None if they can: those
+        of the base have no blocks, or the same."""
+        assert self.base is not None
+        base, timesteps = study.arms[self.base], study.diffusion.timesteps
+        own = [placed for placed, _ in self.networks(blocks, timesteps)]
+        others = [placed for placed, _ in base.networks(study.rau_net_of(self.base), timesteps)]
+        for one, other in zip(own, others * (len(own) // len(others)), strict=True):
+            placed = None if one is None else one.placed
+            if other is not None and other.placed not in (None, placed):
+                return (
+                    f"base = {self.base!r} has blocks {other.variant} in groups {other.groups}, "
+                    f"from which a network with {_described(one)} cannot start: only one with the "
+                    "same blocks, or from a base without"
+                )
+        return None
+
+
+def _described(blocks: TransferBlocks | None) -> str:
+    if blocks is None or blocks.placed is None:
+        return "no blocks"
+    return f"blocks {blocks.variant} in groups {blocks.groups}"
 
 
 class Baseline(Arm):
