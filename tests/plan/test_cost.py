@@ -300,11 +300,11 @@ def test_passes_of_unlearning_are_those_that_trainings_record(digits):
     assert work.training(study, "erasediff").fp32 == pytest.approx(batch * (3 * 400 + 200))
     assert work.training(study, "salun").fp32 == pytest.approx(batch * (3 * (400 + setup) + 200))
     assert work.training(study, "gradient_ascent").fp32 == pytest.approx(batch * (3 * 30 + 30))
-    gap = study.arms["erasediff"].model_dump() | {"barrier": "gap", "inner_updates": 3}
-    inner = digits(arms__erasediff=gap)
-    assert work.training(inner, "erasediff").fp32 == pytest.approx(
-        batch * (3 * (400 + 600) + (200 + 600) + 200)
-    )
+    for option in ({"barrier": "gap"}, {"inner_adam": "shared"}):
+        inner = study.arms["erasediff"].model_dump() | {"inner_updates": 3} | option
+        assert work.training(digits(arms__erasediff=inner), "erasediff").fp32 == pytest.approx(
+            batch * (3 * (400 + 600) + (200 + 600) + 200)
+        )
 
 
 def test_blocks_cost_what_they_add_and_only_where_they_are(digits):

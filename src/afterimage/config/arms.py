@@ -473,8 +473,8 @@ class EraseDiff(Unlearning):
     weight: Annotated[float, Field(ge=0)] = 0.1
     """lambda, with ``barrier: fixed`` (the released default)."""
     inner_updates: Annotated[int, Field(ge=0)] = 1
-    """K: inner steps towards the minimum of the forgetting loss. Run if ``barrier: gap`` or
-    ``log_gap`` needs them, otherwise skipped."""
+    """K: inner steps towards the minimum of the forgetting loss. Run if ``barrier: gap``,
+    ``log_gap`` or ``inner_adam: shared`` needs them, otherwise skipped."""
     inner_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Step size of the inner steps."""
     log_gap: bool = False
@@ -482,6 +482,16 @@ class EraseDiff(Unlearning):
     target_network: Literal["current", "initial"] = "current"
     """Whose predictions are the relabelled target: the current network's (as released) or the
     base's."""
+    antithetic: bool = False
+    """Draw timesteps in pairs t and T - 1 - t: the second half of a batch mirrors the first (as
+    released)."""
+    forget_timesteps: Literal["own", "remain"] = "own"
+    """Noise the forget set at timesteps of its own, or at those of the remaining images in the same
+    update (released_relabel's code); inner steps always have their own."""
+    inner_adam: Literal["own", "shared"] = "own"
+    """Whose moments the inner steps use: their own, new in every update, or those of the updates
+    (as released), which keep what the inner steps leave. With ``shared`` the inner steps are run
+    whatever the barrier."""
 
     module: ClassVar[str] = "afterimage.methods.erasediff"
 
@@ -489,8 +499,19 @@ class EraseDiff(Unlearning):
     def needs_labels(self) -> str | None:
         return f"target = {self.target!r}" if self.target.endswith("relabel") else None
 
+    @property
+    def runs_inner_steps(self) -> bool:
+        """Whether the result, or a curve, depends on the inner steps."""
+        return self.barrier == "gap" or self.log_gap or self.inner_adam == "shared"
+
+    @model_validator(mode="after")
+    def _adam_is_shared_with_something(self) -> EraseDiff:
+        if self.inner_adam == "shared" and self.inner_updates == 0:
+            raise ValueError("inner_adam = 'shared' needs inner steps, but inner_updates = 0")
+        return self
+
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        inner = updates * self.inner_updates if self.barrier == "gap" or self.log_gap else 0
+        inner = updates * self.inner_updates if self.runs_inner_steps else 0
         targets = updates + inner if self.target.endswith("relabel") else 0
         return Passes(2 * updates + inner, targets + (updates if inner else 0))
 
