@@ -260,6 +260,30 @@ def test_one_arms_setting_changes_that_arm_alone(params):
     assert {job for job in after if before[job] != after[job]} == {("train", "dedup")}
 
 
+@pytest.mark.parametrize("swept", [False, True], ids=["an arm", "an arm of a sweep"])
+def test_where_one_arm_mirrors_images_every_arm_is_searched_with_mirrors(params, swept):
+    """Else its control would be searched in another way, and its mirrored copies not found."""
+    before = digests(params)
+    if swept:
+        block = {"of": "agc", "over": {"augment_below": [1.5, None]}}
+        params["sweeps"] = {"plus": block}
+    else:
+        params["arms"]["plus"] = params["arms"]["agc"] | {"augment_below": 1.5}
+    study = config.parse(params)
+    assert study.mirrors
+    for arm in study.arms:
+        assert resolve(study, "attack/extraction", arm, 0)["settings"]["mirrors"]
+    selection = resolve(study, "selection/timestep_ablation", None, 0)
+    assert selection["settings"]["mirrors"]
+    assert not resolve(study, "attack/membership", "agc", 0)["settings"]["flips"]
+    assert not resolve(study, "train", "agc", 0)["settings"]["flips"]
+    after = digests(params)
+    assert {step for (step, _), value in before.items() if after[step, _] != value} - REPORTS == {
+        "attack/extraction",
+        "attack/forgetting",
+    }
+
+
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_digest_ignores_the_order_of_keys(order):
     values = dict(zip("abcd", (1, [2.5, "x"], None, {"y": True}), strict=True))

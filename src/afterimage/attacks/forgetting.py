@@ -161,7 +161,7 @@ class Judge:
         self.extraction = config.Extraction(**settings["extraction"])
         self.quality = config.Quality(**settings["quality"])
         self.statistics = config.Statistics(**settings["statistics"])
-        self.flips = settings["flips"]
+        self.flips, self.mirrors = settings["flips"], settings["mirrors"]
         self.seed, self.replicate = resolved["seed"], resolved["replicate"]
         self.pipeline, self.samples, self.train, self.trained = pipeline, samples, train, trained
         self.holdout, self.reference = holdout, reference
@@ -173,7 +173,7 @@ class Judge:
             self.extraction,
             self.statistics,
             self.seed,
-            flips=self.flips,
+            flips=self.mirrors,
             holdout=holdout,
         )
 

@@ -345,7 +345,8 @@ class IetAgc(Arm):
     round change shards. Null: never."""
     augment_below: Annotated[float, Field(gt=1)] | None = None
     """IET-AGC+: kept samples with a loss below this multiple of the skipping threshold are
-    augmented. Null: never."""
+    augmented. Null: never. As this mirrors images, the study's extraction attacks then compare
+    mirror images too, on every arm."""
 
     module: ClassVar[str] = "afterimage.methods.iet_agc.train"
     shares: ClassVar[Literal["batch", "shards"] | None] = "shards"

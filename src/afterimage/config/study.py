@@ -8,7 +8,15 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from afterimage.config.arms import AnyArm, Arm, Baseline, ForgetSet, TransferBlocks, Unlearning
+from afterimage.config.arms import (
+    AnyArm,
+    Arm,
+    Baseline,
+    ForgetSet,
+    IetAgc,
+    TransferBlocks,
+    Unlearning,
+)
 from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
@@ -300,6 +308,15 @@ class Study(Attacks):
             if other.base == arm:
                 sets += self.own_forget_sets(name)
         return list(dict.fromkeys(sets))
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether extraction compares mirror images too, with every arm in the same way: if some
+        training mirrors images, by ``data.flips`` or by an arm's ``augment_below``."""
+        augmented = any(
+            isinstance(arm, IetAgc) and arm.augment_below is not None for arm in self.arms.values()
+        )
+        return self.data.flips or augmented
 
     def states_of(self, arm: str) -> int:
         """Return the number of states of the arm's first training to keep for attribution,

@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
         labels = None if classes is None else ids % classes
         artifacts.check_file(members)
         train = trained_rows(load_images(args.train), pd.read_parquet(members))
-        target = Target(train.pixels, attack, settings["flips"])
+        target = Target(train.pixels, attack, settings["mirrors"])
         reference = load_images(args.reference)
         space = spaces.find(measures, args.classifier)
         near = centred(spaces.find(measures, args.classifier, measures.similarity), reference)
