@@ -699,6 +699,14 @@ def test_blocks_can_be_put_into_a_trained_network_or_taken_with_it(many, arm):
     assert "new" in config.parse(many).arms
 
 
+def test_one_generation_cannot_both_choose_a_set_and_judge_it(many):
+    many["sample"]["images"] = 1
+    with pytest.raises(
+        config.ConfigError, match=r"images = 1: forget\.found\.extracted_from needs"
+    ):
+        config.parse(many | {"attribution": None})
+
+
 def test_a_set_is_of_one_kind(many):
     many["forget"]["zero"] = {"label": 0, "ids": [1]}
     with pytest.raises(

@@ -41,8 +41,9 @@ class ForgetSet(Block):
     ids: Annotated[list[int], Field(min_length=1)] | None = None
     """The sources of these rows of the training split (column ``id`` of the split's index)."""
     extracted_from: str | None = None
-    """Every image that the extraction attack extracts from this arm (same replicate, headline
-    anchor)."""
+    """Every image that the extraction attack extracts from the first half of this arm's generations
+    (same replicate, headline anchor). What an arm, this one too, still shows of the set is judged
+    on the second half of its own, which has other starting noise."""
     alpha: Literal["fixed", "calibrated"] = "calibrated"
     """Which threshold of the attack is used, with ``extracted_from``."""
 

@@ -97,6 +97,11 @@ class Study(Attacks):
                     f"forget.{name}.extracted_from = {origin!r} is not an arm; "
                     f"{allowed('arms', origin, self.arms)}"
                 )
+            if origin is not None and self.sample.images < 2:
+                raise ValueError(
+                    f"sample.images = {self.sample.images}: forget.{name}.extracted_from needs at "
+                    "least 2, one half to choose the set and one to judge it"
+                )
         for name in self.arms:
             self._no_circle([name])
         return self

@@ -136,7 +136,6 @@ def run(args: argparse.Namespace) -> None:
             settings["paired"],
             confidence,
             Margin.model_validate(settings["margin"]),
-            chosen_from(attacks["forgetting"]),
         )
         extracted = extracted_images(attacks["extraction"], anchor)
         copies = against_copies(extracted, results["extraction"], anchor, confidence)
@@ -186,19 +185,6 @@ def network_updates(runs: dict[tuple[str, int], dict[str, Any]], arm: str, repli
     return own["facts"]["updates_per_model"] + (
         network_updates(runs, base, replicate) if base else 0
     )
-
-
-def chosen_from(forgetting: Folders) -> dict[str, str]:
-    """Return, for each forget set selected by an extraction attack, the arm that the images were
-    extracted from.
-
-    Args:
-        forgetting: Stores of the attack ``forgetting``.
-    """
-    sets: dict[str, dict[str, Any]] = {}
-    for folder in forgetting.values():
-        sets |= artifacts.read_run(folder)["config"]["settings"]["sets"]
-    return {name: one["extracted_from"] for name, one in sets.items() if one["extracted_from"]}
 
 
 def points(
