@@ -105,6 +105,7 @@ METRICS = {
     "network_updates": Metric(),
     "images_seen": Metric(),
     "kept_samples": Metric(),
+    "backward_passes": Metric(),
     "training_images": Metric(),
     "passes": Metric(),
     "parameters": Metric(),

@@ -61,6 +61,7 @@ FACTS = (
     "network_updates",
     "images_seen",
     "kept_samples",
+    "backward_passes",
     "training_images",
     "parameters",
     "setup_seconds",
