@@ -878,8 +878,8 @@ def test_swept_arms_are_jobs_like_any_other(params):
         ),
         (
             "selective_amnesia",
-            {"fisher_timesteps": [10], "fisher_samples": [10]},
-            ["sweeps.strength.over.fisher_samples = 10", "at most 40"],
+            {"fisher_timesteps": [10], "fisher_samples": [10], "replay_images": [10]},
+            ["sweeps.strength.over.fisher_samples = 10", "at most 60"],
         ),
     ],
 )

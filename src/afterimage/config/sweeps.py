@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from afterimage.config.arms import AnyArm, Arm
-from afterimage.config.base import Block, Name
+from afterimage.config.base import LONGEST, Block, Name
 from afterimage.config.explain import allowed, explain
 from afterimage.config.training import Train, overridden
 
@@ -44,9 +44,6 @@ Value = Annotated[Scalar | list[Scalar] | None, WrapValidator(_plain)]
 """What a swept key can be set to."""
 Point = dict[str, Value]
 """Swept key -> one of its values."""
-
-LONGEST = 40
-"""Characters of an arm's name, as ``Name`` allows."""
 
 
 class Sweep(Block):
