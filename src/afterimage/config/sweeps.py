@@ -58,8 +58,8 @@ class Sweep(Block):
         dict[str, Annotated[list[Value], Field(min_length=1)]],
         Field(min_length=1),
     ]
-    """Key of the arm -> its values. Keys of a block have dots: ``train.updates``. With several keys,
-    every combination."""
+    """Key of the arm -> its values. Keys of a block have dots: ``train.updates``. With several
+    keys, every combination."""
 
     def points(self) -> list[Point]:
         """Return all combinations, the last key's values fastest."""
