@@ -23,15 +23,15 @@ from afterimage.training.task import Task
 
 
 def train(job: TrainingRun) -> Trained:
-    """Train ``job.net`` on all images."""
-    assert isinstance(job.arm, Baseline)
+    """Train ``job.net`` on all images, equally weighted unless the arm's ``weights`` say
+    otherwise; a method that trains plainly can call this for an arm of its own."""
     if job.base is not None:
         load_weights(job.net, job.base)
     settings = job.train
     learner = Learner(job.net, settings, job.accelerator, job.updates, shared=True)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
     objective = plain(job.task)
-    if job.arm.weights == "inverse_copies":
+    if isinstance(job.arm, Baseline) and job.arm.weights == "inverse_copies":
         weights = torch.from_numpy(inverse_copies(job.sources)).to(job.accelerator.device)
         objective = weighted(job.task, weights)
 
