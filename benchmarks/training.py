@@ -125,6 +125,7 @@ def job(study: config.Study, name: str, folder: Path) -> TrainingRun:
             10 if conditional else 0,
             train.label_dropout,
         ),
+        sources=np.arange(len(labels)),
         labels=labels,
         forgotten=labels == 0,
         base=base,

@@ -158,12 +158,11 @@ for name in page.sets:
 book.say(f"Differences with {book.level} intervals.")
 
 # %% [markdown]
-# The rules are those of the comparison page: one training gives no verdict, none is corrected for
-# how many there are, and a set that an attack chose is not testable against the arm that it was
-# chosen from. An arm has forgotten, as far as these attacks can tell, if it is lower than its
-# base in P_psi, no higher than the retrained arm in what is extracted and in AUC, and needs as
-# many updates to relearn. *No difference seen* means that the interval covers zero, not that
-# there is none.
+# The rules are those of the comparison page: one training gives no verdict, and none is corrected
+# for how many there are. An arm has forgotten, as far as these attacks can tell, if it is lower
+# than its base in P_psi, no higher than the retrained arm in what is extracted and in AUC, and
+# needs as many updates to relearn. *No difference seen* means that the interval covers zero, not
+# that there is none.
 
 # %%
 for name in page.sets:

@@ -267,6 +267,30 @@ def test_one_arms_setting_changes_that_arm_alone(params):
     assert {job for job in after if before[job] != after[job]} == {("train", "dedup")}
 
 
+@pytest.mark.parametrize("swept", [False, True], ids=["an arm", "an arm of a sweep"])
+def test_where_one_arm_mirrors_images_every_arm_is_searched_with_mirrors(params, swept):
+    """Else its control would be searched in another way, and its mirrored copies not found."""
+    before = digests(params)
+    if swept:
+        block = {"of": "agc", "over": {"augment_below": [1.5, None]}}
+        params["sweeps"] = {"plus": block}
+    else:
+        params["arms"]["plus"] = params["arms"]["agc"] | {"augment_below": 1.5}
+    study = config.parse(params)
+    assert study.mirrors
+    for arm in study.arms:
+        assert resolve(study, "attack/extraction", arm, 0)["settings"]["mirrors"]
+    selection = resolve(study, "selection/timestep_ablation", None, 0)
+    assert selection["settings"]["mirrors"]
+    assert not resolve(study, "attack/membership", "agc", 0)["settings"]["flips"]
+    assert not resolve(study, "train", "agc", 0)["settings"]["flips"]
+    after = digests(params)
+    assert {step for (step, _), value in before.items() if after[step, _] != value} - REPORTS == {
+        "attack/extraction",
+        "attack/forgetting",
+    }
+
+
 @given(st.permutations(["a", "b", "c", "d"]))
 def test_digest_ignores_the_order_of_keys(order):
     values = dict(zip("abcd", (1, [2.5, "x"], None, {"y": True}), strict=True))
@@ -286,6 +310,7 @@ def test_resolved_config_is_plain_json(params):
         ({"arm": "basline"}, ["attribution.arm = 'basline'", "did you mean 'baseline'"]),
         ({"arm": "iet_agc"}, ["attribution.arm = 'iet_agc'", "method baseline"]),
         ({"arm": "kept"}, ["attribution.arm = 'kept'", "a budget of its own"]),
+        ({"arm": "soft"}, ["attribution.arm = 'soft'", "on all its images alike"]),
         ({"attributors": ["dass"]}, ["'dass'", "allowed are das,"]),
         (
             {"features": {"timesteps": 2000}},
@@ -362,6 +387,7 @@ def test_resolved_config_is_plain_json(params):
     ],
 )
 def test_what_cannot_be_attributed_is_refused(params, keys, words):
+    params["arms"]["soft"] = {"method": "baseline", "weights": "inverse_copies"}
     with pytest.raises(config.ConfigError) as error:
         config.parse(params | {"attribution": {"arm": "baseline"} | keys})
     for word in words:
@@ -610,6 +636,49 @@ def many(params):
             },
             ["matched_to or train.updates", "not both"],
         ),
+        (
+            {"method": "baseline", "base": "rau_net", "rau_net": {"groups": [1]}},
+            ["base = 'rau_net' has blocks trained_random in groups [2]", "in groups [1]"],
+        ),
+        (
+            {"method": "iet_agc", "base": "rau_net", "rau_net": {"groups": [2], "variant": "none"}},
+            ["base = 'rau_net' has blocks", "no blocks cannot start"],
+        ),
+        (
+            {"method": "loyal", "switch_timestep": 500, "base": "rau_net"},
+            ["base = 'rau_net' has blocks", "no blocks cannot start"],
+        ),
+        (
+            {"method": "loyal", "switch_timestep": 5, "base": "loyal", "blocks_in": "front"},
+            ["base = 'loyal' has blocks", "no blocks cannot start"],
+        ),
+        (
+            ERASE | {"matched_to": {"arm": "iet", "by": "passes"}},
+            ["arms.new: matched_to.by = 'passes'", "makes 2 backward passes", "method baseline"],
+        ),
+        (
+            {
+                "method": "iet_agc",
+                "shards": 5,
+                "rounds": 3,
+                "budget": "per_model",
+                "matched_to": {"arm": "erasediff", "by": "passes"},
+            },
+            ["matched_to.by = 'passes'", "makes 5 backward passes"],
+        ),
+        (
+            {"method": "baseline", "weights": "copies"},
+            ["arms.new.weights = 'copies'", "'none' or 'inverse_copies'"],
+        ),
+        ({"method": "iet_agc", "weights": "inverse_copies"}, ["arms.new.weights: unknown key"]),
+        (
+            {"method": "iet_agc", "skipping": "chance"},
+            ["arms.new.skipping = 'chance'", "'loss' or 'random'"],
+        ),
+        (
+            {"method": "iet_agc", "sharding": "source"},
+            ["arms.new.sharding = 'source'", "'by_source'"],
+        ),
         ({"method": "baseline", "base": "new"}, ["goes round in a circle: new -> new"]),
     ],
 )
@@ -619,6 +688,30 @@ def test_combinations_that_cannot_be_are_refused_by_name(many, arm, words):
         config.parse(many)
     for word in words:
         assert word in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"method": "baseline", "base": "baseline", "rau_net": {"groups": [1, 2]}},
+        {"method": "iet_agc", "shards": 5, "rounds": 3, "base": "rau_net"},
+        {"method": "baseline", "base": "rau_net", "rau_net": {"groups": [2, 2]}},
+        {"method": "loyal", "switch_timestep": 5, "base": "rau_net", "blocks_in": "both"},
+        {"method": "loyal", "switch_timestep": 5, "base": "loyal"},
+        {"method": "loyal", "switch_timestep": 5, "base": "baseline", "rau_net": {"groups": [1]}},
+    ],
+)
+def test_blocks_can_be_put_into_a_trained_network_or_taken_with_it(many, arm):
+    many["arms"]["new"] = arm
+    assert "new" in config.parse(many).arms
+
+
+def test_one_generation_cannot_both_choose_a_set_and_judge_it(many):
+    many["sample"]["images"] = 1
+    with pytest.raises(
+        config.ConfigError, match=r"images = 1: forget\.found\.extracted_from needs"
+    ):
+        config.parse(many | {"attribution": None})
 
 
 def test_a_set_is_of_one_kind(many):
@@ -710,3 +803,140 @@ def test_a_control_only_changes_the_tables(many):
     assert {step for (step, _), digest in digests(many).items() if before[step, _] != digest} == {
         "report/tables"
     }
+
+
+# ---- sweeps --------------------------------------------------------------------------------------
+
+
+def swept(params, over, of="agc"):
+    return config.parse(params | {"sweeps": {"strength": {"of": of, "over": over}}})
+
+
+def test_a_sweep_makes_an_arm_of_each_value_but_the_one_that_the_swept_arm_has(params):
+    study = swept(params, {"agc_threshold": [0.25, 0.5, 1.0]})
+    names = list(study.arms)
+    at = names.index("agc")
+    assert names[at : at + 3] == ["agc", "agc_agc_threshold0p25", "agc_agc_threshold1"]
+    assert set(names) - set(params["arms"]) == set(names[at + 1 : at + 3])
+    for name, threshold in zip(names[at + 1 : at + 3], (0.25, 1.0), strict=True):
+        assert study.arms[name] == study.arms["agc"].model_copy(update={"agc_threshold": threshold})
+    assert study.swept == {
+        "strength": {
+            "agc_agc_threshold0p25": {"agc_threshold": 0.25},
+            "agc": {"agc_threshold": 0.5},
+            "agc_agc_threshold1": {"agc_threshold": 1.0},
+        }
+    }
+
+
+def test_several_keys_are_combined_and_keys_of_blocks_keep_the_rest_of_the_block(params):
+    over = {"train.updates": [100, 300], "eta": ["1e-3", 0.1]}
+    study = swept(params, over, of="erasediff")
+    points = study.swept["strength"]
+    assert len(points) == 4
+    for name, point in points.items():
+        assert name == f"erasediff_updates{point['train.updates']}_eta" + (
+            "0p001" if point["eta"] == 0.001 else "0p1"
+        )
+        train = study.train_of(name)
+        assert train.updates == point["train.updates"]
+        assert train.learning_rate == 5e-4  # the swept arm's own
+        assert study.arms[name].eta == point["eta"]
+        assert study.arms[name].control == "retrained"
+
+
+def test_a_value_that_the_arm_has_from_the_studys_train_block_makes_no_arm(params):
+    study = swept(params, {"train.batch_size": [64, 256]}, of="baseline")
+    assert list(study.swept["strength"]) == ["baseline", "baseline_batch_size256"]
+    assert "baseline_batch_size64" not in study.arms
+
+
+@pytest.mark.parametrize(
+    ("of", "over"),
+    [
+        ("agc", {"agc_threshold": [0.25, 0.5], "shards": [1, 2]}),
+        ("baseline", {"train.learning_rate": ["2e-3", "1e-3"], "rau_net.groups": [[1], [1, 2]]}),
+        ("loyal", {"budget": ["literal", "matched_total"]}),
+    ],
+)
+def test_a_study_is_not_expanded_twice(params, of, over):
+    study = swept(params, over, of)
+    again = config.parse(json.loads(study.model_dump_json()))
+    assert again == study
+    assert list(again.arms) == list(study.arms)
+    assert again.swept == study.swept
+    assert study.with_selection.arms.keys() > study.arms.keys()
+    assert study.with_selection.swept == study.swept
+
+
+def test_swept_arms_are_jobs_like_any_other(params):
+    before = digests(params)
+    params["sweeps"] = {"strength": {"of": "agc", "over": {"agc_threshold": [0.25]}}}
+    after = digests(params)
+    added = {arm for step, arm in after.keys() - before.keys()}
+    assert added == {"agc_agc_threshold0p25"}
+    changed = {step for (step, arm), value in before.items() if after[step, arm] != value}
+    assert changed == REPORTS & changed
+
+
+@pytest.mark.parametrize(
+    ("of", "over", "words"),
+    [
+        ("agcc", {"shards": [2]}, ["sweeps.strength.of = 'agcc'", "did you mean 'agc'"]),
+        ("agc", {}, ["sweeps.strength.over", "at least 1"]),
+        ("agc", {"shards": []}, ["sweeps.strength.over.shards", "at least 1"]),
+        ("agc", {"shards": 2}, ["sweeps.strength.over.shards = 2", "list"]),
+        (
+            "agc",
+            {"agc_treshold": [1]},
+            ["sweeps.strength.over.agc_treshold = 1", "did you mean 'agc_threshold'"],
+        ),
+        (
+            "agc",
+            {"agc_threshold": [1, -1]},
+            ["sweeps.strength.over.agc_threshold = -1", "greater than or equal to 0"],
+        ),
+        (
+            "agc",
+            {"agc_threshold.x": [1]},
+            ["sweeps.strength.over.agc_threshold.x", "0.5 is not a block"],
+        ),
+        (
+            "baseline",
+            {"train.updats": [1]},
+            ["sweeps.strength.over.train.updats = 1", "did you mean 'updates'"],
+        ),
+        (
+            "baseline",
+            {"train": [{"updates": 1}]},
+            ["sweeps.strength.over.train", "{'updates': 1}", "train.updates"],
+        ),
+        ("agc", {"agc_threshold": [1, 1.0]}, ["sweeps.strength.over.agc_threshold = 1.0", "once"]),
+        (
+            "iet_agc",
+            {"shards": [4, 7]},
+            ["sweeps.strength.over.shards = 7", "the nearest number that can is 1505"],
+        ),
+        (
+            "baseline",
+            {"control": ["short", "dedupe"]},
+            ["sweeps.strength.over.control = 'dedupe'", "did you mean 'dedup'"],
+        ),
+        (
+            "selective_amnesia",
+            {"fisher_timesteps": [10], "fisher_samples": [10], "replay_images": [10]},
+            ["sweeps.strength.over.fisher_samples = 10", "at most 60"],
+        ),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_by_key_and_value(params, of, over, words):
+    with pytest.raises(config.ConfigError) as error:
+        swept(params, over, of)
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_a_sweep_does_not_replace_an_arm_of_the_same_name(params):
+    params["arms"]["agc_shards2"] = {"method": "baseline"}
+    with pytest.raises(config.ConfigError, match=r"strength.over.shards = 2 .* arms.agc_shards2"):
+        swept(params, {"shards": [2]})

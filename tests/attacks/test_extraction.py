@@ -377,7 +377,7 @@ def stores(planting, digits, tmp_path):
     artifacts.write_json(
         split / "run.json", {"outputs": {file.name: artifacts.sha256(file) for file in files}}
     )
-    settings = SETTINGS.model_dump() | {"flips": False, "statistics": STATISTICS.model_dump()}
+    settings = SETTINGS.model_dump() | {"mirrors": False, "statistics": STATISTICS.model_dump()}
     resolved = {
         "step": extraction.STEP,
         "arm": "a",

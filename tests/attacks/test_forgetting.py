@@ -17,6 +17,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.attacks import forgetting, relearning
 from afterimage.attacks.table import Reading, Results
 from afterimage.config import ConfigError
+from afterimage.data import forget
 from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images, load_images
@@ -132,17 +133,23 @@ def test_forgotten_images_are_counted_apart_from_the_others():
         Reading("training", "calibrated", 0.3),
         Reading("candidate", "fixed", 0.5),
     ]
-    images = pd.DataFrame(
+    images = pd.DataFrame({"source": [10, 11, 12, 13, 14]})
+    pairs = pd.DataFrame(
         {
-            "source": [10, 11, 12, 13, 14],
-            "extracted_training_fixed": [True, True, False, True, False],
-            "extracted_training_calibrated": [True, False, False, False, False],
-            "extracted_candidate_fixed": [True] * 5,
+            "nearest_source": [10, 11, 12, 13, 10, 14],
+            "flagged_training_fixed": [True, True, False, True, True, False],
+            "flagged_training_calibrated": [True, False, False, False, True, False],
+            "flagged_candidate_fixed": [True] * 6,
         }
     )
-    found = SimpleNamespace(readings=readings, images=images)
-    table = Results(STATISTICS, 0)
-    forgetting.by_extraction(table, found, np.array([11, 12, 10]), "training")
+    found = SimpleNamespace(readings=readings, images=images, pairs=pairs)
+    table, last = Results(STATISTICS, 0), Results(STATISTICS, 0)
+    sources = np.array([11, 12, 10])
+    forgetting.by_extraction(table, found, sources, "training", np.ones(6, bool))
+    forgetting.by_extraction(last, found, sources, "training", ~forget.choosing(6))
+    judged = last.frame().set_index(["alpha", "subset"])["count"]
+    assert judged.loc["fixed"].to_dict() == {"forget": 1, "remain": 1}  # 10 and 13
+    assert judged.loc["calibrated"].to_dict() == {"forget": 1, "remain": 0}
     numbers = table.frame().set_index(["alpha", "subset"])
     assert (numbers["anchor"] == "training").all()
     assert numbers.loc[("fixed", "forget"), ["count", "of", "alpha_value"]].tolist() == [2, 3, 0.5]
@@ -154,6 +161,35 @@ def test_forgotten_images_are_counted_apart_from_the_others():
         "extracted_images_calibrated": 1,
         "extracted_images_calibrated_remain": 0,
     }
+
+
+def counted(shown: np.ndarray, sources: np.ndarray, generations: np.ndarray) -> int:
+    """Return how many of the sources some generations are counted to show."""
+    images = pd.DataFrame({"source": np.arange(40)})
+    pairs = pd.DataFrame({"nearest_source": shown, "flagged_training_fixed": True})
+    found = SimpleNamespace(
+        readings=[Reading("training", "fixed", 0.5)], images=images, pairs=pairs
+    )
+    table = Results(STATISTICS, 0)
+    forgetting.by_extraction(table, found, sources, "training", generations)
+    return int(table.frame().set_index("subset").loc["forget", "count"])
+
+
+def test_an_arm_that_chose_a_set_has_no_disadvantage_on_the_half_that_judges_it():
+    """Two arms without any difference, one of which chose the set: by its own choosing half it
+    shows all of it, on the judging half both show as much."""
+    rng = np.random.default_rng(0)
+    chances = rng.dirichlet(np.full(40, 0.3))
+    choosing = forget.choosing(60)
+    differences, by_choice = [], []
+    for _ in range(60):
+        base, other = (rng.choice(40, 60, p=chances) for _ in range(2))
+        chosen = np.unique(base[choosing])
+        differences.append(counted(base, chosen, ~choosing) - counted(other, chosen, ~choosing))
+        by_choice.append(counted(base, chosen, choosing) - counted(other, chosen, choosing))
+    error = np.std(differences) / 60**0.5
+    assert abs(np.mean(differences)) < 3 * error
+    assert np.mean(by_choice) > 6 * error
 
 
 def test_controls_subsets_and_missing_numbers_stay_out_of_the_headline():
@@ -284,14 +320,18 @@ def test_the_verb_on_arms_that_saw_the_class_and_that_did_not(trained, tmp_path)
         here.loc[("probability", "forget", "none"), "value"]
     )
     facts = artifacts.read_run(out)["facts"]["sets"]
-    assert facts["zeros"] == {"sources": zeros, "trained": zeros}
+    assert facts["zeros"] == {"sources": zeros, "trained": zeros, "generations_judged": 40}
 
     again = trained.run("attack/forgetting", "conditional", out=str(tmp_path / "again"))
     for name in ("results.csv", "relearning.csv", "metrics.jsonl"):
         assert (again / name).read_bytes() == (out / name).read_bytes()
 
     never = trained.run("attack/forgetting", "retrained", out=str(tmp_path / "retrained"))
-    assert artifacts.read_run(never)["facts"]["sets"]["zeros"] == {"sources": zeros, "trained": 0}
+    assert artifacts.read_run(never)["facts"]["sets"]["zeros"] == {
+        "sources": zeros,
+        "trained": 0,
+        "generations_judged": 40,
+    }
     assert pd.read_csv(never / "relearning.csv")["loss"].iloc[0] != curve["loss"].iloc[0]
 
 
@@ -323,9 +363,9 @@ def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
     found = np.unique(train.sources)[:3]
     attack = {"step": "attack/extraction", "settings": {"anchor": "candidate"}}
     with artifacts.step(attack, tmp_path / "extraction", {}, ("afterimage.seeds",)) as step:
-        images = pd.DataFrame({"source": np.unique(train.sources)})
-        images["extracted_candidate_calibrated"] = images["source"].isin(found)
-        images.to_parquet(step.folder / "images.parquet")
+        pairs = pd.DataFrame({"nearest_source": np.unique(train.sources)[:6]})
+        pairs["flagged_candidate_calibrated"] = True
+        pairs.to_parquet(step.folder / "pairs.parquet")
     command = with_sets(
         trained, tmp_path, "conditional", some={"ids": [3, 5]}, found={"extracted_from": "plain"}
     )
@@ -338,6 +378,11 @@ def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
     assert not {"probability", "accuracy", "relearn_updates", "FD[classifier]"} & set(
         numbers.index.get_level_values(1)
     )
+    judged = artifacts.read_run(tmp_path / "out")["facts"]["sets"]
+    assert {name: one["generations_judged"] for name, one in judged.items()} == {
+        "some": 40,
+        "found": 20,
+    }
     curve = pd.read_csv(tmp_path / "out" / "relearning.csv")
     assert curve["set"].tolist() == ["found"] * 3 + ["some"] * 3
     assert curve["probability"].isna().all()
@@ -388,7 +433,7 @@ def test_classes_that_nothing_can_be_compared_with(trained):
         ConfigError,
         match=r"forget\.zeros\.label = 0: none of the 36 generations \(sample\.images\) has it",
     ):
-        judge.judge("zeros", chosen, 0)
+        judge.judge("zeros", chosen, 0, np.ones(len(few), bool))
     others = parts["holdout"].take(parts["holdout"].labels != 0)
     judge = forgetting.Judge(
         resolved, arm, network, samples, parts["train"], trained_on, others, parts["reference"]
@@ -396,4 +441,4 @@ def test_classes_that_nothing_can_be_compared_with(trained):
     with pytest.raises(
         ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout split has it"
     ):
-        judge.judge("zeros", chosen, 0)
+        judge.judge("zeros", chosen, 0, np.ones(len(samples), bool))

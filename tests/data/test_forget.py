@@ -22,7 +22,8 @@ def train() -> Images:
 
 @pytest.fixture
 def extraction(tmp_path):
-    """Return a function that writes what the attack leaves, by column: the sources it extracted."""
+    """Return a function that writes what the attack leaves, by column: the sources that it
+    extracts from the first half of the generations. From the second half it extracts all."""
 
     def write(anchor: str = "training", **extracted):
         resolved = {
@@ -32,16 +33,17 @@ def extraction(tmp_path):
             "seed": 1,
             "settings": {"anchor": anchor},
         }
-        table = pd.DataFrame({"source": [10, 20, 30, 40, 50, 60], "id": [1, 2, 4, 6, 0, 8]})
+        table = pd.DataFrame({"nearest_source": [10, 20, 30, 40, 50, 60] * 2})
         for column in (
             "training_fixed",
             "training_calibrated",
             "candidate_fixed",
             "candidate_calibrated",
         ):
-            table[f"extracted_{column}"] = table["source"].isin(extracted.get(column, []))
+            shown = table["nearest_source"].isin(extracted.get(column, []))
+            table[f"flagged_{column}"] = shown | (table.index >= 6)
         with artifacts.step(resolved, tmp_path / "attack", {}, ("afterimage.seeds",)) as step:
-            table.to_parquet(step.folder / "images.parquet", index=False)
+            table.to_parquet(step.folder / "pairs.parquet", index=False)
         return tmp_path / "attack"
 
     return write
@@ -92,10 +94,15 @@ def test_extracted_images_are_those_of_the_headline_anchor_and_the_asked_thresho
     assert chosen(train, store, extracted_from="base", alpha="fixed") == [4, 9]
 
 
+@pytest.mark.parametrize(("generations", "first"), [(2, 1), (5, 2), (8, 4)])
+def test_no_generation_both_chooses_a_set_and_judges_it(generations, first):
+    assert forget.choosing(generations).tolist() == [True] * first + [False] * (generations - first)
+
+
 def test_a_changed_table_is_refused(train, extraction):
     store = extraction(training_calibrated=[10])
-    table = pd.read_parquet(store / "images.parquet")
-    table.assign(extracted_training_calibrated=True).to_parquet(store / "images.parquet")
+    table = pd.read_parquet(store / "pairs.parquet")
+    table.assign(flagged_training_calibrated=True).to_parquet(store / "pairs.parquet")
     with pytest.raises(ArtifactError, match="truncated or changed"):
         chosen(train, store, extracted_from="base")
 
@@ -108,12 +115,11 @@ def test_an_empty_set_is_refused_with_its_reason(train, extraction):
         chosen(train, label=7)
     with pytest.raises(
         ArtifactError,
-        match=r"empty: the attack on 'base' \(alpha fixed\) found none of the 10 training images",
+        match=r"empty: the attack on the first half of the generations of 'base' \(alpha fixed\) "
+        "found none of the 10 training images",
     ):
         chosen(train, extraction(training_calibrated=[10]), extracted_from="base", alpha="fixed")
-    with pytest.raises(
-        ArtifactError, match=r"empty: the attack on 'base' \(alpha calibrated\) found none of the 4"
-    ):
+    with pytest.raises(ArtifactError, match=r"of 'base' \(alpha calibrated\) found none of the 4"):
         chosen(
             train.take(np.array([1, 3, 5, 6])),
             extraction(training_calibrated=[20]),

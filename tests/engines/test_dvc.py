@@ -29,7 +29,7 @@ def test_every_stage_has_the_blocks_of_its_steps(root):
 def test_keys_that_the_study_leaves_out_are_left_out():
     assert dvc.params({"study", "data"})["data"] == ["study", "data"]
     every = dvc.params(set(config.Study.model_fields))
-    assert every["sample"] == ["study", "seed", "replicates", "arms", "sample"]
+    assert every["sample"] == ["study", "seed", "replicates", "arms", "sweeps", "sample"]
 
 
 def test_a_stage_that_is_not_there_is_named(tmp_path, monkeypatch, root, capsys):

@@ -30,7 +30,12 @@ DIGITS = {
         },
         "kept": {"method": "baseline", "matched_to": {"arm": "agc", "by": "kept_samples"}},
         "rau_net": {"method": "baseline", "rau_net": {"groups": [1, 2]}},
-        "loyal": {"method": "loyal", "switch_timestep": 500, "rau_net": {"groups": [1, 2]}},
+        "loyal": {
+            "method": "loyal",
+            "switch_timestep": 500,
+            "budget": "matched_total",
+            "rau_net": {"groups": [1, 2]},
+        },
         "dp_sgd": {
             "method": "dp_sgd",
             "noise_multiplier": 1.0,

@@ -268,16 +268,28 @@ def test_what_arms_spend(digits):
     """The numbers that the finished trainings have in their facts; ``kept`` at its largest, as if
     nothing had been skipped."""
     study = digits()
-    assert work.spent(study, "iet_agc") == (1500, 375, 96000)
-    assert work.spent(study, "short") == (375, 375, 24000)
-    assert work.spent(study, "kept") == (1500, 1500, 96000)
-    assert work.spent(study, "loyal") == (1500, 750, 96000)
+    assert work.spent(study, "iet_agc") == (1500, 375, 96000, 1500)
+    assert work.spent(study, "short") == (375, 375, 24000, 375)
+    assert work.spent(study, "kept") == (1500, 1500, 96000, 1500)
+    assert work.spent(study, "loyal") == (1500, 750, 96000, 1500)
     literal = digits(arms__loyal={"method": "loyal", "switch_timestep": 250, "budget": "literal"})
-    assert work.spent(literal, "loyal") == (3000, 1500, 192000)
+    assert work.spent(literal, "loyal") == (3000, 1500, 192000, 3000)
     per_model = digits(
         arms__iet_agc={"method": "iet_agc", "shards": 4, "rounds": 5, "budget": "per_model"}
     )
-    assert work.spent(per_model, "iet_agc") == (6000, 1500, 384000)
+    assert work.spent(per_model, "iet_agc") == (6000, 1500, 384000, 6000)
+    assert work.spent(study, "dp_sgd") == (375, 375, 24000, 375)
+    assert work.spent(study, "erasediff") == (200, 200, 12800, 400)
+    assert work.spent(study, "salun") == (200, 200, 12800, 400)  # beside the mask's
+
+
+def test_as_many_passes_are_as_many_updates_of_the_control(digits):
+    """Whatever the batch sizes; what is computed before the first update does not count."""
+    control = {"method": "baseline", "base": "conditional", "without": "zeros"}
+    for name, passes in (("erasediff", 400), ("salun", 400), ("gradient_ascent", 30)):
+        match = {"arm": name, "by": "passes"}
+        study = digits(arms__equal=control | {"matched_to": match, "train": {"batch_size": 32}})
+        assert work.budget(study, "equal") == passes
 
 
 def test_passes_of_unlearning_are_those_that_trainings_record(digits):
@@ -288,11 +300,11 @@ def test_passes_of_unlearning_are_those_that_trainings_record(digits):
     assert work.training(study, "erasediff").fp32 == pytest.approx(batch * (3 * 400 + 200))
     assert work.training(study, "salun").fp32 == pytest.approx(batch * (3 * (400 + setup) + 200))
     assert work.training(study, "gradient_ascent").fp32 == pytest.approx(batch * (3 * 30 + 30))
-    gap = study.arms["erasediff"].model_dump() | {"barrier": "gap", "inner_updates": 3}
-    inner = digits(arms__erasediff=gap)
-    assert work.training(inner, "erasediff").fp32 == pytest.approx(
-        batch * (3 * (400 + 600) + (200 + 600) + 200)
-    )
+    for option in ({"barrier": "gap"}, {"inner_adam": "shared"}):
+        inner = study.arms["erasediff"].model_dump() | {"inner_updates": 3} | option
+        assert work.training(digits(arms__erasediff=inner), "erasediff").fp32 == pytest.approx(
+            batch * (3 * (400 + 600) + (200 + 600) + 200)
+        )
 
 
 def test_blocks_cost_what_they_add_and_only_where_they_are(digits):

@@ -84,6 +84,7 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                     "updates_per_model": 1500,
                     "images_seen": 96000,
                     "kept_samples": 96000,
+                    "backward_passes": 1500,
                 }
                 step.note(
                     **updates,

@@ -526,26 +526,6 @@ def test_arms_that_are_judged_on_forgetting_are_judged_by_the_quality_of_the_res
     assert comparison.verdicts(compare(alone)).loc[0, "quality"] == WORSE
 
 
-def test_a_set_that_the_control_chose_says_nothing_of_forgetting():
-    """Against the arm that the images were extracted from; against another arm it does, and so does
-    another set."""
-    sets = {f"forgotten_extracted_calibrated[{name}]": -3 for name in ("found", "zeros")}
-    for origin, found in (("control", NOT_TESTABLE), ("other", BETTER)):
-        compared = compare(table(sets), chosen_from={"found": origin})
-        said = (
-            compared[compared["decides"] == "forgetting"]
-            .set_index(["arm", "metric"])
-            .loc["arm"]["verdict"]
-        )
-        assert said.to_dict() == {
-            "forgotten_extracted_calibrated[found]": found,
-            "forgotten_extracted_calibrated[zeros]": BETTER,
-        }
-    alone = table({"forgotten_extracted_calibrated[found]": -3})
-    words = comparison.verdicts(compare(alone, chosen_from={"found": "control"})).loc[0, "verdict"]
-    assert "forgetting not testable" in words
-
-
 def test_without_quality_no_arm_beats_its_control():
     said = verdict({"flagged_generations_calibrated": -3})
     assert (said["beats_control"], said["verdict"]) == (

@@ -206,24 +206,19 @@ def test_verdicts_follow_the_numbers(study, show):
     assert "its base; no arm was retrained without the images" in text
 
 
-def test_a_set_that_an_attack_chose_is_not_judged_against_its_origin(study, show):
-    """What was extracted from an arm comes back from it by construction; losses and quality are
-    judged all the same."""
+def test_a_set_that_an_attack_chose_is_judged_against_its_origin(study, show):
+    """One half of the origin's generations chose it, the other half judges everyone."""
     made, results = study(3, show_images=False)
     text, _ = show("erasediff", made, results)
-    assert "all of it is extracted from conditional by construction" in text
+    assert "extracted from the first half of the generations of conditional" in text
+    assert "counted on the second half of every arm's" in text
     row = next(
-        row
-        for row in text.split("<tr")
-        if "<b>erasediff_found</b>" in row and "not testable" in row
+        row for row in text.split("<tr") if "<b>erasediff_found</b>" in row and "lower" in row
     )
-    assert row.count("not testable") == 1
-    assert "<b>lower</b>" in row
+    assert "not testable" not in row
     compared = pd.read_csv(results / "report/tables/comparison.csv").set_index(["arm", "metric"])
-    assert (
-        compared.loc[("erasediff_found", "forgotten_extracted_calibrated[found]"), "verdict"]
-        == "not testable"
-    )
+    metric = "forgotten_extracted_calibrated[found]"
+    assert compared.loc[("erasediff_found", metric), "verdict"] == "better"
 
 
 def test_replicates_and_images_that_may_not_be_shown(study, show):

@@ -177,7 +177,13 @@ def test_budgets_are_those_of_the_trainings(made):
         assert wide.loc[arm, "training_seconds"] == pytest.approx(
             np.mean([facts(root, arm, k)["training_seconds"] for k in (0, 1)])
         )
-        for fact in ("updates", "updates_per_model", "images_seen", "kept_samples"):
+        for fact in (
+            "updates",
+            "updates_per_model",
+            "images_seen",
+            "kept_samples",
+            "backward_passes",
+        ):
             assert wide.loc[arm, fact] == facts(root, arm, 0)[fact]
         assert (
             wide.loc[arm, "passes"]

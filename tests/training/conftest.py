@@ -72,6 +72,7 @@ def make_job(digits):
         base: Path | None = None,
         arm: dict | None = None,
         forgotten: np.ndarray | None = None,
+        sources: np.ndarray | None = None,
         **train,
     ) -> TrainingRun:
         settings = Train.model_validate(TRAIN | train)
@@ -111,6 +112,7 @@ def make_job(digits):
                 settings.label_dropout,
                 flips,
             ),
+            sources=np.arange(images) if sources is None else sources,
             labels=labels,
             forgotten=np.zeros(images, bool) if forgotten is None else forgotten,
             base=base,

@@ -19,7 +19,7 @@ from afterimage import config
 from afterimage.config import ConfigError, EraseDiff
 from afterimage.diffusion.model import load_weights
 from afterimage.methods import erasediff
-from afterimage.methods.erasediff import Inner, Targets, direction
+from afterimage.methods.erasediff import Inner, Targets, antithetic, direction
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout
 from afterimage.training.learner import Learner, plain
 from afterimage.training.loop import DivergedError
@@ -406,7 +406,7 @@ class OneBatch:
     def __init__(self, batch) -> None:
         self.one = batch
 
-    def batch(self, sides, i):
+    def batch(self, sides, i, retime=None):
         return self.one
 
 
@@ -421,7 +421,7 @@ def test_gap_is_what_the_inner_steps_gain(unlearner, tmp_path):
         )
         learner = Learner(job.net, job.train, job.accelerator)
         batch = targets.batch(sides, 0)
-        minimum = Inner(job, OneBatch(batch)).descend(learner.net, 0)
+        minimum = Inner(job, OneBatch(batch)).descend(learner, 0)
         gained.append(loss_of(learner, job.task, batch) - loss_of(minimum, job.task, batch))
         pairs = zip(minimum.net.parameters(), learner.net.parameters(), strict=True)
         moved.append(max((a - b).abs().max().item() for a, b in pairs))
@@ -458,9 +458,9 @@ def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_p
     kept = gradients(learner.net)
     inner = Inner(job, targets)
     assert not torch.equal(inner.sides.batch("forget", 0).noisy, sides.batch("forget", 0).noisy)
-    first = [weight.detach().clone() for weight in inner.descend(learner.net, 7).net.parameters()]
-    inner.descend(learner.net, 8)
-    again = list(inner.descend(learner.net, 7).net.parameters())
+    first = [weight.detach().clone() for weight in inner.descend(learner, 7).net.parameters()]
+    inner.descend(learner, 8)
+    again = list(inner.descend(learner, 7).net.parameters())
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not any(
         torch.equal(a, b) for a, b in zip(first[:1], learner.net.parameters(), strict=False)
@@ -469,6 +469,113 @@ def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_p
     assert before.keys() == after.keys()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     assert all(torch.equal(a, b) for a, b in zip(kept, gradients(learner.net), strict=True))
+
+
+# ---- options of the released code ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_antithetic_timesteps_are_mirrored_in_the_second_half(size):
+    drawn = torch.randint(0, 1000, (size,), generator=torch.Generator().manual_seed(size))
+    paired = antithetic(drawn, 1000)
+    first = size // 2 + 1
+    assert torch.equal(paired[:first], drawn[:first])
+    assert torch.equal(paired[first:], 999 - drawn[: size - first])
+    assert len(paired) == size
+
+
+def seen_batches(unlearner, folder, monkeypatch, **arm) -> list:
+    """Return the batches whose gradients a training of two updates takes, in order."""
+    job = unlearner(folder, {"method": "erasediff", "target": "uniform"} | arm, updates=2)
+    seen, original = [], Learner.gradient
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Learner,
+            "gradient",
+            lambda self, batch, objective: (seen.append(batch), original(self, batch, objective))[
+                1
+            ],
+        )
+        erasediff.train(job)
+    return seen
+
+
+def test_antithetic_batches_differ_from_others_in_timesteps_alone(unlearner, tmp_path, monkeypatch):
+    """On both sides and in the inner steps; images, noise and labels are those of the default."""
+    inner = {"log_gap": True}
+    plain = seen_batches(unlearner, tmp_path / "plain", monkeypatch, **inner)
+    paired = seen_batches(unlearner, tmp_path / "pairs", monkeypatch, antithetic=True, **inner)
+    assert len(plain) == len(paired) == 6
+    for one, other in zip(plain, paired, strict=True):
+        assert torch.equal(other.timesteps, antithetic(one.timesteps, 1000))
+        assert torch.equal(other.timesteps[:1] + other.timesteps[3:], torch.tensor([999]))
+        for name in ("rows", "target"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
+
+
+def test_the_forget_set_can_be_noised_at_the_timesteps_of_the_rest(
+    unlearner, tmp_path, monkeypatch
+):
+    own = seen_batches(unlearner, tmp_path / "own", monkeypatch)
+    same_t = seen_batches(unlearner, tmp_path / "remain", monkeypatch, forget_timesteps="remain")
+    for forget, remain, alone in zip(same_t[::2], same_t[1::2], own[::2], strict=True):
+        assert torch.equal(forget.timesteps, remain.timesteps)
+        assert not torch.equal(alone.timesteps, remain.timesteps)
+        assert torch.equal(forget.target, alone.target)
+    assert all(torch.equal(a.noisy, b.noisy) for a, b in zip(own[1::2], same_t[1::2], strict=True))
+
+
+def test_shared_adam_is_one_optimiser_whose_weights_are_put_back(unlearner, tmp_path):
+    """Against a loop with one torch optimiser, as released: inner steps, weights back, outer
+    step."""
+    arm = {
+        "method": "erasediff",
+        "target": "uniform",
+        "barrier": "fixed",
+        "weight": 0.4,
+        "inner_updates": 2,
+        "inner_learning_rate": 2e-3,
+        "inner_adam": "shared",
+    }
+    result = erasediff.train(unlearner(tmp_path / "state", arm, updates=3, clip=None))
+    job = unlearner(tmp_path / "loop", arm, updates=3, clip=None)
+    load_weights(job.net, job.base)
+    learner, sides, targets = (
+        Learner(job.net, job.train, job.accelerator),
+        Sides(job),
+        Targets(job, job.net),
+    )
+    net, own = learner.net, Sides(replace(job, path=(*job.path, "inner")))
+    adam = torch.optim.AdamW(net.parameters(), weight_decay=0.0, fused=True)
+
+    def gradient(batch):
+        learner.gradient(batch, plain(job.task))
+        return gradients(net)
+
+    def step(gradient, rate):
+        for weight, value in zip(net.parameters(), gradient, strict=True):
+            weight.grad = value
+        adam.param_groups[0]["lr"] = rate
+        adam.step()
+
+    for s in range(3):
+        start = copy.deepcopy(net.state_dict())
+        for i in (2 * s, 2 * s + 1):
+            step(gradient(targets.batch(own, i)), 2e-3)
+        net.load_state_dict(start)
+        q, r = gradient(targets.batch(sides, s)), gradient(sides.batch("remain", s))
+        step(torch._foreach_add(r, q, alpha=0.4), job.train.learning_rate)
+    pairs = zip(result.raw.parameters(), net.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)
+    assert result.facts["inner_updates"] == 6
+    assert result.spent.backward_passes == 12
+    alone = unlearner(tmp_path / "own", arm | {"inner_adam": "own"}, updates=3, clip=None)
+    assert not same(result, erasediff.train(alone))
+
+
+def test_an_adam_is_shared_with_inner_steps_only():
+    with pytest.raises(ValueError, match="inner_adam = 'shared' needs inner steps"):
+        settings("gradnorm", inner_adam="shared", inner_updates=0)
 
 
 # ---- the training --------------------------------------------------------------------------------
@@ -616,8 +723,8 @@ def test_cost_is_two_backward_passes_and_the_inner_steps(
     monkeypatch.setattr(job.task, "predict", lambda *given: (forward.append(1), predict(*given))[1])
     result = erasediff.train(job)
     facts, spent = result.facts, result.spent
-    assert len(backward) == facts["backward_passes"] == 7 * passes
-    assert len(forward) == facts["backward_passes"] + facts["forward_only_passes"]
+    assert len(backward) == spent.backward_passes == 7 * passes
+    assert len(forward) == spent.backward_passes + facts["forward_only_passes"]
     assert facts["inner_updates"] == 7 * (passes - 2)
     assert facts["pushed_updates"] == sum(
         weight > 0 for weight in series(job.store.curves)["lambda"]
@@ -662,11 +769,16 @@ GAP = {
 }
 
 
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"inner_adam": "shared", "antithetic": True, "forget_timesteps": "remain"}],
+    ids=["paper", "released"],
+)
 def test_stopped_in_the_inner_steps_or_after_them_it_ends_with_the_same_bits(
-    unlearner, tmp_path, curves, stop_in_step
+    options, unlearner, tmp_path, curves, stop_in_step
 ):
     """Two inner steps and one outer make an update: it is finished, saved, and gone on from."""
-    arm = GAP | {"target": "released_relabel", "target_network": "initial"}
+    arm = GAP | {"target": "released_relabel", "target_network": "initial"} | options
 
     def job(folder: str):
         return unlearner(tmp_path / folder, arm, dropout=0.2, updates=5)

@@ -41,7 +41,7 @@ def test_a_side_without_weight_costs_no_backward_pass(
     original = job.accelerator.backward
     monkeypatch.setattr(job.accelerator, "backward", lambda loss: (calls.append(1), original(loss)))
     result = gradient_ascent.train(job)
-    assert len(calls) == result.facts["backward_passes"] == backward
+    assert len(calls) == result.spent.backward_passes == backward
     assert result.facts["forward_only_passes"] == 14 - backward
     assert (result.spent.updates, result.spent.updates_per_model) == (7, 7)
     assert result.spent.images_seen == result.spent.kept_samples == 4 * backward

@@ -3,7 +3,7 @@ spent, what is kept."""
 
 import os
 import signal
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afterimage import artifacts, cli
-from afterimage.config import ConfigError, Loyal
-from afterimage.diffusion.model import save_pipeline
+from afterimage.config import ConfigError, Loyal, Model, TransferBlocks
+from afterimage.diffusion.model import build_unet, save_pipeline
 from afterimage.diffusion.rau_net import RAUNet
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.sample import load_denoiser
@@ -22,7 +22,13 @@ from afterimage.methods import baseline, loyal
 from afterimage.training.learner import Learner
 
 BLOCKS = {"groups": [2], "variant": "trained_random"}
-LOYAL = {"method": "loyal", "condition": "none", "switch_timestep": 500, "rau_net": BLOCKS}
+LOYAL = {
+    "method": "loyal",
+    "condition": "none",
+    "switch_timestep": 500,
+    "budget": "matched_total",
+    "rau_net": BLOCKS,
+}
 FROZEN = {"groups": [1], "variant": "frozen_fixed"}
 
 
@@ -36,7 +42,9 @@ def equal(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 
 def settings(**keys) -> Loyal:
-    return Loyal.model_validate({"method": "loyal", "switch_timestep": 500} | keys)
+    return Loyal.model_validate(
+        {"method": "loyal", "switch_timestep": 500, "budget": "matched_total"} | keys
+    )
 
 
 # ---- timesteps -----------------------------------------------------------------------------------
@@ -102,11 +110,9 @@ def test_matched_total_spends_the_budget_in_proportion_to_the_timesteps(updates,
     ("tau", "expected"), [(0, (0, 7)), (1, (7, 7)), (500, (7, 7)), (1000, (7, 0))]
 )
 def test_literal_gives_the_whole_budget_to_each_network_with_timesteps(tau, expected):
-    """Loyal known answer 11."""
-    assert (
-        tuple(loyal.budgets(7, settings(switch_timestep=tau, budget="literal"), 1000).values())
-        == expected
-    )
+    """Loyal known answer 11. This is the published reading, and the default."""
+    arm = Loyal(method="loyal", switch_timestep=tau)
+    assert tuple(loyal.budgets(7, arm, 1000).values()) == expected
 
 
 def test_a_budget_that_leaves_a_network_untrained_is_refused():
@@ -133,6 +139,7 @@ def test_what_was_spent_is_recorded(tau, budget, front, tail, tmp_path, make_job
         "updates_per_model": max(front, tail),
         "images_seen": seen,
         "kept_samples": seen,
+        "backward_passes": front + tail,
     }
     assert result.facts == {
         "updates_front": front,
@@ -219,6 +226,42 @@ def test_both_networks_start_from_a_single_base(tmp_path, make_job, monkeypatch)
         assert torch.equal(
             value, start[name] if name.startswith("transfers.") else base.state_dict()[name]
         )
+
+
+@pytest.fixture
+def three_levels(make_job, tmp_path):
+    """Return a function that builds a run of plain fine-tuning on a network of three levels, with
+    or without blocks; it starts from one and the same base."""
+    model = Model(channels=[8, 8, 16], attention=[False] * 3, layers_per_block=1, norm_groups=4)
+    trained = build_unet(model, (8, 8, 1), seed=9)
+    save_pipeline(trained, make_job(tmp_path / "base").scheduler, tmp_path / "pipeline")
+
+    def make(name, rau_net=None):
+        blocks = None if rau_net is None else TransferBlocks.model_validate(rau_net)
+        arm = {"base": "plain"}
+        job = make_job(tmp_path / name, arm=arm, base=tmp_path / "pipeline", log_every=1)
+        return replace(job, net=build_unet(model, (8, 8, 1), seed=2, blocks=blocks))
+
+    return make
+
+
+@pytest.mark.parametrize("groups", [[2, 3], [0, 1]], ids=["deepest", "shallow"])
+def test_identity_blocks_in_a_trained_network_change_nothing_at_first(groups, three_levels, series):
+    """The first loss has plain fine-tuning's bits; what follows is another training. Random blocks
+    (the paper's) hurt at once."""
+    losses = {}
+    for variant in ("without", "none", "trained_identity", "trained_random"):
+        blocks = None if variant == "without" else {"groups": groups, "variant": variant}
+        job = three_levels(variant, blocks)
+        result = baseline.train(job)
+        losses[variant] = series(job.store.curves)["loss"]
+        blocks = [name for name in weights(result.raw) if name.startswith("transfers.")]
+        assert bool(blocks) == variant.startswith("trained")
+    plain, none, identity, random = losses.values()
+    assert none == plain
+    assert identity[0] == plain[0]
+    assert identity[1:] != plain[1:]
+    assert abs(random[0] - plain[0]) > 1e-4
 
 
 def test_each_network_starts_from_its_own_where_the_base_has_two(tmp_path, make_job, monkeypatch):
@@ -390,7 +433,7 @@ def test_first_losses_are_those_on_record(name, method, arm, tmp_path, make_job,
 
 
 def test_a_finished_run_is_a_pipeline_of_two_networks(study, tmp_path):
-    command = study({"method": "loyal", "switch_timestep": 600, "rau_net": BLOCKS}, updates=5)
+    command = study(LOYAL | {"switch_timestep": 600}, updates=5)
     assert cli.main(command) == 0
     run = artifacts.check_store(tmp_path / "out")
     assert (

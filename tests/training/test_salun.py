@@ -155,7 +155,7 @@ def test_what_it_costs(unlearner, tmp_path):
     result = salun.train(unlearner(tmp_path, ARM | {"saliency_samples": 9}))
     assert (result.spent.updates, result.spent.updates_per_model) == (7, 7)
     assert result.spent.images_seen == result.spent.kept_samples == 7 * 2 * 4
-    assert result.facts["backward_passes"] == 14
+    assert result.spent.backward_passes == 14
     assert result.facts["forward_only_passes"] == 7
     assert result.facts["setup_backward_passes"] == 3
 

@@ -236,7 +236,7 @@ def test_what_it_costs(unlearner, tmp_path):
     result = selective_amnesia.train(unlearner(tmp_path, ARM))
     assert (result.spent.updates, result.spent.updates_per_model) == (7, 7)
     assert result.spent.images_seen == result.spent.kept_samples == 7 * 2 * 4
-    assert result.facts["backward_passes"] == 14
+    assert result.spent.backward_passes == 14
     assert result.facts["setup_seconds"] > 0
     assert result.raw.training
 

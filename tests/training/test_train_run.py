@@ -234,12 +234,14 @@ MATCHES = [
     ("updates_per_model", 100, 100),
     ("kept_samples", 1001, 126),
     ("kept_samples", 1, 1),
+    ("passes", 800, 800),
 ]
 
 
 @pytest.mark.parametrize(("by", "spent", "expected"), MATCHES)
 def test_a_matched_budget_is_what_the_other_arm_spent(by, spent, expected, tmp_path):
-    (tmp_path / "run.json").write_text(json.dumps({"facts": {by: spent}}))
+    fact = {"passes": "backward_passes"}.get(by, by)
+    (tmp_path / "run.json").write_text(json.dumps({"facts": {fact: spent}}))
     train = Train.model_validate({"updates": 7, "batch_size": 8})
     assert budget(train, 13, Match(arm="other", by=by), tmp_path) == expected
 
@@ -256,6 +258,33 @@ def test_matched_arm_trains_as_long_as_the_other(study, tmp_path):
     run = artifacts.read_run(tmp_path / "out")
     assert run["facts"]["updates"] == 3
     assert run["inputs"]["matched"]["sha256"] == artifacts.sha256(tmp_path / "base" / "run.json")
+
+
+def test_a_larger_batch_for_as_many_updates_is_matched_by_updates(study, tmp_path):
+    """Plain training with K times the batch: equal to K shards in updates per network and in
+    samples."""
+    shards = {"method": "iet_agc", "shards": 2, "rounds": 1, "agc_threshold": 0}
+    assert cli.main(study(shards, out="base", updates=6)) == 0
+    large = {"matched_to": {"arm": "other", "by": "updates_per_model"}, "train": {"batch_size": 8}}
+    assert cli.main([*study(large), "--matched", str(tmp_path / "base")]) == 0
+    one, other = (artifacts.read_run(tmp_path / out)["facts"] for out in ("base", "out"))
+    assert other["updates"] == other["updates_per_model"] == one["updates_per_model"] == 3
+    assert other["images_seen"] == one["images_seen"] == 24
+    assert (one["backward_passes"], other["backward_passes"]) == (6, 3)
+
+
+def test_images_are_weighted_and_sharded_by_the_sources_of_the_training_set(study, tmp_path):
+    """Thirteen rows of seven sources, six of them twice."""
+    plain = study(out="plain")
+    assert cli.main(plain) == 0
+    assert cli.main(study({"weights": "inverse_copies"}, out="soft")) == 0
+    plain, soft = (load_file(tmp_path / out / "raw" / WEIGHTS) for out in ("plain", "soft"))
+    assert any(not torch.equal(value, soft[name]) for name, value in plain.items())
+    arm = {"method": "iet_agc", "shards": 2, "rounds": 1, "sharding": "by_source"}
+    assert cli.main(study(arm, out="shards", updates=4)) == 0
+    shard = pd.read_parquet(tmp_path / "shards" / "tables" / "skips_by_image.parquet")["shard"]
+    assert (shard[0:12:2].to_numpy() == shard[1:12:2].to_numpy()).all()
+    assert sorted(shard.value_counts()) == [6, 7]
 
 
 def test_trained_without_a_set_the_images_and_all_their_copies_are_left_out(study, tmp_path):

@@ -158,8 +158,8 @@ def test_weights_and_their_average_start_at_the_base(module, unlearner, tmp_path
 
 
 def extraction_store(folder, sources):
-    """Write what the extraction attack leaves: these sources extracted, with the calibrated
-    threshold only."""
+    """Write what the extraction attack leaves: these sources extracted from the first of two
+    generations, with the calibrated threshold only; source 3 from the second."""
     resolved = {
         "step": "attack/extraction",
         "arm": "first",
@@ -167,13 +167,12 @@ def extraction_store(folder, sources):
         "seed": 1,
         "settings": {"anchor": "training"},
     }
-    table = pd.DataFrame({"source": np.arange(7)})
-    table["extracted_training_calibrated"] = table["source"].isin(sources)
-    table["extracted_training_fixed"] = table["extracted_candidate_calibrated"] = table[
-        "extracted_candidate_fixed"
-    ] = False
+    shown = np.concatenate([sources, np.full(len(sources), 3)])
+    table = pd.DataFrame({"nearest_source": shown, "flagged_training_calibrated": True})
+    for name in ("training_fixed", "candidate_fixed", "candidate_calibrated"):
+        table[f"flagged_{name}"] = False
     with artifacts.step(resolved, folder, {}, ("afterimage.seeds",)) as step:
-        table.to_parquet(step.folder / "images.parquet", index=False)
+        table.to_parquet(step.folder / "pairs.parquet", index=False)
 
 
 @pytest.mark.parametrize(

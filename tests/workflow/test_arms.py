@@ -76,10 +76,21 @@ def test_matched_arms_take_their_budget_from_the_other(every_arm):
 
 def test_what_extraction_found_is_what_is_forgotten(every_arm):
     members = pd.read_parquet(every_arm.results / "train/forgets_found/rep0/members.parquet")
-    images = pd.read_parquet(every_arm.results / "attack/baseline/rep0/extraction/images.parquet")
-    found = set(images["source"][images["extracted_training_fixed"]])
+    pairs = pd.read_parquet(every_arm.results / "attack/baseline/rep0/extraction/pairs.parquet")
+    first = pairs[: len(pairs) // 2]
+    found = set(first["nearest_source"][first["flagged_training_fixed"]])
     assert found
+    assert found < set(pairs["nearest_source"][pairs["flagged_training_fixed"]])
     assert set(members["source"][members["forgotten"]]) == found
+    for arm in ("found_finetune", "found_retrained"):
+        table = pd.read_parquet(every_arm.results / "train" / arm / "rep0/members.parquet")
+        assert set(table["source"][~table["trained"]]) == found
+    for arm in ("baseline", "forgets_found", "found_finetune", "found_retrained"):
+        run = every_arm.results / "attack" / arm / "rep0/forgetting/run.json"
+        judged = json.loads(run.read_text())["facts"]["sets"]["found"]
+        assert judged["generations_judged"] == 20
+    passes = facts(every_arm, "forgets_found")["backward_passes"]
+    assert facts(every_arm, "found_finetune")["updates"] == passes == 12
 
 
 def test_retrained_never_saw_what_others_forget(every_arm):

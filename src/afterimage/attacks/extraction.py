@@ -114,7 +114,7 @@ def extract(
         settings: Settings of the attack.
         statistics: Settings of the intervals.
         seed: Root seed; determines the splits of the held-out images and the resamples.
-        flips: The model was trained with random mirroring: compare mirror images too.
+        flips: Compare mirror images too, as some model was trained with mirroring.
         holdout: Real images from the same distribution that the model did not see; they calibrate
             alpha and are the control.
         planted: The planted ground truth, for the control by twins and the precision-recall curve.
@@ -488,7 +488,10 @@ def run(args: argparse.Namespace) -> None:
     inputs = {name: getattr(args, name) for name in names}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         settings = dict(step.settings)
-        flips, statistics = settings.pop("flips"), config.Statistics(**settings.pop("statistics"))
+        mirrors, statistics = (
+            settings.pop("mirrors"),
+            config.Statistics(**settings.pop("statistics")),
+        )
         for path in (args.members, args.index):
             artifacts.check_file(path)
         result = extract(
@@ -497,7 +500,7 @@ def run(args: argparse.Namespace) -> None:
             config.Extraction(**settings),
             statistics,
             resolved["seed"],
-            flips=flips,
+            flips=mirrors,
             holdout=load_images(args.holdout),
             planted=twins.read(pd.read_parquet(args.index), load_images(args.twins)),
         )

@@ -13,7 +13,9 @@ on ordinary prompts. So an arm is judged on each of its forget sets in five ways
   against reference images of the same classes;
 - by extraction: how many of the forgotten images are extracted from the generations (see
   ``extraction``), and how many of the others, among all planted training images. The extractions
-  from a retrained arm, which never saw them, are the false alarms;
+  from a retrained arm, which never saw them, are the false alarms. A set that an attack chose, from
+  the first half of an arm's generations, is judged on the second half of every arm's, the chosen
+  one's too: those have other starting noise;
 - by membership inference: do the losses separate forgotten images from held-out images, of the same
   class if the set is one?
 - by relearning (see ``relearning``): the mean loss of the forgotten images and, for sets of one
@@ -109,13 +111,21 @@ def by_class(
             table.share(f"accuracy_by_label{kind}", right[asked == other], subset=f"label={other}")
 
 
-def by_extraction(table: Results, extraction: Extraction, sources: np.ndarray, anchor: str) -> None:
-    """Add how many of the forgotten ``sources``, (S,), and of the others were extracted, with the
-    headline anchor."""
+def by_extraction(
+    table: Results,
+    extraction: Extraction,
+    sources: np.ndarray,
+    anchor: str,
+    generations: np.ndarray,
+) -> None:
+    """Add how many of the forgotten ``sources``, (S,), and of the others were extracted from some
+    generations, given as a mask, bool, (G,), with the headline anchor."""
     forgotten = extraction.images["source"].isin(sources).to_numpy()
     for reading in extraction.readings:
         if reading.anchor == anchor:
-            flags = extraction.images[f"extracted_{reading.name}"].to_numpy()
+            flagged = extraction.pairs[f"flagged_{reading.name}"].to_numpy(bool)
+            shown = extraction.pairs["nearest_source"][flagged & generations]
+            flags = extraction.images["source"].isin(shown).to_numpy()
             table.share("extracted_images", flags[forgotten], reading, "forget")
             table.share("extracted_images", flags[~forgotten], reading, "remain")
 
@@ -161,7 +171,7 @@ class Judge:
         self.extraction = config.Extraction(**settings["extraction"])
         self.quality = config.Quality(**settings["quality"])
         self.statistics = config.Statistics(**settings["statistics"])
-        self.flips = settings["flips"]
+        self.flips, self.mirrors = settings["flips"], settings["mirrors"]
         self.seed, self.replicate = resolved["seed"], resolved["replicate"]
         self.pipeline, self.samples, self.train, self.trained = pipeline, samples, train, trained
         self.holdout, self.reference = holdout, reference
@@ -173,12 +183,12 @@ class Judge:
             self.extraction,
             self.statistics,
             self.seed,
-            flips=self.flips,
+            flips=self.mirrors,
             holdout=holdout,
         )
 
     def judge(
-        self, name: str, rows: np.ndarray, label: int | None
+        self, name: str, rows: np.ndarray, label: int | None, generations: np.ndarray
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return the numbers and the relearning curve of one set.
 
@@ -186,6 +196,7 @@ class Judge:
             name: The set's name.
             rows: bool, (N,): mask of its rows in the training split.
             label: The class of the set, if it is one class.
+            generations: bool, (G,): mask of the generations that extraction is judged on.
 
         Raises:
             ConfigError: if no generation is conditioned on the class.
@@ -213,7 +224,7 @@ class Judge:
                     "_holdout",
                 )
         sources = np.unique(self.train.sources[rows])
-        by_extraction(table, self.extracted, sources, self.extraction.anchor)
+        by_extraction(table, self.extracted, sources, self.extraction.anchor, generations)
 
         # Infer membership from the losses.
         net, scheduler_config = load_trained(self.pipeline, self.seed, self.replicate)
@@ -369,7 +380,7 @@ def run(args: argparse.Namespace) -> None:
         for name in ("samples", "train", "members", "holdout", "reference", "classifier")
     }
     inputs |= {"model": pipeline} | {
-        f"extraction/{name}": folder / "images.parquet" for name, folder in stores.items()
+        f"extraction/{name}": folder / "pairs.parquet" for name, folder in stores.items()
     }
     same_bits()
     disable_progress_bar()
@@ -386,7 +397,10 @@ def run(args: argparse.Namespace) -> None:
         facts = {}
         for name, block in sets.items():
             rows = forget.rows(train, name, block, stores.get(name))
-            numbers, curve = arm.judge(name, rows, block["label"])
+            judging = np.ones(len(images["samples"]), bool)
+            if block["extracted_from"] is not None:
+                judging = ~forget.choosing(len(judging))
+            numbers, curve = arm.judge(name, rows, block["label"], judging)
             results.append(numbers.assign(set=name))
             curves.append(curve.assign(set=name))
             for metric, value in headline(numbers).items():
@@ -395,6 +409,7 @@ def run(args: argparse.Namespace) -> None:
             facts[name] = {
                 "sources": len(np.unique(sources)),
                 "trained": len(np.unique(sources[trained[rows]])),
+                "generations_judged": int(judging.sum()),
             }
         for file, tables in (("results.csv", results), ("relearning.csv", curves)):
             table = pd.concat(tables, ignore_index=True)

@@ -22,12 +22,14 @@ class Passes(NamedTuple):
     """Batches that go through the networks of a training.
 
     Attributes:
-        backward: Forward and backward, each with an update of the weights.
+        backward: Forward and backward, in the updates.
         forward: Forward only.
+        setup: Forward and backward, before the first update.
     """
 
     backward: float
     forward: float = 0.0
+    setup: float = 0.0
 
 
 class ForgetSet(Block):
@@ -39,8 +41,9 @@ class ForgetSet(Block):
     ids: Annotated[list[int], Field(min_length=1)] | None = None
     """The sources of these rows of the training split (column ``id`` of the split's index)."""
     extracted_from: str | None = None
-    """Every image that the extraction attack extracts from this arm (same replicate, headline
-    anchor)."""
+    """Every image that the extraction attack extracts from the first half of this arm's generations
+    (same replicate, headline anchor). What an arm, this one too, still shows of the set is judged
+    on the second half of its own, which has other starting noise."""
     alpha: Literal["fixed", "calibrated"] = "calibrated"
     """Which threshold of the attack is used, with ``extracted_from``."""
 
@@ -62,10 +65,12 @@ class Match(Block):
 
     arm: str
     """The arm whose budget is matched."""
-    by: Literal["updates", "updates_per_model", "kept_samples"]
-    """All its optimiser updates; those of each of its networks (e.g. one shard of IET); or the
+    by: Literal["updates", "updates_per_model", "kept_samples", "passes"]
+    """All its optimiser updates; those of each of its networks (e.g. one shard of IET); the
     samples that carried a gradient (not skipped by AGC), as updates of this arm's batch size,
-    rounded up."""
+    rounded up; or its backward passes, two per update of most unlearning methods, each an update
+    here (only for arms with one per update; what it computes before its first update is not
+    counted). But for ``kept_samples``, updates are taken as they are, whatever the batch sizes."""
 
 
 Variant = Literal[
@@ -97,6 +102,13 @@ class TransferBlocks(Block):
     decoder's own state instead of the skip, if their channels agree. none: no block (control)."""
     convolutions: Annotated[int, Field(ge=1)] = 2
     """k, with ``variant: k_conv_silu``."""
+
+    @property
+    def placed(self) -> tuple[list[int], str, int] | None:
+        """What the network has of it: groups, variant and k; None if it has no blocks."""
+        if self.variant == "none" or not self.groups:
+            return None
+        return sorted(set(self.groups)), self.variant, self.convolutions
 
 
 class Arm(Block):
@@ -136,6 +148,8 @@ class Arm(Block):
     """Whether the result is a single network, from which any method can start."""
     per_sample_gradients: ClassVar[bool] = False
     """Whether the gradients of all images of a micro-batch are in memory at once."""
+    pass_time: ClassVar[float] = 1.0
+    """Time of a forward and backward pass, in those of plain training."""
 
     @property
     def is_plain(self) -> bool:
@@ -173,6 +187,16 @@ class Arm(Block):
         not."""
         if self.matched_to is not None and self.train.keys() & {"updates", "epochs"}:
             return "give matched_to or train.updates (train.epochs), not both"
+        if self.matched_to is not None and self.matched_to.by == "passes":
+            probe = 1_000_000
+            total, _ = self.updates_of(probe, study.diffusion.timesteps)
+            passes = self.passes(total, study.train_of(name).batch_size, study.diffusion.timesteps)
+            if round(passes.backward / probe, 2) != 1:
+                return (
+                    f"matched_to.by = 'passes': each update of its budget makes "
+                    f"{passes.backward / probe:g} backward passes here, and must make one (as "
+                    "method baseline does)"
+                )
         if self.base is not None:
             base = study.arms[self.base]
             condition = study.condition_of(self.base)
@@ -187,6 +211,10 @@ class Arm(Block):
                     f"{self.method} cannot start from"
                 )
         blocks, levels = study.rau_net_of(name), len(study.model.channels)
+        if self.base is not None:
+            refused = self._blocks_refused(study, blocks)
+            if refused is not None:
+                return refused
         if blocks is not None and max(blocks.groups, default=0) > levels:
             return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
         train = study.train_of(name)
@@ -198,12 +226,40 @@ class Arm(Block):
             )
         return None
 
+    def _blocks_refused(self, study: Study, blocks: TransferBlocks | None) -> str | None:
+        """Return why networks with ``blocks`` cannot start from the base's; None if they can: those
+        of the base have no blocks, or the same."""
+        assert self.base is not None
+        base, timesteps = study.arms[self.base], study.diffusion.timesteps
+        own = [placed for placed, _ in self.networks(blocks, timesteps)]
+        others = [placed for placed, _ in base.networks(study.rau_net_of(self.base), timesteps)]
+        for one, other in zip(own, others * (len(own) // len(others)), strict=True):
+            placed = None if one is None else one.placed
+            if other is not None and other.placed not in (None, placed):
+                return (
+                    f"base = {self.base!r} has blocks {other.variant} in groups {other.groups}, "
+                    f"from which a network with {_described(one)} cannot start: only one with the "
+                    "same blocks, or from a base without"
+                )
+        return None
+
+
+def _described(blocks: TransferBlocks | None) -> str:
+    if blocks is None or blocks.placed is None:
+        return "no blocks"
+    return f"blocks {blocks.variant} in groups {blocks.groups}"
+
 
 class Baseline(Arm):
     """Plain training (Ho et al. 2020); also every control arm that only changes data, network or
     budget, and fine-tuning."""
 
     method: Literal["baseline"]
+    weights: Literal["none", "inverse_copies"] = "none"
+    """Weight of each training image in the loss. none: all the same. inverse_copies: 1 / (copies
+    of its source among the training images), times what makes the mean weight 1, so that each
+    source counts once (soft deduplication). Copies are known from planting: an oracle, which the
+    owner of real data does not have."""
 
     module: ClassVar[str] = "afterimage.methods.baseline"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
@@ -266,13 +322,20 @@ class IetAgc(Arm):
     budget: Literal["total", "per_model"] = "total"
     """Whether ``train.updates`` is shared by all shards (as released: the sum is about the
     baseline's), or each shard gets all of it."""
-    sharding: Literal["balanced", "balanced_in_order", "random", "contiguous"] = "balanced"
+    sharding: Literal["balanced", "balanced_in_order", "random", "contiguous", "by_source"] = (
+        "balanced"
+    )
     """Class-balanced at random; class-balanced in the order of the training set (released, CIFAR);
     at random regardless of class; blocks in the order of the training set (released, other
-    data)."""
+    data). by_source: at random, but all copies of an image in one shard, and sizes as equal as
+    that allows; copies are known from planting."""
     agc_threshold: Annotated[float, Field(ge=0)] = 0.5
     """lambda: a sample is skipped if its loss is below lambda times the bank at its timestep; 0
     leaves IET alone."""
+    skipping: Literal["loss", "random"] = "loss"
+    """Which samples are skipped. loss: those below the threshold. random: as many of the batch (of
+    each micro-batch, with ``train.accumulation``) as the rule would skip, drawn at random: a
+    control that tells which samples from how many."""
     bank_decay: Annotated[float, Field(ge=0, lt=1)] = 0.8
     """gamma of the bank's moving average."""
     bank_scope: Literal["shard", "global"] = "shard"
@@ -290,7 +353,8 @@ class IetAgc(Arm):
     round change shards. Null: never."""
     augment_below: Annotated[float, Field(gt=1)] | None = None
     """IET-AGC+: kept samples with a loss below this multiple of the skipping threshold are
-    augmented. Null: never."""
+    augmented. Null: never. As this mirrors images, the study's extraction attacks then compare
+    mirror images too, on every arm."""
 
     module: ClassVar[str] = "afterimage.methods.iet_agc.train"
     shares: ClassVar[Literal["batch", "shards"] | None] = "shards"
@@ -331,6 +395,22 @@ class IetAgc(Arm):
                         f"{key} = {getattr(self, key)} goes by skipped samples, but agc_threshold "
                         "= 0 skips none"
                     )
+            if self.skipping == "random":
+                raise ValueError(
+                    "skipping = 'random' skips as many samples as the rule, but agc_threshold = 0 "
+                    "skips none"
+                )
+        for key in ("redistribute_above", "augment_below"):
+            if self.skipping == "random" and getattr(self, key) is not None:
+                raise ValueError(
+                    f"{key} = {getattr(self, key)} goes by the samples that the rule skips, but "
+                    "skipping = 'random' skips others"
+                )
+        if self.sharding == "by_source" and self.redistribute_above is not None:
+            raise ValueError(
+                f"redistribute_above = {self.redistribute_above} moves single images, which would "
+                "part copies that sharding = 'by_source' keeps together"
+            )
         if self.redistribute_above is not None and self.shards == 1:
             raise ValueError(
                 f"redistribute_above = {self.redistribute_above} needs shards to move images "
@@ -348,9 +428,9 @@ class Loyal(Arm):
     """tau: the front network denoises t < tau, the tail network t >= tau."""
     blocks_in: Literal["tail", "front", "both"] = "tail"
     """Which networks get the blocks of ``rau_net``: the tail as published, mirrored, or both."""
-    budget: Literal["matched_total", "literal"] = "matched_total"
-    """Share ``train.updates`` between the two networks in proportion to their timesteps, or give
-    all of it to each (as published)."""
+    budget: Literal["literal", "matched_total"] = "literal"
+    """Give all of ``train.updates`` to each of the two networks (as published), or share it between
+    them in proportion to their timesteps."""
 
     module: ClassVar[str] = "afterimage.methods.loyal"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
@@ -402,8 +482,8 @@ class EraseDiff(Unlearning):
     weight: Annotated[float, Field(ge=0)] = 0.1
     """lambda, with ``barrier: fixed`` (the released default)."""
     inner_updates: Annotated[int, Field(ge=0)] = 1
-    """K: inner steps towards the minimum of the forgetting loss. Run if ``barrier: gap`` or
-    ``log_gap`` needs them, otherwise skipped."""
+    """K: inner steps towards the minimum of the forgetting loss. Run if ``barrier: gap``,
+    ``log_gap`` or ``inner_adam: shared`` needs them, otherwise skipped."""
     inner_learning_rate: Annotated[float, Field(gt=0)] = 1e-4
     """Step size of the inner steps."""
     log_gap: bool = False
@@ -411,6 +491,16 @@ class EraseDiff(Unlearning):
     target_network: Literal["current", "initial"] = "current"
     """Whose predictions are the relabelled target: the current network's (as released) or the
     base's."""
+    antithetic: bool = False
+    """Draw timesteps in pairs t and T - 1 - t: the second half of a batch mirrors the first (as
+    released)."""
+    forget_timesteps: Literal["own", "remain"] = "own"
+    """Noise the forget set at timesteps of its own, or at those of the remaining images in the same
+    update (released_relabel's code); inner steps always have their own."""
+    inner_adam: Literal["own", "shared"] = "own"
+    """Whose moments the inner steps use: their own, new in every update, or those of the updates
+    (as released), which keep what the inner steps leave. With ``shared`` the inner steps are run
+    whatever the barrier."""
 
     module: ClassVar[str] = "afterimage.methods.erasediff"
 
@@ -418,8 +508,19 @@ class EraseDiff(Unlearning):
     def needs_labels(self) -> str | None:
         return f"target = {self.target!r}" if self.target.endswith("relabel") else None
 
+    @property
+    def runs_inner_steps(self) -> bool:
+        """Whether the result, or a curve, depends on the inner steps."""
+        return self.barrier == "gap" or self.log_gap or self.inner_adam == "shared"
+
+    @model_validator(mode="after")
+    def _adam_is_shared_with_something(self) -> EraseDiff:
+        if self.inner_adam == "shared" and self.inner_updates == 0:
+            raise ValueError("inner_adam = 'shared' needs inner steps, but inner_updates = 0")
+        return self
+
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        inner = updates * self.inner_updates if self.barrier == "gap" or self.log_gap else 0
+        inner = updates * self.inner_updates if self.runs_inner_steps else 0
         targets = updates + inner if self.target.endswith("relabel") else 0
         return Passes(2 * updates + inner, targets + (updates if inner else 0))
 
@@ -472,7 +573,7 @@ class SalUn(Unlearning):
         return f"method {self.method}"
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        return Passes(2 * updates + -(-self.saliency_samples // batch_size), updates)
+        return Passes(2 * updates, updates, -(-self.saliency_samples // batch_size))
 
 
 class SelectiveAmnesia(Unlearning):
@@ -507,7 +608,7 @@ class SelectiveAmnesia(Unlearning):
         levels = self.fisher_timesteps or timesteps
         steps = min(50, timesteps) if self.replay == "generated" else 0
         fisher = levels * self.fisher_samples / batch_size
-        return Passes(2 * updates + fisher, self.replay_images * steps / batch_size)
+        return Passes(2 * updates, self.replay_images * steps / batch_size, fisher)
 
     def refusal(self, study: Study, name: str) -> str | None:
         refused = super().refusal(study, name)
@@ -536,9 +637,10 @@ class DpSgd(Arm):
 
     module: ClassVar[str] = "afterimage.methods.dp_sgd"
     per_sample_gradients: ClassVar[bool] = True
+    pass_time: ClassVar[float] = 2.6  # measured
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
-        return Passes(2.6 * updates)  # measured: time of per-sample gradients, in batches
+        return Passes(updates)
 
     def refusal(self, study: Study, name: str) -> str | None:
         if self.base is not None:

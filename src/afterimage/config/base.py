@@ -18,7 +18,9 @@ class Block(BaseModel):
 
 
 Share = Annotated[float, Field(gt=0, le=1)]
-Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)]
+LONGEST = 60
+"""Characters of a name, at most."""
+Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST)]
 
 
 def expand(path: str) -> str:

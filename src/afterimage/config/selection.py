@@ -96,5 +96,6 @@ def settings_of(cell: Cell, selection: LoyalSelection, base: Arm) -> dict[str, A
         settings["rau_net"] = {"groups": cell.groups, "variant": selection.variant}
     if cell.switch_timestep is not None:
         settings["switch_timestep"] = cell.switch_timestep
+        settings["budget"] = "matched_total"
         settings["blocks_in"] = "front" if cell.arrangement == "front" else "tail"
     return settings

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, get_args
+from typing import Annotated, Any
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from afterimage.config.arms import METHODS, AnyArm, Arm, ForgetSet, TransferBlocks, Unlearning
+from afterimage.config.arms import (
+    AnyArm,
+    Arm,
+    Baseline,
+    ForgetSet,
+    IetAgc,
+    TransferBlocks,
+    Unlearning,
+)
 from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import Classifier, Data, Dedup
+from afterimage.config.explain import allowed, explain
 from afterimage.config.measures import Attacks, Paths, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
+from afterimage.config.sweeps import Point, Sweep, expand, said, swept_arms
 from afterimage.config.text import read_yaml
-from afterimage.config.training import Diffusion, Model, Train
+from afterimage.config.training import Diffusion, Model, Train, overridden
 
 
 class Study(Attacks):
@@ -44,6 +52,8 @@ class Study(Attacks):
     """The training of every arm."""
     arms: Annotated[dict[Name, AnyArm], Field(min_length=1)]
     """Name of each arm -> how it is trained. Every attack is run on every arm."""
+    sweeps: dict[Name, Sweep] = {}
+    """Name -> an arm at several values of its keys; each becomes one of ``arms``."""
     paths: Paths | None = None
     """States of trainings that are attacked on the way; null: the last ones only."""
     forget: dict[Name, ForgetSet] = {}
@@ -62,6 +72,11 @@ class Study(Attacks):
     cluster: Cluster = Cluster()
     """How the work is split into jobs."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _sweeps_expand(cls, params: Any) -> Any:
+        return expand(params) if isinstance(params, dict) else params
+
     @model_validator(mode="after")
     def _names_exist(self) -> Study:
         for name, arm in self.arms.items():
@@ -69,20 +84,25 @@ class Study(Attacks):
                 if other not in self.arms:
                     raise ValueError(
                         f"arms.{name}.{key} = {other!r} is not an arm; "
-                        f"{_allowed('arms', other, self.arms)}"
+                        f"{allowed('arms', other, self.arms)}{self._origin(name)}"
                     )
             for key, forget_set in _sets_named(arm).items():
                 if forget_set not in self.forget:
                     raise ValueError(
                         f"arms.{name}.{key} = {forget_set!r} is not a set under forget; "
-                        f"{_allowed('sets', forget_set, self.forget)}"
+                        f"{allowed('sets', forget_set, self.forget)}{self._origin(name)}"
                     )
         for name, block in self.forget.items():
             origin = block.extracted_from
             if origin is not None and origin not in self.arms:
                 raise ValueError(
                     f"forget.{name}.extracted_from = {origin!r} is not an arm; "
-                    f"{_allowed('arms', origin, self.arms)}"
+                    f"{allowed('arms', origin, self.arms)}"
+                )
+            if origin is not None and self.sample.images < 2:
+                raise ValueError(
+                    f"sample.images = {self.sample.images}: forget.{name}.extracted_from needs at "
+                    "least 2, one half to choose the set and one to judge it"
                 )
         for name in self.arms:
             self._no_circle([name])
@@ -101,7 +121,7 @@ class Study(Attacks):
         for name, arm in self.arms.items():
             refused = arm.refusal(self, name)
             if refused:
-                raise ValueError(f"arms.{name}: {refused}")
+                raise ValueError(f"arms.{name}: {refused}{self._origin(name)}")
         return self
 
     @model_validator(mode="after")
@@ -114,7 +134,7 @@ class Study(Attacks):
                 if name not in self.arms:
                     raise ValueError(
                         f"paths.{key} = {names}: {name!r} is not an arm; "
-                        f"{_allowed('arms', name, self.arms)}"
+                        f"{allowed('arms', name, self.arms)}"
                     )
         conditions: dict[str, str] = {}
         for name in chosen.frontier:
@@ -150,7 +170,7 @@ class Study(Attacks):
                 raise ValueError(
                     f"cluster.gpus_per_training = {processes}: arms.{name} has train.batch_size = "
                     f"{train.batch_size}, which is not a multiple of {processes} processes x "
-                    f"accumulation = {train.accumulation}"
+                    f"accumulation = {train.accumulation}{self._origin(name)}"
                 )
         return self
 
@@ -162,18 +182,19 @@ class Study(Attacks):
         if chosen.arm not in self.arms:
             raise ValueError(
                 f"attribution.arm = {chosen.arm!r} is not an arm; "
-                f"{_allowed('arms', chosen.arm, self.arms)}"
+                f"{allowed('arms', chosen.arm, self.arms)}"
             )
         arm = self.arms[chosen.arm]
         if (
-            arm.method != "baseline"
+            not isinstance(arm, Baseline)
+            or arm.weights != "none"
             or arm.base is not None
             or arm.matched_to is not None
             or arm.fraction < 1
         ):
             raise ValueError(
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
-                "from the start, on all its images, with a budget of its own"
+                "from the start, on all its images alike, with a budget of its own"
             )
         levels = {
             "ground_truth.timesteps": chosen.ground_truth.timesteps,
@@ -217,7 +238,7 @@ class Study(Attacks):
             if name not in self.arms:
                 raise ValueError(
                     f"attribution.remedied.{key} = {name!r} is not an arm; "
-                    f"{_allowed('arms', name, self.arms)}"
+                    f"{allowed('arms', name, self.arms)}"
                 )
             if not self.arms[name].single_network:
                 raise ValueError(
@@ -245,7 +266,7 @@ class Study(Attacks):
         if chosen.base not in self.arms:
             raise ValueError(
                 f"loyal_selection.base = {chosen.base!r} is not an arm; "
-                f"{_allowed('arms', chosen.base, self.arms)}"
+                f"{allowed('arms', chosen.base, self.arms)}"
             )
         base = self.arms[chosen.base]
         if not base.single_network or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
@@ -267,7 +288,7 @@ class Study(Attacks):
         try:
             _ = self.with_selection
         except ValidationError as error:
-            raise ValueError(f"loyal_selection: {_explain(error)}") from error
+            raise ValueError(f"loyal_selection: {explain(error, Study)}") from error
         return self
 
     @cached_property
@@ -284,6 +305,18 @@ class Study(Attacks):
         return Study.model_validate(
             whole | {"loyal_selection": None, "arms": whole["arms"] | derived}
         )
+
+    @cached_property
+    def swept(self) -> dict[str, dict[str, Point]]:
+        """Sweep -> arm -> its values of the swept keys; the swept arm itself stands at its own."""
+        return swept_arms(self.sweeps, self.arms)
+
+    def _origin(self, arm: str) -> str:
+        """Return, for messages, the sweep that made an arm; empty for other arms."""
+        for sweep, points in self.swept.items():
+            if arm in points and arm != self.sweeps[sweep].of:
+                return f" (made by {said(sweep, points[arm])})"
+        return ""
 
     def needs(self, arm: str) -> list[str]:
         """Return the arms whose results the training of ``arm`` needs."""
@@ -331,6 +364,15 @@ class Study(Attacks):
         own = self.condition_of(arm)
         return next((name for name in self.paths.frontier if self.condition_of(name) == own), None)
 
+    @property
+    def mirrors(self) -> bool:
+        """Whether extraction compares mirror images too, with every arm in the same way: if some
+        training mirrors images, by ``data.flips`` or by an arm's ``augment_below``."""
+        augmented = any(
+            isinstance(arm, IetAgc) and arm.augment_below is not None for arm in self.arms.values()
+        )
+        return self.data.flips or augmented
+
     def states_of(self, arm: str) -> dict[str, float]:
         """Return state -> share of the budget, of the networks that an arm's trainings keep on the
         way: for attribution, evenly spread, and for its path."""
@@ -345,14 +387,11 @@ class Study(Attacks):
 
     def train_of(self, arm: str) -> Train:
         """Return the ``train`` block of ``arm``: the study's, overridden by the arm's own keys."""
-        overrides = self.arms[arm].train
-        shared = self.train.model_dump()
-        if overrides.keys() & {"updates", "epochs"}:
-            shared.update(updates=None, epochs=None)
         try:
-            return Train.model_validate(shared | overrides)
+            return overridden(self.train.model_dump(), self.arms[arm].train)
         except ValidationError as error:
-            raise ValueError(_explain(error, prefix=f"arms.{arm}.train", model=Train)) from error
+            text = explain(error, Train, f"arms.{arm}.train")
+            raise ValueError(f"{text}{self._origin(arm)}") from error
 
 
 def _arms_named(arm: Arm) -> dict[str, str]:
@@ -371,71 +410,6 @@ def _sets_named(arm: Arm) -> dict[str, str]:
     return {key: name for key, name in names.items() if name is not None}
 
 
-def _allowed(what: str, word: str, names: Iterable[str]) -> str:
-    return f"{what} are: {', '.join(names) or 'none'}{_nearest(word, names)}"
-
-
-def _nearest(word: str, allowed: Any) -> str:
-    close = difflib.get_close_matches(str(word), [str(a) for a in allowed], n=1, cutoff=0.5)
-    return f"; did you mean {close[0]!r}?" if close else ""
-
-
-def _fields_at(model: Any, path: tuple[Any, ...]) -> list[str]:
-    """Return the keys allowed at ``path`` inside ``model``, following lists, dicts, unions and
-    discriminator tags."""
-    candidates: list[Any] = [model]
-    for part in path:
-        following: list[Any] = []
-        for candidate in candidates:
-            if isinstance(candidate, type) and issubclass(candidate, BaseModel):
-                if part in candidate.model_fields:
-                    following += _models_in(candidate.model_fields[part].annotation)
-                elif any(
-                    part in get_args(field.annotation) for field in candidate.model_fields.values()
-                ):
-                    following.append(candidate)  # a discriminator tag names the class
-                elif isinstance(part, int) or not candidates[1:]:
-                    following.append(candidate)
-        candidates = following or candidates
-    return sorted({name for candidate in candidates for name in candidate.model_fields})
-
-
-def _models_in(annotation: Any) -> list[Any]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    return [model for argument in get_args(annotation) for model in _models_in(argument)]
-
-
-def _explain(error: ValidationError, prefix: str = "", model: type[BaseModel] = Study) -> str:
-    lines = []
-    for problem in error.errors():
-        location = problem["loc"]
-        parts = [
-            part
-            for depth, part in enumerate(location)
-            if not (depth == 2 and location[0] == "arms" and part in METHODS)
-        ]
-        key = ".".join(str(part) for part in ([prefix] if prefix else []) + parts)
-        if problem["type"] == "extra_forbidden":
-            allowed = _fields_at(model, location[:-1])
-            lines.append(
-                f"{key}: unknown key{_nearest(str(location[-1]), allowed)} (allowed here: "
-                f"{', '.join(allowed)})"
-            )
-        elif problem["type"] == "missing":
-            lines.append(f"{key}: missing; it must be given")
-        elif problem["type"].startswith("union_tag_"):
-            tag = problem["ctx"]["discriminator"].strip("'")
-            value = problem["input"]
-            value = value.get(tag) if isinstance(value, dict) else value
-            lines.append(f"{key}.{tag} = {value!r}: {problem['msg']}")
-        elif problem["type"] == "value_error":
-            lines.append(f"{key + ': ' if key else ''}{problem['ctx']['error']}")
-        else:
-            lines.append(f"{key} = {problem['input']!r}: {problem['msg']}")
-    return "\n".join(lines)
-
-
 def parse(params: dict[str, Any], name: str = "params") -> Study:
     """Return the validated study.
 
@@ -445,7 +419,7 @@ def parse(params: dict[str, Any], name: str = "params") -> Study:
     try:
         return Study.model_validate(params)
     except ValidationError as error:
-        raise ConfigError(f"{name} is not a valid study:\n{_explain(error)}") from error
+        raise ConfigError(f"{name} is not a valid study:\n{explain(error, Study)}") from error
 
 
 def load(path: str | Path) -> Study:

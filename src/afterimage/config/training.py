@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -118,3 +119,15 @@ class Train(Block):
                 f"accumulation = {self.accumulation} does not divide batch_size = {self.batch_size}"
             )
         return self
+
+
+def overridden(shared: Mapping[str, Any], overrides: Mapping[str, Any]) -> Train:
+    """Return the ``train`` block of an arm: the study's keys, overridden by the arm's own. A budget
+    replaces the other's, whichever of the two keys it has.
+
+    Raises:
+        ValidationError: if they are not valid together.
+    """
+    budget = {"updates", "epochs"} if overrides.keys() & {"updates", "epochs"} else set()
+    kept = {key: value for key, value in shared.items() if key not in budget}
+    return Train.model_validate({**kept, **overrides})

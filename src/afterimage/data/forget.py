@@ -1,4 +1,9 @@
-"""The training images of a forget set. Copies of an image are always forgotten together."""
+"""The training images of a forget set. Copies of an image are always forgotten together.
+
+A set of extracted images is chosen by the first half of an arm's generations. What arms still show
+of it is judged on the second halves: of images that were chosen because they came back under one
+noise, some do not come back under another, without any remedy.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,12 @@ from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.images import Images
+
+
+def choosing(generations: int) -> np.ndarray:
+    """Return the mask of the generations that choose a set, bool, (G,): the first half, rounded
+    down. The others judge it."""
+    return np.arange(generations) < generations // 2
 
 
 def rows(
@@ -43,19 +54,19 @@ def rows(
         mask = np.isin(train.sources, train.sources[np.isin(train.ids, ids)])
     else:
         assert extraction is not None, name
-        artifacts.check_file(extraction / "images.parquet")
-        extracted = pd.read_parquet(extraction / "images.parquet")
+        artifacts.check_file(extraction / "pairs.parquet")
+        pairs = pd.read_parquet(extraction / "pairs.parquet")
         anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
-        mask = np.isin(
-            train.sources,
-            extracted.loc[extracted[f"extracted_{anchor}_{settings['alpha']}"], "source"],
-        )
+        flagged = pairs[f"flagged_{anchor}_{settings['alpha']}"].to_numpy(bool)
+        found = pairs["nearest_source"][flagged & choosing(len(pairs))]
+        mask = np.isin(train.sources, found)
     if not mask.any():
         if settings["extracted_from"] is None:
             reason = f"label {settings['label']} is that of"
         else:
             reason = (
-                f"the attack on {settings['extracted_from']!r} (alpha {settings['alpha']}) found"
+                f"the attack on the first half of the generations of "
+                f"{settings['extracted_from']!r} (alpha {settings['alpha']}) found"
             )
         raise ArtifactError(
             f"forget.{name} is empty: {reason} none of the {len(train)} training images"

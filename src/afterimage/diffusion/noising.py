@@ -15,7 +15,8 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 
 Change = Callable[[torch.Tensor], torch.Tensor]
-"""A transformation of clean images, float32, (B, C, H, W), in [-1, 1]."""
+"""A transformation of clean images, float32, (B, C, H, W), in [-1, 1]; or of timesteps, int64,
+(B,)."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +103,10 @@ class Pixels:
         generator: torch.Generator,
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
+        retime: Change | None = None,
     ) -> Batch:
         """Noise the images at ``rows``, after ``change`` if given; t comes from [0, T), or from
-        [low, high).
+        [low, high), and is what ``retime`` makes of that, if given.
 
         Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones
         do not shift the earlier ones.
@@ -113,6 +115,8 @@ class Pixels:
         count = len(index)
         low, high = timesteps or (0, self.scheduler.config["num_train_timesteps"])
         drawn_timesteps = torch.randint(low, high, (count,), generator=generator)
+        if retime is not None:
+            drawn_timesteps = retime(drawn_timesteps)
         noise = torch.randn((count, *self.images.shape[1:]), generator=generator)
         mirrored = (
             torch.rand(count, generator=generator) < 0.5

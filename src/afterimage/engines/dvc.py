@@ -51,6 +51,9 @@ def params(present: set[str]) -> dict[str, list[str]]:
             *step.keys,
             *(addressed[field] for field in step.address if field in addressed),
         }
+    for phase_keys in keys.values():
+        if "arms" in phase_keys:  # a sweep makes arms
+            phase_keys.add("sweeps")
     return {
         phase: [key for key in Study.model_fields if key in phase_keys & present]
         for phase, phase_keys in keys.items()

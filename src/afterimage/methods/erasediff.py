@@ -23,13 +23,14 @@ from __future__ import annotations
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 
 from afterimage import seeds
 from afterimage.config import ConfigError, EraseDiff
 from afterimage.diffusion.model import classes_of, load_weights
-from afterimage.diffusion.noising import Batch
+from afterimage.diffusion.noising import Batch, Change
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, NonFiniteError, plain
@@ -77,15 +78,26 @@ def dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
     return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).double().sum().item()
 
 
+def antithetic(timesteps: torch.Tensor, count: int) -> torch.Tensor:
+    """Return timesteps whose second half mirrors the first, t and T - 1 - t, as released: (B,), of
+    which the first B // 2 + 1 are kept.
+
+    Args:
+        timesteps: int64, (B,), uniform over [0, T).
+        count: T.
+    """
+    first = timesteps[: len(timesteps) // 2 + 1]
+    return torch.cat([first, count - 1 - first])[: len(timesteps)]
+
+
 class Targets:
-    """The forget set, at timesteps of its own, with substitute targets.
+    """The forget set with substitute targets, at timesteps of its own or given ones.
 
     - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any
       dropout.
     - ``released_relabel``: one wrong label for all samples of a class; dropout and label dropout
       on, drawn independently in prediction and target. The released code always draws from the
-      labels 1 to 9, here from all others; and it noises the forget set at the timesteps of the
-      remaining images.
+      labels 1 to 9, here from all others.
     - ``uniform``: U(0, 1) instead of the noise, with the images corrupted by Gaussian noise.
     - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label
       dropout on.
@@ -106,10 +118,14 @@ class Targets:
                 f"target = {self.kind!r} needs at least 2 labels; the network knows {self.classes}"
             )
 
-    def batch(self, sides: Sides, i: int) -> Batch:
+    def batch(self, sides: Sides, i: int, retime: Change | None = None) -> Batch:
         """Return the ``i``-th forget batch of ``sides``: a pure function of the seed, ``i`` and the
-        network."""
-        batch = sides.batch("forget", i, keep_labels=not self.released)
+        network.
+
+        Args:
+            retime: Maps the drawn timesteps to those used.
+        """
+        batch = sides.batch("forget", i, keep_labels=not self.released, retime=retime)
         order = sides.orders["forget"]
         generator = seeds.torch_rng(order.seed, *order.path, "target", i)
         if self.predicts:
@@ -145,14 +161,23 @@ class Targets:
         return prediction
 
 
+def retiming(job: TrainingRun) -> Change | None:
+    """Return what ``antithetic`` makes of drawn timesteps; None if they are used as drawn."""
+    assert isinstance(job.arm, EraseDiff)
+    count = job.scheduler.config["num_train_timesteps"]
+    return partial(antithetic, count=count) if job.arm.antithetic else None
+
+
 class Inner:
-    """K steps of a copy of the network towards the minimum of the forgetting loss: Adam, restarted
-    each time, without clipping.
+    """K steps of a copy of the network towards the minimum of the forgetting loss: Adam, without
+    clipping.
 
     The copy learns from its own batches; their targets come from the same network as those of
-    the update, so that the inner steps descend the same loss. Nothing of it outlives an update.
-    (The released code has one Adam for inner and outer steps; with its rules for lambda, the
-    moments that are left behind are all that its inner steps change.)
+    the update, so that the inner steps descend the same loss. By default Adam is restarted each
+    time, and nothing outlives an update. With ``inner_adam: shared`` the copy's Adam has the
+    moments and the step count of the outer one, and changes them. (The released code has that one
+    Adam; with its rules for lambda, the moments that are left behind are all that its inner steps
+    change.)
     """
 
     def __init__(self, job: TrainingRun, targets: Targets) -> None:
@@ -169,14 +194,21 @@ class Inner:
         )
         self.sides = Sides(replace(job, path=(*job.path, "inner")))
         self.task, self.targets, self.steps = job.task, targets, job.arm.inner_updates
+        self.shared = job.arm.inner_adam == "shared"
+        self.retime = retiming(job)
 
-    def descend(self, net: torch.nn.Module, s: int) -> Learner:
+    def descend(self, outer: Learner, s: int) -> Learner:
         """Return the copy after the inner steps of update ``s``, started from the weights of
-        ``net``."""
-        self.learner.net.load_state_dict(net.state_dict())
+        ``outer``."""
+        self.learner.net.load_state_dict(outer.net.state_dict())
         self.learner.optimizer.state.clear()
+        if self.shared:
+            pairs = zip(self.learner.net.parameters(), outer.net.parameters(), strict=True)
+            for weight, original in pairs:
+                if weight.requires_grad:
+                    self.learner.optimizer.state[weight] = outer.optimizer.state[original]
         for i in range(s * self.steps, (s + 1) * self.steps):
-            batch = self.targets.batch(self.sides, i)
+            batch = self.targets.batch(self.sides, i, self.retime)
             seed_dropout(self.sides, i, "forget")
             self.learner.update(i, batch, plain(self.task))
         return self.learner
@@ -202,8 +234,8 @@ def train(job: TrainingRun) -> Trained:
     (a, for rules with one), gap (g, if the inner steps run), descent_asked (<q, delta>) and
     descent_made (<q, theta_old - theta_new>, to first order the decrease of L_f), as well as
     grad_norm (of delta, before clipping) and learning_rate. The facts count inner_updates,
-    pushed_updates (lambda nonzero), and the passes over a batch with a gradient (backward_passes)
-    and without (forward_only_passes).
+    pushed_updates (lambda nonzero), and the passes over a batch without a gradient
+    (forward_only_passes).
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, EraseDiff)
@@ -212,13 +244,16 @@ def train(job: TrainingRun) -> Trained:
     learner = Learner(job.net, settings, job.accelerator)
     net, objective, sides, pushes = learner.net, plain(job.task), Sides(job), Pushes()
     targets = Targets(job, net if arm.target_network == "current" else copy.deepcopy(net))
-    inner = Inner(job, targets) if arm.barrier == "gap" or arm.log_gap else None
+    inner = Inner(job, targets) if arm.runs_inner_steps else None
+    retime = retiming(job)
 
     def update(s: int) -> dict[str, float]:
         logs = {}
 
         # Gradient of the forgetting loss, q.
-        forget = targets.batch(sides, s)
+        remain = sides.batch("remain", s, retime=retime)
+        of_remain = arm.forget_timesteps == "remain"
+        forget = targets.batch(sides, s, (lambda _: remain.timesteps) if of_remain else retime)
         seed_dropout(sides, s, "forget")
         logs["forget_loss"] = learner.gradient(forget, objective)
         q = gradients(net)
@@ -228,13 +263,13 @@ def train(job: TrainingRun) -> Trained:
 
         # Gap to the minimum of the forgetting loss, g.
         if inner is not None:
-            minimum = inner.descend(net, s)
+            minimum = inner.descend(learner, s)
             seed_dropout(sides, s, "forget")
             logs["gap"] = logs["forget_loss"] - loss_of(minimum, job.task, forget)
 
         # Gradient of the loss on the remaining images, r, and the weight of q.
         seed_dropout(sides, s, "remain")
-        logs["loss"] = learner.gradient(sides.batch("remain", s), objective)
+        logs["loss"] = learner.gradient(remain, objective)
         r = gradients(net)
         qr = dot(q, r)
         turn = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
@@ -269,10 +304,10 @@ def train(job: TrainingRun) -> Trained:
         progress,
         backward * settings.batch_size,
         (updates + pushed) * settings.batch_size,
+        backward_passes=backward,
         facts={
             "inner_updates": inner_updates,
             "pushed_updates": pushed,
-            "backward_passes": backward,
             "forward_only_passes": (updates + inner_updates if targets.predicts else 0)
             + (0 if inner is None else updates),
         },

@@ -19,8 +19,8 @@ def train(job: TrainingRun) -> Trained:
     """Raise the base's loss on ``job.forgotten``.
 
     The curves have loss (L_remain) and forget_loss (L_forget). A side of weight zero gets no
-    backward pass: its loss is only recorded. The facts count the passes over a batch with a
-    gradient (backward_passes) and without (forward_only_passes).
+    backward pass: its loss is only recorded. The facts count the passes over a batch without
+    a gradient (forward_only_passes).
     """
     arm, settings = job.arm, job.train
     assert isinstance(arm, GradientAscent)
@@ -51,5 +51,10 @@ def train(job: TrainingRun) -> Trained:
 
     progress = job.run(update, {"learner": learner}, learner.networks)
     backward = progress.update * sum(share != 0 for share in shares.values())
-    facts = {"backward_passes": backward, "forward_only_passes": 2 * progress.update - backward}
-    return Trained.of_one(learner, progress, backward * settings.batch_size, facts=facts)
+    return Trained.of_one(
+        learner,
+        progress,
+        backward * settings.batch_size,
+        backward_passes=backward,
+        facts={"forward_only_passes": 2 * progress.update - backward},
+    )

@@ -8,11 +8,11 @@ from the averaged weights of ``base``; blocks that a base lacks start as initial
 Without ``rau_net`` neither has blocks: the control for the effect of two half-range networks alone.
 
 An update trains one network. The two take turns, so that a state kept on the way has spent the same
-share of both budgets; neither sees the other. ``budget: matched_total`` splits the updates in proportion to the
-timesteps, so that the arm sees as many images as a single network with that budget; ``literal``
-gives all of them to each, as published. With tau = 0 or tau = T one network covers all timesteps
-with the whole budget; the other is stored as initialised and never called. A point
-of the training curves averages over updates of both.
+share of both budgets; neither sees the other. ``budget: literal`` gives all updates to each
+network, as published; ``matched_total`` splits them in proportion to the timesteps, so that the arm
+sees as many images as a single network with that budget. With tau = 0 or tau = T one network covers
+all timesteps with the whole budget; the other is stored as initialised and never called. A point of
+the training curves averages over updates of both.
 """
 
 from __future__ import annotations
@@ -82,6 +82,7 @@ def train(job: TrainingRun) -> Trained:
             updates_per_model=max(shares.values()),
             images_seen=seen,
             kept_samples=seen,
+            backward_passes=progress.update,
         ),
         facts={f"updates_{name}": share for name, share in shares.items()}
         | {f"images_seen_{name}": share * settings.batch_size for name, share in shares.items()},

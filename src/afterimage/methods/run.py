@@ -153,7 +153,7 @@ def run(args: argparse.Namespace) -> int | None:
     inputs = {"train": args.train}
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
-    inputs |= {"extraction": args.extraction / "images.parquet"} if args.extraction else {}
+    inputs |= {"extraction": args.extraction / "pairs.parquet"} if args.extraction else {}
     entries = (__name__, config.METHODS[arm.method])
 
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
@@ -274,6 +274,7 @@ def _prepare(
             train.label_dropout,
             settings["flips"],
         ),
+        sources=images.sources,
         labels=images.labels,
         forgotten=forgotten[trained_on],
         base=args.base / "pipeline" if args.base else None,

@@ -141,9 +141,9 @@ def train(job: TrainingRun) -> Trained:
         learner,
         progress,
         2 * progress.update * settings.batch_size,
+        backward_passes=2 * progress.update,
         facts={
             "salient_weights": int(sum(part.sum() for part in mask)),
-            "backward_passes": 2 * progress.update,
             "forward_only_passes": progress.update,
             "setup_backward_passes": batches,
             "setup_seconds": round(setup_seconds, 3),

@@ -199,8 +199,8 @@ def train(job: TrainingRun) -> Trained:
         learner,
         progress,
         2 * progress.update * settings.batch_size,
+        backward_passes=2 * progress.update,
         facts={
-            "backward_passes": 2 * progress.update,
             "forward_only_passes": 0,
             "setup_seconds": round(setup_seconds, 3),
         },

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from afterimage.artifacts import ArtifactError
-from afterimage.diffusion.noising import Batch
+from afterimage.diffusion.noising import Batch, Change
 from afterimage.training.job import TrainingRun
 from afterimage.training.learner import Learner, NonFiniteError
 from afterimage.training.order import Order
@@ -45,14 +45,18 @@ class Sides:
             for side, rows in self.rows.items()
         }
 
-    def batch(self, side: Side, s: int, *, keep_labels: bool = False) -> Batch:
+    def batch(
+        self, side: Side, s: int, *, keep_labels: bool = False, retime: Change | None = None
+    ) -> Batch:
         """Return the batch of update ``s``: a pure function of the seed and ``s``.
 
         Args:
             keep_labels: Undo label dropout: every image keeps its own label.
+            retime: Maps the drawn timesteps to those used, int64, (B,).
         """
         order = self.orders[side]
-        batch = self.task.batch(self.rows[side][order.rows(s)], order.generator(s))
+        rows = self.rows[side][order.rows(s)]
+        batch = self.task.batch(rows, order.generator(s), retime=retime)
         return replace(batch, labels=self.task.labels_of(batch.rows)) if keep_labels else batch
 
 

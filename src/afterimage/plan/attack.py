@@ -46,7 +46,7 @@ def _attacked(job: Job) -> Inputs:
 
 def _extraction_settings(study: Study, job: Job) -> Settings:
     settings = study.extraction.model_dump(mode="json")
-    return settings | {"flips": study.data.flips} | _statistics(study)
+    return settings | {"mirrors": study.mirrors} | _statistics(study)
 
 
 def _extraction_inputs(study: Study, job: Job) -> Inputs:
@@ -56,7 +56,7 @@ def _extraction_inputs(study: Study, job: Job) -> Inputs:
 def _searched(study: Study, name: str) -> Size:
     """Generations, held-out and training images are compared with the arm's training set."""
     split = study.data.split
-    images = (study.sample.images + split.holdout + split.train) * (1 + study.data.flips)
+    images = (study.sample.images + split.holdout + split.train) * (1 + study.mirrors)
     return Size(images * work.values(study), work.trained_images(study, name))
 
 
@@ -167,7 +167,7 @@ def _forgetting_settings(study: Study, job: Job) -> Settings:
     }
     sets = forget_sets(study, study.forget_sets_of(job.arm))
     settings = study.forgetting.model_dump(mode="json") | _statistics(study)
-    return settings | seen | {"sets": sets, "flips": study.data.flips}
+    return settings | seen | {"sets": sets, "flips": study.data.flips, "mirrors": study.mirrors}
 
 
 def _forgetting_inputs(study: Study, job: Job) -> Inputs:

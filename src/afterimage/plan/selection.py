@@ -42,7 +42,7 @@ def _ablation_settings(study: Study, job: Job) -> Settings:
         for key in ("sample", "quality", "extraction")
     } | {"statistics": study.statistics.of_intervals()}
     taus = asked(study).switch_timesteps
-    return settings | {"switch_timesteps": taus, "flips": study.data.flips}
+    return settings | {"switch_timesteps": taus, "mirrors": study.mirrors}
 
 
 def _ablation_inputs(study: Study, job: Job) -> Inputs:

@@ -17,9 +17,6 @@ The rules by which a verdict follows from numbers are in ``verdicts``; here are 
   images flagged, planted images against their twins), by the square-and-add method within the
   trainings at hand, it is *not testable* whether an arm remembers less. An arm that does exceed its
   own false alarms may still remember more.
-- A forget set that an extraction attack chose is not testable against the arm that it was chosen
-  from: of images picked because they came back, some do not come back under other noise, with no
-  remedy at all.
 - About forgetting, where an arm and its control are both judged on it: better if one deciding
   number is better and none is worse, worse the other way round, mixed if there are both. Not
   adjusted, and no part of whether an arm beats its control: an arm that forgets need not beat
@@ -34,7 +31,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -109,6 +105,7 @@ METRICS = {
     "network_updates": Metric(),
     "images_seen": Metric(),
     "kept_samples": Metric(),
+    "backward_passes": Metric(),
     "training_images": Metric(),
     "passes": Metric(),
     "parameters": Metric(),
@@ -155,7 +152,6 @@ _TEXTS = {
         WORSE: "forgets less",
         MIXED: "forgets more by one measure and less by another",
         UNSEEN: "no difference in forgetting seen",
-        NOT_TESTABLE: "forgetting not testable: the control's own copies chose the set",
     },
 }
 
@@ -376,10 +372,9 @@ class _Comparison:
         paired: Mapping[str, bool],
         confidence: float,
         margin: Margin,
-        chosen_from: Mapping[str, str],
     ) -> None:
         self.controls, self.paired, self.confidence = controls, paired, confidence
-        self.margin, self.chosen_from = margin, chosen_from
+        self.margin = margin
         self.cells = dict(list(points.groupby(["arm", "metric"])))
         order = {name: position for position, name in enumerate(METRICS)}
         self.read_as = rules_of(dict.fromkeys(points["metric"]))
@@ -467,12 +462,7 @@ class _Comparison:
         if rule.alarms:
             exceeding = (self._copies(name, metric, rule.alarms) for name in (arm, control))
             return above_false_alarms(verdict, *exceeding)
-        name, _, chosen_set = metric.partition("[")
-        chosen = (
-            name == "forgotten_extracted_calibrated"
-            and self.chosen_from.get(chosen_set.removesuffix("]")) == control
-        )
-        return NOT_TESTABLE if chosen and verdict not in (UNMEASURED, ONE_TRAINING) else verdict
+        return verdict
 
     def _copies(self, arm: str, metric: str, alarms: str) -> bool | None:
         if (arm, metric) not in self.cells or (arm, alarms) not in self.cells:
@@ -495,7 +485,6 @@ def compare(
     paired: Mapping[str, bool],
     confidence: float,
     margin: Margin,
-    chosen_from: Mapping[str, str] = MappingProxyType({}),
 ) -> pd.DataFrame:
     """Return one row per arm and metric: its value, its control's, the difference, and the verdict.
 
@@ -505,8 +494,6 @@ def compare(
         paired: Arm -> whether it and its control were given the same images; False where missing.
         confidence: Of all intervals; 1 - confidence is the level of the adjusted p-values.
         margin: Losses of quality that do not matter.
-        chosen_from: Forget set -> the arm whose extracted images it is, for sets that an attack
-            chose.
 
     Returns:
         ``COLUMNS``; empty cells where there is no control. ``p`` is that of the difference,
@@ -514,7 +501,7 @@ def compare(
         smallest difference seen with a chance of 80 %, ``margin`` the loss of quality that does not
         matter; the last two in the unit of the metric.
     """
-    comparison = _Comparison(points, controls, paired, confidence, margin, chosen_from)
+    comparison = _Comparison(points, controls, paired, confidence, margin)
     return pd.DataFrame(comparison.rows(), columns=list(COLUMNS))
 
 

@@ -63,6 +63,7 @@ FACTS = (
     "network_updates",
     "images_seen",
     "kept_samples",
+    "backward_passes",
     "training_images",
     "parameters",
     "setup_seconds",
@@ -139,7 +140,6 @@ def run(args: argparse.Namespace) -> None:
             settings["paired"],
             confidence,
             Margin.model_validate(settings["margin"]),
-            chosen_from(attacks["forgetting"]),
         )
         extracted = extracted_images(attacks["extraction"], anchor)
         copies = against_copies(extracted, results["extraction"], anchor, confidence)
@@ -216,19 +216,6 @@ def prices(runs: dict[tuple[str, int], dict[str, Any]]) -> frontier.Prices:
         cell: {name: (spent_before(*cell)[name], cost) for name, cost in own(*cell).items()}
         for cell in runs
     }
-
-
-def chosen_from(forgetting: Folders) -> dict[str, str]:
-    """Return, for each forget set selected by an extraction attack, the arm that the images were
-    extracted from.
-
-    Args:
-        forgetting: Stores of the attack ``forgetting``.
-    """
-    sets: dict[str, dict[str, Any]] = {}
-    for folder in forgetting.values():
-        sets |= artifacts.read_run(folder)["config"]["settings"]["sets"]
-    return {name: one["extracted_from"] for name, one in sets.items() if one["extracted_from"]}
 
 
 def points(

@@ -114,7 +114,7 @@ def run(args: argparse.Namespace) -> None:
         labels = None if classes is None else ids % classes
         artifacts.check_file(members)
         train = trained_rows(load_images(args.train), pd.read_parquet(members))
-        target = Target(train.pixels, attack, settings["flips"])
+        target = Target(train.pixels, attack, settings["mirrors"])
         reference = load_images(args.reference)
         near = centred(spaces.find(measures, args.classifier, measures.similarity), reference)
         drawn, gallery = Quality(reference, measures, args.classifier), near(train.pixels)

@@ -51,6 +51,8 @@ class TrainingRun:
             stream.
         scheduler: The forward process.
         task: What is denoised.
+        sources: The original image of each of the task's items, int64, (N,); planted copies share
+            it.
         labels: The class of each of the task's items, int64, (N,), whether or not the network is
             conditioned on it; -1 without a label.
         forgotten: Mask of the task's items to be forgotten, bool, (N,); all False for methods
@@ -71,6 +73,7 @@ class TrainingRun:
     build: Callable[[TransferBlocks | None, str], UNet2DModel]
     scheduler: DDPMScheduler
     task: Task
+    sources: np.ndarray
     labels: np.ndarray
     forgotten: np.ndarray
     base: Path | None
@@ -138,12 +141,14 @@ class Spent:
         updates_per_model: Optimiser updates of each network.
         images_seen: Samples that went through a network in training.
         kept_samples: Samples among them that carried a gradient.
+        backward_passes: Forward and backward passes of a batch, in the updates.
     """
 
     updates: int
     updates_per_model: int
     images_seen: int
     kept_samples: int
+    backward_passes: int
 
 
 @dataclass(frozen=True)
@@ -173,15 +178,17 @@ class Trained:
         progress: Progress,
         images_seen: int,
         kept_samples: int | None = None,
+        backward_passes: int | None = None,
         facts: dict[str, Any] | None = None,
     ) -> Trained:
         """Return the result of training one network; without ``kept_samples`` all samples carried
-        a gradient."""
+        a gradient, without ``backward_passes`` every update made one."""
         spent = Spent(
             updates=progress.update,
             updates_per_model=progress.update,
             images_seen=images_seen,
             kept_samples=images_seen if kept_samples is None else kept_samples,
+            backward_passes=progress.update if backward_passes is None else backward_passes,
         )
         return cls(learner.net, learner.average.module, progress, spent, facts or {})
 
@@ -208,7 +215,7 @@ def budget(train: Train, images: int, matched_to: Match | None, matched: Path | 
         facts = artifacts.read_run(matched)["facts"]
         if matched_to.by == "kept_samples":
             return max(1, -(-facts["kept_samples"] // train.batch_size))
-        return facts[matched_to.by]
+        return facts["backward_passes" if matched_to.by == "passes" else matched_to.by]
     if train.epochs is not None:
         return -(-train.epochs * images // train.batch_size)
     assert train.updates is not None

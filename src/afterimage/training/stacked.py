@@ -185,6 +185,7 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
         updates_per_model=progress.update,
         images_seen=images,
         kept_samples=images,
+        backward_passes=progress.update,
     )
     return [
         Trained(*learner.networks_of(j, job.net), progress, spent) for j, job in enumerate(jobs)

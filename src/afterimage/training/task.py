@@ -26,11 +26,13 @@ class Task(Protocol):
         generator: torch.Generator,
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
+        retime: Change | None = None,
     ) -> Batch:
         """Noise the items at ``rows``, after ``change`` if given; all other random numbers come
         from ``generator``.
 
-        ``timesteps`` = (low, high) draws t from [low, high) only.
+        ``timesteps`` = (low, high) draws t from [low, high) only. ``retime`` maps the drawn
+        timesteps to those used, and shifts no other draw.
         """
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:

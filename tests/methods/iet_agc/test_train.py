@@ -244,6 +244,52 @@ def test_nothing_is_skipped_in_the_first_batch_and_much_later(tmp_path, make):
     assert found.spent.kept_samples < found.spent.images_seen
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_random_skipping_skips_as_many_of_a_batch_and_others(accumulation, tmp_path, make):
+    """Two shards in one state, for one step: the bank does not tell them apart afterwards, the
+    skipped images do."""
+    settings = {"timesteps": 4, "batch_size": 8, "accumulation": accumulation, "clip": None}
+    shards = {}
+    for skipping in ("loss", "random"):
+        job = make(tmp_path / skipping, {"shards": 1, "skipping": skipping}, **settings)
+        shards[skipping] = lone_shard(job)
+    losses = job.task.losses(shards["loss"].learner.net, first_batch(shards["loss"])).detach()
+    for shard in shards.values():
+        shard.bank.level.fill_(2 * torch.sort(losses)[0][2:4].mean())
+    values = {skipping: shard.update(0) for skipping, shard in shards.items()}
+    assert values["loss"]["skipped"] == values["random"]["skipped"] == 3 / 8
+    one, other = shards["loss"], shards["random"]
+    assert torch.equal(one.bank.level, other.bank.level)
+    assert one.by_image[1].sum() == other.by_image[1].sum() == 3
+    assert not torch.equal(one.by_image[1], other.by_image[1])
+
+
+def test_random_skipping_spares_no_loss_and_repeats_itself(tmp_path, make):
+    """The skipped samples' mean loss is the batch's, over many batches of one state; the rule's is
+    far below. The same update draws the same samples."""
+    ranks = {"loss": [], "random": []}
+    for skipping, found in ranks.items():
+        job = make(tmp_path / skipping, {"shards": 1, "skipping": skipping}, images=16)
+        shard = lone_shard(job)
+        shard.learner.step = lambda s: {"grad_norm": 0.0, "learning_rate": 0.0}
+        masks = []
+        for s in (*range(60), 0):
+            rows = shard.rows[shard.order.rows(s)]
+            batch = job.task.batch(rows, shard.order.generator(s))
+            losses = job.task.losses(shard.learner.net, batch).detach()
+            shard.bank.level.fill_(2 * losses.sort()[0][1:3].mean())
+            shard.by_image.zero_()
+            shard.update(s)
+            skipped = torch.from_numpy(np.isin(rows, np.flatnonzero(shard.by_image[1])))
+            masks.append(skipped.tolist())
+            assert skipped.sum() == 2
+            found += losses.argsort().argsort()[skipped].tolist()
+        assert masks[0] == masks[-1]
+        assert len({tuple(mask) for mask in masks}) == 6  # all pairs of places in a batch of four
+    assert set(ranks["loss"]) == {0, 1}
+    assert np.mean(ranks["random"]) == pytest.approx(1.5, abs=0.3)  # 3.5 standard errors
+
+
 def test_skips_are_put_down_to_the_right_images(tmp_path, make, monkeypatch):
     """Two images whose loss is made small are skipped once the bank knows, and no other."""
     job = make(tmp_path, {"shards": 2, "sharding": "contiguous"}, timesteps=2, updates=40)
@@ -468,6 +514,22 @@ def test_more_shards_than_images_are_refused(tmp_path, make):
             {"shards": 1, "redistribute_above": 0.5},
             "redistribute_above = 0.5 needs shards to move images between",
         ),
+        (
+            {"agc_threshold": 0, "skipping": "random"},
+            "skipping = 'random' skips as many samples as the rule, but agc_threshold = 0",
+        ),
+        (
+            {"skipping": "random", "augment_below": 1.5},
+            "augment_below = 1.5 goes by the samples that the rule skips",
+        ),
+        (
+            {"skipping": "random", "redistribute_above": 0.5},
+            "redistribute_above = 0.5 goes by the samples that the rule skips",
+        ),
+        (
+            {"sharding": "by_source", "redistribute_above": 0.5},
+            "redistribute_above = 0.5 moves single images",
+        ),
     ],
 )
 def test_options_that_could_have_no_effect_are_refused(settings, message):
@@ -644,6 +706,14 @@ def test_two_processes_give_the_bytes_of_one_and_take_up_each_others_states(
     lines = [curves(tmp_path / out / "metrics.jsonl") for out in runs]
     assert lines[0] == lines[1] == lines[2]
     assert not list((tmp_path / "state").iterdir())
+
+
+def test_copies_of_an_image_are_learned_in_one_shard_by_source(tmp_path, make):
+    sources = np.array([0, 0, 0, 1, 1, 2, 3, 4, 5, 6, 7, 8, 9])
+    job = make(tmp_path, {"sharding": "by_source"}, sources=sources)
+    shard = train.train(job).tables["skips_by_image"]["shard"].to_numpy()
+    assert len(set(shard[:3])) == len(set(shard[3:5])) == 1
+    assert sorted(np.bincount(shard)) == [6, 7]
 
 
 def test_methods_that_train_in_one_process_say_so(study, tmp_path, monkeypatch, capsys):

@@ -146,6 +146,10 @@ class Recipe:
                 f"be retrained, not one of method {arm.method} with base = {arm.base!r} and "
                 f"matched_to = {arm.matched_to!r}"
             )
+        if arm.weights != "none":
+            raise ConfigError(
+                f"attribution.arm: weights = {arm.weights!r} cannot be retrained, only 'none'"
+            )
         images = load_images(train)
         artifacts.check_file(members)
         table = pd.read_parquet(members)
@@ -196,6 +200,7 @@ class Recipe:
             task=Pixels(
                 images.pixels, self.scheduler, labels, self.classes or 0, dropout, self.flips
             ),
+            sources=images.sources,
             labels=images.labels,
             forgotten=np.zeros(len(images), bool),
             base=None,

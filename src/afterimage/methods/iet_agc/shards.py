@@ -3,7 +3,7 @@
 
 Shards are disjoint and complete: if K does not divide the number of images, some shards hold one
 more (the released code drops the remainder). An image is a row of the training set, so that planted
-copies of one image may end up in several shards.
+copies of one image may end up in several shards; ``by_source`` keeps them together.
 """
 
 from __future__ import annotations
@@ -14,22 +14,28 @@ import numpy as np
 
 from afterimage.config import ConfigError
 
-Sharding = Literal["balanced", "balanced_in_order", "random", "contiguous"]
+Sharding = Literal["balanced", "balanced_in_order", "random", "contiguous", "by_source"]
 
 
 def assign(
-    labels: np.ndarray, shards: int, sharding: Sharding, rng: np.random.Generator
+    labels: np.ndarray,
+    sources: np.ndarray,
+    shards: int,
+    sharding: Sharding,
+    rng: np.random.Generator,
 ) -> np.ndarray:
     """Return the shard of every image, int64, (N,), in [0, K).
 
     Args:
         labels: int64, (N,); images without a label (-1) count as one class.
+        sources: int64, (N,): the original of each image; copies share it.
         shards: K.
         sharding: How to assign them. ``balanced``: class-balanced at random; sizes, too, differ
             by at most one. ``balanced_in_order``: blocks of each class, in the order of the
             training set. ``random``: regardless of class. ``contiguous``: blocks of the training
-            set.
-        rng: Used by ``balanced`` and ``random``.
+            set. ``by_source``: sources at random, those with most copies first, each to the
+            shard with the fewest images; sizes differ by no more than the copies of one source.
+        rng: Used by ``balanced``, ``random`` and ``by_source``.
 
     Raises:
         ConfigError: if a shard would be empty.
@@ -48,6 +54,16 @@ def assign(
             shard[rng.permutation(len(labels))] = _blocks(len(labels), shards)
         case "contiguous":
             shard = _blocks(len(labels), shards)
+        case "by_source":
+            _, source, copies = np.unique(sources, return_inverse=True, return_counts=True)
+            shuffled = rng.permutation(len(copies))
+            shard_of_source = np.empty(len(copies), np.int64)
+            sizes = np.zeros(shards, np.int64)
+            for index in shuffled[np.argsort(-copies[shuffled], kind="stable")]:
+                smallest = sizes.argmin()
+                shard_of_source[index] = smallest
+                sizes[smallest] += copies[index]
+            shard = shard_of_source[source]
     empty = shards - len(np.unique(shard))
     if empty:
         raise ConfigError(

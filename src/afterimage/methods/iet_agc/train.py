@@ -92,6 +92,7 @@ def train(job: TrainingRun) -> Trained:
             updates_per_model=progress.update,
             images_seen=seen,
             kept_samples=seen - skipped,
+            backward_passes=arm.shards * progress.update,
         ),
         facts={
             "shard_sizes": ensemble.sizes,
@@ -177,6 +178,7 @@ class Shard:
         varied = self._varied(s, rows).to(device) if self.arm.augment_below else batch
         losses: list[torch.Tensor] = []
         kept: list[torch.Tensor] = []
+        drawn = self._drawn(s, len(batch)).to(device) if self.arm.skipping == "random" else None
         augmented = 0
 
         def objective(
@@ -187,10 +189,13 @@ class Shard:
             original = loss.detach()
             timesteps = micro_batch.timesteps
             keep = self.bank.kept(timesteps, original)
+            start = sum(len(previous) for previous in losses)
+            if drawn is not None:
+                places = drawn[start : start + len(micro_batch)].argsort()
+                keep = torch.ones_like(keep).index_fill(0, places[: int((~keep).sum())], False)
             if self.arm.augment_below is not None:
                 near = keep & (original < self.arm.augment_below * self.bank.limits(timesteps))
                 if near.any():
-                    start = sum(len(previous) for previous in losses)
                     again = varied[start : start + len(micro_batch)][near]
                     loss = loss.index_put((near,), self.job.task.losses(net, again))
                     augmented += int(near.sum())
@@ -212,6 +217,12 @@ class Shard:
             "skipped": int(skipped.sum()) / len(batch),
             "augmented": augmented / len(batch),
         }
+
+    def _drawn(self, s: int, count: int) -> torch.Tensor:
+        """Return a random number for each sample of local step ``s``; those with the least are
+        skipped at random. float64, (B,)."""
+        generator = seeds.torch_rng(self.job.seed, *self.order.path, "skipping", s)
+        return torch.rand(count, generator=generator, dtype=torch.float64)
 
     def _varied(self, s: int, rows: np.ndarray) -> Batch:
         """Return the batch of local step ``s`` with every image augmented, but the same timesteps,
@@ -255,7 +266,11 @@ class Ensemble:
         arm = _arm(job)
         self.job, self.arm = job, arm
         self.shard_of = assign(
-            job.labels, arm.shards, arm.sharding, seeds.numpy_rng(job.seed, *job.path, "shards")
+            job.labels,
+            job.sources,
+            arm.shards,
+            arm.sharding,
+            seeds.numpy_rng(job.seed, *job.path, "shards"),
         )
         self.sizes: list[int] = np.bincount(self.shard_of).tolist()
         indices = range(distributed.index(), arm.shards, distributed.count())

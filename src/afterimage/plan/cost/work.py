@@ -95,6 +95,7 @@ class Spent(NamedTuple):
     updates: int
     updates_per_model: int
     kept_samples: int
+    passes: int
 
 
 def budget(study: Study, arm: str) -> int:
@@ -115,7 +116,8 @@ def spent(study: Study, arm: str) -> Spent:
     """Return what the training of an arm spends, at most."""
     settings, size = study.arms[arm], study.train_of(arm).batch_size
     updates, per_model = settings.updates_of(budget(study, arm), study.diffusion.timesteps)
-    return Spent(updates, per_model, updates * size)
+    count = settings.passes(updates, size, study.diffusion.timesteps)
+    return Spent(updates, per_model, updates * size, round(count.backward))
 
 
 def passes(
@@ -134,7 +136,8 @@ def training(study: Study, arm: str) -> Work:
     size = train.batch_size
     batch = size / train.accumulation
     count = settings.passes(spent(study, arm).updates, size, study.diffusion.timesteps)
-    trained = passes(flop, count.backward * size, batch, train.precision, backward=True)
+    backward = (count.backward + count.setup) * settings.pass_time
+    trained = passes(flop, backward * size, batch, train.precision, backward=True)
     return trained + passes(flop, count.forward * size, batch, train.precision)
 
 

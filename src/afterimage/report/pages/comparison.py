@@ -20,10 +20,14 @@ from afterimage.report.names import frechet_of, name_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
 from afterimage.report.pages.frontier import Frontier
 
-BUDGETS = ("updates", "updates_per_model", "network_updates", "kept_samples", "training_images")
+BUDGETS = (
+    *("updates", "updates_per_model", "network_updates", "kept_samples", "backward_passes"),
+    "training_images",
+)
 """In what an arm and its control may be equal."""
 COSTS = (
     *("updates", "updates_per_model", "network_updates", "images_seen", "kept_samples"),
+    "backward_passes",
     *("training_images", "passes", "parameters", "setup_seconds", "training_seconds", "epsilon"),
 )
 HEADS = {
@@ -254,9 +258,17 @@ class Comparison:
         return rows
 
     def _applies(self, metric: str, arm: str) -> bool:
-        """Updates since the first weights say more only where an arm starts from another."""
-        bases = [self.settings[name]["base"] for name in (arm, self.control_of[arm])]
-        return metric != "network_updates" or any(bases)
+        """Updates since the first weights say more only where an arm starts from another, and
+        backward passes where an update makes several."""
+        arms = (arm, self.control_of[arm])
+        if metric == "network_updates":
+            return any(self.settings[name]["base"] for name in arms)
+        if metric == "backward_passes":
+            return any(
+                self.cell[name, metric]["value"] > self.cell[name, "updates"]["value"]
+                for name in arms
+            )
+        return True
 
     def initial_weights(self, arm: str) -> str:
         """Return where the weights of an arm and of its control come from, in words."""

@@ -106,7 +106,10 @@ class Unlearning:
         if definition["ids"] is not None:
             return f"the sources of {len(definition['ids'])} training images"
         origin, alpha = definition["extracted_from"], definition["alpha"]
-        return f"the images that the extraction attack extracted from {origin} ({alpha} alpha)"
+        return (
+            f"the images that the extraction attack extracted from the first half of the "
+            f"generations of {origin} ({alpha} alpha)"
+        )
 
     def summary(self, study: str) -> str:
         """Return the forget sets and the arms judged on them, in Markdown."""
@@ -120,10 +123,10 @@ class Unlearning:
     def chosen_sets(self) -> str:
         """Return the caveats about sets selected by an attack, in Markdown."""
         return "\n\n".join(
-            f"**{name}** is what the attack extracted from {origin} with one noise: under that "
-            f"noise all of it is extracted from {origin} by construction, under other noise a part "
-            "would not be, **without any remedy**. How much a remedy removes cannot be read off "
-            "here."
+            f"**{name}** is what the attack extracted from the first half of the generations of "
+            f"{origin}. What is extracted of it is counted on the second half of every arm's, "
+            f"{origin}'s too: under other noise a part of it does not come back **without any "
+            "remedy**, and no arm has that advantage over another."
             for name, origin in self.chosen_from.items()
         )
 
@@ -562,19 +565,12 @@ class Unlearning:
         return "P_psi", "extracted", "AUC", f"{self.frechet} of the rest"
 
     def against(self, measure: str, name: str, arm: str, other: str) -> tuple[Interval, str] | None:
-        """Return an arm's difference to another and the verdict; None if a number is missing.
-
-        A set selected by an attack is not testable against the arm that it was extracted from.
-        """
+        """Return an arm's difference to another and the verdict; None if a number is missing."""
         values, others = (self.measured(measure, name, which) for which in (arm, other))
         if not (len(values) and len(others)):
             return None
         change, method = comparison.difference(values, others, self.book.confidence)
-        verdict = comparison.judge(change, "lower", method)
-        chosen = measure == "extracted" and self.chosen_from.get(name) == other
-        if chosen and verdict != comparison.ONE_TRAINING:
-            verdict = comparison.NOT_TESTABLE
-        return change, verdict
+        return change, comparison.judge(change, "lower", method)
 
     def against_base_and_retrained(self, name: str) -> pd.DataFrame:
         """Return one row per arm that starts from another.
