@@ -57,7 +57,7 @@ class Frontier:
         self.paths, self.compared = book.table("paths"), book.table("frontier")
         self.plain = list(dict.fromkeys(self.compared["frontier"]))
         self.axis = next(iter(frontier.axes_of(map(str, self.paths.columns))), "")
-        self.deciding = self.compared[self.compared["decides"]]
+        self.deciding = self.compared[self.compared["decides"].astype(bool)]
 
     def groups(self) -> str:
         """Return the arms by their verdict, in Markdown."""
