@@ -278,7 +278,7 @@ def test_snakemake_report_opens_offline(finished):
 def test_tables_agree_with_the_attacks_they_gather(finished):
     tables = finished.results / "report" / "tables"
     copies = pd.read_csv(tables / "copies.csv")
-    truth = pd.read_parquet(finished.results / "data/split/index.parquet")
+    truth = pd.read_parquet(finished.results / "data/planting/0/index.parquet")
     sources = truth[truth.part == "train"].drop_duplicates("source")
     for arm in ("baseline", "dedup"):
         some = copies[(copies.arm == arm) & (copies.alpha == "fixed")]
