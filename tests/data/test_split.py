@@ -709,11 +709,11 @@ def test_many_perturbed_copies_hide_no_near_duplicate():
     )
     before, *_ = planted(plain, settings, 1)
     sources, times = np.unique(before["train"].sources, return_counts=True)
-    planted, victim = sources[times > 1][0], before["holdout"].ids[0]
+    copied, victim = sources[times > 1][0], before["holdout"].ids[0]
     row_of = {number: row for row, number in enumerate(plain.ids.tolist())}
-    source = crowd(plain, [row_of[victim]], [row_of[planted]], np.random.default_rng(0))
+    source = crowd(plain, [row_of[victim]], [row_of[copied]], np.random.default_rng(0))
     _, _, left_out, _ = planted(source, settings, 1)
-    assert left_out[["id", "source"]].to_numpy().tolist() == [[victim, planted]]
+    assert left_out[["id", "source"]].to_numpy().tolist() == [[victim, copied]]
 
 
 def test_too_few_images_that_are_no_near_duplicates_are_named():
