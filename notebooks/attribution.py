@@ -25,6 +25,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "dedup"]
 replicates = 1
+plantings = 1
 confidence = 0.95
 show_images = True
 pairs = 24
@@ -34,7 +35,7 @@ from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.attribution import SETS, Attribution
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = Attribution(book)
 book.say(page.summary(study))
 

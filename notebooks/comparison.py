@@ -24,6 +24,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "dedup"]
 replicates = 1
+plantings = 1
 show_images = True
 pairs = 24
 confidence = 0.95
@@ -33,7 +34,7 @@ from afterimage.report import format
 from afterimage.report.notebook import GREEN, Notebook
 from afterimage.report.pages.comparison import Comparison
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = Comparison(book, arms, replicates)
 
 # %% [markdown]

@@ -25,6 +25,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "dedup"]
 replicates = 1
+plantings = 1
 show_images = True
 pairs = 24
 confidence = 0.95
@@ -34,7 +35,7 @@ from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.erasediff import Unlearning, counted
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = Unlearning(book, arms, replicates)
 book.say(page.summary(study))
 

@@ -22,6 +22,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "dedup"]
 replicates = 1
+plantings = 1
 show_images = True
 pairs = 24
 confidence = 0.95
@@ -31,7 +32,7 @@ from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.extraction import DISTANCES, THRESHOLDS, Extraction
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = Extraction(book, arms, replicates)
 book.say(page.provenance(study))
 

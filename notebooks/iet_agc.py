@@ -25,6 +25,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "iet_agc"]
 replicates = 1
+plantings = 1
 show_images = True
 pairs = 24
 confidence = 0.95
@@ -34,7 +35,7 @@ from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.iet_agc import IetAgc
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = IetAgc(book, arms, replicates)
 book.say(page.summary(study))
 

@@ -27,6 +27,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "dedup"]
 replicates = 1
+plantings = 1
 show_images = True
 pairs = 24
 confidence = 0.95
@@ -36,7 +37,7 @@ from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.loyal import Loyal
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = Loyal(book, arms, replicates)
 shown = ", ".join(page.shown)
 book.say(f"Study `{study}`, {replicates} replicate(s); arms on this page: {shown}.")

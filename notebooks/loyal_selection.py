@@ -23,6 +23,7 @@ figures = "figures"
 study = "default"
 arms = ["baseline", "dedup"]
 replicates = 1
+plantings = 1
 show_images = True
 pairs = 24
 confidence = 0.95
@@ -31,7 +32,7 @@ confidence = 0.95
 from afterimage.report.notebook import GREEN, Notebook
 from afterimage.report.pages.loyal_selection import Selection
 
-book = Notebook(results, figures, confidence)
+book = Notebook(results, figures, confidence, plantings)
 page = Selection(book, replicates)
 book.say(page.summary(study))
 

@@ -219,6 +219,7 @@ def digests(params):
             True,
             {
                 "data/split",
+                "data/planting",
                 "train",
                 "attack/extraction",
                 "attack/membership",

@@ -105,18 +105,18 @@ class Study:
         write_configs(self.study, self.root.parent)
 
     def store(self, step: str, arm: str | None = None) -> Path:
+        """Return the store of a step's only job."""
         (job,) = [job for job in jobs.jobs(self.study) if (job.step, job.arm) == (step, arm)]
         return self.root / job.folder
 
     def command(self, step: str, arm: str | None = None, out: str | None = None) -> list[str]:
         """Return the command line of a step's verb."""
-        split, data = self.root / "data" / "split", self.root / "data"
-        parts = {
-            name: ("--" + name, split / f"{name}.npz")
-            for name in ("train", "holdout", "reference", "twins")
-        }
+        data = self.root / "data"
+        split, planting = data / "split", data / "planting" / "0"
+        stored = {"train": planting, "holdout": split, "reference": split, "twins": planting}
+        parts = {name: (f"--{name}", folder / f"{name}.npz") for name, folder in stored.items()}
         index, classifier = (
-            ("--index", split / "index.parquet"),
+            ("--index", planting / "index.parquet"),
             ("--classifier", data / "classifier"),
         )
         flags: list = []
@@ -127,6 +127,8 @@ class Study:
         match step:
             case "data/split":
                 flags = ["--images", data / "fetch" / "images.npz"]
+            case "data/planting":
+                flags = ["--pool", split / "pool.npz", "--pool-table", split / "pool.parquet"]
             case "data/classifier":
                 flags = [*parts["reference"]]
             case "train":
@@ -198,7 +200,7 @@ def trained(root, tmp_path_factory) -> Iterator[Study]:
     params["paths"] = {"frontier": ["conditional"], "arms": ["plain"], "states": 3, "images": 10}
     params["membership"] = {"timesteps": 3, "draws": 2, "false_positive_rates": [0.05, 0.1]}
     study = Study(params, tmp_path_factory.mktemp("trained"))
-    for step in ("data/fetch", "data/split", "data/classifier"):
+    for step in ("data/fetch", "data/split", "data/planting", "data/classifier"):
         study.run(step)
     for arm in ("conditional", "retrained", "plain"):
         study.run("train", arm)

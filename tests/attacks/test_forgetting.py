@@ -226,7 +226,7 @@ def test_a_class_is_back_at_the_first_look_that_reaches_the_probability():
 
 def relearned(trained, arm, looks, **keys):
     net, scheduler = load_denoiser(trained.store("train", arm) / "pipeline")
-    train = load_images(trained.store("data/split") / "train.npz")
+    train = load_images(trained.store("data/planting") / "train.npz")
     zeros = train.take(train.labels == 0)
     settings = config.Forgetting(relearn_batch_size=4, relearn_learning_rate=3e-3, **keys)
 
@@ -284,7 +284,7 @@ def results(folder):
 def test_the_verb_on_arms_that_saw_the_class_and_that_did_not(trained, tmp_path):
     out = trained.run("attack/forgetting", "conditional", out=str(tmp_path / "conditional"))
     numbers = results(out)
-    train = load_images(trained.store("data/split") / "train.npz")
+    train = load_images(trained.store("data/planting") / "train.npz")
     holdout = load_images(trained.store("data/split") / "holdout.npz")
     zeros = len(np.unique(train.sources[train.labels == 0]))
     here = numbers.loc["zeros"]
@@ -359,7 +359,7 @@ def with_sets(trained, tmp_path, arm, **sets):
 
 
 def test_sets_of_single_and_of_extracted_images(trained, tmp_path):
-    train = load_images(trained.store("data/split") / "train.npz")
+    train = load_images(trained.store("data/planting") / "train.npz")
     found = np.unique(train.sources)[:3]
     attack = {"step": "attack/extraction", "settings": {"anchor": "candidate"}}
     with artifacts.step(attack, tmp_path / "extraction", {}, ("afterimage.seeds",)) as step:
@@ -412,7 +412,8 @@ def test_sets_that_cannot_be_judged(trained, tmp_path, capsys, sets, words):
 def test_classes_that_nothing_can_be_compared_with(trained):
     """No generation of the class, no held-out image of it."""
     split = trained.store("data/split")
-    parts = {name: load_images(split / f"{name}.npz") for name in ("train", "holdout", "reference")}
+    parts = {name: load_images(split / f"{name}.npz") for name in ("holdout", "reference")}
+    parts["train"] = load_images(trained.store("data/planting") / "train.npz")
     arm = trained.store("train", "conditional") / "pipeline"
     samples = load_images(trained.store("sample", "conditional") / "images.npz")
     resolved = resolve(trained.study, "attack/forgetting", "conditional", 0)

@@ -210,7 +210,7 @@ def test_a_loss_depends_on_its_image_only(trained):
     """Not on the batch size, the other images or their order; but on the part that the image
     belongs to."""
     net, scheduler = load_denoiser(trained.store("train", "conditional") / "pipeline")
-    some = load_images(trained.store("data/split") / "train.npz").take(np.arange(20))
+    some = load_images(trained.store("data/planting") / "train.npz").take(np.arange(20))
     whole = losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=64)
     for size in (1, 7):
         np.testing.assert_allclose(
@@ -225,12 +225,12 @@ def test_a_loss_depends_on_its_image_only(trained):
         rtol=1e-5,
     )
     other = losses.measure(net, scheduler, some, "holdout", [10, 30], 2, 1)
-    assert (np.abs(other - whole) > 1e-4).all()
+    assert (np.abs(other - whole).max(axis=1) > 1e-4).all()
 
 
 def test_flips_average_both_mirrorings(trained):
     net, scheduler = load_denoiser(trained.store("train", "plain") / "pipeline")
-    some = load_images(trained.store("data/split") / "train.npz").take(np.arange(8))
+    some = load_images(trained.store("data/planting") / "train.npz").take(np.arange(8))
     mirrored = Images.of(some.pixels[:, :, ::-1], ids=some.ids)
     one, two = (
         losses.measure(net, scheduler, images, "train", [20], 2, 1) for images in (some, mirrored)
@@ -288,9 +288,9 @@ def test_a_model_that_knows_no_single_image_gives_none_away(aucs, oracles):
 def test_the_verb_on_a_trained_arm(trained, tmp_path):
     out = trained.run("attack/membership", "retrained", out=str(tmp_path / "one"))
     scores, numbers = pd.read_parquet(out / "losses.parquet"), pd.read_csv(out / "results.csv")
-    split = trained.store("data/split")
-    train = load_images(split / "train.npz")
-    index = pd.read_parquet(split / "index.parquet")
+    planting = trained.store("data/planting")
+    train = load_images(planting / "train.npz")
+    index = pd.read_parquet(planting / "index.parquet")
     of_train = scores[scores["set"] == "train"].set_index("source")
     assert sorted(of_train.index) == sorted(np.unique(train.sources))
     copies = index[index["part"] == "train"].drop_duplicates("source").set_index("source")["copies"]

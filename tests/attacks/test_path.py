@@ -69,7 +69,7 @@ def test_numbers_are_those_of_the_attacks_on_the_same_images(attacked, state):
         config.Extraction(**resolved["settings"]["extraction"]),
         STATISTICS,
         resolved["seed"],
-        flips=resolved["settings"]["flips"],
+        flips=resolved["settings"]["mirrors"],
         holdout=split["holdout"],
         planted=twins.read(pd.read_parquet(flags["--index"]), load_images(flags["--twins"])),
     )

@@ -18,7 +18,7 @@ from PIL import Image
 from afterimage import artifacts
 from afterimage.cli import main
 from afterimage.config import ConfigError, Dedup, Embedding
-from afterimage.data import dedup
+from afterimage.data import dedup, planting
 from afterimage.data.split import split
 from afterimage.images import Images, load_images
 
@@ -255,15 +255,18 @@ def stored(request, tmp_path):
     settings = {
         "split": {"train": 70, "holdout": 20, "reference": None, "official": False},
         "plant": PLANT,
+        "plantings": 1,
         "flips": False,
     }
-    parts, index, *_ = split(Images.of(pixels), settings, 1)
+    parts, table, *_ = split(Images.of(pixels), settings, 1)
+    drawn = planting.draw(parts["pool"], table["alone"].to_numpy(), settings, 1, 0)
+    parts["train"] = drawn.train
     with artifacts.step(
         {"step": "data/split", "settings": settings}, tmp_path / "split", {}, ()
     ) as step:
         for name, part in parts.items():
             part.save(step.folder / f"{name}.npz")
-        index.to_parquet(step.folder / "index.parquet")
+        drawn.index.to_parquet(step.folder / "index.parquet")
     return tmp_path / "split"
 
 

@@ -58,13 +58,14 @@ def _build(study: config.Study, results: Path, only: str = "", offset: float = 0
 
 def _inputs(root: Path, job: Job) -> dict[str, Path]:
     cell = f"{job.arm}/rep{job.replicate}"
-    split = root / "data" / "split"
+    split, planting = root / "data" / "split", root / "data" / "planting" / "0"
     return {
         "data/fetch": {},
         "data/split": {"images": root / "data" / "fetch" / "images.npz"},
-        "data/classifier": {"reference": split / "train.npz"},
-        "data/dedup": {"train": split / "train.npz", "classifier": root / "data" / "classifier"},
-        "train": {"images": split / "train.npz"},
+        "data/planting": {"pool": split / "pool.npz"},
+        "data/classifier": {"reference": split / "reference.npz"},
+        "data/dedup": {"train": planting / "train.npz", "classifier": root / "data" / "classifier"},
+        "train": {"images": planting / "train.npz"},
         "sample": {"model": root / "train" / cell / "pipeline"},
         "attack/extraction": {"samples": root / "sample" / cell / "images.npz"},
         "attack/quality": {"samples": root / "sample" / cell / "images.npz"},
@@ -78,7 +79,8 @@ def _inputs(root: Path, job: Job) -> dict[str, Path]:
 def _write(step: artifacts.Step, job: Job, study: config.Study, offset: float) -> None:
     files = {
         "data/fetch": ["images.npz"],
-        "data/split": ["train.npz", "index.parquet"],
+        "data/split": ["pool.npz", "reference.npz"],
+        "data/planting": ["train.npz", "index.parquet"],
         "data/classifier": ["classifier.safetensors", "classifier.json"],
         "data/dedup": ["train.npz"],
         "train": ["pipeline/unet/config.json", "pipeline/model_index.json", "members.parquet"],

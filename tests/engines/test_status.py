@@ -83,8 +83,8 @@ def snakemake_started(seconds_ago: float) -> None:
 
 def test_nothing_is_done(study):
     assert lines(study) == [
-        "study default: 0 of 17 jobs done",
-        "data 0/4  train 0/2  sample 0/2  attack 0/6  report 0/3",
+        "study default: 0 of 18 jobs done",
+        "data 0/5  train 0/2  sample 0/2  attack 0/6  report 0/3",
         "",
         "baseline rep0  waiting",
         "longer rep0    waiting",
@@ -131,8 +131,8 @@ def test_what_follows_a_training(study, root):
     log.parent.mkdir(parents=True)
     log.write_text("drawn 64 of 1024 generations (6 %), 3 min 10 s left\nsomething else\n")
     assert lines(study) == [
-        "study default: 5 of 17 jobs done",
-        "data 0/4  train 2/2  sample 1/2  attack 2/6  report 0/3",
+        "study default: 5 of 18 jobs done",
+        "data 0/5  train 2/2  sample 1/2  attack 2/6  report 0/3",
         "",
         "baseline rep0  attacks 2/3 (extraction: searched 5 of 9 images, 2 min left)",
         "longer rep0    sampling: drawn 64 of 1024 generations (6 %), 3 min 10 s left",
@@ -143,8 +143,8 @@ def test_a_result_that_is_made_again_is_not_done(study, root):
     finish(root, "data/fetch", "data/split")
     begin(root, "data/split")
     assert lines(study) == [
-        "study default: 1 of 17 jobs done",
-        "data 1/4  train 0/2  sample 0/2  attack 0/6  report 0/3",
+        "study default: 1 of 18 jobs done",
+        "data 1/5  train 0/2  sample 0/2  attack 0/6  report 0/3",
         "",
         "baseline rep0  waiting",
         "longer rep0    waiting",
@@ -158,7 +158,7 @@ def test_the_time_left_is_that_of_kinds_measured_in_this_run(study, root):
     finish(root, "data/split", seconds=50, ago=50)
     finish(root, "train/baseline/rep0", seconds=90, ago=10)  # 140 s of work in 90 s
     assert lines(study)[0] == (
-        "study default: 3 of 17 jobs done, snakemake started 0:01:40 ago, about 0:00:58 left for "
+        "study default: 3 of 18 jobs done, snakemake started 0:01:40 ago, about 0:00:58 left for "
         "train"
     )
 
@@ -166,7 +166,7 @@ def test_the_time_left_is_that_of_kinds_measured_in_this_run(study, root):
 def test_without_a_measured_kind_no_time_left_is_told(study, root):
     snakemake_started(100)
     finish(root, "data/fetch", seconds=7, ago=50)
-    assert lines(study)[0] == "study default: 1 of 17 jobs done, snakemake started 0:01:40 ago"
+    assert lines(study)[0] == "study default: 1 of 18 jobs done, snakemake started 0:01:40 ago"
 
 
 def test_too_many_arms_for_the_screen_are_counted(study, root):
@@ -181,10 +181,10 @@ def test_watching_ends_when_all_is_done(study, root, capsys, monkeypatch):
     files = sorted(Path().rglob("*"))
     assert cli.main(["status", "--watch"]) == 0
     told = capsys.readouterr().out
-    assert "study default: 16 of 17 jobs done" in told
+    assert "study default: 17 of 18 jobs done" in told
     assert told.endswith(
-        "study default: 17 of 17 jobs done\n"
-        "data 4/4  train 2/2  sample 2/2  attack 6/6  report 3/3\n\n"
+        "study default: 18 of 18 jobs done\n"
+        "data 5/5  train 2/2  sample 2/2  attack 6/6  report 3/3\n\n"
         "baseline rep0  done\nlonger rep0    done\n"
     )
     made = {path.name for path in set(Path().rglob("*")) - set(files)}

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from afterimage.config import ConfigError
-from afterimage.data import planting
+from afterimage.data import changes
 from afterimage.metrics import likeness
 from afterimage.metrics.likeness import Likeness
 from afterimage.plan import data as plan
@@ -53,7 +53,7 @@ def measure(reference):
 )
 def test_changed_copies_are_found_and_no_other(measure, reference, setting):
     images, rng = smooth(60, 2), np.random.default_rng(0)
-    copies = np.stack([planting.change(image, setting, rng, "key") for image in images])
+    copies = np.stack([changes.change(image, setting, rng, "key") for image in images])
     threshold = measure.threshold(reference, 0.01, 60)
     found = measure.between(copies, images, threshold)
     right = found.a == found.b

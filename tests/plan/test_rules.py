@@ -9,7 +9,17 @@ from afterimage.plan.jobs import DERIVED, STEPS
 
 RULE = re.compile(r"^rule (\w+):\n((?:    .*\n|\n)*)", re.MULTILINE)
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)*)", re.MULTILINE)
-SMALL = {"fetch", "split", "queries", "tables", "page", "selection", "selection_page", "mlflow"}
+SMALL = {
+    "fetch",
+    "split",
+    "planting",
+    "queries",
+    "tables",
+    "page",
+    "selection",
+    "selection_page",
+    "mlflow",
+}
 
 
 @pytest.fixture(scope="module")

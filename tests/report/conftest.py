@@ -70,7 +70,7 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
             continue
         wanted_config = resolved(study, job)
         with artifacts.step(wanted_config, root / job.folder, {}, modules(study, job)) as step:
-            if job.step == "data/split":
+            if job.step == "data/planting":
                 images.save(step.folder / "train.npz")
             elif job.step == "data/dedup":
                 pd.DataFrame({"method": ["exact"], "recall": [1.0]}).to_csv(

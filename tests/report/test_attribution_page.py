@@ -92,7 +92,7 @@ def make_phase(results: Path, everything: bool) -> None:
 
     phase = results / "attribution"
     sets = SETS if everything else SETS[:2]
-    store(results / "data/split", {}, {}, {"train.npz": images(TRAIN)})
+    store(results / "data/planting/0", {}, {}, {"train.npz": images(TRAIN)})
     facts = {"training_images": TRAIN, "reported_subsets": 8, "queries": dict.fromkeys(sets, 4)}
     settings = {"subsets": 16, "share": 0.5, "seeds": 2}
     store(phase / "scores/main", settings, facts, scores(sets, everything))

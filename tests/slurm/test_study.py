@@ -54,7 +54,12 @@ def test_results_elsewhere(cluster, empty, tmp_path):
         "data",
     )
     assert "Nothing to be done" in done.stdout + done.stderr
-    for name in ("split/train.npz", "classifier/classifier.safetensors", "dedup/train.npz"):
+    for name in (
+        "split/pool.npz",
+        "planting/0/train.npz",
+        "classifier/classifier.safetensors",
+        "dedup/0/train.npz",
+    ):
         assert (empty.results / "data" / name).is_file()
 
 

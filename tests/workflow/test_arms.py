@@ -94,7 +94,7 @@ def test_what_extraction_found_is_what_is_forgotten(every_arm):
 
 
 def test_retrained_never_saw_what_others_forget(every_arm):
-    split = load_images(every_arm.results / "data/split/train.npz")
+    split = load_images(every_arm.results / "data/planting/0/train.npz")
     zeros = set(split.ids[split.labels == 0])
     for arm in ("retrained", "finetune"):
         members = pd.read_parquet(every_arm.results / "train" / arm / "rep0/members.parquet")

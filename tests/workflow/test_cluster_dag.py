@@ -184,7 +184,7 @@ def test_dvc_and_adopt_know_nothing_of_parts(copy):
     shutil.rmtree(copy.folder / ".snakemake")
     copy.snakemake("--touch", "--forceall", "--", "sample")
     assert planned(copy) == {}
-    image = copy.results / "data" / "split" / "train.npz"
+    image = copy.results / "data" / "planting" / "0" / "train.npz"
     image.write_bytes(image.read_bytes())  # what `dvc checkout` does to its time
     assert planned(copy) == {}
 

@@ -33,7 +33,7 @@ def test_second_run_has_nothing_to_do(finished):
 
 
 def test_rules_of_the_dag(empty):
-    once = ["fetch", "split", "classifier", "dedup", "tables", "mlflow"]
+    once = ["fetch", "split", "planting", "classifier", "dedup", "tables", "mlflow"]
     assert empty.planned() == dict.fromkeys(once, 1) | dict.fromkeys(OF_AN_ARM, 2) | {"page": 2}
 
 
@@ -45,7 +45,16 @@ def test_replicates_multiply_what_is_trained_and_nothing_else(empty):
     empty.edit("replicates", value=3)
     planned = empty.planned()
     assert {rule: planned[rule] for rule in OF_AN_ARM} == dict.fromkeys(OF_AN_ARM, 6)
-    assert planned["split"] == planned["tables"] == 1
+    assert planned["split"] == planned["planting"] == planned["dedup"] == planned["tables"] == 1
+
+
+def test_plantings_multiply_training_sets(empty):
+    empty.edit("replicates", value=3)
+    empty.edit("data", "plantings", value=2)
+    planned = empty.planned()
+    assert planned["planting"] == planned["dedup"] == 2
+    assert planned["split"] == 1
+    assert planned["fit"] == 6
 
 
 @pytest.mark.parametrize(
@@ -278,7 +287,7 @@ def test_snakemake_report_opens_offline(finished):
 def test_tables_agree_with_the_attacks_they_gather(finished):
     tables = finished.results / "report" / "tables"
     copies = pd.read_csv(tables / "copies.csv")
-    truth = pd.read_parquet(finished.results / "data/split/index.parquet")
+    truth = pd.read_parquet(finished.results / "data/planting/0/index.parquet")
     sources = truth[truth.part == "train"].drop_duplicates("source")
     for arm in ("baseline", "dedup"):
         some = copies[(copies.arm == arm) & (copies.alpha == "fixed")]

@@ -1,5 +1,5 @@
 """REQUIRED INPUTS: results/{study}/{train,sample}/{arm}/rep{rep}/,
-    results/{study}/data/{split,classifier}/
+    results/{study}/data/{split,planting/{job},classifier}/
 
 OUTPUTS:
     results/{study}/attack/{arm}/rep{rep}/extraction/

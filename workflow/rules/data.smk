@@ -3,9 +3,12 @@
 OUTPUTS:
     results/{study}/data/fetch/      the source as one checked array file
     results/{study}/data/split/
-        train (with planted duplicates), holdout, reference, twins, left-out images
+        the pool of distinct images for training sets and twins, holdout, reference, left-out images
+    results/{study}/data/planting/{job}/
+        a training set with planted duplicates, and the never-trained twins of the planted images
     results/{study}/data/classifier/ the feature network, trained on the reference split
-    results/{study}/data/dedup/      the deduplicated training set, and the score of each detector
+    results/{study}/data/dedup/{job}/
+        the same training set without duplicates, and the score of each detector
 """
 
 
@@ -13,6 +16,7 @@ localrules:
     data,
     fetch,
     split,
+    planting,
 
 
 rule fetch:
@@ -37,17 +41,16 @@ rule fetch:
 
 
 rule split:
-    """Draw the splits and plant duplicates."""
+    """Draw the pool of training images, and held-out and reference images."""
     input:
         unpack(inputs("data/split")),
     output:
         run="results/{study}/data/split/run.json",
         metrics="results/{study}/data/split/metrics.jsonl",
-        train="results/{study}/data/split/train.npz",
+        pool="results/{study}/data/split/pool.npz",
+        pool_table="results/{study}/data/split/pool.parquet",
         holdout="results/{study}/data/split/holdout.npz",
         reference="results/{study}/data/split/reference.npz",
-        twins="results/{study}/data/split/twins.npz",
-        index="results/{study}/data/split/index.parquet",
         left_out="results/{study}/data/split/left_out.parquet",
         manifest="results/{study}/data/split/manifest.json",
     log:
@@ -59,6 +62,31 @@ rule split:
         out=subpath(output.run, parent=True),
     shell:
         "afterimage data split {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule planting:
+    """Plant duplicates: make one of the study's training sets, and its twins."""
+    input:
+        unpack(inputs("data/planting")),
+    output:
+        run="results/{study}/data/planting/{job}/run.json",
+        metrics="results/{study}/data/planting/{job}/metrics.jsonl",
+        train="results/{study}/data/planting/{job}/train.npz",
+        twins="results/{study}/data/planting/{job}/twins.npz",
+        index="results/{study}/data/planting/{job}/index.parquet",
+        manifest="results/{study}/data/planting/{job}/manifest.json",
+    log:
+        "results/{study}/logs/data/planting/{job}.log",
+    benchmark:
+        "results/{study}/benchmarks/data/planting/{job}.tsv"
+    wildcard_constraints:
+        job=r"\d+",
+    params:
+        inputs=flags("data/planting"),
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data planting {params.inputs}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
@@ -87,20 +115,22 @@ rule classifier:
 
 
 rule dedup:
-    """Remove near-duplicates and score the search against the planted ground truth."""
+    """Remove near-duplicates of a planting and score the search against the planted ground truth."""
     input:
         unpack(inputs("data/dedup")),
     output:
-        run="results/{study}/data/dedup/run.json",
-        metrics="results/{study}/data/dedup/metrics.jsonl",
-        train="results/{study}/data/dedup/train.npz",
-        groups="results/{study}/data/dedup/groups.parquet",
-        pairs="results/{study}/data/dedup/pairs.parquet",
-        table="results/{study}/data/dedup/table.csv",
+        run="results/{study}/data/dedup/{job}/run.json",
+        metrics="results/{study}/data/dedup/{job}/metrics.jsonl",
+        train="results/{study}/data/dedup/{job}/train.npz",
+        groups="results/{study}/data/dedup/{job}/groups.parquet",
+        pairs="results/{study}/data/dedup/{job}/pairs.parquet",
+        table="results/{study}/data/dedup/{job}/table.csv",
     log:
-        "results/{study}/logs/data/dedup.log",
+        "results/{study}/logs/data/dedup/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/data/dedup.tsv"
+        "results/{study}/benchmarks/data/dedup/{job}.tsv"
+    wildcard_constraints:
+        job=r"\d+",
     threads: STUDY.cluster.threads
     resources:
         **needs("data/dedup"),

@@ -1,5 +1,5 @@
 """REQUIRED INPUTS: results/{study}/{train,sample,attack}/{arm}/rep{rep}/,
-    results/{study}/data/{split,dedup}/
+    results/{study}/data/{planting,dedup}/{job}/
 
 OUTPUTS:
     results/{study}/report/tables/        tidy tables over all arms, headline numbers as JSON

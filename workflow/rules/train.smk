@@ -1,4 +1,4 @@
-"""REQUIRED INPUTS: results/{study}/data/{split,dedup}/train.npz
+"""REQUIRED INPUTS: results/{study}/data/{planting,dedup}/{job}/train.npz
 
 OUTPUTS:
     results/{study}/train/{arm}/rep{rep}/

@@ -48,7 +48,7 @@ class Copies:
         holdout: Real images that no arm saw.
         planted: The planted images among ``train``.
         settings: Of the attack.
-        flips: Compare mirror images too.
+        mirrors: Compare mirror images too.
         seed: Root seed.
     """
 
@@ -58,13 +58,13 @@ class Copies:
         holdout: Images,
         planted: twins.Planted,
         settings: config.Extraction,
-        flips: bool,
+        mirrors: bool,
         seed: int,
     ) -> None:
         self._train, self._anchor = train, settings.anchor
         self._planted = planted.sources[planted.copies > 1]
-        self._target = Target(train.pixels, settings, flips)
-        control = match_holdout(holdout, train, self._target, flips).scores
+        self._target = Target(train.pixels, settings, mirrors)
+        control = match_holdout(holdout, train, self._target, mirrors).scores
         self._threshold = calibration.cross_fit(
             control.relative[settings.anchor], settings.calibrated_rate, seed
         )
@@ -186,7 +186,7 @@ def run(args: argparse.Namespace) -> None:
             load_images(args.holdout),
             planted.among(train.sources),
             config.Extraction(**settings["extraction"]),
-            settings["flips"],
+            settings["mirrors"],
             resolved["seed"],
         )
         measures = Quality(

@@ -39,7 +39,8 @@ class ForgetSet(Block):
     label: Annotated[int, Field(ge=0)] | None = None
     """Every image of this class."""
     ids: Annotated[list[int], Field(min_length=1)] | None = None
-    """The sources of these rows of the training split (column ``id`` of the split's index)."""
+    """The sources of these rows of the training split (column ``id`` of the planting's index); not
+    with several ``data.plantings``, whose rows differ."""
     extracted_from: str | None = None
     """Every image that the extraction attack extracts from the first half of this arm's generations
     (same replicate, headline anchor). What an arm, this one too, still shows of the set is judged

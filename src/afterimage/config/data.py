@@ -242,7 +242,7 @@ class Plant(Block):
 
 
 class Split(Block):
-    """Sizes of the training, held-out and reference splits, drawn once from the study's seed."""
+    """Sizes of the training, held-out and reference splits, drawn from the study's seed."""
 
     train: Annotated[int, Field(ge=2)]
     """Number of training images, including planted copies."""
@@ -281,6 +281,19 @@ class Data(Block):
     """Sizes of the splits."""
     plant: list[Plant] = []
     """Groups of duplicates to plant in the training split; empty plants none."""
+    plantings: Annotated[int, Field(ge=1)] = 1
+    """Number of plantings: training sets of the same images of which others are planted. Replicate
+    r is trained on planting r modulo this number, so that intervals over replicates are not those
+    of a single choice of planted images."""
+
+    @model_validator(mode="after")
+    def _plantings_differ(self) -> Data:
+        if self.plantings > 1 and not self.plant:
+            raise ValueError(
+                f"plantings = {self.plantings}: nothing is planted (plant is empty), so that all "
+                "would be the same; allowed is 1"
+            )
+        return self
 
     @model_validator(mode="after")
     def _plants_fit(self) -> Data:

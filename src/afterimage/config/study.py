@@ -117,6 +117,24 @@ class Study(Attacks):
             self._no_circle([*path, other])
 
     @model_validator(mode="after")
+    def _plantings_fit(self) -> Study:
+        plantings = self.data.plantings
+        if plantings > self.replicates:
+            raise ValueError(
+                f"data.plantings = {plantings} is more than replicates = {self.replicates}: "
+                f"replicate r uses planting r modulo {plantings}; allowed are 1 to "
+                f"{self.replicates}"
+            )
+        for name, block in self.forget.items():
+            if block.ids is not None and plantings > 1:
+                raise ValueError(
+                    f"forget.{name}.ids = {block.ids}: with data.plantings = {plantings} a row of "
+                    "the training split is another image in each planting; use label or "
+                    "extracted_from, or data.plantings = 1"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _arms_train(self) -> Study:
         for name, arm in self.arms.items():
             refused = arm.refusal(self, name)

@@ -47,8 +47,8 @@ class Pairs(NamedTuple):
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--train", type=Path, required=True, help="train.npz of data split")
-    parser.add_argument("--index", type=Path, required=True, help="index.parquet of data split")
+    parser.add_argument("--train", type=Path, required=True, help="train.npz of data planting")
+    parser.add_argument("--index", type=Path, required=True, help="index.parquet of data planting")
     parser.add_argument("--reference", type=Path, required=True, help="reference.npz of data split")
     parser.add_argument(
         "--classifier",

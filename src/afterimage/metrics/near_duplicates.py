@@ -79,3 +79,42 @@ def find(images: np.ndarray, gallery: np.ndarray, flips: bool) -> NearDuplicates
     return NearDuplicates(
         np.where(relative <= NEAR, rows[found], -1), distances == 0, distances, relative
     )
+
+
+def alone(images: np.ndarray, flips: bool) -> np.ndarray:
+    """Say which images have neither a duplicate nor a near-duplicate among the others.
+
+    An image is compared with the others as ``find`` compares it with a gallery of them. If it is a
+    near-duplicate of another, neither of the two is alone.
+
+    Args:
+        images: uint8, (N, H, W, C), N >= 1.
+        flips: Compare mirrored images too.
+
+    Returns:
+        bool, (N,).
+
+    Raises:
+        ConfigError: as ``find``.
+    """
+    rows, times = different(images, flips)
+    single = times == 1
+    if len(rows) > 1:
+        search, every = Gallery(images[rows]), np.arange(len(rows))
+        nearest = search.nearest(search.images, 1, exclude=every, flips=flips)
+        found, distances = nearest.rows[:, 0], nearest.distances[:, 0]
+        others = min(NEIGHBOURS, len(search) - 2)
+        if others:
+            once, position = np.unique(found, return_inverse=True)
+            around = search.nearest(search.images[once], others + 1, exclude=once, flips=flips)
+            # Of the neighbours of the nearest, the image itself does not count; the farthest does
+            # not where it is not among them.
+            ignored = around.rows[position] == every[:, None]
+            ignored[~ignored.any(axis=1), -1] = True
+            means = around.distances[position][~ignored].reshape(-1, others).mean(axis=1)
+            near = distances / means <= NEAR
+            single[near] = False
+            single[found[near]] = False
+    result = np.zeros(len(images), bool)
+    result[rows[single]] = True
+    return result

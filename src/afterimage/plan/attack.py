@@ -9,19 +9,21 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.data import SPLIT
+from afterimage.plan.data import SPLIT, planting_of
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step, per_replicate
 from afterimage.plan.train import extractions, forget_sets
 
 FOLDER = "attack/{arm}/rep{rep}/"
 
 
-_CONTROLS: Inputs = {
-    "holdout": f"{SPLIT}/holdout.npz",
-    "twins": f"{SPLIT}/twins.npz",
-    "index": f"{SPLIT}/index.parquet",
-}
-"""Images that no arm trained on, and the planted ground truth."""
+def _controls(study: Study, job: Job) -> Inputs:
+    """Return the images that the replicate is not trained on, and the planted ground truth."""
+    planting = planting_of(study, job.replicate)
+    return {
+        "holdout": f"{SPLIT}/holdout.npz",
+        "twins": f"{planting}/twins.npz",
+        "index": f"{planting}/index.parquet",
+    }
 
 
 def _statistics(study: Study) -> Settings:
@@ -32,12 +34,12 @@ def _trained(job: Job) -> str:
     return f"train/{job.arm}/rep{job.replicate}"
 
 
-def _attacked(job: Job) -> Inputs:
+def _attacked(study: Study, job: Job) -> Inputs:
     """Return the inputs of an attack on generations."""
     return {
         "samples": f"sample/{job.arm}/rep{job.replicate}/images.npz",
         "members": f"{_trained(job)}/members.parquet",
-        "train": f"{SPLIT}/train.npz",
+        "train": f"{planting_of(study, job.replicate)}/train.npz",
     }
 
 
@@ -50,7 +52,7 @@ def _extraction_settings(study: Study, job: Job) -> Settings:
 
 
 def _extraction_inputs(study: Study, job: Job) -> Inputs:
-    return _attacked(job) | _CONTROLS
+    return _attacked(study, job) | _controls(study, job)
 
 
 def _searched(study: Study, name: str) -> Size:
@@ -64,7 +66,7 @@ def _searched_on_path(study: Study, name: str) -> Size:
     """The same, for the generations of every state."""
     split = study.data.split
     drawn = (len(study.path_of(name)) + 1) * _path_images(study)
-    images = (drawn + split.holdout) * (1 + study.data.flips)
+    images = (drawn + split.holdout) * (1 + study.mirrors)
     return Size(images * work.values(study), work.trained_images(study, name))
 
 
@@ -76,7 +78,7 @@ def _quality_settings(study: Study, job: Job) -> Settings:
 
 
 def _quality_inputs(study: Study, job: Job) -> Inputs:
-    return _attacked(job) | {
+    return _attacked(study, job) | {
         "reference": f"{SPLIT}/reference.npz",
         "holdout": f"{SPLIT}/holdout.npz",
         "classifier": "data/classifier/run.json",
@@ -100,10 +102,10 @@ def _membership_settings(study: Study, job: Job) -> Settings:
 
 
 def _membership_inputs(study: Study, job: Job) -> Inputs:
-    return _CONTROLS | {
+    return _controls(study, job) | {
         "model": f"{_trained(job)}/run.json",
         "members": f"{_trained(job)}/members.parquet",
-        "train": f"{SPLIT}/train.npz",
+        "train": f"{planting_of(study, job.replicate)}/train.npz",
     }
 
 
@@ -129,15 +131,15 @@ def _path_settings(study: Study, job: Job) -> Settings:
         "sample": study.sample.model_dump(mode="json"),
         "extraction": study.extraction.model_dump(mode="json"),
         "quality": study.quality.model_dump(mode="json"),
-        "flips": study.data.flips,
+        "mirrors": study.mirrors,
     }
 
 
 def _path_inputs(study: Study, job: Job) -> Inputs:
     return {
         "model": f"{_trained(job)}/run.json",
-        **_attacked(job),
-        **_CONTROLS,
+        **_attacked(study, job),
+        **_controls(study, job),
         "reference": f"{SPLIT}/reference.npz",
         "classifier": "data/classifier/run.json",
     }
@@ -173,7 +175,7 @@ def _forgetting_settings(study: Study, job: Job) -> Settings:
 def _forgetting_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
     attacks = extractions(study, job, study.forget_sets_of(job.arm))
-    inputs: Inputs = _attacked(job) | {
+    inputs: Inputs = _attacked(study, job) | {
         "model": f"{_trained(job)}/run.json",
         "holdout": f"{SPLIT}/holdout.npz",
         "reference": f"{SPLIT}/reference.npz",

@@ -1,6 +1,6 @@
 """The steps of ``attribution``: scores of training images, and their evaluation.
 
-Every job reads the first replicate of the explained arm; ``remedied`` reads that of two arms.
+Every job reads one replicate of the explained arm; ``remedied`` reads that of two arms.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from afterimage.plan.train import arm_settings, network_settings
 
 QUERIES = "attribution/queries/run.json"
 CLASSIFIER = "data/classifier/run.json"
+REPLICATE = 0
+"""The replicate that is explained, with the planting that it was trained on."""
 
 
 def asked(study: Study) -> Attribution:
@@ -43,11 +45,14 @@ def _names(step: str) -> Callable[[Study], Iterable[Address]]:
 def _explained(study: Study) -> Inputs:
     """Return the training images of the explained arm, and the table of those it was trained on."""
     arm = asked(study).arm
-    return {"train": training_images(study, arm), "members": f"train/{arm}/rep0/members.parquet"}
+    return {
+        "train": training_images(study, arm, REPLICATE),
+        "members": f"train/{arm}/rep{REPLICATE}/members.parquet",
+    }
 
 
 def _model(study: Study) -> Inputs:
-    return {"model": f"train/{asked(study).arm}/rep0/run.json"} | _explained(study)
+    return {"model": f"train/{asked(study).arm}/rep{REPLICATE}/run.json"} | _explained(study)
 
 
 def _features(study: Study, prefix: str) -> list[str]:
@@ -69,8 +74,8 @@ def _queries_inputs(study: Study, job: Job) -> Inputs:
     arm = asked(study).arm
     return {
         "holdout": f"{SPLIT}/holdout.npz",
-        "samples": f"sample/{arm}/rep0/images.npz",
-        "extraction": f"attack/{arm}/rep0/extraction/run.json",
+        "samples": f"sample/{arm}/rep{REPLICATE}/images.npz",
+        "extraction": f"attack/{arm}/rep{REPLICATE}/extraction/run.json",
     }
 
 
@@ -279,10 +284,10 @@ def _remedied_inputs(study: Study, job: Job) -> Inputs:
     remedied = asked(study).remedied
     assert remedied is not None
     return {
-        "before": f"train/{remedied.before}/rep0/run.json",
-        "after": f"train/{job.job}/rep0/run.json",
-        "train": training_images(study, remedied.before),
-        "samples": f"sample/{remedied.before}/rep0/images.npz",
+        "before": f"train/{remedied.before}/rep{REPLICATE}/run.json",
+        "after": f"train/{job.job}/rep{REPLICATE}/run.json",
+        "train": training_images(study, remedied.before, REPLICATE),
+        "samples": f"sample/{remedied.before}/rep{REPLICATE}/images.npz",
         "scores": "attribution/scores/main/run.json",
     }
 

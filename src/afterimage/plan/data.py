@@ -1,26 +1,42 @@
-"""The steps of ``data``: the source as one array, its splits, the feature network, and
-deduplication."""
+"""The steps of ``data``: the source as one array, its splits, the feature network, and for each
+planting the training set and its deduplication."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.step import Inputs, Job, Settings, Step
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
-SPLIT = "data/split"
+SPLIT, PLANTING, DEDUP = "data/split", "data/planting", "data/dedup"
 
 LIKENESS_COMPONENTS, LIKENESS_SHIFTS = 256, 9
 """As in ``metrics.likeness``, which planning does not import: the most components, and the shifts
 at which each image is searched."""
 
 
-def training_images(study: Study, arm: str) -> str:
-    """Return the training set of an arm: as planted, or deduplicated."""
-    step = {"planted": "split", "deduplicated": "dedup"}[study.arms[arm].data]
-    return f"data/{step}/train.npz"
+def planting_of(study: Study, replicate: int | None) -> str:
+    """Return the folder of the planting that a replicate is trained on and attacked with."""
+    return f"{PLANTING}/{_number(study, replicate)}"
+
+
+def training_images(study: Study, arm: str, replicate: int | None) -> str:
+    """Return the training set of a replicate of an arm: as planted, or deduplicated."""
+    folder = {"planted": PLANTING, "deduplicated": DEDUP}[study.arms[arm].data]
+    return f"{folder}/{_number(study, replicate)}/train.npz"
+
+
+def _number(study: Study, replicate: int | None) -> int:
+    assert replicate is not None
+    return replicate % study.data.plantings
+
+
+def _plantings(study: Study) -> Iterable[Address]:
+    return [{"job": str(number)} for number in range(study.data.plantings)]
 
 
 def _fetch_settings(study: Study, job: Job) -> Settings:
@@ -29,14 +45,22 @@ def _fetch_settings(study: Study, job: Job) -> Settings:
 
 
 def _split_settings(study: Study, job: Job) -> Settings:
-    return study.data.model_dump(mode="json", include={"split", "plant", "flips"})
+    keys = {"split", "plant", "plantings", "flips"}
+    return study.data.model_dump(mode="json", include=keys)
 
 
 def _split_size(study: Study, name: str) -> Size:
-    """Every image is compared with the training set: near-duplicates leave the other parts."""
+    """Every image is compared with the pool and with every training set: near-duplicates leave the
+    other parts."""
     split = study.data.split
     images = split.train + split.holdout + work.reference_images(study)
-    return Size(images * work.values(study), split.train)
+    return Size(images * work.values(study), split.train * (1 + study.data.plantings))
+
+
+def _planting_size(study: Study, name: str) -> Size:
+    """The twins are compared with the training set."""
+    train, planted = study.data.split.train, sum(plant.images for plant in study.data.plant)
+    return Size((train + planted) * work.values(study), train)
 
 
 def _classifier_size(study: Study, name: str) -> Size:
@@ -52,9 +76,10 @@ def _classifier_memory(study: Study, name: str) -> Bytes:
 
 
 def _dedup_inputs(study: Study, job: Job) -> Inputs:
+    planting = f"{PLANTING}/{job.job}"
     inputs: Inputs = {
-        "train": f"{SPLIT}/train.npz",
-        "index": f"{SPLIT}/index.parquet",
+        "train": f"{planting}/train.npz",
+        "index": f"{planting}/index.parquet",
         "reference": f"{SPLIT}/reference.npz",
     }
     if study.dedup.embedding.features == "classifier":
@@ -84,15 +109,30 @@ STEPS = (
         code=lambda study, job: (study.data.source.reader,),
     ),
     Step(
-        name="data/split",
+        name=SPLIT,
         verb="split",
         module="afterimage.data.split",
-        help="draw training, held-out and reference splits and plant duplicates",
-        folder="data/split",
+        help="draw the pool of training images, and held-out and reference images",
+        folder=SPLIT,
         keys=("data",),
         settings=_split_settings,
         inputs=lambda study, job: {"images": "data/fetch/images.npz"},
         size=_split_size,
+    ),
+    Step(
+        name=PLANTING,
+        verb="planting",
+        module="afterimage.data.planting",
+        help="make one training set of planted duplicates, with their never-trained twins",
+        folder=PLANTING + "/{job}",
+        keys=("data",),
+        settings=lambda study, job: study.data.model_dump(mode="json", include={"plant", "flips"}),
+        inputs=lambda study, job: {
+            "pool": f"{SPLIT}/pool.npz",
+            "pool_table": f"{SPLIT}/pool.parquet",
+        },
+        addresses=_plantings,
+        size=_planting_size,
     ),
     Step(
         name="data/classifier",
@@ -108,14 +148,15 @@ STEPS = (
         networks=True,
     ),
     Step(
-        name="data/dedup",
+        name=DEDUP,
         verb="dedup",
         module="afterimage.data.dedup",
         help="find and remove near-duplicates, scored against the planted ground truth",
-        folder="data/dedup",
-        keys=("dedup",),
+        folder=DEDUP + "/{job}",
+        keys=("dedup", "data"),
         settings=lambda study, job: study.dedup.model_dump(mode="json"),
         inputs=_dedup_inputs,
+        addresses=_plantings,
         work=_dedup_work,
         size=lambda study, name: Size(
             study.data.split.train * work.values(study), study.data.split.train

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from afterimage.config.study import Study
-from afterimage.plan import attack, attribution, sample, train
+from afterimage.plan import attack, attribution, data, sample, train
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
@@ -58,6 +58,7 @@ def _tables_settings(study: Study, job: Job) -> Settings:
             for step in attack.STEPS
         },
         "replicates": study.replicates,
+        "plantings": study.data.plantings,
         "confidence": study.statistics.confidence,
         "margin": study.statistics.margin.model_dump(),
     }
@@ -65,7 +66,12 @@ def _tables_settings(study: Study, job: Job) -> Settings:
 
 def _tables_inputs(study: Study, job: Job) -> Inputs:
     runs = runs_of(study, (*train.STEPS, *attack.STEPS))
-    return {"results": [*runs, "data/dedup/run.json"]}
+    return {"results": [*runs, *_runs_on_plantings(study, data.DEDUP)]}
+
+
+def _runs_on_plantings(study: Study, name: str) -> list[str]:
+    """Return the records of a step that has one job per planting."""
+    return runs_of(study, [step for step in data.STEPS if step.name == name])
 
 
 def page_settings(study: Study, job: Job) -> Settings:
@@ -74,6 +80,7 @@ def page_settings(study: Study, job: Job) -> Settings:
         "study": study.study,
         "arms": list(study.arms),
         "replicates": study.replicates,
+        "plantings": study.data.plantings,
         "confidence": study.statistics.confidence,
     } | study.report.model_dump(mode="json")
 
@@ -83,7 +90,7 @@ def _page_inputs(study: Study, job: Job) -> Inputs:
     if job.job == "attribution":
         steps += attribution.STEPS
     return {
-        "results": [*runs_of(study, steps), "data/split/train.npz"],
+        "results": [*runs_of(study, steps), *_runs_on_plantings(study, data.PLANTING)],
         "tables": "report/tables/run.json",
     }
 
@@ -99,7 +106,7 @@ STEPS = (
         module="afterimage.report.tables",
         help="collect the results of all arms in tidy tables",
         folder="report/tables",
-        keys=("arms", "replicates", "forget", "paths", "statistics"),
+        keys=("arms", "replicates", "data", "forget", "paths", "statistics"),
         settings=_tables_settings,
         inputs=_tables_inputs,
         size=_results,
@@ -110,7 +117,7 @@ STEPS = (
         module="afterimage.report.page",
         help="run a notebook and write its HTML page",
         folder="report/pages/{job}",
-        keys=("arms", "replicates", "forget", "attribution", "statistics", "report"),
+        keys=("arms", "replicates", "data", "forget", "attribution", "statistics", "report"),
         settings=page_settings,
         inputs=_page_inputs,
         addresses=_shown,

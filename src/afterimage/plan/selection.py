@@ -49,7 +49,7 @@ def _ablation_inputs(study: Study, job: Job) -> Inputs:
     return {
         "control": f"train/{CONTROL}/rep{job.replicate}/run.json",
         "blocks": f"train/{WHOLE}/rep{job.replicate}/run.json",
-        "train": training_images(study, asked(study).base),
+        "train": training_images(study, asked(study).base, job.replicate),
         "reference": f"{SPLIT}/reference.npz",
         "classifier": "data/classifier/run.json",
     }
@@ -128,7 +128,7 @@ STEPS = (
         module="afterimage.report.page",
         help="run the notebook of the selection and write its HTML page",
         folder="selection/page",
-        keys=("arms", "statistics", "report"),
+        keys=("arms", "data", "statistics", "report"),
         settings=page_settings,
         inputs=lambda study, job: {"tables": "selection/table/run.json"},
         addresses=_once,

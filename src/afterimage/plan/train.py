@@ -59,7 +59,7 @@ def _settings(study: Study, job: Job) -> Settings:
 def _inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
     arm = study.arms[job.arm]
-    inputs: Inputs = {"train": training_images(study, job.arm)}
+    inputs: Inputs = {"train": training_images(study, job.arm, job.replicate)}
     if arm.base is not None:
         inputs["base"] = f"train/{arm.base}/rep{job.replicate}/run.json"
     if arm.matched_to is not None:

@@ -39,13 +39,17 @@ class Notebook:
         results: Folder of the study's results.
         figures: Folder for figures; created if missing.
         confidence: Coverage of every interval of the tables.
+        plantings: Number of the study's plantings.
 
     Attributes:
         level: The coverage in percent, as text.
     """
 
-    def __init__(self, results: str | Path, figures: str | Path, confidence: float) -> None:
+    def __init__(
+        self, results: str | Path, figures: str | Path, confidence: float, plantings: int = 1
+    ) -> None:
         self.results, self.figures, self.confidence = Path(results), Path(figures), confidence
+        self.plantings = plantings
         self.figures.mkdir(exist_ok=True)
         self.level = format.level(confidence)
         self._tables = 0
@@ -54,6 +58,10 @@ class Notebook:
     def folder(self, phase: str, arm: str, *rest: str, replicate: int = 0) -> Path:
         """Return the folder, or a file in it, of one replicate of an arm."""
         return self.results.joinpath(phase, arm, f"rep{replicate}", *rest)
+
+    def planting(self, replicate: int = 0) -> Path:
+        """Return the folder of the planting that a replicate of any arm was trained on."""
+        return self.results / "data" / "planting" / str(replicate % self.plantings)
 
     def table(self, name: str) -> pd.DataFrame:
         """Return one of the study's tidy tables."""

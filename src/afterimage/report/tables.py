@@ -15,7 +15,7 @@ show.
 - ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
   al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
-  against the planted truth.
+  of every planting against the planted truth.
 """
 
 from __future__ import annotations
@@ -116,8 +116,10 @@ def run(args: argparse.Namespace) -> None:
         for name, by_cell in {**attacks, "train": training}.items()
         for (arm, k), folder in by_cell.items()
     }
-    dedup = args.results / "data" / "dedup"
-    inputs["dedup"] = dedup / artifacts.RUN
+    dedup = [
+        args.results / "data" / "dedup" / str(number) for number in range(settings["plantings"])
+    ]
+    inputs |= {f"dedup/{folder.name}": folder / artifacts.RUN for folder in dedup}
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
         nothing = pd.DataFrame(columns=["arm", "replicate", "set", "state", "share", *COLUMNS])
         results = {
@@ -155,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
             "multiplicity": copies[copies["alpha"] == "calibrated"][["arm", "copies", "share"]],
             "union": union_over_replicates(extracted),
             "loss": loss_curves(training),
-            "dedup": _read(dedup / "table.csv"),
+            "dedup": deduplication(dedup),
         }
         for name, table in tables.items():
             table.to_csv(step.folder / f"{name}.csv", index=False)
@@ -165,6 +167,15 @@ def run(args: argparse.Namespace) -> None:
 def _read(path: Path) -> pd.DataFrame:
     artifacts.check_file(path)
     return pd.read_csv(path)
+
+
+def deduplication(folders: Iterable[Path]) -> pd.DataFrame:
+    """Return the scores of every detector, one row per planting and detector, with column
+    ``planting`` in front."""
+    tables = [_read(folder / "table.csv") for folder in folders]
+    for number, table in enumerate(tables):
+        table.insert(0, "planting", number)
+    return pd.concat(tables, ignore_index=True)
 
 
 def _concatenate(folders: Folders, name: str) -> pd.DataFrame:

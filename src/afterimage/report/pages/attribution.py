@@ -291,7 +291,7 @@ class Attribution:
         return [self._first_choices(query) for query in range(min(most, count))]
 
     def _first_choices(self, query: int) -> Figure:
-        train = load_images(self.book.results / "data" / "split" / "train.npz")
+        train = load_images(self.book.planting() / "train.npz")
         asked = load_images(self.phase / "queries" / f"{self.pictured_set()}.npz")
         row_of = pd.Series(range(len(train)), train.ids)
         first = pd.read_parquet(self.scores / "first.parquet")

@@ -126,7 +126,12 @@ class Extraction:
                 "They cover **these images and generations**; only several replicates show the "
                 "variation between trainings."
             )
-        return "They cover another training and sampling of the same arm on the same images."
+        if self.book.plantings == 1:
+            return "They cover another training and sampling of the same arm on the same images."
+        return (
+            "They cover another training and sampling of the same arm, with other images of the "
+            "same pool planted."
+        )
 
     # ---- pairs
 
@@ -138,7 +143,7 @@ class Extraction:
 
     def pair_figures(self, count: int) -> Iterator[tuple[str, Figure]]:
         """Draw the best ``count`` pairs of each arm shown in full, and six of every arm."""
-        training = load_images(self.book.results / "data" / "split" / "train.npz")
+        training = load_images(self.book.planting() / "train.npz")
         for arm in self.in_full:
             figure, axes = figures.grid(count, 8, 1.45, 1.15)
             self._draw_pairs(axes, arm, count, training)
@@ -354,8 +359,10 @@ class Extraction:
     # ---- tables
 
     def deduplication(self) -> pd.DataFrame:
-        """Return the scores of each deduplication method, one column per method."""
-        table = self.book.table("dedup").set_index("method").T
+        """Return the scores of each deduplication method, means over the plantings, one column per
+        method."""
+        scores = self.book.table("dedup").drop(columns="planting")
+        table = scores.groupby("method", sort=False).mean().T
         return (
             table.map(lambda value: f"{value:.4g}").rename_axis(None, axis=1).reset_index(names="")
         )

@@ -466,10 +466,10 @@ class IetAgc:
 
         All copies of an image are counted together.
         """
-        index = pd.read_parquet(self.book.results / "data" / "split" / "index.parquet")
-        planted = index.query("part == 'train'").set_index("id")["copies"]
         rows = []
         for k in range(self.replicates):
+            index = pd.read_parquet(self.book.planting(k) / "index.parquet")
+            planted = index.query("part == 'train'").set_index("id")["copies"]
             members = pd.read_parquet(
                 self.book.folder("train", arm, "members.parquet", replicate=k)
             )
