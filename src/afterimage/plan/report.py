@@ -60,12 +60,16 @@ def _tables_settings(study: Study, job: Job) -> Settings:
         "replicates": study.replicates,
         "confidence": study.statistics.confidence,
         "margin": study.statistics.margin.model_dump(),
+        "attribution": study.attribution is not None,
     }
 
 
 def _tables_inputs(study: Study, job: Job) -> Inputs:
     runs = runs_of(study, (*train.STEPS, *attack.STEPS))
-    return {"results": [*runs, "data/dedup/run.json"]}
+    inputs: Inputs = {"results": [*runs, "data/dedup/run.json"]}
+    if study.attribution is not None:
+        inputs["attribution"] = "attribution/scores/main/run.json"
+    return inputs
 
 
 def page_settings(study: Study, job: Job) -> Settings:
