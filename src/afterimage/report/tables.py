@@ -6,8 +6,9 @@ show.
 - ``comparison.csv``: every arm against its own control, one row per arm and metric;
   ``comparison_wide.csv``: one row per arm, with the verdict (see ``comparison``);
 - ``frontier.csv``: every arm against plain training at equal quality, ``paths.csv``: the states
-  that are compared, with their arm's method and what they cost (see ``frontier``), ``path.csv``:
-  every number of every state; without rows in a study without paths;
+  that are compared, with their arm's method, the generations that each drew, and what they cost
+  (see ``frontier``), ``path.csv``: every number of every state; without rows in a study without
+  paths;
 - ``points.csv``: memorization and quality of every replicate;
 - ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every
   replicate (of the last, of the arms that are judged on it);
@@ -38,6 +39,7 @@ from afterimage.config import Margin
 from afterimage.metrics.intervals import clustered_share
 from afterimage.report import comparison, frontier
 from afterimage.report.arms import method_of
+from afterimage.report.verdicts import PRIMARY
 
 STEP = "report/tables"
 
@@ -162,7 +164,9 @@ def run(args: argparse.Namespace) -> None:
             for (arm, _), training in runs.items()
         }
         states = frontier.paths(path, prices(runs))
+        drawn = path[path["metric"] == PRIMARY].groupby("arm")["of"].max()
         states.insert(1, "method", states["arm"].map(methods))
+        states.insert(2, "generations", states["arm"].map(drawn))
         lds = _read(scores / "lds.csv") if settings["attribution"] else pd.DataFrame()
         tables = {
             "arms": arms,
