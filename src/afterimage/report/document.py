@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,14 @@ SETS = {
 """Set of queries of attribution -> its name."""
 TARGETS = {"loss": "LDS of the loss", "shift": "LDS of the prediction"}
 """What retraining changes -> name of the score."""
+
+WORDS = {
+    verdicts.BETTER: "copies less",
+    verdicts.WORSE: "copies more",
+}
+"""Verdict at equal quality -> what is said of it, if not the same."""
+WIDTH = 100
+"""Columns of the text; rows of tables may be longer."""
 
 Row = dict[str, str]
 """Heading -> cell, in Markdown."""
@@ -152,7 +161,7 @@ class Document:
         parts = [f"# Results of the study `{self.study}`", self._origin()]
         for title, section in sections.items():
             parts += [f"## {title}", section] if section else []
-        return "\n\n".join(parts) + "\n"
+        return wrapped("\n\n".join(parts))
 
     def _origin(self) -> str:
         environment = self.record["environment"]
@@ -196,9 +205,14 @@ class Document:
         )
         return (
             f"Points are the states of each training ({self.drawings.spent()} of its budget), "
-            f"geometric means over {self.replicates} training(s); states without a copy are drawn "
+            f"{self._means()}; states without a copy are drawn "
             f"at {100 * self.drawings.least_share:.2g} %.{black} Drawn from {sources}."
         )
+
+    def _means(self) -> str:
+        if self.replicates == 1:
+            return "one training of each arm"
+        return f"geometric means over {self.replicates} trainings"
 
     def _frontier_rows(self) -> list[Row]:
         rows = []
@@ -215,7 +229,7 @@ class Document:
                 cells["smallest factor detectable"] = (
                     "" if pd.isna(seen) else f"{np.exp(-seen):.2g} or {np.exp(seen):.2g}"
                 )
-            rows.append(cells | {"verdict": str(row["verdict"])})
+            rows.append(cells | {"verdict": WORDS.get(row["verdict"], row["verdict"])})
         return rows
 
     def _frontier_caveats(self) -> str:
@@ -223,8 +237,8 @@ class Document:
         if self.replicates == 1:
             return "One training of each arm: no verdict."
         sentences = [
-            f"The number of generations flagged decides, by p-values adjusted for the "
-            f"{len(deciding)} comparison(s) of this table (Holm). The smallest factors detectable "
+            "The share of generations flagged decides, by p-values adjusted for the rows of this "
+            "table (Holm). The smallest factors detectable "
             "are those seen with a chance of 80 %, the spread of these trainings taken as the "
             "true one."
         ]
@@ -288,7 +302,7 @@ class Document:
         """Return one section for each forget set."""
         numbers = self._table("forgetting")
         return {
-            f"Forgetting `{name}`": self._forgotten(name, some)
+            f"Forgetting `{name}`": self._forgotten(str(name), some)
             for name, some in numbers.groupby("set", sort=False)
         }
 
@@ -358,7 +372,7 @@ class Document:
 
     def _deduplication(self) -> str:
         table = self._table("dedup")
-        kinds = [name for name in table if str(name).startswith("recall_")]
+        kinds = [name for name in map(str, table.columns) if name.startswith("recall_")]
         columns = {
             "pair_precision": "precision of pairs",
             "pair_recall": "recall of pairs",
@@ -416,7 +430,7 @@ class Document:
             for metric in (*comparison.MEMORIZATION, self.frechet):
                 row[name_of(metric)] = self._value(arm, metric)
             if self.has_paths:
-                row["odds of a copy at equal quality"] = factor(deciding.get(arm, {}))
+                row["odds of a copy"] = factor(deciding.get(arm, {}))
             rows.append(row)
         figure = [self._figure(f"{folder}/")] if self.has_paths else []
         trainings = (
@@ -424,11 +438,13 @@ class Document:
             if self.replicates == 1
             else f"{self.replicates} trainings of each arm"
         )
+        odds = "Odds of a copy: at equal quality, times those of plain training. "
         text = (
-            f"Study `{self.study}`, {trainings}; {self.level} intervals in brackets. All arms, "
-            f"and what is not known: [`{self.study}.md`]({folder}/{self.study}.md)."
+            f"Study `{self.study}`, {trainings}; {self.level} intervals in brackets. "
+            f"{odds if self.has_paths else ''}All arms, and what is not known: "
+            f"[`{self.study}.md`]({folder}/{self.study}.md)."
         )
-        return "\n\n".join([*figure, markdown(rows), text]) + "\n"
+        return wrapped("\n\n".join([*figure, markdown(rows), text]))
 
     # ---- the figure
 
@@ -446,7 +462,7 @@ class Document:
         if row is None:
             return ""
         unit = unit_of(metric)
-        return plain(row["value"], row["low"], row["high"], unit)
+        return with_interval(row["value"], row["low"], row["high"], unit)
 
     def _mean(self, arm: str, metric: str) -> str:
         row = self.cells.get((arm, metric))
@@ -455,6 +471,17 @@ class Document:
 
 SOURCES = ("paths.csv", "frontier.csv")
 """Tables that the figure is drawn from."""
+
+
+def wrapped(text: str) -> str:
+    """Return Markdown with its paragraphs in lines of at most ``WIDTH`` columns, tables and figures
+    as they are."""
+    lines = []
+    for line in text.splitlines():
+        is_text = not line.startswith(("|", "!", "#"))
+        fold = {"break_long_words": False, "break_on_hyphens": False}
+        lines += (textwrap.wrap(line, WIDTH, **fold) or [""]) if is_text else [line]
+    return "\n".join(lines) + "\n"
 
 
 def markdown(rows: list[Row]) -> str:
@@ -469,7 +496,9 @@ def markdown(rows: list[Row]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def plain(value: float, low: float, high: float, unit: format.Unit = "", digits: int = 3) -> str:
+def with_interval(
+    value: float, low: float, high: float, unit: format.Unit = "", digits: int = 3
+) -> str:
     """Return a number and its interval as text, ``n/a`` for NaN."""
     if pd.isna(value):
         return "n/a"
@@ -482,7 +511,7 @@ def plain(value: float, low: float, high: float, unit: format.Unit = "", digits:
 
 def estimate(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
     """Return a number of a row with its interval; nothing without a row."""
-    return plain(row[value], row[low], row[high], digits=2) if row else ""
+    return with_interval(row[value], row[low], row[high], digits=2) if row else ""
 
 
 def factor(row: Mapping[str, Any]) -> str:
@@ -491,7 +520,8 @@ def factor(row: Mapping[str, Any]) -> str:
     if not row:
         return ""
     ends = (row["difference"], row["difference_low"], row["difference_high"])
-    return plain(*(float(np.exp(end)) for end in ends), digits=2)
+    value, low, high = (float(np.exp(end)) for end in ends)
+    return with_interval(value, low, high, digits=2)
 
 
 def p_value(value: float | None) -> str:
