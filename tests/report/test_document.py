@@ -94,17 +94,18 @@ def test_the_difference_at_equal_quality_is_a_factor_of_the_odds(made):
     beside = pd.read_csv(folder / "frontier.csv").query("decides").iloc[0]
     shown = row["odds of a copy, times those of plain training"]
     assert shown.split(" ")[0] == f"{np.exp(beside.difference):.2g}"
-    assert row["verdict"] == beside.verdict
+    assert (row["verdict"], beside.verdict) == ("copies less", "better")
     low, high = row["smallest factor detectable"].split(" or ")
     assert float(low) * float(high) == pytest.approx(1, rel=0.1)
 
 
 def test_one_training_has_no_p_value_and_no_verdict(made):
-    text = Document(made(1), "made").text()
+    text = Document(made(1), "made").text().replace("\n", " ")
     assert "there are no verdicts" in text
     assert "adjusted p |" not in text
     assert "beats its control |" not in text
-    assert {row["verdict"] for row in table(text, "Arms").values()} == {
+    arms = table(Document(made(1), "made").text(), "Arms")
+    assert {row["verdict"] for row in arms.values()} == {
         "",
         "one training: no verdict",
     }
@@ -149,7 +150,7 @@ def test_the_figure_is_the_same_every_time_and_names_its_tables(made, tmp_path):
         assert cli.main(["report", "document", "--tables", str(made(3)), "--out", str(out)]) == 0
     first, second = ((tmp_path / name / "made-paths.svg").read_bytes() for name in ("a", "b"))
     assert first == second
-    text = out.read_text()
+    text = out.read_text().replace("\n", " ")
     for name in ("paths.csv", "frontier.csv"):
         assert f"`{name}` (SHA-256 `{artifacts.sha256(made(3) / name)}`)" in text
     assert "](made-paths.svg)" in text
