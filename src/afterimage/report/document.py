@@ -36,7 +36,6 @@ SETS = {
 """Set of queries of attribution -> its name."""
 TARGETS = {"loss": "LDS of the loss", "shift": "LDS of the prediction"}
 """What retraining changes -> name of the score."""
-
 WORDS = {
     verdicts.BETTER: "copies less",
     verdicts.WORSE: "copies more",
@@ -130,6 +129,7 @@ class Document:
         self.differences = {(row["arm"], row["metric"]): row for row in _records(self.compared)}
         self.judged = self._table("comparison_wide").set_index("arm")
         self.paths, self.beside = self._table("paths"), self._table("frontier")
+        self.deciding = self.beside[self.beside["decides"].astype(bool)]
         self.has_paths = not self.paths.empty
         self.drawings = PathFigures(self.paths, self.beside)
         self.figure_name = f"{study}-paths.svg"
@@ -216,7 +216,7 @@ class Document:
 
     def _frontier_rows(self) -> list[Row]:
         rows = []
-        for row in _records(self.beside[self.beside["decides"]]):
+        for row in _records(self.deciding):
             cells = {
                 "arm": f"`{row['arm']}`",
                 "beside": f"`{row['frontier']}`",
@@ -233,7 +233,6 @@ class Document:
         return rows
 
     def _frontier_caveats(self) -> str:
-        deciding = self.beside[self.beside["decides"]]
         if self.replicates == 1:
             return "One training of each arm: no verdict."
         sentences = [
@@ -252,7 +251,7 @@ class Document:
             verdicts.UNMEASURED: "means that the trainings show no spread",
         }
         for word, text in meaning.items():
-            if (deciding["verdict"] == word).any():
+            if (self.deciding["verdict"] == word).any():
                 sentences.append(f"*{word[0].upper()}{word[1:]}* {text}.")
         return " ".join(sentences)
 
@@ -423,7 +422,7 @@ class Document:
         controlled = [arm for arm, control in self.settings["controls"].items() if control]
         plain = self.drawings.plain or list(self.settings["arms"])
         chosen = list(dict.fromkeys([plain[0], *along, *controlled]))[:ROWS]
-        deciding = {row["arm"]: row for row in _records(self.beside[self.beside["decides"]])}
+        deciding = {row["arm"]: row for row in _records(self.deciding)}
         rows = []
         for arm in chosen:
             row = {"arm": f"`{arm}`"}
@@ -476,11 +475,11 @@ SOURCES = ("paths.csv", "frontier.csv")
 def wrapped(text: str) -> str:
     """Return Markdown with its paragraphs in lines of at most ``WIDTH`` columns, tables and figures
     as they are."""
+    paragraph = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
     lines = []
     for line in text.splitlines():
-        is_text = not line.startswith(("|", "!", "#"))
-        fold = {"break_long_words": False, "break_on_hyphens": False}
-        lines += (textwrap.wrap(line, WIDTH, **fold) or [""]) if is_text else [line]
+        is_text = line and not line.startswith(("|", "!", "#"))
+        lines += paragraph.wrap(line) if is_text else [line]
     return "\n".join(lines) + "\n"
 
 

@@ -48,7 +48,7 @@ class Frontier:
         self.book, self.paths, self.compared = book, book.table("paths"), book.table("frontier")
         self.drawings = PathFigures(self.paths, self.compared)
         self.axis = self.drawings.axis
-        self.deciding = self.compared[self.compared["decides"]]
+        self.deciding = self.compared[self.compared["decides"].astype(bool)]
 
     def groups(self) -> str:
         """Return the arms by their verdict, in Markdown."""
