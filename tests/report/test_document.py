@@ -128,10 +128,10 @@ def test_sections_follow_from_what_the_study_has(made):
 
 def test_attribution_has_its_ceiling_and_repeatability(made):
     rows = table(Document(made(1), "made").text(), "Attribution")
-    assert rows["das_revised"]["LDS of the loss, generations"] == "0.5 (0.4 to 0.6)"
+    assert rows["das_revised"]["LDS of the loss, generations"] == "0.50 (0.40 to 0.60)"
     assert rows["das_revised"]["repeatability"] == "0.77 / 0.77"
     assert rows["pixel_l2"]["repeatability"] == ""  # it uses no gradients
-    assert rows["ceiling"]["LDS of the prediction, held-out images"] == "0.8 (0.7 to 0.9)"
+    assert rows["ceiling"]["LDS of the prediction, held-out images"] == "0.80 (0.70 to 0.90)"
 
 
 def test_forgetting_lists_every_training(made):
@@ -152,7 +152,9 @@ def test_the_figure_is_the_same_every_time_and_names_its_tables(made, tmp_path):
     assert first == second
     text = out.read_text().replace("\n", " ")
     for name in ("paths.csv", "frontier.csv"):
-        assert f"`{name}` (SHA-256 `{artifacts.sha256(made(3) / name)}`)" in text
+        source = f"`{name}` (SHA-256 `{artifacts.sha256(made(3) / name)}`)"
+        assert source in text
+        assert source in first.decode()
     assert "](made-paths.svg)" in text
 
 
@@ -214,6 +216,16 @@ def committed(root: Path) -> list[Path]:
     return [(root / name).parent for name in listed.splitlines()]
 
 
+def test_git_keeps_the_tables_and_no_other_result(root):
+    if not (root / ".git").exists():
+        pytest.skip("no git here")
+    kept = ["results/new/report/tables/arms.csv", "results/new/report/tables/run.json"]
+    left = [f"results/new/{name}" for name in ("train/a/rep0/run.json", "report/pages/x/run.json")]
+    command = ["git", "-C", str(root), "check-ignore", "--no-index", *kept, *left]
+    ignored = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    assert ignored == left
+
+
 def test_documents_in_git_are_those_of_their_tables(root):
     folders = committed(root)
     if not folders:
@@ -223,7 +235,10 @@ def test_documents_in_git_are_those_of_their_tables(root):
     for folder in folders:
         made = Document(folder, folder.parents[1].name)
         assert (results / f"{made.study}.md").read_text() == made.text()
-        assert (results / made.figure_name).is_file() == made.has_paths
+        figure = results / made.figure_name
+        assert figure.is_file() == made.has_paths
+        for name in document.SOURCES if made.has_paths else ():
+            assert artifacts.sha256(folder / name) in figure.read_text()
 
 
 def test_the_readme_shows_a_study_of_git(root):

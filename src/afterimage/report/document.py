@@ -26,16 +26,25 @@ from afterimage.report.path_figures import PRICES, PathFigures
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Marks of the generated part of a README."""
+SOURCES = ("paths.csv", "frontier.csv")
+"""Tables that the figure is drawn from."""
 ROWS = 3
 """Arms in a README."""
-SETS = {
-    "holdout": "held-out images",
-    "generated": "generations",
-    "extracted": "extracted generations",
-}
-"""Set of queries of attribution -> its name."""
+SETS = {"holdout": "held-out images", "generated": "generations"}
+"""Set of queries of attribution that is shown -> its name."""
 TARGETS = {"loss": "LDS of the loss", "shift": "LDS of the prediction"}
 """What retraining changes -> name of the score."""
+FORGETTING = {
+    "forgotten_probability": "probability of the forgotten class",
+    "forgotten_extracted_calibrated": "forgotten images extracted",
+    "forgotten_auc": "membership AUC of forgotten images",
+    "remaining_FD_balanced": "FD_balanced, other images",
+    "remaining_FD": "FD, other images",
+    "remaining_FID": "FID, other images",
+    "remaining_coverage": "coverage, other images",
+}
+"""Number of an arm that is judged on a forget set -> its name."""
+UNBALANCED = ("FD, other images", "FID, other images")
 WORDS = {
     verdicts.BETTER: "copies less",
     verdicts.WORSE: "copies more",
@@ -200,13 +209,16 @@ class Document:
     def _caption(self) -> str:
         plain = ", ".join(f"`{arm}`" for arm in self.drawings.plain)
         black = f" Plain training ({plain}), stopped early, is black." if plain else ""
-        sources = " and ".join(
-            f"`{name}` (SHA-256 `{artifacts.sha256(self.folder / name)}`)" for name in SOURCES
-        )
         return (
             f"Points are the states of each training ({self.drawings.spent()} of its budget), "
             f"{self._means()}; states without a copy are drawn "
-            f"at {100 * self.drawings.least_share:.2g} %.{black} Drawn from {sources}."
+            f"at {100 * self.drawings.least_share:.2g} %.{black} Drawn from {self._sources()}."
+        )
+
+    def _sources(self) -> str:
+        """Return the tables that the figure is drawn from, with their hashes."""
+        return " and ".join(
+            f"`{name}` (SHA-256 `{artifacts.sha256(self.folder / name)}`)" for name in SOURCES
         )
 
     def _means(self) -> str:
@@ -269,18 +281,18 @@ class Document:
         row["flagged, difference in points"] = _difference(change) if control else ""
         if self.replicates > 1:
             row["adjusted p"] = p_value(change.get("p_adjusted"))
+            row["beats its control"] = str(self.judged["beats_control"][arm]) if control else ""
         verdict = self.judged["verdict"].get(arm)
-        if self.replicates > 1 and control:
-            row["beats its control"] = str(self.judged["beats_control"][arm])
         row["verdict"] = "" if pd.isna(verdict) else str(verdict)
         return row
 
     def _arm_caveats(self) -> str:
-        alarms = self.arms[self.arms["metric"] == frontier.ALARMS]["value"]
+        alarms = 100 * self.arms[self.arms["metric"] == frontier.ALARMS]["value"]
+        ends = dict.fromkeys(f"{end:.2g}" for end in (alarms.min(), alarms.max()))
         sentences = [
             "Generations are flagged at the threshold calibrated on held-out images, of which "
-            f"{100 * alarms.min():.2g} to {100 * alarms.max():.2g} % are flagged. Distances and "
-            "coverage are measured against images that no arm saw."
+            f"{' to '.join(ends)} % are flagged. Distances and coverage are measured against "
+            "images that no arm saw."
         ]
         if not self.judged["control"].notna().any():
             return sentences[0]
@@ -306,16 +318,20 @@ class Document:
         }
 
     def _forgotten(self, name: str, numbers: pd.DataFrame) -> str:
-        metrics = [
-            metric
-            for metric in dict.fromkeys(self.arms["metric"])
-            if metric.endswith((f"[{name}]", f", {name}]")) and comparison.rule_of(metric)
-        ]
+        measured = dict.fromkeys(self.arms["metric"])
+        columns = {
+            metric: label
+            for stem, label in FORGETTING.items()
+            for metric in measured
+            if metric.startswith(f"{stem}[") and metric.endswith((f"[{name}]", f", {name}]"))
+        }
+        if "FD_balanced, other images" in columns.values():  # which decides in its place
+            columns = {m: label for m, label in columns.items() if label not in UNBALANCED}
         rows = []
         for arm in dict.fromkeys(numbers["arm"]):
             row = {"arm": f"`{arm}`"}
-            for metric in metrics:
-                row[name_of(metric).replace("_", " ")] = self._value(arm, metric)
+            for metric, label in columns.items():
+                row[label] = self._value(arm, metric)
             again = numbers[(numbers["arm"] == arm) & (numbers["metric"] == "relearn_updates")]
             row["updates to relearn"] = ", ".join(
                 "not reached" if pd.isna(updates) else f"{updates:g}" for updates in again["value"]
@@ -343,9 +359,11 @@ class Document:
                 cell = cells.get((attributor, target, name), {})
                 row[f"{TARGETS[target]}, {SETS[name]}"] = estimate(cell, "lds", "low", "high")
             again = [cells.get((attributor, "loss", name), {}) for name in sets]
-            known = [r["repeatability"] for r in again if not pd.isna(r.get("repeatability"))]
-            if scores["repeatability"].notna().any():
-                row["repeatability"] = " / ".join(format.number(value) for value in known)
+            agreements = pd.Series([cell.get("repeatability") for cell in again], dtype=float)
+            if agreements.notna().any():
+                row["repeatability"] = " / ".join(
+                    "n/a" if pd.isna(value) else f"{value:z.2f}" for value in agreements
+                )
             rows.append(row)
         ceilings = {"attributor": "ceiling"}
         for target, name in shown:
@@ -359,7 +377,7 @@ class Document:
             "LDS is the linear data-modelling score: the rank correlation of what a score predicts "
             "and what retraining on random subsets does. All of it is from one training, so how "
             "much another would differ is not known; whether two attributors differ is not "
-            "tested in this table."
+            "tested in this table. Scores for extracted generations are in `attribution.csv`."
         )
         if scores["repeatability"].notna().any():
             named = " / ".join(SETS[name] for name in sets)
@@ -451,7 +469,8 @@ class Document:
         """Write the figure of the paths as SVG."""
         with plt.rc_context({**figures.RC, "svg.hashsalt": self.study}):
             figure = self.drawings.copies()
-            figure.savefig(path, format="svg", bbox_inches="tight", metadata={"Date": None})
+            named = {"Date": None, "Description": f"Drawn from {self._sources()}."}
+            figure.savefig(path, format="svg", bbox_inches="tight", metadata=named)
             plt.close(figure)
 
     # ---- cells
@@ -466,10 +485,6 @@ class Document:
     def _mean(self, arm: str, metric: str) -> str:
         row = self.cells.get((arm, metric))
         return "" if row is None else format.number(row["value"])
-
-
-SOURCES = ("paths.csv", "frontier.csv")
-"""Tables that the figure is drawn from."""
 
 
 def wrapped(text: str) -> str:
@@ -509,8 +524,11 @@ def with_interval(
 
 
 def estimate(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
-    """Return a number of a row with its interval; nothing without a row."""
-    return with_interval(row[value], row[low], row[high], digits=2) if row else ""
+    """Return a score of a row with its interval, in hundredths; nothing without a row."""
+    if not row or pd.isna(row[value]):
+        return ""
+    number, *ends = (f"{row[name]:z.2f}" for name in (value, low, high))
+    return number if pd.isna(row[low]) else f"{number} ({ends[0]} to {ends[1]})"
 
 
 def factor(row: Mapping[str, Any]) -> str:
