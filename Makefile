@@ -6,6 +6,8 @@ LOCK   ?= envs/cpu.lock
 CORES  ?= all
 PYTEST_ARGS ?=
 LOCK_ARGS   ?=
+# The study whose results README shows.
+README_STUDY := default
 
 BIN := $(abspath $(VENV))/bin
 # Snakemake's jobs and DVC's stages call `afterimage` and `snakemake` by name. PATH is set for them alone: PYTHON is looked up in
@@ -73,9 +75,14 @@ ui: setup ## Show the imported runs in MLflow
 docs: setup ## Draw docs/rulegraph.svg
 	$(IN_VENV) $(BIN)/snakemake all --rulegraph dot | $(IN_VENV) $(BIN)/afterimage report rulegraph --out docs/rulegraph.svg
 
-generate: setup ## Write what follows from the code: the schema of studies and dvc.yaml's keys
+generate: setup ## Write what follows from the code and from tables in git: schema, dvc.yaml's keys, docs/results, README's results
 	$(IN_VENV) $(BIN)/afterimage config schema > workflow/schemas/params.schema.json
 	$(IN_VENV) $(BIN)/afterimage config dvc
+	@for run in $$(git ls-files 'results/*/report/tables/run.json'); do \
+		study=$${run#results/} && study=$${study%%/*} && readme= && \
+		if [ "$$study" = "$(README_STUDY)" ]; then readme="--readme README.md"; fi && \
+		$(IN_VENV) $(BIN)/afterimage report document --tables "$${run%/run.json}" --out "docs/results/$$study.md" $$readme || exit 1; \
+	done
 
 lock: setup ## Resolve pyproject.toml into the locks again (LOCK_ARGS=--upgrade takes the newest of everything)
 	$(COMPILE) --group gpu --overrides envs/gpu.overrides --output-file envs/gpu.lock $(LOCK_ARGS)

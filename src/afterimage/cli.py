@@ -23,6 +23,10 @@ OTHERS: dict[tuple[str, str], tuple[str, str]] = {
         "write the keys that each stage of dvc.yaml depends on",
     ),
     ("report", "rulegraph"): ("afterimage.engines.rulegraph", "draw the workflow's rule graph"),
+    ("report", "document"): (
+        "afterimage.report.document",
+        "write a study's tables as a Markdown document with a figure",
+    ),
     ("track", "import"): (
         "afterimage.tracking",
         "import finished results into MLflow; idempotent",

@@ -103,6 +103,8 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
             elif job.step == "attack/path":
                 _path(step.folder, wanted_config["settings"]["states"], truth[job.arm], rng)
                 step.note(generations=GENERATIONS)
+            elif job.step == "attribution/scores" and job.job == "main":
+                _scores().to_csv(step.folder / "lds.csv", index=False)
             elif job.step == "attack/forgetting":
                 _forgetting(
                     step.folder, list(wanted_config["settings"]["sets"]), truth[job.arm], rng
@@ -307,6 +309,19 @@ def _path(folder: Path, states: dict[str, float], truth: Truth, rng: np.random.G
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
 
 
+def _scores() -> pd.DataFrame:
+    """Make up the scores of two attributors, one of them without gradients."""
+    rows = [
+        {"attributor": name, "queries": queries, "target": target, "regulariser": 1.0}
+        | {"lds": lds, "low": lds - 0.1, "high": lds + 0.1, "repeatability": again}
+        | {"ceiling": 0.8, "ceiling_low": 0.7, "ceiling_high": 0.9}
+        for name, lds, again in (("das_revised", 0.5, 0.77), ("pixel_l2", 0.3, np.nan))
+        for queries in ("holdout", "generated")
+        for target in ("loss", "shift")
+    ]
+    return pd.DataFrame(rows)
+
+
 def _membership(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
     auc = truth.membership + 0.01 * rng.standard_normal()
     row = {
@@ -335,6 +350,7 @@ def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Gene
         }
         value = truth.forgotten + 0.01 * rng.standard_normal()
         some = [pd.DataFrame([mean | {"value": value, "low": value - 0.02, "high": value + 0.02}])]
+        some.append(pd.DataFrame([mean | {"metric": "relearn_updates", "value": 20.0}]))
         some += [
             _share(
                 "extracted_images", rng.binomial(20, truth.forgotten), 20, "training", a, "forget"

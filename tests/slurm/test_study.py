@@ -1,4 +1,4 @@
-"""The whole study on a cluster: the command of the README, and the results of a run without a
+"""The whole study on a cluster: the command of slurm/README.md, and the results of a run without a
 cluster."""
 
 import pandas as pd

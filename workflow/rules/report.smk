@@ -1,5 +1,5 @@
 """REQUIRED INPUTS: results/{study}/{train,sample,attack}/{arm}/rep{rep}/,
-    results/{study}/data/{planting,dedup}/{job}/
+    results/{study}/data/{planting,dedup}/{job}/, results/{study}/attribution/ if the study has it
 
 OUTPUTS:
     results/{study}/report/tables/        tidy tables over all arms, headline numbers as JSON
@@ -48,6 +48,7 @@ rule tables:
         multiplicity="results/{study}/report/tables/multiplicity.csv",
         paths="results/{study}/report/tables/paths.csv",
         frontier="results/{study}/report/tables/frontier.csv",
+        attribution="results/{study}/report/tables/attribution.csv",
         union="results/{study}/report/tables/union.csv",
         loss="results/{study}/report/tables/loss.csv",
         dedup=report(

@@ -61,12 +61,16 @@ def _tables_settings(study: Study, job: Job) -> Settings:
         "plantings": study.data.plantings,
         "confidence": study.statistics.confidence,
         "margin": study.statistics.margin.model_dump(),
+        "attribution": study.attribution is not None,
     }
 
 
 def _tables_inputs(study: Study, job: Job) -> Inputs:
     runs = runs_of(study, (*train.STEPS, *attack.STEPS))
-    return {"results": [*runs, *_runs_on_plantings(study, data.DEDUP)]}
+    inputs: Inputs = {"results": [*runs, *_runs_on_plantings(study, data.DEDUP)]}
+    if study.attribution is not None:
+        inputs["attribution"] = "attribution/scores/main/run.json"
+    return inputs
 
 
 def _runs_on_plantings(study: Study, name: str) -> list[str]:

@@ -18,6 +18,14 @@ from afterimage.report import verdicts
 
 Style = dict[str, Any]
 """Options of a call of matplotlib."""
+RC: dict[Any, Any] = {
+    "figure.dpi": 110,
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+"""Matplotlib's settings for all figures."""
 VERDICTS = {
     verdicts.BETTER: ("C0", "better"),
     verdicts.NO_WORSE: ("#9ecae1", "no worse, within the margin"),

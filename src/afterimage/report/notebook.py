@@ -13,6 +13,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from afterimage import artifacts
+from afterimage.report import figures as drawing
 from afterimage.report import format
 
 GREY, GREEN = "#f0f0f0", "#e9f5e9"
@@ -23,13 +24,6 @@ _STYLES: list[Any] = [
     {"selector": "th", "props": "vertical-align:bottom"},
     {"selector": "b, small", "props": "white-space:nowrap"},
 ]
-_RC: dict[Any, Any] = {
-    "figure.dpi": 110,
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 class Notebook:
@@ -53,7 +47,7 @@ class Notebook:
         self.figures.mkdir(exist_ok=True)
         self.level = format.level(confidence)
         self._tables = 0
-        plt.rcParams.update(_RC)
+        plt.rcParams.update(drawing.RC)
 
     def folder(self, phase: str, arm: str, *rest: str, replicate: int = 0) -> Path:
         """Return the folder, or a file in it, of one replicate of an arm."""

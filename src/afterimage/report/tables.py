@@ -6,7 +6,9 @@ show.
 - ``comparison.csv``: every arm against its own control, one row per arm and metric;
   ``comparison_wide.csv``: one row per arm, with the verdict (see ``comparison``);
 - ``frontier.csv``: every arm against plain training at equal quality, ``paths.csv``: the states
-  that are compared, with what they cost (see ``frontier``); without rows in a study without paths;
+  that are compared, with their arm's method, the generations that each drew, and what they cost
+  (see ``frontier``), ``path.csv``: every number of every state; without rows in a study without
+  paths;
 - ``points.csv``: memorization and quality of every replicate;
 - ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every
   replicate (of the last, of the arms that are judged on it);
@@ -15,7 +17,9 @@ show.
 - ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
   al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
-  of every planting against the planted truth.
+  of every planting against the planted truth;
+- ``attribution.csv``: the linear data-modelling score of every attributor, with its ceiling and
+  repeatability; without rows in a study without attribution.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ from afterimage.attacks.table import COLUMNS
 from afterimage.config import Margin
 from afterimage.metrics.intervals import clustered_share
 from afterimage.report import comparison, frontier
+from afterimage.report.arms import method_of
+from afterimage.report.verdicts import PRIMARY
 
 STEP = "report/tables"
 
@@ -87,6 +93,13 @@ REMAINING = ("FD_balanced", "FD", "FID", "coverage")
 """Measures of the same attack of the generations that are not of the forgotten class:
 ``remaining_FD[classifier, <set>]``."""
 
+ATTRIBUTION = (
+    *("attributor", "queries", "target", "lds", "low", "high"),
+    *("ceiling", "ceiling_low", "ceiling_high", "repeatability"),
+)
+"""Columns of ``attribution.csv``, those of ``lds.csv`` of the main scores; a ceiling needs several
+seeds."""
+
 Folders = dict[tuple[str, int], Path]
 """(arm, replicate) -> store."""
 
@@ -120,13 +133,16 @@ def run(args: argparse.Namespace) -> None:
         args.results / "data" / "dedup" / str(number) for number in range(settings["plantings"])
     ]
     inputs |= {f"dedup/{folder.name}": folder / artifacts.RUN for folder in dedup}
+    scores = args.results / "attribution" / "scores" / "main"
+    if settings["attribution"]:
+        inputs["attribution"] = scores / artifacts.RUN
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
         nothing = pd.DataFrame(columns=["arm", "replicate", "set", "state", "share", *COLUMNS])
         results = {
             name: _concatenate(by_cell, "results.csv") if by_cell else nothing
             for name, by_cell in attacks.items()
         }
-        path = results.pop("path")
+        path = results["path"]
         first = next(iter(attacks["extraction"].values()))
         anchor = artifacts.read_run(first)["config"]["settings"]["anchor"]
         runs = {cell: artifacts.read_run(folder) for cell, folder in training.items()}
@@ -145,9 +161,18 @@ def run(args: argparse.Namespace) -> None:
         )
         extracted = extracted_images(attacks["extraction"], anchor)
         copies = against_copies(extracted, results["extraction"], anchor, confidence)
+        methods = {
+            arm: method_of(training["config"]["settings"]["arm"])
+            for (arm, _), training in runs.items()
+        }
+        states = frontier.paths(path, prices(runs))
+        drawn = path[path["metric"] == PRIMARY].groupby("arm")["of"].max()
+        states.insert(1, "method", states["arm"].map(methods))
+        states.insert(2, "generations", states["arm"].map(drawn))
+        lds = _read(scores / "lds.csv") if settings["attribution"] else pd.DataFrame()
         tables = {
             "arms": arms,
-            "paths": frontier.paths(path, prices(runs)),
+            "paths": states,
             "frontier": frontier.compare(path, settings["frontiers"], confidence),
             "comparison": compared,
             "comparison_wide": comparison.wide(compared),
@@ -158,6 +183,7 @@ def run(args: argparse.Namespace) -> None:
             "union": union_over_replicates(extracted),
             "loss": loss_curves(training),
             "dedup": deduplication(dedup),
+            "attribution": lds.reindex(columns=list(ATTRIBUTION)),
         }
         for name, table in tables.items():
             table.to_csv(step.folder / f"{name}.csv", index=False)

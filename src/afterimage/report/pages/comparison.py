@@ -97,7 +97,7 @@ class Comparison:
     @property
     def frontier(self) -> Frontier:
         """The part of the page about paths."""
-        return Frontier(self.book, self.methods)
+        return Frontier(self.book)
 
     def value(self, arm: str, metric: str) -> str:
         """Return a number of an arm with its interval; nothing if it has none."""
