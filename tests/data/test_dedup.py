@@ -356,14 +356,17 @@ def test_every_kind_that_was_planted_has_a_recall(tmp_path, resolved):
     settings = {
         "split": {"train": 60, "holdout": 20, "reference": None, "official": False},
         "plant": [{"copies": 4, "images": 5, "perturbation": None, "perturb": changes}],
+        "plantings": 1,
         "flips": False,
     }
-    parts, index, *_ = split(Images.of(smooth(400, channels=3)), settings, 1)
+    parts, table, *_ = split(Images.of(smooth(400, channels=3)), settings, 1)
+    drawn = planting.draw(parts["pool"], table["alone"].to_numpy(), settings, 1, 0)
+    parts["train"] = drawn.train
     stored = tmp_path / "split"
     with artifacts.step({"step": "data/split", "settings": settings}, stored, {}, ()) as step:
         for name, part in parts.items():
             part.save(step.folder / f"{name}.npz")
-        index.to_parquet(step.folder / "index.parquet")
+        drawn.index.to_parquet(step.folder / "index.parquet")
     assert run(stored, resolved, {"methods": ["exact", "likeness"]}) == 0
     table = pd.read_csv(tmp_path / "dedup" / "table.csv", index_col="method")
     assert table.index.tolist() == ["exact", "phash", "embedding", "likeness", "combined"]

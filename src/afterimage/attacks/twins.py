@@ -41,7 +41,7 @@ class Planted:
 
 
 def read(index: pd.DataFrame, twins: Images) -> Planted:
-    """Build the ground truth from the split's index and its twins.
+    """Build the ground truth from a planting's index and its twins.
 
     Raises:
         ArtifactError: if the two do not name the same twins.
@@ -50,7 +50,7 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
     if set(rows.index) != set(twins.ids.tolist()):
         raise ArtifactError(
             "the index and the twins' images do not name the same twins: they come from different "
-            "splits"
+            "plantings"
         )
     rows = rows.loc[twins.ids]
     return Planted(rows["twin_of"].to_numpy(), rows["copies"].to_numpy(np.int64), twins)
