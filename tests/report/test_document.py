@@ -190,13 +190,14 @@ def test_a_readme_without_its_marks_is_refused_before_anything_is_written(
     assert readme.read_text() == text
 
 
-def test_a_table_that_was_changed_is_refused(made, tmp_path, capsys):
+@pytest.mark.parametrize("name", ["arms.csv", "loss.csv"])  # one that is read, one that is not
+def test_a_table_that_was_changed_is_refused(made, tmp_path, capsys, name):
     folder = shutil.copytree(made(1), tmp_path / "tables")
-    text = (folder / "arms.csv").read_text()
-    (folder / "arms.csv").write_text(text.replace("baseline", "x") + "\n")
+    with (folder / name).open("a") as file:
+        file.write("\n")
     command = ["report", "document", "--tables", str(folder), "--out", str(tmp_path / "made.md")]
     assert cli.main(command) == 2
-    assert "arms.csv is not the file that" in capsys.readouterr().err
+    assert f"{name} is not the file that" in capsys.readouterr().err
     empty = tmp_path / "empty"
     command = ["report", "document", "--tables", str(empty), "--out", str(tmp_path / "made.md")]
     assert cli.main(command) == 2

@@ -15,6 +15,7 @@ from scipy import stats
 
 from afterimage import artifacts, cli, config
 from afterimage.metrics.intervals import clustered_share
+from afterimage.plan.jobs import STEPS
 
 ARMS = {
     "zeta": {"method": "baseline"},
@@ -260,6 +261,15 @@ def test_metrics_are_the_headline_numbers(made):
         arm: dict(zip(some["metric"], some["value"], strict=True))
         for arm, some in arms.groupby("arm")
     }
+
+
+def test_every_attack_has_its_table(made):
+    """The rule of the tables names one for each."""
+    written = artifacts.read_run(made(1) / "report" / "tables")["outputs"]
+    verbs = {step.verb for step in STEPS.values() if step.phase_name == "attack"}
+    assert {f"{verb}.csv" for verb in verbs} <= set(written)
+    assert table(made(1), "attribution").empty  # without attribution, as without paths
+    assert table(made(1), "path").empty
 
 
 def test_a_harmed_result_is_refused(made, tmp_path, capsys):

@@ -151,9 +151,13 @@ class Document:
         ]
 
     def _table(self, name: str) -> pd.DataFrame:
-        path = self.folder / f"{name}.csv"
-        artifacts.check_file(path)
-        return pd.read_csv(path)
+        file = f"{name}.csv"
+        if file not in self.record["outputs"]:
+            raise artifacts.ArtifactError(
+                f"{self.folder} has no {file}: the tables were made by an earlier version; make "
+                "them again with `snakemake report`"
+            )
+        return pd.read_csv(self.folder / file)
 
     # ---- the document
 
