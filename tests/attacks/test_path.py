@@ -99,7 +99,7 @@ def test_numbers_are_those_of_the_attacks_on_the_same_images(attacked, state):
 def test_states_are_different_networks_at_even_steps_of_the_logarithm(attacked):
     store, _, resolved = attacked
     shares = resolved["settings"]["states"]
-    assert shares == pytest.approx({"path1": 0.125, "path2": 0.125**0.5, "last": 1})
+    assert shares == pytest.approx({"path1": 0.25, "path2": 0.5, "last": 1})
     frechet = numbers(store).unstack("state").filter(like="FD", axis=0)
     assert frechet.nunique(axis=1).eq(3).all()
     table = pd.read_csv(store / "results.csv")

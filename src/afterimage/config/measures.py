@@ -120,8 +120,9 @@ class Paths(Block):
     """Arms that have a path besides these; null: all."""
     states: Annotated[int, Field(ge=2, le=100)] = 6
     """States of each training, the last included, spread evenly in the logarithm of updates."""
-    first: Annotated[float, Field(gt=0, lt=1)] = 0.125
-    """Share of the budget that the first state has spent."""
+    first: Annotated[float, Field(gt=0, lt=1)] = 0.25
+    """Share of the budget that the first state has spent. States before plain training copies
+    anything have nothing to compare: they add noise to the mean over qualities."""
     images: Annotated[int, Field(ge=2)] | None = None
     """Generations of each state; null: ``sample.images``."""
 
