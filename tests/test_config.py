@@ -289,6 +289,7 @@ def test_where_one_arm_mirrors_images_every_arm_is_searched_with_mirrors(params,
     assert {step for (step, _), value in before.items() if after[step, _] != value} - REPORTS == {
         "attack/extraction",
         "attack/forgetting",
+        "attack/path",
     }
 
 

@@ -57,7 +57,10 @@ def copy(done, tmp_path):
 
 
 def test_a_study_that_says_nothing_is_not_cut(empty):
-    assert planned(empty) == {"fetch": 1, "split": 1, "dedup": 1, "fit": 2, "draw": 2}
+    assert planned(empty) == {
+        **{"fetch": 1, "split": 1, "planting": 1, "dedup": 1},
+        **{"fit": 2, "draw": 2},
+    }
     commands = shell_commands(empty)
     assert not [
         command
@@ -83,11 +86,13 @@ def test_parts_come_one_after_the_other(empty):
     assert empty.planned(target="results/tiny/state/baseline/rep0/1of3") == {
         "fetch": 1,
         "split": 1,
+        "planting": 1,
         "slice": 1,
     }
     assert empty.planned(target="results/tiny/state/baseline/rep0/2of3") == {
         "fetch": 1,
         "split": 1,
+        "planting": 1,
         "slice": 2,
     }
 
