@@ -19,8 +19,9 @@ The store of a finished run:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last
   weights;
-- ``states/state<k>/``: the same two folders of earlier states, where the study's attribution needs
-  them; otherwise ``states/`` is empty;
+- ``states/<state>/``: the same two folders of the networks kept on the way, where the study's
+  attribution (``state<k>``) or its ``paths`` (``path<k>``) need them; otherwise ``states/`` is
+  empty;
 - ``members.parquet``: id, source, trained and forgotten (bool) of every row of ``--train``;
 - ``tables/``: the tables that the arm's method documents in its module; for most methods empty;
 - ``metrics.jsonl``: training curves (loss, grad_norm, learning_rate; images_per_second is the only

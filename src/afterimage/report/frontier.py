@@ -50,7 +50,7 @@ def axes_of(metrics: Iterable[str]) -> list[str]:
 
 
 def paths(path: pd.DataFrame, prices: Prices) -> pd.DataFrame:
-    """Return one row per arm, replicate and state: share of the budget, ``PRICES``, and all numbers.
+    """Return one row per arm, replicate and state: share of the budget, ``PRICES``, all numbers.
 
     Args:
         path: Results of the attack ``path``, with columns arm and replicate.

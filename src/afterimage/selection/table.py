@@ -12,10 +12,10 @@ copying at all are chosen. Among the switch timesteps with c of at most ``larges
 smallest is chosen: the largest affordable range with blocks.
 
 The store: ``arms.csv``, every number of every replicate next to the held-out floor;
-``changes.csv``: arm, against, measure, change (s for copying, c for the Fréchet distance), low, high (Student's
-interval over replicates, paired), replicates; ``ranking.csv``: one row per group and switch
-timestep, with s, c, admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s and c
-against the first.
+``changes.csv``: arm, against, measure, change (s for copying, c for the Fréchet distance), low, high
+(Student's interval over replicates, paired), replicates; ``ranking.csv``: one row per group and
+switch timestep, with s, c, admissible, rank and chosen; ``swap.csv``: the ranges of ``swap`` with s
+and c against the first.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def _numbers(stores: dict[str, Path], arm: str, k: int) -> dict[str, float]:
 
 
 def relative(values: np.ndarray, control: np.ndarray, measure: str, confidence: float) -> Interval:
-    """Return s (c for the Fréchet distance) as the mean over replicates, with Student's interval if there are
-    several.
+    """Return s (c for the Fréchet distance) as the mean over replicates, with Student's interval if
+    there are several.
 
     Args:
         values: Values of the arm, (replicates,).

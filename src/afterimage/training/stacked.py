@@ -156,8 +156,9 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
 
     Args:
         jobs: Runs of one architecture, without states to keep, with one budget and one set of
-            optimisation settings, those of the first run. The store of the first keeps the state and the curves (means over the
-            networks) of all.
+            optimisation settings, those of the first run. The store of the first keeps the state
+            and the curves (means over the networks) of all.
+
     Raises:
         ConfigError: if the networks have dropout.
     """

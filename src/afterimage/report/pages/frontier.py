@@ -99,8 +99,8 @@ class Frontier:
         return (
             f"Points are the states of each training ({self.drawings.spent()} of its budget), "
             f"geometric means over replicates; states without a copy stand at "
-            f"{100 * self.drawings.least_share:.2g} %. Intervals in the table are {self.book.level}, "
-            f"Student's over replicates; the p-values that decide are adjusted for "
+            f"{100 * self.drawings.least_share:.2g} %. Intervals in the table are "
+            f"{self.book.level}, Student's over replicates; the p-values that decide are adjusted for "
             f"{len(self.deciding)} comparison(s) (Holm)."
         )
 
