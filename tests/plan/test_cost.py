@@ -37,29 +37,28 @@ MEASURED = {
 }
 
 
-# Processor seconds of the own work of jobs of the default study (``cpu_seconds`` of run.json), those that took more than 20; the same
-# kind of machine, while others used it too.
+# Processor seconds of the own work of jobs of the default study (``cpu_seconds`` of run.json), those that took more than 15; a quiet
+# machine of the same kind.
 DEFAULT = {
-    "train/baseline/rep0": 59.3,
-    "train/dedup/rep0": 59.0,
-    "train/iet_agc/rep0": 61.1,
-    "train/agc/rep0": 69.6,
-    "train/kept/rep0": 51.2,
-    "train/rau_net/rep0": 68.2,
-    "train/loyal/rep0": 61.0,
-    "train/split/rep0": 66.9,
-    "train/traced/rep0": 37.4,
-    "train/conditional/rep0": 61.5,
-    "train/retrained/rep0": 63.7,
-    "train/erasediff/rep0": 27.2,
-    "attack/conditional/rep0/forgetting": 20.0,
-    "attack/retrained/rep0/forgetting": 21.8,
-    "attack/erasediff/rep0/forgetting": 22.2,
-    "attribution/features/main/final/train0": 28.4,
-    "attribution/retrain/0": 115.1,
-    "attribution/retrain/1": 128.5,
-    "attribution/retrain/2": 117.8,
-    "attribution/retrain/3": 108.6,
+    "attack/agc/rep0/path": 21.0,
+    "attack/baseline/rep0/path": 19.4,
+    "attribution/features/main/final/train0": 15.1,
+    "attribution/retrain/0": 65.2,
+    "attribution/retrain/1": 63.9,
+    "attribution/retrain/2": 62.4,
+    "attribution/retrain/3": 68.8,
+    "train/agc/rep0": 29.6,
+    "train/baseline/rep0": 31.2,
+    "train/conditional/rep0": 30.7,
+    "train/dedup/rep0": 29.3,
+    "train/erasediff/rep0": 16.1,
+    "train/iet_agc/rep0": 32.4,
+    "train/kept/rep0": 25.2,
+    "train/loyal/rep0": 32.7,
+    "train/rau_net/rep0": 31.6,
+    "train/retrained/rep0": 34.1,
+    "train/split/rep0": 31.4,
+    "train/traced/rep0": 16.8,
 }
 
 
