@@ -24,7 +24,7 @@ from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import load_images
 from afterimage.plan.data import planting_of, training_images
 
-SAMPLERS = [("ddim", 20), ("ddim", 50), ("ddim", 100), ("ddpm", 50), ("ddpm", 100), ("ddpm", 250)]
+SAMPLERS = [(name, steps) for name in ("ddim", "ddpm") for steps in (10, 20, 50, 100)]
 
 
 def rows(root: Path, arm: str, count: int) -> list[dict]:
