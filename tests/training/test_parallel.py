@@ -43,7 +43,7 @@ def test_two_processes_give_the_result_of_one_and_take_up_each_others_states(
     first, second = in_two_processes(
         "afterimage.training.order:Order.rows", [str(tmp_path / "kept"), *two]
     )
-    assert f"stopped by a signal to another process after update {stopped} of" in first
+    assert f"stopped by a signal to another process after update {stopped};" in first
     assert "update" not in second
     assert cli.main(one) == 0
     shutil.copytree(tmp_path / "kept", tmp_path / "state", dirs_exist_ok=True)
