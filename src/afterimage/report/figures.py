@@ -147,8 +147,12 @@ def log_axis(axis: Axes, which: Literal["x", "y"], most: int = 6) -> None:
     if len(ticks) < 2:
         ticks = [tick for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     ticks = ticks[:: -(-len(ticks) // most) or 1]
-    getattr(axis, f"set_{which}ticks")(ticks, [f"{tick:.3g}" for tick in ticks])
+    getattr(axis, f"set_{which}ticks")(ticks, [_tick(tick) for tick in ticks])
     getattr(axis, f"set_{which}ticks")([], minor=True)
+
+
+def _tick(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def trim(axis: Axes, top: float = 1.0) -> None:
