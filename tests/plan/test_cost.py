@@ -37,28 +37,26 @@ MEASURED = {
 }
 
 
-# Processor seconds of the own work of jobs of the default study (``cpu_seconds`` of run.json), those that took more than 15; a quiet
-# machine of the same kind.
+# Processor seconds of the own work of jobs of the default study (``cpu_seconds`` of run.json), those that took more than 15; the same
+# kind of machine, while others used it too.
 DEFAULT = {
-    "attack/agc/rep0/path": 21.0,
-    "attack/baseline/rep0/path": 19.4,
-    "attribution/features/main/final/train0": 15.1,
-    "attribution/retrain/0": 65.2,
-    "attribution/retrain/1": 63.9,
-    "attribution/retrain/2": 62.4,
-    "attribution/retrain/3": 68.8,
-    "train/agc/rep0": 29.6,
-    "train/baseline/rep0": 31.2,
-    "train/conditional/rep0": 30.7,
-    "train/dedup/rep0": 29.3,
-    "train/erasediff/rep0": 16.1,
-    "train/iet_agc/rep0": 32.4,
-    "train/kept/rep0": 25.2,
-    "train/loyal/rep0": 32.7,
-    "train/rau_net/rep0": 31.6,
-    "train/retrained/rep0": 34.1,
-    "train/split/rep0": 31.4,
-    "train/traced/rep0": 16.8,
+    "attribution/features/main/final/train0": 15.6,
+    "attribution/retrain/0": 61.4,
+    "attribution/retrain/1": 58.9,
+    "attribution/retrain/2": 61.6,
+    "attribution/retrain/3": 59.4,
+    "train/agc/rep0": 35.3,
+    "train/baseline/rep0": 34.0,
+    "train/conditional/rep0": 37.5,
+    "train/dedup/rep0": 33.0,
+    "train/erasediff/rep0": 19.4,
+    "train/iet_agc/rep0": 39.0,
+    "train/kept/rep0": 29.7,
+    "train/loyal/rep0": 32.3,
+    "train/rau_net/rep0": 39.2,
+    "train/retrained/rep0": 31.3,
+    "train/split/rep0": 37.2,
+    "train/traced/rep0": 19.0,
 }
 
 
