@@ -68,7 +68,7 @@ paths = page.frontier
 book.say(paths.groups())
 if len(paths.compared):
     book.show(paths.rows(), shaded=paths.winners(), shade=GREEN)
-    book.keep(paths.figure(), "paths")
+    book.keep(paths.drawings.copies(), "paths")
     book.say(paths.caption())
 
 # %% [markdown]
@@ -81,7 +81,7 @@ if len(paths.compared):
 
 # %%
 if len(paths.compared):
-    book.keep(paths.price_figure(), "prices")
+    book.keep(paths.drawings.prices(), "prices")
     book.say("What each state has cost, with what the arm that it started from cost.")
 
 # %% [markdown]

@@ -36,7 +36,6 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -45,6 +44,7 @@ import pandas as pd
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import adaptive, calibration, detail, mq, twins, verdict
+from afterimage.attacks.flags import add_flags
 from afterimage.attacks.table import Reading, Results
 from afterimage.attacks.target import Scores, Target
 from afterimage.attacks.twins import Planted, Ranking
@@ -53,6 +53,8 @@ from afterimage.images import Images, contents, different, load_images
 from afterimage.metrics import near_duplicates
 
 STEP = "attack/extraction"
+INPUTS = ("samples", "train", "members", "holdout", "twins", "index")
+"""Files and folders that are read."""
 
 FIXED, CALIBRATED = "fixed", "calibrated"
 
@@ -462,30 +464,13 @@ def _headline(results: pd.DataFrame, anchor: str) -> dict[str, float]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        help="the rows of --train that the arm trained on (.parquet)",
-    )
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
-    parser.add_argument(
-        "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
-    )
-    parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
-    parser.add_argument(
-        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    add_flags(parser, *INPUTS)
 
 
 def run(args: argparse.Namespace) -> None:
     """Attack one arm's generations and store the results."""
     resolved = artifacts.read_config(args.config, STEP)
-    names = ("samples", "train", "members", "holdout", "twins", "index")
-    inputs = {name: getattr(args, name) for name in names}
+    inputs = {name: getattr(args, name) for name in INPUTS}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         settings = dict(step.settings)
         mirrors, statistics = (

@@ -53,6 +53,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import losses, membership, quality
 from afterimage.attacks.extraction import Extraction, extract
+from afterimage.attacks.flags import add_flags
 from afterimage.attacks.relearning import relearn
 from afterimage.attacks.table import Results
 from afterimage.config import ConfigError
@@ -66,6 +67,8 @@ from afterimage.metrics import classifier, spaces
 from afterimage.training.determinism import same_bits
 
 STEP = "attack/forgetting"
+INPUTS = ("samples", "train", "members", "holdout", "reference", "classifier")
+"""Files and folders that are read besides the network."""
 
 Classify = Callable[[np.ndarray], np.ndarray]
 """Maps uint8 images, (N, H, W, C), to probabilities, (N, L), column l for label l."""
@@ -324,22 +327,7 @@ def headline(numbers: pd.DataFrame) -> dict[str, float]:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "--model", type=Path, required=True, help="result of `afterimage train run`"
-    )
-    parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        help="the rows of --train that the arm trained on (.parquet)",
-    )
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
-    parser.add_argument("--reference", type=Path, required=True, help="reference split (.npz)")
-    parser.add_argument(
-        "--classifier", type=Path, required=True, help="folder of the feature network"
-    )
+    add_flags(parser, "model", *INPUTS)
     parser.add_argument(
         "--extraction",
         action="append",
@@ -347,10 +335,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="SET=DIR",
         help="extraction attack that defines this set, once for every set of extracted images",
     )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
 
 
 def extractions(flags: list[str], sets: dict[str, dict[str, Any]]) -> dict[str, Path]:
@@ -375,13 +359,8 @@ def run(args: argparse.Namespace) -> None:
     sets = resolved["settings"]["sets"]
     stores = extractions(args.extraction, sets)
     pipeline = trained_pipeline(args.model, resolved["settings"]["sample"]["weights"])
-    inputs = {
-        name: getattr(args, name)
-        for name in ("samples", "train", "members", "holdout", "reference", "classifier")
-    }
-    inputs |= {"model": pipeline} | {
-        f"extraction/{name}": folder / "pairs.parquet" for name, folder in stores.items()
-    }
+    inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
+    inputs |= {f"extraction/{name}": folder / "pairs.parquet" for name, folder in stores.items()}
     same_bits()
     disable_progress_bar()
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:

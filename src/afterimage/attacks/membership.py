@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import math
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -30,6 +29,7 @@ from scipy.stats import rankdata
 
 from afterimage import artifacts, config
 from afterimage.attacks import losses, twins
+from afterimage.attacks.flags import add_flags
 from afterimage.attacks.table import Results
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.noising import levels
@@ -37,6 +37,8 @@ from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 
 STEP = "attack/membership"
+INPUTS = ("train", "members", "holdout", "twins", "index")
+"""Files and folders that are read besides the network."""
 
 
 def roc_auc(members: np.ndarray, others: np.ndarray) -> float:
@@ -111,25 +113,7 @@ def attack(
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "--model", type=Path, required=True, help="result of `afterimage train run`"
-    )
-    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        help="the rows of --train that the arm trained on (.parquet)",
-    )
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
-    parser.add_argument(
-        "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
-    )
-    parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
-    parser.add_argument(
-        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    add_flags(parser, "model", *INPUTS)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -140,9 +124,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = trained_pipeline(args.model, keys.pop("weights"))
     flips, statistics = keys.pop("flips"), config.Statistics(**keys.pop("statistics"))
     settings = config.Membership(**keys)
-    inputs = {
-        name: getattr(args, name) for name in ("train", "members", "holdout", "twins", "index")
-    } | {"model": pipeline}
+    inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Load the images.
         for path in (args.members, args.index):

@@ -27,6 +27,8 @@ from accelerate import PartialState
 from afterimage import artifacts, config
 from afterimage.attacks import adaptive, calibration, twins
 from afterimage.attacks.extraction import match_holdout
+from afterimage.attacks.flags import add_flags
+from afterimage.attacks.quality import ClassShares
 from afterimage.attacks.target import Target
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.model import classes_of
@@ -35,6 +37,8 @@ from afterimage.images import Images, load_images
 from afterimage.metrics import quality, spaces
 
 STEP = "attack/path"
+INPUTS = ("samples", "train", "members", "holdout", "reference", "twins", "index", "classifier")
+"""Files and folders that are read besides the network."""
 LAST = "last"
 """The name of the finished network among the states."""
 COLUMNS = ["state", "share", "metric", "value", "count", "of"]
@@ -124,44 +128,17 @@ class Quality:
         coverage = {f"coverage[{self._settings.features}]": float(overlap.coverage.mean())}
         if self._classify is None or self._classes is None:
             return {self.frechet: distance(rows)} | coverage
-        classes = self._classify(pixels)
-        count = int(max(classes.max(), self._classes.max())) + 1
-        reference = quality.class_shares(self._classes, count)
-        weights = quality.balancing_weights(classes, reference)
-        shares = quality.class_shares(classes, count)
+        shares = ClassShares(self._classify(pixels), self._classes)
         return {
-            self.frechet: distance(rows, weights),
+            self.frechet: shares.balanced(distance, rows),
             **coverage,
-            "class_share_tv[classifier]": quality.total_variation(shares, reference),
+            "class_share_tv[classifier]": shares.distance(rows),
         }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`"
-    )
-    parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument("--train", type=Path, required=True, help="training split (.npz)")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        help="the rows of --train that the arm trained on (.parquet)",
-    )
-    parser.add_argument("--holdout", type=Path, required=True, help="held-out split (.npz)")
-    parser.add_argument("--reference", type=Path, required=True, help="reference split (.npz)")
-    parser.add_argument(
-        "--twins", type=Path, required=True, help="never-trained twins of the planted images (.npz)"
-    )
-    parser.add_argument("--index", type=Path, required=True, help="index of the split (.parquet)")
-    parser.add_argument(
-        "--classifier", type=Path, required=True, help="folder of the feature network"
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    add_flags(parser, "model", *INPUTS)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -174,8 +151,7 @@ def run(args: argparse.Namespace) -> None:
         name: trained_pipeline(args.model, sample.weights, None if name == LAST else name)
         for name in states
     }
-    names = ("samples", "train", "members", "holdout", "reference", "twins", "index", "classifier")
-    inputs = {name: getattr(args, name) for name in names} | folders
+    inputs = {name: getattr(args, name) for name in INPUTS} | folders
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         for path in (args.members, args.index):
             artifacts.check_file(path)

@@ -41,7 +41,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +49,7 @@ import pandas as pd
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import calibration
+from afterimage.attacks.flags import add_flags
 from afterimage.config import ConfigError
 from afterimage.data.members import trained_rows
 from afterimage.images import Images, load_images
@@ -57,6 +57,8 @@ from afterimage.metrics import classifier, intervals, quality, similarity, space
 from afterimage.metrics.spaces import Classify, Space
 
 STEP = "attack/quality"
+INPUTS = ("samples", "train", "members", "reference", "holdout", "classifier")
+"""Files and folders that are read."""
 COLUMNS = ["metric", "of", "value", "low", "high"]
 
 
@@ -183,6 +185,35 @@ def against_holdout(
     return _table(sets, real, settings, statistics, seed, balls=balls), reasons
 
 
+class ClassShares:
+    """The class shares of compared images beside those of reference images.
+
+    Args:
+        classes: int64, (N,), of the compared images.
+        real: int64, (M,), of the reference images.
+    """
+
+    def __init__(self, classes: np.ndarray, real: np.ndarray) -> None:
+        self._classes, self._count = classes, int(max(classes.max(), real.max())) + 1
+        self._reference = quality.class_shares(real, self._count)
+
+    def balanced(self, distance: quality.WeightedDistance, rows: np.ndarray) -> float:
+        """Return a Fréchet distance of some rows at the reference's class shares."""
+        weights = quality.balancing_weights(self._classes[rows], self._reference)
+        return distance(rows, weights)
+
+    def distance(self, rows: np.ndarray) -> float:
+        """Return the total variation between the class shares of some rows and the reference's."""
+        shares = quality.class_shares(self._classes[rows], self._count)
+        return quality.total_variation(shares, self._reference)
+
+    @property
+    def missing(self) -> int:
+        """How many classes of the reference no compared image has."""
+        own = quality.class_shares(self._classes, self._count)
+        return int(((self._reference > 0) & (own == 0)).sum())
+
+
 @dataclass(frozen=True)
 class _Embedded:
     """A set of images as it is measured.
@@ -270,28 +301,19 @@ def _balanced(
     without classes."""
     if classes is None or real is None:
         return {}
-    count = int(max(classes.max(), real.max())) + 1
-    reference = quality.class_shares(real, count)
-
-    def balanced(rows: np.ndarray) -> float:
-        return distance(rows, quality.balancing_weights(classes[rows], reference))
-
-    def share_distance(rows: np.ndarray) -> float:
-        return quality.total_variation(quality.class_shares(classes[rows], count), reference)
-
+    shares = ClassShares(classes, real)
     of_balanced, of_shares, of_missing = _by_class(settings)
     numbers: Numbers = {}
     for metric, statistic, largest in (
-        (of_balanced, balanced, math.inf),
-        (of_shares, share_distance, 1.0),
+        (of_balanced, partial(shares.balanced, distance), math.inf),
+        (of_shares, shares.distance, 1.0),
     ):
         value = statistic(np.arange(len(classes)))
         rng = seeds.numpy_rng(seed, "quality", metric, name)
         resampled = intervals.resampled(statistic, len(classes), statistics.bootstrap, rng)
         low, high = intervals.normal(value, resampled, statistics.confidence)
         numbers[metric] = value, max(0.0, low), min(largest, high)
-    missing = (reference > 0) & (quality.class_shares(classes, count) == 0)
-    return numbers | {of_missing: (float(missing.sum()), None, None)}
+    return numbers | {of_missing: (float(shares.missing), None, None)}
 
 
 def _moments(
@@ -414,39 +436,14 @@ def _of_rows(statistic: Callable[[np.ndarray], Any], each: np.ndarray, rows: np.
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the verb's flags."""
-    parser.add_argument("--samples", type=Path, required=True, help="generations (.npz)")
-    parser.add_argument(
-        "--train", type=Path, required=True, help="training part of the split (.npz)"
-    )
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        help="which of its rows the arm trained on (.parquet)",
-    )
-    parser.add_argument(
-        "--reference", type=Path, required=True, help="reference part of the split (.npz)"
-    )
-    parser.add_argument(
-        "--holdout", type=Path, required=True, help="held-out part of the split (.npz)"
-    )
-    parser.add_argument(
-        "--classifier", type=Path, required=True, help="folder of the feature network"
-    )
-    parser.add_argument(
-        "--config", type=Path, required=True, help="resolved config of this step (JSON)"
-    )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    """Declare the command's flags."""
+    add_flags(parser, *INPUTS)
 
 
 def run(args: argparse.Namespace) -> None:
     """Measure one arm's generations and store the table."""
     resolved = artifacts.read_config(args.config, STEP)
-    inputs = {
-        name: getattr(args, name)
-        for name in ("samples", "train", "members", "reference", "holdout", "classifier")
-    }
+    inputs = {name: getattr(args, name) for name in INPUTS}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         own = dict(step.settings)
         statistics = config.Statistics(**own.pop("statistics"))

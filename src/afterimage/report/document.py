@@ -22,7 +22,7 @@ from matplotlib import pyplot as plt
 from afterimage import artifacts
 from afterimage.report import comparison, figures, format, frontier, verdicts
 from afterimage.report.names import frechet_of, name_of, unit_of
-from afterimage.report.path_figures import PRICES, PathFigures
+from afterimage.report.path_figures import PathFigures
 
 BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 """Marks of the generated part of a README."""
@@ -237,14 +237,11 @@ class Document:
                 "arm": f"`{row['arm']}`",
                 "beside": f"`{row['frontier']}`",
                 "odds of a copy, times those of plain training": factor(row),
-                f"compared at {row['axis']}": _range(row),
+                f"compared at {row['axis']}": frontier.compared_at(row),
             }
             if self.replicates > 1:
-                cells["adjusted p"] = p_value(row["p_adjusted"])
-                seen = row["detectable"]
-                cells["smallest factor detectable"] = (
-                    "" if pd.isna(seen) else f"{np.exp(-seen):.2g} or {np.exp(seen):.2g}"
-                )
+                cells["adjusted p"] = format.p_value(row["p_adjusted"])
+                cells["smallest factor detectable"] = frontier.smallest_factor(row)
             rows.append(cells | {"verdict": WORDS.get(row["verdict"], row["verdict"])})
         return rows
 
@@ -284,7 +281,7 @@ class Document:
         change = self.differences.get((arm, verdicts.PRIMARY), {})
         row["flagged, difference in points"] = _difference(change) if control else ""
         if self.replicates > 1:
-            row["adjusted p"] = p_value(change.get("p_adjusted"))
+            row["adjusted p"] = format.p_value(change.get("p_adjusted"))
             row["beats its control"] = str(self.judged["beats_control"][arm]) if control else ""
         verdict = self.judged["verdict"].get(arm)
         row["verdict"] = "" if pd.isna(verdict) else str(verdict)
@@ -421,7 +418,7 @@ class Document:
         rows = [
             {
                 "arm": f"`{arm}`",
-                **{label: self._mean(arm, metric) for metric, label in PRICES.items()},
+                **{label: self._mean(arm, metric) for metric, label in frontier.PRICES.items()},
             }
             for arm in self.settings["arms"]
         ]
@@ -543,17 +540,6 @@ def factor(row: Mapping[str, Any]) -> str:
     ends = (row["difference"], row["difference_low"], row["difference_high"])
     value, low, high = (float(np.exp(end)) for end in ends)
     return with_interval(value, low, high, digits=2)
-
-
-def p_value(value: float | None) -> str:
-    """Return a p-value as text, nothing for none."""
-    return "" if value is None or pd.isna(value) else f"{value:.2g}"
-
-
-def _range(row: Mapping[str, Any]) -> str:
-    if pd.isna(row["best"]):
-        return ""
-    return f"{format.number(row['best'])} to {format.number(row['worst'])}"
 
 
 def _difference(row: Mapping[str, Any]) -> str:

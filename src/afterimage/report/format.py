@@ -56,6 +56,11 @@ def interval(
     return bracketed(text, *(number(end, unit, sign, digits) for end in (low, high)))
 
 
+def p_value(value: float | None) -> str:
+    """Return a p-value as text; nothing for none."""
+    return "" if value is None or pd.isna(value) else f"{value:.2g}"
+
+
 def bracketed(text: str, low: str, high: str) -> Markup:
     """Return a text followed by the ends of its interval."""
     return Markup("{} <small>[{}, {}]</small>").format(text, low, high)

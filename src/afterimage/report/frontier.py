@@ -22,19 +22,18 @@ import pandas as pd
 
 from afterimage.metrics import equal_quality
 from afterimage.metrics import replicates as over
-from afterimage.report import verdicts
+from afterimage.report import format, verdicts
+from afterimage.report.comparison import MEMORIZATION, METRICS
 
 NO_OVERLAP = "no quality reached by both"
-ALARMS = "flagged_holdout_calibrated"
+ALARMS = METRICS[verdicts.PRIMARY].alarms
 """Images that no arm saw, flagged at the same threshold."""
-COPIES = {
-    verdicts.PRIMARY: ALARMS,
-    "planted_extracted_calibrated": ALARMS,
+PRICES = {
+    "network_updates": "updates per network, one after the other",
+    "kept_samples": "samples with gradient",
+    "training_seconds": "seconds of training",
 }
-"""Count of copies -> its false alarms; the first one decides."""
-PRICES = ("network_updates", "kept_samples", "training_seconds")
-"""What a state has cost, with what its base cost: updates one after the other, samples with
-gradient, seconds."""
+"""What a state has cost, with what its base cost -> its name."""
 CELL = ["arm", "replicate"]
 
 Prices = Mapping[tuple[str, int], Mapping[str, tuple[float, float]]]
@@ -58,19 +57,15 @@ def paths(path: pd.DataFrame, prices: Prices) -> pd.DataFrame:
     """
     keys = [*CELL, "state", "share"]
     wide = path.pivot(index=keys, columns="metric", values="value").reset_index()
-    wide = wide.sort_values([*CELL, "share"], ignore_index=True).rename_axis(columns=None)
-    for name in reversed(PRICES):
-        spent = [
-            sum(np.multiply(prices[arm, replicate][name], (1, share)))
-            for arm, replicate, share in zip(
-                wide["arm"], wide["replicate"], wide["share"], strict=True
-            )
-        ]
-        wide.insert(len(keys), name, spent)
     order = {arm: k for k, arm in enumerate(dict.fromkeys(path["arm"]))}
-    return wide.sort_values(
+    wide = wide.rename_axis(columns=None).sort_values(
         [*CELL, "share"], key=lambda c: c.map(order) if c.name == "arm" else c, ignore_index=True
     )
+    cells = list(zip(wide["arm"], wide["replicate"], wide["share"], strict=True))
+    for position, name in enumerate(PRICES, len(keys)):
+        costs = [(*prices[arm, replicate][name], share) for arm, replicate, share in cells]
+        wide.insert(position, name, [before + share * own for before, own, share in costs])
+    return wide
 
 
 def _quality(states: pd.DataFrame, axis: str) -> np.ndarray:
@@ -118,7 +113,7 @@ def compare(
         _row(cells, arm, plain, axis, metric, confidence, len(compared))
         for arm, plain in compared.items()
         for axis in axes_of(dict.fromkeys(path["metric"]))
-        for metric in COPIES
+        for metric in MEMORIZATION
     ]
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     deciding = table["decides"].to_numpy(bool)
@@ -173,10 +168,26 @@ def _row(
     if decides:
         level = (1 - confidence) / family
         row["detectable"] = over.detectable(float(estimate.error), float(estimate.freedom), level)
-        alarms = np.array([_log_odds(other, COPIES[metric])[0] for _, other in pairs])
+        alarms = np.array([_log_odds(other, ALARMS)[0] for _, other in pairs])
         above = over.mean(np.array([each.other for each in found]) - alarms).interval(confidence)
         if np.isnan(above.low):  # no spread: nothing is known of other trainings
             row["verdict"] = verdicts.UNMEASURED
         elif above.low <= 0:
             row["verdict"] = verdicts.NOT_TESTABLE
     return row
+
+
+# ---- a row in words
+
+
+def compared_at(row: Mapping[Any, Any]) -> str:
+    """Return the qualities that a row of ``compare`` is about; nothing if there are none."""
+    if pd.isna(row["best"]):
+        return ""
+    return f"{format.number(row['best'])} to {format.number(row['worst'])}"
+
+
+def smallest_factor(row: Mapping[Any, Any]) -> str:
+    """Return the smallest factors of the odds that the replicates see; nothing if not known."""
+    seen = row["detectable"]
+    return "" if pd.isna(seen) else f"{np.exp(-seen):.2g} or {np.exp(seen):.2g}"

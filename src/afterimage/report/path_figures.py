@@ -12,14 +12,8 @@ from matplotlib.figure import Figure
 
 from afterimage.report import arms as roles
 from afterimage.report import figures, frontier, verdicts
+from afterimage.report.frontier import PRICES
 from afterimage.report.names import name_of
-
-PRICES = {
-    "network_updates": "updates per network, one after the other",
-    "kept_samples": "samples with gradient",
-    "training_seconds": "seconds of training",
-}
-"""What a state has cost -> label of its axis."""
 
 
 class PathFigures:

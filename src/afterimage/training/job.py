@@ -26,16 +26,6 @@ from afterimage.training.loop import Part, Progress
 from afterimage.training.task import Task
 
 
-def state_updates(states: Mapping[str, float], calls: int) -> dict[str, int]:
-    """Return state -> the updates after which it is kept, 1 or more.
-
-    Args:
-        states: As in ``TrainingRun``.
-        calls: The budget, in calls of ``update``.
-    """
-    return {name: max(1, int(calls * share)) for name, share in states.items()}
-
-
 @dataclass(frozen=True)
 class TrainingRun:
     """One training run, as a method sees it.
@@ -108,7 +98,7 @@ class TrainingRun:
             batch_size: Images per call; by default one batch.
         """
         calls = self.updates if updates is None else updates
-        marks = state_updates(self.states, calls)
+        marks = {name: max(1, int(calls * share)) for name, share in self.states.items()}
 
         def update_and_keep(s: int) -> Mapping[str, float]:
             values = update(s)

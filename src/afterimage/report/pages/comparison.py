@@ -154,8 +154,8 @@ class Comparison:
         seen = row["detectable"]
         unit = unit_of(verdicts.PRIMARY, difference=True)
         return {
-            "p": _p_value(row["p"]),
-            "adjusted p": _p_value(row["p_adjusted"]),
+            "p": format.p_value(row["p"]),
+            "adjusted p": format.p_value(row["p_adjusted"]),
             "smallest difference detectable": "" if pd.isna(seen) else format.number(seen, unit),
         }
 
@@ -443,11 +443,6 @@ class Comparison:
     def costs(self) -> tuple[Table, list[int]]:
         """Return what every arm cost, ``grouped``."""
         return self.grouped(COSTS)
-
-
-def _p_value(p: float) -> str:
-    """Return a p-value as text; nothing for none."""
-    return "" if pd.isna(p) else f"{p:.2g}"
 
 
 def groups(arms: Sequence[str], control_of: dict[str, str]) -> list[list[str]]:

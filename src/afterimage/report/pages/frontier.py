@@ -7,8 +7,6 @@ from collections.abc import Hashable, Mapping
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from matplotlib.figure import Figure
 
 from afterimage.report import format, frontier, verdicts
 from afterimage.report.format import Table
@@ -71,12 +69,10 @@ class Frontier:
             row: dict[str, object] = {"arm": format.bold(arm), "beside": deciding["frontier"]}
             row["verdict"] = deciding["verdict"]
             row["odds of a copy, times those of plain training"] = _factor(deciding)
-            row[f"compared at {self.axis}"] = _range(deciding)
+            row[f"compared at {self.axis}"] = frontier.compared_at(deciding)
             if replicates > 1:
-                row["adjusted p"] = "" if pd.isna(p := deciding["p_adjusted"]) else f"{p:.2g}"
-                seen = deciding["detectable"]
-                smallest = "" if pd.isna(seen) else f"{np.exp(-seen):.2g} or {np.exp(seen):.2g}"
-                row["smallest factor detectable"] = smallest
+                row["adjusted p"] = format.p_value(deciding["p_adjusted"])
+                row["smallest factor detectable"] = frontier.smallest_factor(deciding)
             for other in group[~group["decides"]].to_dict("records"):
                 name = name_of(other["metric"])
                 if other["axis"] != self.axis:
@@ -90,10 +86,6 @@ class Frontier:
         words = self.deciding["verdict"]
         return [row for row, word in enumerate(words) if word == verdicts.BETTER]
 
-    def figure(self) -> Figure:
-        """Draw copies against quality along every path, the plain ones in black."""
-        return self.drawings.copies()
-
     def caption(self) -> str:
         """Return what the figure of paths shows, in Markdown."""
         return (
@@ -104,18 +96,8 @@ class Frontier:
             f"{len(self.deciding)} comparison(s) (Holm)."
         )
 
-    def price_figure(self) -> Figure:
-        """Draw what every state has cost, in three currencies, against its quality."""
-        return self.drawings.prices()
-
 
 def _factor(row: Mapping[Hashable, Any]) -> str:
     """Return a difference in log-odds as a factor of the odds, with its interval."""
     ends = (row["difference"], row["difference_low"], row["difference_high"])
     return format.interval(*(float(np.exp(end)) for end in ends))
-
-
-def _range(row: Mapping[Hashable, Any]) -> str:
-    if pd.isna(row["best"]):
-        return ""
-    return f"{format.number(row['best'])} to {format.number(row['worst'])}"
