@@ -744,6 +744,8 @@ def test_a_circle_through_a_set_is_found(many):
         ),
         ({"frontier": ["loyal"]}, ["'loyal' is not trained plainly"]),
         ({"frontier": ["wide"]}, ["'wide' is not trained plainly"]),
+        ({"frontier": ["weighted"]}, ["'weighted' is not trained plainly"]),
+        ({"frontier": ["matched"]}, ["'matched' is not trained plainly"]),
         ({"frontier": ["baseline", "longer"]}, ["'baseline' and 'longer' both have", "'none'"]),
         ({"frontier": ["baseline"], "states": 1}, ["paths.states", "1"]),
         ({"frontier": ["baseline"], "first": 1.0}, ["paths.first", "1.0"]),
@@ -753,6 +755,8 @@ def test_a_circle_through_a_set_is_found(many):
 def test_paths_that_cannot_be_are_refused_by_name(many, paths, words):
     many["arms"]["longer"] = {"method": "baseline", "train": {"updates": 2000}}
     many["arms"]["wide"] = {"method": "baseline", "train": {"batch_size": 128}}
+    many["arms"]["weighted"] = {"method": "baseline", "weights": "inverse_copies"}
+    many["arms"]["matched"] = {"method": "baseline", "matched_to": {"arm": "iet", "by": "updates"}}
     with pytest.raises(config.ConfigError) as error:
         config.parse(many | {"paths": paths})
     for word in words:

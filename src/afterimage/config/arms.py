@@ -154,10 +154,11 @@ class Arm(Block):
 
     @property
     def is_plain(self) -> bool:
-        """Whether nothing but the budget sets it apart from plain training on all images."""
-        same = self.data == "planted" and self.fraction == 1 and self.method == "baseline"
-        own = (self.without, self.base, self.rau_net, self.matched_to)
-        return same and own == (None,) * 4 and self.train.keys() <= {"updates", "epochs"}
+        """Whether nothing but labels and the budget sets it apart from plain training on all
+        images: every other key has its default."""
+        plain = Baseline(method="baseline", condition=self.condition, control=self.control)
+        budget = self.train.keys() <= {"updates", "epochs"}
+        return budget and self.model_copy(update={"train": {}}) == plain
 
     @abstractmethod
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
