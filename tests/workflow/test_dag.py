@@ -240,6 +240,15 @@ def test_every_shipped_study_plans(root, empty, monkeypatch):
         assert planned["fetch"] == 1
 
 
+@pytest.mark.parametrize("study", ["cifar10", "iet-cifar10", "erasediff-cifar10"])
+def test_fid_as_published_is_added_to_a_study(empty, study):
+    empty.planned("--configfile", f"studies/{study}.yaml", "studies/with/fid.yaml")
+    [resolved] = (empty.folder / "results").glob("*/config/study.json")
+    quality = json.loads(resolved.read_text())["quality"]
+    assert quality["features"] == "inception"
+    assert quality["kid_subset_size"] == 1000
+
+
 def test_scale_up_of_the_cifar10_study(empty):
     planned = empty.planned("--configfile", "studies/cifar10.yaml", "--config", "replicates=16")
     assert planned["fit"] == 32
