@@ -1,6 +1,6 @@
 """Likeness of two images: high if one is the other but for a small shift, a mirror, its colours or
-its encoding, as people judge near-duplicates. Crops that are resized are missed: tolerating them
-costs too much precision.
+its encoding, as people judge near-duplicates. Large crops, resized, are missed: tolerating them
+costs too much precision (``docs/remedies.md`` has the shares found by kind).
 
 It is the geometric mean of two correlations, each made so that what all images have in common
 (brightness, smooth gradients) counts no more than what tells them apart:

@@ -1,0 +1,38 @@
+"""The documented shares of near-duplicates found are those of the committed table, and the table
+those of the code."""
+
+import runpy
+
+import pandas as pd
+import pytest
+from scipy.stats import binom
+
+
+@pytest.fixture(scope="module")
+def duplicates(root):
+    return runpy.run_path(str(root / "benchmarks" / "duplicates.py"))
+
+
+@pytest.fixture(scope="module")
+def table(root):
+    return pd.read_csv(root / "docs" / "duplicates.csv")
+
+
+def test_the_page_shows_the_table(root, duplicates, table):
+    page = (root / "docs" / "remedies.md").read_text()
+    shown = page.split("<!-- duplicates -->\n")[1].split("\n<!-- /duplicates -->")[0]
+    assert shown == duplicates["markdown"](table)
+
+
+@pytest.mark.slow
+def test_the_table_is_what_the_code_gives(real_data, duplicates, table):
+    """Other copies are drawn than for the table; the shares agree to within chance."""
+    changes = [change for change in duplicates["CHANGES"] if change["kind"] in ("shift", "mirror")]
+    found = duplicates["table"](real_data, changes)
+    expected = table.set_index("change").loc[found["change"]]
+    copies = duplicates["COPIES"]
+    for name in duplicates["DETECTORS"]:
+        for now, before in zip(found[f"found_{name}"], expected[f"found_{name}"], strict=True):
+            share = min(max(before, 1 / copies), 1 - 1 / copies)
+            low, high = binom.ppf([1e-4, 1 - 1e-4], copies, share) / copies
+            assert low - 0.05 <= now <= high + 0.05
