@@ -28,7 +28,7 @@ from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
 from afterimage.images import Images, contents
 from afterimage.metrics import spaces
-from afterimage.standalone import flags, output, page
+from afterimage.standalone import captions, drawing, drawing_flags, flags, output, page
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.images import ImageSet
 
@@ -119,7 +119,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="folder to write (default: %(default)s)",
     )
-    _drawing_flags(parser.add_argument_group("drawing from --pipeline"))
+    drawing_flags.arguments(parser.add_argument_group("drawing from --pipeline"))
     image_sets.arguments(parser, SETS)
     _attack_flags(parser)
     _quality_flags(parser)
@@ -133,27 +133,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         help="seed of generations, splits and intervals (default: %(default)s)",
-    )
-
-
-def _drawing_flags(drawing: argparse._ArgumentGroup) -> None:
-    drawing.add_argument(
-        "--generate", type=int, default=1000, metavar="N", help="generations (default: %(default)s)"
-    )
-    drawing.add_argument(
-        "--weights",
-        choices=["ema", "raw"],
-        help="weights of a trainer's checkpoint (default: ema if it has them)",
-    )
-    drawing.add_argument("--sampler", choices=["ddpm", "ddim"], help="default: the pipeline's own")
-    drawing.add_argument(
-        "--steps", type=int, help="denoising steps (default: 50 for DDIM, 250 for DDPM)"
-    )
-    drawing.add_argument(
-        "--batch-size", type=int, default=64, help="generations per batch (default: %(default)s)"
-    )
-    drawing.add_argument(
-        "--keep-samples", type=Path, metavar="DIR", help="folder to keep the generations in"
     )
 
 
@@ -215,16 +194,19 @@ def run(args: argparse.Namespace) -> None:
     # Check the flags.
     started = time.monotonic()
     settings, quality_settings = _settings(args)
-    out = output.check(args.out, FILES)
-    if args.keep_samples is not None:
-        if args.samples is not None:
-            raise ConfigError(
-                "--keep-samples keeps what is drawn from --pipeline; it does not go with --samples"
-            )
-        output.check(args.keep_samples, (KEPT,), flag="--keep-samples")
+    if args.samples is not None:
+        drawing_flags.refuse_without_pipeline(args)
+        out = output.check(args.out, FILES)
+    else:
+        drawing_flags.check_counts(args)
+        out = output.check(args.out, {*FILES, *drawing.files(args.out)})
+        if args.keep_samples is not None:
+            output.check(args.keep_samples, (KEPT,), flag="--keep-samples")
     for name in SETS:
         if getattr(args, name) is not None:
             image_sets.source_of(name, args)
+
+    plan = None if args.pipeline is None else _plan(args)
 
     # Read the images; draw generations from the pipeline.
     sets = {
@@ -232,10 +214,15 @@ def run(args: argparse.Namespace) -> None:
     }
     drawn: dict[str, Any] = {}
     notices = [notice for image_set in sets.values() for notice in image_set.notices()]
-    if args.pipeline is not None:
+    if plan is not None:
         _check_shapes(sets)
-        sets["samples"], drawn = _draw(args, sets["train"].images)
-        notices += drawn.pop("notes")
+        generated = plan.draw(sets["train"], out)
+        sets["samples"], drawn = generated.images, generated.settings
+        notices += generated.notes
+        if args.keep_samples is not None:
+            _keep(args.keep_samples / KEPT, generated.images.images)
+    elif (texts := captions.of(sets["samples"], args)) is not None:
+        sets["samples"] = replace(sets["samples"], captions=tuple(texts))
     _check_shapes(sets)
     samples = sets["samples"]
     train = replace(sets["train"], images=_by_content(sets["train"].images))
@@ -320,57 +307,21 @@ def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quali
         )
         if args.features == "inception":
             spaces.find(quality_settings, None)
-    with flags.named("sample"):
-        steps = 1 if args.steps is None else args.steps
-        config.Sample(images=args.generate, steps=steps, batch_size=args.batch_size)
     return extraction, quality_settings
 
 
-def _draw(args: argparse.Namespace, train: Images) -> tuple[ImageSet, dict[str, Any]]:
-    """Draw generations from ``--pipeline``; return them, and the facts for the record."""
-    from accelerate import PartialState
+def _plan(args: argparse.Namespace) -> Any:
+    """Return how to draw from ``--pipeline``; diffusers is imported for it alone."""
+    from afterimage.standalone import generations
 
-    from afterimage.diffusion import pipelines, sample
+    return generations.plan(args)
 
-    height, width, channels = train.pixels.shape[1:]
-    try:
-        opened = pipelines.open_pipeline(args.pipeline, args.weights, size=(height, width))
-    except artifacts.ArtifactError as error:
-        raise artifacts.ArtifactError(f"--pipeline: {error}") from error
-    if opened.shape != (height, width, channels):
-        drawn_shape, train_shape = (
-            "x".join(map(str, shape)) for shape in (opened.shape, (height, width, channels))
-        )
-        raise ConfigError(
-            f"--pipeline {args.pipeline} draws {drawn_shape}, but --train has {train_shape}; "
-            "--resize and --colour convert them"
-        )
-    sampler = opened.sampler(args.sampler)
-    steps = args.steps or sample.default_steps(sampler, opened.timesteps)
-    settings = config.Sample(
-        images=args.generate, sampler=sampler, steps=steps, batch_size=args.batch_size
-    )
-    ids = np.arange(args.generate)
-    labels = None if opened.classes is None else ids % opened.classes
-    device = PartialState().device
-    with flags.named("sample"):
-        pixels = sample.generate(
-            opened.net.to(device), opened.scheduler_config, ids, settings, args.seed, labels=labels
-        )
-    drawn = Images.of(pixels, ids, labels)
-    if args.keep_samples is not None:
-        stream = io.BytesIO()
-        np.savez_compressed(stream, images=drawn.pixels, ids=drawn.ids, labels=drawn.labels)
-        artifacts.write_atomically(args.keep_samples / KEPT, stream.getvalue())
-    facts = {
-        "sampler": sampler,
-        "steps": steps,
-        "generate": args.generate,
-        "batch_size": args.batch_size,
-    }
-    facts |= {"network": opened.facts(), "device": str(device)}
-    facts["notes"] = [f"--pipeline: {note}" for note in opened.notes]
-    return ImageSet("samples", drawn, ids, {}, image_sets.sha256(pixels)), facts
+
+def _keep(path: Path, drawn: Images) -> None:
+    """Keep generations as one file."""
+    stream = io.BytesIO()
+    np.savez_compressed(stream, images=drawn.pixels, ids=drawn.ids, labels=drawn.labels)
+    artifacts.write_atomically(path, stream.getvalue())
 
 
 def _check_shapes(sets: dict[str, ImageSet]) -> None:

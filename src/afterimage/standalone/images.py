@@ -93,6 +93,7 @@ class ImageSet:
         manifest: The manifest of ``sources.read`` as ``condensed``; ``assumed`` lists the flags of
             the transform that were left at their defaults.
         sha256: Over pixels and labels, whatever kind of file they were read from.
+        captions: The caption or prompt of each image; None without.
     """
 
     name: str
@@ -100,6 +101,7 @@ class ImageSet:
     names: np.ndarray
     manifest: dict[str, Any]
     sha256: str
+    captions: tuple[str, ...] | None = None
 
     def notices(self) -> list[str]:
         """Return one sentence for everything that was left out or chosen by default."""
@@ -351,9 +353,17 @@ def _holds_parquet_alone(path: Path) -> bool:
 
 def _parsed(option: str, args: argparse.Namespace) -> dict[str | None, str]:
     """Return set -> name of one option; None means all sets."""
-    flag, _ = _CHOICES[option]
+    return parsed(_CHOICES[option][0], getattr(args, option), args)
+
+
+def parsed(flag: str, texts: Sequence[str], args: argparse.Namespace) -> dict[str | None, str]:
+    """Return set -> name of the values ``[SET=]NAME`` of a flag; None means all sets.
+
+    Raises:
+        ConfigError: naming the flag, if a set does not exist, is not given or is repeated.
+    """
     chosen: dict[str | None, str] = {}
-    for text in getattr(args, option):
+    for text in texts:
         start, equals, name = text.partition("=")
         image_set = start if equals else None
         if image_set is not None and image_set not in args.image_sets:

@@ -1,0 +1,279 @@
+"""Captions of a set of images: next to image files, or in a parquet column.
+
+Image files have theirs in a ``metadata.jsonl`` (an object with ``file_name`` and the caption per
+line), a ``captions.json`` (file name -> caption, or a list of such objects) or a text file of the
+same name each. Every image needs one caption, and every caption an image.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from afterimage import config
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.data import parquet, pictures, zips
+from afterimage.data.walk import walk
+from afterimage.diffusion.stored_files import first_line, listed
+from afterimage.standalone import images as image_sets
+from afterimage.standalone.images import ImageSet
+
+FLAG = "--caption-column"
+COLUMNS = ("text", "caption", "prompt")
+"""Names of captions, in parquet files and in JSON objects."""
+
+LINES, OBJECT = "metadata.jsonl", "captions.json"
+WHERE = f"{LINES}, {OBJECT}, a .txt per image, or a parquet column {', '.join(COLUMNS)}"
+
+Texts = dict[str, str]
+"""Name of an image, relative to its folder, to its caption."""
+
+
+def arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare the flag."""
+    group.add_argument(
+        FLAG,
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[SET=]NAME",
+        help="parquet column, or key in a JSON object, with the captions (default: the only one of "
+        f"{', '.join(COLUMNS)}); SET is train or samples",
+    )
+
+
+def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
+    """Return the caption of each image in order; None if the set has no captions.
+
+    Args:
+        images: A set as it was read.
+        args: The command's arguments.
+
+    Raises:
+        ConfigError: naming the flag, if several columns or files could hold captions.
+        ArtifactError: naming the flag and the images, if captions and images do not match.
+    """
+    chosen = image_sets.parsed(FLAG, args.caption_column, args)
+    wanted = chosen.get(images.name, chosen.get(None))
+    source = image_sets.source_of(images.name, args)
+    flag = f"--{images.name}"
+    if isinstance(source, config.Parquet):
+        return _in_parquet(source, images, wanted)
+    if not isinstance(source, config.ImageFolder):
+        if wanted is not None and images.name in chosen:
+            raise ConfigError(f"{FLAG} = {wanted}: {flag} is no source that has captions ({WHERE})")
+        return None
+    path = Path(config.expand(source.path))
+    if not path.is_dir() and path.suffix.lower() != ".zip":
+        return None
+    files = _files(path)
+    names = [name for name in files if pictures.is_image(name)]
+    texts = _beside(files, names, wanted, flag)
+    if texts is None:
+        return None
+    missing = sorted(set(map(_file, map(str, images.names))) - set(texts))
+    foreign = sorted(set(texts) - set(names))
+    if missing or foreign:
+        raise ArtifactError(f"{flag}: captions do not match the images: {_differ(missing, foreign)}")
+    return [texts[_file(str(name))] for name in images.names]
+
+
+def _file(name: str) -> str:
+    """Return the file of an image's name, which may end in a page or frame: ``a.gif[3]``."""
+    return name.rpartition("[")[0] if name.endswith("]") and "[" in name else name
+
+
+def _differ(missing: list[str], foreign: list[str]) -> str:
+    parts = []
+    if missing:
+        parts.append(f"{len(missing)} images have none ({listed(missing)})")
+    if foreign:
+        parts.append(f"{len(foreign)} captions have no image ({listed(foreign)})")
+    return "; ".join(parts)
+
+
+# ---- beside image files --------------------------------------------------------------------------
+
+
+def _files(path: Path) -> Mapping[str, Callable[[], bytes]]:
+    """Return name -> loader of the files of a folder or a zip, named as the images are."""
+    if path.is_dir():
+        return {name: file.read_bytes for name, file in walk(path, {}).items()}
+    archive = zips.opened(path)
+    members = {
+        PurePosixPath(info.filename).as_posix(): info
+        for info in archive.infolist()
+        if not info.is_dir()
+        and not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
+    }
+    tops = {name.split("/")[0] for name in members}
+    top = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in members) else ""
+
+    def loader(info: Any) -> Callable[[], bytes]:
+        return lambda: archive.read(info)
+
+    return {name.removeprefix(top): loader(info) for name, info in members.items()}
+
+
+def _beside(
+    files: Mapping[str, Callable[[], bytes]], names: list[str], wanted: str | None, flag: str
+) -> Texts | None:
+    """Return the captions that lie beside image files; None if there are none."""
+    kinds: dict[str, Texts] = {}
+    for kind, reader in ((LINES, _lines), (OBJECT, _object)):
+        texts: Texts = {}
+        for name in files:
+            if PurePosixPath(name).name != kind:
+                continue
+            entries = reader(_text(files[name], name, flag), wanted, f"{flag}: {name}")
+            folder = name[: -len(kind)]
+            _add(texts, ((folder + file, text) for file, text in entries), f"{flag}: {name}")
+        if texts:
+            kinds[kind] = texts
+    stems = {str(PurePosixPath(name).with_suffix("")): name for name in names}
+    single: Texts = {}
+    for name in files:
+        path = PurePosixPath(name)
+        if path.suffix.lower() == ".txt" and str(path.with_suffix("")) in stems:
+            image = stems[str(path.with_suffix(""))]
+            single[image] = _text(files[name], name, flag).strip()
+    if single:
+        kinds["a .txt per image"] = single
+    if len(kinds) > 1:
+        raise ConfigError(f"{flag}: captions are in {' and in '.join(kinds)}; keep one of them")
+    return next(iter(kinds.values()), None)
+
+
+def _text(load: Callable[[], bytes], name: str, flag: str) -> str:
+    try:
+        return load().decode("utf-8-sig")
+    except (*zips.DAMAGE, UnicodeDecodeError) as error:
+        raise ArtifactError(f"{flag}: {name} cannot be read: {first_line(error)}") from error
+
+
+def _lines(text: str, wanted: str | None, where: str) -> Iterable[tuple[str, str]]:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            place = f"{where}, line {number}"
+            try:
+                entry = json.loads(line)
+            except ValueError as error:
+                raise ArtifactError(f"{place} is not JSON: {error}") from error
+            if (pair := _entry(entry, wanted, place)) is not None:
+                yield pair
+
+
+def _object(text: str, wanted: str | None, where: str) -> Iterable[tuple[str, str]]:
+    try:
+        value = json.loads(text, object_pairs_hook=_Pairs)
+    except ValueError as error:
+        raise ArtifactError(f"{where} is not JSON: {error}") from error
+    if isinstance(value, list) and not isinstance(value, _Pairs):
+        for number, entry in enumerate(value):
+            place = f"{where}, entry {number}"
+            if (pair := _entry(_plain(entry), wanted, place)) is not None:
+                yield pair
+        return
+    if not isinstance(value, _Pairs) or not all(isinstance(text, str) for _, text in value):
+        raise ArtifactError(
+            f"{where}: allowed are an object (file name -> caption) or a list of objects with "
+            "file_name and a caption"
+        )
+    yield from value
+
+
+class _Pairs(list):
+    """A JSON object as its pairs, which a dict would lose where a name is repeated."""
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, _Pairs) else value
+
+
+def _entry(entry: Any, wanted: str | None, where: str) -> tuple[str, str] | None:
+    """Return file and caption of one JSON object; None if it has no caption."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise ArtifactError(f"{where}: an object with file_name is needed")
+    keys = [key for key in COLUMNS if key in entry] if wanted is None else [wanted]
+    if len(keys) > 1:
+        raise ConfigError(f"{where} has {', '.join(keys)}; {FLAG} chooses one")
+    if not keys:
+        return None
+    if not isinstance(text := entry.get(keys[0]), str):
+        raise ArtifactError(
+            f"{where}: {keys[0]} is {text!r}, no text; keys are {listed(sorted(entry))}"
+        )
+    return entry["file_name"], text
+
+
+def _add(texts: Texts, entries: Iterable[tuple[str, str]], where: str) -> None:
+    """Add captions; a file that is named twice is an error."""
+    pairs = [(PurePosixPath(file).as_posix(), text) for file, text in entries]
+    counts = Counter(file for file, _ in pairs)
+    if repeated := sorted(file for file in counts if counts[file] > 1 or file in texts):
+        raise ArtifactError(f"{where} names {listed(repeated)} more than once")
+    texts |= dict(pairs)
+
+
+# ---- parquet -------------------------------------------------------------------------------------
+
+
+def _in_parquet(source: config.Parquet, images: ImageSet, wanted: str | None) -> list[str] | None:
+    """Return the captions of parquet rows; None if no column could hold them."""
+    flag, cells = f"--{images.name}", list[Any]()
+    for path in _parquet_files(str(source.path)):
+        try:
+            schema = pq.read_schema(path.absolute())
+            column = _column(schema, wanted, path, flag)
+            if column is None:
+                return None
+            table = pq.read_table(path.absolute(), columns=[column])
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise ArtifactError(f"{flag}: {path} cannot be read: {first_line(error)}") from error
+        cells += table.column(column).to_pylist()
+    rows = [int(row) for row in images.images.ids]
+    if missing := [str(row) for row in rows if not isinstance(cells[row], str)]:
+        raise ArtifactError(
+            f"{flag}: captions do not match the images: {len(missing)} rows have none (row "
+            f"{listed(missing)}, counted from 0)"
+        )
+    return [cells[row] for row in rows]
+
+
+def _parquet_files(text: str) -> list[Path]:
+    """Return the files of a parquet source, in the order in which its images are read."""
+    files: list[Path] = []
+    for path in parquet.matching(config.expand(text)):
+        if path.is_dir():
+            inside = walk(path, {})
+            files += [inside[name] for name in sorted(inside) if parquet.is_parquet(name)]
+        else:
+            files.append(path)
+    return list(dict.fromkeys(files))
+
+
+def _column(schema: pa.Schema, wanted: str | None, path: Path, flag: str) -> str | None:
+    texts = [
+        field.name
+        for field in schema
+        if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    if wanted is not None:
+        if wanted not in texts:
+            raise ConfigError(
+                f"{FLAG} = {wanted}: {path} has no column of text of that name; it has "
+                f"{listed(texts) or 'none'}"
+            )
+        return wanted
+    usual = [name for name in texts if name in COLUMNS]
+    if len(usual) > 1:
+        raise ConfigError(f"{flag}: {path} has {', '.join(usual)}; {FLAG} chooses one")
+    return usual[0] if usual else None

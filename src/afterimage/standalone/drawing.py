@@ -1,0 +1,183 @@
+"""Draw images into a folder, batch by batch: a drawing that was interrupted goes on from there.
+
+The folder has a PNG per image (``000000.png``, ...) and ``drawing.json``, which says what they
+depend on. A batch of which an image is missing is drawn again as a whole, so that the images are
+the same bytes as those of an uninterrupted drawing.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import sys
+import time
+from collections.abc import Callable, Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from afterimage import artifacts, progress
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.data import pictures
+from afterimage.data.pictures import Transform
+
+FOLDER = "drawn"
+RECORD = "drawing.json"
+CAPTIONS = "metadata.jsonl"
+
+_OURS = re.compile(r"\.?(?:\d{6,}\.png|drawing\.json|metadata\.jsonl)(?:\.\d+\.partial)?")
+
+Draw = Callable[[np.ndarray], np.ndarray]
+"""Ids of a batch, (n,), to its images, uint8, (n, H, W, 1 or 3)."""
+
+
+def files(out: Path) -> set[str]:
+    """Return the names, relative to ``out``, of the files of a drawing in it."""
+    folder = out / FOLDER
+    if not (folder / RECORD).is_file():
+        return set()
+    return {f"{FOLDER}/{path.name}" for path in folder.iterdir() if _OURS.fullmatch(path.name)}
+
+
+def check(out: Path, made_from: dict[str, Any]) -> None:
+    """Check that the images in ``out``, if there are any, are of this drawing.
+
+    Raises:
+        ConfigError: naming the settings that differ.
+    """
+    record = out / FOLDER / RECORD
+    if not record.is_file():
+        return
+    try:
+        earlier = json.loads(record.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"--out {out}: {FOLDER}/{RECORD} cannot be read: {error}") from error
+    if earlier != made_from:
+        raise ConfigError(
+            f"--out {out}: the images in {FOLDER}/ are of another drawing: "
+            f"{artifacts.difference(earlier, made_from)}; name another folder, or remove "
+            f"{out / FOLDER}"
+        )
+
+
+def name_of(row: int) -> str:
+    """Return the file of an image."""
+    return f"{row:06d}.png"
+
+
+def draw(out: Path, made_from: dict[str, Any], count: int, batch_size: int, batch: Draw) -> int:
+    """Draw the images that are missing; return how many were there already.
+
+    Args:
+        out: The command's folder; images are kept in its ``drawn/``.
+        made_from: Everything that an image depends on, besides its id.
+        count: Number of images, with ids from 0.
+        batch_size: Images per batch.
+        batch: Draws the images of a batch.
+
+    Raises:
+        ConfigError: if the folder has images of another drawing.
+        ArtifactError: if an image cannot be written.
+    """
+    check(out, made_from)
+    folder = out / FOLDER
+    for partial in folder.glob(".*.partial"):
+        partial.unlink()
+    artifacts.write_json(folder / RECORD, made_from)
+    batches = [
+        np.arange(first, min(first + batch_size, count)) for first in range(0, count, batch_size)
+    ]
+    missing = [
+        ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids)
+    ]
+    there = count - sum(map(len, missing))
+    if there and missing:
+        print(
+            f"{there} of {count} generations are in {folder} already; the drawing goes on",
+            file=sys.stderr,
+        )
+    with Progress(count, there) as report:
+        for ids in missing:
+            images = batch(ids)
+            for row, image in zip(ids, images, strict=True):
+                artifacts.write_atomically(folder / name_of(row), _png(image))
+            report.advance(len(ids))
+    return there
+
+
+def captions(out: Path, count: int, rows: Sequence[dict[str, Any]]) -> None:
+    """Write what each image was drawn from, in the form that image folders have on the Hub."""
+    lines = [
+        json.dumps({"file_name": name_of(row), **rows[row]}, ensure_ascii=False) + "\n"
+        for row in range(count)
+    ]
+    artifacts.write_atomically(out / FOLDER / CAPTIONS, "".join(lines).encode())
+
+
+def read(out: Path, count: int, transform: Transform) -> np.ndarray:
+    """Return the drawn images, uint8, (N, H, W, 1 or 3), each transformed as it is read.
+
+    Raises:
+        ArtifactError: naming the file, if an image is damaged or has another shape than the first.
+    """
+    pixels: np.ndarray | None = None
+    for row in range(count):
+        path = out / FOLDER / name_of(row)
+        try:
+            (picture,) = pictures.decode(path.read_bytes(), transform)
+        except pictures.DAMAGE as error:
+            raise ArtifactError(
+                f"{path} is damaged; remove it to have it drawn again: {error}"
+            ) from error
+        assert picture.pixels is not None
+        if pixels is None:
+            pixels = np.empty((count, *picture.pixels.shape), np.uint8)
+        if picture.pixels.shape != pixels.shape[1:]:
+            raise ArtifactError(f"{path} has another size than {name_of(0)}")
+        pixels[row] = picture.pixels
+    assert pixels is not None
+    return pixels
+
+
+def _png(image: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image).save(stream, "png")
+    return stream.getvalue()
+
+
+class Progress:
+    """Images drawn, images per second and the time left: a bar on a terminal, else lines."""
+
+    def __init__(self, count: int, there: int) -> None:
+        self.count, self.there, self.done = count, there, there
+        self.started = self.printed = time.monotonic()
+
+    def __enter__(self) -> Progress:
+        self.bar = tqdm(
+            total=self.count, initial=self.there, desc="drawn", unit=" images", disable=None
+        )
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.bar.close()
+
+    def advance(self, images: int) -> None:
+        """Report that images were drawn."""
+        self.done += images
+        self.bar.update(images)
+        now = time.monotonic()
+        if self.bar.disable and self.done < self.count and now - self.printed >= progress.EVERY:
+            self.printed = now
+            rate = (self.done - self.there) / (now - self.started)
+            left = progress.span((self.count - self.done) / rate)
+            print(
+                f"drawn {self.done} of {self.count} generations "
+                f"({100 * self.done // self.count} %), {rate:.3g} images/s, {left} left",
+                file=sys.stderr,
+                flush=True,
+            )

@@ -1,0 +1,425 @@
+"""The generations of an audit, drawn from ``--pipeline``: which way, its checks, the drawing.
+
+A U-Net of pixels with a scheduler of the DDPM family is drawn from by ``diffusion.sample``, as in a
+study, so that ``--sampler`` and a trainer's checkpoint folder work; any other pipeline by its own
+call.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from diffusers.utils.torch_utils import randn_tensor
+
+from afterimage import artifacts, config, provenance, seeds
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.data.pictures import Transform
+from afterimage.diffusion import pipelines, sample
+from afterimage.diffusion.stored_network import NETWORKS
+from afterimage.images import Images
+from afterimage.standalone import (
+    captions,
+    conditions,
+    drawing,
+    drawing_flags,
+    flags,
+    lora,
+    own_call,
+    prompts,
+    stored_pipeline,
+)
+from afterimage.standalone import images as image_sets
+from afterimage.standalone.conditions import Conditions
+from afterimage.standalone.images import ImageSet
+from afterimage.standalone.own_call import Asks, CallSettings
+from afterimage.standalone.stored_pipeline import Located, StoredPipeline
+
+@dataclass(frozen=True)
+class Drawn:
+    """What was drawn.
+
+    Attributes:
+        images: The generations.
+        conditions: What they were drawn from.
+        settings: Facts for the record.
+        notes: Sentences for the user.
+    """
+
+    images: ImageSet
+    conditions: Conditions
+    settings: dict[str, Any]
+    notes: list[str]
+
+
+def device_of(args: argparse.Namespace) -> torch.device:
+    """Return the device to draw on.
+
+    Raises:
+        ConfigError: naming ``--device``, if there is none of that name.
+    """
+    if args.device is None:
+        from accelerate import PartialState
+
+        return PartialState().device
+    try:
+        device = torch.device(args.device)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch without CUDA
+        raise ConfigError(
+            f"--device = {args.device}: it cannot be used: {str(error).splitlines()[0]}"
+        ) from error
+    return device
+
+
+# ---- which way -----------------------------------------------------------------------------------
+
+
+def plan(args: argparse.Namespace) -> Pixels | Own:
+    """Find the pipeline and check everything that can be checked before the images are read.
+
+    Raises:
+        ConfigError: naming the flag.
+        ArtifactError: naming ``--pipeline``.
+    """
+    with _named():
+        folder = Path(args.pipeline)
+        is_hub = stored_pipeline.pinned(args.pipeline, args.revision) is not None
+        if not is_hub and not (folder / stored_pipeline.INDEX).is_file():
+            return Pixels(args, args.pipeline)
+        located = stored_pipeline.locate(args.pipeline, args.revision)
+        if _is_of_pixels(located.index, args):
+            return Pixels(args, _reopened(located))
+        return Own.of(args, located)
+
+
+def _reopened(located: Located) -> str:
+    """Return what ``open_pipeline`` is to open."""
+    return located.name if located.commit is None else f"{located.repository}@{located.commit}"
+
+
+def _is_of_pixels(index: dict[str, Any], args: argparse.Namespace) -> bool:
+    """Say whether a pipeline is drawn from by ``diffusion.sample``."""
+    parts = stored_pipeline.parts_of(index)
+    if set(parts) != {"unet", "scheduler"} or parts["unet"][1] not in NETWORKS:
+        return False
+    kind = index.get("_class_name")
+    known = isinstance(kind, str) and hasattr(diffusers, kind)
+    return args.sampler is not None or not known or kind in ("DDPMPipeline", "DDIMPipeline")
+
+
+class _named:  # noqa: N801
+    """Begin messages about a pipeline with its flag."""
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, ArtifactError) and not str(error).startswith("--"):
+            raise type(error)(f"--pipeline: {error}") from error
+
+
+# ---- U-Nets of pixels ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A U-Net of pixels with a scheduler of the DDPM family, or a trainer's checkpoint folder.
+
+    Attributes:
+        args: The command's arguments.
+        pipeline: The folder, or the pinned Hub id.
+    """
+
+    args: argparse.Namespace
+    pipeline: str
+
+    def __post_init__(self) -> None:
+        for flag in drawing_flags.OWN:
+            if (value := getattr(self.args, flag)) is not None:
+                raise ConfigError(
+                    f"{flags.flag(flag)} = {value}: it is not for --pipeline {self.args.pipeline}, "
+                    "a U-Net of pixels"
+                )
+
+    def draw(self, train: ImageSet, out: Path) -> Drawn:
+        """Draw generations of the size of the training images.
+
+        Raises:
+            ConfigError: if the shapes differ, or a flag does not fit.
+            ArtifactError: if the pipeline cannot be opened, or gives values that are not finite.
+        """
+        args = self.args
+        shape = train.images.pixels.shape[1:]
+        with _named():
+            opened = pipelines.open_pipeline(self.pipeline, args.weights, size=shape[:2])
+        if opened.shape != shape:
+            drawn_shape, train_shape = ("x".join(map(str, sides)) for sides in (opened.shape, shape))
+            raise ConfigError(
+                f"--pipeline {args.pipeline} draws {drawn_shape}, but --train has {train_shape}; "
+                "--resize and --colour convert them"
+            )
+        if opened.classes is not None:
+            asked = conditions.by_label(opened.classes, args.labels, args.generate)
+        elif args.labels is None:
+            asked = conditions.unconditional(args.generate)
+        else:
+            raise ConfigError("--labels: the pipeline is unconditional; leave --labels out")
+        sampler = opened.sampler(args.sampler)
+        settings = config.Sample(
+            images=asked.count,
+            sampler=sampler,
+            steps=args.steps or sample.default_steps(sampler, opened.timesteps),
+            batch_size=args.batch_size or drawing_flags.BATCH["pixels"],
+        )
+        device = device_of(args)
+        net = opened.net.to(device)
+
+        def batch(ids: np.ndarray) -> np.ndarray:
+            generators = [seeds.torch_rng(args.seed, "sample", 0, int(row)) for row in ids]
+            height, width, channels = opened.shape
+            start = randn_tensor(
+                (len(ids), channels, height, width), generator=generators, device=device
+            )
+            labels = asked.of(ids)
+            with flags.named("sample"), _named():
+                images = sample.denoise(
+                    net,
+                    opened.scheduler_config,
+                    start,
+                    generators,
+                    settings,
+                    None if labels is None else torch.tensor(labels, device=device),
+                    opened.null,
+                )
+            return sample.to_uint8(images)
+
+        facts = {
+            "sampler": sampler,
+            "steps": settings.steps,
+            "generate": asked.count,
+            "batch_size": settings.batch_size,
+            "network": opened.facts(),
+            "device": str(device),
+        }
+        made_from = _made_from(args, asked, device, settings.batch_size) | {
+            "weights": opened.weights_sha256,
+            "scheduler": provenance.digest(opened.scheduler_config),
+            "sampler": sampler,
+            "steps": settings.steps,
+        }
+        images, there = _drawn(out, made_from, asked, settings.batch_size, batch, Transform())
+        notes = [*opened.notes, *_continued(there, asked.count)]
+        return Drawn(images, asked, facts, [f"--pipeline: {note}" for note in notes])
+
+
+def _made_from(
+    args: argparse.Namespace, asked: Conditions, device: torch.device, batch_size: int
+) -> dict[str, Any]:
+    """Return what every drawn image depends on, besides its network."""
+    return {
+        "seed": args.seed,
+        "batch_size": batch_size,
+        "device": str(device),
+        "condition": asked.kind,
+        "conditions_sha256": provenance.digest(list(asked.values)),
+        "images_per_condition": asked.each,
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+    }
+
+
+def _drawn(
+    out: Path,
+    made_from: dict[str, Any],
+    asked: Conditions,
+    batch_size: int,
+    batch: Callable[[np.ndarray], np.ndarray],
+    transform: Transform,
+) -> tuple[ImageSet, int]:
+    """Draw into ``out`` and read the images; return them, and how many were there already."""
+    there = drawing.draw(out, made_from, asked.count, batch_size, batch)
+    ids = np.arange(asked.count)
+    values = asked.of(ids)
+    key = {"prompt": "text", "class": "label", "none": ""}[asked.kind]
+    drawing.captions(
+        out, asked.count, [{key: value} for value in values] if values else [{}] * asked.count
+    )
+    pixels = drawing.read(out, asked.count, transform)
+    labels = np.array(values, np.int64) if asked.kind == "class" else None
+    images = Images.of(pixels, ids, labels)
+    texts = tuple(values) if asked.kind == "prompt" and values else None
+    return ImageSet("samples", images, ids, {}, image_sets.sha256(pixels), texts), there
+
+
+def _continued(there: int, count: int) -> list[str]:
+    return [f"{there} of {count} generations were drawn by an earlier run"] if there else []
+
+
+# ---- any other pipeline --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Own:
+    """A pipeline that is drawn from by its own call.
+
+    Attributes:
+        args: The command's arguments.
+        stored: The pipeline.
+        asked: What its call asks for.
+        prompts: The prompts of ``--prompts``; None without it.
+    """
+
+    args: argparse.Namespace
+    stored: StoredPipeline
+    asked: Asks
+    prompts: list[str] | None
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, located: Located) -> Own:
+        """Check the flags against the pipeline's class, its call and its files."""
+        for flag in drawing_flags.PIXELS:
+            if (value := getattr(args, flag)) is not None:
+                raise ConfigError(
+                    f"{flags.flag(flag)} = {value}: it is for U-Nets of pixels; a "
+                    f"{located.index.get('_class_name')} is drawn from by its own call"
+                )
+        stored = stored_pipeline.find(located, args.variant)
+        asked = own_call.asks(stored.pipeline_class, stored.name)
+        if not asked.text:
+            for flag in ("prompts", "per_prompt", "negative_prompt", "truncate_prompts"):
+                if (value := getattr(args, flag)) is not None:
+                    raise ConfigError(
+                        f"{flags.flag(flag)} = {value}: a {asked.name} takes no prompts"
+                    )
+        elif args.labels is not None:
+            raise ConfigError(f"--labels: a {asked.name} takes prompts, not labels")
+        own_call.arguments(asked, _settings(args))
+        if args.lora is not None:
+            lora.check(args.lora, stored.pipeline_class)
+        given = None if args.prompts is None else conditions.read_prompts(args.prompts)
+        return cls(args, stored, asked, given)
+
+    def draw(self, train: ImageSet, out: Path) -> Drawn:
+        """Draw generations, each from its prompt or label.
+
+        Raises:
+            ConfigError: naming the flag that does not fit.
+            ArtifactError: if the pipeline cannot be opened, or gives values that are not finite.
+        """
+        args, stored = self.args, self.stored
+        device = device_of(args)
+        dtype = args.dtype or "float32"
+        texts = self._prompts(train) if self.asked.text else None
+        with _named():
+            pipeline = stored_pipeline.load(stored, dtype, device)
+            if args.lora is not None:
+                lora.load(pipeline, args.lora)
+        conditioned, notes = self._conditions(pipeline, texts)
+        if conditioned.kind == "prompt":
+            notes += prompts.check_lengths(
+                pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
+            )
+        given = own_call.arguments(self.asked, _settings(args), _is_distilled(pipeline))
+        call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
+
+        def batch(ids: np.ndarray) -> np.ndarray:
+            derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
+            with _named():
+                return call.draw(derived, conditioned.of(ids))
+
+        batch_size = args.batch_size or drawing_flags.BATCH["own"]
+        weights = {"pipeline": stored.sha256()}
+        if args.lora is not None:
+            weights["lora"] = artifacts.sha256(args.lora)
+        made_from = _made_from(args, conditioned, device, batch_size) | {
+            "weights": weights,
+            "dtype": dtype,
+            "arguments": given,
+        }
+        transform = Transform(
+            args.colour, args.resize, args.resize_filter or "bilinear", args.crop or "centre"
+        )
+        images, there = _drawn(out, made_from, conditioned, batch_size, batch, transform)
+        notes = [*stored.notes, *notes, *_continued(there, conditioned.count)]
+        if call.one_at_a_time:
+            notes.append(
+                f"images were drawn one at a time, whatever --batch-size: {call.one_at_a_time}"
+            )
+        if call.refused:
+            notes.append(
+                f"{call.refused} images were blackened by the pipeline's own safety checker"
+            )
+        facts = {
+            "generate": conditioned.count,
+            "batch_size": batch_size,
+            "drawing": self._facts(pipeline, given, conditioned)
+            | {"dtype": dtype, "one_at_a_time": call.one_at_a_time or None, "sha256": weights},
+            "device": str(device),
+        }
+        return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
+
+    def _prompts(self, train: ImageSet) -> list[str]:
+        if self.prompts is not None:
+            return self.prompts
+        texts = captions.of(train, self.args)
+        if texts is None:
+            raise ConfigError(
+                f"--prompts is needed: a {self.asked.name} draws from prompts, and --train "
+                f"{self.args.train} has no captions ({captions.WHERE})"
+            )
+        return list(dict.fromkeys(texts))
+
+    def _conditions(self, pipeline: Any, texts: list[str] | None) -> tuple[Conditions, list[str]]:
+        args = self.args
+        if texts is not None:
+            seed = args.seed if self.prompts is None else None
+            return conditions.by_prompt(texts, args.per_prompt or 1, args.generate, seed)
+        classes = own_call.classes_of(pipeline)
+        known = self.asked.parameters
+        if "class_labels" in known and (classes is not None or "batch_size" not in known):
+            return conditions.by_label(classes, args.labels, args.generate), []
+        if args.labels is not None:
+            raise ConfigError(f"--labels: this {self.asked.name} takes no labels; leave them out")
+        return conditions.unconditional(args.generate), []
+
+    def _facts(
+        self, pipeline: Any, given: dict[str, Any], conditioned: Conditions
+    ) -> dict[str, Any]:
+        schedulers = {
+            name: type(part).__name__
+            for name, part in pipeline.components.items()
+            if isinstance(part, diffusers.SchedulerMixin)
+        }
+        return {
+            "pipeline_class": self.asked.name,
+            "schedulers": schedulers,
+            "parts": {name: ".".join(part) for name, part in self.stored.parts.items()},
+            "commit": self.stored.commit,
+            "variant": self.stored.variant,
+            "lora": None if self.args.lora is None else str(self.args.lora),
+            "arguments": own_call.facts(self.asked, given),
+            "condition": conditioned.kind,
+            "different": len(conditioned.values),
+            "images_each": conditioned.each,
+            "seeds": f"derived from --seed {self.args.seed} and the number of the image",
+        }
+
+
+def _settings(args: argparse.Namespace) -> CallSettings:
+    return CallSettings(
+        args.steps, args.guidance, args.negative_prompt, args.height, args.width
+    )
+
+
+def _is_distilled(pipeline: Any) -> bool:
+    """Say whether the network takes the guidance scale as an input."""
+    transformer = pipeline.components.get("transformer")
+    return bool(getattr(getattr(transformer, "config", None), "guidance_embeds", False))
