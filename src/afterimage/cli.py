@@ -67,6 +67,10 @@ SINGLE: dict[str, tuple[str, str]] = {
         "afterimage.standalone.audit",
         "attack your own images or diffusers pipeline; needs no study",
     ),
+    "watch": (
+        "afterimage.standalone.watch",
+        "say when a training starts to copy, from the checkpoints that it leaves",
+    ),
     "attribute": (
         "afterimage.standalone.attribute",
         "rank the training images behind generations of any pipeline; needs no study",

@@ -8,13 +8,13 @@ looks depend on each other). A training that copies nothing is therefore said to
 planned looks, in at most 5 of 100 trainings. The training copies from the first look that shows
 copies; it may have started at any update after the look before.
 
-``Watch`` can be used inside a training loop; ``afterimage watch`` uses it on a folder in which a
-trainer leaves its checkpoints.
+``Watch`` can be used inside a training loop (``docs/auditing.md``); ``afterimage watch`` uses it on
+a folder in which a trainer leaves its checkpoints.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from afterimage.config import ConfigError
 from afterimage.images import Images
 from afterimage.metrics import classifier, quality
 from afterimage.metrics.exceedance import exceedance, visible_rate
+from afterimage.standalone import images as image_sets
 
 ERROR = 0.05
 """Probability that a training which copies nothing is ever said to copy."""
@@ -131,6 +132,33 @@ class Watch:
         self._alpha, self._false_alarms = calibrated.alpha, float(calibrated.flagged.mean())
         self._quality = _Quality.of(control.images, seed)
 
+    @classmethod
+    def of(
+        cls, train: str, holdout: str, generations: int = 256, looks: int = 20, **flags: Any
+    ) -> Watch:
+        """Return a watch on images in files.
+
+        Args:
+            train: Source of the training images: a folder or zip of images, .npz, or parquet.
+            holdout: Likewise, of images that the training never sees.
+            generations: As for the class.
+            looks: As for the class.
+            **flags: Values of ``afterimage watch``'s flags for reading images (``resize=64``), and
+                ``flips`` and ``seed``.
+
+        Raises:
+            ConfigError: naming the flag.
+        """
+        parser = argparse.ArgumentParser(add_help=False)
+        image_sets.arguments(parser, ("train", "holdout"))
+        args = parser.parse_args([])
+        vars(args).update(train=train, holdout=holdout, flips=False, seed=0)
+        if unknown := sorted(set(flags) - set(vars(args))):
+            raise ConfigError(f"{unknown[0]}: there is no such flag for reading images")
+        vars(args).update(flags)
+        sets = [image_sets.read_set(name, args).images for name in ("train", "holdout")]
+        return cls(*sets, generations, looks, mirrors=args.flips, seed=args.seed)
+
     def _visible(self, given: int) -> float:
         """Return the copying rate that a look sees with probability ``POWER``."""
         left = len(self._held_out)
@@ -193,42 +221,28 @@ class Watch:
     @property
     def onset(self) -> Look | None:
         """The first look that shows copies; None if none does."""
-        return first_copying(self.looks)
+        return next((look for look in self.looks if look.copies), None)
 
     @property
     def sentence(self) -> str:
         """The answer so far, for a person."""
-        return answer(self.looks, self.visible)
-
-
-def first_copying(looks: Sequence[Look]) -> Look | None:
-    """Return the first look that shows copies; None if none does."""
-    return next((look for look in looks if look.copies), None)
-
-
-def answer(looks: Sequence[Look], visible: float) -> str:
-    """Return the answer of the looks so far, for a person.
-
-    Args:
-        looks: In the order of updates.
-        visible: The copying rate that each would have seen.
-    """
-    if not looks:
-        return "Nothing was looked at."
-    onset = first_copying(looks)
-    if onset is None:
+        if not self.looks:
+            return "Nothing was looked at."
+        onset = self.onset
+        if onset is None:
+            return (
+                f"No copies are shown up to update {self.looks[-1].update}, though a copying rate "
+                f"of {self.visible:.2g} would have been seen at each look in {POWER:.0%} of such "
+                "trainings. Rarer or less exact copies may be there."
+            )
+        before = [look.update for look in self.looks if look.update < onset.update]
+        since = f"after update {before[-1]}" if before else "before the first look"
         return (
-            f"No copies are shown up to update {looks[-1].update}, though a copying rate of "
-            f"{visible:.2g} would have been seen at each look in {POWER:.0%} of such trainings. "
-            "Rarer or less exact copies may be there."
+            f"Copies from update {onset.update} on: at least {onset.copies} of "
+            f"{onset.generations} generations there, of at least "
+            f"{max(1, onset.images - onset.false_alarms)} training images. They may have started "
+            f"at any time {since}."
         )
-    before = [look.update for look in looks if look.update < onset.update]
-    since = f"after update {before[-1]}" if before else "before the first look"
-    return (
-        f"Copies from update {onset.update} on: at least {onset.copies} of {onset.generations} "
-        f"generations there, of at least {max(1, onset.images - onset.false_alarms)} training "
-        f"images. They may have started at any time {since}."
-    )
 
 
 class _Quality:
