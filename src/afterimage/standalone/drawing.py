@@ -1,8 +1,8 @@
 """Draw images into a folder, batch by batch: a drawing that was interrupted goes on from there.
 
 The folder has a PNG per image (``000000.png``, ...) and ``drawing.json``, which says what they
-depend on. A batch of which an image is missing is drawn again as a whole, so that the images are
-the same bytes as those of an uninterrupted drawing.
+depend on and what was observed while they were drawn. A batch of which an image is missing is drawn
+again as a whole, so that the images are the same bytes as those of an uninterrupted drawing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +44,30 @@ def files(out: Path) -> set[str]:
     return {f"{FOLDER}/{path.name}" for path in folder.iterdir() if _OURS.fullmatch(path.name)}
 
 
-def check(out: Path, made_from: dict[str, Any]) -> None:
-    """Check that the images in ``out``, if there are any, are of this drawing.
+def observed(out: Path, made_from: dict[str, Any]) -> dict[str, Any]:
+    """Return what an earlier run of this drawing observed; empty without one.
 
     Raises:
-        ConfigError: naming the settings that differ.
+        ConfigError: naming the settings that differ, if the images in ``out`` are of another
+            drawing.
     """
     record = out / FOLDER / RECORD
     if not record.is_file():
-        return
+        return {}
     try:
         earlier = json.loads(record.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--out {out}: {FOLDER}/{RECORD} cannot be read: {error}") from error
-    if earlier != made_from:
+        settings, seen = earlier["made_from"], earlier["observed"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--out {out}: {FOLDER}/{RECORD} is damaged; remove {out / FOLDER}: {error!r}"
+        ) from error
+    if settings != made_from:
         raise ConfigError(
             f"--out {out}: the images in {FOLDER}/ are of another drawing: "
-            f"{artifacts.difference(earlier, made_from)}; name another folder, or remove "
+            f"{artifacts.difference(settings, made_from)}; name another folder, or remove "
             f"{out / FOLDER}"
         )
+    return seen
 
 
 def name_of(row: int) -> str:
@@ -70,31 +75,31 @@ def name_of(row: int) -> str:
     return f"{row:06d}.png"
 
 
-def draw(out: Path, made_from: dict[str, Any], count: int, batch_size: int, batch: Draw) -> int:
+def draw(
+    out: Path,
+    made_from: dict[str, Any],
+    seen: dict[str, Any],
+    count: int,
+    batch_size: int,
+    batch: Draw,
+) -> int:
     """Draw the images that are missing; return how many were there already.
 
     Args:
         out: The command's folder; images are kept in its ``drawn/``.
         made_from: Everything that an image depends on, besides its id.
+        seen: What was observed, as ``observed`` returns it; ``batch`` adds to it.
         count: Number of images, with ids from 0.
         batch_size: Images per batch.
         batch: Draws the images of a batch.
-
-    Raises:
-        ConfigError: if the folder has images of another drawing.
-        ArtifactError: if an image cannot be written.
     """
-    check(out, made_from)
     folder = out / FOLDER
     for partial in folder.glob(".*.partial"):
         partial.unlink()
-    artifacts.write_json(folder / RECORD, made_from)
     batches = [
         np.arange(first, min(first + batch_size, count)) for first in range(0, count, batch_size)
     ]
-    missing = [
-        ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids)
-    ]
+    missing = [ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids)]
     there = count - sum(map(len, missing))
     if there and missing:
         print(
@@ -104,6 +109,7 @@ def draw(out: Path, made_from: dict[str, Any], count: int, batch_size: int, batc
     with Progress(count, there) as report:
         for ids in missing:
             images = batch(ids)
+            artifacts.write_json(folder / RECORD, {"made_from": made_from, "observed": seen})
             for row, image in zip(ids, images, strict=True):
                 artifacts.write_atomically(folder / name_of(row), _png(image))
             report.advance(len(ids))

@@ -8,7 +8,6 @@ call.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -215,8 +214,9 @@ class Pixels:
             "sampler": sampler,
             "steps": settings.steps,
         }
-        images, there = _drawn(out, made_from, asked, settings.batch_size, batch, Transform())
-        notes = [*opened.notes, *_continued(there, asked.count)]
+        drawn = _Drawing.of(out, made_from, asked, settings.batch_size)
+        images, continued = drawn.finish(batch, Transform())
+        notes = [*opened.notes, *continued]
         return Drawn(images, asked, facts, [f"--pipeline: {note}" for note in notes])
 
 
@@ -236,31 +236,53 @@ def _made_from(
     }
 
 
-def _drawn(
-    out: Path,
-    made_from: dict[str, Any],
-    asked: Conditions,
-    batch_size: int,
-    batch: Callable[[np.ndarray], np.ndarray],
-    transform: Transform,
-) -> tuple[ImageSet, int]:
-    """Draw into ``out`` and read the images; return them, and how many were there already."""
-    there = drawing.draw(out, made_from, asked.count, batch_size, batch)
-    ids = np.arange(asked.count)
-    values = asked.of(ids)
-    key = {"prompt": "text", "class": "label", "none": ""}[asked.kind]
-    drawing.captions(
-        out, asked.count, [{key: value} for value in values] if values else [{}] * asked.count
-    )
-    pixels = drawing.read(out, asked.count, transform)
-    labels = np.array(values, np.int64) if asked.kind == "class" else None
-    images = Images.of(pixels, ids, labels)
-    texts = tuple(values) if asked.kind == "prompt" and values else None
-    return ImageSet("samples", images, ids, {}, image_sets.sha256(pixels), texts), there
+@dataclass(frozen=True)
+class _Drawing:
+    """A drawing in the folder of a command.
 
+    Attributes:
+        out: The folder.
+        made_from: Everything that an image depends on, besides its id.
+        asked: What the images are drawn from.
+        batch_size: Images per batch.
+        seen: What was observed while they were drawn, by this run or an earlier one.
+    """
 
-def _continued(there: int, count: int) -> list[str]:
-    return [f"{there} of {count} generations were drawn by an earlier run"] if there else []
+    out: Path
+    made_from: dict[str, Any]
+    asked: Conditions
+    batch_size: int
+    seen: dict[str, Any]
+
+    @classmethod
+    def of(
+        cls, out: Path, made_from: dict[str, Any], asked: Conditions, batch_size: int
+    ) -> _Drawing:
+        """Return the drawing; refuse a folder with images of another one."""
+        return cls(out, made_from, asked, batch_size, drawing.observed(out, made_from))
+
+    def finish(self, batch: drawing.Draw, transform: Transform) -> tuple[ImageSet, list[str]]:
+        """Draw what is missing; return all images, and a note if some were there already."""
+        count, asked = self.asked.count, self.asked
+        there = drawing.draw(self.out, self.made_from, self.seen, count, self.batch_size, batch)
+        ids = np.arange(count)
+        values = asked.of(ids)
+        key = {"prompt": "text", "class": "label", "none": ""}[asked.kind]
+        rows = [{key: value} for value in values] if values else [{}] * count
+        drawing.captions(self.out, count, rows)
+        pixels = drawing.read(self.out, count, transform)
+        labels = np.array(values, np.int64) if asked.kind == "class" else None
+        texts = tuple(values) if asked.kind == "prompt" and values else None
+        images = ImageSet(
+            "samples",
+            Images.of(pixels, ids, labels),
+            ids,
+            {},
+            image_sets.sha256(pixels),
+            texts,
+        )
+        notes = [f"{there} of {count} generations were drawn by an earlier run"] if there else []
+        return images, notes
 
 
 # ---- any other pipeline --------------------------------------------------------------------------
@@ -328,13 +350,6 @@ class Own:
                 pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
             )
         given = own_call.arguments(self.asked, _settings(args), _is_distilled(pipeline))
-        call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
-
-        def batch(ids: np.ndarray) -> np.ndarray:
-            derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
-            with _named():
-                return call.draw(derived, conditioned.of(ids))
-
         batch_size = args.batch_size or drawing_flags.BATCH["own"]
         weights = {"pipeline": stored.sha256()}
         if args.lora is not None:
@@ -344,24 +359,34 @@ class Own:
             "dtype": dtype,
             "arguments": given,
         }
+        drawn = _Drawing.of(out, made_from, conditioned, batch_size)
+        seen = drawn.seen
+        call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
+        call.difference = seen.get("batch_difference")
+
+        def batch(ids: np.ndarray) -> np.ndarray:
+            derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
+            with _named():
+                images = call.draw(derived, conditioned.of(ids))
+            blackened = {*seen.get("blackened", []), *ids[images.blackened].tolist()}
+            seen.update(
+                one_at_a_time=call.one_at_a_time,
+                batch_difference=call.difference,
+                blackened=sorted(blackened),
+            )
+            return images.pixels
+
         transform = Transform(
             args.colour, args.resize, args.resize_filter or "bilinear", args.crop or "centre"
         )
-        images, there = _drawn(out, made_from, conditioned, batch_size, batch, transform)
-        notes = [*stored.notes, *notes, *_continued(there, conditioned.count)]
-        if call.one_at_a_time:
-            notes.append(
-                f"images were drawn one at a time, whatever --batch-size: {call.one_at_a_time}"
-            )
-        if call.refused:
-            notes.append(
-                f"{call.refused} images were blackened by the pipeline's own safety checker"
-            )
+        images, continued = drawn.finish(batch, transform)
+        notes = [*stored.notes, *notes, *continued, *_observations(seen, conditioned.count)]
         facts = {
             "generate": conditioned.count,
             "batch_size": batch_size,
             "drawing": self._facts(pipeline, given, conditioned)
-            | {"dtype": dtype, "one_at_a_time": call.one_at_a_time or None, "sha256": weights},
+            | {"dtype": dtype, "sha256": weights}
+            | seen,
             "device": str(device),
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
@@ -411,6 +436,25 @@ class Own:
             "images_each": conditioned.each,
             "seeds": f"derived from --seed {self.args.seed} and the number of the image",
         }
+
+
+def _observations(seen: dict[str, Any], count: int) -> list[str]:
+    """Return what was observed while images were drawn, in sentences."""
+    notes = []
+    if reason := seen["one_at_a_time"]:
+        notes.append(f"images were drawn one at a time, whatever --batch-size: {reason}")
+    if (seen["batch_difference"] or 0) > own_call.ROUNDING:
+        notes.append(
+            f"images depend on --batch-size: the first one differs by up to "
+            f"{seen['batch_difference']} of 255 levels when it is drawn alone; --batch-size 1 "
+            "draws each alone"
+        )
+    if blackened := len(seen["blackened"]):
+        notes.append(
+            f"{blackened} of {count} images were replaced by black ones by the pipeline's own "
+            "safety checker"
+        )
+    return notes
 
 
 def _settings(args: argparse.Namespace) -> CallSettings:

@@ -416,6 +416,8 @@ def part_class(library: str, class_name: str, name: str) -> Any:
     from diffusers.pipelines.pipeline_loading_utils import get_class_obj_and_candidates
 
     pipelines = diffusers.pipelines
+    if library == "deprecated":  # what diffusers 0.42 calls the home of schedulers of its own
+        library = "diffusers"
     try:
         cls, _ = get_class_obj_and_candidates(
             library, class_name, {}, pipelines, hasattr(pipelines, library)
