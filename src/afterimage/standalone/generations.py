@@ -386,7 +386,8 @@ class Own:
             "batch_size": batch_size,
             "drawing": self._facts(pipeline, given, conditioned)
             | {"dtype": dtype, "sha256": weights}
-            | seen,
+            | seen
+            | {"blackened": len(seen["blackened"])},
             "device": str(device),
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
@@ -432,8 +433,8 @@ class Own:
             "lora": None if self.args.lora is None else str(self.args.lora),
             "arguments": own_call.facts(self.asked, given),
             "condition": conditioned.kind,
-            "different": len(conditioned.values),
-            "images_each": conditioned.each,
+            "different_conditions": len(conditioned.values),
+            "images_per_condition": conditioned.each,
             "seeds": f"derived from --seed {self.args.seed} and the number of the image",
         }
 

@@ -73,6 +73,7 @@ def render(
     rows: list[tuple[str, str, str]],
     extracted: pd.DataFrame,
     drawn: list[Figure],
+    by_condition: pd.DataFrame | None,
 ) -> str:
     """Return the page.
 
@@ -81,6 +82,7 @@ def render(
         rows: Name, value and interval of each number.
         extracted: ``extracted.csv``.
         drawn: The figures.
+        by_condition: ``conditions.csv``; None without.
     """
     from jinja2 import Environment
 
@@ -91,16 +93,45 @@ def render(
         verdict=record["verdict"],
         limits=[*record["limits"], *record["notices"]],
         columns=list(extracted),
-        extracted=extracted.head(50).round(3).to_numpy().tolist(),
-        more=max(0, len(extracted) - 50),
+        extracted=_first(extracted),
+        more=max(0, len(extracted) - SHOWN),
         rows=rows,
         notes=[
             *NOTES,
             *(f"{metric} {reason}." for metric, reason in record["quality_missing"].items()),
         ],
         figures=drawn,
-        settings=[(name, value) for name, value in record["settings"].items() if value is not None],
+        conditions=record["conditions"],
+        by_condition=_first(by_condition),
+        generations=_generations(record["settings"]),
+        settings=[
+            (name, value)
+            for name, value in record["settings"].items()
+            if value is not None and not isinstance(value, dict)
+        ],
     )
+
+
+SHOWN = 50
+"""Maximum number of rows of a table."""
+
+
+def _first(table: pd.DataFrame | None) -> list[list[Any]]:
+    return [] if table is None else table.head(SHOWN).round(3).to_numpy().tolist()
+
+
+def _generations(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return name and value of what was drawn; empty for given samples."""
+    drawn = settings.get("drawing", settings.get("network"))
+    if drawn is None:
+        return []
+    rows: list[tuple[str, Any]] = []
+    for name, value in drawn.items():
+        if isinstance(value, dict):
+            rows += [(f"{name}: {key}", entry) for key, entry in value.items()]
+        else:
+            rows.append((name, value))
+    return [(name.replace("_", " "), value) for name, value in rows if value not in (None, "")]
 
 
 def _pyplot() -> Any:
