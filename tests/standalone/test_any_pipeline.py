@@ -304,11 +304,19 @@ def test_no_memory_for_a_batch_names_its_size(sd, monkeypatch):
         call.draw([1, 2], ["a", "b"])
 
 
-def test_a_call_that_fails_is_one_message(sets, sd, tmp_path, capsys):
-    given = ["--prompts", sets / "prompts.txt", "--height", 13, "--out", tmp_path / "out"]
-    assert run(sets, "--pipeline", sd, *given) == 2
+def test_a_call_that_fails_is_one_message(sets, tmp_path, capsys):
+    folder = tiny.save(tiny.sana, tmp_path / "sana")
+    given = ["--prompts", sets / "prompts.txt", *tiny.SIZE, "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", folder, *given) == 2
     message = capsys.readouterr().err
-    assert "the call of its StableDiffusionPipeline fails: `height` and `width` have to" in message
+    assert "the call of its SanaPipeline fails: `height` and `width` have to be divis" in message
+    assert not list((tmp_path / "out").glob("drawn/*.png"))
+
+
+def test_a_size_that_the_call_rounds_is_refused(sets, sd, tmp_path, capsys):
+    given = ["--prompts", sets / "prompts.txt", "--steps", 1, "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", sd, *given, "--height", 13) == 2
+    assert "--height = 13: a StableDiffusionPipeline cannot draw it" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("drawn/*.png"))
 
 
@@ -470,7 +478,8 @@ def test_copies_are_counted_by_prompt(sets, tmp_path, capsys):
     rng = np.random.default_rng(1)
     folder = tmp_path / "samples"
     folder.mkdir()
-    rows = [*train[[5, 5, 9]], *rng.integers(0, 256, (5, 16, 16, 3), dtype=np.uint8)]
+    far = 255 * rng.integers(0, 2, (5, 16, 16, 3), dtype=np.uint8)  # farther than unseen images
+    rows = [*train[[5, 5, 9]], *far]
     prompts = ["copied"] * 4 + ["new"] * 4
     lines = []
     for row, (pixels, prompt) in enumerate(zip(rows, prompts, strict=True)):

@@ -131,11 +131,13 @@ def _needs_picture(pipeline_class: Any, parameter: inspect.Parameter) -> bool:
     """Say whether a call cannot do without an image.
 
     Neither annotations nor docstrings of diffusers are right everywhere. An image may be left out
-    if the docstring calls it *optional*, or if the annotation allows None and diffusers lists the
-    class for text-to-image.
+    if the docstring calls it *optional*, unless it is a control that the annotation does not let be
+    None; or if the annotation allows None and diffusers lists the class for text-to-image.
     """
     annotation = str(parameter.annotation)
     nullable = "None" in annotation or "Optional" in annotation
+    if parameter.name.startswith("control") and not nullable:
+        return True
     documented = re.search(
         rf"^\s*{parameter.name}\s*\((.*(?:\n.*)??)\)?:?\s*$",
         pipeline_class.__call__.__doc__ or "",
@@ -348,8 +350,15 @@ class OwnCall:
                 f"{listed(list(result.keys())) if hasattr(result, 'keys') else type(result)}, not "
                 "images"
             )
+        pixels = self._pixels(images, count)
+        for side, drawn in (("height", pixels.shape[1]), ("width", pixels.shape[2])):
+            if given.get(side, drawn) != drawn:
+                raise ConfigError(
+                    f"--{side} = {given[side]}: a {self.asked.name} cannot draw it, it draws "
+                    f"{drawn} instead; give a {side} that it takes"
+                )
         blackened = getattr(result, "nsfw_content_detected", None) or [False] * count
-        return Batch(self._pixels(images, count), np.array(blackened, bool)), past_generators
+        return Batch(pixels, np.array(blackened, bool)), past_generators
 
     def _pixels(self, images: Any, count: int) -> np.ndarray:
         """Return what a call returned as uint8, (n, H, W, 1 or 3)."""
