@@ -155,7 +155,9 @@ def test_images_that_depend_on_their_batch_are_said_to(sets, tmp_path, capsys):
     folder = tiny.save(tiny.panorama, tmp_path / "panorama")
     given = ["--prompts", sets / "prompts.txt", "--steps", 2, *tiny.SIZE, "--batch-size", 3]
     assert run(sets, "--pipeline", folder, *given, "--out", tmp_path / "out") == 0
-    assert "images depend on --batch-size: the first one differs by up to" in capsys.readouterr().out
+    assert (
+        "images depend on --batch-size: the first one differs by up to" in capsys.readouterr().out
+    )
     difference = result(tmp_path / "out")["settings"]["drawing"]["batch_difference"]
     assert difference > own_call.ROUNDING
     assert run(sets, "--pipeline", folder, *given, "--out", tmp_path / "out") == 0
@@ -184,7 +186,10 @@ def test_images_that_depend_on_their_batch_are_said_to(sets, tmp_path, capsys):
         ("StableDiffusionAttendAndExcitePipeline", "its call needs token_indices;"),
         ("WanPipeline", "draws videos or sound, not images: its call takes num_frames"),
         ("StableVideoDiffusionPipeline", "draws videos or sound, not images"),
-        ("AudioLDM2Pipeline", "draws videos or sound, not images: its call takes audio_length_in_s"),
+        (
+            "AudioLDM2Pipeline",
+            "draws videos or sound, not images: its call takes audio_length_in_s",
+        ),
         ("ShapEPipeline", "draws videos or sound, not images: its call takes frame_size"),
     ],
 )

@@ -54,7 +54,7 @@ files:
   pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2,
                     ratio_training, ratio_candidate (both at the fixed alpha), low_detail,
                     flagged_verdict
-  conditions.csv    for generations with prompts or labels, one row per prompt or label: generations,
+  conditions.csv    if generations have prompts or labels, one row for each of these: generations,
                     flagged_generations, extracted_images, best_ratio; pairs.parquet then has it for
                     every generation
   drawn/            with --pipeline: the generations as PNG files, numbered as in `sample`;
@@ -81,8 +81,8 @@ keys of audit.json:
   flagged_holdout
               the same for held-out images: the false alarms; calibrated is cross-fitted (null
               without --holdout)
-  conditions  of generations with prompts or labels: kind (prompt, label), different, and with_copies,
-              those with a flagged generation; otherwise null
+  conditions  if generations have prompts or labels: kind (prompt, label), different (how many) and
+              with_copies (how many have a flagged generation); otherwise null
   mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
   alpha       the thresholds used, by anchor
   quality     by metric: value, low, high, and holdout (the same metric on real images; the

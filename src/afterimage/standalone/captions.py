@@ -82,7 +82,9 @@ def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
     missing = sorted(set(map(_file, map(str, images.names))) - set(texts))
     foreign = sorted(set(texts) - set(names))
     if missing or foreign:
-        raise ArtifactError(f"{flag}: captions do not match the images: {_differ(missing, foreign)}")
+        raise ArtifactError(
+            f"{flag}: captions do not match the images: {_differ(missing, foreign)}"
+        )
     return [texts[_file(str(name))] for name in images.names]
 
 

@@ -99,7 +99,9 @@ def draw(
     batches = [
         np.arange(first, min(first + batch_size, count)) for first in range(0, count, batch_size)
     ]
-    missing = [ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids)]
+    missing = [
+        ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids.tolist())
+    ]
     there = count - sum(map(len, missing))
     if there and missing:
         print(
@@ -110,7 +112,7 @@ def draw(
         for ids in missing:
             images = batch(ids)
             artifacts.write_json(folder / RECORD, {"made_from": made_from, "observed": seen})
-            for row, image in zip(ids, images, strict=True):
+            for row, image in zip(ids.tolist(), images, strict=True):
                 artifacts.write_atomically(folder / name_of(row), _png(image))
             report.advance(len(ids))
     return there

@@ -8,9 +8,11 @@ call.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -40,6 +42,7 @@ from afterimage.standalone.conditions import Conditions
 from afterimage.standalone.images import ImageSet
 from afterimage.standalone.own_call import Asks, CallSettings
 from afterimage.standalone.stored_pipeline import Located, StoredPipeline
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -114,15 +117,15 @@ def _is_of_pixels(index: dict[str, Any], args: argparse.Namespace) -> bool:
     return args.sampler is not None or not known or kind in ("DDPMPipeline", "DDIMPipeline")
 
 
-class _named:  # noqa: N801
+@contextmanager
+def _named() -> Iterator[None]:
     """Begin messages about a pipeline with its flag."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ArtifactError) and not str(error).startswith("--"):
-            raise type(error)(f"--pipeline: {error}") from error
+    try:
+        yield
+    except ArtifactError as error:
+        if str(error).startswith("--"):
+            raise
+        raise ArtifactError(f"--pipeline: {error}") from error
 
 
 # ---- U-Nets of pixels ----------------------------------------------------------------------------
@@ -160,7 +163,9 @@ class Pixels:
         with _named():
             opened = pipelines.open_pipeline(self.pipeline, args.weights, size=shape[:2])
         if opened.shape != shape:
-            drawn_shape, train_shape = ("x".join(map(str, sides)) for sides in (opened.shape, shape))
+            drawn_shape, train_shape = (
+                "x".join(map(str, sides)) for sides in (opened.shape, shape)
+            )
             raise ConfigError(
                 f"--pipeline {args.pipeline} draws {drawn_shape}, but --train has {train_shape}; "
                 "--resize and --colour convert them"
@@ -179,7 +184,7 @@ class Pixels:
             batch_size=args.batch_size or drawing_flags.BATCH["pixels"],
         )
         device = device_of(args)
-        net = opened.net.to(device)
+        net = cast(torch.nn.Module, opened.net).to(device)
 
         def batch(ids: np.ndarray) -> np.ndarray:
             generators = [seeds.torch_rng(args.seed, "sample", 0, int(row)) for row in ids]
@@ -229,7 +234,7 @@ def _made_from(
         "batch_size": batch_size,
         "device": str(device),
         "condition": asked.kind,
-        "conditions_sha256": provenance.digest(list(asked.values)),
+        "conditions_sha256": provenance.digest({"values": list(asked.values)}),
         "images_per_condition": asked.each,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
@@ -459,9 +464,7 @@ def _observations(seen: dict[str, Any], count: int) -> list[str]:
 
 
 def _settings(args: argparse.Namespace) -> CallSettings:
-    return CallSettings(
-        args.steps, args.guidance, args.negative_prompt, args.height, args.width
-    )
+    return CallSettings(args.steps, args.guidance, args.negative_prompt, args.height, args.width)
 
 
 def _is_distilled(pipeline: Any) -> bool:

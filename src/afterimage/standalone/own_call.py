@@ -1,4 +1,4 @@
-"""Draw from any diffusers pipeline by its own call: its scheduler, its guidance, its post-processing.
+"""Draw from any diffusers pipeline by its own call: its scheduler, guidance and post-processing.
 
 What a call asks for is read off its signature, so that a class that nobody listed works, or is
 refused by the name of the input that is missing. ``asks`` needs the class alone, ``OwnCall`` the
