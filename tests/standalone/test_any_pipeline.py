@@ -429,12 +429,27 @@ def test_a_pixel_pipeline_draws_what_a_study_draws(sets, tmp_path):
         (["--negative-prompt", "x"], "arguments.negative_prompt was '(absent)', is now 'x'"),
     ],
 )
-def test_images_of_another_drawing_are_never_mixed_in(sets, drawn_once, capsys, changed, words):
+def test_images_of_another_drawing_are_never_mixed_in(
+    sets, drawn_once, tmp_path, capsys, changed, words
+):
+    """One that was interrupted is kept; one whose audit is finished is replaced."""
     sd, out, given = drawn_once
+    out = shutil.copytree(out, tmp_path / "out")
     before = images(out)
+    record = out / "drawn" / "drawing.json"
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"audited": False}))
     assert run(sets, "--pipeline", sd, *given, "--out", out, *changed) == 2
-    assert words in capsys.readouterr().err
+    message = capsys.readouterr().err
+    assert "are of another drawing, which was interrupted" in message
+    assert words in message
     np.testing.assert_array_equal(images(out), before)
+
+    record.write_text(json.dumps(json.loads(record.read_text()) | {"audited": True}))
+    assert run(sets, "--pipeline", sd, *given, "--out", out, *changed) == 0
+    output = capsys.readouterr().out
+    assert f"the images of an earlier audit were replaced: {words}" in output
+    assert run(sets, "--pipeline", sd, *given, "--out", tmp_path / "new", *changed) == 0
+    np.testing.assert_array_equal(images(out), images(tmp_path / "new"))
 
 
 @pytest.fixture(scope="module")
@@ -453,8 +468,10 @@ def test_other_weights_are_another_drawing(sets, stored, tmp_path, capsys):
     with torch.no_grad():
         pipeline.unet.conv_out.bias.add_(1)
     pipeline.unet.save_pretrained(stored / "unet")
-    assert run(sets, "--pipeline", stored, *given) == 2
-    assert "weights.pipeline was" in capsys.readouterr().err
+    before = images(tmp_path / "out")
+    assert run(sets, "--pipeline", stored, *given) == 0
+    assert "an earlier audit were replaced: weights.pipeline was" in capsys.readouterr().out
+    assert (images(tmp_path / "out") != before).any()
 
 
 def test_more_images_of_a_drawing_are_added(sets, sd, tmp_path):

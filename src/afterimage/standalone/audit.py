@@ -302,6 +302,8 @@ def run(args: argparse.Namespace) -> None:
     figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
     html = page.render(record, rows, extracted, figures, by_condition)
     _write(out, record, pairs, training, extracted, by_condition, html)
+    if plan is not None:
+        drawing.audited(out)
     _print(record, rows, extracted, by_condition, args.out)
 
 

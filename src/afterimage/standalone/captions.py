@@ -238,6 +238,8 @@ def _in_parquet(source: config.Parquet, images: ImageSet, wanted: str | None) ->
             if column is None:
                 return None
             table = pq.read_table(path.absolute(), columns=[column])
+        except ConfigError:
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ArtifactError(f"{flag}: {path} cannot be read: {first_line(error)}") from error
         cells += table.column(column).to_pylist()

@@ -3,6 +3,7 @@
 The folder has a PNG per image (``000000.png``, ...) and ``drawing.json``, which says what they
 depend on and what was observed while they were drawn. A batch of which an image is missing is drawn
 again as a whole, so that the images are the same bytes as those of an uninterrupted drawing.
+Another drawing replaces one whose audit is finished, and is refused by one that was interrupted.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,30 +46,52 @@ def files(out: Path) -> set[str]:
     return {f"{FOLDER}/{path.name}" for path in folder.iterdir() if _OURS.fullmatch(path.name)}
 
 
-def observed(out: Path, made_from: dict[str, Any]) -> dict[str, Any]:
-    """Return what an earlier run of this drawing observed; empty without one.
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run left in the folder.
+
+    Attributes:
+        seen: What it observed while drawing; empty if there is none, or it is another drawing.
+        difference: The settings in which it is another drawing, which is to be replaced; else
+            empty.
+    """
+
+    seen: dict[str, Any]
+    difference: str = ""
+
+
+def earlier(out: Path, made_from: dict[str, Any]) -> Earlier:
+    """Return what an earlier run left in ``out``.
 
     Raises:
-        ConfigError: naming the settings that differ, if the images in ``out`` are of another
-            drawing.
+        ConfigError: naming the settings that differ, if it is another drawing, which was
+            interrupted.
     """
     record = out / FOLDER / RECORD
     if not record.is_file():
-        return {}
+        return Earlier({})
     try:
-        earlier = json.loads(record.read_text())
-        settings, seen = earlier["made_from"], earlier["observed"]
+        values = json.loads(record.read_text())
+        settings, seen, audited = values["made_from"], values["observed"], values["audited"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
             f"--out {out}: {FOLDER}/{RECORD} is damaged; remove {out / FOLDER}: {error!r}"
         ) from error
-    if settings != made_from:
+    if settings == made_from:
+        return Earlier(seen)
+    difference = artifacts.difference(settings, made_from)
+    if not audited:
         raise ConfigError(
-            f"--out {out}: the images in {FOLDER}/ are of another drawing: "
-            f"{artifacts.difference(settings, made_from)}; name another folder, or remove "
-            f"{out / FOLDER}"
+            f"--out {out}: the images in {FOLDER}/ are of another drawing, which was interrupted: "
+            f"{difference}; name another folder, or remove {out / FOLDER}"
         )
-    return seen
+    return Earlier({}, difference)
+
+
+def audited(out: Path) -> None:
+    """Note that the audit of the drawing in ``out`` is finished: another drawing may replace it."""
+    record = out / FOLDER / RECORD
+    artifacts.write_json(record, json.loads(record.read_text()) | {"audited": True})
 
 
 def name_of(row: int) -> str:
@@ -78,7 +102,7 @@ def name_of(row: int) -> str:
 def draw(
     out: Path,
     made_from: dict[str, Any],
-    seen: dict[str, Any],
+    before: Earlier,
     count: int,
     batch_size: int,
     batch: Draw,
@@ -88,14 +112,15 @@ def draw(
     Args:
         out: The command's folder; images are kept in its ``drawn/``.
         made_from: Everything that an image depends on, besides its id.
-        seen: What was observed, as ``observed`` returns it; ``batch`` adds to it.
+        before: What ``earlier`` returned; ``batch`` adds to what was seen.
         count: Number of images, with ids from 0.
         batch_size: Images per batch.
         batch: Draws the images of a batch.
     """
     folder = out / FOLDER
-    for partial in folder.glob(".*.partial"):
-        partial.unlink()
+    for path in folder.glob("*") if before.difference else folder.glob(".*.partial"):
+        if _OURS.fullmatch(path.name):
+            path.unlink()
     batches = [
         np.arange(first, min(first + batch_size, count)) for first in range(0, count, batch_size)
     ]
@@ -111,7 +136,8 @@ def draw(
     with Progress(count, there) as report:
         for ids in missing:
             images = batch(ids)
-            artifacts.write_json(folder / RECORD, {"made_from": made_from, "observed": seen})
+            record = {"made_from": made_from, "observed": before.seen, "audited": False}
+            artifacts.write_json(folder / RECORD, record)
             for row, image in zip(ids.tolist(), images, strict=True):
                 artifacts.write_atomically(folder / name_of(row), _png(image))
             report.advance(len(ids))

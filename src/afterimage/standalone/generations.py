@@ -250,26 +250,26 @@ class _Drawing:
         made_from: Everything that an image depends on, besides its id.
         asked: What the images are drawn from.
         batch_size: Images per batch.
-        seen: What was observed while they were drawn, by this run or an earlier one.
+        before: What an earlier run left there; what was seen is added to it.
     """
 
     out: Path
     made_from: dict[str, Any]
     asked: Conditions
     batch_size: int
-    seen: dict[str, Any]
+    before: drawing.Earlier
 
     @classmethod
     def of(
         cls, out: Path, made_from: dict[str, Any], asked: Conditions, batch_size: int
     ) -> _Drawing:
-        """Return the drawing; refuse a folder with images of another one."""
-        return cls(out, made_from, asked, batch_size, drawing.observed(out, made_from))
+        """Return the drawing; refuse a folder with images of another one that was interrupted."""
+        return cls(out, made_from, asked, batch_size, drawing.earlier(out, made_from))
 
     def finish(self, batch: drawing.Draw, transform: Transform) -> tuple[ImageSet, list[str]]:
-        """Draw what is missing; return all images, and a note if some were there already."""
+        """Draw what is missing; return all images, and notes on those that were there before."""
         count, asked = self.asked.count, self.asked
-        there = drawing.draw(self.out, self.made_from, self.seen, count, self.batch_size, batch)
+        there = drawing.draw(self.out, self.made_from, self.before, count, self.batch_size, batch)
         ids = np.arange(count)
         values = asked.of(ids)
         key = {"prompt": "text", "class": "label", "none": ""}[asked.kind]
@@ -287,6 +287,8 @@ class _Drawing:
             texts,
         )
         notes = [f"{there} of {count} generations were drawn by an earlier run"] if there else []
+        if self.before.difference:
+            notes.append(f"the images of an earlier audit were replaced: {self.before.difference}")
         return images, notes
 
 
@@ -365,7 +367,7 @@ class Own:
             "arguments": given,
         }
         drawn = _Drawing.of(out, made_from, conditioned, batch_size)
-        seen = drawn.seen
+        seen = drawn.before.seen
         call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
         call.difference = seen.get("batch_difference")
 
