@@ -33,6 +33,8 @@ from afterimage.standalone import images as image_sets
 from afterimage.standalone.images import ImageSet
 
 FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
+CONDITIONS = "conditions.csv"
+"""One more file, if generations have prompts or labels."""
 KEPT = "samples.npz"
 SETS = ("train", "samples", "holdout")
 
@@ -52,6 +54,12 @@ files:
   pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2,
                     ratio_training, ratio_candidate (both at the fixed alpha), low_detail,
                     flagged_verdict
+  conditions.csv    if generations have prompts or labels, one row for each of these: generations,
+                    flagged_generations, extracted_images, best_ratio; pairs.parquet then has it for
+                    every generation
+  drawn/            with --pipeline: the generations as PNG files, numbered as in `sample`;
+                    metadata.jsonl has the prompt or label of each. The same command goes on with a
+                    drawing that was interrupted
   DIR/samples.npz   with --keep-samples DIR: the generations, for `afterimage attribute --queries`
                     or another audit
 
@@ -73,6 +81,8 @@ keys of audit.json:
   flagged_holdout
               the same for held-out images: the false alarms; calibrated is cross-fitted (null
               without --holdout)
+  conditions  if generations have prompts or labels: kind (prompt, label), different (how many) and
+              with_copies (how many have a flagged generation); otherwise null
   mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
   alpha       the thresholds used, by anchor
   quality     by metric: value, low, high, and holdout (the same metric on real images; the
@@ -81,7 +91,8 @@ keys of audit.json:
               by metric: why it could not be measured
   facts       counts recorded by the attack
   inputs      sha256 of the images read, and of the weights; how each set was read
-  settings    everything that the numbers depend on; with seed and version
+  settings    everything that the numbers depend on; with seed and version, and with --pipeline what
+              was drawn: drawing (or network, for a U-Net of pixels), batch_size, device
   seconds     wall time
 """
 
@@ -99,7 +110,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     generations.add_argument(
         "--pipeline",
         metavar="DIR|ID",
-        help="diffusers pipeline (unconditional, pixels) to draw them from",
+        help="diffusers pipeline to draw them from: a folder, or a Hub id with --revision",
     )
     parser.add_argument(
         "--train",
@@ -196,10 +207,10 @@ def run(args: argparse.Namespace) -> None:
     settings, quality_settings = _settings(args)
     if args.samples is not None:
         drawing_flags.refuse_without_pipeline(args)
-        out = output.check(args.out, FILES)
+        out = output.check(args.out, (*FILES, CONDITIONS))
     else:
         drawing_flags.check_counts(args)
-        out = output.check(args.out, {*FILES, *drawing.files(args.out)})
+        out = output.check(args.out, {*FILES, CONDITIONS, *drawing.files(args.out)})
         if args.keep_samples is not None:
             output.check(args.keep_samples, (KEPT,), flag="--keep-samples")
     for name in SETS:
@@ -251,6 +262,7 @@ def run(args: argparse.Namespace) -> None:
     # Assemble the record.
     pairs = _named(extraction.pairs, samples, train)
     training = _training(extraction, samples, train)
+    kind, by_condition = _by_condition(pairs, samples)
     sources = {
         flag: str(value)
         for flag in ("pipeline", *SETS)
@@ -262,6 +274,13 @@ def run(args: argparse.Namespace) -> None:
         record["left_out"] = json.loads(left_out.to_json(orient="records"))
     record |= {
         "notices": notices,
+        "conditions": None
+        if by_condition is None
+        else {
+            "kind": kind,
+            "different": len(by_condition),
+            "with_copies": int((by_condition["flagged_generations"] > 0).sum()),
+        },
         "limits": _limits(extraction, samples.images, record, settings.anchor),
         "quality_missing": missing,
         "inputs": {
@@ -281,9 +300,11 @@ def run(args: argparse.Namespace) -> None:
     extracted = training[training["flagged_generations"] > 0]
     rows = _rows(record)
     figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
-    html = page.render(record, rows, extracted, figures)
-    _write(out, record, pairs, training, extracted, html)
-    _print(record, rows, extracted, args.out)
+    html = page.render(record, rows, extracted, figures, by_condition)
+    _write(out, record, pairs, training, extracted, by_condition, html)
+    if plan is not None:
+        drawing.audited(out)
+    _print(record, rows, extracted, by_condition, args.out)
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -352,9 +373,10 @@ def _write(
     pairs: pd.DataFrame,
     training: pd.DataFrame,
     extracted: pd.DataFrame,
+    by_condition: pd.DataFrame | None,
     html: str,
 ) -> None:
-    """Write ``FILES``, each atomically."""
+    """Write ``FILES``, and ``CONDITIONS`` if there are any, each atomically."""
     columns = [
         "sample",
         "nearest",
@@ -363,6 +385,7 @@ def _write(
         "ratio_candidate",
         "low_detail",
         "flagged_verdict",
+        *({"prompt", "label"} & set(pairs)),
     ]
     out.mkdir(parents=True, exist_ok=True)
     for name, table in (("pairs.parquet", pairs[columns]), ("training.parquet", training)):
@@ -370,6 +393,10 @@ def _write(
         table.to_parquet(stream, index=False)
         artifacts.write_atomically(out / name, stream.getvalue())
     artifacts.write_atomically(out / "extracted.csv", extracted.to_csv(index=False).encode())
+    if by_condition is None:
+        (out / CONDITIONS).unlink(missing_ok=True)  # of an earlier audit
+    else:
+        artifacts.write_atomically(out / CONDITIONS, by_condition.to_csv(index=False).encode())
     artifacts.write_json(out / "audit.json", record)
     artifacts.write_atomically(out / "audit.html", html.encode())
 
@@ -386,6 +413,35 @@ def _named(table: pd.DataFrame, samples: ImageSet, train: ImageSet) -> pd.DataFr
             names if (rows < 0).any() else images.names[rows],
         )
     return table
+
+
+def _by_condition(pairs: pd.DataFrame, samples: ImageSet) -> tuple[str, pd.DataFrame | None]:
+    """Return prompt or label, and one row for each, those with most copies first; None without.
+
+    ``pairs`` receives the prompt or label of every generation.
+    """
+    labels = samples.images.labels
+    if samples.captions is not None:
+        kind, values = "prompt", np.array(samples.captions, object)
+    elif (labels >= 0).any():
+        kind, values = "label", labels
+    else:
+        return "", None
+    pairs[kind] = values[pairs["sample_row"]]
+    flagged = pairs[pairs["flagged_verdict"]]
+    groups = pairs.groupby(kind, sort=False)
+    table = pd.DataFrame(
+        {
+            "generations": groups.size(),
+            "flagged_generations": groups["flagged_verdict"].sum(),
+            "extracted_images": flagged.groupby(kind)["nearest"].nunique(),
+            "best_ratio": groups["ratio_training"].min(),
+        }
+    )
+    table["extracted_images"] = table["extracted_images"].fillna(0).astype(int)
+    order = ["flagged_generations", "best_ratio"]
+    table = table.sort_values(order, ascending=[False, True], kind="stable")
+    return kind, table.rename_axis(kind).reset_index()
 
 
 def _training(extraction: Extraction, samples: ImageSet, train: ImageSet) -> pd.DataFrame:
@@ -599,9 +655,14 @@ def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _print(
-    record: dict[str, Any], rows: list[tuple[str, str, str]], extracted: pd.DataFrame, out: Path
+    record: dict[str, Any],
+    rows: list[tuple[str, str, str]],
+    extracted: pd.DataFrame,
+    by_condition: pd.DataFrame | None,
+    out: Path,
 ) -> None:
-    """Print the limitations, the answer, and the first ten extracted training images."""
+    """Print the limitations, the answer, and the first ten extracted training images and prompts
+    or labels."""
     for line in [*record["notices"], *record["limits"]]:
         print(line)
     print(f"\n{record['verdict']['sentence']}\n")
@@ -612,10 +673,16 @@ def _print(
             "extracted.csv:"
         )
         print(shown.to_string(index=False) + "\n")
+    if by_condition is not None and record["conditions"]["with_copies"]:
+        shown = by_condition[by_condition["flagged_generations"] > 0].head(10).round(3)
+        kind, number = record["conditions"]["kind"], record["conditions"]["with_copies"]
+        print(f"{kind}s with copies, the first {len(shown)} of {number} in {CONDITIONS}:")
+        print(shown.to_string(index=False, max_colwidth=60) + "\n")
     table = [("measure", "value", "95 % interval"), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for name, value, interval in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
     for metric, reason in record["quality_missing"].items():
         print(f"{metric} {reason}")
-    print(f"\n{', '.join(FILES)} written to {out}")
+    names = FILES if by_condition is None else (*FILES, CONDITIONS)
+    print(f"\n{', '.join(names)} written to {out}")

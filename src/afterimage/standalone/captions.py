@@ -82,7 +82,9 @@ def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
     missing = sorted(set(map(_file, map(str, images.names))) - set(texts))
     foreign = sorted(set(texts) - set(names))
     if missing or foreign:
-        raise ArtifactError(f"{flag}: captions do not match the images: {_differ(missing, foreign)}")
+        raise ArtifactError(
+            f"{flag}: captions do not match the images: {_differ(missing, foreign)}"
+        )
     return [texts[_file(str(name))] for name in images.names]
 
 
@@ -236,6 +238,8 @@ def _in_parquet(source: config.Parquet, images: ImageSet, wanted: str | None) ->
             if column is None:
                 return None
             table = pq.read_table(path.absolute(), columns=[column])
+        except ConfigError:
+            raise
         except (pa.ArrowException, OSError, ValueError) as error:
             raise ArtifactError(f"{flag}: {path} cannot be read: {first_line(error)}") from error
         cells += table.column(column).to_pylist()

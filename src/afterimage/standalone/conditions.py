@@ -99,9 +99,9 @@ def by_prompt(
             f"--generate = {total}: a multiple of --per-prompt = {each} is needed, so that every "
             "prompt has the same number of images"
         )
-    order = np.arange(len(prompts))
+    order = list(range(len(prompts)))
     if shuffled is not None:
-        order = seeds.numpy_rng(shuffled, "prompts").permutation(len(prompts))
+        order = seeds.numpy_rng(shuffled, "prompts").permutation(len(prompts)).tolist()
     notes = []
     if total < possible:
         which = "the first" if shuffled is None else "chosen at random by --seed"

@@ -1,8 +1,9 @@
 """Draw images into a folder, batch by batch: a drawing that was interrupted goes on from there.
 
 The folder has a PNG per image (``000000.png``, ...) and ``drawing.json``, which says what they
-depend on. A batch of which an image is missing is drawn again as a whole, so that the images are
-the same bytes as those of an uninterrupted drawing.
+depend on and what was observed while they were drawn. A batch of which an image is missing is drawn
+again as a whole, so that the images are the same bytes as those of an uninterrupted drawing.
+Another drawing replaces one whose audit is finished, and is refused by one that was interrupted.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import json
 import re
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,25 +46,52 @@ def files(out: Path) -> set[str]:
     return {f"{FOLDER}/{path.name}" for path in folder.iterdir() if _OURS.fullmatch(path.name)}
 
 
-def check(out: Path, made_from: dict[str, Any]) -> None:
-    """Check that the images in ``out``, if there are any, are of this drawing.
+@dataclass(frozen=True)
+class Earlier:
+    """What an earlier run left in the folder.
+
+    Attributes:
+        seen: What it observed while drawing; empty if there is none, or it is another drawing.
+        difference: The settings in which it is another drawing, which is to be replaced; else
+            empty.
+    """
+
+    seen: dict[str, Any]
+    difference: str = ""
+
+
+def earlier(out: Path, made_from: dict[str, Any]) -> Earlier:
+    """Return what an earlier run left in ``out``.
 
     Raises:
-        ConfigError: naming the settings that differ.
+        ConfigError: naming the settings that differ, if it is another drawing, which was
+            interrupted.
     """
     record = out / FOLDER / RECORD
     if not record.is_file():
-        return
+        return Earlier({})
     try:
-        earlier = json.loads(record.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--out {out}: {FOLDER}/{RECORD} cannot be read: {error}") from error
-    if earlier != made_from:
+        values = json.loads(record.read_text())
+        settings, seen, audited = values["made_from"], values["observed"], values["audited"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"--out {out}: the images in {FOLDER}/ are of another drawing: "
-            f"{artifacts.difference(earlier, made_from)}; name another folder, or remove "
-            f"{out / FOLDER}"
+            f"--out {out}: {FOLDER}/{RECORD} is damaged; remove {out / FOLDER}: {error!r}"
+        ) from error
+    if settings == made_from:
+        return Earlier(seen)
+    difference = artifacts.difference(settings, made_from)
+    if not audited:
+        raise ConfigError(
+            f"--out {out}: the images in {FOLDER}/ are of another drawing, which was interrupted: "
+            f"{difference}; name another folder, or remove {out / FOLDER}"
         )
+    return Earlier({}, difference)
+
+
+def audited(out: Path) -> None:
+    """Note that the audit of the drawing in ``out`` is finished: another drawing may replace it."""
+    record = out / FOLDER / RECORD
+    artifacts.write_json(record, json.loads(record.read_text()) | {"audited": True})
 
 
 def name_of(row: int) -> str:
@@ -70,30 +99,33 @@ def name_of(row: int) -> str:
     return f"{row:06d}.png"
 
 
-def draw(out: Path, made_from: dict[str, Any], count: int, batch_size: int, batch: Draw) -> int:
+def draw(
+    out: Path,
+    made_from: dict[str, Any],
+    before: Earlier,
+    count: int,
+    batch_size: int,
+    batch: Draw,
+) -> int:
     """Draw the images that are missing; return how many were there already.
 
     Args:
         out: The command's folder; images are kept in its ``drawn/``.
         made_from: Everything that an image depends on, besides its id.
+        before: What ``earlier`` returned; ``batch`` adds to what was seen.
         count: Number of images, with ids from 0.
         batch_size: Images per batch.
         batch: Draws the images of a batch.
-
-    Raises:
-        ConfigError: if the folder has images of another drawing.
-        ArtifactError: if an image cannot be written.
     """
-    check(out, made_from)
     folder = out / FOLDER
-    for partial in folder.glob(".*.partial"):
-        partial.unlink()
-    artifacts.write_json(folder / RECORD, made_from)
+    for path in folder.glob("*") if before.difference else folder.glob(".*.partial"):
+        if _OURS.fullmatch(path.name):
+            path.unlink()
     batches = [
         np.arange(first, min(first + batch_size, count)) for first in range(0, count, batch_size)
     ]
     missing = [
-        ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids)
+        ids for ids in batches if not all((folder / name_of(row)).is_file() for row in ids.tolist())
     ]
     there = count - sum(map(len, missing))
     if there and missing:
@@ -104,7 +136,9 @@ def draw(out: Path, made_from: dict[str, Any], count: int, batch_size: int, batc
     with Progress(count, there) as report:
         for ids in missing:
             images = batch(ids)
-            for row, image in zip(ids, images, strict=True):
+            record = {"made_from": made_from, "observed": before.seen, "audited": False}
+            artifacts.write_json(folder / RECORD, record)
+            for row, image in zip(ids.tolist(), images, strict=True):
                 artifacts.write_atomically(folder / name_of(row), _png(image))
             report.advance(len(ids))
     return there

@@ -31,11 +31,9 @@ def arguments(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--steps",
         type=int,
-        help="denoising steps (default: the call's own; of a pixel U-Net 50 for DDIM, 250 for DDPM)",
+        help="denoising steps (default: the call's own; 50 of DDIM, 250 of DDPM for a pixel U-Net)",
     )
-    group.add_argument(
-        "--guidance", type=float, help="guidance scale (default: the call's own)"
-    )
+    group.add_argument("--guidance", type=float, help="guidance scale (default: the call's own)")
     group.add_argument("--height", type=int, help="in pixels (default: the call's own)")
     group.add_argument("--width", type=int, help="in pixels (default: the call's own)")
     group.add_argument(
@@ -92,9 +90,7 @@ def _condition_flags(group: argparse._ArgumentGroup) -> None:
         metavar="FILE",
         help="prompts of a text-to-image pipeline, one per line (default: captions of --train)",
     )
-    group.add_argument(
-        "--per-prompt", type=int, metavar="N", help="images per prompt (default: 1)"
-    )
+    group.add_argument("--per-prompt", type=int, metavar="N", help="images per prompt (default: 1)")
     group.add_argument(
         "--negative-prompt", metavar="TEXT", help="what prompts are guided away from"
     )

@@ -8,10 +8,11 @@ call.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import numpy as np
@@ -41,6 +42,7 @@ from afterimage.standalone.conditions import Conditions
 from afterimage.standalone.images import ImageSet
 from afterimage.standalone.own_call import Asks, CallSettings
 from afterimage.standalone.stored_pipeline import Located, StoredPipeline
+
 
 @dataclass(frozen=True)
 class Drawn:
@@ -115,15 +117,15 @@ def _is_of_pixels(index: dict[str, Any], args: argparse.Namespace) -> bool:
     return args.sampler is not None or not known or kind in ("DDPMPipeline", "DDIMPipeline")
 
 
-class _named:  # noqa: N801
+@contextmanager
+def _named() -> Iterator[None]:
     """Begin messages about a pipeline with its flag."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, ArtifactError) and not str(error).startswith("--"):
-            raise type(error)(f"--pipeline: {error}") from error
+    try:
+        yield
+    except ArtifactError as error:
+        if str(error).startswith("--"):
+            raise
+        raise ArtifactError(f"--pipeline: {error}") from error
 
 
 # ---- U-Nets of pixels ----------------------------------------------------------------------------
@@ -161,7 +163,9 @@ class Pixels:
         with _named():
             opened = pipelines.open_pipeline(self.pipeline, args.weights, size=shape[:2])
         if opened.shape != shape:
-            drawn_shape, train_shape = ("x".join(map(str, sides)) for sides in (opened.shape, shape))
+            drawn_shape, train_shape = (
+                "x".join(map(str, sides)) for sides in (opened.shape, shape)
+            )
             raise ConfigError(
                 f"--pipeline {args.pipeline} draws {drawn_shape}, but --train has {train_shape}; "
                 "--resize and --colour convert them"
@@ -180,7 +184,7 @@ class Pixels:
             batch_size=args.batch_size or drawing_flags.BATCH["pixels"],
         )
         device = device_of(args)
-        net = opened.net.to(device)
+        net = cast(torch.nn.Module, opened.net).to(device)
 
         def batch(ids: np.ndarray) -> np.ndarray:
             generators = [seeds.torch_rng(args.seed, "sample", 0, int(row)) for row in ids]
@@ -215,8 +219,9 @@ class Pixels:
             "sampler": sampler,
             "steps": settings.steps,
         }
-        images, there = _drawn(out, made_from, asked, settings.batch_size, batch, Transform())
-        notes = [*opened.notes, *_continued(there, asked.count)]
+        drawn = _Drawing.of(out, made_from, asked, settings.batch_size)
+        images, continued = drawn.finish(batch, Transform())
+        notes = [*opened.notes, *continued]
         return Drawn(images, asked, facts, [f"--pipeline: {note}" for note in notes])
 
 
@@ -229,38 +234,62 @@ def _made_from(
         "batch_size": batch_size,
         "device": str(device),
         "condition": asked.kind,
-        "conditions_sha256": provenance.digest(list(asked.values)),
+        "conditions_sha256": provenance.digest({"values": list(asked.values)}),
         "images_per_condition": asked.each,
         "torch": torch.__version__,
         "diffusers": diffusers.__version__,
     }
 
 
-def _drawn(
-    out: Path,
-    made_from: dict[str, Any],
-    asked: Conditions,
-    batch_size: int,
-    batch: Callable[[np.ndarray], np.ndarray],
-    transform: Transform,
-) -> tuple[ImageSet, int]:
-    """Draw into ``out`` and read the images; return them, and how many were there already."""
-    there = drawing.draw(out, made_from, asked.count, batch_size, batch)
-    ids = np.arange(asked.count)
-    values = asked.of(ids)
-    key = {"prompt": "text", "class": "label", "none": ""}[asked.kind]
-    drawing.captions(
-        out, asked.count, [{key: value} for value in values] if values else [{}] * asked.count
-    )
-    pixels = drawing.read(out, asked.count, transform)
-    labels = np.array(values, np.int64) if asked.kind == "class" else None
-    images = Images.of(pixels, ids, labels)
-    texts = tuple(values) if asked.kind == "prompt" and values else None
-    return ImageSet("samples", images, ids, {}, image_sets.sha256(pixels), texts), there
+@dataclass(frozen=True)
+class _Drawing:
+    """A drawing in the folder of a command.
 
+    Attributes:
+        out: The folder.
+        made_from: Everything that an image depends on, besides its id.
+        asked: What the images are drawn from.
+        batch_size: Images per batch.
+        before: What an earlier run left there; what was seen is added to it.
+    """
 
-def _continued(there: int, count: int) -> list[str]:
-    return [f"{there} of {count} generations were drawn by an earlier run"] if there else []
+    out: Path
+    made_from: dict[str, Any]
+    asked: Conditions
+    batch_size: int
+    before: drawing.Earlier
+
+    @classmethod
+    def of(
+        cls, out: Path, made_from: dict[str, Any], asked: Conditions, batch_size: int
+    ) -> _Drawing:
+        """Return the drawing; refuse a folder with images of another one that was interrupted."""
+        return cls(out, made_from, asked, batch_size, drawing.earlier(out, made_from))
+
+    def finish(self, batch: drawing.Draw, transform: Transform) -> tuple[ImageSet, list[str]]:
+        """Draw what is missing; return all images, and notes on those that were there before."""
+        count, asked = self.asked.count, self.asked
+        there = drawing.draw(self.out, self.made_from, self.before, count, self.batch_size, batch)
+        ids = np.arange(count)
+        values = asked.of(ids)
+        key = {"prompt": "text", "class": "label", "none": ""}[asked.kind]
+        rows = [{key: value} for value in values] if values else [{}] * count
+        drawing.captions(self.out, count, rows)
+        pixels = drawing.read(self.out, count, transform)
+        labels = np.array(values, np.int64) if asked.kind == "class" else None
+        texts = tuple(values) if asked.kind == "prompt" and values else None
+        images = ImageSet(
+            "samples",
+            Images.of(pixels, ids, labels),
+            ids,
+            {},
+            image_sets.sha256(pixels),
+            texts,
+        )
+        notes = [f"{there} of {count} generations were drawn by an earlier run"] if there else []
+        if self.before.difference:
+            notes.append(f"the images of an earlier audit were replaced: {self.before.difference}")
+        return images, notes
 
 
 # ---- any other pipeline --------------------------------------------------------------------------
@@ -328,13 +357,6 @@ class Own:
                 pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
             )
         given = own_call.arguments(self.asked, _settings(args), _is_distilled(pipeline))
-        call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
-
-        def batch(ids: np.ndarray) -> np.ndarray:
-            derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
-            with _named():
-                return call.draw(derived, conditioned.of(ids))
-
         batch_size = args.batch_size or drawing_flags.BATCH["own"]
         weights = {"pipeline": stored.sha256()}
         if args.lora is not None:
@@ -344,24 +366,35 @@ class Own:
             "dtype": dtype,
             "arguments": given,
         }
+        drawn = _Drawing.of(out, made_from, conditioned, batch_size)
+        seen = drawn.before.seen
+        call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
+        call.difference = seen.get("batch_difference")
+
+        def batch(ids: np.ndarray) -> np.ndarray:
+            derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
+            with _named():
+                images = call.draw(derived, conditioned.of(ids))
+            blackened = {*seen.get("blackened", []), *ids[images.blackened].tolist()}
+            seen.update(
+                one_at_a_time=call.one_at_a_time,
+                batch_difference=call.difference,
+                blackened=sorted(blackened),
+            )
+            return images.pixels
+
         transform = Transform(
             args.colour, args.resize, args.resize_filter or "bilinear", args.crop or "centre"
         )
-        images, there = _drawn(out, made_from, conditioned, batch_size, batch, transform)
-        notes = [*stored.notes, *notes, *_continued(there, conditioned.count)]
-        if call.one_at_a_time:
-            notes.append(
-                f"images were drawn one at a time, whatever --batch-size: {call.one_at_a_time}"
-            )
-        if call.refused:
-            notes.append(
-                f"{call.refused} images were blackened by the pipeline's own safety checker"
-            )
+        images, continued = drawn.finish(batch, transform)
+        notes = [*stored.notes, *notes, *continued, *_observations(seen, conditioned.count)]
         facts = {
             "generate": conditioned.count,
             "batch_size": batch_size,
             "drawing": self._facts(pipeline, given, conditioned)
-            | {"dtype": dtype, "one_at_a_time": call.one_at_a_time or None, "sha256": weights},
+            | {"dtype": dtype, "sha256": weights}
+            | seen
+            | {"blackened": len(seen["blackened"])},
             "device": str(device),
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
@@ -407,16 +440,33 @@ class Own:
             "lora": None if self.args.lora is None else str(self.args.lora),
             "arguments": own_call.facts(self.asked, given),
             "condition": conditioned.kind,
-            "different": len(conditioned.values),
-            "images_each": conditioned.each,
+            "different_conditions": len(conditioned.values),
+            "images_per_condition": conditioned.each,
             "seeds": f"derived from --seed {self.args.seed} and the number of the image",
         }
 
 
+def _observations(seen: dict[str, Any], count: int) -> list[str]:
+    """Return what was observed while images were drawn, in sentences."""
+    notes = []
+    if reason := seen["one_at_a_time"]:
+        notes.append(f"images were drawn one at a time, whatever --batch-size: {reason}")
+    if (seen["batch_difference"] or 0) > own_call.ROUNDING:
+        notes.append(
+            f"images depend on --batch-size: the first one differs by up to "
+            f"{seen['batch_difference']} of 255 levels when it is drawn alone; --batch-size 1 "
+            "draws each alone"
+        )
+    if blackened := len(seen["blackened"]):
+        notes.append(
+            f"{blackened} of {count} images were replaced by black ones by the pipeline's own "
+            "safety checker"
+        )
+    return notes
+
+
 def _settings(args: argparse.Namespace) -> CallSettings:
-    return CallSettings(
-        args.steps, args.guidance, args.negative_prompt, args.height, args.width
-    )
+    return CallSettings(args.steps, args.guidance, args.negative_prompt, args.height, args.width)
 
 
 def _is_distilled(pipeline: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Draw from any diffusers pipeline by its own call: its scheduler, its guidance, its post-processing.
+"""Draw from any diffusers pipeline by its own call: its scheduler, guidance and post-processing.
 
 What a call asks for is read off its signature, so that a class that nobody listed works, or is
 refused by the name of the input that is missing. ``asks`` needs the class alone, ``OwnCall`` the
@@ -16,7 +16,7 @@ import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -131,11 +131,13 @@ def _needs_picture(pipeline_class: Any, parameter: inspect.Parameter) -> bool:
     """Say whether a call cannot do without an image.
 
     Neither annotations nor docstrings of diffusers are right everywhere. An image may be left out
-    if the docstring calls it *optional*, or if the annotation allows None and diffusers lists the
-    class for text-to-image.
+    if the docstring calls it *optional*, unless it is a control that the annotation does not let be
+    None; or if the annotation allows None and diffusers lists the class for text-to-image.
     """
     annotation = str(parameter.annotation)
     nullable = "None" in annotation or "Optional" in annotation
+    if parameter.name.startswith("control") and not nullable:
+        return True
     documented = re.search(
         rf"^\s*{parameter.name}\s*\((.*(?:\n.*)??)\)?:?\s*$",
         pipeline_class.__call__.__doc__ or "",
@@ -224,6 +226,26 @@ def facts(asked: Asks, given: Mapping[str, Any]) -> dict[str, Any]:
 # ---- calls ---------------------------------------------------------------------------------------
 
 
+Conditions = Sequence[str] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Drawn images.
+
+    Attributes:
+        pixels: uint8, (n, H, W, 1 or 3).
+        blackened: bool, (n,): the pipeline's safety checker put a black image in its place.
+    """
+
+    pixels: np.ndarray
+    blackened: np.ndarray
+
+
+ROUNDING = 2
+"""Of 255 levels: by how much an image may differ between batch sizes before that is said."""
+
+
 @dataclass
 class OwnCall:
     """An opened pipeline, ready to draw.
@@ -234,7 +256,8 @@ class OwnCall:
         arguments: Arguments of every call, as ``arguments`` returns them.
         name: Name of the pipeline in messages.
         one_at_a_time: Why images are drawn one at a time; empty if they are not.
-        refused: Number of images that the pipeline's safety checker has blackened.
+        difference: By how many of 255 levels the first image differed at most when it was drawn
+            alone, not in a batch; None before that was tried.
     """
 
     pipeline: Any
@@ -242,8 +265,7 @@ class OwnCall:
     arguments: dict[str, Any]
     name: str
     one_at_a_time: str = ""
-    refused: int = 0
-    drawn: int = field(default=0, init=False)
+    difference: int | None = None
 
     def __post_init__(self) -> None:
         if self.asked.generators != "one per image":
@@ -252,31 +274,39 @@ class OwnCall:
                 "none": "its call takes no random generator",
             }[self.asked.generators]
 
-    def draw(self, seeds: Sequence[int], conditions: Sequence[str] | Sequence[int] | None) -> Any:
-        """Return images: uint8, (n, H, W, 1 or 3).
+    def draw(self, seeds: Sequence[int], conditions: Conditions | None) -> Batch:
+        """Return the images of a batch.
 
         Args:
             seeds: One per image.
             conditions: A prompt or a label for each image; None for unconditional pipelines.
 
         Raises:
+            ConfigError: naming ``--batch-size``, if there is no memory for the batch.
             ArtifactError: if the call fails, returns no images, or a value is not finite, then
                 naming the step.
         """
-        if not self.one_at_a_time:
-            images, past_generators = self._call(seeds, conditions)
-            if not past_generators or len(seeds) == 1:
-                return images
-            self.one_at_a_time = "its scheduler draws noise without the images' random generators"
-        singles = [
-            self._call(seeds[row : row + 1], conditions and conditions[row : row + 1])[0]
-            for row in range(len(seeds))
-        ]
-        return np.concatenate(singles)
 
-    def _call(
-        self, seeds: Sequence[int], conditions: Sequence[str] | Sequence[int] | None
-    ) -> tuple[np.ndarray, bool]:
+        def alone(row: int) -> Batch:
+            return self._call(seeds[row : row + 1], conditions and conditions[row : row + 1])[0]
+
+        if not self.one_at_a_time:
+            batch, past_generators = self._call(seeds, conditions)
+            if len(seeds) == 1:
+                return batch
+            if not past_generators:
+                if self.difference is None:
+                    single = alone(0).pixels[0].astype(int)
+                    self.difference = int(np.abs(single - batch.pixels[0]).max())
+                return batch
+            self.one_at_a_time = "noise is drawn without the images' random generators"
+        singles = [alone(row) for row in range(len(seeds))]
+        return Batch(
+            np.concatenate([single.pixels for single in singles]),
+            np.concatenate([single.blackened for single in singles]),
+        )
+
+    def _call(self, seeds: Sequence[int], conditions: Conditions | None) -> tuple[Batch, bool]:
         """Return the images of one call, and whether it drew noise without their generators."""
         count = len(seeds)
         given = dict(self.arguments)
@@ -320,10 +350,15 @@ class OwnCall:
                 f"{listed(list(result.keys())) if hasattr(result, 'keys') else type(result)}, not "
                 "images"
             )
-        self.refused += sum(map(bool, getattr(result, "nsfw_content_detected", None) or []))
         pixels = self._pixels(images, count)
-        self.drawn += count
-        return pixels, past_generators
+        for side, drawn in (("height", pixels.shape[1]), ("width", pixels.shape[2])):
+            if given.get(side, drawn) != drawn:
+                raise ConfigError(
+                    f"--{side} = {given[side]}: a {self.asked.name} cannot draw it, it draws "
+                    f"{drawn} instead; give a {side} that it takes"
+                )
+        blackened = getattr(result, "nsfw_content_detected", None) or [False] * count
+        return Batch(pixels, np.array(blackened, bool)), past_generators
 
     def _pixels(self, images: Any, count: int) -> np.ndarray:
         """Return what a call returned as uint8, (n, H, W, 1 or 3)."""

@@ -73,6 +73,7 @@ def render(
     rows: list[tuple[str, str, str]],
     extracted: pd.DataFrame,
     drawn: list[Figure],
+    by_condition: pd.DataFrame | None,
 ) -> str:
     """Return the page.
 
@@ -81,6 +82,7 @@ def render(
         rows: Name, value and interval of each number.
         extracted: ``extracted.csv``.
         drawn: The figures.
+        by_condition: ``conditions.csv``; None without.
     """
     from jinja2 import Environment
 
@@ -91,63 +93,49 @@ def render(
         verdict=record["verdict"],
         limits=[*record["limits"], *record["notices"]],
         columns=list(extracted),
-        extracted=extracted.head(50).round(3).to_numpy().tolist(),
-        more=max(0, len(extracted) - 50),
+        extracted=_first(extracted),
+        more=max(0, len(extracted) - SHOWN),
         rows=rows,
         notes=[
             *NOTES,
             *(f"{metric} {reason}." for metric, reason in record["quality_missing"].items()),
         ],
         figures=drawn,
-        settings=[(name, value) for name, value in record["settings"].items() if value is not None],
+        conditions=record["conditions"],
+        by_condition=_first(by_condition),
+        generations=_generations(record["settings"]),
+        settings=[
+            (name, value)
+            for name, value in record["settings"].items()
+            if value is not None and not isinstance(value, dict)
+        ],
     )
 
 
-def watched(record: dict[str, Any], looks: pd.DataFrame) -> str:
-    """Return the page of a watch.
-
-    Args:
-        record: ``watch.json``.
-        looks: ``looks.csv``.
-    """
-    from jinja2 import Environment
-
-    template = Environment(autoescape=True).from_string(
-        (files("afterimage.standalone") / "watch.html").read_text()
-    )
-    return template.render(
-        record=record,
-        columns=list(looks),
-        rows=looks.round(3).to_numpy().tolist(),
-        figures=[_curves(record, looks)],
-    )
+SHOWN = 50
+"""Maximum number of rows of a table."""
 
 
-def _curves(record: dict[str, Any], looks: pd.DataFrame) -> Figure:
-    pyplot = _pyplot()
-    figure, (copying, distance) = pyplot.subplots(1, 2, figsize=(10, 3))
-    updates, line = looks["update"], {"marker": "o", "markersize": 4}
-    copying.plot(updates, looks["copies"] / looks["generations"], label="copies, at least", **line)
-    copying.plot(updates, looks["flagged_share"], label="flagged generations", **line)
-    copying.plot(updates, looks["held_out_share"], ":", color="grey", label="flagged unseen images")
-    copying.set_ylim(bottom=0)
-    copying.set_ylabel("share")
-    copying.legend(frameon=False)
-    distance.plot(updates, looks["distance"].astype(float), color="C2", **line)
-    distance.set_ylabel("Fréchet distance to unseen images")
-    for axis in (copying, distance):
-        axis.set_xlabel("updates")
-        if record["onset"] is not None:
-            axis.axvline(record["onset"], color="firebrick", linewidth=0.8)
-    text = (
-        "Left the lower bound on copies and the share of generations below the threshold that is "
-        "calibrated on unseen images; right the quality, smaller is better. The red line is the "
-        "first look that shows copies."
-    )
-    return _finish(figure, "Copying and quality along the training", text)
+def _first(table: pd.DataFrame | None) -> list[list[Any]]:
+    return [] if table is None else table.head(SHOWN).round(3).to_numpy().tolist()
 
 
-def _pyplot() -> Any:
+def _generations(settings: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Return name and value of what was drawn; empty for given samples."""
+    drawn = settings.get("drawing", settings.get("network"))
+    if drawn is None:
+        return []
+    rows: list[tuple[str, Any]] = []
+    for name, value in drawn.items():
+        if isinstance(value, dict):
+            rows += [(f"{name}: {key}", entry) for key, entry in value.items()]
+        else:
+            rows.append((name, value))
+    return [(name.replace("_", " "), value) for name, value in rows if value not in (None, "")]
+
+
+def pyplot() -> Any:
+    """Return matplotlib's pyplot, which draws into files."""
     import matplotlib
 
     matplotlib.use("agg")
@@ -156,16 +144,17 @@ def _pyplot() -> Any:
     return pyplot
 
 
-def _finish(figure: Any, title: str, text: str) -> Figure:
+def finish(figure: Any, title: str, text: str) -> Figure:
+    """Return a drawn figure as it goes on the page."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, bbox_inches="tight")
-    _pyplot().close(figure)
+    pyplot().close(figure)
     return title, text, base64.b64encode(png.getvalue()).decode()
 
 
 def _pairs(title: str, text: str, table: pd.DataFrame, samples: Images, train: Images) -> Figure:
     rows = -(-len(table) // COLUMNS)
-    figure, axes = _pyplot().subplots(rows, COLUMNS, figsize=(12, 1.3 * rows), squeeze=False)
+    figure, axes = pyplot().subplots(rows, COLUMNS, figsize=(12, 1.3 * rows), squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for axis, pair in zip(axes.flat, table.to_dict("records"), strict=False):
@@ -178,11 +167,11 @@ def _pairs(title: str, text: str, table: pd.DataFrame, samples: Images, train: I
         axis.set_title(
             f"{pair['l2']:.3f}  ratio {pair['ratio_training']:.2f}", fontsize=8, pad=2, color=colour
         )
-    return _finish(figure, title, text)
+    return finish(figure, title, text)
 
 
 def _distances(extraction: Extraction) -> Figure:
-    figure, axes = _pyplot().subplots(1, 2, figsize=(10, 3))
+    figure, axes = pyplot().subplots(1, 2, figsize=(10, 3))
     labels = {
         "l2": "distance to the nearest training image",
         "ratio_training": "ratio at the fixed alpha",
@@ -207,4 +196,4 @@ def _distances(extraction: Extraction) -> Figure:
     if handles:
         axes[0].legend(handles, names, frameon=False)
     text = "The attack looks for generations that are nearer to training images than unseen images."
-    return _finish(figure, "Distances", text)
+    return finish(figure, "Distances", text)

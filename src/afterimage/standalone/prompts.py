@@ -13,9 +13,7 @@ _NO_LIMIT = 100_000
 """Tokenizers without a limit have a larger one."""
 
 
-def check_lengths(
-    pipeline: Any, prompts: Sequence[Any], asked: Asks, truncate: bool
-) -> list[str]:
+def check_lengths(pipeline: Any, prompts: Sequence[Any], asked: Asks, truncate: bool) -> list[str]:
     """Check that tokenizers take prompts whole; return notes for the user.
 
     A prompt is too long if it is longer than every tokenizer takes. If one of several takes it
@@ -51,9 +49,7 @@ def check_lengths(
     if not cut or truncate:
         return notes
     widest = max(limits, key=lambda name: limits[name][1])
-    examples = [
-        f"{prompts[row][:40]!r}... has {lengths[widest][row]}" for row in sorted(cut)[:3]
-    ]
+    examples = [f"{prompts[row][:40]!r}... has {lengths[widest][row]}" for row in sorted(cut)[:3]]
     raise ConfigError(
         f"--prompts: {len(cut)} of {len(prompts)} prompts are longer than the "
         f"{limits[widest][1]} tokens that the pipeline's {widest} takes: {listed(examples)}; "

@@ -12,7 +12,8 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -211,37 +212,32 @@ def _fetch(stored: StoredPipeline, repository: str) -> None:
         snapshot_download(repository, revision=stored.commit, allow_patterns=patterns)
 
 
-class _hub_errors:  # noqa: N801
+@contextmanager
+def _hub_errors(name: str) -> Iterator[None]:
     """Reraise errors of the Hub's client as one sentence."""
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
 
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        from huggingface_hub.errors import (
-            EntryNotFoundError,
-            HTTPError,
-            LocalEntryNotFoundError,
-            OfflineModeIsEnabled,
-        )
-
-        if isinstance(error, LocalEntryNotFoundError | OfflineModeIsEnabled):
-            raise ArtifactError(
-                f"{self.name}: there is no such folder, and as a Hub id it is neither in the local "
-                "cache at this revision nor can the Hub be reached (no network, or HF_HUB_OFFLINE "
-                "is set); give a folder, or fetch it first"
-            ) from error
-        if isinstance(error, EntryNotFoundError):
-            raise ArtifactError(
-                f"{self.name}: the Hub's repository has no {INDEX}, it is no diffusers pipeline"
-            ) from error
-        if isinstance(error, HTTPError | OSError | ValueError):
-            raise ArtifactError(
-                f"{self.name} cannot be fetched from the Hub: {first_line(error)}"
-            ) from error
+    try:
+        yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ArtifactError(
+            f"{name}: there is no such folder, and as a Hub id it is neither in the local cache at "
+            "this revision nor can the Hub be reached (no network, or HF_HUB_OFFLINE is set); give "
+            "a folder, or fetch it first"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ArtifactError(
+            f"{name}: the Hub's repository has no {INDEX}, it is no diffusers pipeline"
+        ) from error
+    except (HTTPError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{name} cannot be fetched from the Hub: {first_line(error)}"
+        ) from error
 
 
 # ---- the index -----------------------------------------------------------------------------------
@@ -259,9 +255,7 @@ def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
     }
 
 
-def _checked_index(
-    index: dict[str, Any], name: str
-) -> tuple[type, dict[str, tuple[str, str]]]:
+def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tuple[str, str]]]:
     """Return the class of a pipeline and its parts, all of which are diffusers' or transformers'
     own."""
     kind, parts = index.get("_class_name"), parts_of(index)
@@ -329,7 +323,7 @@ def _is_needed(pipeline_class: Any, parameter: inspect.Parameter) -> bool:
 
 def _check_files(stored: StoredPipeline) -> list[str]:
     """Check that the files of every part are there; return the parts without the variant."""
-    without, variants = [], set()
+    models: dict[str, list[str]] = {}
     for part, (library, class_name) in stored.parts.items():
         folder = stored.folder / part
         if not folder.is_dir() or not any(folder.iterdir()):
@@ -342,26 +336,20 @@ def _check_files(stored: StoredPipeline) -> list[str]:
         cls = part_class(library, class_name, stored.name)
         if hasattr(cls, "vocab_files_names"):
             _check_tokenizer(folder, cls, stored.name)
-        if not issubclass(cls, torch.nn.Module):
-            continue
-        names = sorted(path.name for path in folder.iterdir())
-        variants |= {
-            variant
-            for name in names
-            if (variant := _variant(name)) is not None
-        }
-        if stored.variant is None or not weight_files(folder, stored.variant):
-            without.append(part)
-            if not weight_files(folder, None):
-                raise ArtifactError(
-                    f"{stored.name}: there are no weights in {part}/: {_instead(names)}"
-                )
+        if issubclass(cls, torch.nn.Module):
+            models[part] = sorted(path.name for path in folder.iterdir())
+    variants = {_variant(name) for names in models.values() for name in names} - {None}
     if stored.variant is not None and stored.variant not in variants:
         raise ConfigError(
             f"--variant = {stored.variant}: {stored.name} has no weights of that name; it has "
-            f"{', '.join(sorted(variants)) or 'no variant'}"
+            f"{', '.join(sorted(map(str, variants))) or 'no variant'}"
         )
-    return without
+    for part, names in models.items():
+        if not stored.weights(part):
+            raise ArtifactError(
+                f"{stored.name}: there are no weights in {part}/: {_instead(names)}"
+            )
+    return [part for part in models if not weight_files(stored.folder / part, stored.variant)]
 
 
 def _variant(file: str) -> str | None:
@@ -416,6 +404,8 @@ def part_class(library: str, class_name: str, name: str) -> Any:
     from diffusers.pipelines.pipeline_loading_utils import get_class_obj_and_candidates
 
     pipelines = diffusers.pipelines
+    if library == "deprecated":  # what diffusers 0.42 calls the home of schedulers of its own
+        library = "diffusers"
     try:
         cls, _ = get_class_obj_and_candidates(
             library, class_name, {}, pipelines, hasattr(pipelines, library)
@@ -441,10 +431,8 @@ def load(stored: StoredPipeline, dtype: str, device: torch.device) -> Any:
             damaged or not finite.
     """
     _check_memory(stored, dtype, device)
-    parts = {
-        part: _loaded(stored, part, dtype) for part in stored.parts
-    }
-    parameters = inspect.signature(stored.pipeline_class.__init__).parameters
+    parts = {part: _loaded(stored, part, dtype) for part in stored.parts}
+    parameters = inspect.signature(stored.pipeline_class).parameters
     settings = {
         name: value
         for name, value in stored.index.items()
@@ -516,7 +504,8 @@ def _loaded(stored: StoredPipeline, part: str, dtype: str) -> Any:
 def _elements(path: Path, name: str) -> int:
     try:
         with safe_open(path, "pt") as file:
-            return sum(math.prod(file.get_slice(key).get_shape()) for key in file.keys())  # noqa: SIM118
+            keys = list(file.keys())
+            return sum(math.prod(file.get_slice(key).get_shape()) for key in keys)
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(
             f"{name}: {path.parent.name}/{path.name} is damaged (truncated or changed): "
@@ -539,9 +528,7 @@ def _check_memory(stored: StoredPipeline, dtype: str, device: torch.device) -> N
         raise ConfigError(_no_memory(stored, dtype, device, free))
 
 
-def _no_memory(
-    stored: StoredPipeline, dtype: str, device: torch.device, free: int | None
-) -> str:
+def _no_memory(stored: StoredPipeline, dtype: str, device: torch.device, free: int | None) -> str:
     needed = stored.parameters() * getattr(torch, dtype).itemsize
     smaller = " --dtype bfloat16 needs half;" if dtype == "float32" else ""
     there = "" if free is None else f", and {free / 1e9:.3g} GB are free"

@@ -21,7 +21,7 @@ import pandas as pd
 
 from afterimage import __version__, artifacts
 from afterimage.config import ConfigError
-from afterimage.standalone import checkpoints, drawing, drawing_flags, output, page
+from afterimage.standalone import checkpoints, drawing, drawing_flags, output, watch_page
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.checkpoints import Checkpoint
 from afterimage.standalone.images import ImageSet
@@ -391,5 +391,5 @@ class _Record:
         table = pd.DataFrame(looks)
         self.out.mkdir(parents=True, exist_ok=True)
         artifacts.write_atomically(self.out / "looks.csv", table.to_csv(index=False).encode())
-        artifacts.write_atomically(self.out / "watch.html", page.watched(record, table).encode())
+        artifacts.write_atomically(self.out / "watch.html", watch_page.render(record, table).encode())
         artifacts.write_json(self.out / "watch.json", record)
