@@ -1,7 +1,9 @@
 """When a training starts to copy: the error rate of all looks together, the checkpoints of trainers,
 and the command on a folder in which they appear."""
 
+import argparse
 import json
+import re
 import shutil
 import threading
 import time
@@ -9,6 +11,7 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 from safetensors.numpy import save
 from scipy.stats import binom
 from sklearn.datasets import load_digits
@@ -18,6 +21,7 @@ from afterimage.config import ConfigError
 from afterimage.images import Images
 from afterimage.metrics.exceedance import exceedance
 from afterimage.standalone import checkpoints, looks
+from afterimage.standalone import watch as watch_command
 from afterimage.standalone.looks import ERROR, Watch
 
 
@@ -36,6 +40,35 @@ def watched(digits):
 def watch(watched):
     watched.looks.clear()
     return watched
+
+
+def test_the_page_names_flags_that_are_there(root):
+    page = (root / "docs" / "watching.md").read_text()
+    parser = argparse.ArgumentParser()
+    watch_command.arguments(parser)
+    flags = {option for action in parser._actions for option in action.option_strings}
+    assert set(re.findall(r"--[a-z][a-z-]*", page)) <= flags
+    assert f"The exit status is {watch_command.COPIES_SHOWN} if copies are shown" in page
+
+
+def test_the_lines_for_a_training_loop_run(root, tmp_path, monkeypatch, digits):
+    page = (root / "docs" / "watching.md").read_text()
+    [lines] = re.findall(r"```python\n(.*?)```", page, re.S)
+    large = digits.repeat(2, axis=1).repeat(2, axis=2)
+    for name, images in {"photos": large[:300], "unseen": large[400:700]}.items():
+        (tmp_path / name).mkdir()
+        for row, image in enumerate(images):
+            Image.fromarray(image[..., 0]).save(tmp_path / name / f"{row}.png")
+    monkeypatch.chdir(tmp_path)
+    copies = large[np.arange(256) % 60]
+    loop = lines.replace("resize=64", "resize=16").replace(
+        "if watch", "for generations, update in steps:\n  if watch"
+    )
+    loop = loop.replace("    break", "    break\n  steps_without += 1")
+    names = {"steps": [(copies * 0, 1), (copies, 2), (copies, 3)], "steps_without": 0}
+    exec(loop, names)
+    assert names["steps_without"] == 1
+    assert "from update 2 on" in names["watch"].sentence
 
 
 # ---- the rule ------------------------------------------------------------------------------------

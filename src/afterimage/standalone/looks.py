@@ -156,8 +156,8 @@ class Watch:
         if unknown := sorted(set(flags) - set(vars(args))):
             raise ConfigError(f"{unknown[0]}: there is no such flag for reading images")
         vars(args).update(flags)
-        sets = [image_sets.read_set(name, args).images for name in ("train", "holdout")]
-        return cls(*sets, generations, looks, mirrors=args.flips, seed=args.seed)
+        images, unseen = (image_sets.read_set(name, args).images for name in ("train", "holdout"))
+        return cls(images, unseen, generations, looks, mirrors=args.flips, seed=args.seed)
 
     def _visible(self, given: int) -> float:
         """Return the copying rate that a look sees with probability ``POWER``."""

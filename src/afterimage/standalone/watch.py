@@ -391,5 +391,7 @@ class _Record:
         table = pd.DataFrame(looks)
         self.out.mkdir(parents=True, exist_ok=True)
         artifacts.write_atomically(self.out / "looks.csv", table.to_csv(index=False).encode())
-        artifacts.write_atomically(self.out / "watch.html", watch_page.render(record, table).encode())
+        artifacts.write_atomically(
+            self.out / "watch.html", watch_page.render(record, table).encode()
+        )
         artifacts.write_json(self.out / "watch.json", record)
