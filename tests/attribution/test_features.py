@@ -50,7 +50,7 @@ def command(params, images, tmp_path):
             params["attribution"]["repeatability"] = few
         out = out or job.replace("/", "-")
         (tmp_path / f"{out}.json").write_text(
-            json.dumps(resolve(config.parse(params), "attribution/features", job=job))
+            json.dumps(resolve(config.parse(params), "attribution/features", None, 0, job))
         )
         given = {
             "model": inputs,

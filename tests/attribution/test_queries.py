@@ -64,13 +64,14 @@ def command(params, tmp_path):
         table: pd.DataFrame = FOUND,
         anchor: str = "training",
         seed: int = 5,
+        replicate: int = 0,
         **asked,
     ):
         params.update(
             seed=seed,
             attribution={"arm": "baseline", "queries": {"holdout": 5, "generated": 4} | asked},
         )
-        resolved = resolve(config.parse(params), "attribution/queries")
+        resolved = resolve(config.parse(params), "attribution/queries", None, replicate)
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         inputs = {"step": "attack/extraction", "settings": {"anchor": anchor}}
         with artifacts.step(inputs, tmp_path / "inputs", {}, ("afterimage.seeds",)) as step:

@@ -146,7 +146,7 @@ def study(params, tmp_path):
             "regularisers": [SMALL, 1.0, LARGE],
         }
         params.update(seed=SEED, attribution=own | {"attributors": list(attributors)})
-        resolved = resolve(config.parse(params), "attribution/scores", job="main")
+        resolved = resolve(config.parse(params), "attribution/scores", None, 0, "main")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
 
         every = np.full(N + 4, 99)

@@ -83,7 +83,7 @@ def study(params, tmp_path):
         steps = {
             "train": ("plain", 0, None),
             "sample": ("plain", 0, None),
-            "attribution/counterfactual": (None, None, job),
+            "attribution/counterfactual": (None, 0, job),
         }
         files = {}
         for step, address in steps.items():

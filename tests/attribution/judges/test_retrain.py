@@ -42,6 +42,7 @@ def command(params, tmp_path):
         job: int = 0,
         arm: dict | None = None,
         train: dict | None = None,
+        replicate: int = 0,
         **attribution,
     ):
         own = {
@@ -70,7 +71,7 @@ def command(params, tmp_path):
             with artifacts.step({"step": "train"}, model, {}, ("afterimage.seeds",)) as step:
                 for weights in ("pipeline", "raw"):
                     save_pipeline(net, scheduler, step.folder / weights)
-        resolved = resolve(study, "attribution/retrain", job=str(job))
+        resolved = resolve(study, "attribution/retrain", None, replicate, str(job))
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         return arguments(tmp_path, model, out)
 
