@@ -41,7 +41,13 @@ def command(params, images, tmp_path):
     on, four different networks."""
 
     def make(
-        job: str, out: str = "", weights: str = "ema", images_per_job: int = 3, few=None, **settings
+        job: str,
+        out: str = "",
+        weights: str = "ema",
+        images_per_job: int = 3,
+        few=None,
+        replicate: int = 0,
+        **settings,
     ):
         params["sample"]["weights"] = weights
         own = {"arm": "baseline", "attributors": ["trak", "tracin"], "features": SMALL | settings}
@@ -50,7 +56,7 @@ def command(params, images, tmp_path):
             params["attribution"]["repeatability"] = few
         out = out or job.replace("/", "-")
         (tmp_path / f"{out}.json").write_text(
-            json.dumps(resolve(config.parse(params), "attribution/features", None, 0, job))
+            json.dumps(resolve(config.parse(params), "attribution/features", None, replicate, job))
         )
         given = {
             "model": inputs,
@@ -111,6 +117,16 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
         assert found[f"train/{key}"].dtype == np.float32
         np.testing.assert_array_equal(found[f"train/{key}"], values, err_msg=key)
     assert artifacts.check_store(args.out)["facts"] == {"images": {"train": 3}}
+
+
+def test_replicates_have_their_own_noise_and_projection(command):
+    first, again, other = (
+        made(command("main/final/train0", name, replicate=k))
+        for name, k in (("one", 0), ("again", 0), ("other", 1))
+    )
+    for name, values in first.items():
+        np.testing.assert_array_equal(again[name], values)
+        assert not np.isclose(other[name], values).any(), name
 
 
 def test_blocks_together_are_one_large_block(command):

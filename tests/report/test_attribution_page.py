@@ -214,7 +214,7 @@ def test_several_networks(study, show):
     assert shown == names_of_figures(2)
     assert "2 networks (its first replicates), each explained for itself: 40 training" in text
     assert "means over **these 2 networks**" in text
-    assert "one trained network" not in text
+    assert "**one trained network**" not in text
     assert "8 extracted generations of 2 networks, 6 of images that occur several times" in text
     assert text.count("in 90 % of pairs") == 2
     assert "6 generations of 2 networks, 5 of 40 training images taken out." in text
