@@ -94,14 +94,17 @@ class Spectrum:
             b: Any vectors, of which the m rows in question are used, (., k).
         """
         left, right = self.rotate(a), self.rotate(b)
-        full_rank = len(self.values) == self._features.shape[1]
+        outside = None
+        if len(self.values) < self._features.shape[1]:
+            outside = scratch.empty((len(a), len(b)), np.float64)
+            for some in scratch.blocks(len(b), max(len(a), b.shape[1])):
+                outside[:, some] = inner(a, b[some]) - left @ right[some].T
 
         def product(relative: float, rows: slice) -> np.ndarray:
             within = (left * self.weights(relative)) @ right[rows].T
-            if full_rank:
+            if outside is None:
                 return within
-            outside = inner(a, b[rows]) - left @ right[rows].T
-            return within + outside / self.regulariser(relative)
+            return within + outside[:, rows] / self.regulariser(relative)
 
         return product
 
