@@ -116,10 +116,10 @@ def test_intervals_cover_the_mean_score_of_two_networks(subsets):
     assert narrower > 0.9 * trials
 
 
-@pytest.mark.parametrize(("subsets", "most"), [(16, 0.97), (32, 0.97), (8, 0.99)])
+@pytest.mark.parametrize(("subsets", "most"), [(8, 0.985), (16, 0.97), (32, 0.97)])
 def test_intervals_cover_the_share_of_the_ceiling(subsets, most):
-    """With 8 subsets they are wider than they need be: the ceiling itself is then hardly known."""
-    strengths, trials, covered = (0.9, 1.4), 300, 0
+    """With 8 subsets they are a little wider than they need be: 97 to 98 % of 1,500 trials."""
+    strengths, trials, covered = (0.9, 1.4), 600, 0
     scores = [spearman(s**2 / math.sqrt((1 + s**2) * (0.5 + s**2))) for s in strengths]
     between = [spearman(s**2 / (1 + s**2)) for s in strengths]
     ceilings = [math.sqrt(2 * rho / (1 + rho)) for rho in between]
