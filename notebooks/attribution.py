@@ -50,9 +50,9 @@ book.say(f"In brackets: {book.level} jackknife intervals over subsets. {page.rep
 
 # %% [markdown]
 # Queries share the subsets, so that resampling queries would give far too narrow intervals.
-# *Of ceiling* is the score as a share of the *ceiling*, with Fieller's interval: what a
-# prediction that knows the expected losses would score against the measured ones, from
-# independent trainings of the same subsets.
+# *Of ceiling* is the score as a share of the *ceiling*: what a prediction that knows the expected
+# losses would score against the measured ones, from independent trainings of the same subsets.
+# The interval is Fieller's; it has no bounds where the subsets do not exclude a ceiling of 0.
 # *Oracle λ* is the score at the regulariser that is best on the very subsets reported, as the
 # published tables have it: more than a user can get. `shuffled` is the control: the scores of
 # `trak`, given to other images.

@@ -78,7 +78,10 @@ def test_a_denominator_that_may_be_nothing_leaves_a_ratio_without_bounds():
     found = networks.ratio([x], [y], 0.95)
     assert found.value == pytest.approx(x.mean() / 0.2)
     assert (found.low, found.high) == (-math.inf, math.inf)
-    assert np.isnan(networks.ratio([x], [-y], 0.95)[:3]).all()
+    value, *ends, _ = networks.ratio([x], [-y], 0.95)
+    assert np.isnan(value)
+    assert ends == [-math.inf, math.inf]
+    assert np.isnan(networks.ratio([x], [np.full(10, np.nan)], 0.95)[:3]).all()
 
 
 def drawn(strength: float, subsets: int, queries: int, seed: int) -> np.ndarray:

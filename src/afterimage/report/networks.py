@@ -54,8 +54,8 @@ def ratio(
     """Return the mean of ``numerators`` over that of ``denominators``, both as in ``mean``.
 
     Fieller's interval (1954), of the ratios that the paired units do not exclude. It has no ends
-    (-inf, inf) where they do not exclude a mean denominator of 0; where that is negative or 0 there
-    is no ratio (NaN).
+    (-inf, inf) where they do not exclude a mean denominator of 0, nor where that is negative or 0:
+    then there is no ratio either (NaN).
 
     Args:
         numerators: Of each network, floating (n_k,).
@@ -65,8 +65,10 @@ def ratio(
     x, y = (
         float(np.mean([values.mean() for values in each])) for each in (numerators, denominators)
     )
-    if not y > 0 or math.isnan(x):
+    if math.isnan(x) or math.isnan(y):
         return Estimate(math.nan, math.nan, math.nan)
+    if y <= 0:
+        return Estimate(math.nan, -math.inf, math.inf)
     pairs = list(zip(numerators, denominators, strict=True))
     _, freedom = _error([_squared_error(a - x / y * b) for a, b in pairs], numerators)
     covariances = [
