@@ -130,6 +130,7 @@ book.say(page.leverage())
 # %%
 if show_images:
     for k in range(len(page.phases)):
+        book.say(f"Network {k}:" if page.several else "")
         for query, figure in enumerate(page.first_choices(k)):
             book.keep(figure, f"attribution_first_rep{k}_{query}")
     book.say(f"Left: the query ({SETS[page.pictured_set()]}); then the first training images.")
@@ -150,19 +151,22 @@ counterfactual = len(page.counterfactuals()) > 0
 if counterfactual:
     book.keep(page.counterfactual(), "attribution_counterfactual")
     book.show(page.counterfactual_table())
-    book.say(
-        f"{page.counterfactual_caption()} In brackets: {book.level} intervals over generations "
-        "(Student's t; Fieller's of the ratio, *no bounds* where the rise of `pixel_l2` may be "
-        "none), differences paired by generation; bold: different after the adjustment for the "
-        "number of choices. The network of `again` is one for all generations of a network, so "
-        "that all rises and ratios share its error; differences do not."
-    )
-    if page.several:
-        book.show(page.counterfactual_by_network())
+    book.say(f"{page.counterfactual_caption()} In brackets: {book.level} intervals.")
 else:
     book.say("This study does not take images out (`attribution.counterfactual`).")
+
+# %% [markdown]
+# Intervals are over generations (Student's t; Fieller's of the ratio, *no bounds* where the rise
+# of `pixel_l2` may be none, no ratio where its mean is), differences paired by generation; bold:
+# different after the adjustment for the number of choices. The network of `again` is one for all
+# generations of a network, so that all rises and ratios share its error; differences do not.
+
+# %%
+if counterfactual and page.several:
+    book.show(page.counterfactual_by_network())
 if counterfactual and show_images:
     for k in range(len(page.phases)):
+        book.say(f"Network {k}:" if page.several else "")
         book.keep(page.regenerated(k), f"attribution_regenerated_rep{k}")
 
 # %% [markdown]
@@ -174,7 +178,8 @@ if counterfactual and show_images:
 # %%
 if page.influence_stores():
     book.keep(page.influence(arms), "attribution_remedied")
-    book.say(f"Before: `{page.before()}`.")
+    lines = ", one line for each network" if page.several else ""
+    book.say(f"Before: `{page.before()}`{lines}.")
 else:
     book.say("This study does not follow forgotten images (`attribution.remedied`).")
 

@@ -549,7 +549,7 @@ class Attribution:
     def influence(self, arms: Sequence[str]) -> Figure:
         """Draw the chance that a forgotten image is scored higher, before and after a remedy.
 
-        Dots are means over networks, thin lines the networks.
+        One line for each network.
         """
         influence = pd.concat(
             [
@@ -571,10 +571,11 @@ class Attribution:
             )
             for y, row in enumerate(rows):
                 before, after = auc.loc[row, "before"], auc.loc[row, "after"]
-                for each, other in zip(before, after, strict=True):
-                    axis.plot([each, other], [y, y], color="0.7", linewidth=1)
-                axis.plot(before.mean(), y, "o", color="0.55", markersize=4)
-                axis.plot(after.mean(), y, "o", color="C3", markersize=4)
+                shifts = np.linspace(-0.2, 0.2, len(before)) if len(before) > 1 else [0.0]
+                for each, other, shift in zip(before, after, shifts, strict=True):
+                    axis.plot([each, other], [y + shift, y + shift], color="0.7", linewidth=1)
+                    axis.plot(each, y + shift, "o", color="0.55", markersize=4)
+                    axis.plot(other, y + shift, "o", color="C3", markersize=4)
             axis.axvline(0.5, color="0.7", linewidth=0.8)
             first = some[(some["arm"] == rows[0][0]) & (some["attributor"] == rows[0][1])]
             count = first.loc[first["network"] == "before", "count"].sum()
