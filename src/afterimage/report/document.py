@@ -392,6 +392,8 @@ class Document:
                 f" Repeatability ({named}) is the correlation of a score with itself under other "
                 "noise: an attributor that does not agree with itself predicts nothing."
             )
+        if scores["of_ceiling"].notna().any():
+            text += " A share has no bounds where the subsets do not exclude a ceiling of 0."
         return "\n\n".join([markdown(rows), text, *self._counterfactual()])
 
     def _told_apart(self, pairs: pd.DataFrame) -> str:
