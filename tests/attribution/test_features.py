@@ -3,6 +3,7 @@ together again."""
 
 import argparse
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -320,3 +321,17 @@ def test_features_too_large_for_memory_are_memory_mapped_and_the_same(store, mon
     assert isinstance(mapped["train/loss"], np.memmap)
     assert not isinstance(plain["train/loss"], np.memmap)
     np.testing.assert_array_equal(mapped["train/loss"], plain["train/loss"])
+
+
+def test_a_block_is_read_in_parts(store, monkeypatch):
+    """8 MB in one job's file, of which a quarter is never in memory at once."""
+    rows = np.random.default_rng(0).normal(size=(1000, 10, 200)).astype(np.float32)
+    stores = [store("train0", {"train/rows": rows})]
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 2**20)
+    monkeypatch.setattr(scratch, "BLOCK", 2**20)
+    tracemalloc.start()
+    found = read_features(stores)["train/rows"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, rows)
+    assert peak < rows.nbytes / 4
