@@ -402,9 +402,9 @@ class Document:
         table = table[(table["target"] == "loss") & (table["queries"] == "generated")]
         differ = (table["p_adjusted"] < 1 - self.settings["confidence"]).sum()
         return (
-            f"Of {len(table)} pairs of attributors {differ} differ for generations, paired by subset "
-            "and adjusted for their number (`attribution_differences.csv`); overlapping intervals "
-            "do not tell."
+            f"Of {len(table)} pairs of attributors {differ} differ for generations, paired by "
+            "subset and adjusted for their number (`attribution_differences.csv`); overlapping "
+            "intervals do not tell."
         )
 
     def _counterfactual(self) -> list[str]:

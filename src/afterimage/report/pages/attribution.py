@@ -1,7 +1,7 @@
 """The page of attribution: which training images made an image, and how far that can be trusted.
 
-Numbers are those of the tables (``report.attribution``): where several networks are explained, their
-means. What has no table is shown for each network.
+Numbers are those of the tables (``report.attribution``): where several networks are explained,
+their means. What has no table is shown for each network.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ class Attribution:
             artifacts.read_run(folders[0] / block)["facts"]["images"]
             for block in ("train0", "queries")
         )
-        count = max(queries.values())
+        count, each = max(queries.values()), " for each network" if self.several else ""
         seconds = sum(
             artifacts.read_run(run.parent)["seconds"]
             for folder in folders
@@ -263,7 +263,7 @@ class Attribution:
         )
         return (
             f"*Repeatability* is of {images['train']} training images and up to {count} queries of "
-            f"each kind{' for each network' if self.several else ''}, and took {seconds:.0f} s more."
+            f"each kind{each}, and took {seconds:.0f} s more."
         )
 
     def lds_figure(self) -> Figure:
