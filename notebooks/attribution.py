@@ -38,6 +38,7 @@ from afterimage.report.pages.attribution import SETS, Attribution
 book = Notebook(results, figures, confidence, plantings)
 page = Attribution(book)
 book.say(page.summary(study))
+book.say(page.networks())
 
 # %% [markdown]
 # ## How well each attributor predicts retraining
@@ -49,10 +50,12 @@ book.say(f"In brackets: {book.level} jackknife intervals over subsets. {page.rep
 
 # %% [markdown]
 # Queries share the subsets, so that resampling queries would give far too narrow intervals.
+# *Of ceiling* is the score as a share of the *ceiling*: what a prediction that knows the expected
+# losses would score against the measured ones, from independent trainings of the same subsets.
+# The interval is Fieller's; it has no bounds where the subsets do not exclude a ceiling of 0.
 # *Oracle λ* is the score at the regulariser that is best on the very subsets reported, as the
-# published tables have it: more than a user can get. The *ceiling* is what a prediction that
-# knows the expected losses would score against the measured ones, from independent trainings of
-# the same subsets. `shuffled` is the control: the scores of `trak`, given to other images.
+# published tables have it: more than a user can get. `shuffled` is the control: the scores of
+# `trak`, given to other images.
 # Squared scores (`das`, `das_scalar`, and those named so) have no sign.
 #
 # A few subsets score low by chance alone: Spearman's correlation of 8 subsets expects 0.52 where
@@ -65,7 +68,11 @@ book.say(f"In brackets: {book.level} jackknife intervals over subsets. {page.rep
 # an estimate rather than its definition. With `features.noise: shared`, the default, all images
 # have the same noise at a timestep, which makes most scores repeat; whether they are any better,
 # only LDS tells.
-# All of it is of one trained network.
+
+# %%
+if page.several:
+    book.show(page.by_network("loss"))
+    book.say("Each network by itself, for the loss: its score, and its repeatability.")
 
 # %% [markdown]
 # All attributors predict the same networks, so that what a subset does to all of them cancels in
@@ -122,8 +129,10 @@ book.say(page.leverage())
 
 # %%
 if show_images:
-    for query, figure in enumerate(page.first_choices()):
-        book.keep(figure, f"attribution_first_{query}")
+    for k in range(len(page.phases)):
+        book.say(f"Network {k}:" if page.several else "")
+        for query, figure in enumerate(page.first_choices(k)):
+            book.keep(figure, f"attribution_first_rep{k}_{query}")
     book.say(f"Left: the query ({SETS[page.pictured_set()]}); then the first training images.")
 else:
     book.say(format.IMAGES_WITHHELD)
@@ -138,19 +147,27 @@ else:
 # trains with other random numbers: what any retraining changes.
 
 # %%
-counterfactual = len(page.changes()) > 0
+counterfactual = len(page.counterfactuals()) > 0
 if counterfactual:
     book.keep(page.counterfactual(), "attribution_counterfactual")
     book.show(page.counterfactual_table())
-    book.say(
-        f"{page.counterfactual_caption()} In brackets: {book.level} intervals over generations "
-        "(Student's t), differences paired by generation. The network of `again` is one for all, "
-        "so that all rises share its error; differences do not."
-    )
+    book.say(f"{page.counterfactual_caption()} In brackets: {book.level} intervals.")
 else:
     book.say("This study does not take images out (`attribution.counterfactual`).")
+
+# %% [markdown]
+# Intervals are over generations (Student's t; Fieller's of the ratio, *no bounds* where the rise
+# of `pixel_l2` may be none, no ratio where its mean is), differences paired by generation; bold:
+# different after the adjustment for the number of choices. The network of `again` is one for all
+# generations of a network, so that all rises and ratios share its error; differences do not.
+
+# %%
+if counterfactual and page.several:
+    book.show(page.counterfactual_by_network())
 if counterfactual and show_images:
-    book.keep(page.regenerated(), "attribution_regenerated")
+    for k in range(len(page.phases)):
+        book.say(f"Network {k}:" if page.several else "")
+        book.keep(page.regenerated(k), f"attribution_regenerated_rep{k}")
 
 # %% [markdown]
 # ## Forgotten images
@@ -161,7 +178,8 @@ if counterfactual and show_images:
 # %%
 if page.influence_stores():
     book.keep(page.influence(arms), "attribution_remedied")
-    book.say(f"Before: `{page.before()}`.")
+    lines = ", one line for each network" if page.several else ""
+    book.say(f"Before: `{page.before()}`{lines}.")
 else:
     book.say("This study does not follow forgotten images (`attribution.remedied`).")
 

@@ -149,7 +149,9 @@ TRACED = {
 
 
 def resolved_of(study, step, arm):
-    return resolve(study, step, arm, 0 if arm else None, JOBS.get(step))
+    return resolve(
+        study, step, arm, 0 if "replicate" in STEPS[step].address else None, JOBS.get(step)
+    )
 
 
 def digests(params):
@@ -249,6 +251,7 @@ def digests(params):
         ),
         (("attribution", "shortlist"), 0.1, {"attribution/acceleration"}),
         (("attribution", "checkpoints"), 2, {"train"}),
+        (("attribution", "variants"), {"wide": {}}, {"attribution/acceleration", "report/tables"}),
         (("replicates",), 2, {"report/tables", "report/page", "selection/table", "selection/page"}),
     ],
 )
@@ -309,6 +312,8 @@ def test_resolved_config_is_plain_json(params):
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
+        ({"replicates": 2}, ["attribution.replicates = 2", "replicates = 1"]),
+        ({"replicates": 0}, ["attribution.replicates = 0", "greater than or equal to 1"]),
         ({"arm": "basline"}, ["attribution.arm = 'basline'", "did you mean 'baseline'"]),
         ({"arm": "iet_agc"}, ["attribution.arm = 'iet_agc'", "method baseline"]),
         ({"arm": "kept"}, ["attribution.arm = 'kept'", "a budget of its own"]),

@@ -17,6 +17,7 @@ GRADIENTS = {
     "attribution.features",
     "attribution.gradients",
     "attribution.queries",
+    "attribution.replicate",
 }
 RETRAINING = {
     "attribution.gradients.noise",
@@ -24,6 +25,7 @@ RETRAINING = {
     "attribution.judges.retraining_effect",
     "attribution.judges.subsets",
     "attribution.queries",
+    "attribution.replicate",
     "methods.baseline",
     "training",
 }

@@ -104,13 +104,12 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
             continue
         folder = Path(results) / study.study / job.folder
         record = artifacts.check_store(folder, resolved(study, job))
-        if job.arm is not None and job.replicate is not None:
-            cells[job.arm, job.replicate][job.step.removeprefix("attack/")] = (folder, record)
-        elif study.attribution is not None and (job.step, job.job) == (
-            "attribution/scores",
-            "main",
-        ):
-            cells[study.attribution.arm, 0]["attribution"] = (folder, record)
+        number = job.replicate
+        if job.arm is not None and number is not None:
+            cells[job.arm, number][job.step.removeprefix("attack/")] = (folder, record)
+        elif (job.step, job.job) == ("attribution/scores", "main") and number is not None:
+            assert study.attribution is not None
+            cells[study.attribution.arm, number]["attribution"] = (folder, record)
         else:
             report.append(record)
     replicates: dict[str, list[Replicate]] = {arm: [] for arm in study.arms}

@@ -3,6 +3,7 @@ together again."""
 
 import argparse
 import json
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -41,7 +42,13 @@ def command(params, images, tmp_path):
     on, four different networks."""
 
     def make(
-        job: str, out: str = "", weights: str = "ema", images_per_job: int = 3, few=None, **settings
+        job: str,
+        out: str = "",
+        weights: str = "ema",
+        images_per_job: int = 3,
+        few=None,
+        replicate: int = 0,
+        **settings,
     ):
         params["sample"]["weights"] = weights
         own = {"arm": "baseline", "attributors": ["trak", "tracin"], "features": SMALL | settings}
@@ -50,7 +57,7 @@ def command(params, images, tmp_path):
             params["attribution"]["repeatability"] = few
         out = out or job.replace("/", "-")
         (tmp_path / f"{out}.json").write_text(
-            json.dumps(resolve(config.parse(params), "attribution/features", job=job))
+            json.dumps(resolve(config.parse(params), "attribution/features", None, replicate, job))
         )
         given = {
             "model": inputs,
@@ -111,6 +118,16 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
         assert found[f"train/{key}"].dtype == np.float32
         np.testing.assert_array_equal(found[f"train/{key}"], values, err_msg=key)
     assert artifacts.check_store(args.out)["facts"] == {"images": {"train": 3}}
+
+
+def test_replicates_have_their_own_noise_and_projection(command):
+    first, again, other = (
+        made(command("main/final/train0", name, replicate=k))
+        for name, k in (("one", 0), ("again", 0), ("other", 1))
+    )
+    for name, values in first.items():
+        np.testing.assert_array_equal(again[name], values)
+        assert not np.isclose(other[name], values).any(), name
 
 
 def test_blocks_together_are_one_large_block(command):
@@ -304,3 +321,17 @@ def test_features_too_large_for_memory_are_memory_mapped_and_the_same(store, mon
     assert isinstance(mapped["train/loss"], np.memmap)
     assert not isinstance(plain["train/loss"], np.memmap)
     np.testing.assert_array_equal(mapped["train/loss"], plain["train/loss"])
+
+
+def test_a_block_is_read_in_parts(store, monkeypatch):
+    """8 MB in one job's file, of which a quarter is never in memory at once."""
+    rows = np.random.default_rng(0).normal(size=(1000, 10, 200)).astype(np.float32)
+    stores = [store("train0", {"train/rows": rows})]
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 2**20)
+    monkeypatch.setattr(scratch, "BLOCK", 2**20)
+    tracemalloc.start()
+    found = read_features(stores)["train/rows"]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_array_equal(found, rows)
+    assert peak < rows.nbytes / 4

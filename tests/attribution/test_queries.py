@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from afterimage import artifacts, config
+from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
 from afterimage.images import Images, load_images
@@ -64,13 +64,14 @@ def command(params, tmp_path):
         table: pd.DataFrame = FOUND,
         anchor: str = "training",
         seed: int = 5,
+        replicate: int = 0,
         **asked,
     ):
         params.update(
             seed=seed,
             attribution={"arm": "baseline", "queries": {"holdout": 5, "generated": 4} | asked},
         )
-        resolved = resolve(config.parse(params), "attribution/queries")
+        resolved = resolve(config.parse(params), "attribution/queries", None, replicate)
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         inputs = {"step": "attack/extraction", "settings": {"anchor": anchor}}
         with artifacts.step(inputs, tmp_path / "inputs", {}, ("afterimage.seeds",)) as step:
@@ -114,6 +115,14 @@ def test_held_out_images_are_drawn_once_each_and_by_the_seed(command):
     assert set(one.ids) < set(drawn(command("more", holdout=8))["holdout"].ids)
     others = [drawn(command(f"seed{seed}", seed=seed))["holdout"].ids for seed in range(6, 10)]
     assert len({tuple(ids) for ids in [one.ids, *others]}) == 5
+
+
+def test_replicates_draw_their_own_held_out_images(command):
+    """The first draws what the study's seed says."""
+    held = [drawn(command(f"rep{k}", replicate=k))["holdout"].ids for k in range(4)]
+    assert len({tuple(ids) for ids in held}) == 4
+    rows = seeds.numpy_rng(5, "attribution", "queries").permutation(len(HOLDOUT))[:5]
+    assert held[0].tolist() == HOLDOUT.ids[np.sort(rows)].tolist()
 
 
 def test_generations_are_the_first_of_the_sample(command):

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from safetensors.numpy import load_file, save_file
-from scipy.stats import spearmanr
+from scipy.stats import spearmanr, ttest_1samp
 
 from afterimage import artifacts, config, provenance, seeds
 from afterimage.artifacts import ArtifactError
@@ -146,7 +146,7 @@ def study(params, tmp_path):
             "regularisers": [SMALL, 1.0, LARGE],
         }
         params.update(seed=SEED, attribution=own | {"attributors": list(attributors)})
-        resolved = resolve(config.parse(params), "attribution/scores", job="main")
+        resolved = resolve(config.parse(params), "attribution/scores", None, 0, "main")
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
 
         every = np.full(N + 4, 99)
@@ -309,6 +309,42 @@ def test_differences_are_those_of_the_table_of_scores(study):
             expected = table[name, queries, target] - table[other, queries, target]
             assert difference == pytest.approx(expected, abs=1e-12)
     assert len(found) == len(pairs) * len(SETS) * 2
+
+
+def test_units_are_those_of_the_table_of_scores(study):
+    """A t-test of what the subsets say gives the interval of each score, and of each difference."""
+    args = study(losses=noisy(), attributors=("gradient_dot", "pixel_l2", "trak"))
+    scores.run(args)
+    for table, units, keys, column in (
+        ("lds", "units", ["attributor"], "lds"),
+        ("differences", "paired", ["attributor", "other"], "difference"),
+    ):
+        keys = [*keys, "queries", "target"]
+        rows = pd.read_csv(args.out / f"{table}.csv").set_index(keys)
+        groups = pd.read_parquet(args.out / f"{units}.parquet").groupby(keys)
+        assert set(groups.groups) == set(rows.index)
+        for key, some in groups:
+            assert some["subset"].tolist() == list(range(SUBSETS - SUBSETS // 2))
+            usual = ttest_1samp(some[column], 0).confidence_interval(0.95)
+            ends = (usual.low, usual.high)
+            if column == "lds":
+                ends = np.clip(ends, -1, 1)
+            assert rows.loc[key, ["low", "high"]].tolist() == pytest.approx(ends), key
+    best = pd.read_parquet(args.out / "units.parquet")
+    assert best.groupby(["queries", "target", "subset"])["ceiling"].nunique().eq(1).all()
+
+
+def test_replicates_have_their_own_subsets_and_control(study):
+    """Scores that predict without an error on the subsets of another replicate do so no longer."""
+    args = study(attributors=("gradient_dot", "shuffled"))
+    first = scored(args)
+    resolved = json.loads(args.config.read_text())
+    args.config.write_text(json.dumps(resolved | {"replicate": 1}))
+    args.out = args.out.with_name("other")
+    second = scored(args)
+    assert first.rows["gradient_dot", "generated"]["lds"] == pytest.approx(1)
+    assert second.rows["gradient_dot", "generated"]["lds"] < 0.9
+    assert (second.scores["shuffled/holdout"] != first.scores["shuffled/holdout"]).any()
 
 
 def test_the_shift_is_a_target_of_its_own(study):

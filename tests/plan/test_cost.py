@@ -40,11 +40,11 @@ MEASURED = {
 # Processor seconds of the own work of jobs of the default study (``cpu_seconds`` of run.json), those that took more than 15; the same
 # kind of machine, while others used it too.
 DEFAULT = {
-    "attribution/features/main/final/train0": 15.6,
-    "attribution/retrain/0": 61.4,
-    "attribution/retrain/1": 58.9,
-    "attribution/retrain/2": 61.6,
-    "attribution/retrain/3": 59.4,
+    "attribution/rep0/features/main/final/train0": 15.6,
+    "attribution/rep0/retrain/0": 61.4,
+    "attribution/rep0/retrain/1": 58.9,
+    "attribution/rep0/retrain/2": 61.6,
+    "attribution/rep0/retrain/3": 59.4,
     "train/agc/rep0": 35.3,
     "train/baseline/rep0": 34.0,
     "train/conditional/rep0": 37.5,

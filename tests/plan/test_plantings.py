@@ -34,7 +34,7 @@ def study(digits):
 def test_every_replicate_reads_its_planting(study):
     seen = set()
     for job in jobs(study):
-        if job.replicate is None or job.step == "sample":
+        if job.arm is None or job.step == "sample":
             continue
         number = job.replicate % 2
         expected = {f"data/planting/{number}"}
@@ -60,9 +60,34 @@ def test_deduplication_reads_its_planting_and_tables_read_all(study):
     assert page == {"data/planting/0", "data/planting/1"}
 
 
-def test_attribution_reads_the_planting_of_the_replicate_that_it_explains(study):
+def test_attribution_reads_the_planting_of_the_replicate_that_it_explains(digits):
+    """And files of no other replicate of an arm, nor of another's attribution."""
+    study = digits(replicates=3, data__plantings=3, attribution__replicates=2)
     asked = [job for job in jobs(study) if job.phase == "attribution"]
-    assert set().union(*(read(study, job) for job in asked)) == {"data/planting/0"}
+    assert {job.replicate for job in asked} == {0, 1}
+    for job in asked:
+        assert read(study, job) <= {f"data/planting/{job.replicate}"}
+        given = STEPS[job.step].inputs(study, job).values()
+        named = [file for value in given for file in files(value) if "/rep" in file]
+        assert all(f"/rep{job.replicate}/" in file for file in named)
+        assert named or job.step == "attribution/queries"
+    for step in ("features", "scores", "acceleration", "counterfactual", "remedied"):
+        some = {job.replicate for job in asked if job.step == f"attribution/{step}"}
+        assert some == {0, 1}
+
+
+def test_the_report_reads_every_explained_replicate(digits):
+    study = digits(replicates=2, attribution__replicates=2)
+    (tables,) = [job for job in jobs(study) if job.step == "report/tables"]
+    given = STEPS["report/tables"].inputs(study, tables)["attribution"]
+    for k in range(2):
+        assert f"attribution/rep{k}/scores/main/run.json" in given
+        assert f"attribution/rep{k}/counterfactual/das/1/run.json" in given
+        assert f"attribution/rep{k}/acceleration/run.json" in given
+        assert f"attribution/rep{k}/scores/none/run.json" not in given
+    told = STEPS["report/tables"].settings(study, tables)["attribution"]
+    assert (told["replicates"], told["variants"]) == (2, True)
+    assert "dtrak/0" in told["counterfactual"]
 
 
 @pytest.mark.parametrize(

@@ -104,7 +104,10 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                 _path(step.folder, wanted_config["settings"]["states"], truth[job.arm], rng)
                 step.note(generations=GENERATIONS)
             elif job.step == "attribution/scores" and job.job == "main":
-                _scores().to_csv(step.folder / "lds.csv", index=False)
+                for name, table in _scores().items():
+                    path = step.folder / name
+                    csv = name.endswith(".csv")
+                    table.to_csv(path, index=False) if csv else table.to_parquet(path)
             elif job.step == "attack/forgetting":
                 _forgetting(
                     step.folder, list(wanted_config["settings"]["sets"]), truth[job.arm], rng
@@ -309,8 +312,9 @@ def _path(folder: Path, states: dict[str, float], truth: Truth, rng: np.random.G
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
 
 
-def _scores() -> pd.DataFrame:
-    """Make up the scores of two attributors, one of them without gradients."""
+def _scores() -> dict[str, pd.DataFrame]:
+    """Make up the scores of two attributors, one of them without gradients, on six subsets."""
+    subsets = np.linspace(-0.1, 0.1, 6)
     rows = [
         {"attributor": name, "queries": queries, "target": target, "regulariser": 1.0}
         | {"lds": lds, "low": lds - 0.1, "high": lds + 0.1, "repeatability": again}
@@ -319,7 +323,35 @@ def _scores() -> pd.DataFrame:
         for queries in ("holdout", "generated")
         for target in ("loss", "shift")
     ]
-    return pd.DataFrame(rows)
+    keys = ["attributor", "queries", "target"]
+    units = pd.concat(
+        pd.DataFrame(
+            {key: row[key] for key in keys}
+            | {"subset": range(6), "lds": row["lds"] + subsets, "ceiling": 0.8 + subsets[::-1]}
+        )
+        for row in rows
+    )
+    pair = {"attributor": "das_revised", "other": "pixel_l2"}
+    pairs = [
+        pair
+        | {"queries": queries, "target": target, "difference": 0.2, "low": 0.1, "high": 0.3}
+        | {"p": 0.01, "p_adjusted": 0.01}
+        for queries in ("holdout", "generated")
+        for target in ("loss", "shift")
+    ]
+    paired = pd.concat(
+        pd.DataFrame(
+            {key: row[key] for key in (*keys, "other")}
+            | {"subset": range(6), "difference": 0.2 + subsets}
+        )
+        for row in pairs
+    )
+    return {
+        "lds.csv": pd.DataFrame(rows),
+        "units.parquet": units,
+        "differences.csv": pd.DataFrame(pairs),
+        "paired.parquet": paired,
+    }
 
 
 def _membership(folder: Path, truth: Truth, rng: np.random.Generator) -> None:

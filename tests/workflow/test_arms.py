@@ -102,7 +102,7 @@ def test_retrained_never_saw_what_others_forget(every_arm):
 
 
 def test_attribution_has_every_attributor_query_and_judge(every_arm):
-    study, phase = config.load(every_arm.params), every_arm.results / "attribution"
+    study, phase = config.load(every_arm.params), every_arm.results / "attribution/rep0"
     asked = study.attribution
     assert asked is not None
     lds = pd.read_csv(phase / "scores/main/lds.csv")

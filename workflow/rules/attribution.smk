@@ -1,19 +1,19 @@
-"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/ of the explained arm's first replicate,
+"""REQUIRED INPUTS: results/{study}/{train,sample,attack}/ of the explained arm's first replicates,
     results/{study}/data/
 
 OUTPUTS:
-    results/{study}/attribution/queries/          the images to attribute
-    results/{study}/attribution/features/{job}/
+    results/{study}/attribution/rep{rep}/queries/    the images to attribute
+    results/{study}/attribution/rep{rep}/features/{job}/
         projected gradients of a network for one block of images
-    results/{study}/attribution/retrain/{job}/
+    results/{study}/attribution/rep{rep}/retrain/{job}/
         losses of the queries under networks retrained on subsets
-    results/{study}/attribution/counterfactual/{job}/
+    results/{study}/attribution/rep{rep}/counterfactual/{job}/
         generations after removal of top-ranked images
-    results/{study}/attribution/scores/{job}/
+    results/{study}/attribution/rep{rep}/scores/{job}/
         scores of every attributor, evaluated by retraining
-    results/{study}/attribution/acceleration/
+    results/{study}/attribution/rep{rep}/acceleration/
         cost and quality of cheaper features, two-stage ranking
-    results/{study}/attribution/remedied/{job}/
+    results/{study}/attribution/rep{rep}/remedied/{job}/
         influence of forgotten images before and after a remedy
 """
 
@@ -28,14 +28,14 @@ rule queries:
     input:
         unpack(inputs("attribution/queries")),
     output:
-        run="results/{study}/attribution/queries/run.json",
-        holdout="results/{study}/attribution/queries/holdout.npz",
-        generated="results/{study}/attribution/queries/generated.npz",
-        extracted="results/{study}/attribution/queries/extracted.npz",
+        run="results/{study}/attribution/rep{rep}/queries/run.json",
+        holdout="results/{study}/attribution/rep{rep}/queries/holdout.npz",
+        generated="results/{study}/attribution/rep{rep}/queries/generated.npz",
+        extracted="results/{study}/attribution/rep{rep}/queries/extracted.npz",
     log:
-        "results/{study}/logs/attribution/queries.log",
+        "results/{study}/logs/attribution/rep{rep}/queries.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/queries.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/queries.tsv"
     params:
         inputs=flags("attribution/queries"),
         out=subpath(output.run, parent=True),
@@ -49,12 +49,12 @@ rule features:
     input:
         unpack(inputs("attribution/features")),
     output:
-        run="results/{study}/attribution/features/{job}/run.json",
-        features="results/{study}/attribution/features/{job}/features.safetensors",
+        run="results/{study}/attribution/rep{rep}/features/{job}/run.json",
+        features="results/{study}/attribution/rep{rep}/features/{job}/features.safetensors",
     log:
-        "results/{study}/logs/attribution/features/{job}.log",
+        "results/{study}/logs/attribution/rep{rep}/features/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/features/{job}.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/features/{job}.tsv"
     wildcard_constraints:
         job=r"\w+/\w+/\w+",
     threads: STUDY.cluster.threads
@@ -73,13 +73,13 @@ rule retrain:
     input:
         unpack(inputs("attribution/retrain")),
     output:
-        run="results/{study}/attribution/retrain/{job}/run.json",
-        metrics="results/{study}/attribution/retrain/{job}/metrics.jsonl",
-        losses="results/{study}/attribution/retrain/{job}/losses.npz",
+        run="results/{study}/attribution/rep{rep}/retrain/{job}/run.json",
+        metrics="results/{study}/attribution/rep{rep}/retrain/{job}/metrics.jsonl",
+        losses="results/{study}/attribution/rep{rep}/retrain/{job}/losses.npz",
     log:
-        "results/{study}/logs/attribution/retrain/{job}.log",
+        "results/{study}/logs/attribution/rep{rep}/retrain/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/retrain/{job}.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/retrain/{job}.tsv"
     wildcard_constraints:
         job=r"\d+",
     threads: STUDY.cluster.threads
@@ -88,7 +88,7 @@ rule retrain:
     params:
         inputs=flags("attribution/retrain"),
         out=subpath(output.run, parent=True),
-        state="results/{study}/state/attribution/retrain/{job}",
+        state="results/{study}/state/attribution/rep{rep}/retrain/{job}",
     shell:
         "afterimage attribution retrain {params.inputs} --state {params.state:q}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
@@ -99,19 +99,21 @@ rule scores:
     input:
         unpack(inputs("attribution/scores")),
     output:
-        run="results/{study}/attribution/scores/{job}/run.json",
-        metrics="results/{study}/attribution/scores/{job}/metrics.jsonl",
-        lds="results/{study}/attribution/scores/{job}/lds.csv",
-        differences="results/{study}/attribution/scores/{job}/differences.csv",
-        regularisers="results/{study}/attribution/scores/{job}/regularisers.csv",
-        copies="results/{study}/attribution/scores/{job}/copies.csv",
-        first="results/{study}/attribution/scores/{job}/first.parquet",
-        leverage="results/{study}/attribution/scores/{job}/leverage.csv",
-        scores="results/{study}/attribution/scores/{job}/scores.safetensors",
+        run="results/{study}/attribution/rep{rep}/scores/{job}/run.json",
+        metrics="results/{study}/attribution/rep{rep}/scores/{job}/metrics.jsonl",
+        lds="results/{study}/attribution/rep{rep}/scores/{job}/lds.csv",
+        differences="results/{study}/attribution/rep{rep}/scores/{job}/differences.csv",
+        units="results/{study}/attribution/rep{rep}/scores/{job}/units.parquet",
+        paired="results/{study}/attribution/rep{rep}/scores/{job}/paired.parquet",
+        regularisers="results/{study}/attribution/rep{rep}/scores/{job}/regularisers.csv",
+        copies="results/{study}/attribution/rep{rep}/scores/{job}/copies.csv",
+        first="results/{study}/attribution/rep{rep}/scores/{job}/first.parquet",
+        leverage="results/{study}/attribution/rep{rep}/scores/{job}/leverage.csv",
+        scores="results/{study}/attribution/rep{rep}/scores/{job}/scores.safetensors",
     log:
-        "results/{study}/logs/attribution/scores/{job}.log",
+        "results/{study}/logs/attribution/rep{rep}/scores/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/scores/{job}.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/scores/{job}.tsv"
     wildcard_constraints:
         job=r"\w+",
     threads: STUDY.cluster.threads
@@ -130,13 +132,13 @@ rule counterfactual:
     input:
         unpack(inputs("attribution/counterfactual")),
     output:
-        run="results/{study}/attribution/counterfactual/{job}/run.json",
-        changes="results/{study}/attribution/counterfactual/{job}/changes.csv",
-        images="results/{study}/attribution/counterfactual/{job}/regenerated.npz",
+        run="results/{study}/attribution/rep{rep}/counterfactual/{job}/run.json",
+        changes="results/{study}/attribution/rep{rep}/counterfactual/{job}/changes.csv",
+        images="results/{study}/attribution/rep{rep}/counterfactual/{job}/regenerated.npz",
     log:
-        "results/{study}/logs/attribution/counterfactual/{job}.log",
+        "results/{study}/logs/attribution/rep{rep}/counterfactual/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/counterfactual/{job}.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/counterfactual/{job}.tsv"
     wildcard_constraints:
         job=r"\w+(/\d+)?",
     threads: STUDY.cluster.threads
@@ -145,7 +147,7 @@ rule counterfactual:
     params:
         inputs=flags("attribution/counterfactual"),
         out=subpath(output.run, parent=True),
-        state="results/{study}/state/attribution/counterfactual/{job}",
+        state="results/{study}/state/attribution/rep{rep}/counterfactual/{job}",
     shell:
         "afterimage attribution counterfactual {params.inputs} --state {params.state:q}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
@@ -156,12 +158,13 @@ rule acceleration:
     input:
         unpack(inputs("attribution/acceleration")),
     output:
-        run="results/{study}/attribution/acceleration/run.json",
-        table="results/{study}/attribution/acceleration/acceleration.csv",
+        run="results/{study}/attribution/rep{rep}/acceleration/run.json",
+        table="results/{study}/attribution/rep{rep}/acceleration/acceleration.csv",
+        units="results/{study}/attribution/rep{rep}/acceleration/units.parquet",
     log:
-        "results/{study}/logs/attribution/acceleration.log",
+        "results/{study}/logs/attribution/rep{rep}/acceleration.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/acceleration.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/acceleration.tsv"
     threads: STUDY.cluster.threads
     resources:
         **needs("attribution/acceleration"),
@@ -178,13 +181,13 @@ rule remedied:
     input:
         unpack(inputs("attribution/remedied")),
     output:
-        run="results/{study}/attribution/remedied/{job}/run.json",
-        metrics="results/{study}/attribution/remedied/{job}/metrics.jsonl",
-        influence="results/{study}/attribution/remedied/{job}/influence.csv",
+        run="results/{study}/attribution/rep{rep}/remedied/{job}/run.json",
+        metrics="results/{study}/attribution/rep{rep}/remedied/{job}/metrics.jsonl",
+        influence="results/{study}/attribution/rep{rep}/remedied/{job}/influence.csv",
     log:
-        "results/{study}/logs/attribution/remedied/{job}.log",
+        "results/{study}/logs/attribution/rep{rep}/remedied/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/attribution/remedied/{job}.tsv"
+        "results/{study}/benchmarks/attribution/rep{rep}/remedied/{job}.tsv"
     wildcard_constraints:
         job=r"\w+",
     threads: STUDY.cluster.threads

@@ -48,7 +48,10 @@ rule tables:
         multiplicity="results/{study}/report/tables/multiplicity.csv",
         paths="results/{study}/report/tables/paths.csv",
         frontier="results/{study}/report/tables/frontier.csv",
-        attribution="results/{study}/report/tables/attribution.csv",
+        attribution=[
+            f"results/{{study}}/report/tables/attribution{table}.csv"
+            for table in ("", "_differences", "_counterfactual", "_cost")
+        ],
         union="results/{study}/report/tables/union.csv",
         loss="results/{study}/report/tables/loss.csv",
         dedup=report(

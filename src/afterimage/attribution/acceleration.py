@@ -12,7 +12,8 @@ of the main features plus a fraction of the reference's (of the training images;
 both).
 
 The result is ``acceleration.csv``, one row per variant, attributor and set of queries: seconds, lds
-with low and high, agreement and first.
+with low and high, agreement and first; and ``units.parquet``, what each reported subset says of
+these scores (variant, attributor, queries, subset, lds), as in ``attribution scores``.
 """
 
 from __future__ import annotations
@@ -30,12 +31,15 @@ from afterimage.attribution.consistency import read_retraining_effects
 from afterimage.attribution.judges import lds, subsets
 from afterimage.attribution.judges.repeatability import agreement
 from afterimage.attribution.ranking import TOP
+from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import MAIN
 from afterimage.data.members import trained_rows
 from afterimage.images import load_images
 
 STEP = "attribution/acceleration"
 TWO_STAGE = "two_stage"
+UNITS = ["variant", "attributor", "queries", "subset", "lds"]
+"""Columns of ``units.parquet``."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -127,7 +131,7 @@ def run(args: argparse.Namespace) -> None:
     """Compare all variants and store their costs and qualities."""
     # Name all inputs.
     resolved = artifacts.read_config(args.config, STEP)
-    settings, seed = resolved["settings"], resolved["seed"]
+    settings, seed = resolved["settings"], root_seed(resolved["seed"], resolved["replicate"])
     reference_name, shortlist = settings["reference"], settings["shortlist"]
     inputs = {"train": args.train, "members": args.members}
     inputs |= {
@@ -147,12 +151,14 @@ def run(args: argparse.Namespace) -> None:
             variant = store.parts[-3]
             seconds[variant] = seconds.get(variant, 0) + artifacts.read_run(store)["seconds"]
         seconds[TWO_STAGE] = seconds[MAIN] + shortlist * seconds[reference_name]
-        scores, lds_tables = {}, []
+        scores, lds_tables, units = {}, [], []
         for store in args.scores:
-            for name in ("scores.safetensors", "lds.csv"):
+            for name in ("scores.safetensors", "lds.csv", "units.parquet"):
                 artifacts.check_file(store / name)
             scores[store.name] = load_file(store / "scores.safetensors")
             lds_tables.append(pd.read_csv(store / "lds.csv").assign(variant=store.name))
+            of_loss = pd.read_parquet(store / "units.parquet").query("target == 'loss'")
+            units.append(of_loss.assign(variant=store.name)[UNITS])
         table = pd.concat(lds_tables).query("target == 'loss'")[
             ["variant", "attributor", "queries", "lds", "low", "high"]
         ]
@@ -177,11 +183,15 @@ def run(args: argparse.Namespace) -> None:
         for key in (key for key in reference if two_stage and key in scores[MAIN]):
             attributor, set_name = key.split("/")
             staged, ranks = rank_in_two_stages(scores[MAIN][key], reference[key], shortlist)
-            score = lds.lds(
+            correlations = lds.correlate(
                 lds.predictions(staged, masks[reported]),
                 effects[f"{set_name}/loss"].mean(axis=0)[reported],
-                settings["confidence"],
             )
+            score = lds.score_of(correlations, settings["confidence"])
+            values = correlations.units()
+            part = {"subset": np.arange(len(values)), "lds": values}
+            about = {"variant": TWO_STAGE, "attributor": attributor, "queries": set_name}
+            units.append(pd.DataFrame(part).assign(**about)[UNITS])
             rows.append(
                 {
                     "variant": TWO_STAGE,
@@ -195,7 +205,8 @@ def run(args: argparse.Namespace) -> None:
                 }
             )
 
-        # Write the table.
+        # Write the tables.
+        pd.concat(units, ignore_index=True).to_parquet(step.folder / "units.parquet", index=False)
         result = pd.DataFrame(rows)
         result.insert(1, "seconds", result["variant"].map(seconds))
         result.to_csv(step.folder / "acceleration.csv", index=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from contextlib import ExitStack
 from pathlib import Path
@@ -84,7 +85,10 @@ def _concatenated(files: list[Any], name: str) -> np.ndarray:
     combined = scratch.empty((sum(shape[0] for shape in shapes), *shapes[0][1:]), np.float32)
     ends = np.cumsum([shape[0] for shape in shapes])
     for file, shape, end in zip(files, shapes, ends, strict=True):
-        combined[end - shape[0] : end] = file.get_tensor(name)
+        rows = file.get_slice(name)
+        for some in scratch.blocks(shape[0], math.prod(shape[1:])):
+            start = end - shape[0] + some.start
+            combined[start : start + some.stop - some.start] = rows[some]
     return combined
 
 

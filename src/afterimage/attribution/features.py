@@ -24,6 +24,7 @@ from safetensors.numpy import save_file
 from afterimage import artifacts, config
 from afterimage.attribution import queries
 from afterimage.attribution.gradients import compute, journey
+from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import FINAL, REPEAT
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.sample import load_trained, trained_pipeline
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
     """Compute and store the features of one block."""
     # Read the job's settings and find its images.
     resolved = artifacts.read_config(args.config, STEP)
-    settings, seed = resolved["settings"], resolved["seed"]
+    settings, seed, replicate = resolved["settings"], resolved["seed"], resolved["replicate"]
     feature_settings = config.Features.model_validate(settings["features"])
     network, block = settings["network"], settings["block"]
     final = network in (FINAL, REPEAT)
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
 
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Load the network.
-        net, scheduler_config = load_trained(pipeline, seed, 0)
+        net, scheduler_config = load_trained(pipeline, seed, replicate)
         net.to(PartialState().device)
         readouts = ["loss"]
         if final:
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace) -> None:
                 name,
                 feature_settings,
                 readouts,
-                seed,
+                root_seed(seed, replicate),
                 draw=int(network == REPEAT),
             )
             tensors |= {
@@ -116,7 +117,14 @@ def run(args: argparse.Namespace) -> None:
             if settings["journey"] and name in queries.GENERATED and len(images):
                 sampling = config.Sample.model_validate(settings["journey"])
                 tensors[f"{name}/journey"] = journey.project_journey_gradients(
-                    net, scheduler_config, images, name, feature_settings, sampling, seed
+                    net,
+                    scheduler_config,
+                    images,
+                    name,
+                    feature_settings,
+                    sampling,
+                    seed,
+                    replicate,
                 )
         save_file(tensors, step.folder / "features.safetensors")
         step.note(images={name: len(images) for name, images in sets.items()})

@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from afterimage import artifacts, config, seeds
+from afterimage.attribution.replicate import root_seed
 from afterimage.images import Images, load_images
 
 STEP = "attribution/queries"
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> None:
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         artifacts.check_file(inputs["extraction"])
         holdout, samples = load_images(args.holdout), load_images(args.samples)
-        rng = seeds.numpy_rng(resolved["seed"], "attribution", "queries")
+        seed = root_seed(resolved["seed"], resolved["replicate"])
+        rng = seeds.numpy_rng(seed, "attribution", "queries")
         holdout_rows = np.sort(rng.permutation(len(holdout))[: settings.holdout])
         anchor = artifacts.read_run(args.extraction)["config"]["settings"]["anchor"]
         sets = {

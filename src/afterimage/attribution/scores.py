@@ -17,6 +17,10 @@ The result:
 - ``differences.csv``: one row per pair of attributors, set of queries and target: difference of the
   two scores with low and high, paired by subset and query, p and p_adjusted
   (``judges.differences``);
+- ``units.parquet``: what each reported subset says of every score in ``lds.csv``, attributor,
+  queries, target, subset, lds and ceiling (NaN with one seed); ``paired.parquet``: the
+  same of every difference. They are pseudo-values of the jackknife (``lds.pseudo_values``), from
+  which the scores of several networks are combined;
 - ``regularisers.csv``: the score for every regulariser, on the first and on the second half of the
   subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m
@@ -54,6 +58,7 @@ from afterimage.attribution.judges.repeatability import Draws
 from afterimage.attribution.judges.retraining_effect import TARGETS
 from afterimage.attribution.queries import EXTRACTED, SETS
 from afterimage.attribution.ranking import check_finite, top_images
+from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import ATTRIBUTOR_TABLE
 from afterimage.data.members import trained_rows
 from afterimage.images import Images, load_images
@@ -175,7 +180,7 @@ class Evaluation:
     """The data that scores are evaluated on, and the rows of the result's tables.
 
     Attributes:
-        seed: Root seed.
+        seed: Root seed of the replicate.
         confidence: Coverage of intervals.
         train: The training images.
         queries: Set -> its queries.
@@ -292,17 +297,41 @@ class Evaluation:
 
     def _ceiling_columns(self, set_name: str, target: str) -> dict[str, float]:
         """Return the columns of ``lds.csv`` about the best possible score."""
-        reported = lds.halves(len(self.masks))[1]
-        ceiling = lds.ceiling(
-            self.effects[f"{set_name}/{target}"][:, reported],
-            self.confidence,
-        )
+        ceiling = self._ceiling(set_name, target)
         return {
             "ceiling": ceiling.value,
             "ceiling_low": ceiling.low,
             "ceiling_high": ceiling.high,
             "between_seeds": ceiling.between_seeds,
         }
+
+    def _ceiling(self, set_name: str, target: str) -> lds.Ceiling:
+        """Return the best possible score on the reported subsets."""
+        reported = lds.halves(len(self.masks))[1]
+        return lds.ceiling(self.effects[f"{set_name}/{target}"][:, reported], self.confidence)
+
+    def units_table(self) -> pd.DataFrame:
+        """Return ``units.parquet``."""
+        several = len(next(iter(self.effects.values()))) > 1
+        parts = []
+        for (set_name, target), by_name in self.correlations.items():
+            best = self._ceiling(set_name, target).units if several else np.nan
+            for name, correlations in by_name.items():
+                units = correlations.units()
+                part = {"lds": units, "ceiling": best, "subset": np.arange(len(units))}
+                key = {"attributor": name, "queries": set_name, "target": target}
+                parts.append(pd.DataFrame(key | part))
+        return pd.concat(parts, ignore_index=True)
+
+    def paired_table(self) -> pd.DataFrame:
+        """Return ``paired.parquet``."""
+        return pd.concat(
+            (
+                differences.units(correlations).assign(queries=set_name, target=target)
+                for (set_name, target), correlations in self.correlations.items()
+            ),
+            ignore_index=True,
+        )
 
     def differences_table(self) -> pd.DataFrame:
         """Return ``differences.csv``."""
@@ -324,7 +353,7 @@ def run(args: argparse.Namespace) -> None:
     """Score with all attributors, evaluate, and store the results."""
     # Name all inputs, and the modules that determine the result.
     resolved = artifacts.read_config(args.config, STEP)
-    settings, seed = resolved["settings"], resolved["seed"]
+    settings, seed = resolved["settings"], root_seed(resolved["seed"], resolved["replicate"])
     names, subset_count = settings["attributors"], settings["subsets"]
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
     inputs = {
@@ -382,6 +411,8 @@ def run(args: argparse.Namespace) -> None:
         table, copies_table = evaluation.lds_table(), evaluation.copies_table()
         table.to_csv(step.folder / "lds.csv", index=False)
         evaluation.differences_table().to_csv(step.folder / "differences.csv", index=False)
+        evaluation.units_table().to_parquet(step.folder / "units.parquet", index=False)
+        evaluation.paired_table().to_parquet(step.folder / "paired.parquet", index=False)
         pd.concat(evaluation.regulariser_tables).to_csv(
             step.folder / "regularisers.csv", index=False
         )

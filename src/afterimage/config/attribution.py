@@ -136,7 +136,7 @@ class Queries(Block):
     holdout: Annotated[int, Field(ge=1)] = 32
     """Held-out images."""
     generated: Annotated[int, Field(ge=1)] = 32
-    """Generations of the explained arm: the first of its first replicate's sample."""
+    """Generations of the explained network: the first of its sample."""
     extracted: Annotated[int, Field(ge=0)] = 32
     """Maximum number of generations that the extraction attack matched to a training image, so that
     their source is known: for each such image, the generation nearest to it."""
@@ -195,7 +195,10 @@ class Attribution(Block):
     """Training-data attribution (e.g. DAS, Lin et al. 2025), evaluated by retraining (LDS)."""
 
     arm: Name
-    """The arm to explain: one network, trained by the baseline method; its first replicate."""
+    """The arm to explain: one network, trained by the baseline method."""
+    replicates: Annotated[int, Field(ge=1)] = 1
+    """R, the first replicates of the arm that are explained, each with the planting that it was
+    trained on, and queries, features and retrained networks of its own."""
     subsets: Annotated[int, Field(ge=4)] = 64
     """M, random subsets of the training images to retrain on (published: 64)."""
     seeds: Annotated[int, Field(ge=1)] = 2

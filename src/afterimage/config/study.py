@@ -214,6 +214,11 @@ class Study(Attacks):
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
                 "from the start, on all its images alike, with a budget of its own"
             )
+        if chosen.replicates > self.replicates:
+            raise ValueError(
+                f"attribution.replicates = {chosen.replicates} is more than replicates = "
+                f"{self.replicates}"
+            )
         levels = {
             "ground_truth.timesteps": chosen.ground_truth.timesteps,
             "features.timesteps": chosen.features.timesteps,

@@ -1,6 +1,7 @@
 """The steps of ``attribution``: scores of training images, and their evaluation.
 
-Every job reads one replicate of the explained arm; ``remedied`` reads that of two arms.
+Every job reads one replicate of the explained arm; ``remedied`` reads that of two arms. The first
+``attribution.replicates`` replicates are explained, each with the planting that it was trained on.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ from afterimage.plan.data import SPLIT, training_images
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 from afterimage.plan.train import arm_settings, network_settings
 
-QUERIES = "attribution/queries/run.json"
+FOLDER = "attribution/rep{rep}/"
 CLASSIFIER = "data/classifier/run.json"
-REPLICATE = 0
-"""The replicate that is explained, with the planting that it was trained on."""
 
 
 def asked(study: Study) -> Attribution:
@@ -29,42 +28,60 @@ def asked(study: Study) -> Attribution:
     return study.attribution
 
 
+def _once(study: Study) -> Iterable[Address]:
+    """Return one address per explained replicate; none if the study skips the phase."""
+    return [] if study.attribution is None else _replicates(study.attribution)
+
+
+def _replicates(chosen: Attribution) -> list[Address]:
+    return [{"replicate": k} for k in range(chosen.replicates)]
+
+
 def _names(step: str) -> Callable[[Study], Iterable[Address]]:
     """Return the addresses of a step's jobs; none if the study skips the phase."""
 
     def addresses(study: Study) -> Iterable[Address]:
         if study.attribution is None:
             return []
-        return [
-            {"job": name} for name in study.attribution.jobs(study.data.split.train).get(step, [])
-        ]
+        names = study.attribution.jobs(study.data.split.train).get(step, [])
+        return [cell | {"job": name} for cell in _replicates(study.attribution) for name in names]
 
     return addresses
 
 
-def _explained(study: Study) -> Inputs:
+def _of(job: Job, rest: str) -> str:
+    """Return the record of another job of the phase, for the same replicate."""
+    return f"{FOLDER.format(rep=job.replicate)}{rest}/run.json"
+
+
+def _explained(study: Study, job: Job) -> Inputs:
     """Return the training images of the explained arm, and the table of those it was trained on."""
     arm = asked(study).arm
     return {
-        "train": training_images(study, arm, REPLICATE),
-        "members": f"train/{arm}/rep{REPLICATE}/members.parquet",
+        "train": training_images(study, arm, job.replicate),
+        "members": f"train/{arm}/rep{job.replicate}/members.parquet",
     }
 
 
-def _model(study: Study) -> Inputs:
-    return {"model": f"train/{asked(study).arm}/rep{REPLICATE}/run.json"} | _explained(study)
+def _model(study: Study, job: Job) -> Inputs:
+    model = f"train/{asked(study).arm}/rep{job.replicate}/run.json"
+    return {"model": model} | _explained(study, job)
 
 
-def _features(study: Study, prefix: str) -> list[str]:
+def _with_queries(study: Study, job: Job) -> Inputs:
+    return _model(study, job) | {"queries": _of(job, "queries")}
+
+
+def _features(study: Study, job: Job, prefix: str) -> list[str]:
     """Return the features projected by the jobs whose name contains ``prefix``, training blocks in
     order."""
     names = asked(study).jobs(study.data.split.train)["attribution/features"]
-    return [f"attribution/features/{name}/run.json" for name in names if prefix in name]
+    return [_of(job, f"features/{name}") for name in names if prefix in name]
 
 
-def _retrained(study: Study) -> list[str]:
+def _retrained(study: Study, job: Job) -> list[str]:
     names = asked(study).jobs(study.data.split.train)["attribution/retrain"]
-    return [f"attribution/retrain/{name}/run.json" for name in names]
+    return [_of(job, f"retrain/{name}") for name in names]
 
 
 # ---- queries -------------------------------------------------------------------------------------
@@ -74,8 +91,8 @@ def _queries_inputs(study: Study, job: Job) -> Inputs:
     arm = asked(study).arm
     return {
         "holdout": f"{SPLIT}/holdout.npz",
-        "samples": f"sample/{arm}/rep{REPLICATE}/images.npz",
-        "extraction": f"attack/{arm}/rep{REPLICATE}/extraction/run.json",
+        "samples": f"sample/{arm}/rep{job.replicate}/images.npz",
+        "extraction": f"attack/{arm}/rep{job.replicate}/extraction/run.json",
     }
 
 
@@ -184,8 +201,8 @@ def _counterfactual_settings(study: Study, job: Job) -> Settings:
 
 
 def _counterfactual_inputs(study: Study, job: Job) -> Inputs:
-    scores = {"scores": "attribution/scores/main/run.json", "classifier": CLASSIFIER}
-    return _model(study) | {"queries": QUERIES} | scores
+    scores = {"scores": _of(job, f"scores/{MAIN}"), "classifier": CLASSIFIER}
+    return _with_queries(study, job) | scores
 
 
 def _counterfactual_work(study: Study, name: str) -> Work:
@@ -212,15 +229,15 @@ def _scores_settings(study: Study, job: Job) -> Settings:
 
 
 def _scores_inputs(study: Study, job: Job) -> Inputs:
-    inputs = _explained(study) | {
-        "queries": QUERIES,
-        "features": _features(study, f"{job.job}/{FINAL}/"),
-        "retrain": _retrained(study),
+    inputs = _explained(study, job) | {
+        "queries": _of(job, "queries"),
+        "features": _features(study, job, f"{job.job}/{FINAL}/"),
+        "retrain": _retrained(study, job),
         "classifier": CLASSIFIER,
     }
-    if repeated := _features(study, f"{job.job}/{REPEAT}/"):
+    if repeated := _features(study, job, f"{job.job}/{REPEAT}/"):
         inputs["repeat"] = repeated
-    if job.job == MAIN and (states := _features(study, f"{MAIN}/state")):
+    if job.job == MAIN and (states := _features(study, job, f"{MAIN}/state")):
         inputs["states"] = states
     return inputs
 
@@ -237,7 +254,7 @@ def _scores_size(study: Study, name: str) -> Size:
 
 
 def _variants(study: Study) -> Iterable[Address]:
-    return [{}] if study.attribution is not None and study.attribution.variants else []
+    return _once(study) if study.attribution is not None and study.attribution.variants else []
 
 
 def _acceleration_settings(study: Study, job: Job) -> Settings:
@@ -251,10 +268,10 @@ def _acceleration_settings(study: Study, job: Job) -> Settings:
 
 def _acceleration_inputs(study: Study, job: Job) -> Inputs:
     variants = asked(study).jobs(study.data.split.train)["attribution/scores"]
-    return _explained(study) | {
-        "scores": [f"attribution/scores/{name}/run.json" for name in variants],
-        "features": _features(study, f"/{FINAL}/"),
-        "retrain": _retrained(study),
+    return _explained(study, job) | {
+        "scores": [_of(job, f"scores/{name}") for name in variants],
+        "features": _features(study, job, f"/{FINAL}/"),
+        "retrain": _retrained(study, job),
     }
 
 
@@ -284,11 +301,11 @@ def _remedied_inputs(study: Study, job: Job) -> Inputs:
     remedied = asked(study).remedied
     assert remedied is not None
     return {
-        "before": f"train/{remedied.before}/rep{REPLICATE}/run.json",
-        "after": f"train/{job.job}/rep{REPLICATE}/run.json",
-        "train": training_images(study, remedied.before, REPLICATE),
-        "samples": f"sample/{remedied.before}/rep{REPLICATE}/images.npz",
-        "scores": "attribution/scores/main/run.json",
+        "before": f"train/{remedied.before}/rep{job.replicate}/run.json",
+        "after": f"train/{job.job}/rep{job.replicate}/run.json",
+        "train": training_images(study, remedied.before, job.replicate),
+        "samples": f"sample/{remedied.before}/rep{job.replicate}/images.npz",
+        "scores": _of(job, f"scores/{MAIN}"),
     }
 
 
@@ -316,21 +333,21 @@ STEPS = (
         verb="queries",
         module="afterimage.attribution.queries",
         help="choose the images to attribute",
-        folder="attribution/queries",
+        folder=FOLDER + "queries",
         keys=("attribution",),
         settings=lambda study, job: asked(study).queries.model_dump(mode="json"),
         inputs=_queries_inputs,
-        addresses=lambda study: [] if study.attribution is None else [{}],
+        addresses=_once,
     ),
     Step(
         name="attribution/features",
         verb="features",
         module="afterimage.attribution.features",
         help="project the gradients of a network for one block of images",
-        folder="attribution/features/{job}",
+        folder=FOLDER + "features/{job}",
         keys=("attribution", "sample"),
         settings=_features_settings,
-        inputs=lambda study, job: _model(study) | {"queries": QUERIES},
+        inputs=_with_queries,
         addresses=_names("attribution/features"),
         work=_features_work,
         memory=_features_memory,
@@ -342,10 +359,10 @@ STEPS = (
         verb="retrain",
         module="afterimage.attribution.judges.retrain",
         help="measure the losses of the queries under networks retrained on random subsets",
-        folder="attribution/retrain/{job}",
+        folder=FOLDER + "retrain/{job}",
         keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
         settings=_retrain_settings,
-        inputs=lambda study, job: _model(study) | {"queries": QUERIES},
+        inputs=_with_queries,
         addresses=_names("attribution/retrain"),
         work=_retrain_work,
         memory=_retrain_memory,
@@ -357,7 +374,7 @@ STEPS = (
         verb="scores",
         module="afterimage.attribution.scores",
         help="score training images with every attributor, and evaluate them by retraining (LDS)",
-        folder="attribution/scores/{job}",
+        folder=FOLDER + "scores/{job}",
         keys=("attribution", "statistics"),
         settings=_scores_settings,
         inputs=_scores_inputs,
@@ -373,7 +390,7 @@ STEPS = (
         verb="acceleration",
         module="afterimage.attribution.acceleration",
         help="compare cost and quality of cheaper features and two-stage ranking",
-        folder="attribution/acceleration",
+        folder=FOLDER + "acceleration",
         keys=("attribution", "statistics"),
         settings=_acceleration_settings,
         inputs=_acceleration_inputs,
@@ -385,7 +402,7 @@ STEPS = (
         verb="counterfactual",
         module="afterimage.attribution.judges.counterfactual",
         help="retrain without a generation's top-ranked training images, and generate it again",
-        folder="attribution/counterfactual/{job}",
+        folder=FOLDER + "counterfactual/{job}",
         keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
         settings=_counterfactual_settings,
         inputs=_counterfactual_inputs,
@@ -400,7 +417,7 @@ STEPS = (
         verb="remedied",
         module="afterimage.attribution.judges.forgetting_influence",
         help="compare the influence of forgotten images before and after a remedy",
-        folder="attribution/remedied/{job}",
+        folder=FOLDER + "remedied/{job}",
         keys=("attribution", "sample"),
         settings=_remedied_settings,
         inputs=_remedied_inputs,

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from afterimage.config.attribution import MAIN
 from afterimage.config.study import Study
 from afterimage.plan import attack, attribution, data, sample, train
 from afterimage.plan.cost.measured import Size
@@ -21,6 +22,9 @@ PAGES: dict[str, Callable[[Study], bool]] = {
     "attribution": lambda study: study.attribution is not None,
 }
 """Notebook (and page) -> whether it applies to a study."""
+
+TABULATED = ("attribution/scores", "attribution/acceleration", "attribution/counterfactual")
+"""Steps of attribution that tables are made of; of the scores, the main ones."""
 
 
 def runs_of(study: Study, steps: Iterable[Step]) -> list[str]:
@@ -61,7 +65,20 @@ def _tables_settings(study: Study, job: Job) -> Settings:
         "plantings": study.data.plantings,
         "confidence": study.statistics.confidence,
         "margin": study.statistics.margin.model_dump(),
-        "attribution": study.attribution is not None,
+        "attribution": _attribution_settings(study),
+    }
+
+
+def _attribution_settings(study: Study) -> Settings | None:
+    """Return which results of attribution there are tables of."""
+    chosen = study.attribution
+    if chosen is None:
+        return None
+    jobs = chosen.jobs(study.data.split.train)
+    return {
+        "replicates": chosen.replicates,
+        "counterfactual": jobs.get("attribution/counterfactual", []),
+        "variants": bool(chosen.variants),
     }
 
 
@@ -69,7 +86,13 @@ def _tables_inputs(study: Study, job: Job) -> Inputs:
     runs = runs_of(study, (*train.STEPS, *attack.STEPS))
     inputs: Inputs = {"results": [*runs, *_runs_on_plantings(study, data.DEDUP)]}
     if study.attribution is not None:
-        inputs["attribution"] = "attribution/scores/main/run.json"
+        inputs["attribution"] = [
+            job.run
+            for step in attribution.STEPS
+            if step.name in TABULATED
+            for job in step.jobs(study)
+            if step.name != "attribution/scores" or job.job == MAIN
+        ]
     return inputs
 
 
@@ -110,7 +133,7 @@ STEPS = (
         module="afterimage.report.tables",
         help="collect the results of all arms in tidy tables",
         folder="report/tables",
-        keys=("arms", "replicates", "data", "forget", "paths", "statistics"),
+        keys=("arms", "replicates", "data", "forget", "paths", "attribution", "statistics"),
         settings=_tables_settings,
         inputs=_tables_inputs,
         size=_results,

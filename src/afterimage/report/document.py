@@ -9,6 +9,7 @@ A section is left out where a study has nothing to say in it.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import textwrap
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from afterimage import artifacts
-from afterimage.report import comparison, figures, format, frontier, verdicts
+from afterimage.report import attribution, comparison, figures, format, frontier, verdicts
 from afterimage.report.names import frechet_of, name_of, unit_of
 from afterimage.report.path_figures import PathFigures
 
@@ -346,9 +347,11 @@ class Document:
         return "\n\n".join([markdown(rows), never])
 
     def _attribution(self) -> str:
-        scores = self._table("attribution")
-        if scores.empty:
+        whole, pairs = self._table("attribution"), self._table("attribution_differences")
+        if whole.empty:
             return ""
+        count = whole.loc[whole["replicate"].astype(str) != attribution.MEAN, "replicate"].nunique()
+        scores = attribution.shown(whole)
         scores = scores[scores["target"].isin(TARGETS)]
         sets = [name for name in SETS if name in set(scores["queries"])]
         shown = [(target, name) for target in TARGETS for name in sets]
@@ -365,6 +368,10 @@ class Document:
                 row["repeatability"] = " / ".join(
                     "n/a" if pd.isna(value) else f"{value:z.2f}" for value in agreements
                 )
+            cell = cells.get((attributor, "loss", "generated"), {})
+            row["share of the ceiling (loss, generations)"] = estimate(
+                cell, "of_ceiling", "of_ceiling_low", "of_ceiling_high"
+            )
             rows.append(row)
         ceilings = {"attributor": "ceiling"}
         for target, name in shown:
@@ -376,9 +383,8 @@ class Document:
         rows += [ceilings] if scores["ceiling"].notna().any() else []
         text = (
             "LDS is the linear data-modelling score: the rank correlation of what a score predicts "
-            "and what retraining on random subsets does. All of it is from one training, so how "
-            "much another would differ is not known; whether two attributors differ is not "
-            "tested in this table. Scores for extracted generations are in `attribution.csv`."
+            f"and what retraining on random subsets does. {_of_networks(count)} "
+            f"{self._told_apart(pairs)} Scores for extracted generations are in `attribution.csv`."
         )
         if scores["repeatability"].notna().any():
             named = " / ".join(SETS[name] for name in sets)
@@ -386,7 +392,49 @@ class Document:
                 f" Repeatability ({named}) is the correlation of a score with itself under other "
                 "noise: an attributor that does not agree with itself predicts nothing."
             )
-        return "\n\n".join([markdown(rows), text])
+        if scores["of_ceiling"].notna().any():
+            text += " A share has no bounds where the subsets do not exclude a ceiling of 0."
+        return "\n\n".join([markdown(rows), text, *self._counterfactual()])
+
+    def _told_apart(self, pairs: pd.DataFrame) -> str:
+        """Return how many pairs of attributors differ, as a sentence."""
+        table = attribution.shown(pairs)
+        table = table[(table["target"] == "loss") & (table["queries"] == "generated")]
+        differ = (table["p_adjusted"] < 1 - self.settings["confidence"]).sum()
+        return (
+            f"Of {len(table)} pairs of attributors {differ} differ for generations, paired by "
+            "subset and adjusted for their number (`attribution_differences.csv`); overlapping "
+            "intervals do not tell."
+        )
+
+    def _counterfactual(self) -> list[str]:
+        """Return the generations without the images that made them; nothing if not done."""
+        table = self._table("attribution_counterfactual")
+        if table.empty:
+            return []
+        base = attribution.BASELINE
+        rise = attribution.shown(table[table["measure"] == "rise"])
+        rows = [
+            {
+                "taken out by": f"`{row['choice']}`",
+                "rise of the loss": with_interval(row["value"], row["low"], row["high"]),
+                f"minus that of `{base}`": ""
+                if row["choice"] == base
+                else with_interval(
+                    row["difference"], row["difference_low"], row["difference_high"]
+                ),
+                "adjusted p": format.p_value(row["p_adjusted"]),
+                f"times that of `{base}`": estimate(row, "ratio", "ratio_low", "ratio_high"),
+            }
+            for row in _records(rise)
+            if row["choice"] != attribution.AGAIN
+        ]
+        text = (
+            "Retrained without the first images of a ranking: how much the loss of the generation "
+            f"rises, over {rise['generations'].max():.0f} generations, paired. The rise is measured "
+            "from one retraining with all images, whose error all rows share and no interval has."
+        )
+        return [markdown(rows), text]
 
     def _deduplication(self) -> str:
         table = self._table("dedup")
@@ -529,7 +577,19 @@ def estimate(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
     if not row or pd.isna(row[value]):
         return ""
     number, *ends = (f"{row[name]:z.2f}" for name in (value, low, high))
+    if math.isinf(row[low]) and math.isinf(row[high]):
+        return f"{number} (no bounds)"
     return number if pd.isna(row[low]) else f"{number} ({ends[0]} to {ends[1]})"
+
+
+def _of_networks(count: int) -> str:
+    """Return how many networks attribution is about, as a sentence."""
+    if count == 1:
+        return "All of it is from one training, so how much another would differ is not known."
+    return (
+        f"Numbers are means over these {count} networks, with independent trainings, queries and "
+        "subsets; nothing is claimed about other networks."
+    )
 
 
 def factor(row: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ and shown as is.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import pandas as pd
@@ -43,6 +44,8 @@ def interval(
 ) -> Markup:
     """Return a number with its interval in brackets, unless it is missing or has no width.
 
+    An interval from minus to plus infinity is said to have no bounds.
+
     Args:
         value: Shares are fractions of one; NaN is ``n/a``.
         low, high: Ends of the interval.
@@ -53,6 +56,8 @@ def interval(
     text = number(value, unit, sign, digits) + (" %" if unit == "%" else "")
     if pd.isna(low) or low == high:
         return Markup(text)
+    if math.isinf(low) and math.isinf(high):
+        return Markup("{} <small>[no bounds]</small>").format(text)
     return bracketed(text, *(number(end, unit, sign, digits) for end in (low, high)))
 
 

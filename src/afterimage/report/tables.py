@@ -19,7 +19,10 @@ show.
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
   of every planting against the planted truth;
 - ``attribution.csv``: the linear data-modelling score of every attributor, with its ceiling and
-  repeatability; without rows in a study without attribution.
+  repeatability; ``attribution_differences.csv``: every pair of attributors;
+  ``attribution_counterfactual.csv``: generations without the images that made them;
+  ``attribution_cost.csv``: cheaper features; of each explained network and of all together (see
+  ``attribution``), without rows in a study without attribution.
 """
 
 from __future__ import annotations
@@ -37,7 +40,7 @@ from afterimage import artifacts
 from afterimage.attacks.table import COLUMNS
 from afterimage.config import Margin
 from afterimage.metrics.intervals import clustered_share
-from afterimage.report import comparison, frontier
+from afterimage.report import attribution, comparison, frontier
 from afterimage.report.arms import method_of
 from afterimage.report.verdicts import PRIMARY
 
@@ -93,13 +96,6 @@ REMAINING = ("FD_balanced", "FD", "FID", "coverage")
 """Measures of the same attack of the generations that are not of the forgotten class:
 ``remaining_FD[classifier, <set>]``."""
 
-ATTRIBUTION = (
-    *("attributor", "queries", "target", "lds", "low", "high"),
-    *("ceiling", "ceiling_low", "ceiling_high", "repeatability"),
-)
-"""Columns of ``attribution.csv``, those of ``lds.csv`` of the main scores; a ceiling needs several
-seeds."""
-
 Folders = dict[tuple[str, int], Path]
 """(arm, replicate) -> store."""
 
@@ -133,9 +129,8 @@ def run(args: argparse.Namespace) -> None:
         args.results / "data" / "dedup" / str(number) for number in range(settings["plantings"])
     ]
     inputs |= {f"dedup/{folder.name}": folder / artifacts.RUN for folder in dedup}
-    scores = args.results / "attribution" / "scores" / "main"
-    if settings["attribution"]:
-        inputs["attribution"] = scores / artifacts.RUN
+    explained = attribution.Stores(args.results, settings["attribution"])
+    inputs |= explained.inputs()
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
         nothing = pd.DataFrame(columns=["arm", "replicate", "set", "state", "share", *COLUMNS])
         results = {
@@ -169,7 +164,6 @@ def run(args: argparse.Namespace) -> None:
         drawn = path[path["metric"] == PRIMARY].groupby("arm")["of"].max()
         states.insert(1, "method", states["arm"].map(methods))
         states.insert(2, "generations", states["arm"].map(drawn))
-        lds = _read(scores / "lds.csv") if settings["attribution"] else pd.DataFrame()
         tables = {
             "arms": arms,
             "paths": states,
@@ -183,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
             "union": union_over_replicates(extracted),
             "loss": loss_curves(training),
             "dedup": deduplication(dedup),
-            "attribution": lds.reindex(columns=list(ATTRIBUTION)),
+            **attribution.tables(explained, confidence),
         }
         for name, table in tables.items():
             table.to_csv(step.folder / f"{name}.csv", index=False)

@@ -197,17 +197,20 @@ def test_memory_mapped_arrays_in_blocks_of_a_few_rows_give_the_same_scores(name,
 
 @pytest.mark.parametrize("name", ["das", "das_scalar", "ggn_influence"])
 def test_scores_from_rows_need_less_memory_than_the_rows(name, monkeypatch):
-    """10 MB as coordinates in float64: what has them as a whole in memory needs more."""
+    """10 MB as coordinates in float64, and as changes of all queries' rows for all images: what has
+    either as a whole in memory needs more."""
     rng, images, rows, k = np.random.default_rng(0), 2000, 10, 64
-    inputs = made_up(k)
-    large = ImageFeatures(
-        Images.of(np.zeros((images, 1, 1, 1), np.uint8)),
-        {"loss": rng.standard_normal((images, k)).astype(np.float32)},
-        rng.standard_normal((images, rows, k)).astype(np.float32),
-        np.ones(images, np.float32),
-        embedding=None,
-    )
-    inputs = AttributionInputs.from_gradients(large, inputs.queries, seed=0)
+
+    def features(count: int) -> ImageFeatures:
+        return ImageFeatures(
+            Images.of(np.zeros((count, 1, 1, 1), np.uint8)),
+            {"loss": rng.standard_normal((count, k)).astype(np.float32)},
+            rng.standard_normal((count, rows, k)).astype(np.float32),
+            np.ones(count, np.float32),
+            embedding=None,
+        )
+
+    inputs = AttributionInputs.from_gradients(features(images), features(k), seed=0)
     monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 2**20)
     monkeypatch.setattr(scratch, "BLOCK", 2**18)
     tracemalloc.start()

@@ -109,7 +109,7 @@ def scores_command(tmp_path) -> tuple[list[str], dict[str, np.ndarray]]:
         "share": 0.5,
         "confidence": 0.95,
     }
-    resolved = {"step": "attribution/scores", "seed": 0, "settings": settings}
+    resolved = {"step": "attribution/scores", "replicate": 0, "seed": 0, "settings": settings}
     (tmp_path / "config.json").write_text(json.dumps(resolved))
     flags = {
         "train": ["images/train.npz"],

@@ -64,12 +64,14 @@ def test_vectors_outside_the_rows_meet_lambda_alone(shape, relative):
     a, b = features(4, shape[1], 1), features(5, shape[1], 2)
     spectrum, A = Spectrum(phi), inverse(phi, relative)
     np.testing.assert_allclose(
-        spectrum.bilinear(a, b)(relative), a @ A @ b.T, atol=1e-9 * np.abs(A).max()
+        spectrum.bilinear(a, b)(relative, slice(None)), a @ A @ b.T, atol=1e-9 * np.abs(A).max()
     )
 
     U, S, _ = np.linalg.svd(phi, full_matrices=False)
     within = (U * S**2 / (S**2 + spectrum.regulariser(relative))) @ U.T
-    np.testing.assert_allclose(spectrum.bilinear(phi, phi)(relative), within, rtol=1e-8, atol=1e-8)
+    np.testing.assert_allclose(
+        spectrum.bilinear(phi, phi)(relative, slice(None)), within, rtol=1e-8, atol=1e-8
+    )
 
 
 def test_one_direction_that_no_row_has():
@@ -77,7 +79,7 @@ def test_one_direction_that_no_row_has():
     unit = np.eye(3)
     assert spectrum.regulariser(0.25) == pytest.approx(1)
     np.testing.assert_allclose(
-        spectrum.bilinear(unit, unit)(0.25), np.diag([0.2, 0.2, 1]), atol=1e-15
+        spectrum.bilinear(unit, unit)(0.25, slice(None)), np.diag([0.2, 0.2, 1]), atol=1e-15
     )
 
 

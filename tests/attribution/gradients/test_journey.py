@@ -7,11 +7,14 @@ from diffusers import DDIMScheduler
 
 from afterimage import seeds
 from afterimage.attribution.gradients import compute, journey
+from afterimage.attribution.replicate import root_seed
 from afterimage.config import Features, Sample
 from afterimage.diffusion.sample import generate
 from afterimage.images import Images
 
 SAMPLING = {"images": 5, "steps": 4, "batch_size": 2}
+
+REPLICATE = 2
 
 
 @pytest.fixture
@@ -23,7 +26,7 @@ def generations(tiny_net, scheduler_config):
         labels = np.arange(5) % 10 if kind == "conditional" else None
         sampling = Sample(**SAMPLING | settings)
         ids = np.arange(5) + 7
-        pixels = generate(net, scheduler_config, ids, sampling, 3, labels=labels)
+        pixels = generate(net, scheduler_config, ids, sampling, 3, REPLICATE, labels)
         return net, Images.of(pixels, ids, labels), sampling
 
     return make
@@ -34,7 +37,7 @@ def test_the_journey_ends_at_the_generation(generations, scheduler_config, sampl
     """The last step's estimate of the final image is the image: neither sampler adds anything after
     it."""
     net, images, sampling = generations(sampler=sampler)
-    found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
+    found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3, REPLICATE)
     assert list(found) == [750, 500, 250, 0]
     np.testing.assert_array_equal(found[0], images.pixels)
     assert (found[750] != images.pixels).any()
@@ -44,10 +47,10 @@ def test_the_first_estimate_is_read_off_the_noise_that_the_image_came_from(
     generations, scheduler_config
 ):
     net, images, sampling = generations("conditional", guidance=2.0)
-    found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
+    found = journey.final_image_estimates(net, scheduler_config, images, sampling, 3, REPLICATE)
     start = torch.stack(
         [
-            torch.randn(1, 8, 8, generator=seeds.torch_rng(3, "sample", 0, i))
+            torch.randn(1, 8, 8, generator=seeds.torch_rng(3, "sample", REPLICATE, i))
             for i in images.ids.tolist()
         ]
     )
@@ -67,14 +70,14 @@ def test_features_are_the_mean_over_the_states_and_leave_the_net_as_it_was(
     net, images, sampling = generations()
     settings = Features(timesteps=2, dimension=16)
     made = journey.project_journey_gradients(
-        net, scheduler_config, images, "generated", settings, sampling, 3
+        net, scheduler_config, images, "generated", settings, sampling, 3, REPLICATE
     )
-    estimates = journey.final_image_estimates(net, scheduler_config, images, sampling, 3)
-    each = []
+    estimates = journey.final_image_estimates(net, scheduler_config, images, sampling, 3, REPLICATE)
+    each, seed = [], root_seed(3, REPLICATE)
     for t in (750, 250):
         state = Images.of(estimates[t], images.ids)
         one = compute.project_gradients(
-            net, scheduler_config, state, "generated", settings, ["loss"], 3, timesteps=[t]
+            net, scheduler_config, state, "generated", settings, ["loss"], seed, timesteps=[t]
         )
         each.append(one.features["loss"])
     np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-6)
@@ -93,6 +96,7 @@ def test_more_timesteps_than_steps_take_every_step_once(generations, scheduler_c
             Features(timesteps=count, dimension=16),
             sampling,
             3,
+            REPLICATE,
         )
         for count in (4, 9)
     ]

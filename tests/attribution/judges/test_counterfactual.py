@@ -21,6 +21,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.judges import counterfactual, retraining_effect
 from afterimage.attribution.judges.counterfactual import images_to_remove
+from afterimage.attribution.replicate import root_seed
 from afterimage.config import ConfigError, GroundTruth
 from afterimage.diffusion import sample
 from afterimage.diffusion.sample import load_denoiser
@@ -59,7 +60,11 @@ def study(params, tmp_path):
     digits, 3 taken out."""
 
     def make(
-        job: str, weights: str = "ema", condition: str = "none", remove: int = 3
+        job: str,
+        weights: str = "ema",
+        condition: str = "none",
+        remove: int = 3,
+        replicate: int = 0,
     ) -> argparse.Namespace:
         params.update(
             model=MODEL,
@@ -81,9 +86,9 @@ def study(params, tmp_path):
         )
         parsed_study = config.parse(params)
         steps = {
-            "train": ("plain", 0, None),
-            "sample": ("plain", 0, None),
-            "attribution/counterfactual": (None, None, job),
+            "train": ("plain", replicate, None),
+            "sample": ("plain", replicate, None),
+            "attribution/counterfactual": (None, replicate, job),
         }
         files = {}
         for step, address in steps.items():
@@ -190,13 +195,16 @@ def test_random_images_follow_the_seed_and_the_query():
 # ---- the command ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("weights", "condition"), [("ema", "none"), ("raw", "label")])
+@pytest.mark.parametrize(
+    ("weights", "condition", "replicate"),
+    [("ema", "none", 0), ("raw", "label", 0), ("ema", "none", 2)],
+)
 def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(
-    weights, condition, study, monkeypatch
+    weights, condition, replicate, study, monkeypatch
 ):
     """Bit for bit: the same initial weights, order, noise and length. All changes are then 0, and
     the loss is the arm's."""
-    args = study("random/1", weights, condition)
+    args = study("random/1", weights, condition, replicate=replicate)
     monkeypatch.setattr(counterfactual, "images_to_remove", lambda *_: np.zeros(N, bool))
     table, pictures = done(args)
     query = load_images(args.queries / "generated.npz").take(np.array([1]))
@@ -208,6 +216,7 @@ def test_a_removal_of_nothing_gives_the_arm_and_its_generation_back(
     assert np.ptp(query.pixels.astype(int)) > 50
     net, scheduler = load_denoiser(args.members.parent / {"ema": "pipeline", "raw": "raw"}[weights])
     seed = json.loads(args.config.read_text())["seed"]
+    seed = root_seed(seed, replicate)
     measured = retraining_effect.measure_effects(
         net, net, scheduler, query, "generated", GroundTruth(timesteps=3), seed
     )
@@ -287,6 +296,27 @@ def test_again_makes_every_query_anew_with_other_random_numbers(study, jobs):
     assert np.isfinite(table["loss"]).all()
     assert len(set(table["loss"])) == 2
     assert table["shift"].min() > 0
+
+
+@pytest.mark.parametrize("job", ["trak/0", "random/1", "again"])
+def test_another_replicate_is_explained_with_its_own_numbers(job, study, jobs):
+    """What is drawn is drawn for it; the network starts from that replicate's weights."""
+    args = study(job, replicate=2)
+    arm = jobs.pop()
+    done(args)
+    (run,) = jobs
+    seed = json.loads(args.config.read_text())["seed"]
+    assert arm.path == stream_path(arm.arm, 2)
+    again = job == "again"
+    assert (run.seed, run.path) == (
+        (root_seed(seed, 2), ("attribution", "counterfactual", "again"))
+        if again
+        else (arm.seed, arm.path)
+    )
+    if job == "random/1":
+        removed = images_to_remove("random", 1, 3, None, N, root_seed(seed, 2))
+        kept = load_images(args.train).pixels[~removed].transpose(0, 3, 1, 2)
+        assert np.array_equal(run.task.images.numpy(), kept)
 
 
 def test_stopped_and_started_again_it_leaves_the_same_store(study, monkeypatch):

@@ -85,7 +85,9 @@ def test_generations_are_told_apart_by_what_they_show(tmp_path, monkeypatch):
     monkeypatch.setattr(attributors, "scorer", lambda _, network: scores(network))
     settings = {"features": {}, "weights": "ema", "attributors": ["trak"], "queries": 4}
     (tmp_path / "config.json").write_text(
-        json.dumps({"step": forgetting_influence.STEP, "seed": 1, "settings": settings})
+        json.dumps(
+            {"step": forgetting_influence.STEP, "replicate": 0, "seed": 1, "settings": settings}
+        )
     )
     flags = {
         **networks,

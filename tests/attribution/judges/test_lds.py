@@ -218,6 +218,19 @@ def test_two_subsets_have_no_interval(subsets):
     assert np.isnan([score.low, score.high]).all() == (subsets == 2)
 
 
+def test_units_hold_the_jackknife_of_scores_and_differences():
+    """Their mean is the score without its bias, and Student's interval of them the jackknife's."""
+    truth, one, other = drawn(0.5, 0.3, 9, 0, draws=3)
+    first, second = lds.correlate(one, truth), lds.correlate(other, truth)
+    for correlations in (first, first.minus(second)):
+        jackknife, units = correlations.jackknife(), correlations.units()
+        assert units.shape == (9,)
+        assert units.mean() == pytest.approx(jackknife.value)
+        assert units.std(ddof=1) / 3 == pytest.approx(jackknife.error)
+    paired = first.minus(second).units()
+    assert paired == pytest.approx(first.units() - second.units())
+
+
 # ---- differences ---------------------------------------------------------------------------------
 
 
@@ -360,9 +373,10 @@ def test_the_formula_of_two_seeds():
 
 def test_seeds_that_agree_leave_nothing_unpredictable():
     losses = np.repeat(rng().normal(size=(1, SUBSETS, QUERIES)), 2, axis=0)
-    assert vars(lds.ceiling(losses, 0.95)) == pytest.approx(
-        {"between_seeds": 1, "reliability": 1, "value": 1, "low": 1, "high": 1}
-    )
+    best = lds.ceiling(losses, 0.95)
+    found = (best.between_seeds, best.reliability, best.value, best.low, best.high)
+    assert found == pytest.approx((1, 1, 1, 1, 1))
+    assert best.units == pytest.approx(np.ones(SUBSETS))
 
 
 def test_seeds_that_disagree_leave_nothing_to_predict():

@@ -15,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from afterimage import artifacts, config
 from afterimage.attribution.judges import retrain, subsets
+from afterimage.attribution.replicate import root_seed
 from afterimage.config import ConfigError
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.images import Images, load_images
@@ -42,6 +43,7 @@ def command(params, tmp_path):
         job: int = 0,
         arm: dict | None = None,
         train: dict | None = None,
+        replicate: int = 0,
         **attribution,
     ):
         own = {
@@ -70,7 +72,7 @@ def command(params, tmp_path):
             with artifacts.step({"step": "train"}, model, {}, ("afterimage.seeds",)) as step:
                 for weights in ("pipeline", "raw"):
                     save_pipeline(net, scheduler, step.folder / weights)
-        resolved = resolve(study, "attribution/retrain", job=str(job))
+        resolved = resolve(study, "attribution/retrain", None, replicate, str(job))
         (tmp_path / f"{out}.json").write_text(json.dumps(resolved))
         return arguments(tmp_path, model, out)
 
@@ -233,6 +235,31 @@ def test_each_network_sees_its_own_subset_alone(command, monkeypatch):
         assert np.array_equal(job.task.images.numpy(), expected)
     assert len({job.path for job in jobs}) == 8
     assert len({job.net.conv_in.weight.sum().item() for job in jobs}) == 8
+
+
+def test_replicates_retrain_on_their_own_subsets_with_their_own_numbers(command, monkeypatch):
+    """The first on what the study's seed says."""
+    runs = []
+    original = retrain.baseline.train
+    monkeypatch.setattr(retrain.baseline, "train", lambda job: runs.append(job) or original(job))
+    losses = []
+    for replicate in (0, 1):
+        args = command(f"rep{replicate}", replicate=replicate, train={"updates": 1})
+        retrain.run(args)
+        losses.append(losses_of(args))
+    seed = json.loads(args.config.read_text())["seed"]
+    roots = [seed, root_seed(seed, 1)]
+    labels = load_images(args.train).labels[pd.read_parquet(args.members)["trained"].to_numpy()]
+    for root, pair in zip(roots, (runs[:2], runs[2:]), strict=True):
+        assert {run.seed for run in pair} == {root}
+        for run, kept in zip(pair, subsets.masks(labels, 0.5, 4, root), strict=False):
+            images = load_images(args.train).take(pd.read_parquet(args.members)["trained"])
+            expected = images.pixels[kept].transpose(0, 3, 1, 2)
+            assert np.array_equal(run.task.images.numpy(), expected)
+    assert [run.path for run in runs[:2]] == [run.path for run in runs[2:]]
+    weights = [run.net.conv_in.weight.sum().item() for run in runs]
+    assert len(set(weights)) == 4
+    assert not np.isin(losses[0]["holdout/loss"], losses[1]["holdout/loss"]).any()
 
 
 def test_labels_are_told_to_conditional_networks_and_epochs_are_those_of_the_arm(command):

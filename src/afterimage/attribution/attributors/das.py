@@ -39,17 +39,15 @@ def das(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     images, rows = inputs.train.rows.shape[:2]
     jacobians = spectrum.coordinates.reshape(images, rows, -1)
 
-    def scores(relative: float) -> np.ndarray:
-        weights, change = spectrum.weights(relative), newton_step(relative)
-        for some in scratch.blocks(images, rows * len(weights)):
-            weighted = jacobians[some] * weights
-            block = np.eye(rows) - weighted @ jacobians[some].swapaxes(1, 2)
-            solved = np.linalg.solve(block, weighted @ u[some, :, None])
-            correction = (solved.swapaxes(1, 2) @ jacobians[some])[:, 0]
-            change[:, some] += (z * weights) @ correction.T
-        return np.square(change).reshape(*inputs.queries.rows.shape[:2], -1).mean(axis=1)
+    def change(relative: float, some: slice) -> np.ndarray:
+        weights = spectrum.weights(relative)
+        weighted = jacobians[some] * weights
+        block = np.eye(rows) - weighted @ jacobians[some].swapaxes(1, 2)
+        solved = np.linalg.solve(block, weighted @ u[some, :, None])
+        correction = (solved.swapaxes(1, 2) @ jacobians[some])[:, 0]
+        return newton_step(relative, some) + (z * weights) @ correction.T
 
-    return scores
+    return _mean_square(inputs, change)
 
 
 def das_scalar(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
@@ -60,11 +58,36 @@ def das_scalar(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     spectrum, gradients = inputs.curvature, inputs.train.feature("loss")
     query_rows = inputs.queries.rows.reshape(-1, gradients.shape[1])
     newton_step = spectrum.bilinear(query_rows, gradients)
+    rows = inputs.train.rows.shape[1]
+
+    def change(relative: float, some: slice) -> np.ndarray:
+        of_rows = slice(some.start * rows, some.stop * rows)
+        leverage = spectrum.leverage(relative, of_rows).reshape(-1, rows).mean(axis=1)
+        return newton_step(relative, some) / (1 - leverage)
+
+    return _mean_square(inputs, change)
+
+
+def _mean_square(
+    inputs: AttributionInputs, change: Callable[[float, slice], np.ndarray]
+) -> Callable[[float], np.ndarray]:
+    """Return relative lambda -> mean squared change of each query over its rows, float64 (Q, N).
+
+    In blocks of training images: all queries' rows for all of them would be T R times the scores.
+
+    Args:
+        inputs: What the scores are computed from.
+        change: Relative lambda, training images -> change of every row of the queries.
+    """
+    images, rows, width = inputs.train.rows.shape
+    queries, own = inputs.queries.rows.shape[:2]
 
     def scores(relative: float) -> np.ndarray:
-        leverage = spectrum.leverage(relative).reshape(len(gradients), -1).mean(axis=1)
-        change = newton_step(relative) / (1 - leverage)
-        return np.square(change).reshape(*inputs.queries.rows.shape[:2], -1).mean(axis=1)
+        means = np.empty((queries, images))
+        for some in scratch.blocks(images, max(rows * width, queries * own)):
+            squares = np.square(change(relative, some))
+            means[:, some] = squares.reshape(queries, own, -1).mean(axis=1)
+        return means
 
     return scores
 

@@ -17,7 +17,10 @@ def ggn_influence(inputs: AttributionInputs) -> Callable[[float], np.ndarray]:
     grad l(z) (GGN + lambda I)^-1 grad l(i), with the matrix as the sum of outer products of
     ``ImageFeatures.rows``; the paper approximates it by Kronecker factors of each layer.
     """
-    return inputs.curvature.bilinear(inputs.queries.feature("loss"), inputs.train.feature("loss"))
+    product = inputs.curvature.bilinear(
+        inputs.queries.feature("loss"), inputs.train.feature("loss")
+    )
+    return lambda relative: product(relative, slice(None))
 
 
 def empirical_influence(inputs: AttributionInputs) -> np.ndarray:

@@ -60,15 +60,18 @@ class Spectrum:
             self._basis = vectors / np.sqrt(self.values)
         else:
             self._basis = vectors
-            self.coordinates = scratch.empty((rows, len(self.values)), np.float64)
-            for some in scratch.blocks(rows, width):
-                self.coordinates[some] = self.rotate(features[some])
+            self.coordinates = self.rotate(features)
 
     def rotate(self, vectors: np.ndarray) -> np.ndarray:
-        """Return ``vectors``, floating (m, k), in the basis of the eigenvectors, float64 (m, r)."""
-        if self._dual:
-            return inner(vectors, self._features) @ self._basis
-        return inner(vectors, self._basis.T)
+        """Return ``vectors``, floating (m, k), in the basis of the eigenvectors, float64 (m, r);
+        memory-mapped where they are large."""
+        rotated = scratch.empty((len(vectors), len(self.values)), np.float64)
+        for some in scratch.blocks(*vectors.shape):
+            if self._dual:
+                rotated[some] = inner(vectors[some], self._features) @ self._basis
+            else:
+                rotated[some] = inner(vectors[some], self._basis.T)
+        return rotated
 
     def regulariser(self, relative: float) -> float:
         """Return the absolute lambda for a relative one."""
@@ -83,28 +86,39 @@ class Spectrum:
         rotated = self.rotate(queries)
         return lambda relative: (rotated * self.weights(relative)) @ self.coordinates.T
 
-    def bilinear(self, a: np.ndarray, b: np.ndarray) -> Callable[[float], np.ndarray]:
-        """Return relative lambda -> a A b^T, float64 (n, m), for any a, (n, k), and b, (m, k)."""
-        left, right = self.rotate(a), self.rotate(b)
-        full_rank = len(self.values) == self._features.shape[1]
-        outside = np.zeros((len(a), len(b))) if full_rank else inner(a, b) - left @ right.T
-        return lambda relative: (
-            (left * self.weights(relative)) @ right.T + outside / self.regulariser(relative)
-        )
+    def bilinear(self, a: np.ndarray, b: np.ndarray) -> Callable[[float, slice], np.ndarray]:
+        """Return relative lambda, rows of b -> a A b^T, float64 (n, m).
 
-    def leverage(self, relative: float) -> np.ndarray:
-        """Return h_i = phi_i A phi_i^T of every row, float64 (N,), in [0, 1)."""
-        return self._weighted_squares(self.weights(relative))
+        Args:
+            a: Any vectors, (n, k).
+            b: Any vectors, of which the m rows in question are used, (., k).
+        """
+        left, right = self.rotate(a), self.rotate(b)
+        outside = None
+        if len(self.values) < self._features.shape[1]:
+            outside = scratch.empty((len(a), len(b)), np.float64)
+            for some in scratch.blocks(len(b), max(len(a), b.shape[1])):
+                outside[:, some] = inner(a, b[some]) - left @ right[some].T
+
+        def product(relative: float, rows: slice) -> np.ndarray:
+            within = (left * self.weights(relative)) @ right[rows].T
+            if outside is None:
+                return within
+            return within + outside[:, rows] / self.regulariser(relative)
+
+        return product
+
+    def leverage(self, relative: float, rows: slice = slice(None)) -> np.ndarray:
+        """Return h_i = phi_i A phi_i^T of some rows, by default all, float64 (n,), in [0, 1)."""
+        return self._weighted_squares(self.weights(relative), self.coordinates[rows])
 
     def preconditioned_norms(self, relative: float) -> np.ndarray:
         """Return |A phi_i| of every row, float64 (N,)."""
-        return np.sqrt(self._weighted_squares(np.square(self.weights(relative))))
+        squared = np.square(self.weights(relative))
+        return np.sqrt(self._weighted_squares(squared, self.coordinates))
 
-    def _weighted_squares(self, weights: np.ndarray) -> np.ndarray:
-        """Return the weighted sum of every row's squared coordinates, float64 (N,)."""
+    def _weighted_squares(self, weights: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
+        """Return the weighted sum of every row's squared coordinates, float64 (n,)."""
         return np.concatenate(
-            [
-                np.square(self.coordinates[some]) @ weights
-                for some in scratch.blocks(*self.coordinates.shape)
-            ]
+            [np.square(coordinates[some]) @ weights for some in scratch.blocks(*coordinates.shape)]
         )

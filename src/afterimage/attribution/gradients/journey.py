@@ -15,6 +15,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from afterimage.attribution.gradients.compute import project_gradients
+from afterimage.attribution.replicate import root_seed
 from afterimage.config import Features, Sample
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.sample import generate, to_uint8
@@ -22,7 +23,12 @@ from afterimage.images import Images
 
 
 def final_image_estimates(
-    net: UNet2DModel, scheduler_config: dict[str, Any], images: Images, settings: Sample, seed: int
+    net: UNet2DModel,
+    scheduler_config: dict[str, Any],
+    images: Images,
+    settings: Sample,
+    seed: int,
+    replicate: int,
 ) -> dict[int, np.ndarray]:
     """Return timestep -> estimates of the final images of generations, uint8 (n, H, W, C).
 
@@ -32,9 +38,10 @@ def final_image_estimates(
     Args:
         net: The network, on the device to use.
         scheduler_config: Config of the scheduler that it was trained with.
-        images: Generations of the first replicate; their ids seed their initial noise.
+        images: Generations of the network; their ids seed their initial noise.
         settings: How they were sampled.
-        seed: Root seed.
+        seed: Root seed of the study.
+        replicate: Replicate of the network.
     """
     scheduler = DDIMScheduler.from_config(scheduler_config)
     scheduler.set_timesteps(settings.steps)
@@ -53,7 +60,7 @@ def final_image_estimates(
 
     handle = net.register_forward_hook(record)
     try:
-        generate(net, scheduler_config, images.ids, settings, seed, labels=labels)
+        generate(net, scheduler_config, images.ids, settings, seed, replicate, labels)
     finally:
         handle.remove()
     return {t: np.concatenate(batches) for t, batches in estimates.items()}
@@ -67,6 +74,7 @@ def project_journey_gradients(
     settings: Features,
     sampling: Sample,
     seed: int,
+    replicate: int,
 ) -> np.ndarray:
     """Return the projected loss gradients of generations along their sampling, float32 (n, k).
 
@@ -77,16 +85,24 @@ def project_journey_gradients(
         image_set: Name of the set of images, as in ``project_gradients``.
         settings: How features are computed; T is at most the number of sampler steps.
         sampling: How the generations were sampled.
-        seed: Root seed.
+        seed: As in ``final_image_estimates``.
+        replicate: As in ``final_image_estimates``.
     """
-    estimates = final_image_estimates(net, scheduler_config, images, sampling, seed)
+    estimates = final_image_estimates(net, scheduler_config, images, sampling, seed, replicate)
     count = min(settings.timesteps, len(estimates))
     steps = [list(estimates)[number * len(estimates) // count] for number in range(count)]
     gradients = []
     for t in steps:
         state = Images.of(estimates[t], images.ids, images.labels)
         projected = project_gradients(
-            net, scheduler_config, state, image_set, settings, ["loss"], seed, timesteps=[t]
+            net,
+            scheduler_config,
+            state,
+            image_set,
+            settings,
+            ["loss"],
+            root_seed(seed, replicate),
+            timesteps=[t],
         )
         gradients.append(projected.features["loss"])
     return np.stack(gradients).mean(axis=0)

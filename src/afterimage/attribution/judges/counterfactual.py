@@ -30,6 +30,7 @@ from safetensors.numpy import load_file
 from afterimage import artifacts, config, provenance, seeds
 from afterimage.attribution.judges import retraining_effect
 from afterimage.attribution.judges.retrain import Recipe
+from afterimage.attribution.replicate import root_seed
 from afterimage.config import ConfigError, GroundTruth, Sample
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import Images, load_images
@@ -121,7 +122,8 @@ def run(args: argparse.Namespace) -> None:
     """Train one network, sample again, and store the changes."""
     # Read the job's settings and name its inputs.
     resolved = artifacts.read_config(args.config, STEP)
-    settings, seed = resolved["settings"], resolved["seed"]
+    settings, seed, replicate = resolved["settings"], resolved["seed"], resolved["replicate"]
+    root = root_seed(seed, replicate)
     weights = settings["sample"]["weights"]
     counterfactual = config.Counterfactual.model_validate(settings["counterfactual"])
     choice, _, number = resolved["job"].partition("/")
@@ -147,7 +149,7 @@ def run(args: argparse.Namespace) -> None:
             scores = load_file(inputs["scores"])[f"{choice}/generated"]
         recipe = Recipe.from_config(resolved, args.train, args.members)
         removed = images_to_remove(
-            choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), seed
+            choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), root
         )
         if removed.all():
             raise ConfigError(
@@ -156,15 +158,15 @@ def run(args: argparse.Namespace) -> None:
             )
 
         # Train on the others.
-        path = stream_path(recipe.arm, replicate=0)
+        address = (seed, stream_path(recipe.arm, replicate))
         if choice == AGAIN:
-            path = ("attribution", "counterfactual", AGAIN)
+            address = (root, ("attribution", "counterfactual", AGAIN))
         identity = {
             "config": resolved,
             "inputs": step.input_sha256,
             "code": provenance.fingerprint(*entries),
         }
-        training_run = recipe.training_run(~removed, path, Store(args.state, identity))
+        training_run = recipe.training_run(~removed, *address, Store(args.state, identity))
         trained = baseline.train(training_run)
         net = cast(UNet2DModel, {"ema": trained.average, "raw": trained.raw}[weights].eval())
 
@@ -173,12 +175,14 @@ def run(args: argparse.Namespace) -> None:
         queries = load_images(queries_path).take(np.array(positions))
         labels = None if recipe.classes is None else queries.labels
         sampling = Sample.model_validate(settings["sample"])
-        regenerated = generate(net, scheduler_config, queries.ids, sampling, seed, 0, labels)
-        explained, _ = load_trained(pipeline, seed, 0)
+        regenerated = generate(
+            net, scheduler_config, queries.ids, sampling, seed, replicate, labels
+        )
+        explained, _ = load_trained(pipeline, seed, replicate)
         explained.to(recipe.accelerator.device).eval()
         ground_truth = GroundTruth.model_validate(settings["ground_truth"])
         effects = retraining_effect.measure_effects(
-            net, explained, scheduler_config, queries, "generated", ground_truth, seed
+            net, explained, scheduler_config, queries, "generated", ground_truth, root
         )
         before, after = (
             classifier.embed(args.classifier, pixels) for pixels in (queries.pixels, regenerated)

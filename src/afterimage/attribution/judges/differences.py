@@ -18,6 +18,24 @@ from afterimage.metrics.replicates import holm
 COLUMNS = ["attributor", "other", "difference", "low", "high", "p", "p_adjusted"]
 
 
+def units(correlations: dict[str, Correlations]) -> pd.DataFrame:
+    """Return what each subset says of the difference of every pair of attributors.
+
+    Args:
+        correlations: As in ``between_attributors``.
+
+    Returns:
+        Columns attributor, other, subset and difference, a pseudo-value of the jackknife.
+    """
+    tables = []
+    for (name, first), (other, second) in combinations(correlations.items(), 2):
+        values = first.minus(second).units()
+        part = {"attributor": name, "other": other, "subset": np.arange(len(values))}
+        tables.append(pd.DataFrame(part | {"difference": values}))
+    columns = ["attributor", "other", "subset", "difference"]
+    return pd.concat(tables) if tables else pd.DataFrame(columns=columns)
+
+
 def between_attributors(correlations: dict[str, Correlations], confidence: float) -> pd.DataFrame:
     """Return the difference of every pair of attributors, in the order of ``correlations``.
 

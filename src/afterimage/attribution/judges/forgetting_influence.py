@@ -32,6 +32,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.gradients import compute
+from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import readouts_of
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.sample import load_trained, trained_pipeline
@@ -99,10 +100,12 @@ def attribution_inputs(
     settings: config.Features,
     readouts: Sequence[str],
     seed: int,
+    replicate: int,
 ) -> AttributionInputs:
     """Return the features of one network, without checkpoints and retrained networks."""
-    net, scheduler_config = load_trained(pipeline, seed, 0)
+    net, scheduler_config = load_trained(pipeline, seed, replicate)
     net.to(PartialState().device)
+    seed = root_seed(seed, replicate)
 
     def image_features(images: Images, image_set: str) -> ImageFeatures:
         projected = compute.project_gradients(
@@ -158,7 +161,9 @@ def run(args: argparse.Namespace) -> None:
         readouts = readouts_of(names)
         rows = []
         for network, pipeline in pipelines.items():
-            network_inputs = attribution_inputs(pipeline, train, queries, features, readouts, seed)
+            network_inputs = attribution_inputs(
+                pipeline, train, queries, features, readouts, seed, resolved["replicate"]
+            )
             for name in names:
                 scores = attributors.scorer(name, network_inputs)(regulariser[name])
                 aucs = auc_of_forgotten(scores, forgotten)

@@ -64,6 +64,32 @@ class Correlations:
             float(_mean_of_defined(self.all_subsets)), _mean_of_defined(self.without)
         )
 
+    def units(self) -> np.ndarray:
+        """Return what each subset says of the mean over queries, float64 (M,); NaN as in
+        ``jackknife``."""
+        return pseudo_values(
+            float(_mean_of_defined(self.all_subsets)), _mean_of_defined(self.without)
+        )
+
+    def minus(self, other: Correlations) -> Correlations:
+        """Return the differences to correlations with the same measurements, query by query."""
+        return Correlations(self.all_subsets - other.all_subsets, self.without - other.without)
+
+
+def pseudo_values(statistic: float, without: np.ndarray) -> np.ndarray:
+    """Return the pseudo-values of the jackknife, n S - (n - 1) S_-i, float64 (n,).
+
+    Their mean is the statistic without its bias, and their variance over n its squared error, as
+    of ``metrics.jackknife``: they stand for measurements of the n units, also where two statistics
+    of the same units are compared.
+
+    Args:
+        statistic: S, of all units.
+        without: S_-i, of all units but one each, floating (n,).
+    """
+    n = len(without)
+    return n * statistic - (n - 1) * without
+
 
 @dataclass(frozen=True)
 class Score:
@@ -132,6 +158,7 @@ class Ceiling:
         value: Its square root: the score of a prediction by the expected losses.
         low: Lower end of the interval of ``value`` over subsets.
         high: Upper end.
+        units: What each subset says of ``value`` (``pseudo_values``), float64 (M,).
     """
 
     between_seeds: float
@@ -139,6 +166,7 @@ class Ceiling:
     value: float
     low: float
     high: float
+    units: np.ndarray = field(compare=False)
 
 
 def spearman(predicted: np.ndarray, measured: np.ndarray) -> np.ndarray:
@@ -258,7 +286,7 @@ def difference(first: Correlations, second: Correlations, confidence: float) -> 
         second: With the same measurements, other predictions.
         confidence: Coverage of the interval.
     """
-    paired = Correlations(first.all_subsets - second.all_subsets, first.without - second.without)
+    paired = first.minus(second)
     jackknife = paired.jackknife()
     low, high = jackknife.interval(confidence)
     return Difference(float(_mean_of_defined(paired.all_subsets)), low, high, jackknife.p_value())
@@ -346,11 +374,13 @@ def ceiling(losses: np.ndarray, confidence: float) -> Ceiling:
     )
     ends = np.clip(between.jackknife().interval(confidence), -1, 1).tolist()
     rho = float(_mean_of_defined(between.all_subsets))
-    reliability, low, high = (_spearman_brown(value, seeds / half) for value in (rho, *ends))
-    return Ceiling(rho, reliability, math.sqrt(reliability), math.sqrt(low), math.sqrt(high))
+    reliability, low, high = _spearman_brown(np.array([rho, *ends]), seeds / half).tolist()
+    value, low, high = (math.sqrt(each) for each in (reliability, low, high))
+    without = np.sqrt(_spearman_brown(_mean_of_defined(between.without), seeds / half))
+    return Ceiling(rho, reliability, value, low, high, pseudo_values(value, without))
 
 
-def _spearman_brown(rho: float, ratio: float) -> float:
+def _spearman_brown(rho: np.ndarray, ratio: float) -> np.ndarray:
     """Return the correlation of means over ``ratio`` times as many seeds; 0 for a negative rho."""
-    nonnegative = max(rho, 0.0) if not math.isnan(rho) else rho
+    nonnegative = np.maximum(rho, 0)
     return ratio * nonnegative / (1 + (ratio - 1) * nonnegative)

@@ -39,6 +39,7 @@ from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.judges import retraining_effect, subsets
 from afterimage.attribution.queries import SETS
+from afterimage.attribution.replicate import root_seed
 from afterimage.config import AnyArm, Baseline, ConfigError, Diffusion, Model, Train, TransferBlocks
 from afterimage.config.attribution import GroundTruth
 from afterimage.diffusion.model import build_scheduler, build_unet
@@ -102,7 +103,6 @@ class Recipe:
     """How the explained arm was trained, to repeat it on some of its images.
 
     Attributes:
-        seed: Root seed of the study.
         arm: The arm's settings.
         train: Its optimisation settings.
         model: The network.
@@ -113,7 +113,6 @@ class Recipe:
         accelerator: Device and precision.
     """
 
-    seed: int
     arm: Baseline
     train: Train
     model: Model
@@ -157,7 +156,6 @@ class Recipe:
             raise ArtifactError(f"{members} does not list the images of {train}")
         train_settings = Train.model_validate(arm.train)
         return cls(
-            seed=resolved["seed"],
             arm=arm,
             train=train_settings,
             model=Model.model_validate(settings["model"]),
@@ -169,19 +167,20 @@ class Recipe:
         )
 
     def training_run(
-        self, kept: np.ndarray, path: tuple[str | int, ...], store: Store
+        self, kept: np.ndarray, seed: int, path: tuple[str | int, ...], store: Store
     ) -> TrainingRun:
         """Return a run on some of the images, for as many epochs as the arm was trained.
 
         Args:
             kept: The images to train on, bool (N,).
+            seed: Root seed of the run.
             path: Address of the run's random streams: initial weights, order, noise.
             store: Where the state of the unfinished run is kept.
         """
         images = self.images.take(kept)
 
         def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
-            init_seed = seeds.derive(self.seed, *path, stream)
+            init_seed = seeds.derive(seed, *path, stream)
             return build_unet(
                 self.model, images.pixels.shape[1:], self.classes, seed=init_seed, blocks=blocks
             )
@@ -189,7 +188,7 @@ class Recipe:
         labels = None if self.classes is None else images.labels
         dropout = self.train.label_dropout
         return TrainingRun(
-            seed=self.seed,
+            seed=seed,
             path=path,
             arm=self.arm,
             train=self.train,
@@ -235,6 +234,8 @@ def run(args: argparse.Namespace) -> None:
     # Read the job's settings and name its inputs.
     resolved = artifacts.read_config(args.config, STEP)
     settings, weights = resolved["settings"]["attribution"], resolved["settings"]["weights"]
+    replicate = resolved["replicate"]
+    root = root_seed(resolved["seed"], replicate)
     networks = networks_of_job(
         settings["subsets"], settings["seeds"], settings["networks_per_job"], int(resolved["job"])
     )
@@ -253,14 +254,12 @@ def run(args: argparse.Namespace) -> None:
         levels = retraining_effect.noise_levels(
             ground_truth, scheduler_config["num_train_timesteps"]
         )
-        explained, _ = load_trained(pipeline, resolved["seed"], 0)
+        explained, _ = load_trained(pipeline, resolved["seed"], replicate)
         explained.to(recipe.accelerator.device).eval()
 
         # Set up the trainings. A finished network keeps its state until all are finished, so that
         # stopping during a later one loses nothing.
-        masks = subsets.masks(
-            recipe.images.labels, settings["share"], settings["subsets"], recipe.seed
-        )
+        masks = subsets.masks(recipe.images.labels, settings["share"], settings["subsets"], root)
         identity = {
             "config": resolved,
             "inputs": step.input_sha256,
@@ -269,7 +268,7 @@ def run(args: argparse.Namespace) -> None:
 
         def training_run(network: tuple[int, int], store: Store) -> TrainingRun:
             path = ("attribution", settings["arm"], *network)
-            return recipe.training_run(masks[network[0]], path, store)
+            return recipe.training_run(masks[network[0]], root, path, store)
 
         trainings: Iterable[Trained]
         if settings["stacked"]:
@@ -295,7 +294,7 @@ def run(args: argparse.Namespace) -> None:
             net = cast(UNet2DModel, {"ema": trained.average, "raw": trained.raw}[weights].eval())
             for name, images in queries.items():
                 effects = retraining_effect.measure_effects(
-                    net, explained, scheduler_config, images, name, ground_truth, recipe.seed
+                    net, explained, scheduler_config, images, name, ground_truth, root
                 )
                 for target, values in effects.items():
                     measured[f"{name}/{target}"][row] = values

@@ -1,4 +1,8 @@
-"""The page of attribution: which training images made an image, and how far that can be trusted."""
+"""The page of attribution: which training images made an image, and how far that can be trusted.
+
+Numbers are those of the tables (``report.attribution``): where several networks are explained,
+their means. What has no table is shown for each network.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +14,11 @@ import numpy as np
 import pandas as pd
 from matplotlib import colormaps
 from matplotlib.figure import Figure
-from scipy.stats import ttest_1samp
 
 from afterimage import artifacts
-from afterimage.images import load_images
+from afterimage.images import Images, load_images
 from afterimage.report import figures, format
+from afterimage.report.attribution import AGAIN, BASELINE, MEAN, RANDOM, Stores, changes_of, shown
 from afterimage.report.format import Table
 from afterimage.report.notebook import Notebook, by_keys
 from afterimage.report.published import DTRAK
@@ -46,8 +50,6 @@ DIALS = {
     "probes": "probes R per timestep",
 }
 """Setting of the features -> label of its axis."""
-BASELINE = "pixel_l2"
-"""The choice that others are compared with: the images with the nearest pixels."""
 GENERATED = "generated"
 """The set of queries for which costs are compared."""
 
@@ -59,39 +61,85 @@ class Attribution:
         book: The notebook.
 
     Attributes:
-        lds: ``lds.csv`` of the main scores, by target.
+        phases: The results of attribution of each explained network.
+        lds: ``attribution.csv``, of all networks together, by target.
+        each: The same of each network.
         order: Attributors, the highest mean score first.
-        differences: ``differences.csv`` of the main scores.
+        differences: ``attribution_differences.csv``, of all networks together.
         sets: Sets of queries that there are.
-        facts: Of the main scores.
+        facts: Of the main scores of each network.
     """
 
     def __init__(self, book: Notebook) -> None:
-        self.book, self.phase = book, book.results / "attribution"
-        self.scores = self.phase / "scores" / "main"
-        record = artifacts.read_run(self.scores)
-        self.facts, self.settings = record["facts"], record["config"]["settings"]
-        every = pd.read_csv(self.scores / "lds.csv")
-        self.lds = {target: every[every["target"] == target] for target in TARGETS}
-        self.differences = pd.read_csv(self.scores / "differences.csv")
-        self.sets = [name for name in SETS if name in set(self.lds["loss"]["queries"])]
+        self.book = book
+        table = book.table("attribution")
+        together = shown(table)
+        self.lds = {target: together[together["target"] == target] for target in TARGETS}
+        single = table[table["replicate"].astype(str) != MEAN]
+        self.each = single.astype({"replicate": int})
+        tables = artifacts.read_run(book.results / "report" / "tables")
+        self.stores = Stores(book.results, tables["config"]["settings"]["attribution"])
+        self.phases = self.stores.phases
+        records = [artifacts.read_run(store) for store in self.stores.scores]
+        self.facts = [record["facts"] for record in records]
+        self.settings = records[0]["config"]["settings"]
+        self.differences = shown(book.table("attribution_differences"))
+        self.sets = [name for name in SETS if name in set(together["queries"])]
         self.order = by_mean(self.lds["loss"])
+
+    @property
+    def several(self) -> bool:
+        """Whether several networks are explained."""
+        return len(self.phases) > 1
+
+    def _all(self, name: str) -> pd.DataFrame:
+        """Return a table of the main scores of every network, with column ``replicate``."""
+        parts = [pd.read_csv(store / name) for store in self.stores.scores]
+        return pd.concat([part.assign(replicate=k) for k, part in enumerate(parts)])
+
+    def _facts(self, name: str) -> str:
+        """Return the number of queries of a set, of each network where they differ."""
+        counts = [facts["queries"].get(name, 0) for facts in self.facts]
+        return " / ".join(map(str, counts if len(set(counts)) > 1 else counts[:1]))
+
+    def training_images(self) -> str:
+        """Return the number of training images, of each network where they differ."""
+        counts = [facts["training_images"] for facts in self.facts]
+        return " / ".join(map(str, dict.fromkeys(counts)))
 
     def explained(self) -> str:
         """Return the arm whose images are explained."""
-        record = artifacts.read_run(next((self.phase / "retrain").iterdir()))
+        record = artifacts.read_run(next((self.phases[0] / "retrain").iterdir()))
         return record["config"]["settings"]["attribution"]["arm"]
 
     def summary(self, study: str) -> str:
         """Return what was explained, and how it was judged, in Markdown."""
-        queries = ", ".join(f"{self.facts['queries'][name]} {SETS[name]}" for name in self.sets)
+        queries = ", ".join(f"{self._facts(name)} {SETS[name]}" for name in self.sets)
+        networks = ""
+        if self.several:
+            networks = (
+                f" {len(self.phases)} networks (its first replicates), each explained for itself:"
+            )
         return (
-            f"Study `{study}`, arm **{self.explained()}**: {self.facts['training_images']} "
+            f"Study `{study}`, arm **{self.explained()}**:{networks} {self.training_images()} "
             f"training images; queries: {queries}. Retrained on {self.settings['subsets']} "
             f"subsets of {100 * self.settings['share']:g} % of the images, "
             f"{self.settings['seeds']} time(s) each. Regularisers, and what is learned from "
             "retraining, come from the first half of the subsets; what is shown is measured on "
-            f"the {self.facts['reported_subsets']} others."
+            f"the {self.facts[0]['reported_subsets']} others."
+        )
+
+    def networks(self) -> str:
+        """Return what the numbers are of, as a sentence."""
+        if not self.several:
+            return (
+                "All of it is of **one trained network**: how much another would differ is not "
+                "known."
+            )
+        return (
+            f"Numbers are means over **these {len(self.phases)} networks**, whose trainings, "
+            "queries, noise and subsets are independent; intervals combine their errors. "
+            "Nothing is claimed about other networks: how much they differ, so few do not say."
         )
 
     # ---- how well retraining is predicted
@@ -103,29 +151,55 @@ class Attribution:
         """
         names = by_mean(self.lds[target])
         cell = by_keys(self.lds[target], "attributor", "queries")
+        own = self._all("lds.csv")
+        groups = own[own["target"] == target].groupby(["attributor", "queries"])
+        oracle, undefined = groups["oracle"].mean().to_dict(), groups["undefined"].sum().to_dict()
         rows: Table = []
         for name in names:
             row: dict[str, object] = {"attributor": format.bold(name)}
             for queries in self.sets:
-                row |= self._scores(cell[name, queries], target, queries)
+                key = name, queries
+                row |= self._scores(cell[key], target, queries, undefined[key])
+                row[f"oracle λ, {queries}"] = format.interval(oracle[key])
             rows.append(row)
         return rows, [row for row, name in enumerate(names) if name == "shuffled"]
 
-    @staticmethod
-    def _scores(score: Mapping[str, Any], target: str, queries: str) -> dict[str, object]:
-        shown = format.interval(score["lds"], score["low"], score["high"])
-        if score["undefined"]:
-            without = format.Markup(f" <small>({score['undefined']:.0f} queries without)</small>")
-            shown += without
-        cells: dict[str, object] = {
-            f"{TARGETS[target]}, {SETS[queries]}": shown,
-            f"oracle λ, {queries}": format.interval(score["oracle"]),
-        }
-        if pd.notna(score.get("of_ceiling")):
-            cells[f"of ceiling, {queries}"] = format.interval(score["of_ceiling"], unit="%")
-        if pd.notna(score.get("repeatability")):
+    def _scores(
+        self, score: Mapping[str, Any], target: str, queries: str, undefined: float
+    ) -> dict[str, object]:
+        said = format.interval(score["lds"], score["low"], score["high"])
+        if undefined:
+            said += format.Markup(f" <small>({undefined:.0f} queries without)</small>")
+        if score["networks"] < len(self.phases) and self.several:
+            said += format.Markup(f" <small>({score['networks']} network)</small>")
+        cells: dict[str, object] = {f"{TARGETS[target]}, {SETS[queries]}": said}
+        if pd.notna(score["repeatability"]):
             cells[f"repeatability, {queries}"] = format.interval(score["repeatability"])
+        if pd.notna(score["of_ceiling"]):
+            cells[f"of ceiling, {queries}"] = format.interval(
+                score["of_ceiling"], score["of_ceiling_low"], score["of_ceiling_high"], unit="%"
+            )
         return cells
+
+    def by_network(self, target: str) -> Table:
+        """Return one row per attributor: its score for each network, with its repeatability."""
+        some = self.each[self.each["target"] == target]
+        cell = by_keys(some, "attributor", "queries", "replicate")
+        rows: Table = []
+        for name in by_mean(self.lds[target]):
+            row: dict[str, object] = {"attributor": format.bold(name)}
+            for queries in self.sets:
+                for k in range(len(self.phases)):
+                    score = cell.get((name, queries, k))
+                    said = format.Markup("")
+                    if score:
+                        said = format.interval(score["lds"], score["low"], score["high"])
+                    if score and pd.notna(score["repeatability"]):
+                        again = format.number(score["repeatability"], digits=2)
+                        said += format.Markup(f" <small>repeats {again}</small>")
+                    row[f"{SETS[queries]}, network {k}"] = said
+            rows.append(row)
+        return rows
 
     def leader(self, target: str, queries: str) -> str:
         """Return the attributor with the highest score for a target and a set of queries."""
@@ -174,19 +248,22 @@ class Attribution:
 
     def repeated(self) -> str:
         """Return of how many images repeatability is, as a sentence; nothing if not measured."""
-        folder = self.phase / "features" / "main" / "repeat"
-        if not folder.is_dir():
+        folders = [phase / "features" / "main" / "repeat" for phase in self.phases]
+        if not folders[0].is_dir():
             return ""
         images, queries = (
-            artifacts.read_run(folder / block)["facts"]["images"] for block in ("train0", "queries")
+            artifacts.read_run(folders[0] / block)["facts"]["images"]
+            for block in ("train0", "queries")
         )
-        count = max(queries.values())
+        count, each = max(queries.values()), " for each network" if self.several else ""
         seconds = sum(
-            artifacts.read_run(run.parent)["seconds"] for run in folder.glob("*/run.json")
+            artifacts.read_run(run.parent)["seconds"]
+            for folder in folders
+            for run in folder.glob("*/run.json")
         )
         return (
             f"*Repeatability* is of {images['train']} training images and up to {count} queries of "
-            f"each kind, and took {seconds:.0f} s more."
+            f"each kind{each}, and took {seconds:.0f} s more."
         )
 
     def lds_figure(self) -> Figure:
@@ -203,6 +280,8 @@ class Attribution:
                 axis.hlines(at, some["low"], some["high"], color=colour, linewidth=1)
                 (dots,) = axis.plot(some["lds"], at, "o", color=colour, markersize=4)
                 entries[SETS[queries]] = dots
+                if self.several:
+                    entries["one network"] = self._single(axis, target, queries, at)
                 if ceiling is not None and pd.notna(ceiling[queries]):
                     style: figures.Style = {"color": colour, "linewidth": 0.9, "linestyle": "--"}
                     entries["ceiling"] = axis.axvline(ceiling[queries], **style)
@@ -212,34 +291,57 @@ class Attribution:
         figure.tight_layout()
         return figure
 
+    def _single(self, axis: Any, target: str, queries: str, at: np.ndarray) -> Any:
+        """Draw the scores of each network on their lines; return the mark for the legend."""
+        some = self.each[(self.each["target"] == target) & (self.each["queries"] == queries)]
+        for _, part in some.groupby("replicate"):
+            values = part.set_index("attributor")["lds"].reindex(self.order)
+            style: figures.Style = {"color": COLOURS[queries], "markersize": 5, "alpha": 0.6}
+            axis.plot(values, at, "|", **style)
+        return figures.dot("0.5", "|")
+
     # ---- regularisers
 
     def regularisers(self) -> Figure:
-        """Draw the scores by regulariser on the reported subsets, with the one that was chosen."""
-        table = pd.read_csv(self.scores / "regularisers.csv")
+        """Draw the scores by regulariser on the reported subsets, with the one that was chosen.
+
+        One line of panels per network.
+        """
+        table = self._all("regularisers.csv")
         table = table[(table["target"] == "loss") & (table["half"] == "second")]
         counts = table.groupby("attributor")["regulariser"].nunique()
-        chosen = by_keys(self.lds["loss"], "attributor", "queries")
+        own = self._all("lds.csv")
+        chosen = by_keys(own[own["target"] == "loss"], "replicate", "attributor", "queries")
         count = len(self.sets)
-        figure, axes = figures.grid(count, count, 3.6, 3.3, sharey=True)
-        for axis, queries in zip(axes, self.sets, strict=True):
-            for name in (name for name in self.order if counts.get(name, 0) > 1):
-                some = table[(table["attributor"] == name) & (table["queries"] == queries)]
-                (line,) = axis.plot(some["regulariser"], some["lds"], linewidth=1.2, label=name)
-                best = chosen[name, queries]
-                colour = line.get_color()
+        figure, axes = figures.grid(count * len(self.phases), count, 3.6, 3.3, sharey=True)
+        cells = [(k, queries) for k in range(len(self.phases)) for queries in self.sets]
+        for axis, (k, queries) in zip(axes, cells, strict=True):
+            for number, name in enumerate(n for n in self.order if counts.get(n, 0) > 1):
+                if (k, name, queries) not in chosen:
+                    continue
+                some = table[
+                    (table["replicate"] == k)
+                    & (table["attributor"] == name)
+                    & (table["queries"] == queries)
+                ]
+                colour = f"C{number}"
+                style: figures.Style = {"color": colour, "linewidth": 1.2, "label": name}
+                axis.plot(some["regulariser"], some["lds"], **style)
+                best = chosen[k, name, queries]
                 axis.plot(best["regulariser"], best["lds"], "o", color=colour, markersize=4)
-            axis.set(xscale="log", xlabel="λ / mean eigenvalue", title=SETS[queries])
+            title = f"{SETS[queries]}, network {k}" if self.several else SETS[queries]
+            axis.set(xscale="log", xlabel="λ / mean eigenvalue", title=title)
             axis.axhline(0, color="0.7", linewidth=0.8)
         axes[0].set_ylabel("LDS on the reported subsets")
-        figures.legend_right(axes[-1])
+        figure.tight_layout()
+        figures.legend_right(axes[count - 1])
         return figure
 
     # ---- copies
 
     def copies(self) -> pd.DataFrame:
         """Return ``copies.csv``: one row per attributor and extracted generation."""
-        return pd.read_csv(self.scores / "copies.csv")
+        return self._all("copies.csv")
 
     def copies_figure(self) -> Figure:
         """Draw which share of the copies an attributor ranks first, next to chance."""
@@ -256,28 +358,30 @@ class Attribution:
 
     def copies_caption(self) -> str:
         """Return how many generations the figure is of, as a sentence."""
-        copies = self.copies()
-        several = copies[copies["copies"] > 1]
+        images = self.copies().drop_duplicates(["replicate", "query"])
+        several = (images["copies"] > 1).sum()
+        networks = f" of {len(self.phases)} networks" if self.several else ""
         return (
-            f"{copies['query'].nunique()} extracted generations, {several['query'].nunique()} of "
-            "images that occur several times in the training set."
+            f"{len(images)} extracted generations{networks}, {several} of images that occur "
+            "several times in the training set."
         )
 
     def leverage(self) -> str:
-        """Return how well leverage tells images with copies from others, as a sentence.
+        """Return how well leverage tells images with copies from others, in sentences.
 
         Nothing without any.
         """
-        table = pd.read_csv(self.scores / "leverage.csv")
-        if table.empty:
-            return ""
-        best = table.iloc[int((table["auc"] - 0.5).abs().to_numpy().argmax())]
-        return (
-            "Leverage: an image with copies has a smaller one than an image without in "
-            f"{100 * best['auc']:.0f} % of pairs at the regulariser where this share is farthest "
-            f"from one half (λ = {best['regulariser']:g}); over all regularisers from "
-            f"{100 * table['auc'].min():.0f} to {100 * table['auc'].max():.0f} %."
-        )
+        table, said = self._all("leverage.csv"), []
+        for k, some in table.groupby("replicate"):
+            best = some.iloc[int((some["auc"] - 0.5).abs().to_numpy().argmax())]
+            of = f" in network {k}" if self.several else ""
+            said.append(
+                f"Leverage{of}: an image with copies has a smaller one than an image without in "
+                f"{100 * best['auc']:.0f} % of pairs at the regulariser where this share is "
+                f"farthest from one half (λ = {best['regulariser']:g}); over all regularisers "
+                f"from {100 * some['auc'].min():.0f} to {100 * some['auc'].max():.0f} %."
+            )
+        return "\n\n".join(said)
 
     # ---- first choices
 
@@ -285,16 +389,19 @@ class Attribution:
         """Return the set of queries whose first choices are shown."""
         return "extracted" if "extracted" in self.sets else GENERATED
 
-    def first_choices(self, most: int = 3) -> list[Figure]:
+    def first_choices(self, replicate: int = 0, most: int = 3) -> list[Figure]:
         """Draw some queries, each with the first training images of each attributor."""
-        count = len(load_images(self.phase / "queries" / f"{self.pictured_set()}.npz"))
-        return [self._first_choices(query) for query in range(min(most, count))]
+        asked = self._asked(replicate, self.pictured_set())
+        return [self._first_choices(replicate, query) for query in range(min(most, len(asked)))]
 
-    def _first_choices(self, query: int) -> Figure:
-        train = load_images(self.book.planting() / "train.npz")
-        asked = load_images(self.phase / "queries" / f"{self.pictured_set()}.npz")
+    def _asked(self, replicate: int, queries: str) -> Images:
+        return load_images(self.phases[replicate] / "queries" / f"{queries}.npz")
+
+    def _first_choices(self, replicate: int, query: int) -> Figure:
+        train = load_images(self.book.planting(replicate) / "train.npz")
+        asked = self._asked(replicate, self.pictured_set())
         row_of = pd.Series(range(len(train)), train.ids)
-        first = pd.read_parquet(self.scores / "first.parquet")
+        first = pd.read_parquet(self.stores.scores[replicate] / "first.parquet")
         first = first[(first["queries"] == self.pictured_set()) & (first["query"] == query)]
         names = [name for name in PICTURED if name in self.order]
         figure, axes = figures.grid(len(names) * (COLUMNS + 1), COLUMNS + 1, 0.75, 0.62)
@@ -316,96 +423,116 @@ class Attribution:
 
     # ---- without the images that made it
 
-    def changes(self) -> pd.DataFrame:
-        """Return how far pictures change without some images, per choice and query.
-
-        Empty if not done.
-        """
-        paths = sorted((self.phase / "counterfactual").glob("*/**/changes.csv"))
-        if not paths:
-            return pd.DataFrame()
-        changes = pd.concat([pd.read_csv(path) for path in paths])
-        again = changes[changes["choice"] == "again"].set_index("query")["loss"]
-        changes["rise"] = changes["loss"] - changes["query"].map(again)
-        return changes.assign(distance=1 - changes["cosine"])
+    def counterfactuals(self) -> pd.DataFrame:
+        """Return ``attribution_counterfactual.csv``; empty if not done."""
+        return self.book.table("attribution_counterfactual")
 
     def choices(self) -> list[str]:
         """Return whose images are taken out, ``again`` (none) and ``random`` first."""
-        names = dict.fromkeys(self.changes()["choice"])
-        return list(dict.fromkeys(["again", "random", *names]))
+        names = dict.fromkeys(self.counterfactuals()["choice"])
+        return list(dict.fromkeys([AGAIN, RANDOM, *names]))
+
+    def changes(self) -> pd.DataFrame:
+        """Return how far pictures change, per replicate, choice and query."""
+        parts = [changes_of(stores) for stores in self.stores.counterfactual]
+        return pd.concat([part.assign(replicate=k) for k, part in enumerate(parts)])
 
     def counterfactual(self) -> Figure:
-        """Draw ``changes``: one panel per measure, one row per choice."""
+        """Draw ``changes``: one panel per measure, one row per choice, one colour per network."""
         changes, choices = self.changes(), self.choices()
         figure, axes = figures.row_panels(choices, len(CHANGES), width=3)
+        entries: dict[str, Any] = {}
         for axis, (column, label) in zip(axes, CHANGES.items(), strict=True):
             for y, choice in enumerate(choices):
-                values = changes.loc[changes["choice"] == choice, column]
-                style: figures.Style = {"color": "C0", "alpha": 0.35, "markersize": 4}
-                (dots,) = axis.plot(values, np.full(len(values), y), "o", **style)
+                some = changes[changes["choice"] == choice]
+                for k, part in some.groupby("replicate"):
+                    style: figures.Style = {"color": f"C{k}", "alpha": 0.35, "markersize": 4}
+                    name = f"generation of network {k}" if self.several else "generation"
+                    (entries[name],) = axis.plot(part[column], np.full(len(part), y), "o", **style)
                 style = {"color": "black", "markersize": 11, "markeredgewidth": 2}
-                (bar,) = axis.plot(values.median(), y, "|", **style)
+                (entries["median"],) = axis.plot(some[column].median(), y, "|", **style)
             axis.set_xlabel(label)
             axis.locator_params(axis="x", nbins=4)
-        figures.legend_below(figure, {"generation": dots, "median": bar})
+        figures.legend_below(figure, entries)
         figure.tight_layout()
         return figure
 
     def counterfactual_table(self) -> Table:
-        """Return one row per choice: mean of each change, and the same minus ``BASELINE``'s.
+        """Return one row per choice: mean of each change, the same minus ``BASELINE``'s, and how
+        many times ``BASELINE``'s rise of the loss its own is.
 
-        Intervals are Student's, over queries, differences paired by query.
+        In bold where they differ after the adjustment for the number of choices.
         """
-        changes, rows = self.changes(), []
+        cell = by_keys(shown(self.counterfactuals()), "choice", "measure")
+        rows: Table = []
         for choice in self.choices():
             row: dict[str, object] = {"taken out by": format.bold(choice)}
-            for column, label in CHANGES.items():
-                by_query = changes.pivot(index="query", columns="choice", values=column)
-                row[label] = format.interval(*self._mean(by_query[choice]))
-                if choice != BASELINE and BASELINE in by_query:
-                    difference = by_query[choice] - by_query[BASELINE]
-                    row[f"minus {BASELINE}: {label}"] = format.interval(
-                        *self._mean(difference), sign="+"
-                    )
+            for measure, label in CHANGES.items():
+                numbers = cell[choice, measure]
+                ends = (numbers["low"], numbers["high"])
+                row[label] = format.interval(numbers["value"], *ends)
+                if choice != BASELINE:
+                    ends = (numbers["difference_low"], numbers["difference_high"])
+                    said = format.interval(numbers["difference"], *ends, sign="+")
+                    if numbers["p_adjusted"] < 1 - self.book.confidence:
+                        said = format.bold(said)
+                    row[f"minus {BASELINE}: {label}"] = said
+            row[f"rise, times that of {BASELINE}"] = self._ratio(cell[choice, "rise"])
             rows.append(row)
         return rows
 
-    def _mean(self, values: pd.Series) -> tuple[float, float, float]:
-        """Return the mean of the values that there are, with its interval by Student's t."""
-        exist = values.dropna()
-        if len(exist) < 2 or exist.std() == 0:
-            return float(exist.mean()), float("nan"), float("nan")
-        low, high = ttest_1samp(exist, 0).confidence_interval(self.book.confidence)
-        return float(exist.mean()), float(low), float(high)
+    @staticmethod
+    def _ratio(numbers: Mapping[str, Any]) -> object:
+        if numbers["choice"] in (AGAIN, BASELINE):
+            return ""
+        return format.interval(numbers["ratio"], numbers["ratio_low"], numbers["ratio_high"])
+
+    def counterfactual_by_network(self) -> Table:
+        """Return one row per choice: the rise of the loss, and the ratio, of each network."""
+        table = self.counterfactuals()
+        table = table[(table["replicate"].astype(str) != MEAN) & (table["measure"] == "rise")]
+        cell = by_keys(table.astype({"replicate": int}), "choice", "replicate")
+        rows: Table = []
+        for choice in self.choices():
+            row: dict[str, object] = {"taken out by": format.bold(choice)}
+            for k in range(len(self.phases)):
+                numbers = cell[choice, k]
+                ends = (numbers["low"], numbers["high"])
+                row[f"rise, network {k}"] = format.interval(numbers["value"], *ends)
+                row[f"times that of {BASELINE}, network {k}"] = self._ratio(numbers)
+            rows.append(row)
+        return rows
 
     def counterfactual_caption(self) -> str:
         """Return how many images were taken out, as a sentence."""
         changes = self.changes()
-        count = (changes["choice"] == "again").sum()
-        removed = changes.loc[changes["choice"] != "again", "removed"].max()
-        images = f"{removed} of {self.facts['training_images']} training images"
-        return f"{count} generations, {images} taken out."
+        count = (changes["choice"] == AGAIN).sum()
+        removed = changes.loc[changes["choice"] != AGAIN, "removed"].max()
+        images = f"{removed} of {self.training_images()} training images"
+        networks = f" of {len(self.phases)} networks" if self.several else ""
+        return f"{count} generations{networks}, {images} taken out."
 
-    def regenerated(self) -> Figure:
+    def regenerated(self, replicate: int = 0) -> Figure:
         """Draw the queries, and below them what comes of their noise without some images."""
         changes, choices = self.changes(), self.choices()
-        queries = list(changes["query"][changes["choice"] == "again"])
-        asked = load_images(self.phase / "queries" / f"{GENERATED}.npz")
+        own = (changes["choice"] == AGAIN) & (changes["replicate"] == replicate)
+        queries = list(changes["query"][own])
+        asked = self._asked(replicate, GENERATED)
         lines = ["the generation", *choices]
         figure, axes = figures.grid(len(lines) * len(queries), len(queries), 0.9, 0.8)
         axes = np.reshape(axes, (len(lines), -1))
         for column, query in enumerate(queries):
             figures.picture(axes[0, column], asked.pixels[query])
             for line, choice in zip(axes[1:], choices, strict=True):
-                figures.picture(line[column], self._regenerated(choice, query, column))
+                figures.picture(line[column], self._regenerated(replicate, choice, query, column))
         for line, label in zip(axes, lines, strict=True):
             figures.row_title(line[0], label)
         return figure
 
-    def _regenerated(self, choice: str, query: int, column: int) -> np.ndarray:
+    def _regenerated(self, replicate: int, choice: str, query: int, column: int) -> np.ndarray:
         """``again`` has all queries in one store; other choices one each."""
-        folder = self.phase / "counterfactual" / choice
-        if choice == "again":
+        folder = self.phases[replicate] / "counterfactual" / choice
+        if choice == AGAIN:
             return load_images(folder / "regenerated.npz").pixels[column]
         return load_images(folder / str(query) / "regenerated.npz").pixels[0]
 
@@ -413,13 +540,20 @@ class Attribution:
 
     def influence_stores(self) -> list[Path]:
         """Return the folders of the results on forgotten images; none if not done."""
-        return [path.parent for path in sorted((self.phase / "remedied").glob("*/influence.csv"))]
+        return [
+            path.parent
+            for phase in self.phases
+            for path in sorted((phase / "remedied").glob("*/influence.csv"))
+        ]
 
     def influence(self, arms: Sequence[str]) -> Figure:
-        """Draw the chance that a forgotten image is scored higher, before and after a remedy."""
+        """Draw the chance that a forgotten image is scored higher, before and after a remedy.
+
+        One line for each network.
+        """
         influence = pd.concat(
             [
-                pd.read_csv(path / "influence.csv").assign(arm=path.name)
+                pd.read_csv(path / "influence.csv").assign(arm=path.name, replicate=path.parts[-3])
                 for path in self.influence_stores()
             ]
         )
@@ -432,14 +566,19 @@ class Attribution:
         figure, axes = figures.row_panels(labels, len(groups), width=4.2, height=0.24)
         for axis, group in zip(axes, groups, strict=True):
             some = influence[influence["queries"] == group]
-            auc = some.set_index(["arm", "attributor", "network"])["auc"]
+            auc = some.pivot(
+                index=["arm", "attributor"], columns=["network", "replicate"], values="auc"
+            )
             for y, row in enumerate(rows):
-                before, after = auc[(*row, "before")], auc[(*row, "after")]
-                axis.plot([before, after], [y, y], color="0.7", linewidth=1)
-                axis.plot(before, y, "o", color="0.55", markersize=4)
-                axis.plot(after, y, "o", color="C3", markersize=4)
+                before, after = auc.loc[row, "before"], auc.loc[row, "after"]
+                shifts = np.linspace(-0.2, 0.2, len(before)) if len(before) > 1 else [0.0]
+                for each, other, shift in zip(before, after, shifts, strict=True):
+                    axis.plot([each, other], [y + shift, y + shift], color="0.7", linewidth=1)
+                    axis.plot(each, y + shift, "o", color="0.55", markersize=4)
+                    axis.plot(other, y + shift, "o", color="C3", markersize=4)
             axis.axvline(0.5, color="0.7", linewidth=0.8)
-            count = some["count"].iloc[0]
+            first = some[(some["arm"] == rows[0][0]) & (some["attributor"] == rows[0][1])]
+            count = first.loc[first["network"] == "before", "count"].sum()
             axis.set_title(f"{count} generations that show {of[group]}", fontsize=9)
             axis.set_xlabel("chance that a forgotten image is scored higher")
         entries = {"before": figures.dot("0.55"), "after": figures.dot("C3")}
@@ -455,14 +594,14 @@ class Attribution:
 
     def has_variants(self) -> bool:
         """Return whether the study has variants of its features."""
-        return (self.phase / "acceleration" / "acceleration.csv").is_file()
+        return not self.book.table("attribution_cost").empty
 
     def costs(self) -> pd.DataFrame:
         """Return time and score of every variant for the generations, by attributor and time."""
-        table = pd.read_csv(self.phase / "acceleration" / "acceleration.csv")
+        table = shown(self.book.table("attribution_cost"))
         table = table[table["queries"] == GENERATED]
-        shown = [table[table["attributor"] == name].sort_values("seconds") for name in ACCELERATED]
-        return pd.concat(shown, ignore_index=True)
+        chosen = [table[table["attributor"] == name].sort_values("seconds") for name in ACCELERATED]
+        return pd.concat(chosen, ignore_index=True)
 
     def cost_table(self) -> tuple[Table, list[int]]:
         """Return ``costs`` to be shown, and the positions of the reference."""
@@ -478,14 +617,14 @@ class Attribution:
             }
             for row in costs.to_dict("records")
         ]
-        record = artifacts.read_run(self.phase / "acceleration")
+        record = artifacts.read_run(self.phases[0] / "acceleration")
         reference = record["config"]["settings"]["reference"]
         return rows, [row for row, name in enumerate(costs["variant"]) if name == reference]
 
     def shortlist(self) -> str:
         """Return how many images two stages look at again, as a sentence."""
-        count = artifacts.read_run(self.phase / "acceleration")["facts"]["shortlist"]
-        return f"Two stages look at {count} of {self.facts['training_images']} images again."
+        count = artifacts.read_run(self.phases[0] / "acceleration")["facts"]["shortlist"]
+        return f"Two stages look at {count} of {self.training_images()} images again."
 
     def cost_figure(self) -> Figure:
         """Draw scores against the time of the features, one panel per attributor."""
@@ -512,7 +651,7 @@ class Attribution:
 
     def dials(self) -> dict[str, list[tuple[int, str]]]:
         """Return, per setting of the features, its values with the variants that vary it alone."""
-        paths = (self.phase / "features").glob("*/final/queries/run.json")
+        paths = (self.phases[0] / "features").glob("*/final/queries/run.json")
         features = {
             path.parts[-4]: artifacts.read_run(path.parent)["config"]["settings"]["features"]
             for path in paths
