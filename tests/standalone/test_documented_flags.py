@@ -22,7 +22,10 @@ def flags(declare):
 
 
 def test_the_page_names_no_flag_that_is_not_there(page):
-    assert page - flags(audit.arguments) == {"--help", "--queries"}  # of every command, of attribute
+    assert page - flags(audit.arguments) == {
+        "--help",
+        "--queries",
+    }  # of every command, of attribute
 
 
 def test_the_page_names_every_flag_of_drawing(page):

@@ -80,6 +80,16 @@ def test_a_tokenizer_without_vocabulary_is_not_taken_for_an_empty_one(stored, au
     assert "its tokenizer has no vocabulary: there is no tokenizer.json or vocab.json" in message
 
 
+def test_a_tokenizer_that_knows_no_word_is_named(stored, audit):
+    path = stored / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"] = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    path.write_text(json.dumps(tokenizer))
+    message = audit(stored)
+    assert "its tokenizer knows nothing of 1 of 1 prompts ('a cat')" in message
+    assert "its vocabulary is of 2 tokens, 2 of them special" in message
+
+
 def test_a_tokenizer_that_is_null_is_named(stored, audit):
     change(stored / "model_index.json", tokenizer=[None, None])
     assert "a StableDiffusionPipeline needs its tokenizer, which is null" in audit(stored)

@@ -353,7 +353,7 @@ class Own:
                 lora.load(pipeline, args.lora)
         conditioned, notes = self._conditions(pipeline, texts)
         if conditioned.kind == "prompt":
-            notes += prompts.check_lengths(
+            notes += prompts.check(
                 pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
             )
         given = own_call.arguments(self.asked, _settings(args), _is_distilled(pipeline))
