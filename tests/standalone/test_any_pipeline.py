@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from afterimage import cli, seeds
-from afterimage.standalone import own_call, stored_pipeline
+from afterimage.standalone import drawing, own_call, stored_pipeline
 from afterimage.standalone.own_call import CallSettings, OwnCall
 
 from . import tiny_pipelines as tiny
@@ -256,7 +256,32 @@ def test_guidance_goes_where_the_network_uses_it():
     asked = own_call.asks(diffusers.FluxPipeline, "model")
     settings = CallSettings(guidance=3.0, negative_prompt="")
     assert own_call.arguments(asked, settings)["true_cfg_scale"] == 3.0
-    assert own_call.arguments(asked, settings, distilled=True)["guidance_scale"] == 3.0
+    settings = CallSettings(guidance=3.0)
+    assert own_call.arguments(asked, settings, distilled=True) == {"guidance_scale": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "distilled", "guidance", "words"),
+    [
+        ("StableDiffusionPipeline", False, 1.0, "the guidance is 1.0; allowed is a --guidance abo"),
+        ("FluxPipeline", False, None, "the guidance is 1.0; allowed is a --guidance above 1"),
+        ("FluxPipeline", True, 3.0, "the network of this FluxPipeline takes the guidance as an in"),
+    ],
+)
+def test_a_negative_prompt_without_effect_is_refused(kind, distilled, guidance, words):
+    asked = own_call.asks(getattr(diffusers, kind), "model")
+    settings = CallSettings(guidance=guidance, negative_prompt="blue")
+    with pytest.raises(own_call.ConfigError) as error:
+        own_call.arguments(asked, settings, distilled)
+    assert f"--negative-prompt = blue: it has no effect, since {words}" in str(error.value)
+
+
+def test_whether_a_network_is_distilled_is_read_from_its_config(tmp_path):
+    folder = tiny.save(tiny.flux, tmp_path / "flux")
+    assert not stored_pipeline.find(stored_pipeline.locate(str(folder))).is_distilled()
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": True}))
+    assert stored_pipeline.find(stored_pipeline.locate(str(folder))).is_distilled()
 
 
 def test_a_size_that_is_asked_for_is_not_snapped_to_another():
@@ -491,6 +516,19 @@ def test_the_drawn_folder_can_be_audited_again_by_prompt(sets, drawn_once, tmp_p
     first, again = result(out), result(tmp_path / "again")
     assert again["conditions"] == first["conditions"]
     assert again["unique_images"] == first["unique_images"]
+
+
+def test_a_log_has_images_per_second_and_the_time_left(capsys, monkeypatch):
+    clock = iter([0.0, 40.0, 50.0, 80.0])
+    monkeypatch.setattr(drawing.time, "monotonic", lambda: next(clock))
+    with drawing.Progress(100, there=20) as report:
+        report.advance(20)
+        report.advance(10)  # too soon for another line
+        report.advance(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "drawn 40 of 100 generations (40 %), 0.5 images/s, 2 min 0 s left",
+        "drawn 60 of 100 generations (60 %), 0.5 images/s, 1 min 20 s left",
+    ]
 
 
 # ---- the page ------------------------------------------------------------------------------------

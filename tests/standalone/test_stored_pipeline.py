@@ -306,6 +306,12 @@ def test_a_pinned_hub_id_is_opened(cache, audit, given):
     assert "is commit" not in audit(*given, status=0)
 
 
+def test_a_pinned_pixel_pipeline_is_opened(cache, audit):
+    shutil.rmtree(cache / "snapshots" / COMMIT)
+    tiny.save(tiny.ddim, cache / "snapshots" / COMMIT)
+    assert audit("owner/name", "--revision", COMMIT, prompts=None, status=0)
+
+
 def test_what_a_branch_is_now_is_said(cache, audit):
     output = audit("owner/name", "--revision", "main", status=0)
     assert f"revision main is commit {COMMIT} now; --revision {COMMIT} repeats this" in output

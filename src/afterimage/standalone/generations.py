@@ -330,7 +330,7 @@ class Own:
                     )
         elif args.labels is not None:
             raise ConfigError(f"--labels: a {asked.name} takes prompts, not labels")
-        own_call.arguments(asked, _settings(args))
+        own_call.arguments(asked, _settings(args), stored.is_distilled())
         if args.lora is not None:
             lora.check(args.lora, stored.pipeline_class)
         given = None if args.prompts is None else conditions.read_prompts(args.prompts)
@@ -356,7 +356,7 @@ class Own:
             notes += prompts.check(
                 pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
             )
-        given = own_call.arguments(self.asked, _settings(args), _is_distilled(pipeline))
+        given = own_call.arguments(self.asked, _settings(args), stored.is_distilled())
         batch_size = args.batch_size or drawing_flags.BATCH["own"]
         weights = {"pipeline": stored.sha256()}
         if args.lora is not None:
@@ -399,6 +399,10 @@ class Own:
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
 
+    @property
+    def _source(self) -> str:
+        return "captions of --train" if self.args.prompts is None else str(self.args.prompts)
+
     def _prompts(self, train: ImageSet) -> list[str]:
         if self.prompts is not None:
             return self.prompts
@@ -440,6 +444,7 @@ class Own:
             "lora": None if self.args.lora is None else str(self.args.lora),
             "arguments": own_call.facts(self.asked, given),
             "condition": conditioned.kind,
+            "prompts": self._source if conditioned.kind == "prompt" else None,
             "different_conditions": len(conditioned.values),
             "images_per_condition": conditioned.each,
             "seeds": f"derived from --seed {self.args.seed} and the number of the image",
@@ -467,9 +472,3 @@ def _observations(seen: dict[str, Any], count: int) -> list[str]:
 
 def _settings(args: argparse.Namespace) -> CallSettings:
     return CallSettings(args.steps, args.guidance, args.negative_prompt, args.height, args.width)
-
-
-def _is_distilled(pipeline: Any) -> bool:
-    """Say whether the network takes the guidance scale as an input."""
-    transformer = pipeline.components.get("transformer")
-    return bool(getattr(getattr(transformer, "config", None), "guidance_embeds", False))

@@ -207,9 +207,21 @@ def arguments(asked: Asks, settings: CallSettings, distilled: bool = False) -> d
         given[name] = value
     if GUIDANCE[1] in given and settings.negative_prompt is None:
         raise ConfigError(
-            f"--guidance = {settings.guidance}: a {asked.name} guides away from a negative prompt "
-            "only; add --negative-prompt, which may be empty"
+            f"--guidance = {settings.guidance}: this {asked.name} guides away from a negative "
+            "prompt only; add --negative-prompt, which may be empty"
         )
+    if settings.negative_prompt is not None:
+        away = GUIDANCE[1] if both else GUIDANCE[0]
+        strength = given.get(away, asked.default(away))
+        if isinstance(strength, int | float) and strength <= 1:
+            raise ConfigError(
+                f"--negative-prompt = {settings.negative_prompt}: it has no effect, since "
+                + (
+                    f"the network of this {asked.name} takes the guidance as an input"
+                    if both and distilled
+                    else f"the guidance is {strength}; allowed is a --guidance above 1"
+                )
+            )
     if ("height" in given or "width" in given) and "use_resolution_binning" in known:
         given["use_resolution_binning"] = False  # exactly the size that was asked for
     return given

@@ -77,6 +77,13 @@ class StoredPipeline:
             {path.relative_to(self.folder): artifacts.sha256(path) for path in files}
         )
 
+    def is_distilled(self) -> bool:
+        """Return whether the network takes the guidance scale as an input, by its config."""
+        folder = self.folder / "transformer"
+        if "transformer" not in self.parts or not (folder / "config.json").is_file():
+            return False
+        return bool(read_json(folder / "config.json", self.name).get("guidance_embeds"))
+
     def parameters(self) -> int:
         """Return the number of stored weights."""
         return sum(_elements(path, self.name) for part in self.parts for path in self.weights(part))
