@@ -352,6 +352,32 @@ def test_a_size_that_the_call_rounds_is_refused(sets, sd, tmp_path, capsys):
     assert not list((tmp_path / "out").glob("drawn/*.png"))
 
 
+def test_a_call_that_returns_no_images_is_refused_by_what_it_returns(sd, monkeypatch):
+    call = opened(sd, steps=1)
+    embeddings = diffusers.pipelines.kandinsky.pipeline_kandinsky_prior.KandinskyPriorPipelineOutput
+    monkeypatch.setattr(type(call.pipeline), "__call__", lambda *_, **__: embeddings(1, 2))
+    with pytest.raises(own_call.ArtifactError, match="returns image_embeds, negative_image_embeds"):
+        call.draw([1], ["a cat"])
+
+
+def test_images_of_another_size_stop_at_the_first_batch(sets, sd, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "train.npz", images=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8))
+    given = ["--prompts", sets / "prompts.txt", "--steps", 1, "--train", tmp_path / "train.npz"]
+    for flags, words in (
+        ([], "draws 16x16x3, but --train has 8x8x1"),
+        (["--resize", 8], "draws 8x8x3, but --train has 8x8x1"),
+        (["--colour", "rgb"], "draws 16x16x3, but --train has 8x8x3"),
+    ):
+        assert run(sets, "--pipeline", sd, *given, *flags, "--out", tmp_path / "out") == 2
+        assert f"{words}; --resize and --colour convert both" in capsys.readouterr().err
+        assert not list((tmp_path / "out").glob("drawn/*"))
+    flags = ["--resize", 8, "--colour", "grey", "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", sd, *given, *flags) == 0
+    assert "generations were resized like the training images" in capsys.readouterr().out
+    assert images(tmp_path / "out").shape == (3, 16, 16, 3)  # kept as they were drawn
+
+
 def test_images_that_the_safety_checker_blackens_are_counted(sd, monkeypatch):
     call = opened(sd, steps=1)
     own = type(call.pipeline).__call__

@@ -375,6 +375,7 @@ class Own:
             derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
             with _named():
                 images = call.draw(derived, conditioned.of(ids))
+            self._check_shape(images.pixels, train)
             blackened = {*seen.get("blackened", []), *ids[images.blackened].tolist()}
             seen.update(
                 one_at_a_time=call.one_at_a_time,
@@ -388,6 +389,10 @@ class Own:
         )
         images, continued = drawn.finish(batch, transform)
         notes = [*stored.notes, *notes, *continued, *_observations(seen, conditioned.count)]
+        if args.resize is not None:
+            notes.append(
+                f"generations were resized like the training images, by --resize {args.resize}"
+            )
         facts = {
             "generate": conditioned.count,
             "batch_size": batch_size,
@@ -398,6 +403,22 @@ class Own:
             "device": str(device),
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
+
+    def _check_shape(self, drawn: np.ndarray, train: ImageSet) -> None:
+        """Check that drawn images can be compared with the training images as they are read."""
+        (height, width, channels), expected = drawn.shape[1:], train.images.pixels.shape[1:]
+        if self.args.resize is not None:
+            height, width = expected[:2]
+        if self.args.colour != "keep":
+            channels = expected[2]
+        if (height, width, channels) != expected:
+            drawn_shape, train_shape = (
+                "x".join(map(str, sides)) for sides in ((height, width, channels), expected)
+            )
+            raise ConfigError(
+                f"--pipeline {self.args.pipeline} draws {drawn_shape}, but --train has "
+                f"{train_shape}; --resize and --colour convert both"
+            )
 
     @property
     def _source(self) -> str:
