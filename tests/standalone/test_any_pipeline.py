@@ -152,6 +152,26 @@ def test_noise_past_the_generators_is_drawn_for_one_image_at_a_time(sets, tmp_pa
     np.testing.assert_array_equal(drawn[0], drawn[1])
 
 
+def test_a_call_that_fails_for_several_images_is_made_for_each(sets, tmp_path, capsys):
+    """Kandinsky 2.2's does with negative prompts, in diffusers 0.42: it draws too much noise."""
+    folder = tiny.save(tiny.kandinsky22, tmp_path / "kandinsky")
+    given = ["--prompts", sets / "prompts.txt", "--steps", 2, *tiny.SIZE]
+    assert run(sets, "--pipeline", folder, *given, "--out", tmp_path / "plain") == 0
+    assert "one at a time" not in capsys.readouterr().out
+    negative = ["--negative-prompt", "blue", "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", folder, *given, *negative) == 0
+    notice = "images were drawn one at a time, whatever --batch-size: its call fails for several"
+    assert f"{notice}: list index out of range" in capsys.readouterr().out
+    assert (images(tmp_path / "out") != images(tmp_path / "plain")).any()
+
+
+def test_a_call_that_fails_in_half_precision_names_the_flag(sets, tmp_path, capsys):
+    folder = tiny.save(tiny.latent, tmp_path / "latent")
+    given = ["--generate", 2, "--steps", 1, "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", folder, *given, "--dtype", "bfloat16") == 2
+    assert "this was in bfloat16, try --dtype float32" in capsys.readouterr().err
+
+
 def test_images_that_depend_on_their_batch_are_said_to(sets, tmp_path, capsys):
     """A panorama's does, in diffusers 0.42."""
     folder = tiny.save(tiny.panorama, tmp_path / "panorama")

@@ -115,6 +115,8 @@ def test_any_missing_part_is_named(stored, audit, part):
         ("text_encoder", ["os", "system"]),
         ("scheduler", ["./schedulers", "Own"]),
         ("text_encoder", ["transformers", "AutoModel"]),
+        ("unet", ["diffusers", "AutoModel"]),
+        ("unet", ["diffusers", "OnnxRuntimeModel"]),
     ],
 )
 def test_code_of_its_own_is_never_run(stored, audit, part, value):
@@ -123,6 +125,11 @@ def test_code_of_its_own_is_never_run(stored, audit, part, value):
     message = audit(stored)
     assert f"its {part} is {'.'.join(value)}" in message
     assert "code of" in message
+
+
+def test_a_pipeline_is_no_part_of_another(stored, audit):
+    change(stored / "model_index.json", unet=["diffusers", "DiffusionPipeline"])
+    assert "diffusers.DiffusionPipeline is no part of a pipeline" in audit(stored)
 
 
 @pytest.mark.parametrize("kind", ["OwnPipeline", ["pipeline", "OwnPipeline"], "FlaxUNet", None])

@@ -370,6 +370,7 @@ class Own:
         seen = drawn.before.seen
         call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
         call.difference = seen.get("batch_difference")
+        call.one_at_a_time = call.one_at_a_time or seen.get("one_at_a_time", "")
 
         def batch(ids: np.ndarray) -> np.ndarray:
             derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
