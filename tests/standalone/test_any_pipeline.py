@@ -13,9 +13,10 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from afterimage import cli, seeds
-from afterimage.standalone import own_call, stored_pipeline
+from afterimage.standalone import drawing, own_call, stored_pipeline
 from afterimage.standalone.own_call import CallSettings, OwnCall
 
 from . import tiny_pipelines as tiny
@@ -141,6 +142,7 @@ def test_noise_past_the_generators_is_drawn_for_one_image_at_a_time(sets, tmp_pa
     folder = tiny.save(tiny.dit_with_noise, tmp_path / "dit")
     drawn = []
     for size in (2, 4):
+        torch.manual_seed(size)  # the program's own random state does not matter
         out = ["--generate", 4, "--steps", 2, "--batch-size", size, "--out", tmp_path / f"{size}"]
         assert run(sets, "--pipeline", folder, *out) == 0
         drawn.append(images(tmp_path / f"{size}"))
@@ -148,6 +150,26 @@ def test_noise_past_the_generators_is_drawn_for_one_image_at_a_time(sets, tmp_pa
         assert notice in capsys.readouterr().out
         assert notice in (tmp_path / f"{size}" / "audit.html").read_text()
     np.testing.assert_array_equal(drawn[0], drawn[1])
+
+
+def test_a_call_that_fails_for_several_images_is_made_for_each(sets, tmp_path, capsys):
+    """Kandinsky 2.2's does with negative prompts, in diffusers 0.42: it draws too much noise."""
+    folder = tiny.save(tiny.kandinsky22, tmp_path / "kandinsky")
+    given = ["--prompts", sets / "prompts.txt", "--steps", 2, *tiny.SIZE]
+    assert run(sets, "--pipeline", folder, *given, "--out", tmp_path / "plain") == 0
+    assert "one at a time" not in capsys.readouterr().out
+    negative = ["--negative-prompt", "blue", "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", folder, *given, *negative) == 0
+    notice = "images were drawn one at a time, whatever --batch-size: its call fails for several"
+    assert f"{notice}: list index out of range" in capsys.readouterr().out
+    assert (images(tmp_path / "out") != images(tmp_path / "plain")).any()
+
+
+def test_a_call_that_fails_in_half_precision_names_the_flag(sets, tmp_path, capsys):
+    folder = tiny.save(tiny.latent, tmp_path / "latent")
+    given = ["--generate", 2, "--steps", 1, "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", folder, *given, "--dtype", "bfloat16") == 2
+    assert "this was in bfloat16, try --dtype float32" in capsys.readouterr().err
 
 
 def test_images_that_depend_on_their_batch_are_said_to(sets, tmp_path, capsys):
@@ -254,7 +276,32 @@ def test_guidance_goes_where_the_network_uses_it():
     asked = own_call.asks(diffusers.FluxPipeline, "model")
     settings = CallSettings(guidance=3.0, negative_prompt="")
     assert own_call.arguments(asked, settings)["true_cfg_scale"] == 3.0
-    assert own_call.arguments(asked, settings, distilled=True)["guidance_scale"] == 3.0
+    settings = CallSettings(guidance=3.0)
+    assert own_call.arguments(asked, settings, distilled=True) == {"guidance_scale": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("kind", "distilled", "guidance", "words"),
+    [
+        ("StableDiffusionPipeline", False, 1.0, "the guidance is 1.0; allowed is a --guidance abo"),
+        ("FluxPipeline", False, None, "the guidance is 1.0; allowed is a --guidance above 1"),
+        ("FluxPipeline", True, 3.0, "the network of this FluxPipeline takes the guidance as an in"),
+    ],
+)
+def test_a_negative_prompt_without_effect_is_refused(kind, distilled, guidance, words):
+    asked = own_call.asks(getattr(diffusers, kind), "model")
+    settings = CallSettings(guidance=guidance, negative_prompt="blue")
+    with pytest.raises(own_call.ConfigError) as error:
+        own_call.arguments(asked, settings, distilled)
+    assert f"--negative-prompt = blue: it has no effect, since {words}" in str(error.value)
+
+
+def test_whether_a_network_is_distilled_is_read_from_its_config(tmp_path):
+    folder = tiny.save(tiny.flux, tmp_path / "flux")
+    assert not stored_pipeline.find(stored_pipeline.locate(str(folder))).is_distilled()
+    config = folder / "transformer" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"guidance_embeds": True}))
+    assert stored_pipeline.find(stored_pipeline.locate(str(folder))).is_distilled()
 
 
 def test_a_size_that_is_asked_for_is_not_snapped_to_another():
@@ -323,6 +370,32 @@ def test_a_size_that_the_call_rounds_is_refused(sets, sd, tmp_path, capsys):
     assert run(sets, "--pipeline", sd, *given, "--height", 13) == 2
     assert "--height = 13: a StableDiffusionPipeline cannot draw it" in capsys.readouterr().err
     assert not list((tmp_path / "out").glob("drawn/*.png"))
+
+
+def test_a_call_that_returns_no_images_is_refused_by_what_it_returns(sd, monkeypatch):
+    call = opened(sd, steps=1)
+    embeddings = diffusers.pipelines.kandinsky.pipeline_kandinsky_prior.KandinskyPriorPipelineOutput
+    monkeypatch.setattr(type(call.pipeline), "__call__", lambda *_, **__: embeddings(1, 2))
+    with pytest.raises(own_call.ArtifactError, match="returns image_embeds, negative_image_embeds"):
+        call.draw([1], ["a cat"])
+
+
+def test_images_of_another_size_stop_at_the_first_batch(sets, sd, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "train.npz", images=rng.integers(0, 256, (60, 8, 8, 1), dtype=np.uint8))
+    given = ["--prompts", sets / "prompts.txt", "--steps", 1, "--train", tmp_path / "train.npz"]
+    for flags, words in (
+        ([], "draws 16x16x3, but --train has 8x8x1"),
+        (["--resize", 8], "draws 8x8x3, but --train has 8x8x1"),
+        (["--colour", "rgb"], "draws 16x16x3, but --train has 8x8x3"),
+    ):
+        assert run(sets, "--pipeline", sd, *given, *flags, "--out", tmp_path / "out") == 2
+        assert f"{words}; --resize and --colour convert both" in capsys.readouterr().err
+        assert not list((tmp_path / "out").glob("drawn/*"))
+    flags = ["--resize", 8, "--colour", "grey", "--out", tmp_path / "out"]
+    assert run(sets, "--pipeline", sd, *given, *flags) == 0
+    assert "generations were resized like the training images" in capsys.readouterr().out
+    assert images(tmp_path / "out").shape == (3, 16, 16, 3)  # kept as they were drawn
 
 
 def test_images_that_the_safety_checker_blackens_are_counted(sd, monkeypatch):
@@ -464,10 +537,10 @@ def drawn_once(sets, sd, tmp_path_factory):
 def test_other_weights_are_another_drawing(sets, stored, tmp_path, capsys):
     given = ["--prompts", sets / "prompts.txt", "--steps", 1, "--out", tmp_path / "out"]
     assert run(sets, "--pipeline", stored, *given) == 0
-    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(stored)
-    with torch.no_grad():
-        pipeline.unet.conv_out.bias.add_(1)
-    pipeline.unet.save_pretrained(stored / "unet")
+    (path,) = (stored / "unet").glob("*.safetensors")
+    weights = load_file(path)
+    weights["conv_out.bias"] += 1
+    save_file(weights, path, metadata={"format": "pt"})
     before = images(tmp_path / "out")
     assert run(sets, "--pipeline", stored, *given) == 0
     assert "an earlier audit were replaced: weights.pipeline was" in capsys.readouterr().out
@@ -489,6 +562,19 @@ def test_the_drawn_folder_can_be_audited_again_by_prompt(sets, drawn_once, tmp_p
     first, again = result(out), result(tmp_path / "again")
     assert again["conditions"] == first["conditions"]
     assert again["unique_images"] == first["unique_images"]
+
+
+def test_a_log_has_images_per_second_and_the_time_left(capsys, monkeypatch):
+    clock = iter([0.0, 40.0, 50.0, 80.0])
+    monkeypatch.setattr(drawing.time, "monotonic", lambda: next(clock))
+    with drawing.Progress(100, there=20) as report:
+        report.advance(20)
+        report.advance(10)  # too soon for another line
+        report.advance(10)
+    assert capsys.readouterr().err.splitlines() == [
+        "drawn 40 of 100 generations (40 %), 0.5 images/s, 2 min 0 s left",
+        "drawn 60 of 100 generations (60 %), 0.5 images/s, 1 min 20 s left",
+    ]
 
 
 # ---- the page ------------------------------------------------------------------------------------

@@ -80,6 +80,16 @@ def test_a_tokenizer_without_vocabulary_is_not_taken_for_an_empty_one(stored, au
     assert "its tokenizer has no vocabulary: there is no tokenizer.json or vocab.json" in message
 
 
+def test_a_tokenizer_that_knows_no_word_is_named(stored, audit):
+    path = stored / "tokenizer" / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["vocab"] = {"<|startoftext|>": 0, "<|endoftext|>": 1}
+    path.write_text(json.dumps(tokenizer))
+    message = audit(stored)
+    assert "its tokenizer knows nothing of 1 of 1 prompts ('a cat')" in message
+    assert "its vocabulary is of 2 tokens, 2 of them special" in message
+
+
 def test_a_tokenizer_that_is_null_is_named(stored, audit):
     change(stored / "model_index.json", tokenizer=[None, None])
     assert "a StableDiffusionPipeline needs its tokenizer, which is null" in audit(stored)
@@ -105,6 +115,8 @@ def test_any_missing_part_is_named(stored, audit, part):
         ("text_encoder", ["os", "system"]),
         ("scheduler", ["./schedulers", "Own"]),
         ("text_encoder", ["transformers", "AutoModel"]),
+        ("unet", ["diffusers", "AutoModel"]),
+        ("unet", ["diffusers", "OnnxRuntimeModel"]),
     ],
 )
 def test_code_of_its_own_is_never_run(stored, audit, part, value):
@@ -113,6 +125,11 @@ def test_code_of_its_own_is_never_run(stored, audit, part, value):
     message = audit(stored)
     assert f"its {part} is {'.'.join(value)}" in message
     assert "code of" in message
+
+
+def test_a_pipeline_is_no_part_of_another(stored, audit):
+    change(stored / "model_index.json", unet=["diffusers", "DiffusionPipeline"])
+    assert "diffusers.DiffusionPipeline is no part of a pipeline" in audit(stored)
 
 
 @pytest.mark.parametrize("kind", ["OwnPipeline", ["pipeline", "OwnPipeline"], "FlaxUNet", None])
@@ -294,6 +311,12 @@ def test_a_hub_id_without_revision_is_refused(cache, audit):
 @pytest.mark.parametrize("given", [["owner/name", "--revision", COMMIT], [f"owner/name@{COMMIT}"]])
 def test_a_pinned_hub_id_is_opened(cache, audit, given):
     assert "is commit" not in audit(*given, status=0)
+
+
+def test_a_pinned_pixel_pipeline_is_opened(cache, audit):
+    shutil.rmtree(cache / "snapshots" / COMMIT)
+    tiny.save(tiny.ddim, cache / "snapshots" / COMMIT)
+    assert audit("owner/name", "--revision", COMMIT, prompts=None, status=0)
 
 
 def test_what_a_branch_is_now_is_said(cache, audit):

@@ -330,7 +330,7 @@ class Own:
                     )
         elif args.labels is not None:
             raise ConfigError(f"--labels: a {asked.name} takes prompts, not labels")
-        own_call.arguments(asked, _settings(args))
+        own_call.arguments(asked, _settings(args), stored.is_distilled())
         if args.lora is not None:
             lora.check(args.lora, stored.pipeline_class)
         given = None if args.prompts is None else conditions.read_prompts(args.prompts)
@@ -353,10 +353,10 @@ class Own:
                 lora.load(pipeline, args.lora)
         conditioned, notes = self._conditions(pipeline, texts)
         if conditioned.kind == "prompt":
-            notes += prompts.check_lengths(
+            notes += prompts.check(
                 pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
             )
-        given = own_call.arguments(self.asked, _settings(args), _is_distilled(pipeline))
+        given = own_call.arguments(self.asked, _settings(args), stored.is_distilled())
         batch_size = args.batch_size or drawing_flags.BATCH["own"]
         weights = {"pipeline": stored.sha256()}
         if args.lora is not None:
@@ -370,11 +370,13 @@ class Own:
         seen = drawn.before.seen
         call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
         call.difference = seen.get("batch_difference")
+        call.one_at_a_time = call.one_at_a_time or seen.get("one_at_a_time", "")
 
         def batch(ids: np.ndarray) -> np.ndarray:
             derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
             with _named():
                 images = call.draw(derived, conditioned.of(ids))
+            self._check_shape(images.pixels, train)
             blackened = {*seen.get("blackened", []), *ids[images.blackened].tolist()}
             seen.update(
                 one_at_a_time=call.one_at_a_time,
@@ -388,6 +390,10 @@ class Own:
         )
         images, continued = drawn.finish(batch, transform)
         notes = [*stored.notes, *notes, *continued, *_observations(seen, conditioned.count)]
+        if args.resize is not None:
+            notes.append(
+                f"generations were resized like the training images, by --resize {args.resize}"
+            )
         facts = {
             "generate": conditioned.count,
             "batch_size": batch_size,
@@ -398,6 +404,26 @@ class Own:
             "device": str(device),
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
+
+    def _check_shape(self, drawn: np.ndarray, train: ImageSet) -> None:
+        """Check that drawn images can be compared with the training images as they are read."""
+        (height, width, channels), expected = drawn.shape[1:], train.images.pixels.shape[1:]
+        if self.args.resize is not None:
+            height, width = expected[:2]
+        if self.args.colour != "keep":
+            channels = expected[2]
+        if (height, width, channels) != expected:
+            drawn_shape, train_shape = (
+                "x".join(map(str, sides)) for sides in ((height, width, channels), expected)
+            )
+            raise ConfigError(
+                f"--pipeline {self.args.pipeline} draws {drawn_shape}, but --train has "
+                f"{train_shape}; --resize and --colour convert both"
+            )
+
+    @property
+    def _source(self) -> str:
+        return "captions of --train" if self.args.prompts is None else str(self.args.prompts)
 
     def _prompts(self, train: ImageSet) -> list[str]:
         if self.prompts is not None:
@@ -440,6 +466,7 @@ class Own:
             "lora": None if self.args.lora is None else str(self.args.lora),
             "arguments": own_call.facts(self.asked, given),
             "condition": conditioned.kind,
+            "prompts": self._source if conditioned.kind == "prompt" else None,
             "different_conditions": len(conditioned.values),
             "images_per_condition": conditioned.each,
             "seeds": f"derived from --seed {self.args.seed} and the number of the image",
@@ -467,9 +494,3 @@ def _observations(seen: dict[str, Any], count: int) -> list[str]:
 
 def _settings(args: argparse.Namespace) -> CallSettings:
     return CallSettings(args.steps, args.guidance, args.negative_prompt, args.height, args.width)
-
-
-def _is_distilled(pipeline: Any) -> bool:
-    """Say whether the network takes the guidance scale as an input."""
-    transformer = pipeline.components.get("transformer")
-    return bool(getattr(getattr(transformer, "config", None), "guidance_embeds", False))

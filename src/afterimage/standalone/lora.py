@@ -74,7 +74,8 @@ def load(pipeline: Any, path: Path) -> None:
         state = pipeline.lora_state_dict(
             str(path.parent), weight_name=path.name, use_safetensors=True, local_files_only=True
         )
-        parts = {key.partition(".")[0] for key in (state[0] if isinstance(state, tuple) else state)}
+        keys = list(state[0] if isinstance(state, tuple) else state)
+        parts = {key.partition(".")[0] for key in keys}
         foreign = sorted(parts - {name for name, part in pipeline.components.items() if part})
         if foreign:
             raise ArtifactError(f"{another}: it has weights of {listed(foreign)}")
@@ -92,8 +93,19 @@ def load(pipeline: Any, path: Path) -> None:
     for message in warnings.messages:
         if any(words in message for words in _INCOMPLETE):
             raise ArtifactError(f"{another}: {message[:500]}")
-    if not any(pipeline.get_list_adapters().values()):
-        raise ArtifactError(f"{another}: none of its weights was loaded")
+    stored, loaded = _count(keys), sum(map(_count, _states(pipeline)))
+    if loaded != stored and not any("lokr_" in key for key in keys):  # LoKr fuses what it stores
+        raise ArtifactError(f"{another}: {loaded} of its {stored} tensors were loaded")
+
+
+def _states(pipeline: Any) -> list[list[str]]:
+    """Return the names of the weights of every network of a pipeline."""
+    networks = (part for part in pipeline.components.values() if hasattr(part, "state_dict"))
+    return [list(network.state_dict()) for network in networks]
+
+
+def _count(keys: list[str]) -> int:
+    return sum("lora" in key for key in keys)
 
 
 class _Warnings(logging.Handler):

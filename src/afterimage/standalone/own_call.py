@@ -22,7 +22,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
-from PIL import Image
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
@@ -207,9 +206,21 @@ def arguments(asked: Asks, settings: CallSettings, distilled: bool = False) -> d
         given[name] = value
     if GUIDANCE[1] in given and settings.negative_prompt is None:
         raise ConfigError(
-            f"--guidance = {settings.guidance}: a {asked.name} guides away from a negative prompt "
-            "only; add --negative-prompt, which may be empty"
+            f"--guidance = {settings.guidance}: this {asked.name} guides away from a negative "
+            "prompt only; add --negative-prompt, which may be empty"
         )
+    if settings.negative_prompt is not None:
+        away = GUIDANCE[1] if both else GUIDANCE[0]
+        strength = given.get(away, asked.default(away))
+        if isinstance(strength, int | float) and strength <= 1:
+            raise ConfigError(
+                f"--negative-prompt = {settings.negative_prompt}: it has no effect, since "
+                + (
+                    f"the network of this {asked.name} takes the guidance as an input"
+                    if both and distilled
+                    else f"the guidance is {strength}; allowed is a --guidance above 1"
+                )
+            )
     if ("height" in given or "width" in given) and "use_resolution_binning" in known:
         given["use_resolution_binning"] = False  # exactly the size that was asked for
     return given
@@ -244,6 +255,10 @@ class Batch:
 
 ROUNDING = 2
 """Of 255 levels: by how much an image may differ between batch sizes before that is said."""
+
+
+class _CallError(ArtifactError):
+    """A pipeline's call failed; the cause is its own error."""
 
 
 @dataclass
@@ -291,15 +306,21 @@ class OwnCall:
             return self._call(seeds[row : row + 1], conditions and conditions[row : row + 1])[0]
 
         if not self.one_at_a_time:
-            batch, past_generators = self._call(seeds, conditions)
-            if len(seeds) == 1:
-                return batch
-            if not past_generators:
-                if self.difference is None:
+            try:
+                batch, past_generators = self._call(seeds, conditions)
+            except _CallError as error:
+                if len(seeds) == 1 or self.difference is not None:
+                    raise
+                alone(0)  # if it fails too, the number of images is not the reason
+                past_generators = False
+                self.one_at_a_time = f"its call fails for several: {first_line(error.__cause__ or error)}"
+            if past_generators and len(seeds) > 1:
+                self.one_at_a_time = "noise is drawn without the images' random generators"
+            if not self.one_at_a_time:
+                if self.difference is None and len(seeds) > 1:
                     single = alone(0).pixels[0].astype(int)
                     self.difference = int(np.abs(single - batch.pixels[0]).max())
                 return batch
-            self.one_at_a_time = "noise is drawn without the images' random generators"
         singles = [alone(row) for row in range(len(seeds))]
         return Batch(
             np.concatenate([single.pixels for single in singles]),
@@ -337,9 +358,11 @@ class OwnCall:
                 if "can't allocate memory" in str(error):
                     raise ConfigError(_no_memory(count, error)) from error
                 missing = ", ".join(self.asked.pictures)
-                raise ArtifactError(
+                dtype = str(self.pipeline.dtype).removeprefix("torch.")
+                raise _CallError(
                     f"{self.name}: the call of its {self.asked.name} fails: {first_line(error)}"
                     + (f"; not given were {missing}" if missing else "")
+                    + (f"; this was in {dtype}, try --dtype float32" * (dtype != "float32"))
                     + f"; {OWN_CODE}"
                 ) from error
             past_generators = not torch.equal(before, _random_state(device))
@@ -364,9 +387,12 @@ class OwnCall:
         """Return what a call returned as uint8, (n, H, W, 1 or 3)."""
         if isinstance(images, torch.Tensor):
             images = images.float().cpu().numpy()
-        if isinstance(images, list) and all(isinstance(image, Image.Image) for image in images):
-            images = np.stack([np.asarray(image) for image in images])
-        array = np.asarray(images)
+        try:
+            array = np.stack([np.asarray(image) for image in images])
+        except ValueError as error:
+            raise ArtifactError(
+                f"{self.name}: the call of its {self.asked.name} returns images of several sizes"
+            ) from error
         if array.ndim == 3 and len(array) == count:
             array = array[..., None]
         if array.ndim != 4 or len(array) != count or array.shape[-1] not in (1, 3):
@@ -386,53 +412,62 @@ class OwnCall:
     @contextmanager
     def _watched(self) -> Iterator[None]:
         """Have the pipeline's schedulers check every step of a call."""
-        schedulers = {
-            name: part
-            for name, part in self.pipeline.components.items()
-            if isinstance(part, SchedulerMixin) and hasattr(part, "step")
-        }
-        for name, scheduler in schedulers.items():
-            scheduler.step = _checked(scheduler.step, name, self.name)
+        watched: list[Any] = []
+        for name, part in self.pipeline.components.items():
+            if isinstance(part, SchedulerMixin) and hasattr(part, "step") and part not in watched:
+                of = "" if name == "scheduler" else f" of {name}"
+                part.step = _checked(part.step, of, self.name)
+                watched.append(part)
         try:
             yield
         finally:
-            for scheduler in schedulers.values():
+            for scheduler in watched:
                 del scheduler.step
 
 
 WIDER = "--dtype float32 and bfloat16 have a wider range than float16"
 
 
-def _checked(step: Callable[..., Any], scheduler: str, name: str) -> Callable[..., Any]:
-    """Return a scheduler's step that checks what goes in and what comes out."""
+def _checked(step: Callable[..., Any], of: str, name: str) -> Callable[..., Any]:
+    """Return a scheduler's step that checks what goes in and what comes out.
+
+    Discrete schedulers, whose samples are integers, are given log-probabilities, which may be
+    infinite.
+    """
     taken = 0
+    signature = inspect.signature(step)
 
     @functools.wraps(step)
     def checked(*args: Any, **kwargs: Any) -> Any:
         nonlocal taken
         taken += 1
-        timestep = kwargs.get("timestep", args[1] if len(args) > 1 else None)
-        for what, values in (("prediction of the network", args or (kwargs.get("model_output"),)),):
-            _check_finite(values[0], what, taken, timestep, name)
+        given = signature.bind(*args, **kwargs).arguments
+        timestep = given.get("timestep")
+        at = f"step {taken}{of}" + ("" if timestep is None else f" (timestep {_number(timestep)})")
         result = step(*args, **kwargs)
-        sample = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
-        _check_finite(sample, "image", taken, timestep, name)
+        after = result[0] if isinstance(result, tuple) else getattr(result, "prev_sample", None)
+        if _is_float(after):
+            for what, values in (
+                ("prediction of the network", given.get("model_output")),
+                ("image", after),
+            ):
+                if _is_float(values) and not torch.isfinite(values).all():
+                    raise ArtifactError(
+                        f"{name}: the {what} at {at} is not finite: it has NaN or infinite values; "
+                        f"{WIDER}"
+                    )
         return result
 
     return checked
 
 
-def _check_finite(values: Any, what: str, step: int, timestep: Any, name: str) -> None:
-    if (
-        isinstance(values, torch.Tensor)
-        and values.is_floating_point()
-        and not torch.isfinite(values).all()
-    ):
-        at = f" (timestep {float(timestep):.6g})" if timestep is not None else ""
-        raise ArtifactError(
-            f"{name}: the {what} at step {step}{at} is not finite: it has NaN or infinite values; "
-            f"{WIDER}"
-        )
+def _number(timestep: Any) -> str:
+    """Return a timestep, which may be one for each image, as text."""
+    return f"{float(torch.as_tensor(timestep).reshape(-1)[0]):.6g}"
+
+
+def _is_float(values: Any) -> bool:
+    return isinstance(values, torch.Tensor) and values.is_floating_point()
 
 
 def _random_state(device: torch.device) -> torch.Tensor:

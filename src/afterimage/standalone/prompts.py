@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.stored_files import listed
 from afterimage.standalone.own_call import Asks
@@ -13,8 +14,8 @@ _NO_LIMIT = 100_000
 """Tokenizers without a limit have a larger one."""
 
 
-def check_lengths(pipeline: Any, prompts: Sequence[Any], asked: Asks, truncate: bool) -> list[str]:
-    """Check that tokenizers take prompts whole; return notes for the user.
+def check(pipeline: Any, prompts: Sequence[Any], asked: Asks, truncate: bool) -> list[str]:
+    """Check that tokenizers can read prompts, and take them whole; return notes for the user.
 
     A prompt is too long if it is longer than every tokenizer takes. If one of several takes it
     whole (SD 3 and Flux have CLIP's, for 77 tokens, and T5's), that is a note.
@@ -26,8 +27,22 @@ def check_lengths(pipeline: Any, prompts: Sequence[Any], asked: Asks, truncate: 
         truncate: ``--truncate-prompts``.
 
     Raises:
+        ArtifactError: if a tokenizer knows nothing of a prompt.
         ConfigError: naming the flag, if prompts are too long and must not be cut.
     """
+    for name, tokenizer in _tokenizers(pipeline).items():
+        special = set(tokenizer.all_special_ids)
+        unread = [
+            prompt
+            for prompt, ids in zip(prompts, tokenizer(list(prompts)).input_ids, strict=True)
+            if prompt and set(ids) <= special
+        ]
+        if unread:
+            raise ArtifactError(
+                f"--pipeline: its {name} knows nothing of {len(unread)} of {len(prompts)} prompts "
+                f"({listed([repr(prompt[:40]) for prompt in unread])}): its vocabulary is of "
+                f"{len(tokenizer)} tokens, {len(special)} of them special; is it that of the model?"
+            )
     limits = _limits(pipeline, asked)
     if not limits:
         return []
@@ -57,18 +72,23 @@ def check_lengths(pipeline: Any, prompts: Sequence[Any], asked: Asks, truncate: 
     )
 
 
+def _tokenizers(pipeline: Any) -> dict[str, Any]:
+    """Return the tokenizers of a pipeline by name."""
+    return {
+        name: part
+        for name, part in pipeline.components.items()
+        if "tokenizer" in name and hasattr(part, "all_special_ids")
+    }
+
+
 def _limits(pipeline: Any, asked: Asks) -> dict[str, tuple[Any, int]]:
     """Return tokenizer -> itself and the number of tokens that it takes."""
     longest = asked.default("max_sequence_length")
     limits = {}
-    for name, part in pipeline.components.items():
-        if not name.startswith("tokenizer") or part is None:
-            continue
-        limit = getattr(part, "model_max_length", None)
-        if limit is None:
-            continue
-        if isinstance(longest, int) and not type(part).__name__.startswith("CLIP"):
+    for name, tokenizer in _tokenizers(pipeline).items():
+        limit = tokenizer.model_max_length
+        if isinstance(longest, int) and not type(tokenizer).__name__.startswith("CLIP"):
             limit = longest
         if limit < _NO_LIMIT:
-            limits[name] = (part, limit)
+            limits[name] = (tokenizer, limit)
     return limits

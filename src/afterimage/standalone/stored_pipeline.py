@@ -32,6 +32,9 @@ INDEX = "model_index.json"
 _WEIGHTS = r"(?:diffusion_pytorch_model|model){variant}(?:-\d+-of-\d+)?{variant}\.safetensors"
 """File names of weights; the variant stands before the number of the shard, or once after it."""
 
+_ANY_CLASS = re.compile(r"Auto(?!encoder)|Onnx|Flax|TF[A-Z]")
+"""Names of classes that open others, and of networks that are not of PyTorch."""
+
 _READ = {".json", ".txt", ".model", ".jinja", ".bpe"}
 """Endings of the other files that a pipeline is made from."""
 
@@ -76,6 +79,13 @@ class StoredPipeline:
         return artifacts.folder_sha256(
             {path.relative_to(self.folder): artifacts.sha256(path) for path in files}
         )
+
+    def is_distilled(self) -> bool:
+        """Return whether the network takes the guidance scale as an input, by its config."""
+        folder = self.folder / "transformer"
+        if "transformer" not in self.parts or not (folder / "config.json").is_file():
+            return False
+        return bool(read_json(folder / "config.json", self.name).get("guidance_embeds"))
 
     def parameters(self) -> int:
         """Return the number of stored weights."""
@@ -266,10 +276,10 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
                 f"{name}: its {part} is {library}.{class_name}; allowed are parts of diffusers and "
                 "transformers: code of a pipeline's own is never run"
             )
-        if library == "transformers" and class_name.startswith("Auto"):
+        if _ANY_CLASS.match(class_name):
             raise ArtifactError(
-                f"{name}: its {part} is transformers.{class_name}, which may run code of the "
-                "pipeline's own; allowed are classes that name themselves"
+                f"{name}: its {part} is {library}.{class_name}, which may run code of the "
+                "pipeline's own, or is no network of PyTorch; allowed are networks by their class"
             )
     needed = {"transformers", "tokenizers"} if set(_libraries(parts)) != {"diffusers"} else set()
     for package in sorted(needed):
@@ -414,7 +424,8 @@ def part_class(library: str, class_name: str, name: str) -> Any:
         raise ArtifactError(
             f"{name}: there is no {library}.{class_name} in what is installed: {first_line(error)}"
         ) from error
-    if not inspect.isclass(cls) or not hasattr(cls, "from_pretrained"):
+    is_part = inspect.isclass(cls) and not issubclass(cls, diffusers.DiffusionPipeline)
+    if not is_part or not hasattr(cls, "from_pretrained"):
         raise ArtifactError(f"{name}: {library}.{class_name} is no part of a pipeline")
     return cls
 
