@@ -158,6 +158,7 @@ def test_every_module_of_audit_and_attribute_imports_in_the_core(
     entries = (
         "afterimage.standalone.audit",
         "afterimage.standalone.attribute",
+        "afterimage.standalone.watch",
         *ATTRIBUTORS.values(),
     )
     config = [
