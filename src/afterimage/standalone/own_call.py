@@ -313,7 +313,9 @@ class OwnCall:
                     raise
                 alone(0)  # if it fails too, the number of images is not the reason
                 past_generators = False
-                self.one_at_a_time = f"its call fails for several: {first_line(error.__cause__ or error)}"
+                self.one_at_a_time = (
+                    f"its call fails for several: {first_line(error.__cause__ or error)}"
+                )
             if past_generators and len(seeds) > 1:
                 self.one_at_a_time = "noise is drawn without the images' random generators"
             if not self.one_at_a_time:
