@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -468,7 +468,7 @@ def _number(timestep: Any) -> str:
     return f"{float(torch.as_tensor(timestep).reshape(-1)[0]):.6g}"
 
 
-def _is_float(values: Any) -> bool:
+def _is_float(values: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(values, torch.Tensor) and values.is_floating_point()
 
 
