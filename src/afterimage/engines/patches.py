@@ -20,6 +20,8 @@ SLURM_PLUGIN = "2.8.0"
 DEFERRED_OF = {"torch": "2.13.0", "diffusers": "0.42.1"}
 """Versions for which ``defer_imports`` was written; with others it does nothing."""
 
+TEXT = ("transformers", "peft")
+
 
 class UnknownVersionError(RuntimeError):
     """A program version that a patch was not written for."""
@@ -139,6 +141,10 @@ def defer_imports() -> None:
     start-up. As long as nothing is compiled, the decorators do nothing and the answer to the check
     is no, so a placeholder suffices. Any other use of a placeholder imports the module and is
     passed on to it, including ``torch.compile``.
+
+    The packages of text pipelines (``TEXT``), which diffusers imports with any network if they are
+    installed, are hidden from it: no command of a study uses them. Where diffusers is imported
+    already, they stay.
     """
     if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
         return
@@ -154,3 +160,6 @@ def defer_imports() -> None:
         ),
     ):
         sys.modules.setdefault(module.__name__, module)
+    if "diffusers" not in sys.modules:
+        for name in TEXT:
+            sys.modules.setdefault(name, None)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import numpy as np
 import torch
@@ -313,7 +313,9 @@ class OwnCall:
                     raise
                 alone(0)  # if it fails too, the number of images is not the reason
                 past_generators = False
-                self.one_at_a_time = f"its call fails for several: {first_line(error.__cause__ or error)}"
+                self.one_at_a_time = (
+                    f"its call fails for several: {first_line(error.__cause__ or error)}"
+                )
             if past_generators and len(seeds) > 1:
                 self.one_at_a_time = "noise is drawn without the images' random generators"
             if not self.one_at_a_time:
@@ -466,7 +468,7 @@ def _number(timestep: Any) -> str:
     return f"{float(torch.as_tensor(timestep).reshape(-1)[0]):.6g}"
 
 
-def _is_float(values: Any) -> bool:
+def _is_float(values: Any) -> TypeGuard[torch.Tensor]:
     return isinstance(values, torch.Tensor) and values.is_floating_point()
 
 
