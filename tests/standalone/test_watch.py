@@ -336,6 +336,50 @@ def test_a_checkpoint_without_its_scheduler_takes_that_of_the_base(
     assert cli.main(["watch", *flags, "--once", "--base", base, "--weights", "ema"]) == 0
 
 
+def test_checkpoints_of_text_to_image_trainers_take_the_rest_from_the_base(tmp_path, capsys):
+    """A LoRA training, or a whole U-Net, of which the trainer saves nothing else."""
+    pytest.importorskip("peft", reason="needs the extra `text`")
+    from peft import LoraConfig
+    from peft.utils import get_peft_model_state_dict
+
+    from . import tiny_pipelines as tiny
+
+    base = tiny.sd()
+    base.save_pretrained(tmp_path / "base")
+    unet = tiny.sd().unet
+    unet.save_pretrained(tmp_path / "run" / "checkpoint-20" / "unet")
+    unet.add_adapter(LoraConfig(r=2, target_modules=["to_q"], init_lora_weights=False))
+    layers = {"unet_lora_layers": get_peft_model_state_dict(unet)}
+    type(base).save_lora_weights(tmp_path / "run" / "checkpoint-10", **layers)
+    rng = np.random.default_rng(0)
+    for name in ("train", "holdout"):
+        images = rng.integers(0, 256, (60, 16, 16, 3)).astype(np.uint8)
+        np.savez(tmp_path / f"{name}.npz", images=images)
+    (tmp_path / "prompts.txt").write_text("a cat\na dog\n")
+    given = {
+        "--folder": tmp_path / "run",
+        "--base": tmp_path / "base",
+        "--train": tmp_path / "train.npz",
+        "--holdout": tmp_path / "holdout.npz",
+        "--prompts": tmp_path / "prompts.txt",
+        "--per-prompt": 32,
+        "--generate": 64,
+        "--steps": 1,
+        "--resize": 16,
+        "--poll": 0.1,
+        "--out": tmp_path / "out",
+    }
+    flags = [str(word) for pair in given.items() for word in pair]
+    assert cli.main(["watch", "--once", *flags]) == 0
+    assert "checkpoint-20: unet/, with the other parts of --base" in capsys.readouterr().out
+    drawn = [
+        [path.read_bytes() for path in sorted((tmp_path / "out" / name / "drawn").glob("*.png"))]
+        for name in ("checkpoint-10", "checkpoint-20")
+    ]
+    assert len(drawn[0]) == len(drawn[1]) == 64
+    assert drawn[0] != drawn[1]
+
+
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
