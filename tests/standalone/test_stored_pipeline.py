@@ -283,6 +283,13 @@ def test_the_core_alone_names_the_extra(stored, audit, monkeypatch, package):
     assert "pip install '.[text]'" in message
 
 
+@pytest.mark.parametrize("make", ["dit", "latent", "karras"])
+def test_pipelines_without_text_need_no_extra(tmp_path, monkeypatch, make):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    folder = tiny.save(getattr(tiny, make), tmp_path / make)
+    assert stored_pipeline.find(stored_pipeline.locate(str(folder))).parts
+
+
 # ---- Hub ids -------------------------------------------------------------------------------------
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -32,6 +32,9 @@ INDEX = "model_index.json"
 _WEIGHTS = r"(?:diffusion_pytorch_model|model){variant}(?:-\d+-of-\d+)?{variant}\.safetensors"
 """File names of weights; the variant stands before the number of the shard, or once after it."""
 
+_MOVED = "deprecated"
+"""What diffusers 0.42 stores as the library of some of its own schedulers."""
+
 _ANY_CLASS = re.compile(r"Auto(?!encoder)|Onnx|Flax|TF[A-Z]")
 """Names of classes that open others, and of networks that are not of PyTorch."""
 
@@ -281,8 +284,8 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
                 f"{name}: its {part} is {library}.{class_name}, which may run code of the "
                 "pipeline's own, or is no network of PyTorch; allowed are networks by their class"
             )
-    needed = {"transformers", "tokenizers"} if set(_libraries(parts)) != {"diffusers"} else set()
-    for package in sorted(needed):
+    plain = {library for library, _ in parts.values()} <= {"diffusers", _MOVED}
+    for package in () if plain else ("tokenizers", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"--pipeline {name}: a {kind} needs {package}, which is not installed; it comes "
@@ -308,10 +311,6 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
     if absent:
         raise ArtifactError(f"{name}: a {kind} needs its {listed(absent)}, not named in {INDEX}")
     return pipeline_class, parts
-
-
-def _libraries(parts: Mapping[str, tuple[str, str]]) -> list[str]:
-    return [library for library, _ in parts.values()]
 
 
 def _is_null(value: Any) -> bool:
@@ -414,7 +413,7 @@ def part_class(library: str, class_name: str, name: str) -> Any:
     from diffusers.pipelines.pipeline_loading_utils import get_class_obj_and_candidates
 
     pipelines = diffusers.pipelines
-    if library == "deprecated":  # what diffusers 0.42 calls the home of schedulers of its own
+    if library == _MOVED:
         library = "diffusers"
     try:
         cls, _ = get_class_obj_and_candidates(
