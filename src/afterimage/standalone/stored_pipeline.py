@@ -292,6 +292,7 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
                 "with the extra `text`: pip install '.[text]'"
             )
     pipeline_class = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    _refuse_placeholder(pipeline_class, name)
     if not inspect.isclass(pipeline_class) or not issubclass(
         pipeline_class, diffusers.DiffusionPipeline
     ):
@@ -311,6 +312,19 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
     if absent:
         raise ArtifactError(f"{name}: a {kind} needs its {listed(absent)}, not named in {INDEX}")
     return pipeline_class, parts
+
+
+def _refuse_placeholder(cls: Any, name: str) -> None:
+    """Refuse what stands in diffusers for a class whose packages are not installed."""
+    if type(cls).__name__ == "DummyObject":
+        missing = [
+            package for package in cls._backends if importlib.util.find_spec(package) is None
+        ]
+        raise ConfigError(
+            f"--pipeline {name}: a {cls.__name__} needs {', '.join(missing) or 'packages'}, not "
+            "installed here; those of text pipelines come with the extra `text`: pip install "
+            "'.[text]'"
+        )
 
 
 def _is_null(value: Any) -> bool:
@@ -423,6 +437,7 @@ def part_class(library: str, class_name: str, name: str) -> Any:
         raise ArtifactError(
             f"{name}: there is no {library}.{class_name} in what is installed: {first_line(error)}"
         ) from error
+    _refuse_placeholder(cls, name)
     is_part = inspect.isclass(cls) and not issubclass(cls, diffusers.DiffusionPipeline)
     if not is_part or not hasattr(cls, "from_pretrained"):
         raise ArtifactError(f"{name}: {library}.{class_name} is no part of a pipeline")
