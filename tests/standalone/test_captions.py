@@ -236,6 +236,18 @@ def test_real_captions_belong_to_their_images(real_client):
     assert read(file) == pd.read_parquet(file, columns=["text"])["text"].tolist()
 
 
+def test_samples_are_audited_without_captions_that_are_ambiguous(tmp_path, capsys):
+    file = parquet(tmp_path / "set.parquet", text=["a"] * 3, prompt=["b"] * 3)
+    given = ["audit", "--samples", str(file), "--train", str(file), "--features", "pixels"]
+    assert cli.main([*given, "--out", str(tmp_path / "out")]) == 0
+    notice = "has text, prompt; --caption-column chooses one; none were read"
+    assert notice in capsys.readouterr().out
+    assert not (tmp_path / "out" / "conditions.csv").exists()
+    flag = ["--caption-column", "samples=prompt"]
+    assert cli.main([*given, *flag, "--out", str(tmp_path / "out")]) == 0
+    assert pd.read_csv(tmp_path / "out" / "conditions.csv")["prompt"].tolist() == ["b"]
+
+
 # ---- prompts -------------------------------------------------------------------------------------
 
 

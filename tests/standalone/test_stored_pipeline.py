@@ -283,6 +283,20 @@ def test_the_core_alone_names_the_extra(stored, audit, monkeypatch, package):
     assert "pip install '.[text]'" in message
 
 
+def test_a_part_whose_package_is_not_installed_names_it(stored, audit):
+    if importlib.util.find_spec("torchsde") is not None:
+        pytest.skip("torchsde is installed")
+    change(stored / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
+    assert "a DPMSolverSDEScheduler needs torchsde, not installed here" in audit(stored)
+
+
+@pytest.mark.parametrize("make", ["dit", "latent", "karras"])
+def test_pipelines_without_text_need_no_extra(tmp_path, monkeypatch, make):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda *_: None)
+    folder = tiny.save(getattr(tiny, make), tmp_path / make)
+    assert stored_pipeline.find(stored_pipeline.locate(str(folder))).parts
+
+
 # ---- Hub ids -------------------------------------------------------------------------------------
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

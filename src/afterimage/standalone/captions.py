@@ -33,6 +33,11 @@ COLUMNS = ("text", "caption", "prompt")
 LINES, OBJECT = "metadata.jsonl", "captions.json"
 WHERE = f"{LINES}, {OBJECT}, a .txt per image, or a parquet column {', '.join(COLUMNS)}"
 
+
+class AmbiguousError(ConfigError):
+    """Several columns, keys or files could hold the captions."""
+
+
 Texts = dict[str, str]
 """Name of an image, relative to its folder, to its caption."""
 
@@ -58,7 +63,8 @@ def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
         args: The command's arguments.
 
     Raises:
-        ConfigError: naming the flag, if several columns or files could hold captions.
+        AmbiguousError: naming the flag, if several columns, keys or files could hold captions.
+        ConfigError: naming the flag, if there is no such column.
         ArtifactError: naming the flag and the images, if captions and images do not match.
     """
     chosen = image_sets.parsed(FLAG, args.caption_column, args)
@@ -150,7 +156,7 @@ def _beside(
     if single:
         kinds["a .txt per image"] = single
     if len(kinds) > 1:
-        raise ConfigError(f"{flag}: captions are in {' and in '.join(kinds)}; keep one of them")
+        raise AmbiguousError(f"{flag}: captions are in {' and in '.join(kinds)}; keep one of them")
     return next(iter(kinds.values()), None)
 
 
@@ -206,7 +212,7 @@ def _entry(entry: Any, wanted: str | None, where: str) -> tuple[str, str] | None
         raise ArtifactError(f"{where}: an object with file_name is needed")
     keys = [key for key in COLUMNS if key in entry] if wanted is None else [wanted]
     if len(keys) > 1:
-        raise ConfigError(f"{where} has {', '.join(keys)}; {FLAG} chooses one")
+        raise AmbiguousError(f"{where} has {', '.join(keys)}; {FLAG} chooses one")
     if not keys:
         return None
     if not isinstance(text := entry.get(keys[0]), str):
@@ -279,5 +285,5 @@ def _column(schema: pa.Schema, wanted: str | None, path: Path, flag: str) -> str
         return wanted
     usual = [name for name in texts if name in COLUMNS]
     if len(usual) > 1:
-        raise ConfigError(f"{flag}: {path} has {', '.join(usual)}; {FLAG} chooses one")
+        raise AmbiguousError(f"{flag}: {path} has {', '.join(usual)}; {FLAG} chooses one")
     return usual[0] if usual else None

@@ -32,6 +32,9 @@ INDEX = "model_index.json"
 _WEIGHTS = r"(?:diffusion_pytorch_model|model){variant}(?:-\d+-of-\d+)?{variant}\.safetensors"
 """File names of weights; the variant stands before the number of the shard, or once after it."""
 
+_MOVED = "deprecated"
+"""What diffusers 0.42 stores as the library of some of its own schedulers."""
+
 _ANY_CLASS = re.compile(r"Auto(?!encoder)|Onnx|Flax|TF[A-Z]")
 """Names of classes that open others, and of networks that are not of PyTorch."""
 
@@ -281,14 +284,15 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
                 f"{name}: its {part} is {library}.{class_name}, which may run code of the "
                 "pipeline's own, or is no network of PyTorch; allowed are networks by their class"
             )
-    needed = {"transformers", "tokenizers"} if set(_libraries(parts)) != {"diffusers"} else set()
-    for package in sorted(needed):
+    plain = {library for library, _ in parts.values()} <= {"diffusers", _MOVED}
+    for package in () if plain else ("tokenizers", "transformers"):
         if importlib.util.find_spec(package) is None:
             raise ConfigError(
                 f"--pipeline {name}: a {kind} needs {package}, which is not installed; it comes "
                 "with the extra `text`: pip install '.[text]'"
             )
     pipeline_class = getattr(diffusers, kind, None) if isinstance(kind, str) else None
+    _refuse_placeholder(pipeline_class, name)
     if not inspect.isclass(pipeline_class) or not issubclass(
         pipeline_class, diffusers.DiffusionPipeline
     ):
@@ -310,8 +314,17 @@ def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tu
     return pipeline_class, parts
 
 
-def _libraries(parts: Mapping[str, tuple[str, str]]) -> list[str]:
-    return [library for library, _ in parts.values()]
+def _refuse_placeholder(cls: Any, name: str) -> None:
+    """Refuse what stands in diffusers for a class whose packages are not installed."""
+    if type(cls).__name__ == "DummyObject":
+        missing = [
+            package for package in cls._backends if importlib.util.find_spec(package) is None
+        ]
+        raise ConfigError(
+            f"--pipeline {name}: a {cls.__name__} needs {', '.join(missing) or 'packages'}, not "
+            "installed here; those of text pipelines come with the extra `text`: pip install "
+            "'.[text]'"
+        )
 
 
 def _is_null(value: Any) -> bool:
@@ -414,7 +427,7 @@ def part_class(library: str, class_name: str, name: str) -> Any:
     from diffusers.pipelines.pipeline_loading_utils import get_class_obj_and_candidates
 
     pipelines = diffusers.pipelines
-    if library == "deprecated":  # what diffusers 0.42 calls the home of schedulers of its own
+    if library == _MOVED:
         library = "diffusers"
     try:
         cls, _ = get_class_obj_and_candidates(
@@ -424,6 +437,7 @@ def part_class(library: str, class_name: str, name: str) -> Any:
         raise ArtifactError(
             f"{name}: there is no {library}.{class_name} in what is installed: {first_line(error)}"
         ) from error
+    _refuse_placeholder(cls, name)
     is_part = inspect.isclass(cls) and not issubclass(cls, diffusers.DiffusionPipeline)
     if not is_part or not hasattr(cls, "from_pretrained"):
         raise ArtifactError(f"{name}: {library}.{class_name} is no part of a pipeline")
