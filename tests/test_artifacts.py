@@ -347,3 +347,18 @@ def test_no_version_of_python_changes_the_code():
 def test_the_text_of_every_module_can_be_written_anew(path):
     tree = ast.parse(path.read_text())
     assert provenance.canonical(ast.parse(ast.unparse(tree))) == provenance.canonical(tree)
+
+
+def test_published_tables_that_a_study_rewrites_are_no_change_of_the_code(tmp_path, monkeypatch):
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    files = [tmp_path / "src" / "code.py", tmp_path / "results" / "default" / "table.csv"]
+    for path in files:
+        path.parent.mkdir(parents=True)
+        path.write_text("1\n")
+    git = ["git", "-C", str(tmp_path), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-q", "-m", "all"]):
+        subprocess.run([*git, *command], check=True)
+    files[1].write_text("2\n")
+    assert provenance.environment()["git_dirty"] is False
+    files[0].write_text("2\n")
+    assert provenance.environment()["git_dirty"] is True

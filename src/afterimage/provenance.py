@@ -171,7 +171,9 @@ def environment() -> dict[str, Any]:
         except PackageNotFoundError:
             versions[package] = None
     lock = lock_file()
-    status = _git("status", "--porcelain", "--untracked-files=no")
+    # Tables of published results are in git, and a study rewrites them.
+    changes = ("--untracked-files=no", "--", ".", ":(exclude)results")
+    status = _git("status", "--porcelain", *changes)
     return {
         "git_commit": _git("rev-parse", "HEAD"),
         "git_dirty": None if status is None else bool(status),
