@@ -145,7 +145,9 @@ def run(args: argparse.Namespace) -> int:
     there, unnumbered = checkpoints.find(args.folder)
     for path in unnumbered:
         print(f"--folder: {path.name} is left out: its name has no number of updates")
-    planned = args.looks or (max(1, len(there)) if args.once else LOOKS)
+    planned = args.looks
+    if planned is None:
+        planned = max(1, len(there)) if args.once else LOOKS
     watch = Watch(
         sets["train"].images,
         sets["holdout"].images,
