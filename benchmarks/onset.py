@@ -78,7 +78,9 @@ def train(folder: Path, name: str, trainings: int, cores: int) -> Path:
 
 def networks(training: Path, updates: int) -> list[tuple[int, Path]]:
     """Return the updates and the pipeline of each state of a training, the last included."""
-    states = sorted(training.glob("states/path*"), key=lambda path: int(path.name.removeprefix("path")))
+    states = sorted(
+        training.glob("states/path*"), key=lambda path: int(path.name.removeprefix("path"))
+    )
     shares = np.geomspace(FIRST, 1, STATES)
     folders = [*(state / "pipeline" for state in states), training / "pipeline"]
     return [(round(share * updates), path) for share, path in zip(shares, folders, strict=True)]
