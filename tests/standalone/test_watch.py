@@ -378,6 +378,27 @@ def test_checkpoints_of_text_to_image_trainers_take_the_rest_from_the_base(tmp_p
     ]
     assert len(drawn[0]) == len(drawn[1]) == 64
     assert drawn[0] != drawn[1]
+    (tmp_path / "prompts.txt").write_text("a cat\na cow\n")
+    assert cli.main(["watch", "--once", *flags]) == 2
+    assert "prompts" in capsys.readouterr().err
+
+
+def test_a_first_look_that_is_interrupted_goes_on(real_client, tmp_path, flags, monkeypatch):
+    saved(real_client, tmp_path, 500)
+    monkeypatch.setattr(Watch, "look", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert cli.main(["watch", *flags, "--once"]) == 2  # nothing was looked at
+    first = (tmp_path / "out/checkpoint-500/drawn/000000.png").stat()
+    monkeypatch.undo()
+    assert cli.main(["watch", *flags, "--once"]) == 0
+    assert (tmp_path / "out/checkpoint-500/drawn/000000.png").stat().st_mtime == first.st_mtime
+
+
+def test_weights_that_a_checkpoint_lacks_are_refused(real_client, tmp_path, flags, capsys):
+    saved(real_client, tmp_path, 500)
+    shutil.rmtree(tmp_path / "run/checkpoint-500/unet_ema")
+    base = str(real_client / "ddpm-emoji-16")
+    assert cli.main(["watch", *flags, "--once", "--base", base, "--weights", "ema"]) == 2
+    assert "--weights = ema" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ OWN = (
     *("negative_prompt", "height", "width", "truncate_prompts"),
 )
 PIXELS = ("weights", "sampler")
+BOTH = ("revision", "labels", "generate", "steps", "device")
+"""Flags by the pipelines that they are for: any other one, U-Nets of pixels, or both."""
 
 
 def arguments(group: argparse._ArgumentGroup) -> None:
@@ -128,7 +130,7 @@ def refuse_without_pipeline(args: argparse.Namespace) -> None:
     Raises:
         ConfigError: naming the flag.
     """
-    for flag in (*OWN, *PIXELS, "revision", "labels", "generate", "steps", "device"):
+    for flag in (*OWN, *PIXELS, *BOTH):
         if getattr(args, flag) is not None:
             raise ConfigError(
                 f"{flags.flag(flag)} is for drawing from --pipeline; it does not go with --samples"

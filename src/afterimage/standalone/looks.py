@@ -8,7 +8,7 @@ looks depend on each other). A training that copies nothing is therefore said to
 planned looks, in at most 5 of 100 trainings. The training copies from the first look that shows
 copies; it may have started at any update after the look before.
 
-``Watch`` can be used inside a training loop (``docs/auditing.md``); ``afterimage watch`` uses it on
+``Watch`` can be used inside a training loop (``docs/watching.md``); ``afterimage watch`` uses it on
 a folder in which a trainer leaves its checkpoints.
 """
 

@@ -19,9 +19,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from afterimage import __version__, artifacts
+from afterimage import __version__, artifacts, provenance
 from afterimage.config import ConfigError
-from afterimage.standalone import checkpoints, drawing, drawing_flags, output, watch_page
+from afterimage.standalone import (
+    checkpoints,
+    conditions,
+    drawing,
+    drawing_flags,
+    output,
+    watch_page,
+)
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.checkpoints import Checkpoint
 from afterimage.standalone.images import ImageSet
@@ -209,10 +216,10 @@ def _check(args: argparse.Namespace) -> Path:
     for name in SETS:
         image_sets.source_of(name, args)
     ours = set(FILES)
-    if (args.out / "watch.json").is_file():
-        for folder in args.out.iterdir():
-            ours |= {f"{folder.name}/{name}" for name in drawing.files(folder)}
-            ours |= {f"{folder.name}/{PIPELINE}/{name}" for name in _names(folder / PIPELINE)}
+    for name in _names(args.out):  # of an interrupted first look, too
+        folder = args.out / name
+        ours |= {f"{name}/{file}" for file in drawing.files(folder)}
+        ours |= {f"{name}/{PIPELINE}/{file}" for file in _names(folder / PIPELINE)}
     return output.check(args.out, ours)
 
 
@@ -306,11 +313,13 @@ def _draw(
 def _completed(args: argparse.Namespace, checkpoint: Checkpoint, folder: Path) -> Path:
     """Return a pipeline folder with the parts of ``--base``, by links, and the checkpoint's
     network."""
-    kind = next(
-        name
-        for name in checkpoints.NETWORKS
-        if (checkpoint.path / name).is_dir() and (name != "unet_ema" or args.weights != "raw")
-    )
+    there = [name for name in checkpoints.NETWORKS if (checkpoint.path / name).is_dir()]
+    refused = {"raw": "unet_ema", "ema": "unet"}.get(args.weights)
+    kind = next((name for name in there if name != refused), None)
+    if kind is None:
+        raise ConfigError(
+            f"--weights = {args.weights}: {checkpoint.path} has {', '.join(there)} alone"
+        )
     part = "unet" if kind == "unet_ema" else kind
     if not (args.base / part).is_dir():
         raise ConfigError(f"--base {args.base} has no {part}/, but {checkpoint.path} has {kind}/")
@@ -351,8 +360,14 @@ class _Record:
         Raises:
             ConfigError: naming the settings in which that run differs.
         """
-        asked = ("generate", "weights", "sampler", "steps", "guidance", "seed", "flips", "dtype")
-        settings = {name: getattr(args, name) for name in asked} | {
+        flags = (*drawing_flags.OWN, *drawing_flags.PIXELS, *drawing_flags.BOTH)
+        asked = {
+            name: getattr(args, name)
+            for name in (*flags, "batch_size", "caption_column", "flips", "seed")
+        }
+        if args.prompts is not None:
+            asked["prompts"] = provenance.digest({"values": conditions.read_prompts(args.prompts)})
+        settings = asked | {
             "folder": str(args.folder),
             "base": None if args.base is None else str(args.base),
             "looks": watch.planned,
