@@ -89,7 +89,6 @@ def test_the_engines_are_no_dependency_of_the_core() -> None:
         "nbconvert",
         "jupytext",
         "ipython",
-        "networkx",
     } <= workflow
 
 

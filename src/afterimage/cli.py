@@ -71,6 +71,10 @@ SINGLE: dict[str, tuple[str, str]] = {
         "afterimage.standalone.watch",
         "say when a training starts to copy, from the checkpoints that it leaves",
     ),
+    "prompts": (
+        "afterimage.standalone.prompt_ranking",
+        "rank prompts of a text-to-image pipeline by how memorised they are; needs no study",
+    ),
     "attribute": (
         "afterimage.standalone.attribute",
         "rank the training images behind generations of any pipeline; needs no study",

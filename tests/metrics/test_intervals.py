@@ -125,3 +125,23 @@ def test_intervals_of_the_copies_curve_cover_as_often_as_they_say(images, rate, 
 def test_clustered_shares_that_do_not_exist(count, of):
     with pytest.raises(ConfigError, match="do not exist"):
         intervals.clustered_share(np.array(count), np.array(of), 0.95)
+
+
+@pytest.mark.parametrize("shift", [0.0, 1.0, 2.5])
+@pytest.mark.parametrize(("cases", "controls"), [(10, 30), (50, 200)])
+def test_intervals_of_an_auc_cover_as_often_as_they_say(cases, controls, shift):
+    stream = rng()
+    true = stats.norm.cdf(shift / 2**0.5)
+    covered = []
+    for _ in range(500):
+        areas = stream.normal(shift, 1, cases)[:, None] > stream.normal(0, 1, controls)
+        interval = intervals.auc(float(areas.mean()), cases, controls, 0.95)
+        covered.append(interval.low <= true <= interval.high)
+    assert np.mean(covered) > 0.93
+
+
+def test_an_auc_of_one_is_not_certain():
+    """Fewer cases allow lower areas; the limits of 0 mirror those of 1."""
+    few, many = intervals.auc(1.0, 3, 4, 0.95), intervals.auc(1.0, 30, 40, 0.95)
+    assert 0.5 < few.low < many.low < 1 == few.high == many.high
+    assert intervals.auc(0.0, 3, 4, 0.95).high == pytest.approx(1 - few.low)

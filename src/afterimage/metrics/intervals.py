@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
+from scipy.optimize import brentq
 from scipy.stats import beta, binomtest, norm, t
 
 from afterimage.config import ConfigError
@@ -175,3 +176,28 @@ def clustered_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Int
         independent = float(np.clip(share * (1 - share) / variance * few_units, units, trials))
     low, high = exact_limits(share * independent, independent, confidence)
     return Interval(float(share), float(low), float(high))
+
+
+def auc(value: float, first: int, second: int, confidence: float) -> Interval:
+    """Return an area under the ROC curve with its score interval: method 5 of Newcombe (2006,
+    Statistics in Medicine 25:559), which has a width for perfect separation too.
+
+    Args:
+        value: The area, in [0, 1].
+        first: Number of cases.
+        second: Number of controls.
+        confidence: Coverage of the interval.
+    """
+    quantile = float(norm.ppf((1 + confidence) / 2))
+    units = (first + second) / 2 - 1
+
+    def beyond(area: float, side: float) -> float:
+        spread = 1 + units * ((1 - area) / (2 - area) + area / (1 + area))
+        return side * (area - value) - quantile * np.sqrt(
+            area * (1 - area) * spread / (first * second)
+        )
+
+    inside = min(max(value, 1e-12), 1 - 1e-12)  # at 0 and 1 there is no spread: a root, not a limit
+    low = 0.0 if value == 0 else brentq(beyond, 0.0, inside, args=(-1.0,))
+    high = 1.0 if value == 1 else brentq(beyond, inside, 1.0, args=(1.0,))
+    return Interval(value, float(low), float(high))

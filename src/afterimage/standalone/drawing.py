@@ -153,15 +153,16 @@ def captions(out: Path, count: int, rows: Sequence[dict[str, Any]]) -> None:
     artifacts.write_atomically(out / FOLDER / CAPTIONS, "".join(lines).encode())
 
 
-def read(out: Path, count: int, transform: Transform) -> np.ndarray:
-    """Return the drawn images, uint8, (N, H, W, 1 or 3), each transformed as it is read.
+def read(out: Path, count: int, transform: Transform, first: int = 0) -> np.ndarray:
+    """Return ``count`` drawn images from row ``first`` on, uint8, (N, H, W, 1 or 3), each
+    transformed as it is read.
 
     Raises:
         ArtifactError: naming the file, if an image is damaged or has another shape than the first.
     """
     pixels: np.ndarray | None = None
     for row in range(count):
-        path = out / FOLDER / name_of(row)
+        path = out / FOLDER / name_of(first + row)
         try:
             (picture,) = pictures.decode(path.read_bytes(), transform)
         except pictures.DAMAGE as error:
@@ -172,7 +173,7 @@ def read(out: Path, count: int, transform: Transform) -> np.ndarray:
         if pixels is None:
             pixels = np.empty((count, *picture.pixels.shape), np.uint8)
         if picture.pixels.shape != pixels.shape[1:]:
-            raise ArtifactError(f"{path} has another size than {name_of(0)}")
+            raise ArtifactError(f"{path} has another size than {name_of(first)}")
         pixels[row] = picture.pixels
     assert pixels is not None
     return pixels

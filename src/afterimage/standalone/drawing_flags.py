@@ -27,15 +27,47 @@ BOTH = ("revision", "labels", "generate", "steps", "device")
 
 def arguments(group: argparse._ArgumentGroup) -> None:
     """Declare the flags of drawing."""
-    _pipeline_flags(group)
+    pipeline_flags(group)
+    group.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        help="weights of a trainer's checkpoint (default: ema if it has them)",
+    )
     _condition_flags(group)
     group.add_argument("--sampler", choices=["ddpm", "ddim"], help="default: the pipeline's own")
+    call_flags(group)
+    group.add_argument(
+        "--keep-samples", type=Path, metavar="DIR", help="folder to keep the generations in"
+    )
+
+
+def pipeline_flags(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags that say which weights are opened, and how."""
+    group.add_argument(
+        "--revision", metavar="COMMIT", help="commit, tag or branch of a Hub id; it needs one"
+    )
+    group.add_argument("--variant", metavar="NAME", help="variant of the weights, e.g. fp16")
+    group.add_argument(
+        "--dtype",
+        choices=DTYPES,
+        help="precision to draw in (default: float32)",
+    )
+    group.add_argument(
+        "--lora", type=Path, metavar="FILE", help="LoRA weights to add, a safetensors file"
+    )
+
+
+def call_flags(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags of a pipeline's call."""
     group.add_argument(
         "--steps",
         type=int,
         help="denoising steps (default: the call's own; 50 of DDIM, 250 of DDPM for a pixel U-Net)",
     )
     group.add_argument("--guidance", type=float, help="guidance scale (default: the call's own)")
+    group.add_argument(
+        "--negative-prompt", metavar="TEXT", help="what prompts are guided away from"
+    )
     group.add_argument("--height", type=int, help="in pixels (default: the call's own)")
     group.add_argument("--width", type=int, help="in pixels (default: the call's own)")
     group.add_argument(
@@ -48,27 +80,10 @@ def arguments(group: argparse._ArgumentGroup) -> None:
         "--device", help="where to draw, e.g. cpu or cuda:1 (default: a GPU if there is one)"
     )
     group.add_argument(
-        "--keep-samples", type=Path, metavar="DIR", help="folder to keep the generations in"
-    )
-
-
-def _pipeline_flags(group: argparse._ArgumentGroup) -> None:
-    group.add_argument(
-        "--revision", metavar="COMMIT", help="commit, tag or branch of a Hub id; it needs one"
-    )
-    group.add_argument(
-        "--weights",
-        choices=["ema", "raw"],
-        help="weights of a trainer's checkpoint (default: ema if it has them)",
-    )
-    group.add_argument("--variant", metavar="NAME", help="variant of the weights, e.g. fp16")
-    group.add_argument(
-        "--dtype",
-        choices=DTYPES,
-        help="precision to draw in (default: float32)",
-    )
-    group.add_argument(
-        "--lora", type=Path, metavar="FILE", help="LoRA weights to add, a safetensors file"
+        "--truncate-prompts",
+        action="store_true",
+        default=None,
+        help="let the tokenizer cut prompts that are too long, as trainers do",
     )
 
 
@@ -93,15 +108,6 @@ def _condition_flags(group: argparse._ArgumentGroup) -> None:
         help="prompts of a text-to-image pipeline, one per line (default: captions of --train)",
     )
     group.add_argument("--per-prompt", type=int, metavar="N", help="images per prompt (default: 1)")
-    group.add_argument(
-        "--negative-prompt", metavar="TEXT", help="what prompts are guided away from"
-    )
-    group.add_argument(
-        "--truncate-prompts",
-        action="store_true",
-        default=None,
-        help="let the tokenizer cut prompts that are too long, as trainers do",
-    )
     captions.arguments(group)
 
 

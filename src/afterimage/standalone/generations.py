@@ -91,7 +91,7 @@ def plan(args: argparse.Namespace) -> Pixels | Own:
         ConfigError: naming the flag.
         ArtifactError: naming ``--pipeline``.
     """
-    with _named():
+    with named():
         folder = Path(args.pipeline)
         is_hub = stored_pipeline.pinned(args.pipeline, args.revision) is not None
         if not is_hub and not (folder / stored_pipeline.INDEX).is_file():
@@ -118,7 +118,7 @@ def _is_of_pixels(index: dict[str, Any], args: argparse.Namespace) -> bool:
 
 
 @contextmanager
-def _named() -> Iterator[None]:
+def named() -> Iterator[None]:
     """Begin messages about a pipeline with its flag."""
     try:
         yield
@@ -160,7 +160,7 @@ class Pixels:
         """
         args = self.args
         shape = train.images.pixels.shape[1:]
-        with _named():
+        with named():
             opened = pipelines.open_pipeline(self.pipeline, args.weights, size=shape[:2])
         if opened.shape != shape:
             drawn_shape, train_shape = (
@@ -193,7 +193,7 @@ class Pixels:
                 (len(ids), channels, height, width), generator=generators, device=device
             )
             labels = asked.of(ids)
-            with flags.named("sample"), _named():
+            with flags.named("sample"), named():
                 images = sample.denoise(
                     net,
                     opened.scheduler_config,
@@ -213,19 +213,19 @@ class Pixels:
             "network": opened.facts(),
             "device": str(device),
         }
-        made_from = _made_from(args, asked, device, settings.batch_size) | {
+        basis = made_from(args, asked, device, settings.batch_size) | {
             "weights": opened.weights_sha256,
             "scheduler": provenance.digest(opened.scheduler_config),
             "sampler": sampler,
             "steps": settings.steps,
         }
-        drawn = _Drawing.of(out, made_from, asked, settings.batch_size)
+        drawn = _Drawing.of(out, basis, asked, settings.batch_size)
         images, continued = drawn.finish(batch, Transform())
         notes = [*opened.notes, *continued]
         return Drawn(images, asked, facts, [f"--pipeline: {note}" for note in notes])
 
 
-def _made_from(
+def made_from(
     args: argparse.Namespace, asked: Conditions, device: torch.device, batch_size: int
 ) -> dict[str, Any]:
     """Return what every drawn image depends on, besides its network."""
@@ -330,11 +330,12 @@ class Own:
                     )
         elif args.labels is not None:
             raise ConfigError(f"--labels: a {asked.name} takes prompts, not labels")
-        own_call.arguments(asked, _settings(args), stored.is_distilled())
         if args.lora is not None:
             lora.check(args.lora, stored.pipeline_class)
         given = None if args.prompts is None else conditions.read_prompts(args.prompts)
-        return cls(args, stored, asked, given)
+        own = cls(args, stored, asked, given)
+        own.arguments()
+        return own
 
     def draw(self, train: ImageSet, out: Path) -> Drawn:
         """Draw generations, each from its prompt or label.
@@ -345,28 +346,22 @@ class Own:
         """
         args, stored = self.args, self.stored
         device = device_of(args)
-        dtype = args.dtype or "float32"
         texts = self._prompts(train) if self.asked.text else None
-        with _named():
-            pipeline = stored_pipeline.load(stored, dtype, device)
-            if args.lora is not None:
-                lora.load(pipeline, args.lora)
+        pipeline = self.opened(device)
         conditioned, notes = self._conditions(pipeline, texts)
         if conditioned.kind == "prompt":
             notes += prompts.check(
                 pipeline, conditioned.values, self.asked, bool(args.truncate_prompts)
             )
-        given = own_call.arguments(self.asked, _settings(args), stored.is_distilled())
+        given = self.arguments()
         batch_size = args.batch_size or drawing_flags.BATCH["own"]
-        weights = {"pipeline": stored.sha256()}
-        if args.lora is not None:
-            weights["lora"] = artifacts.sha256(args.lora)
-        made_from = _made_from(args, conditioned, device, batch_size) | {
+        weights = self.weights()
+        basis = made_from(args, conditioned, device, batch_size) | {
             "weights": weights,
-            "dtype": dtype,
+            "dtype": args.dtype or "float32",
             "arguments": given,
         }
-        drawn = _Drawing.of(out, made_from, conditioned, batch_size)
+        drawn = _Drawing.of(out, basis, conditioned, batch_size)
         seen = drawn.before.seen
         call = own_call.OwnCall(pipeline, self.asked, given, stored.name)
         call.difference = seen.get("batch_difference")
@@ -374,7 +369,7 @@ class Own:
 
         def batch(ids: np.ndarray) -> np.ndarray:
             derived = [seeds.derive(args.seed, "sample", 0, int(row)) for row in ids]
-            with _named():
+            with named():
                 images = call.draw(derived, conditioned.of(ids))
             self._check_shape(images.pixels, train)
             blackened = {*seen.get("blackened", []), *ids[images.blackened].tolist()}
@@ -389,7 +384,7 @@ class Own:
             args.colour, args.resize, args.resize_filter or "bilinear", args.crop or "centre"
         )
         images, continued = drawn.finish(batch, transform)
-        notes = [*stored.notes, *notes, *continued, *_observations(seen, conditioned.count)]
+        notes = [*stored.notes, *notes, *continued, *observations(seen, conditioned.count)]
         if args.resize is not None:
             notes.append(
                 f"generations were resized like the training images, by --resize {args.resize}"
@@ -398,12 +393,36 @@ class Own:
             "generate": conditioned.count,
             "batch_size": batch_size,
             "drawing": self._facts(pipeline, given, conditioned)
-            | {"dtype": dtype, "sha256": weights}
+            | {"dtype": args.dtype or "float32", "sha256": weights}
             | seen
             | {"blackened": len(seen["blackened"])},
             "device": str(device),
         }
         return Drawn(images, conditioned, facts, [f"--pipeline: {note}" for note in notes])
+
+    def opened(self, device: torch.device) -> Any:
+        """Return the pipeline on a device, with its LoRA weights.
+
+        Raises:
+            ConfigError: naming the flag, if there is no memory for it, or the LoRA does not fit.
+            ArtifactError: if it cannot be opened.
+        """
+        with named():
+            pipeline = stored_pipeline.load(self.stored, self.args.dtype or "float32", device)
+            if self.args.lora is not None:
+                lora.load(pipeline, self.args.lora)
+        return pipeline
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the arguments of every call."""
+        return own_call.arguments(self.asked, _settings(self.args), self.stored.is_distilled())
+
+    def weights(self) -> dict[str, str]:
+        """Return the sha256 of the pipeline and of its LoRA."""
+        sums = {"pipeline": self.stored.sha256()}
+        if self.args.lora is not None:
+            sums["lora"] = artifacts.sha256(self.args.lora)
+        return sums
 
     def _check_shape(self, drawn: np.ndarray, train: ImageSet) -> None:
         """Check that drawn images can be compared with the training images as they are read."""
@@ -473,7 +492,7 @@ class Own:
         }
 
 
-def _observations(seen: dict[str, Any], count: int) -> list[str]:
+def observations(seen: dict[str, Any], count: int) -> list[str]:
     """Return what was observed while images were drawn, in sentences."""
     notes = []
     if reason := seen["one_at_a_time"]:
