@@ -75,6 +75,10 @@ SINGLE: dict[str, tuple[str, str]] = {
         "afterimage.standalone.prompt_ranking",
         "rank prompts of a text-to-image pipeline by how memorised they are; needs no study",
     ),
+    "membership": (
+        "afterimage.standalone.membership",
+        "tell training images by their loss, for any pipeline; needs no study",
+    ),
     "attribute": (
         "afterimage.standalone.attribute",
         "rank the training images behind generations of any pipeline; needs no study",

@@ -16,7 +16,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.attacks import losses, membership
 from afterimage.config import ConfigError, Diffusion
 from afterimage.diffusion.model import build_scheduler
-from afterimage.diffusion.noising import levels
+from afterimage.diffusion.noising import levels, task_of
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images, load_images
 
@@ -164,6 +164,10 @@ def test_one_row_per_source_and_a_trained_one_where_there_is_one():
 # ---- the losses ----------------------------------------------------------------------------------
 
 
+def measured(net, scheduler, images, *args, **settings):
+    return losses.measure(net, task_of(net, scheduler, images), images.ids, *args, **settings)
+
+
 def test_levels_lie_in_the_middle_of_equal_parts():
     assert levels(2, 10) == [2, 7]
     assert levels(10, 1000) == list(range(50, 1000, 100))
@@ -179,31 +183,29 @@ def test_loss_of_a_network_that_predicts_nothing(images):
     noise, about 1."""
     clean = (images.pixels / 127.5 - 1).reshape(len(images), -1)
     net = Fixed(lambda x, t: torch.zeros_like(x))
-    found = losses.measure(
+    found = measured(
         net, scheduler_config(prediction="sample"), images, "train", [0, 500, 999], 2, 1
     )
     np.testing.assert_allclose(found, np.repeat((clean**2).mean(1)[:, None], 3, 1), rtol=1e-5)
-    noise = losses.measure(net, scheduler_config(), images, "train", [0, 500, 999], 20, 1)
+    noise = measured(net, scheduler_config(), images, "train", [0, 500, 999], 20, 1)
     np.testing.assert_allclose(noise, 1, atol=0.15)
     assert len(np.unique(noise)) == noise.size
 
 
 def test_true_labels_are_told_and_must_be_there(images):
     net = Fixed(lambda x, t: x, classes=4)
-    losses.measure(net, scheduler_config(), images, "train", [5, 7], 1, 1, batch_size=6)
+    measured(net, scheduler_config(), images, "train", [5, 7], 1, 1, batch_size=6)
     assert torch.cat(net.told).tolist() == [0, 1, 2, 0, 1, 2] * 2 + [0, 1, 2] * 2
     plain = Fixed(lambda x, t: x)
-    losses.measure(plain, scheduler_config(), images, "train", [5], 1, 1)
+    measured(plain, scheduler_config(), images, "train", [5], 1, 1)
     assert plain.told == [None]
     with pytest.raises(ArtifactError, match=r"labels must lie in \[0, 2\)"):
-        losses.measure(
-            Fixed(lambda x, t: x, classes=2), scheduler_config(), images, "train", [5], 1, 1
-        )
+        measured(Fixed(lambda x, t: x, classes=2), scheduler_config(), images, "train", [5], 1, 1)
 
 
 def test_a_loss_that_is_no_number_is_an_error(images):
     with pytest.raises(ArtifactError, match="holdout set is not finite"):
-        losses.measure(Fixed(lambda x, t: x / 0), scheduler_config(), images, "holdout", [5], 1, 1)
+        measured(Fixed(lambda x, t: x / 0), scheduler_config(), images, "holdout", [5], 1, 1)
 
 
 def test_a_loss_depends_on_its_image_only(trained):
@@ -211,20 +213,20 @@ def test_a_loss_depends_on_its_image_only(trained):
     belongs to."""
     net, scheduler = load_denoiser(trained.store("train", "conditional") / "pipeline")
     some = load_images(trained.store("data/planting") / "train.npz").take(np.arange(20))
-    whole = losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=64)
+    whole = measured(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=64)
     for size in (1, 7):
         np.testing.assert_allclose(
-            losses.measure(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=size),
+            measured(net, scheduler, some, "train", [10, 30], 2, 1, batch_size=size),
             whole,
             rtol=1e-5,
         )
     order = np.random.default_rng(0).permutation(20)[:13]
     np.testing.assert_allclose(
-        losses.measure(net, scheduler, some.take(order), "train", [30], 2, 1)[:, 0],
+        measured(net, scheduler, some.take(order), "train", [30], 2, 1)[:, 0],
         whole[order, 1],
         rtol=1e-5,
     )
-    other = losses.measure(net, scheduler, some, "holdout", [10, 30], 2, 1)
+    other = measured(net, scheduler, some, "holdout", [10, 30], 2, 1)
     assert (np.abs(other - whole).max(axis=1) > 1e-4).all()
 
 
@@ -233,9 +235,9 @@ def test_flips_average_both_mirrorings(trained):
     some = load_images(trained.store("data/planting") / "train.npz").take(np.arange(8))
     mirrored = Images.of(some.pixels[:, :, ::-1], ids=some.ids)
     one, two = (
-        losses.measure(net, scheduler, images, "train", [20], 2, 1) for images in (some, mirrored)
+        measured(net, scheduler, images, "train", [20], 2, 1) for images in (some, mirrored)
     )
-    both = losses.measure(net, scheduler, some, "train", [20], 2, 1, flips=True)
+    both = measured(net, scheduler, some, "train", [20], 2, 1, flips=True)
     np.testing.assert_allclose(both, (one + two) / 2, rtol=1e-5)
     assert not np.allclose(one, two, rtol=1e-3)
 
@@ -257,7 +259,7 @@ def aucs(oracles):
             return torch.from_numpy(clean).reshape(x.shape).float()
 
         members, others = (
-            losses.measure(Fixed(predict), config, Images.of(some), part, [5, 50, 150], draws, 0)
+            measured(Fixed(predict), config, Images.of(some), part, [5, 50, 150], draws, 0)
             for part, some in (("train", pixels[:300]), ("holdout", pixels[300:]))
         )
         return [membership.roc_auc(*columns) for columns in zip(members.T, others.T, strict=True)]

@@ -20,6 +20,7 @@ from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS
 from afterimage.config import Diffusion, Features
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.noising import task_of
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images
 from afterimage.plan.resolved import resolve
@@ -108,7 +109,13 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
     seed = json.loads(args.config.read_text())["seed"]
     readouts = [*READOUTS, "probe"] if name == "final" else ["loss"]
     expected = compute.project_gradients(
-        net, scheduler, members, "train", Features(**SMALL), readouts, seed
+        net,
+        task_of(net, scheduler, members),
+        members.ids,
+        "train",
+        Features(**SMALL),
+        readouts,
+        seed,
     )
     wanted = expected.features | (
         {"rows": expected.rows, "residual": expected.residual} if name == "final" else {}
@@ -158,7 +165,7 @@ def test_queries_are_one_block_with_all_their_sets(command, images):
     seed = json.loads(args.config.read_text())["seed"]
     few = images.take(np.array([12, 13]))
     expected = compute.project_gradients(
-        net, scheduler, few, "generated", Features(**SMALL), READOUTS, seed
+        net, task_of(net, scheduler, few), few.ids, "generated", Features(**SMALL), READOUTS, seed
     )
     np.testing.assert_array_equal(found["generated/loss"], expected.features["loss"])
     run = artifacts.check_store(args.out)

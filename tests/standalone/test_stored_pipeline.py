@@ -11,8 +11,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from peft import LoraConfig
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 
 from afterimage import cli
@@ -352,20 +350,8 @@ def test_two_revisions_and_a_folder_with_one_are_refused(cache, stored, audit):
 # ---- LoRA ----------------------------------------------------------------------------------------
 
 
-def lora(folder, make, targets, part="unet"):
-    """Store random LoRA weights for a part of a pipeline, in diffusers' own form."""
-    pipeline = make()
-    torch.manual_seed(1)
-    network = getattr(pipeline, part)
-    config = LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
-    network.add_adapter(config)
-    state = get_peft_model_state_dict(network)
-    type(pipeline).save_lora_weights(folder, **{f"{part}_lora_layers": state})
-    return folder / "pytorch_lora_weights.safetensors"
-
-
 def test_a_lora_changes_what_is_drawn(made, tmp_path, audit):
-    file = lora(tmp_path / "lora", tiny.sd, ["to_q", "to_v"])
+    file = tiny.lora(tmp_path / "lora", tiny.sd, ["to_q", "to_v"])
     assert audit(made, "--lora", file, status=0)
     with_lora = (tmp_path / "out" / "drawn" / "000000.png").read_bytes()
     record = json.loads((tmp_path / "out" / "audit.json").read_text())
@@ -384,19 +370,19 @@ def wide_sd():
 
 
 def test_a_lora_for_a_base_of_another_size_is_refused(made, tmp_path, audit):
-    file = lora(tmp_path / "lora", wide_sd, ["to_k"])
+    file = tiny.lora(tmp_path / "lora", wide_sd, ["to_k"])
     message = audit(made, "--lora", file)
     assert f"--lora = {file} is not for this StableDiffusionPipeline: size mismatch" in message
 
 
 def test_a_lora_for_another_family_is_refused(made, tmp_path, audit):
-    file = lora(tmp_path / "lora", tiny.sd3, ["to_q"], part="transformer")
+    file = tiny.lora(tmp_path / "lora", tiny.sd3, ["to_q"], part="transformer")
     message = audit(made, "--lora", file)
     assert "is not for this StableDiffusionPipeline: it has weights of transformer" in message
 
 
 def test_a_lora_of_which_a_part_does_not_fit_is_refused(made, tmp_path, audit):
-    file = lora(tmp_path / "lora", tiny.sd, ["to_q"])
+    file = tiny.lora(tmp_path / "lora", tiny.sd, ["to_q"])
     state = load_file(file)
     key = sorted(state)[0]
     save_file(state | {key.replace("down_blocks.1", "down_blocks.7"): state[key].clone()}, file)
@@ -420,7 +406,7 @@ def test_a_file_that_is_no_lora_is_named(made, tmp_path, audit):
 
 
 def test_a_pipeline_without_loras_names_the_flag(tmp_path, audit):
-    file = lora(tmp_path / "lora", tiny.sd, ["to_q"])
+    file = tiny.lora(tmp_path / "lora", tiny.sd, ["to_q"])
     folder = tiny.save(tiny.latent, tmp_path / "latent")
     message = audit(folder, "--lora", file, prompts=None)
     assert f"--lora = {file}: a LDMPipeline takes no LoRA weights" in message

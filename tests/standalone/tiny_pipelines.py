@@ -871,3 +871,20 @@ def save(make: Callable[[], Any], folder: Path) -> Path:
     """Make a pipeline and store it."""
     make().save_pretrained(folder)
     return folder
+
+
+# ---- LoRA -----------------------------------------------------------------------------------------
+
+
+def lora(folder: Path, make: Callable[[], Any], targets: list[str], part: str = "unet") -> Path:
+    """Store random LoRA weights for a part of a pipeline, in diffusers' own form."""
+    from peft import LoraConfig, get_peft_model_state_dict
+
+    pipeline = make()
+    torch.manual_seed(1)
+    network = getattr(pipeline, part)
+    config = LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False)
+    network.add_adapter(config)
+    state = get_peft_model_state_dict(network)
+    type(pipeline).save_lora_weights(folder, **{f"{part}_lora_layers": state})
+    return folder / "pytorch_lora_weights.safetensors"

@@ -60,7 +60,7 @@ from afterimage.config import ConfigError
 from afterimage.data import forget
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.noising import levels
+from afterimage.diffusion.noising import levels, task_of
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, spaces
@@ -238,8 +238,9 @@ class Judge:
 
         def loss_of(images: Images, split: str) -> np.ndarray:
             draws = self.membership.draws
+            task = task_of(net, scheduler_config, images)
             return losses.measure(
-                net, scheduler_config, images, split, timesteps, draws, self.seed, flips=self.flips
+                net, task, images.ids, split, timesteps, draws, self.seed, flips=self.flips
             ).mean(axis=1)
 
         rates = self.membership.false_positive_rates

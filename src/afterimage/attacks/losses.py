@@ -8,25 +8,19 @@ every arm, and the batch size changes a loss by no more than rounding.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage import seeds
 from afterimage.artifacts import ArtifactError
-from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.noising import Pixels
-from afterimage.images import Images
 
 
 @torch.inference_mode()
 def measure(
-    net: UNet2DModel,
-    scheduler_config: dict[str, Any],
-    images: Images,
+    net: torch.nn.Module,
+    task: Pixels,
+    ids: np.ndarray,
     part: str,
     at: list[int],
     draws: int,
@@ -39,10 +33,8 @@ def measure(
 
     Args:
         net: The network, in evaluation mode, on the device to use.
-        scheduler_config: Config of the scheduler that the network was trained with; its
-            ``prediction_type`` determines the target.
-        images: The images, at least one; a label-conditional net is conditioned on their true
-            labels.
+        task: The denoising of the images, at least one.
+        ids: Ids of the images, (N,).
         part: Name of the set, which with an image's id addresses its noise.
         at: The levels: timesteps from 0.
         draws: Noise draws per image and level.
@@ -51,17 +43,13 @@ def measure(
         batch_size: Images per batch; bounds memory.
 
     Raises:
-        ArtifactError: if an image lacks the label that the network needs, or a loss is NaN or
-            infinite.
+        ArtifactError: if a loss is NaN or infinite.
     """
-    classes = classes_of(net)
-    labels = None if classes is None else images.labels
-    task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
     device = next(net.parameters()).device
-    losses = np.zeros((len(images), len(at)))
-    for start in range(0, len(images), batch_size):
+    losses = np.zeros((len(task), len(at)))
+    for start in range(0, len(task), batch_size):
         batch_rows = slice(start, start + batch_size)
-        rows = torch.arange(len(images))[batch_rows]
+        rows = torch.arange(len(task))[batch_rows]
         for column, t in enumerate(at):
             timesteps = torch.full_like(rows, t)
             for draw in range(draws):
@@ -71,7 +59,7 @@ def measure(
                             task.images.shape[1:],
                             generator=seeds.torch_rng(seed, "membership", part, name, t, draw),
                         )
-                        for name in images.ids[batch_rows].tolist()
+                        for name in ids[batch_rows].tolist()
                     ]
                 )
                 for mirror in (False, True)[: 1 + flips]:

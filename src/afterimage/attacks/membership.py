@@ -32,7 +32,7 @@ from afterimage.attacks import losses, twins
 from afterimage.attacks.flags import add_flags
 from afterimage.attacks.table import Results
 from afterimage.data.members import trained_rows
-from afterimage.diffusion.noising import levels
+from afterimage.diffusion.noising import levels, task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 
@@ -154,8 +154,8 @@ def run(args: argparse.Namespace) -> None:
                 continue
             measured = losses.measure(
                 net,
-                scheduler_config,
-                images,
+                task_of(net, scheduler_config, images),
+                images.ids,
                 set_name,
                 timesteps,
                 settings.draws,

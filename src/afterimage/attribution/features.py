@@ -27,6 +27,7 @@ from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import FINAL, REPEAT
 from afterimage.data.members import trained_rows
+from afterimage.diffusion.noising import task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 
@@ -101,8 +102,8 @@ def run(args: argparse.Namespace) -> None:
         for name, images in sets.items():
             projected = compute.project_gradients(
                 net,
-                scheduler_config,
-                images,
+                task_of(net, scheduler_config, images),
+                images.ids,
                 name,
                 feature_settings,
                 readouts,

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
+from afterimage.diffusion.model import classes_of
+from afterimage.images import Images
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """A transformation of clean images, float32, (B, C, H, W), in [-1, 1]; or of timesteps, int64,
@@ -148,11 +151,15 @@ class Pixels:
             labels: int64, (B,), or None.
             change: Applied to the images before noising.
         """
-        clean = self.images[rows].float() / 127.5 - 1
+        clean = self.clean(rows)
         clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
         clean = clean if change is None else change(clean)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
         return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), labels)
+
+    def clean(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return the images at ``rows`` as the network sees them, float32, (B, C, H, W)."""
+        return self.images[rows].float() / 127.5 - 1
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Return the labels of the images at ``rows``, before any dropout; int64, (B,), or None."""
@@ -185,6 +192,22 @@ class Pixels:
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the squared error of each sample, mean over C, H and W; float32, (B,)."""
         return (self.predict(net, batch) - batch.target).square().mean(dim=(1, 2, 3))
+
+
+def task_of(net: UNet2DModel, scheduler_config: dict[str, Any], images: Images) -> Pixels:
+    """Return the denoising of images by a U-Net of pixels, which gets their labels if it takes any.
+
+    Args:
+        net: The network.
+        scheduler_config: Config of the scheduler that it was trained with.
+        images: The images.
+
+    Raises:
+        ArtifactError: if an image lacks a label that the network needs.
+    """
+    classes = classes_of(net)
+    labels = images.labels if classes is not None and len(images) else None
+    return Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
 
 
 def levels(count: int, timesteps: int) -> list[int]:

@@ -18,12 +18,12 @@ from typing import Annotated, Any, get_args
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import PartialState
 from pydantic import Field
 from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
-from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.gradients import compute
@@ -31,10 +31,10 @@ from afterimage.attribution.ranking import check_finite, top_images
 from afterimage.config import ConfigError
 from afterimage.config.attribution import ATTRIBUTOR_TABLE, readouts_of
 from afterimage.config.base import Block
-from afterimage.diffusion.pipelines import Opened, open_pipeline
+from afterimage.diffusion.noising import Pixels
 from afterimage.images import Images
 from afterimage.metrics import near_duplicates
-from afterimage.standalone import flags, output
+from afterimage.standalone import flags, networks, output
 from afterimage.standalone import images as image_sets
 
 STEP = "attribute"
@@ -91,6 +91,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
     _input_flags(parser)
+    networks.arguments(parser.add_argument_group("text-to-image and latent pipelines"))
     _score_flags(parser)
     _feature_flags(parser)
     image_sets.arguments(parser, ("train", "queries"))
@@ -110,7 +111,8 @@ def _input_flags(parser: argparse.ArgumentParser) -> None:
         "--pipeline",
         metavar="DIR|ID",
         required=True,
-        help="diffusers pipeline (pixels, no text), or a trainer's checkpoint-N folder",
+        help="diffusers pipeline: of pixels, Stable Diffusion 1, 2 or XL, or DiT; or a trainer's "
+        "checkpoint-N folder of a U-Net of pixels",
     )
     parser.add_argument(
         "--weights",
@@ -218,23 +220,21 @@ def run(args: argparse.Namespace) -> None:
     for name in ("train", "queries"):
         image_sets.source_of(name, args)
     read = {name: image_sets.read_set(name, args) for name in ("train", "queries")}
-    height, width = read["train"].images.pixels.shape[1:3]
-    try:
-        opened = open_pipeline(sources["pipeline"], args.weights, size=(height, width))
-    except ArtifactError as error:
-        raise ArtifactError(f"--pipeline: {error}") from error
+    opened = networks.opened(args, read["train"].images)
     if opened.classes is not None:  # labels are required only if the network uses them
         read = {name: image_sets.read_set(name, args, labels=True) for name in read}
         read["queries"] = image_sets.with_classes_of(read["train"], read["queries"])
     sets = {name: image_set.images for name, image_set in read.items()}
     names = {name: image_set.names for name, image_set in read.items()}
-    _check(opened, sets)
+    for name, images in sets.items():
+        networks.check(opened, name, images)
+    tasks = {name: networks.task(opened, image_set, args) for name, image_set in read.items()}
     notices = [notice for image_set in read.values() for notice in image_set.notices()]
     notices += [f"--pipeline: {note}" for note in opened.notes]
     notices += _notice_of_training_images(sets["queries"], names["queries"], sets["train"])
 
     # Name everything that the result depends on.
-    options: dict[str, Any] = {"weights": opened.weights}
+    options: dict[str, Any] = networks.settings(opened, args)
     options |= {"colour": args.colour, "resize": args.resize}
     if args.resize:
         options |= {
@@ -263,7 +263,7 @@ def run(args: argparse.Namespace) -> None:
         )
 
         # Score with every attributor.
-        features = _features(opened, sets, settings, args.seed)
+        features = _features(opened.net, sets, tasks, settings, args.seed)
         scores: dict[str, np.ndarray] = {}
         top: dict[str, pd.DataFrame] = {}
         for name, values in _scores(features, settings, args.seed):
@@ -296,10 +296,14 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _features(
-    opened: Opened, sets: dict[str, Images], settings: Settings, seed: int
+    net: torch.nn.Module,
+    sets: dict[str, Images],
+    tasks: dict[str, Pixels],
+    settings: Settings,
+    seed: int,
 ) -> dict[str, ImageFeatures]:
     """Return the features of each set of images: those of the readouts that attributors need."""
-    net = opened.net.to(PartialState().device)
+    net = net.to(PartialState().device)
     readouts = readouts_of(settings.attributors)
     features = {}
     for name, images in sets.items():
@@ -311,7 +315,7 @@ def _features(
         if readouts:
             with flags.named("attribution.features"):
                 projected = compute.project_gradients(
-                    net, opened.scheduler_config, images, name, settings.features, readouts, seed
+                    net, tasks[name], images.ids, name, settings.features, readouts, seed
                 )
         features[name] = ImageFeatures(
             images, projected.features, projected.rows, projected.residual, embedding=None
@@ -390,29 +394,6 @@ def _notice_of_training_images(queries: Images, names: np.ndarray, train: Images
         f"--queries: {is_duplicate.sum()} of {len(queries)} are training images themselves "
         f"({exact} exactly): {listed}"
     ]
-
-
-def _check(opened: Opened, sets: dict[str, Images]) -> None:
-    """Check that the images and labels suit the network.
-
-    Raises:
-        ConfigError: naming the flag.
-    """
-    for name, images in sets.items():
-        shape = images.pixels.shape[1:]
-        if shape != opened.shape:
-            actual, needed = ("x".join(map(str, sizes)) for sizes in (shape, opened.shape))
-            raise ConfigError(
-                f"--{name}: images are {actual}, but {needed} is needed; --resize and --colour "
-                "convert them"
-            )
-        low, high = images.labels.min(), images.labels.max()
-        if opened.classes is not None and (low < 0 or high >= opened.classes):
-            raise ConfigError(
-                f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to "
-                f"{opened.classes - 1}; labels are the sub-folders of a folder, or the array "
-                "labels of an .npz"
-            )
 
 
 # ---- pictures ---------------------------------------------------------------------------------

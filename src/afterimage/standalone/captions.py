@@ -51,7 +51,7 @@ def arguments(group: argparse._ArgumentGroup) -> None:
         default=[],
         metavar="[SET=]NAME",
         help="parquet column, or key in a JSON object, with the captions (default: the only one of "
-        f"{', '.join(COLUMNS)}); SET is train or samples",
+        f"{', '.join(COLUMNS)}); SET is a set of images, e.g. train",
     )
 
 

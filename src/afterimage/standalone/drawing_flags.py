@@ -43,15 +43,20 @@ def arguments(group: argparse._ArgumentGroup) -> None:
 
 def pipeline_flags(group: argparse._ArgumentGroup) -> None:
     """Declare the flags that say which weights are opened, and how."""
-    group.add_argument(
-        "--revision", metavar="COMMIT", help="commit, tag or branch of a Hub id; it needs one"
-    )
-    group.add_argument("--variant", metavar="NAME", help="variant of the weights, e.g. fp16")
+    weight_flags(group)
     group.add_argument(
         "--dtype",
         choices=DTYPES,
         help="precision to draw in (default: float32)",
     )
+
+
+def weight_flags(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags that say which weights are opened."""
+    group.add_argument(
+        "--revision", metavar="COMMIT", help="commit, tag or branch of a Hub id; it needs one"
+    )
+    group.add_argument("--variant", metavar="NAME", help="variant of the weights, e.g. fp16")
     group.add_argument(
         "--lora", type=Path, metavar="FILE", help="LoRA weights to add, a safetensors file"
     )
@@ -79,6 +84,11 @@ def call_flags(group: argparse._ArgumentGroup) -> None:
     group.add_argument(
         "--device", help="where to draw, e.g. cpu or cuda:1 (default: a GPU if there is one)"
     )
+    truncation_flag(group)
+
+
+def truncation_flag(group: argparse._ArgumentGroup) -> None:
+    """Declare the flag of prompts that are too long."""
     group.add_argument(
         "--truncate-prompts",
         action="store_true",

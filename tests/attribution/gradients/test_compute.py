@@ -14,6 +14,7 @@ from afterimage.attribution.gradients.noise import gaussian_noise, random_signs
 from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config import ConfigError
 from afterimage.config.attribution import Features
+from afterimage.diffusion.noising import task_of
 from afterimage.images import Images
 
 SMALL = {"noise": "per_image", "timesteps": 2, "dimension": 32, "batch_size": 7}
@@ -32,7 +33,13 @@ def features(scheduler_config, images):
         **settings,
     ):
         return compute.project_gradients(
-            net, scheduler_config, of, part, Features(**SMALL | settings), readouts, seed
+            net,
+            task_of(net, scheduler_config, of),
+            of.ids,
+            part,
+            Features(**SMALL | settings),
+            readouts,
+            seed,
         )
 
     return make

@@ -9,6 +9,7 @@ from afterimage import seeds
 from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import Features, Sample
+from afterimage.diffusion.noising import task_of
 from afterimage.diffusion.sample import generate
 from afterimage.images import Images
 
@@ -77,7 +78,14 @@ def test_features_are_the_mean_over_the_states_and_leave_the_net_as_it_was(
     for t in (750, 250):
         state = Images.of(estimates[t], images.ids)
         one = compute.project_gradients(
-            net, scheduler_config, state, "generated", settings, ["loss"], seed, timesteps=[t]
+            net,
+            task_of(net, scheduler_config, state),
+            state.ids,
+            "generated",
+            settings,
+            ["loss"],
+            seed,
+            timesteps=[t],
         )
         each.append(one.features["loss"])
     np.testing.assert_allclose(made, np.mean(each, axis=0), rtol=1e-6)

@@ -219,12 +219,12 @@ def test_factors_multiply_out_to_the_weight_gradient():
 
 
 class Twice(nn.Module):
-    def __init__(self) -> None:
+    def __init__(self, layer: nn.Module | None = None) -> None:
         super().__init__()
-        self.layer = nn.Linear(3, 3)
+        self.layer = layer or nn.Linear(3, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.layer(self.layer(x))
+        return self.layer(self.layer(x).tanh())
 
 
 class Folded(Twice):
@@ -275,13 +275,19 @@ def test_weights_that_two_layers_share_are_refused():
         Layers(net)
 
 
-def test_a_layer_that_is_called_twice_is_refused():
-    net = Twice()
-    with (
-        Layers(net).recorded(),
-        pytest.raises(ConfigError, match=r"layer\.weight .*layer is called more than once"),
-    ):
-        net(torch.zeros(2, 3))
+@pytest.mark.parametrize("kind", ["linear", "conv", "norm"])
+def test_the_gradient_of_a_layer_that_is_called_twice_is_that_of_both_calls(kind):
+    layer, shape = {
+        "linear": (nn.Linear(3, 3), (4, 5, 3)),
+        "conv": (nn.Conv2d(2, 2, 3, padding=1), (4, 2, 6, 6)),
+        "norm": (nn.LayerNorm([5, 3]), (4, 5, 3)),
+    }[kind]
+    net = Twice(layer).double()
+    x, target, probe = (normal(*shape, seed=seed) for seed in range(3))
+    for weight in net.parameters():
+        nn.init.normal_(weight, generator=torch.Generator().manual_seed(1))
+    found = by_hooks(Layers(net), lambda: net(x), target, probe)
+    same(found, by_vmap(net, (x,), target, probe))
 
 
 def test_a_layer_that_does_not_see_one_row_per_image_is_refused():

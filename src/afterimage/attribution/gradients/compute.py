@@ -12,12 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.gradients import projection
@@ -30,9 +27,7 @@ from afterimage.attribution.gradients.noise import (
 )
 from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config.attribution import Features
-from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.noising import Pixels
-from afterimage.images import Images
 from afterimage.progress import batches
 
 EPSILON = 1e-8
@@ -58,9 +53,9 @@ class ProjectedGradients:
 
 
 def project_gradients(
-    net: UNet2DModel,
-    scheduler_config: dict[str, Any],
-    images: Images,
+    net: torch.nn.Module,
+    task: Pixels,
+    ids: np.ndarray,
     image_set: str,
     settings: Features,
     readouts: Iterable[str],
@@ -74,9 +69,8 @@ def project_gradients(
 
     Args:
         net: The network, on the device to use; put into evaluation mode.
-        scheduler_config: Config of the scheduler that it was trained with; ``prediction_type``
-            defines the target.
-        images: The images; a label-conditional network gets their true labels.
+        task: The denoising of the images, with the labels or texts that the network takes.
+        ids: Ids of the images, (n,).
         image_set: Name of the set of images; with an image's id, it seeds the image's noise.
         settings: How features are computed.
         readouts: Names of ``READOUTS``, and ``probe`` for ``rows``.
@@ -86,11 +80,10 @@ def project_gradients(
 
     Raises:
         ConfigError: if the settings do not suit the network.
-        ArtifactError: if an image lacks a label that the network needs, or a gradient is NaN or
-            infinite.
+        ArtifactError: if a gradient is NaN or infinite.
     """
     # Set up layers, projection, timesteps and the noising task.
-    requested, count = set(readouts), len(images)
+    requested, count = set(readouts), len(task)
     scalars = [name for name in READOUTS if name in requested]
     probes = settings.probes if "probe" in requested else 0
     stream = image_set if draw == 0 else f"draw {draw} {image_set}"
@@ -98,11 +91,8 @@ def project_gradients(
     layers = Layers(net.eval(), settings.parameters)
     project = projection.build(settings.projection, settings.dimension, layers.shapes, seed, device)
     timesteps = timesteps or timestep_grid(
-        settings.timesteps, scheduler_config["num_train_timesteps"], settings.grid, seed
+        settings.timesteps, task.scheduler.config["num_train_timesteps"], settings.grid, seed
     )
-    classes = classes_of(net)
-    labels = images.labels if classes is not None and count else None
-    task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
 
     # Allocate the results.
     plain, normalised = (
@@ -115,7 +105,7 @@ def project_gradients(
         count, settings.batch_size, "computed gradients of", f"{image_set} images"
     ):
         batch_slice = slice(start, start + settings.batch_size)
-        index, ids = torch.arange(count)[batch_slice], images.ids[batch_slice]
+        index, batch_ids = torch.arange(count)[batch_slice], ids[batch_slice]
         unmirrored = torch.zeros(len(index), dtype=torch.bool)
         sums = torch.zeros(2, len(index), len(scalars), project.dimension, device=device)
         for column, t in enumerate(timesteps):
@@ -124,8 +114,8 @@ def project_gradients(
             if settings.noise == "shared":
                 noise = shared_noise(seed, draw, t, shape).expand(len(index), *shape)
             else:
-                noise = gaussian_noise(seed, stream, ids, t, shape)
-            signs = random_signs(seed, stream, ids, t, shape, probes).to(device)
+                noise = gaussian_noise(seed, stream, batch_ids, t, shape)
+            signs = random_signs(seed, stream, batch_ids, t, shape, probes).to(device)
             batch = task.noised(
                 index, torch.full_like(index, t), noise, unmirrored, task.labels_of(index)
             ).to(device)

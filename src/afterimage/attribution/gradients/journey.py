@@ -18,6 +18,7 @@ from afterimage.attribution.gradients.compute import project_gradients
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import Features, Sample
 from afterimage.diffusion.model import classes_of
+from afterimage.diffusion.noising import task_of
 from afterimage.diffusion.sample import generate, to_uint8
 from afterimage.images import Images
 
@@ -96,8 +97,8 @@ def project_journey_gradients(
         state = Images.of(estimates[t], images.ids, images.labels)
         projected = project_gradients(
             net,
-            scheduler_config,
-            state,
+            task_of(net, scheduler_config, state),
+            state.ids,
             image_set,
             settings,
             ["loss"],

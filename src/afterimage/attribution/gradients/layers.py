@@ -77,6 +77,15 @@ def _group_norm(layer: nn.Module, x: torch.Tensor, outputs: torch.Tensor) -> dic
     return {"weight": torch.einsum("brcl,bcl->brc", outputs, normal), "bias": outputs.sum(3)}
 
 
+def _layer_norm(layer: nn.Module, x: torch.Tensor, outputs: torch.Tensor) -> dict[str, Gradient]:
+    assert isinstance(layer, nn.LayerNorm)
+    size = len(layer.normalized_shape)
+    normal = functional.layer_norm(x.to(outputs.dtype), layer.normalized_shape, eps=layer.eps)
+    normal = normal.reshape(len(x), 1, -1, normal[0].shape[-size:].numel())
+    outputs = outputs.reshape(*outputs.shape[:2], -1, normal.shape[-1])
+    return {"weight": (outputs * normal).sum(2), "bias": outputs.sum(2)}
+
+
 def _embedding(layer: nn.Module, x: torch.Tensor, outputs: torch.Tensor) -> dict[str, Gradient]:
     assert isinstance(layer, nn.Embedding)
     outputs = outputs.reshape(*outputs.shape[:2], -1, layer.embedding_dim)
@@ -91,6 +100,7 @@ GRADIENT_RULES: dict[type[nn.Module], GradientRule] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv2d,
     nn.GroupNorm: _group_norm,
+    nn.LayerNorm: _layer_norm,
     nn.Embedding: _embedding,
 }
 
@@ -198,16 +208,14 @@ class Tape:
 
     def __init__(self, layers: dict[str, tuple[nn.Module, dict[str, str]]]) -> None:
         self._layers = layers
-        self._calls: dict[str, _Call] = {}
+        self._calls: dict[str, list[_Call]] = {}
 
     def record(
         self, path: str, layer: nn.Module, args: tuple[torch.Tensor, ...], output: torch.Tensor
     ) -> None:
         """Record a call of a layer; a forward hook."""
-        if path in self._calls:
-            first = next(iter(self._layers[path][1].values()))
-            raise _unsupported(first, f"{path} is called more than once in a forward pass")
-        self._calls[path] = _Call(args[0].detach(), get_gradient_edge(output), len(output))
+        call = _Call(args[0].detach(), get_gradient_edge(output), len(output))
+        self._calls.setdefault(path, []).append(call)
 
     def gradients(
         self, prediction: torch.Tensor, cotangents: Sequence[torch.Tensor]
@@ -229,32 +237,50 @@ class Tape:
         Raises:
             ConfigError: if a layer's input did not have one row per image.
         """
-        edges = []
-        for path, call in self._calls.items():
+        calls = [(path, call) for path, calls in self._calls.items() for call in calls]
+        for path, call in calls:
             if call.rows != len(prediction):
                 first = next(iter(self._layers[path][1].values()))
                 raise _unsupported(
                     first, f"{path} was given {call.rows} rows for {len(prediction)} images"
                 )
-            edges.append(call.output)
         last = len(cotangents) - 1
+        edges = [call.output for _, call in calls]
         passes = [
             torch.autograd.grad(
                 prediction, edges, cotangent, retain_graph=r < last, allow_unused=True
             )
             for r, cotangent in enumerate(cotangents)
         ]
-        for (path, call), output_gradients in zip(
-            self._calls.items(), zip(*passes, strict=True), strict=True
-        ):
-            if output_gradients[0] is None:
-                continue
+        by_call = zip(*passes, strict=True)
+        for path, of_layer in self._calls.items():
             layer, names = self._layers[path]
-            outputs = torch.stack(output_gradients, 1)
-            outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
-            gradients = GRADIENT_RULES[type(layer)](layer, call.x, outputs)
+            parts: dict[str, list[Gradient]] = {}
+            for call in of_layer:
+                output_gradients = next(by_call)
+                if output_gradients[0] is None:
+                    continue
+                outputs = torch.stack(output_gradients, 1)
+                outputs = outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+                for local_name, gradient in GRADIENT_RULES[type(layer)](
+                    layer, call.x, outputs
+                ).items():
+                    parts.setdefault(local_name, []).append(gradient)
             yield from (
-                (names[local_name], gradient)
-                for local_name, gradient in gradients.items()
+                (names[local_name], _total(gradients))
+                for local_name, gradients in parts.items()
                 if local_name in names
             )
+
+
+def _total(gradients: list[Gradient]) -> Gradient:
+    """Return the gradient of a parameter over all calls of its layer."""
+    if len(gradients) == 1:
+        return gradients[0]
+    factors = [gradient for gradient in gradients if isinstance(gradient, Factors)]
+    if factors:  # a sum of outer products over the positions of all calls
+        return Factors(
+            torch.cat([each.inputs for each in factors], 1),
+            torch.cat([each.outputs for each in factors], 2),
+        )
+    return torch.stack([dense(gradient) for gradient in gradients]).sum(0)

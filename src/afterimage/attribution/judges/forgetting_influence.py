@@ -35,6 +35,7 @@ from afterimage.attribution.gradients import compute
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import readouts_of
 from afterimage.data.members import trained_rows
+from afterimage.diffusion.noising import task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 from afterimage.metrics.neighbours import Gallery
@@ -109,7 +110,13 @@ def attribution_inputs(
 
     def image_features(images: Images, image_set: str) -> ImageFeatures:
         projected = compute.project_gradients(
-            net, scheduler_config, images, image_set, settings, readouts, seed
+            net,
+            task_of(net, scheduler_config, images),
+            images.ids,
+            image_set,
+            settings,
+            readouts,
+            seed,
         )
         return ImageFeatures(
             images, projected.features, projected.rows, projected.residual, embedding=None

@@ -1,0 +1,121 @@
+"""The network of ``--pipeline`` and its denoising of given images, for commands that need losses or
+gradients: U-Nets of pixels, and latent networks with texts or labels."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.diffusion import pipelines
+from afterimage.diffusion.noising import Pixels, task_of
+from afterimage.diffusion.pipelines import Opened
+from afterimage.diffusion.stored_network import NETWORKS
+from afterimage.images import Images
+from afterimage.standalone import captions, drawing_flags, flags, stored_pipeline
+from afterimage.standalone.images import ImageSet
+
+TEXT_FLAGS = ("variant", "lora", "truncate_prompts")
+"""Flags that U-Nets of pixels do not take."""
+
+
+def arguments(group: argparse._ArgumentGroup) -> None:
+    """Declare the flags of pipelines that are no U-Nets of pixels."""
+    drawing_flags.weight_flags(group)
+    drawing_flags.truncation_flag(group)
+    captions.arguments(group)
+    group.add_argument("--device", help="e.g. cpu or cuda:1 (default: a GPU if there is one)")
+
+
+def opened(args: argparse.Namespace, train: Images) -> Opened | Any:
+    """Open the pipeline: as ``Opened``, or as ``conditional.Conditional``.
+
+    Args:
+        args: The command's arguments.
+        train: The training images, whose size decides among the networks of a U-Net's checkpoint.
+
+    Raises:
+        ConfigError: naming the flag that does not fit.
+        ArtifactError: naming ``--pipeline`` or ``--lora``.
+    """
+    try:
+        hub = stored_pipeline.pinned(args.pipeline, args.revision)
+        if hub is not None or (Path(args.pipeline) / stored_pipeline.INDEX).is_file():
+            located = stored_pipeline.locate(args.pipeline, args.revision)
+            if stored_pipeline.parts_of(located.index).get("unet", ("", ""))[1] not in NETWORKS:
+                return _conditional(args, located)
+        for flag in TEXT_FLAGS:
+            if (value := getattr(args, flag)) is not None:
+                raise ConfigError(
+                    f"{flags.flag(flag)} = {value}: it is not for --pipeline {args.pipeline}, a "
+                    "U-Net of pixels"
+                )
+        name = args.pipeline if hub is None else "@".join(hub)
+        return pipelines.open_pipeline(name, args.weights, size=train.pixels.shape[1:3])
+    except ArtifactError as error:
+        if str(error).startswith("--"):
+            raise
+        raise ArtifactError(f"--pipeline: {error}") from error
+
+
+def _conditional(args: argparse.Namespace, located: stored_pipeline.Located) -> Any:
+    """Open another pipeline; transformers are imported for it alone."""
+    if args.weights is not None:
+        raise ConfigError(f"--weights = {args.weights}: it is for checkpoints of U-Nets of pixels")
+    from afterimage.standalone import conditional
+
+    return conditional.Conditional.of(args, located)
+
+
+def task(network: Opened | Any, images: ImageSet, args: argparse.Namespace) -> Pixels:
+    """Return the denoising of a set of images by the network, with their labels or captions.
+
+    Raises:
+        ConfigError: naming the flag, if the network takes texts and the images have no captions, or
+            captions are too long.
+    """
+    if isinstance(network, Opened):
+        return task_of(network.net, network.scheduler_config, images.images)
+    texts = None
+    if network.takes_text:
+        texts = captions.of(images, args)
+        if texts is None:
+            raise ConfigError(
+                f"--{images.name}: it has no captions ({captions.WHERE}), which the network takes"
+            )
+    return network.task(images.images, texts, bool(args.truncate_prompts))
+
+
+def settings(network: Opened | Any, args: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings of the network for a record."""
+    if isinstance(network, Opened):
+        return {"weights": network.weights}
+    lora = None if args.lora is None else str(args.lora)
+    return {"variant": args.variant, "lora": lora, "truncate_prompts": args.truncate_prompts}
+
+
+def check(network: Opened | Any, name: str, images: Images) -> None:
+    """Check that the images and labels of a set suit the network.
+
+    Raises:
+        ConfigError: naming the flag.
+    """
+    if isinstance(network, Opened):
+        shape = images.pixels.shape[1:]
+        if shape != network.shape:
+            actual, needed = ("x".join(map(str, sizes)) for sizes in (shape, network.shape))
+            raise ConfigError(
+                f"--{name}: images are {actual}, but {needed} is needed; --resize and --colour "
+                "convert them"
+            )
+    else:
+        network.check(name, images)
+    low, high = images.labels.min(), images.labels.max()
+    if network.classes is not None and (low < 0 or high >= network.classes):
+        raise ConfigError(
+            f"--{name}: labels go from {low} to {high} (-1: none), but the network knows 0 to "
+            f"{network.classes - 1}; labels are the sub-folders of a folder, or the array "
+            "labels of an .npz"
+        )
