@@ -238,9 +238,7 @@ def test_membership_of_an_untrained_network_is_not_shown(stored, sets, tmp_path,
     np.testing.assert_allclose(losses[["loss_250", "loss_750"]].mean(axis=1), losses["loss"])
 
 
-def test_membership_of_a_network_that_memorised_shows(
-    stored, sets, tmp_path, images, monkeypatch
-):
+def test_membership_of_a_network_that_memorised_shows(stored, sets, tmp_path, images, monkeypatch):
     """A network that denoises everything to the nearest training latent."""
     latents = task_of(opened(stored, "sd"), images).images
     alphas = opened(stored, "sd").pipeline.scheduler.alphas_cumprod

@@ -108,6 +108,22 @@ def test_copies_are_shown_from_the_look_that_has_them(watch, digits):
     assert "after update 100" in watch.sentence
 
 
+def test_a_forecast_grows_with_the_number_of_different_images(watch, digits):
+    """From the gap before the first look with copies; the digits have no duplicates."""
+    assert watch.different == 300
+    watch.look(digits[800:900], 100)
+    assert watch.forecast(2400) is None
+    watch.look(digits[:100], 200)
+    assert watch.forecast(300) == (100, 200)
+    assert watch.forecast(2400) == (800, 1600)
+    doubled = Watch(
+        Images.of(digits[:150].repeat(2, axis=0)), Images.of(digits[400:700]), 100, looks=3
+    )
+    assert doubled.different == 150
+    doubled.look(digits[:100], 200)
+    assert doubled.forecast(300) == (0, 400)
+
+
 def test_no_copies_is_never_said_without_what_would_have_been_seen(watch, digits):
     watch.look(digits[800:900], 100)
     assert watch.onset is None
@@ -284,7 +300,10 @@ def test_checkpoints_are_looked_at_as_they_appear(real_client, tmp_path, flags, 
     trainer = threading.Thread(target=train)
     trainer.start()
     status = cli.main(
-        ["watch", *flags, "--looks", "2", "--stop-file", str(stop), "--end-at-copies"]
+        [
+            *("watch", *flags, "--looks", "2", "--stop-file", str(stop), "--end-at-copies"),
+            *("--forecast", "2000"),
+        ]
     )
     trainer.join()
     assert status == 3
@@ -292,7 +311,11 @@ def test_checkpoints_are_looked_at_as_they_appear(real_client, tmp_path, flags, 
     record = json.loads((tmp_path / "out" / "watch.json").read_text())
     assert [look["update"] for look in record["looks"]] == [500, 3000]
     assert record["onset"] == 3000
-    assert "Copies from update 3000 on" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Copies from update 3000 on" in printed
+    forecast = record["forecast"]
+    assert forecast["until"] / forecast["after"] == pytest.approx(6, rel=1e-3)
+    assert f"between updates {forecast['after']} and {forecast['until']}" in printed
     assert record["answer"] in (tmp_path / "out" / "watch.html").read_text()
     table = pd.read_csv(tmp_path / "out" / "looks.csv")
     assert table["copies"].tolist() == [look["copies"] for look in record["looks"]]
@@ -409,6 +432,7 @@ def test_weights_that_a_checkpoint_lacks_are_refused(real_client, tmp_path, flag
         ({"--poll": "0"}, "--poll = 0"),
         ({"--patience": "-1"}, "--patience = -1"),
         ({"--looks": "0"}, "--looks = 0"),
+        ({"--forecast": "0"}, "--forecast = 0"),
         ({"--generate": "0"}, "--generate = 0"),
         ({"--holdout": "nowhere.zip"}, "--holdout"),
         ({"--lora": "mine.safetensors"}, "--lora"),

@@ -26,7 +26,7 @@ from afterimage.attacks.extraction import match_holdout
 from afterimage.attacks.target import Target
 from afterimage.attacks.verdict import LARGEST_VISIBLE, POWER
 from afterimage.config import ConfigError
-from afterimage.images import Images
+from afterimage.images import Images, contents
 from afterimage.metrics import classifier, quality
 from afterimage.metrics.exceedance import exceedance, visible_rate
 from afterimage.standalone import images as image_sets
@@ -98,6 +98,7 @@ class Watch:
 
     Attributes:
         looks: The looks so far, in the order in which they were taken.
+        different: Number of different training images.
 
     Raises:
         ConfigError: if so few generations or held-out images cannot show even frequent copies, or
@@ -122,6 +123,7 @@ class Watch:
         self.looks: list[Look] = []
         self.planned, self.generations = looks, generations
         self._train, self._anchor = train, settings.anchor
+        self.different = len(np.unique(contents(train.pixels)))
         self._target = Target(train.pixels, settings, mirrors)
         control = match_holdout(holdout, train, self._target, mirrors)
         self._held_out = control.distances(settings.anchor)
@@ -222,6 +224,22 @@ class Watch:
     def onset(self) -> Look | None:
         """The first look that shows copies; None if none does."""
         return next((look for look in self.looks if look.copies), None)
+
+    def forecast(self, images: int) -> tuple[int, int] | None:
+        """Return the updates after which, and until which, a training on ``images`` different
+        images starts to copy, if it is like this one in all else; None if no look shows copies.
+
+        Copying starts after a number of updates that grows linearly with the number of images
+        (Bonnaire et al., NeurIPS 2025, who measure it for batches and networks of one size).
+
+        Args:
+            images: Number of different training images.
+        """
+        if self.onset is None:
+            return None
+        scale = images / self.different
+        before = [look.update for look in self.looks if look.update < self.onset.update]
+        return round(scale * max(before, default=0)), round(scale * self.onset.update)
 
     @property
     def sentence(self) -> str:

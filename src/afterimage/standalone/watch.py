@@ -49,7 +49,8 @@ exit status:
 files:
   watch.html          the answer and the curves, as a page
   watch.json          answer, visible (the copying rate that each look would have seen), onset
-                      (the first update with copies, or null), looks, settings
+                      (the first update with copies, or null), forecast (with --forecast, once there
+                      are copies: images, after, until), looks, settings
   looks.csv           one row per look: update, checkpoint, generations, copies (at least), flagged
                       and false_alarms (at most) below the threshold of that bound, images (different
                       training images they are nearest to), flagged_share and held_out_share (at the
@@ -115,6 +116,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     looking.add_argument(
         "--end-at-copies", action="store_true", help="end when copies are first shown"
+    )
+    looking.add_argument(
+        "--forecast",
+        type=int,
+        metavar="N",
+        help="say when a training on N different images, alike in all else, would start to copy",
     )
     looking.add_argument(
         "--patience",
@@ -185,8 +192,22 @@ def run(args: argparse.Namespace) -> int:
         print("\ninterrupted: what was seen until now counts")
     if not watch.looks:
         raise ConfigError(f"--folder {args.folder}: there is no whole checkpoint in it")
-    print(f"\n{watch.sentence}\n{', '.join(FILES)} written to {args.out}")
+    print(f"\n{watch.sentence}")
+    if args.forecast is not None:
+        print(_forecast(watch, args.forecast))
+    print(f"{', '.join(FILES)} written to {args.out}")
     return COPIES_SHOWN if watch.onset else 0
+
+
+def _forecast(watch: Watch, images: int) -> str:
+    """Return the forecast for a training on other images, as a sentence."""
+    if (bounds := watch.forecast(images)) is None:
+        return f"No copies yet, so that nothing is forecast for {images} images."
+    return (
+        f"Forecast: a training on {images} different images, {images / watch.different:.3g} times "
+        f"the {watch.different} here, starts to copy between updates {bounds[0]} and {bounds[1]}, "
+        "if it has the same network, batch size, learning rate and share of duplicates."
+    )
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -203,6 +224,8 @@ def _check(args: argparse.Namespace) -> Path:
     for flag in ("patience", "poll"):
         if not getattr(args, flag) > 0:
             raise ConfigError(f"--{flag} = {getattr(args, flag)}: a number above 0 is needed")
+    if args.forecast is not None and args.forecast < 1:
+        raise ConfigError(f"--forecast = {args.forecast}: allowed are numbers from 1")
     args.generate = GENERATIONS if args.generate is None else args.generate
     drawing_flags.check_counts(args)
     for flag in ("keep_samples", "lora"):
@@ -344,12 +367,14 @@ class _Record:
         watch: The looks.
         names: The checkpoint of each look.
         settings: What the looks depend on.
+        images: ``--forecast``.
     """
 
     out: Path
     watch: Watch
     names: list[str]
     settings: dict[str, Any]
+    images: int | None
 
     @classmethod
     def of(
@@ -374,7 +399,7 @@ class _Record:
             "version": __version__,
             "inputs": {name: image_set.sha256 for name, image_set in sets.items()},
         }
-        record = cls(out, watch, [], settings)
+        record = cls(out, watch, [], settings, args.forecast)
         if (out / "watch.json").is_file():
             try:
                 earlier = json.loads((out / "watch.json").read_bytes())
@@ -402,6 +427,7 @@ class _Record:
             "answer": self.watch.sentence,
             "visible": self.watch.visible,
             "onset": None if onset is None else onset.update,
+            "forecast": self._forecast(),
             "looks": looks,
             "settings": self.settings,
         }
@@ -412,3 +438,9 @@ class _Record:
             self.out / "watch.html", watch_page.render(record, table).encode()
         )
         artifacts.write_json(self.out / "watch.json", record)
+
+    def _forecast(self) -> dict[str, int] | None:
+        bounds = None if self.images is None else self.watch.forecast(self.images)
+        if bounds is None or self.images is None:
+            return None
+        return {"images": self.images, "after": bounds[0], "until": bounds[1]}
