@@ -127,9 +127,7 @@ def compare(
         len(different),
         confidence,
     )
-    return FeatureSimilarity(
-        near, unseen, background, level, above, holdout_above, answer, flagged
-    )
+    return FeatureSimilarity(near, unseen, background, level, above, holdout_above, answer, flagged)
 
 
 def _compared(

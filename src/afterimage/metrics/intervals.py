@@ -104,9 +104,7 @@ def resampled(
     return np.array([statistic(rng.integers(units, size=units)) for _ in range(resamples)])
 
 
-def quantile_limits(
-    values: np.ndarray, quantile: float, confidence: float
-) -> tuple[float, float]:
+def quantile_limits(values: np.ndarray, quantile: float, confidence: float) -> tuple[float, float]:
     """Return exact limits of a quantile of whatever ``values``, (N,), were drawn from: two of them
     by rank, or an infinity where there are too few.
 
