@@ -19,9 +19,12 @@ import numpy as np
 
 from afterimage.attacks import calibration, verdict
 from afterimage.metrics import similarity
+from afterimage.metrics.exceedance import TAIL
 
 FIXED = 0.5
 """The published cut-off."""
+ROUNDING = 1e-6
+"""Features of float32 that differ by rounding alone have a smaller distance."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,17 @@ def compare(
         len(different),
         confidence,
     )
+    if answer.outcome == verdict.NOT_SHOWN and unseen is not None:
+        alike = unseen.distances <= ROUNDING
+        if alike.mean() > TAIL:  # no generation can be nearer than these
+            answer = verdict.Verdict(
+                verdict.CANNOT_TELL,
+                f"the space does not tell these images apart: {alike.sum()} of {len(alike)} "
+                "held-out images have the features of a training image.",
+                len(near.rows),
+                len(alike),
+                confidence=confidence,
+            )
     return FeatureSimilarity(near, unseen, background, level, above, holdout_above, answer, flagged)
 
 
@@ -140,4 +154,4 @@ def _compared(
         other_rows, other = similarity.nearest(view, gallery[0], sources, sources)
         better = (other > cosines) | ((other == cosines) & (other_rows < rows))
         rows, cosines = np.where(better, other_rows, rows), np.where(better, other, cosines)
-    return Compared(rows, cosines)
+    return Compared(rows, cosines.clip(-1, 1))

@@ -65,6 +65,7 @@ def nearest(
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float64)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return np.divide(features, lengths, out=np.zeros(features.shape), where=lengths > 0)
 

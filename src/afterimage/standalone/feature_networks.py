@@ -75,6 +75,9 @@ NORMALISATIONS = {
 """The two of SSCD's authors, by the names in their README, and that of Somepalli et al. 2023, whose
 repository is called DCR."""
 
+LONGEST = 16
+"""Maximum ratio of the sides of an image that keeps its shape, which bounds memory."""
+
 FOLDERS = {"clip": "CLIP", "dinov2": "DINOv2"}
 """Spaces whose weights are a folder."""
 SPACES = ("sscd", *FOLDERS)
@@ -173,9 +176,11 @@ def _try(network: FeatureNetwork) -> None:
     """Apply a network to two images that have nothing in common, before any image is read."""
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     slope = np.repeat(np.arange(0, 256, 4, dtype=np.uint8)[:, None], 64, axis=1)
-    features = network.embed(
-        np.stack([network.prepare(image) for image in (noise, slope[..., None])])
-    )
+    try:
+        inputs = [network.prepare(image) for image in (noise, slope[..., None])]
+    except ArtifactError as error:
+        raise ArtifactError(f"{network.flag}: for a test image, {error}") from error
+    features = network.embed(np.stack(inputs))
     if not np.isfinite(features).all():
         raise ArtifactError(f"{network.flag}: its features of a test image are NaN or infinite")
     if (features[0] == features[1]).all():
@@ -197,6 +202,8 @@ def _reason(error: BaseException) -> str:
     """Return the line of a message that says what is wrong; TorchScript's is the last one."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     torchscript = bool(lines) and lines[0].startswith("The following operation failed")
+    if lines and lines[0].startswith("[ONNXRuntimeError]"):
+        return " ".join(lines)
     return lines[-1] if torchscript else first_line(error)
 
 
@@ -206,7 +213,7 @@ def _reason(error: BaseException) -> str:
 def _sscd(path: Path, flag: str, expected: str, name: str) -> FeatureNetwork:
     if not path.is_file():
         raise ConfigError(f"{flag}: there is no such file; TorchScript or ONNX is needed")
-    refuse_pointer(path)
+    _refuse_pointer(path, flag)
     try:
         raw = (
             path.read_bytes()
@@ -220,6 +227,12 @@ def _sscd(path: Path, flag: str, expected: str, name: str) -> FeatureNetwork:
 
     def prepare(pixels: np.ndarray) -> np.ndarray:
         image = Image.fromarray(_colour(pixels))
+        short, long = sorted(image.size)
+        if long > LONGEST * short and not scaling.squashed:
+            raise ArtifactError(
+                f"it is {image.size[0]}x{image.size[1]}; with {name} the longer side is at most "
+                f"{LONGEST} times the shorter (skew_320 takes any shape)"
+            )
         if scaling.squashed:
             image = pictures.resize(image, scaling.side, "bilinear", "none")
         else:
@@ -235,7 +248,11 @@ def _sscd(path: Path, flag: str, expected: str, name: str) -> FeatureNetwork:
         kind, apply = "ONNX", _onnx(raw, flag)
     else:
         pickled = raw[:1] == b"\x80"
-        what = "a pickle, which could run code" if pickled else "neither a zip nor called .onnx"
+        what = (
+            "a pickle, which could run code"
+            if pickled
+            else "neither a whole TorchScript file, which is a zip, nor called .onnx"
+        )
         raise ArtifactError(f"{flag}: {what}; TorchScript (torch.jit.save) or ONNX is needed")
     facts = {
         "weights": str(path),
@@ -246,6 +263,13 @@ def _sscd(path: Path, flag: str, expected: str, name: str) -> FeatureNetwork:
     }
     key = provenance.digest({"sha256": actual, "normalisation": [name, *scaling]})
     return FeatureNetwork("sscd", flag, key, facts, scaling.side, prepare, apply)
+
+
+def _refuse_pointer(path: Path, flag: str) -> None:
+    try:
+        refuse_pointer(path)
+    except ArtifactError as error:
+        raise ArtifactError(f"{flag}: {error}") from error
 
 
 def _check_sha256(flag: str, actual: str, expected: str | None) -> None:
@@ -348,7 +372,7 @@ def _transformers(space: str, folder: Path, flag: str, expected: str | None) -> 
         )
     files = _files(folder, flag)
     for path in files:
-        refuse_pointer(path)
+        _refuse_pointer(path, flag)
     hashes = {path.relative_to(folder): artifacts.sha256(path) for path in files}
     actual = artifacts.folder_sha256(hashes)
     _check_sha256(flag, actual, expected)
@@ -478,6 +502,9 @@ def _processor(
 def _model(class_name: str, folder: Path, flag: str) -> Any:
     import transformers
 
+    verbosity = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # CLIP's text weights, of which there is no use
+    transformers.logging.disable_progress_bar()
     try:
         with torch.random.fork_rng(devices=[]):
             model, loading = getattr(transformers, class_name).from_pretrained(
@@ -486,13 +513,18 @@ def _model(class_name: str, folder: Path, flag: str) -> Any:
                 use_safetensors=True,
                 local_files_only=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are refused below, by name
             )
     except (*BAD_CONFIG, OSError, SafetensorError) as error:
         raise ArtifactError(
             f"{flag}: it cannot be opened as a {class_name}: {first_line(error)}"
         ) from error
+    finally:
+        transformers.logging.set_verbosity(verbosity)
+        transformers.logging.enable_progress_bar()
     for kind, keys in (("missing", "missing_keys"), ("of another shape", "mismatched_keys")):
-        if wrong := sorted(str(key) for key in loading[keys]):
+        names = [key if isinstance(key, str) else key[0] for key in loading[keys]]
+        if wrong := sorted(names):
             raise ArtifactError(
                 f"{flag}: its weights are not those of the {class_name} in its {_CONFIG}: {kind} "
                 f"are {listed(wrong)}"

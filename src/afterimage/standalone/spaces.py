@@ -345,9 +345,14 @@ class Space:
                 f"so that either does in at most {2 * each:g}."
             )
             if result.level is None:
+                few = len(result.holdout.rows) < calibration.FEWEST
                 limits.append(
-                    f"--space {space}: no level is calibrated; it needs {calibration.FEWEST} "
-                    "held-out images or more."
+                    f"--space {space}: no level is calibrated: "
+                    + (
+                        f"it needs {calibration.FEWEST} held-out images or more."
+                        if few
+                        else "held-out images are as similar to training images as copies are."
+                    )
                 )
             else:
                 smallest = 100 * calibration.smallest_rate(len(result.holdout.rows))
