@@ -84,3 +84,19 @@ def test_detail_of_known_images():
         False,
         False,
     ]  # a copy has the detail of its original
+
+
+def test_a_stricter_answer_bounds_more_false_alarms_and_says_so():
+    scores = np.concatenate([np.full(60, 1e-6), RNG.random(440)])
+    usual, _ = decide(scores)
+    strict, _ = verdict.decide(
+        scores, UNSEEN, np.arange(500), np.zeros(500, bool), 0, 100, confidence=0.999
+    )
+    assert strict.copies < usual.copies
+    assert "by chance (95 %)" in usual.sentence
+    assert "by chance (99.9 %)" in strict.sentence
+    none, _ = verdict.decide(
+        RNG.random(500), UNSEEN, np.arange(500), np.zeros(500, bool), 0, 100, confidence=0.999
+    )
+    assert none.visible_rate > decide(RNG.random(500))[0].visible_rate
+    assert {strict.confidence, none.confidence, none.record["confidence"]} == {0.999}

@@ -145,3 +145,26 @@ def test_an_auc_of_one_is_not_certain():
     few, many = intervals.auc(1.0, 3, 4, 0.95), intervals.auc(1.0, 30, 40, 0.95)
     assert 0.5 < few.low < many.low < 1 == few.high == many.high
     assert intervals.auc(0.0, 3, 4, 0.95).high == pytest.approx(1 - few.low)
+
+
+@pytest.mark.parametrize(("count", "quantile"), [(59, 0.95), (80, 0.95), (400, 0.95), (30, 0.5)])
+def test_limits_of_a_quantile_hold_for_any_distribution(count, quantile):
+    """Both tails miss at most 2.5 %, whatever the values are drawn from; here exponential ones."""
+    truth, draws = stats.expon.ppf(quantile), 4000
+    limits = np.array(
+        [
+            intervals.quantile_limits(values, quantile, 0.95)
+            for values in rng().exponential(size=(draws, count))
+        ]
+    )
+    most = stats.binom.ppf(0.999, draws, 0.025)
+    assert (limits[:, 0] > truth).sum() <= most
+    assert (limits[:, 1] < truth).sum() <= most
+    assert (limits[:, 0] > truth).any()  # they are not wider than they need to be
+
+
+def test_too_few_values_do_not_bound_a_quantile():
+    """The largest of n values is below the 95 % quantile with probability 0.95^n: 0.048 of 59."""
+    assert intervals.quantile_limits(np.arange(59.0), 0.95, 0.9)[1] == 58
+    assert intervals.quantile_limits(np.arange(58.0), 0.95, 0.9)[1] == np.inf
+    assert intervals.quantile_limits(np.arange(3.0), 0.05, 0.9)[0] == -np.inf

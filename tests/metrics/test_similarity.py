@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from afterimage.config import ConfigError
-from afterimage.metrics.similarity import replication, top1
+from afterimage.metrics.similarity import nearest, replication, top1
 
 VECTORS = arrays(
     np.float64, (7, 3), elements=st.floats(-2, 2).filter(lambda x: x == 0 or abs(x) > 1e-3)
@@ -63,3 +63,16 @@ def test_the_score_is_the_95th_percentile():
 def test_blocks_change_nothing():
     features, gallery = np.random.default_rng(1).standard_normal((2, 2100, 4))
     np.testing.assert_allclose(top1(features, gallery)[::700], top1(features[::700], gallery))
+
+
+def test_of_equally_similar_images_the_first_is_the_nearest():
+    rows, cosines = nearest(np.eye(3)[[2, 0]], np.eye(3)[[1, 0, 2, 0, 2]])
+    assert rows.tolist() == [2, 1]
+    np.testing.assert_allclose(cosines, 1)
+    with pytest.raises(ConfigError, match="images to compare with"):
+        nearest(np.eye(3), np.empty((0, 3)))
+
+
+def test_cosines_of_float32_are_computed_in_float64():
+    features = np.random.default_rng(0).standard_normal((50, 8)).astype(np.float32)
+    assert np.abs(top1(features, features) - 1).max() < 1e-14

@@ -107,6 +107,7 @@ def extract(
     flips: bool = False,
     holdout: Images | None = None,
     planted: Planted | None = None,
+    confidence: float = verdict.CONFIDENCE,
 ) -> Extraction:
     """Attack generations.
 
@@ -120,6 +121,7 @@ def extract(
         holdout: Real images from the same distribution that the model did not see; they calibrate
             alpha and are the control.
         planted: The planted ground truth, for the control by twins and the precision-recall curve.
+        confidence: Of the verdict.
 
     Raises:
         ArtifactError: if the sets differ in image shape, or one is empty.
@@ -153,7 +155,9 @@ def extract(
 
     # Decide whether copies are shown.
     first_rows = different(train.pixels)[0]
-    answer, flagged = _decide(scores, low_detail, control, train, len(first_rows), settings.anchor)
+    answer, flagged = _decide(
+        scores, low_detail, control, train, len(first_rows), settings.anchor, confidence
+    )
     facts["verdict"] = answer.record
     # Tabulate the generations and the training images.
     pairs = _pairs(samples, train, scores, readings, settings.alpha)
@@ -272,6 +276,7 @@ def _decide(
     train: Images,
     different_images: int,
     anchor: str,
+    confidence: float,
 ) -> tuple[verdict.Verdict, np.ndarray]:
     return verdict.decide(
         np.where(low_detail, np.inf, scores.relative[anchor]),
@@ -280,6 +285,7 @@ def _decide(
         low_detail,
         scores.zero_means[anchor],
         different_images,
+        confidence,
     )
 
 

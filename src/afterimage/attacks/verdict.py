@@ -19,6 +19,9 @@ Outcome = Literal["copies shown", "not shown", "cannot tell"]
 SHOWN: Outcome = "copies shown"
 NOT_SHOWN: Outcome = "not shown"
 CANNOT_TELL: Outcome = "cannot tell"
+CONFIDENCE = 0.95
+"""Probability with which an attack reports no copies where there are none. An attack that gives
+several answers splits what is left to 1 among them (Bonferroni)."""
 POWER = 0.95
 """Probability with which the stated copying rate would have been detected."""
 LARGEST_VISIBLE = 0.5
@@ -42,6 +45,8 @@ class Verdict:
         threshold: Relative distance below which generations are flagged.
         visible_rate: Copying rate that would have been detected with probability ``POWER``; None if
             none would.
+        confidence: Probability with which no copies are reported where there are none, and with
+            which the bounds hold.
     """
 
     outcome: Outcome
@@ -56,6 +61,7 @@ class Verdict:
     images_at_least: int = 0
     threshold: float | None = None
     visible_rate: float | None = None
+    confidence: float = CONFIDENCE
 
     @property
     def record(self) -> dict[str, Any]:
@@ -80,7 +86,7 @@ class Verdict:
             f"({_percent(self.copies / self.generations)}) are copies of training images. "
             f"{self.flagged} are nearer than {self.held_out - self.held_out_flagged} of "
             f"{self.held_out} held-out images, at most {self.false_alarms} of them by chance "
-            f"(95 %); they show {self.images} different training images, at least "
+            f"({100 * self.confidence:g} %); they show {self.images} different training images, at least "
             f"{self.images_at_least} of which are copied."
         )
 
@@ -92,6 +98,7 @@ def decide(
     low_detail: np.ndarray,
     zero_means: int,
     different: int,
+    confidence: float = CONFIDENCE,
 ) -> tuple[Verdict, np.ndarray]:
     """Return the verdict and the mask of flagged generations, bool (n,).
 
@@ -106,11 +113,18 @@ def decide(
         zero_means: Number of generations without a relative distance, since all neighbours are
             copies.
         different: Number of different training images.
+        confidence: Of this answer.
     """
     count, nothing_flagged = len(scores), np.zeros(len(scores), bool)
 
     def cannot_tell(reason: str) -> tuple[Verdict, np.ndarray]:
-        verdict = Verdict(CANNOT_TELL, reason, count, 0 if held_out is None else len(held_out))
+        verdict = Verdict(
+            CANNOT_TELL,
+            reason,
+            count,
+            0 if held_out is None else len(held_out),
+            confidence=confidence,
+        )
         return verdict, nothing_flagged
 
     # Refuse comparisons that cannot show anything.
@@ -132,7 +146,8 @@ def decide(
         return cannot_tell(f"{low} of {count} generations are blank or blurred.")
 
     # Compare over all thresholds.
-    result, visible = exceedance(scores, held_out), visible_rate(count, len(held_out), POWER)
+    result = exceedance(scores, held_out, confidence)
+    visible = visible_rate(count, len(held_out), POWER, confidence)
     if not result.copies:
         if visible > LARGEST_VISIBLE:
             return cannot_tell(
@@ -146,7 +161,9 @@ def decide(
                 "neighbours are its own copies, so that their relative distance is infinite. "
                 "Count neighbours among different images (gallery: distinct)."
             )
-        verdict = Verdict(NOT_SHOWN, "", count, len(held_out), visible_rate=visible)
+        verdict = Verdict(
+            NOT_SHOWN, "", count, len(held_out), visible_rate=visible, confidence=confidence
+        )
         return verdict, nothing_flagged
     images = len(np.unique(nearest[result.nearer]))
     verdict = Verdict(
@@ -162,6 +179,7 @@ def decide(
         max(1, images - result.false_alarms),
         result.threshold if np.isfinite(result.threshold) else None,
         visible if np.isfinite(visible) else None,
+        confidence,
     )
     return verdict, result.nearer
 

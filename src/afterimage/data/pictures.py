@@ -175,12 +175,21 @@ def _picture(frame: int | None, image: Image.Image, transform: Transform) -> Pic
 def resize(image: Image.Image, side: int, filter: ResizeFilter, crop: Crop) -> Image.Image:
     """Return a square image, as torchvision's ``Resize`` and ``CenterCrop`` make it of a Pillow
     image."""
-    width, height = image.size
     if crop == "none":
         return image.resize((side, side), _FILTERS[filter])
+    return centre(shorter_side(image, side, filter), side)
+
+
+def shorter_side(image: Image.Image, side: int, filter: ResizeFilter) -> Image.Image:
+    """Return an image whose shorter side is ``side``, as torchvision's ``Resize`` makes it."""
+    width, height = image.size
     short, long = min(width, height), max(width, height)
     longer = int(side * long / short)
-    width, height = (side, longer) if width <= height else (longer, side)
-    image = image.resize((width, height), _FILTERS[filter])
+    return image.resize((side, longer) if width <= height else (longer, side), _FILTERS[filter])
+
+
+def centre(image: Image.Image, side: int) -> Image.Image:
+    """Return the square in the middle of an image, as torchvision's ``CenterCrop`` cuts it."""
+    width, height = image.size
     left, top = round((width - side) / 2), round((height - side) / 2)
     return image.crop((left, top, left + side, top + side))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,10 @@ from afterimage.images import Images
 
 FRAMES = "further frames of an image in a row"
 
+Each = Callable[[str, np.ndarray], np.ndarray]
+"""Takes the name and the pixels, uint8 (H, W, 1 or 3), of an image as it is read, and returns the
+pixels to keep."""
+
 
 def read(
     source: configs.Source,
@@ -32,6 +36,7 @@ def read(
     crop: Crop = "centre",
     labels: bool = True,
     names: Mapping[str, str] = STUDY,
+    each: Each | None = None,
 ) -> tuple[Images, dict[str, Any]]:
     """Read all images of ``source``, or those of ``classes``.
 
@@ -47,6 +52,8 @@ def read(
             -1.
         names: Names of the settings in messages: a study's keys, or a command's flags. Keys as in
             ``records.STUDY``.
+        each: Called with each image, in order, after the transform; what it returns takes the
+            image's place. So only that is held of a large image.
 
     Returns:
         The images, whose ``ids`` are positions in the source (unreadable files and images of other
@@ -73,7 +80,11 @@ def read(
     """
     try:
         return _read(
-            source, classes, Transform(colour, resize, resize_filter, crop), Reading(labels, names)
+            source,
+            classes,
+            Transform(colour, resize, resize_filter, crop),
+            Reading(labels, names),
+            each,
         )
     except (configs.ConfigError, ArtifactError) as error:
         message = str(error)
@@ -83,7 +94,11 @@ def read(
 
 
 def _read(
-    source: configs.Source, classes: list[int] | None, transform: Transform, reading: Reading
+    source: configs.Source,
+    classes: list[int] | None,
+    transform: Transform,
+    reading: Reading,
+    each: Each | None,
 ) -> tuple[Images, dict[str, Any]]:
     # Decode every image of the requested classes; note unusable images.
     contents: Contents = importlib.import_module(source.reader).contents(source, reading)
@@ -111,7 +126,8 @@ def _read(
             if left_out or picture.pixels is None:
                 ignored.append({"name": name, "reason": left_out})
                 continue
-            loaded.append((first + (picture.frame or 0), name, record, picture.pixels))
+            pixels = picture.pixels if each is None else each(name, picture.pixels)
+            loaded.append((first + (picture.frame or 0), name, record, pixels))
             transparent += picture.transparent
             resized += picture.resized
         if contents.files_are_rows and len(decoded) > 1:

@@ -21,7 +21,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.stats import beta, binomtest, norm, t
+from scipy.stats import beta, binom, binomtest, norm, t
 
 from afterimage.config import ConfigError
 
@@ -103,6 +103,19 @@ def resampled(
         rng: The stream to draw from.
     """
     return np.array([statistic(rng.integers(units, size=units)) for _ in range(resamples)])
+
+
+def quantile_limits(values: np.ndarray, quantile: float, confidence: float) -> tuple[float, float]:
+    """Return exact limits of a quantile of whatever ``values``, (N,), were drawn from: two of them
+    by rank, or an infinity where there are too few.
+
+    The number of values below the quantile is binomial, so these limits hold for any distribution.
+    """
+    ordered = np.concatenate([[-np.inf], np.sort(values), [np.inf]])
+    tail = (1 - confidence) / 2
+    low = int(binom.ppf(tail, len(values), quantile))
+    high = int(binom.ppf(1 - tail, len(values), quantile)) + 1
+    return float(ordered[low]), float(ordered[high])
 
 
 def wilson(count: int, of: int, confidence: float) -> Interval:

@@ -37,20 +37,35 @@ def top1(
     Raises:
         ConfigError: if an image has no other image to be compared with.
     """
+    return nearest(features, gallery, sources, gallery_sources)[1]
+
+
+def nearest(
+    features: np.ndarray,
+    gallery: np.ndarray,
+    sources: np.ndarray | None = None,
+    gallery_sources: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the most similar image of the gallery to each image, the lowest row of equally similar
+    ones, int64 (Q,), and their cosine, float64 (Q,); otherwise as ``top1``."""
+    if not len(gallery):
+        raise ConfigError("a replication score needs images to compare with")
     queries, others = _unit(features), _unit(gallery)
-    best = np.empty(len(queries))
+    rows, best = np.empty(len(queries), np.int64), np.empty(len(queries))
     for start in range(0, len(queries), _BLOCK):
         part = slice(start, start + _BLOCK)
         cosines = queries[part] @ others.T
         if sources is not None and gallery_sources is not None:
             cosines[sources[part, None] == gallery_sources] = -np.inf
-        best[part] = cosines.max(axis=1, initial=-np.inf)
+        rows[part] = cosines.argmax(axis=1)
+        best[part] = np.take_along_axis(cosines, rows[part, None], axis=1)[:, 0]
     if np.isneginf(best).any():
         raise ConfigError("a replication score needs other images to compare each image with")
-    return best
+    return rows, best
 
 
 def _unit(features: np.ndarray) -> np.ndarray:
+    features = np.asarray(features, np.float64)
     lengths = np.linalg.norm(features, axis=1, keepdims=True)
     return np.divide(features, lengths, out=np.zeros(features.shape), where=lengths > 0)
 

@@ -27,8 +27,17 @@ from afterimage.attacks import calibration, quality
 from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
 from afterimage.images import Images, contents
-from afterimage.metrics import spaces
-from afterimage.standalone import captions, drawing, drawing_flags, flags, output, page
+from afterimage.metrics import spaces as quality_spaces
+from afterimage.standalone import (
+    captions,
+    drawing,
+    drawing_flags,
+    features,
+    flags,
+    output,
+    page,
+    spaces,
+)
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.images import ImageSet
 
@@ -53,13 +62,16 @@ files:
                     images that are the nearest of no generation
   pairs.parquet     one row per generation: sample, nearest (file names, or row numbers), l2,
                     ratio_training, ratio_candidate (both at the fixed alpha), low_detail,
-                    flagged_verdict
+                    flagged_verdict; with --space also similarity, nearest_by_similarity,
+                    flagged_by_similarity
   conditions.csv    if generations have prompts or labels, one row for each of these: generations,
                     flagged_generations, extracted_images, best_ratio; pairs.parquet then has it for
                     every generation
   drawn/            with --pipeline: the generations as PNG files, numbered as in `sample`;
                     metadata.jsonl has the prompt or label of each. The same command goes on with a
                     drawing that was interrupted
+  features/         with --space sscd, clip or dinov2: the features of all images, by network and
+                    image. The same command goes on with an audit that was interrupted
   DIR/samples.npz   with --keep-samples DIR: the generations, for `afterimage attribute --queries`
                     or another audit
 
@@ -85,6 +97,13 @@ keys of audit.json:
               with_copies (how many have a flagged generation); otherwise null
   mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
   alpha       the thresholds used, by anchor
+  similarity  with --space, else null: space, weights, weights_sha256, format, normalisation, input,
+              dimension; verdict (the answer by similarity, as verdict; level instead of threshold);
+              fixed (0.5) and level (calibrated on held-out images, or null), cosines; generations,
+              holdout (null without) and train_train (each different training image with the most
+              similar other one): images, mean and percentile_95 (R) with low and high, above_fixed
+              and above_level (calibrated; cross-fitted for holdout) with count, of, share,
+              exact_low, exact_high
   quality     by metric: value, low, high, and holdout (the same metric on real images; the
               floor), or null
   quality_missing
@@ -132,6 +151,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     drawing_flags.arguments(parser.add_argument_group("drawing from --pipeline"))
     image_sets.arguments(parser, SETS)
+    spaces.arguments(parser)
     _attack_flags(parser)
     _quality_flags(parser)
     parser.add_argument(
@@ -207,21 +227,25 @@ def run(args: argparse.Namespace) -> None:
     settings, quality_settings = _settings(args)
     if args.samples is not None:
         drawing_flags.refuse_without_pipeline(args)
-        out = output.check(args.out, (*FILES, CONDITIONS))
+        out = output.check(args.out, {*FILES, CONDITIONS, *features.files(args.out)})
     else:
         drawing_flags.check_counts(args)
-        out = output.check(args.out, {*FILES, CONDITIONS, *drawing.files(args.out)})
+        ours = drawing.files(args.out) | features.files(args.out)
+        out = output.check(args.out, {*FILES, CONDITIONS, *ours})
         if args.keep_samples is not None:
             output.check(args.keep_samples, (KEPT,), flag="--keep-samples")
     for name in SETS:
         if getattr(args, name) is not None:
             image_sets.source_of(name, args)
 
+    space = spaces.open_space(args, out)
     plan = None if args.pipeline is None else _plan(args)
 
     # Read the images; draw generations from the pipeline.
     sets = {
-        name: image_sets.read_set(name, args) for name in SETS if getattr(args, name) is not None
+        name: image_sets.read_set(name, args, each=space.reader(name) if space else None)
+        for name in SETS
+        if getattr(args, name) is not None
     }
     drawn: dict[str, Any] = {}
     notices = [notice for image_set in sets.values() for notice in image_set.notices()]
@@ -255,6 +279,7 @@ def run(args: argparse.Namespace) -> None:
         args.seed,
         flips=args.flips,
         holdout=holdout,
+        confidence=spaces.confidence(args),
     )
     qualities: pd.DataFrame | None = None
     missing = {
@@ -267,6 +292,11 @@ def run(args: argparse.Namespace) -> None:
 
     # Assemble the record.
     pairs = _named(extraction.pairs, samples, train)
+    similar = (
+        space.compare(sets, extraction, pairs, settings, statistics)
+        if space
+        else spaces.Answer(None, [], [], [])
+    )
     training = _training(extraction, samples, train)
     kind, by_condition = _by_condition(pairs, samples)
     sources = {
@@ -287,7 +317,8 @@ def run(args: argparse.Namespace) -> None:
             "different": len(by_condition),
             "with_copies": int((by_condition["flagged_generations"] > 0).sum()),
         },
-        "limits": _limits(extraction, samples.images, record, settings.anchor),
+        "limits": _limits(extraction, samples.images, record, settings.anchor) + similar.limits,
+        "similarity": similar.record,
         "quality_missing": missing,
         "inputs": {
             name: {"sha256": image_set.sha256, "manifest": image_set.manifest}
@@ -298,14 +329,16 @@ def run(args: argparse.Namespace) -> None:
         | {"flips": args.flips, "colour": args.colour, "resize": args.resize}
         | {"resize_filter": args.resize_filter or "bilinear", "crop": args.crop or "centre"}
         | settings.model_dump()
+        | {"space": args.space, "match_size": args.match_size}
         | {"features": args.features, "neighbours_used": extraction.facts["neighbours"]}
         | {"seed": args.seed, "version": __version__},
         "seconds": round(time.monotonic() - started, 2),
     }
     # Write and print it.
     extracted = training[training["flagged_generations"] > 0]
-    rows = _rows(record)
+    rows = _rows(record) + similar.rows
     figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
+    figures += similar.figures
     html = page.render(record, rows, extracted, figures, by_condition)
     _write(out, record, pairs, training, extracted, by_condition, html)
     if plan is not None:
@@ -333,7 +366,7 @@ def _settings(args: argparse.Namespace) -> tuple[config.Extraction, config.Quali
             inception_sha256=args.inception_sha256,
         )
         if args.features == "inception":
-            spaces.find(quality_settings, None)
+            quality_spaces.find(quality_settings, None)
     return extraction, quality_settings
 
 
@@ -391,6 +424,7 @@ def _write(
         "ratio_candidate",
         "low_detail",
         "flagged_verdict",
+        *(name for name in spaces.COLUMNS if name in pairs),
         *({"prompt", "label"} & set(pairs)),
     ]
     out.mkdir(parents=True, exist_ok=True)
@@ -672,6 +706,8 @@ def _print(
     for line in [*record["notices"], *record["limits"]]:
         print(line)
     print(f"\n{record['verdict']['sentence']}\n")
+    if record["similarity"] is not None:
+        print(f"{record['similarity']['verdict']['sentence']}\n")
     if len(extracted):
         shown = extracted.head(10).round(3)
         print(

@@ -165,7 +165,12 @@ _EXPECTED = {
 """Setting -> names that need no notice if there is no other candidate."""
 
 
-def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> ImageSet:
+def read_set(
+    name: str,
+    args: argparse.Namespace,
+    labels: bool = False,
+    each: sources.Each | None = None,
+) -> ImageSet:
     """Read the set of images that the flag ``--<name>`` gives.
 
     Args:
@@ -173,6 +178,7 @@ def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> Image
         args: The command's arguments.
         labels: Whether the command needs labels. Otherwise they are read only if
             ``--label-column`` is given.
+        each: Called with each image as it is read; see ``sources.read``.
 
     Raises:
         ConfigError: naming the flag, if the source cannot be found as described.
@@ -188,6 +194,7 @@ def read_set(name: str, args: argparse.Namespace, labels: bool = False) -> Image
         crop=args.crop or "centre",
         labels=labels or asked,
         names=_names(name),
+        each=each,
     )
     assumed = {"--resize-filter": args.resize_filter, "--crop": args.crop}
     manifest["assumed"] = (

@@ -91,6 +91,7 @@ def render(
     )
     return template.render(
         verdict=record["verdict"],
+        similarity=record["similarity"],
         limits=[*record["limits"], *record["notices"]],
         columns=list(extracted),
         extracted=_first(extracted),
