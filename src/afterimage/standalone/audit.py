@@ -27,17 +27,33 @@ from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
 from afterimage.images import Images, contents
 from afterimage.metrics import spaces
-from afterimage.standalone import captions, drawing, drawing_flags, findings, flags, output, page
+from afterimage.standalone import (
+    audit_page,
+    captions,
+    drawing,
+    drawing_flags,
+    findings,
+    flags,
+    next_steps,
+    output,
+    record,
+    statement,
+)
 from afterimage.standalone import images as image_sets
+from afterimage.standalone.command_line import CommandLine
 from afterimage.standalone.images import ImageSet
+from afterimage.standalone.record import AuditRecord, Findings
 
-FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
+FILES = (
+    *("audit.html", "audit.json", "statement.txt"),
+    *("extracted.csv", "pairs.parquet", "training.parquet"),
+)
 CONDITIONS = "conditions.csv"
 """One more file, if generations have prompts or labels."""
 KEPT = "samples.npz"
 SETS = ("train", "samples", "holdout")
 
-HELP = """\
+HELP = f"""\
 words:
   flagged     a generation: nearer to its nearest training image than a threshold (verdict, fixed,
               calibrated)
@@ -45,7 +61,9 @@ words:
 
 files:
   audit.html        the answer as a page; pictures of pairs only with --show-images
-  audit.json        see below
+  audit.json        see below; audit.schema.json in the package says the type of every key
+  statement.txt     a risk statement to be filed: what was measured, against what attacker, what
+                    was found, and what was not measured
   extracted.csv     the extracted training images: file, copies, flagged_generations,
                     nearest_generations, best_generation, best_l2, best_ratio
   training.parquet  the same for every different training image; nearest_generations is 0 for
@@ -63,36 +81,7 @@ files:
                     or another audit
 
 keys of audit.json:
-  verdict     outcome (copies shown, not shown, cannot tell), sentence, and its evidence:
-              generations, held_out, copies (at least), flagged, false_alarms (at most), images,
-              images_at_least, threshold, visible_rate; reason of cannot tell
-  limits      limitations of the answer, in sentences
-  notices     images that were left out and choices made in reading them, in sentences
-  left_out    held-out images that were left out: sample, nearest, l2, kind (exact, near, repeated)
-  counts      generations, training, training_distinct, training_never_nearest, holdout,
-              holdout_left_out
-  unique_images
-              by anchor (training, candidate) and alpha (fixed, and calibrated with --holdout):
-              count, of, share, low, high, exact_low, exact_high; different training images
-              extracted
-  flagged_generations
-              the same for generations
-  flagged_holdout
-              the same for held-out images: the false alarms; calibrated is cross-fitted (null
-              without --holdout)
-  conditions  if generations have prompts or labels: kind (prompt, label), different (how many) and
-              with_copies (how many have a flagged generation); otherwise null
-  mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
-  alpha       the thresholds used, by anchor
-  quality     by metric: value, low, high, and holdout (the same metric on real images; the
-              floor), or null
-  quality_missing
-              by metric: why it could not be measured
-  facts       counts recorded by the attack
-  inputs      sha256 of the images read, and of the weights; how each set was read
-  settings    everything that the numbers depend on; with seed and version, and with --pipeline what
-              was drawn: drawing (or network, for a U-Net of pixels), batch_size, device
-  seconds     wall time
+{record.keys()}
 """
 
 
@@ -203,6 +192,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, draw, attack, and write the answer."""
     # Check the flags.
     started = time.monotonic()
+    line = CommandLine.of("afterimage audit", arguments, args)
     settings, quality_settings = _settings(args)
     if args.samples is not None:
         drawing_flags.refuse_without_pipeline(args)
@@ -273,11 +263,12 @@ def run(args: argparse.Namespace) -> None:
         for flag in ("pipeline", *SETS)
         if (value := getattr(args, flag)) is not None
     }
-    record = findings.numbers(extraction, qualities, sets, settings)
+    values = findings.numbers(extraction, qualities, sets, settings)
     if extraction.left_out is not None:
         left_out = _named(extraction.left_out, sets["holdout"], train)[list(extraction.left_out)]
-        record["left_out"] = json.loads(left_out.to_json(orient="records"))
-    record |= {
+        values["left_out"] = json.loads(left_out.to_json(orient="records"))
+    values |= {
+        "command": line.text(),
         "notices": notices,
         "conditions": None
         if by_condition is None
@@ -286,7 +277,7 @@ def run(args: argparse.Namespace) -> None:
             "different": len(by_condition),
             "with_copies": int((by_condition["flagged_generations"] > 0).sum()),
         },
-        "limits": findings.limits(extraction, samples.images, record, settings.anchor),
+        "limits": findings.limits(extraction, samples.images, values, settings.anchor),
         "quality_missing": missing,
         "inputs": {
             name: {"sha256": image_set.sha256, "manifest": image_set.manifest}
@@ -301,15 +292,22 @@ def run(args: argparse.Namespace) -> None:
         | {"seed": args.seed, "version": __version__},
         "seconds": round(time.monotonic() - started, 2),
     }
+    measured = Findings.model_validate_json(json.dumps(values, allow_nan=False))
+    audited = AuditRecord(
+        **dict(measured),
+        given=findings.given(measured),
+        risk_statement=statement.risk_statement(measured),
+        next_steps=next_steps.next_steps(measured, line, str(args.out)),
+    )
     # Write and print it.
     extracted = training[training["flagged_generations"] > 0]
-    rows = findings.rows(record)
-    figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
-    html = page.render(record, rows, extracted, figures, by_condition)
-    _write(out, record, pairs, training, extracted, by_condition, html)
+    rows = findings.rows(measured)
+    figures = audit_page.figures(extraction, pairs, samples.images, train.images, args.show_images)
+    html = audit_page.render(audited, rows, extracted, figures, by_condition, args.show_images)
+    _write(out, audited, pairs, training, extracted, by_condition, html)
     if plan is not None:
         drawing.audited(out)
-    _print(record, rows, extracted, by_condition, args.out)
+    _print(audited, rows, extracted, by_condition, args.out)
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -374,7 +372,7 @@ def _by_content(train: Images) -> Images:
 
 def _write(
     out: Path,
-    record: dict[str, Any],
+    audited: AuditRecord,
     pairs: pd.DataFrame,
     training: pd.DataFrame,
     extracted: pd.DataFrame,
@@ -402,7 +400,8 @@ def _write(
         (out / CONDITIONS).unlink(missing_ok=True)  # of an earlier audit
     else:
         artifacts.write_atomically(out / CONDITIONS, by_condition.to_csv(index=False).encode())
-    artifacts.write_json(out / "audit.json", record)
+    artifacts.write_json(out / "audit.json", audited.model_dump(mode="json"))
+    artifacts.write_atomically(out / "statement.txt", statement.document(audited).encode())
     artifacts.write_atomically(out / "audit.html", html.encode())
 
 
@@ -472,17 +471,17 @@ def _training(extraction: Extraction, samples: ImageSet, train: ImageSet) -> pd.
 
 
 def _print(
-    record: dict[str, Any],
+    audited: AuditRecord,
     rows: list[tuple[str, str, str]],
     extracted: pd.DataFrame,
     by_condition: pd.DataFrame | None,
     out: Path,
 ) -> None:
-    """Print the limitations, the answer, and the first ten extracted training images and prompts
+    """Print what the sets allow, the limitations, the answer, and the first ten extracted training images and prompts
     or labels."""
-    for line in [*record["notices"], *record["limits"]]:
-        print(line)
-    print(f"\n{record['verdict']['sentence']}\n")
+    for sentence in [*audited.given, *audited.notices, *audited.limits]:
+        print(sentence)
+    print(f"\n{audited.verdict.sentence}\n")
     if len(extracted):
         shown = extracted.head(10).round(3)
         print(
@@ -490,16 +489,16 @@ def _print(
             "extracted.csv:"
         )
         print(shown.to_string(index=False) + "\n")
-    if by_condition is not None and record["conditions"]["with_copies"]:
+    if by_condition is not None and audited.conditions and audited.conditions.with_copies:
         shown = by_condition[by_condition["flagged_generations"] > 0].head(10).round(3)
-        kind, number = record["conditions"]["kind"], record["conditions"]["with_copies"]
+        kind, number = audited.conditions.kind, audited.conditions.with_copies
         print(f"{kind}s with copies, the first {len(shown)} of {number} in {CONDITIONS}:")
         print(shown.to_string(index=False, max_colwidth=60) + "\n")
     table = [("measure", "value", "95 % interval"), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for name, value, interval in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
-    for metric, reason in record["quality_missing"].items():
+    for metric, reason in audited.quality_missing.items():
         print(f"{metric} {reason}")
     names = FILES if by_condition is None else (*FILES, CONDITIONS)
     print(f"\n{', '.join(names)} written to {out}")

@@ -1,4 +1,5 @@
-"""The numbers of an audit: counts and shares, their table, and the limitations of the answer."""
+"""The numbers of an audit: counts and shares, their table, what the sets of images allow, and the
+limitations of the answer."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ from typing import Any
 import pandas as pd
 
 from afterimage import config
-from afterimage.attacks import calibration
+from afterimage.attacks import calibration, verdict
 from afterimage.attacks.extraction import Extraction
 from afterimage.images import Images
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.images import ImageSet
+from afterimage.standalone.record import Findings, Proportion, Verdict
+from afterimage.standalone.statement import percent
 
 
 def numbers(
@@ -38,12 +41,12 @@ def numbers(
         ends = {end: row[end] for end in ("low", "high", "exact_low", "exact_high")}
         return {"count": int(row["count"]), "of": int(row["of"]), "share": row["value"]} | ends
 
-    def by_reading(metric: str) -> dict[str, dict[str, Any]] | None:
+    def by_reading(metric: str) -> dict[str, dict[str, Any]]:
         table: dict[str, dict[str, Any]] = {}
         for reading in readings:
             if (entry := share(metric, reading.anchor, reading.alpha)) is not None:
                 table.setdefault(reading.anchor, {})[reading.alpha] = entry
-        return table or None
+        return table
 
     alphas: dict[str, dict[str, float]] = {}
     for reading in readings:
@@ -59,7 +62,11 @@ def numbers(
         else:
             by_metric.setdefault(row["metric"], {})["holdout"] = row["value"]
     counts = {"generations": len(sets["samples"].images), "training": len(sets["train"].images)}
+    extracted = extraction.images[extraction.images["flagged_generations"] > 0]
     counts |= {
+        "generations_identical": int((extraction.pairs["l2"] == 0).sum()),
+        "extracted": len(extracted),
+        "extracted_repeated": int((extracted["copies"] > 1).sum()),
         "training_distinct": len(extraction.images),
         "training_never_nearest": int((extraction.images["nearest_generations"] == 0).sum()),
         "holdout": len(sets["holdout"].images) if "holdout" in sets else 0,
@@ -71,7 +78,7 @@ def numbers(
         "counts": counts,
         "unique_images": by_reading("extracted_contents"),
         "flagged_generations": by_reading("flagged_generations"),
-        "flagged_holdout": by_reading("flagged_holdout"),
+        "flagged_holdout": by_reading("flagged_holdout") or None,
         "mq": {
             tau: {"generations": share(f"mq@{tau}"), "holdout": share(f"mq_holdout@{tau}")}
             for tau in thresholds
@@ -118,11 +125,6 @@ def limits(
             "--holdout: no image has a ratio, so that no alpha is calibrated (anchor "
             f"{', '.join(impossible)})."
         )
-    elif held_out:
-        sentences.append(
-            f"The calibrated alpha rests on {held_out} held-out images, which cannot show "
-            f"false-alarm rates below about {100 * facts['holdout_smallest_rate']:.2g} %."
-        )
 
     # Images without a meaningful ratio.
     for name, count in (("generations", len(samples)), ("holdout", held_out)):
@@ -143,7 +145,7 @@ def limits(
             f"{record['counts']['training_distinct']} different training images, or fewer "
             "neighbours were asked for."
         )
-    if identical := int((extraction.pairs["l2"] == 0).sum()):
+    if identical := record["counts"]["generations_identical"]:
         sentences.append(
             f"{identical} of {len(samples)} generations are identical to a training image, byte "
             "for byte."
@@ -151,53 +153,81 @@ def limits(
     return sentences
 
 
-def rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
+def given(measured: Findings) -> list[str]:
+    """Return whether the question can be answered with what was given, and what each set of images
+    allows, in sentences."""
+    counts, settings, result = measured.counts, measured.settings, measured.verdict
+    origin = "drawn from --pipeline"
+    if settings.pipeline is None:
+        origin = "given as files, so that how they were drawn and selected is not known"
+    sentences = [
+        _answerable(result),
+        f"Generations: {counts.generations:,}, {origin}.",
+        f"Training images: {counts.training:,}, of which {counts.training_distinct:,} are "
+        "different. Copies of other images are not seen.",
+    ]
+    if settings.holdout is None:
+        sentences.append("Held-out images: none.")
+    else:
+        smallest, rate = measured.facts.holdout_smallest_rate, ""
+        if smallest is not None and "calibrated" in measured.alpha[settings.anchor]:
+            rate = (
+                "; the calibrated alpha cannot show false-alarm rates below about "
+                f"{percent(smallest)}"
+            )
+        sentences.append(f"Held-out images: {result.held_out:,} of {counts.holdout:,}{rate}.")
+    if measured.conditions is None:
+        sentences.append("Prompts or labels: none, so that copies are not counted by these.")
+    else:
+        sentences.append(
+            f"Different {measured.conditions.kind}s: {measured.conditions.different:,}; copies are "
+            "counted for each."
+        )
+    return sentences
+
+
+def _answerable(result: Verdict) -> str:
+    if result.outcome == verdict.CANNOT_TELL:
+        return f"No: {result.reason}"
+    if result.visible_rate is None or result.visible_rate > verdict.LARGEST_VISIBLE:
+        return "In part: copies can be shown, but with so few images their absence could not."
+    return (
+        f"Yes, for copying rates from {percent(result.visible_rate)}: these are seen in "
+        f"{100 * verdict.POWER:.0f} of 100 such audits, if copies are nearer than every held-out "
+        "image. Rarer copies may go unseen."
+    )
+
+
+def rows(measured: Findings) -> list[tuple[str, str, str]]:
     """Return the numbers next to the verdict: name, value, interval."""
-    anchor = record["settings"]["anchor"]
+    anchor, counts = measured.settings.anchor, measured.counts
     table: list[tuple[str, str, str]] = []
 
-    def add(name: str, numbers: dict[str, Any], counted: bool = False) -> None:
-        scale, unit = (numbers["of"], "") if counted else (100, " %")
-        low, high = numbers["exact_low"] * scale, numbers["exact_high"] * scale
-        value = (
-            f"{numbers['count']} of {numbers['of']}"
-            if counted
-            else f"{100 * numbers['share']:.2f} %"
-        )
-        table.append(
-            (
-                name,
-                value,
-                f"{low:.0f} to {high:.0f}" if counted else f"{low:.2f} to {high:.2f}{unit}",
-            )
-        )
+    def add(name: str, share: Proportion, counted: bool = False) -> None:
+        low, high = share.exact_low, share.exact_high
+        if counted:
+            interval = f"{low * share.of:.0f} to {high * share.of:.0f}"
+            table.append((name, f"{share.count} of {share.of}", interval))
+        else:
+            interval = f"{100 * low:.2f} to {100 * high:.2f} %"
+            table.append((name, f"{100 * share.share:.2f} %", interval))
 
-    for kind, alpha in record["alpha"][anchor].items():
+    for kind, alpha in measured.alpha[anchor].items():
         reading = f"alpha {alpha:.3g}, {kind}"
-        add(f"generations flagged ({reading})", record["flagged_generations"][anchor][kind])
-        if record["flagged_holdout"]:
-            add(f"held-out images flagged ({reading})", record["flagged_holdout"][anchor][kind])
-        add(
-            f"training images extracted ({reading})",
-            record["unique_images"][anchor][kind],
-            counted=True,
-        )
-    counts = record["counts"]
-    never = f"{counts['training_never_nearest']} of {counts['training_distinct']}"
+        add(f"generations flagged ({reading})", measured.flagged_generations[anchor][kind])
+        if measured.flagged_holdout:
+            add(f"held-out images flagged ({reading})", measured.flagged_holdout[anchor][kind])
+        extracted = measured.unique_images[anchor][kind]
+        add(f"training images extracted ({reading})", extracted, counted=True)
+    never = f"{counts.training_never_nearest} of {counts.training_distinct}"
     table.append(("different training images that no generation is nearest to", never, ""))
-    if "0.5" in record["mq"]:
-        add("MQ at 0.5 (IET-AGC), share of generations", record["mq"]["0.5"]["generations"])
-        if record["mq"]["0.5"]["holdout"]:
-            add("MQ at 0.5, share of held-out images", record["mq"]["0.5"]["holdout"])
-    for metric, numbers in (record["quality"] or {}).items():
-        interval = (
-            "" if numbers["low"] is None else f"{numbers['low']:.4g} to {numbers['high']:.4g}"
-        )
-        table.append(
-            (
-                f"{metric} (held-out images: {numbers['holdout']:.4g})",
-                f"{numbers['value']:.4g}",
-                interval,
-            )
-        )
+    if "0.5" in measured.mq:
+        below = measured.mq["0.5"]
+        add("MQ at 0.5 (IET-AGC), share of generations", below.generations)
+        if below.holdout:
+            add("MQ at 0.5, share of held-out images", below.holdout)
+    for metric, metrics in (measured.quality or {}).items():
+        interval = "" if metrics.low is None else f"{metrics.low:.4g} to {metrics.high:.4g}"
+        name = f"{metric} (held-out images: {metrics.holdout:.4g})"
+        table.append((name, f"{metrics.value:.4g}", interval))
     return table
