@@ -104,7 +104,7 @@ def render(
         ],
         generations=_generations(record.settings),
         settings=[
-            (name, str(value))
+            (name.replace("_", " "), str(value))
             for name, value in record.settings
             if value is not None and not isinstance(value, dict)
         ],

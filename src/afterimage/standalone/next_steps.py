@@ -175,16 +175,17 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
             if counts.holdout
             else "Give real images from the same distribution that the model never saw."
         )
-        rates = [
-            f"{number(unseen, 'held-out image')} copying rates from {percent(rate)}"
+        rates = {
+            f"{unseen:,}": percent(rate)
             for unseen in HELD_OUT
             if (rate := visible_rate(generations, unseen, verdict.POWER)) <= verdict.LARGEST_VISIBLE
-        ]
-        seen = (
-            f" With {number(generations, 'generation')} the audit sees, with {', with '.join(rates)}."
-            if rates
-            else f" {number(generations, 'generation')} are too few for any number of these."
-        )
+        }
+        seen = f" {number(generations, 'generation')} are too few for any number of these."
+        if rates:
+            seen = (
+                f" With {number(generations, 'generation')}, {' or '.join(rates)} of them show "
+                f"copying rates from {' or '.join(rates.values())}."
+            )
         steps.append(NextStep(text=which + seen, command=line.text(holdout=UNSEEN)))
     low = findings.facts.low_detail_generations
     if 2 * low > generations:

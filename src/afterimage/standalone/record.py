@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import textwrap
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import ConfigDict, JsonValue
 
@@ -259,13 +259,23 @@ def schema() -> dict[str, Any]:
     )
 
 
+def _block(annotation: Any) -> type[Block] | None:
+    """Return the block in a type such as ``dict[str, Quality] | None``; None if it has none."""
+    if isinstance(annotation, type) and issubclass(annotation, Block):
+        return annotation
+    return next((block for part in get_args(annotation) if (block := _block(part))), None)
+
+
 def keys() -> str:
     """Return the list of keys for a command's help."""
     lines = []
-    for name, field in sorted(AuditRecord.model_fields.items()):
+    for name, field in AuditRecord.model_fields.items():
         text = " ".join((field.description or "").split())
-        start = f"  {name:<13} " if len(name) < 13 else f"  {name}\n{'':<16}"
-        lines.append(start + textwrap.fill(text, 84, subsequent_indent=" " * 16))
+        if block := _block(field.annotation):
+            text += f" Keys: {', '.join(block.model_fields)}."
+        column = "\n" + " " * 16
+        start = f"  {name:<13} " if len(name) < 14 else f"  {name}{column}"
+        lines.append(start + column.join(textwrap.wrap(text, 84)))
     return "\n".join(lines)
 
 

@@ -65,17 +65,18 @@ def conditions(findings: Findings) -> str:
 
 def _measured(findings: Findings) -> list[str]:
     counts, settings = findings.counts, findings.settings
-    control = "without a control: no image that the model never saw was given"
+    control = ", with no image that the model never saw as a control,"
     if findings.verdict.held_out:
-        control = f"and, as the control, {number(findings.verdict.held_out, 'held-out image')} with the same"
+        unseen = number(findings.verdict.held_out, "held-out image")
+        control = f", and {unseen} that the model is said never to have seen as a control,"
     shape = findings.inputs["train"].manifest["image_shape"]
     assert isinstance(shape, list)
     size = " x ".join(map(str, shape[:2]))
     mirrored = ", or with their mirror images," if settings.flips else ""
     return [
-        f"{number(counts.generations, 'generation')} were compared with "
-        f"{number(counts.training, 'training image')} ({counts.training_distinct:,} of them "
-        f"different), {control}.",
+        f"{number(counts.generations, 'generation')}{control} were compared with "
+        f"{number(counts.training, 'training image')}, {counts.training_distinct:,} of them "
+        "different.",
         _drawing(findings),
         f"Images were compared at {size} pixels{mirrored} "
         f"{DISTANCES[settings.distance].format(tiles=settings.tiles)}. The distance of a generation "
