@@ -42,7 +42,7 @@ from afterimage.standalone import (
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.command_line import CommandLine
 from afterimage.standalone.images import ImageSet
-from afterimage.standalone.record import AuditRecord, Findings
+from afterimage.standalone.record import SCHEMA_VERSION, AuditRecord, Findings
 
 FILES = (
     *("audit.html", "audit.json", "statement.txt"),
@@ -295,6 +295,7 @@ def run(args: argparse.Namespace) -> None:
     measured = Findings.model_validate_json(json.dumps(values, allow_nan=False))
     audited = AuditRecord(
         **dict(measured),
+        schema_version=SCHEMA_VERSION,
         given=findings.given(measured),
         risk_statement=statement.risk_statement(measured),
         next_steps=next_steps.next_steps(measured, line, str(args.out)),

@@ -22,7 +22,7 @@ DRAWING = (
     *("batch_size", "caption_column"),
 )
 """Flags of the audit that its other commands have too."""
-UNSEEN, OUTPUT = "UNSEEN", "TRAINER_OUTPUT"
+UNSEEN, OUTPUT, BASE = "UNSEEN", "TRAINER_OUTPUT", "BASE_PIPELINE"
 """What stands for a path that is not known."""
 
 
@@ -276,5 +276,8 @@ def _watch(line: CommandLine) -> str:
         "holdout": line.flags["holdout"],
         "flips": line.flags.get("flips"),
     }
+    if line.flags.get("lora") is not None:  # checkpoints then have LoRA weights alone
+        pinned = line.flags.get("revision") is not None
+        flags["base"] = BASE if pinned else line.flags["pipeline"]
     drawn = {name: line.flags[name] for name in DRAWING if name in line.flags}
     return CommandLine("afterimage watch", flags | drawn | _reading(line)).text()

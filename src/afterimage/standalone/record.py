@@ -137,7 +137,7 @@ class Input(Block):
 class Settings(Block):
     """Everything that the numbers depend on; flags of the command that are not listed, too."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_serialization_defaults_required=True)
 
     version: str
     """Of afterimage."""
@@ -169,7 +169,7 @@ class Settings(Block):
 class Facts(Block):
     """Counts recorded by the attack; those that are not listed, too."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_serialization_defaults_required=True)
 
     low_detail_generations: int
     """Generations that are blank or blurred next to their nearest training image."""
@@ -191,7 +191,7 @@ class Findings(Block):
     left_out: list[LeftOut]
     """Held-out images that were left out, and why."""
     counts: Counts
-    """Numbers of images."""
+    """How many images there are of each kind."""
     unique_images: dict[Anchor, dict[Alpha, Proportion]]
     """By anchor of the ratio (training, candidate) and alpha (fixed; calibrated with --holdout):
     different training images extracted."""
@@ -241,7 +241,7 @@ class NextStep(Block):
 class AuditRecord(Findings):
     """What ``afterimage audit`` writes: what it measured, and what follows from that."""
 
-    schema_version: Literal["1.0"] = SCHEMA_VERSION
+    schema_version: Literal["1.0"]
     """Of this record: its second number grows with a new key, its first with a key that changes or
     goes."""
     given: list[str]

@@ -94,6 +94,7 @@ def _drawing(findings: Findings) -> str:
             f"The generations were given as files ({settings.samples}){from_what}. How they were "
             "drawn, and whether they were selected, is not known to the audit."
         )
+    name = settings.pipeline
     if settings.network is not None:
         weights, kind = settings.network["weights_sha256"], settings.network["network_class"]
         call = f"by {str(settings.sampler).upper()} with {settings.steps} steps"
@@ -109,12 +110,14 @@ def _drawing(findings: Findings) -> str:
         call = "by the pipeline's own call" + "".join(
             f", {text}" for text in (schedulers, arguments, str(drawing["dtype"])) if text
         )
+        if drawing["commit"]:
+            name += f" at commit {drawing['commit']}"
         if drawing["lora"]:
             kind = (
                 f"{kind} with LoRA weights {drawing['lora']} of sha256 {drawing['sha256']['lora']}"
             )
     return (
-        f"The generations were drawn from {settings.pipeline} ({kind}, weights of sha256 {weights})"
+        f"The generations were drawn from {name} ({kind}, weights of sha256 {weights})"
         f"{from_what}, {call}, with seed {settings.seed}."
     )
 
@@ -213,8 +216,9 @@ def document(record: AuditRecord) -> str:
         "Outcome": record.verdict.outcome,
         "Made by": f"afterimage {settings.version}, audit.json of schema {record.schema_version}",
         "Command": record.command,
-        **{f"Images of --{name}": f"sha256 {read.sha256}" for name, read in record.inputs.items()},
     }
+    for name, images in sorted(record.inputs.items()):
+        subject[f"Images of --{name}"] = f"sha256 {images.sha256}"
     lines += [f"{name + ':':<20} {value}" for name, value in subject.items()]
     for part, heading in HEADINGS.items():
         lines += ["", heading.upper(), ""]
