@@ -137,10 +137,10 @@ def cannot_tell(generations, held_out, **changes):
 def test_missing_held_out_images():
     (step,) = cannot_tell(64, 0)
     assert flags(step.command)["--holdout"] == "UNSEEN"
-    rates = [f"{100 * visible_rate(64, held_out, POWER):.2g} %" for held_out in (100, 400, 2000)]
+    few, some, many = (100 * visible_rate(64, held_out, POWER) for held_out in (100, 400, 2000))
     assert step.text.endswith(
-        "With 64 generations, 100 or 400 or 2,000 of them show copying rates from "
-        f"{' or '.join(rates).replace('14.', '14')}."
+        "With 64 generations, 100, 400 or 2,000 of them show copying rates from "
+        f"{few:.0f} %, {some:.2g} % or {many:.2g} %."
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from afterimage.attacks import verdict
 from afterimage.attacks.extraction import Extraction
 from afterimage.images import Images
 from afterimage.standalone import page, statement
@@ -86,6 +87,7 @@ def render(
         question=_question(record.settings),
         sets=_sets(record),
         limits=[*record.limits, *record.notices],
+        cannot_tell=verdict.CANNOT_TELL,
         error_rate=statement.ERROR_RATE,
         columns=[str(column).replace("_", " ") for column in extracted],
         extracted=_first(extracted),
@@ -112,12 +114,14 @@ def render(
 
 
 def _question(settings: Settings) -> str:
-    subject = "Are images among these generations"
-    if settings.pipeline is not None:
-        subject = "Are images that this model draws"
+    if settings.pipeline is None:
+        return (
+            "Are there copies of training images among these generations? If so, some of them are "
+            "nearer to a training image than real images that the model never saw."
+        )
     return (
-        f"{subject} copies of its training images? More of them are nearer to a training image than "
-        "unseen real images are, if so."
+        "Does this model draw copies of its training images? If so, some of the images that it "
+        "draws are nearer to a training image than real images that it never saw."
     )
 
 

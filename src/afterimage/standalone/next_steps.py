@@ -183,8 +183,8 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
         seen = f" {number(generations, 'generation')} are too few for any number of these."
         if rates:
             seen = (
-                f" With {number(generations, 'generation')}, {' or '.join(rates)} of them show "
-                f"copying rates from {' or '.join(rates.values())}."
+                f" With {number(generations, 'generation')}, {_either(list(rates))} of them show "
+                f"copying rates from {_either(list(rates.values()))}."
             )
         steps.append(NextStep(text=which + seen, command=line.text(holdout=UNSEEN)))
     low = findings.facts.low_detail_generations
@@ -223,6 +223,11 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
             )
         )
     return steps
+
+
+def _either(words: list[str]) -> str:
+    """Return ``a, b or c``."""
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 # ---- commands ------------------------------------------------------------------------------------
