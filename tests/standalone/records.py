@@ -44,6 +44,7 @@ def findings(
     settings: dict[str, Any] | None = None,
     counts: dict[str, int] | None = None,
     verdict: Verdict | None = None,
+    facts: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Findings:
     """Return the findings of an audit of 64 generations against 390 training images."""
@@ -76,7 +77,8 @@ def findings(
         "alpha": {"training": {"fixed": 0.5}},
         "quality": None,
         "quality_missing": {},
-        "facts": {"low_detail_generations": 0},
+        "facts": {"low_detail_generations": 0, "zero_means_generations": {"training": 0}}
+        | (facts or {}),
         "inputs": {"train": {"sha256": "0", "manifest": {"image_shape": [16, 24, 3]}}},
         "settings": {
             "version": "0.1.0",

@@ -166,5 +166,6 @@ def test_one_training_image():
 
 
 def test_neighbours_that_are_copies():
-    (step,) = cannot_tell(64, 353, settings={"gallery": "all"})
+    facts = {"zero_means_generations": {"training": 3}}
+    (step,) = cannot_tell(64, 353, settings={"gallery": "all"}, facts=facts)
     assert flags(step.command)["--gallery"] == "distinct"

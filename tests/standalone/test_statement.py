@@ -87,10 +87,10 @@ def test_given_files_leave_open_how_they_were_drawn():
 
 
 def test_the_control_is_counted_or_said_to_be_missing():
-    assert "64 generations, and 353 held-out images that" in stated().measured[0]
-    assert "390 training images, 200 of them different" in stated().measured[0]
-    missing = stated(outcome="cannot tell").measured[0]
-    assert "64 generations, with no image that the model never saw as a control," in missing
+    first = stated().measured[0]
+    assert "of 64 generations with 390 training images, 200 of them different" in first
+    assert "The control: 353 held-out images, which" in first
+    assert "There is no control" in stated(outcome="cannot tell").measured[0]
 
 
 def test_the_comparison_is_described_as_it_was_made():

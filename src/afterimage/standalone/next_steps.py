@@ -115,7 +115,7 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
 def _after_none(findings: Findings, line: CommandLine, out: str) -> list[NextStep]:
     generations, held_out = findings.verdict.generations, findings.verdict.held_out
     now, more, control, both = (
-        percent(visible_rate(count, unseen, verdict.POWER))
+        percent(_visible(count, unseen))
         for count, unseen in (
             (generations, held_out),
             (MORE * generations, held_out),
@@ -178,7 +178,7 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
         rates = {
             f"{unseen:,}": percent(rate)
             for unseen in HELD_OUT
-            if (rate := visible_rate(generations, unseen, verdict.POWER)) <= verdict.LARGEST_VISIBLE
+            if (rate := _visible(generations, unseen)) <= verdict.LARGEST_VISIBLE
         }
         seen = f" {number(generations, 'generation')} are too few for any number of these."
         if rates:
@@ -194,17 +194,15 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
                 text=f"Look at the generations: {low:,} of {generations:,} are blank or blurred. "
                 "Too few steps, other weights than the trainer's, or another size are common "
                 "causes.",
-                command=line.text(show_images=True),
+                command=None if line.flags.get("show_images") else line.text(show_images=True),
             )
         )
     unseen = findings.verdict.held_out or HELD_OUT[0]
-    if visible_rate(generations, unseen, verdict.POWER) > verdict.LARGEST_VISIBLE:
+    if _visible(generations, unseen) > verdict.LARGEST_VISIBLE:
         factor = 2
-        while visible_rate(factor * generations, factor * unseen, verdict.POWER) > (
-            verdict.LARGEST_VISIBLE
-        ):
+        while _visible(factor * generations, factor * unseen) > verdict.LARGEST_VISIBLE:
             factor *= 2
-        rate = visible_rate(factor * generations, factor * unseen, verdict.POWER)
+        rate = _visible(factor * generations, factor * unseen)
         steps.append(
             NextStep(
                 text="Give more images: with "
@@ -214,7 +212,7 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
                 command=_more(findings, line, out, factor),
             )
         )
-    if findings.settings.gallery == "all":
+    if findings.facts.zero_means_generations[findings.settings.anchor]:
         steps.append(
             NextStep(
                 text="Count neighbours among different training images, so that copies of one are "
@@ -223,6 +221,10 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
             )
         )
     return steps
+
+
+def _visible(generations: int, held_out: int) -> float:
+    return visible_rate(generations, held_out, verdict.POWER)
 
 
 def _either(words: list[str]) -> str:
@@ -242,7 +244,10 @@ def _more(findings: Findings, line: CommandLine, out: str, factor: int = MORE) -
     """Return the command for more generations; None if they were given as files."""
     if findings.settings.pipeline is None:
         return None
-    changes: dict[str, Any] = {"generate": factor * findings.counts.generations}
+    changes: dict[str, Any] = {
+        "generate": factor * findings.counts.generations,
+        "holdout": line.flags.get("holdout", UNSEEN),
+    }
     drawn = findings.settings.drawing or {}
     if drawn.get("condition") == "prompt":
         each = drawn["images_per_condition"]

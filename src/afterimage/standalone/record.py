@@ -173,6 +173,8 @@ class Facts(Block):
 
     low_detail_generations: int
     """Generations that are blank or blurred next to their nearest training image."""
+    zero_means_generations: dict[Anchor, int]
+    """Generations whose nearest training image has only copies of itself as neighbours."""
     holdout_smallest_rate: float | None = None
     """The smallest false-alarm rate that the calibrated alpha can show; null without --holdout."""
 

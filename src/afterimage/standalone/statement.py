@@ -65,18 +65,20 @@ def conditions(findings: Findings) -> str:
 
 def _measured(findings: Findings) -> list[str]:
     counts, settings = findings.counts, findings.settings
-    control = ", with no image that the model never saw as a control,"
+    control = "There is no control: no image that the model never saw was compared."
     if findings.verdict.held_out:
-        unseen = number(findings.verdict.held_out, "held-out image")
-        control = f", and {unseen} that the model is said never to have seen as a control,"
+        control = (
+            f"The control: {number(findings.verdict.held_out, 'held-out image')}, which the model "
+            "is said never to have seen."
+        )
     shape = findings.inputs["train"].manifest["image_shape"]
     assert isinstance(shape, list)
     size = " x ".join(map(str, shape[:2]))
     mirrored = ", or with their mirror images," if settings.flips else ""
     return [
-        f"{number(counts.generations, 'generation')}{control} were compared with "
+        f"The comparison is of {number(counts.generations, 'generation')} with "
         f"{number(counts.training, 'training image')}, {counts.training_distinct:,} of them "
-        "different.",
+        f"different. {control}",
         _drawing(findings),
         f"Images were compared at {size} pixels{mirrored} "
         f"{DISTANCES[settings.distance].format(tiles=settings.tiles)}. The distance of a generation "
@@ -94,7 +96,7 @@ def _drawing(findings: Findings) -> str:
             f"The generations were given as files ({settings.samples}){from_what}. How they were "
             "drawn, and whether they were selected, is not known to the audit."
         )
-    name = settings.pipeline
+    model = settings.pipeline
     if settings.network is not None:
         weights, kind = settings.network["weights_sha256"], settings.network["network_class"]
         call = f"by {str(settings.sampler).upper()} with {settings.steps} steps"
@@ -111,13 +113,13 @@ def _drawing(findings: Findings) -> str:
             f", {text}" for text in (schedulers, arguments, str(drawing["dtype"])) if text
         )
         if drawing["commit"]:
-            name += f" at commit {drawing['commit']}"
+            model += f" at commit {drawing['commit']}"
         if drawing["lora"]:
             kind = (
                 f"{kind} with LoRA weights {drawing['lora']} of sha256 {drawing['sha256']['lora']}"
             )
     return (
-        f"The generations were drawn from {name} ({kind}, weights of sha256 {weights})"
+        f"The generations were drawn from {model} ({kind}, weights of sha256 {weights})"
         f"{from_what}, {call}, with seed {settings.seed}."
     )
 
@@ -134,8 +136,8 @@ def _attacker(findings: Findings) -> list[str]:
         )
     return [
         who,
-        "Copies were recognised by comparison with the training images, which such a person need "
-        "not have.",
+        "The audit recognises copies by comparison with the training images. Such a person may not "
+        "have these, and may not know which images are copies.",
         "Not covered is someone who has the weights, draws more images, searches for prompts, "
         "labels or seeds that give copies, or draws in another way. They may find more.",
     ]
@@ -144,22 +146,20 @@ def _attacker(findings: Findings) -> list[str]:
 def _results(findings: Findings) -> list[str]:
     result, counts = findings.verdict, findings.counts
     sentences = [result.sentence]
-    if result.outcome == verdict.SHOWN:
-        sentences.append(
-            "The numbers of copies and of copied images are lower bounds, which hold together with "
-            "95 % confidence."
-        )
     if result.outcome == verdict.CANNOT_TELL:
         sentences.append(
             "The comparison shows neither that the model copies training images nor that it does "
             "not."
         )
+    elif result.outcome == verdict.NOT_SHOWN:
+        sentences += [ERROR_RATE, "It is not shown that the model holds no copies."]
     else:
-        sentences.append(ERROR_RATE)
-    if result.outcome == verdict.NOT_SHOWN:
-        sentences.append("It is not shown that the model holds no copies.")
-    if result.outcome == verdict.SHOWN:
-        sentences.append(_visible(result.visible_rate))
+        sentences += [
+            "The numbers of copies and of copied images are lower bounds, which hold together with "
+            "95 % confidence.",
+            ERROR_RATE,
+            _visible(result.visible_rate),
+        ]
     if identical := counts.generations_identical:
         sentences.append(
             f"{identical:,} of {number(counts.generations, 'generation')} are identical to a "
