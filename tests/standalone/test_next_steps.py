@@ -149,10 +149,17 @@ def test_held_out_images_that_are_training_images():
     assert step.text.startswith("Give other images as --holdout")
 
 
-def test_too_few_images_are_answered_with_numbers_that_suffice():
-    (step,) = cannot_tell(3, 10)
+@pytest.mark.parametrize(
+    ("generations", "held_out", "enough"),
+    [(3, 10, None), (1, 1, None), (1, 200, "held out"), (60, 1, "generations")],
+)
+def test_too_few_images_are_answered_with_numbers_that_suffice(generations, held_out, enough):
+    (step,) = cannot_tell(generations, held_out)
     sizes = [int(word.replace(",", "")) for word in step.text.split() if word[0].isdigit()][:2]
-    assert visible_rate(*sizes, POWER) <= LARGEST_VISIBLE < visible_rate(3, 10, POWER)
+    assert visible_rate(*sizes, POWER) <= LARGEST_VISIBLE
+    assert visible_rate(generations, held_out, POWER) > LARGEST_VISIBLE
+    assert (sizes[0] == generations) == (enough == "generations")
+    assert (sizes[1] == held_out) == (enough == "held out")
 
 
 def test_blank_generations():
@@ -161,7 +168,8 @@ def test_blank_generations():
 
 
 def test_one_training_image():
-    (step,) = cannot_tell(64, 353, counts={"training_distinct": 1})
+    facts = {"zero_means_generations": {"training": 64}}
+    (step,) = cannot_tell(64, 353, counts={"training_distinct": 1}, facts=facts)
     assert "--train" in step.text
 
 

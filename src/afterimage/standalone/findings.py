@@ -147,8 +147,8 @@ def limits(
         )
     if identical := record["counts"]["generations_identical"]:
         sentences.append(
-            f"{identical} of {len(samples)} generations are identical to a training image, byte "
-            "for byte."
+            f"{identical} of {len(samples)} generations are identical to a training image, as "
+            "compared."
         )
     return sentences
 

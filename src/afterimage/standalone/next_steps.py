@@ -199,20 +199,23 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
         )
     unseen = findings.verdict.held_out or HELD_OUT[0]
     if _visible(generations, unseen) > verdict.LARGEST_VISIBLE:
-        factor = 2
-        while _visible(factor * generations, factor * unseen) > verdict.LARGEST_VISIBLE:
-            factor *= 2
-        rate = _visible(factor * generations, factor * unseen)
+        factor = 1
+        while (rate := _visible(factor * generations, unseen)) > verdict.LARGEST_VISIBLE:
+            if factor * generations <= unseen:
+                factor *= 2
+            else:
+                unseen *= 2
         steps.append(
             NextStep(
                 text="Give more images: with "
                 f"{number(factor * generations, 'generation')} and "
-                f"{number(factor * unseen, 'held-out image')} copying rates from {percent(rate)} "
-                "would be seen.",
-                command=_more(findings, line, out, factor),
+                f"{number(unseen, 'held-out image')} copying rates from {percent(rate)} would be "
+                "seen.",
+                command=_more(findings, line, out, factor) if factor > 1 else None,
             )
         )
-    if findings.facts.zero_means_generations[findings.settings.anchor]:
+    copies_alone = findings.facts.zero_means_generations[findings.settings.anchor]
+    if copies_alone and findings.settings.gallery == "all":
         steps.append(
             NextStep(
                 text="Count neighbours among different training images, so that copies of one are "
