@@ -51,6 +51,7 @@ check: setup ## Lint, format, types, workflow lint, drift of generated files
 	$(IN_VENV) $(BIN)/snakefmt --check Snakefile workflow
 	$(IN_VENV) $(BIN)/snakemake --lint
 	$(IN_VENV) $(BIN)/afterimage config schema | diff - workflow/schemas/params.schema.json
+	$(IN_VENV) $(BIN)/python -m afterimage.standalone.record | diff - src/afterimage/standalone/audit.schema.json
 	$(BIN)/uv pip check --python $(BIN)/python
 
 setup: ## Make the environment in VENV from LOCK, unless it is there
@@ -75,8 +76,9 @@ ui: setup ## Show the imported runs in MLflow
 docs: setup ## Draw docs/rulegraph.svg
 	$(IN_VENV) $(BIN)/snakemake all --rulegraph dot | $(IN_VENV) $(BIN)/afterimage report rulegraph --out docs/rulegraph.svg
 
-generate: setup ## Write what follows from the code and from tables in git: schema, dvc.yaml's keys, docs/results, README's results
+generate: setup ## Write what follows from the code and from tables in git: schemas, dvc.yaml's keys, docs/results, README's results
 	$(IN_VENV) $(BIN)/afterimage config schema > workflow/schemas/params.schema.json
+	$(IN_VENV) $(BIN)/python -m afterimage.standalone.record > src/afterimage/standalone/audit.schema.json
 	$(IN_VENV) $(BIN)/afterimage config dvc
 	@for run in $$(git ls-files 'results/*/report/tables/run.json'); do \
 		study=$${run#results/} && study=$${study%%/*} && readme= && \

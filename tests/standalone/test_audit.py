@@ -1,6 +1,7 @@
 """The audit of an outside model: the same answer from every kind of file, and clear words where
 something is missing."""
 
+import html
 import json
 import re
 
@@ -11,8 +12,11 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from afterimage import cli, config
+from afterimage.attacks.verdict import POWER
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
-from afterimage.standalone import audit
+from afterimage.metrics.exceedance import visible_rate
+from afterimage.standalone import statement
+from afterimage.standalone.record import AuditRecord
 
 COPIES = 12
 
@@ -78,6 +82,9 @@ def test_copies_are_found_and_controlled(audited):
         "generations": 60,
         "training": 300,
         "training_distinct": 300,
+        "generations_identical": 0,
+        "extracted": COPIES,
+        "extracted_repeated": 0,
         "holdout": 200,
         "holdout_left_out": 0,
     }
@@ -106,23 +113,67 @@ def test_copies_are_found_and_controlled(audited):
     assert record["quality"]["FD[pixels]"]["holdout"] >= 0
 
 
-def test_json_has_the_documented_keys(audited):
+def test_the_record_is_as_declared_and_says_how_it_was_made(audited):
     record, _ = result(audited / "out")
-    keys = audit.HELP.split("keys of audit.json:")[1]
-    assert set(re.findall(r"^  (\w+)", keys, flags=re.MULTILINE)) == set(record)
+    read = AuditRecord.model_validate(record)
+    assert read.model_dump(mode="json") == record
     assert record["settings"]["seed"] == 1
-    assert set(record["unique_images"]) == {"training", "candidate"}
-    one = record["unique_images"]["training"]["fixed"]
-    assert set(one) == {"count", "of", "share", "low", "high", "exact_low", "exact_high"}
+    assert record["command"] == (
+        f"afterimage audit --samples {audited}/samples.npz --train {audited}/train.npz --holdout "
+        f"{audited}/holdout.npz --out {audited}/out --features pixels --show-images --seed 1"
+    )
+    assert (audited / "out" / "statement.txt").read_text() == statement.document(read)
+    rate = visible_rate(60, 200, POWER)
+    assert f"A copying rate of {100 * rate:.2g} % or more" in record["risk_statement"]["found"][-1]
+    assert record["given"][0].startswith(f"Yes, for copying rates from {100 * rate:.2g} %")
 
 
-def test_page_is_whole(audited):
+def test_the_page_answers_in_order(audited):
     page = (audited / "out" / "audit.html").read_text()
     assert page.count("data:image/png;base64") == 2
     assert "https://" not in page
-    assert "Copies shown: at least" in page
-    assert page.index("What limits the answer") < page.index("Copies shown")
-    assert "<td>12</td>" in page  # an extracted training image, by its row
+    headings = re.findall("<h2[^>]*>(.*?)</h2>", page)
+    assert headings == [
+        "What was asked",
+        "Can it be answered with what was given?",
+        "Copies or not",
+        "The pairs",
+        "What to do next",
+        "Risk statement",
+        "Numbers",
+        "Settings",
+    ]
+    assert "Copies shown: at least" in page.split("<h2>Copies or not</h2>")[1].split("<h2")[0]
+    assert "at most 5 of 100 such audits" in page.split("<h2>Copies or not</h2>")[1].split("<h2")[0]
+    assert '<td class="number">12</td>' in page  # an extracted training image, by its row
+    assert page.count("<thead>") == 3  # of every table that has a head: repeated in print
+
+
+def test_what_follows_is_on_the_page_and_as_data(audited):
+    record, _ = result(audited / "out")
+    page = html.unescape((audited / "out" / "audit.html").read_text())
+    sentences = [sentence for part in record["risk_statement"].values() for sentence in part]
+    sentences += record["given"]
+    for step in record["next_steps"]:
+        sentences += [step["text"], step["command"] or ""]
+    assert len(sentences) > 15
+    assert all(sentence in page for sentence in sentences)
+
+
+def test_repeated_and_identical_images_are_counted(sets, digits):
+    train = np.load(sets / "train.npz")["images"]
+    np.savez(sets / "train.npz", images=np.concatenate([train, train[10:13]]))
+    samples = np.load(sets / "samples.npz")["images"]
+    samples[:2] = digits[10:12]
+    np.savez(sets / "samples.npz", images=samples)
+    sources = [f"--{name}={sets / name}.npz" for name in ("samples", "train", "holdout")]
+    assert run(*sources, "--features", "pixels", "--out", sets / "out") == 0
+    record, _ = result(sets / "out")
+    assert record["counts"]["generations_identical"] == 2
+    assert record["counts"]["extracted"] == COPIES
+    assert record["counts"]["extracted_repeated"] == 3
+    assert "2 of 60 generations are identical" in record["risk_statement"]["found"][-1]
+    assert any("3 of 12 extracted" in step["text"] for step in record["next_steps"])
 
 
 def test_images_are_not_shown_unless_asked(sets):

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -23,31 +22,40 @@ import numpy as np
 import pandas as pd
 
 from afterimage import __version__, artifacts, config
-from afterimage.attacks import calibration, quality
+from afterimage.attacks import quality
 from afterimage.attacks.extraction import Extraction, extract
 from afterimage.config import ConfigError
 from afterimage.images import Images, contents
 from afterimage.metrics import spaces as quality_spaces
 from afterimage.standalone import (
+    audit_page,
     captions,
     drawing,
     drawing_flags,
     features,
+    findings,
     flags,
+    next_steps,
     output,
-    page,
+    record,
     spaces,
+    statement,
 )
 from afterimage.standalone import images as image_sets
+from afterimage.standalone.command_line import CommandLine
 from afterimage.standalone.images import ImageSet
+from afterimage.standalone.record import SCHEMA_VERSION, AuditRecord, Findings
 
-FILES = ("audit.html", "audit.json", "extracted.csv", "pairs.parquet", "training.parquet")
+FILES = (
+    *("audit.html", "audit.json", "statement.txt"),
+    *("extracted.csv", "pairs.parquet", "training.parquet"),
+)
 CONDITIONS = "conditions.csv"
 """One more file, if generations have prompts or labels."""
 KEPT = "samples.npz"
 SETS = ("train", "samples", "holdout")
 
-HELP = """\
+HELP = f"""\
 words:
   flagged     a generation: nearer to its nearest training image than a threshold (verdict, fixed,
               calibrated)
@@ -55,7 +63,9 @@ words:
 
 files:
   audit.html        the answer as a page; pictures of pairs only with --show-images
-  audit.json        see below
+  audit.json        see below; audit.schema.json in the package says the type of every key
+  statement.txt     a risk statement to be filed: what was measured, against what attacker, what
+                    was found, and what was not measured
   extracted.csv     the extracted training images: file, copies, flagged_generations,
                     nearest_generations, best_generation, best_l2, best_ratio
   training.parquet  the same for every different training image; nearest_generations is 0 for
@@ -76,43 +86,7 @@ files:
                     or another audit
 
 keys of audit.json:
-  verdict     outcome (copies shown, not shown, cannot tell), sentence, and its evidence:
-              generations, held_out, copies (at least), flagged, false_alarms (at most), images,
-              images_at_least, threshold, visible_rate; reason of cannot tell
-  limits      limitations of the answer, in sentences
-  notices     images that were left out and choices made in reading them, in sentences
-  left_out    held-out images that were left out: sample, nearest, l2, kind (exact, near, repeated)
-  counts      generations, training, training_distinct, training_never_nearest, holdout,
-              holdout_left_out
-  unique_images
-              by anchor (training, candidate) and alpha (fixed, and calibrated with --holdout):
-              count, of, share, low, high, exact_low, exact_high; different training images
-              extracted
-  flagged_generations
-              the same for generations
-  flagged_holdout
-              the same for held-out images: the false alarms; calibrated is cross-fitted (null
-              without --holdout)
-  conditions  if generations have prompts or labels: kind (prompt, label), different (how many) and
-              with_copies (how many have a flagged generation); otherwise null
-  mq          IET-AGC's MQ by threshold: count and share of generations, share of held-out images
-  alpha       the thresholds used, by anchor
-  similarity  with --space, else null: space, weights, weights_sha256, format, normalisation, input,
-              dimension; verdict (the answer by similarity, as verdict; level instead of threshold);
-              fixed (0.5) and level (calibrated on held-out images, or null), cosines; generations,
-              holdout (null without) and train_train (each different training image with the most
-              similar other one): images, mean and percentile_95 (R) with low and high, above_fixed
-              and above_level (calibrated; cross-fitted for holdout) with count, of, share,
-              exact_low, exact_high
-  quality     by metric: value, low, high, and holdout (the same metric on real images; the
-              floor), or null
-  quality_missing
-              by metric: why it could not be measured
-  facts       counts recorded by the attack
-  inputs      sha256 of the images read, and of the weights; how each set was read
-  settings    everything that the numbers depend on; with seed and version, and with --pipeline what
-              was drawn: drawing (or network, for a U-Net of pixels), batch_size, device
-  seconds     wall time
+{record.keys()}
 """
 
 
@@ -224,6 +198,7 @@ def run(args: argparse.Namespace) -> None:
     """Read, draw, attack, and write the answer."""
     # Check the flags.
     started = time.monotonic()
+    line = CommandLine.of("afterimage audit", arguments, args)
     settings, quality_settings = _settings(args)
     if args.samples is not None:
         drawing_flags.refuse_without_pipeline(args)
@@ -304,11 +279,12 @@ def run(args: argparse.Namespace) -> None:
         for flag in ("pipeline", *SETS)
         if (value := getattr(args, flag)) is not None
     }
-    record = _record(extraction, qualities, sets, settings)
+    values = findings.numbers(extraction, qualities, sets, settings)
     if extraction.left_out is not None:
         left_out = _named(extraction.left_out, sets["holdout"], train)[list(extraction.left_out)]
-        record["left_out"] = json.loads(left_out.to_json(orient="records"))
-    record |= {
+        values["left_out"] = json.loads(left_out.to_json(orient="records"))
+    values |= {
+        "command": line.text(),
         "notices": notices,
         "conditions": None
         if by_condition is None
@@ -317,7 +293,8 @@ def run(args: argparse.Namespace) -> None:
             "different": len(by_condition),
             "with_copies": int((by_condition["flagged_generations"] > 0).sum()),
         },
-        "limits": _limits(extraction, samples.images, record, settings.anchor) + similar.limits,
+        "limits": findings.limits(extraction, samples.images, values, settings.anchor)
+        + similar.limits,
         "similarity": similar.record,
         "quality_missing": missing,
         "inputs": {
@@ -334,16 +311,24 @@ def run(args: argparse.Namespace) -> None:
         | {"seed": args.seed, "version": __version__},
         "seconds": round(time.monotonic() - started, 2),
     }
+    measured = Findings.model_validate_json(json.dumps(values, allow_nan=False))
+    audited = AuditRecord(
+        **dict(measured),
+        schema_version=SCHEMA_VERSION,
+        given=findings.given(measured),
+        risk_statement=statement.risk_statement(measured),
+        next_steps=next_steps.next_steps(measured, line, str(args.out)),
+    )
     # Write and print it.
     extracted = training[training["flagged_generations"] > 0]
-    rows = _rows(record) + similar.rows
-    figures = page.figures(extraction, pairs, samples.images, train.images, args.show_images)
+    rows = findings.rows(measured) + similar.rows
+    figures = audit_page.figures(extraction, pairs, samples.images, train.images, args.show_images)
     figures += similar.figures
-    html = page.render(record, rows, extracted, figures, by_condition)
-    _write(out, record, pairs, training, extracted, by_condition, html)
+    html = audit_page.render(audited, rows, extracted, figures, by_condition, args.show_images)
+    _write(out, audited, pairs, training, extracted, by_condition, html)
     if plan is not None:
         drawing.audited(out)
-    _print(record, rows, extracted, by_condition, args.out)
+    _print(audited, rows, extracted, by_condition, args.out)
 
 
 # ---- inputs --------------------------------------------------------------------------------------
@@ -408,7 +393,7 @@ def _by_content(train: Images) -> Images:
 
 def _write(
     out: Path,
-    record: dict[str, Any],
+    audited: AuditRecord,
     pairs: pd.DataFrame,
     training: pd.DataFrame,
     extracted: pd.DataFrame,
@@ -437,7 +422,8 @@ def _write(
         (out / CONDITIONS).unlink(missing_ok=True)  # of an earlier audit
     else:
         artifacts.write_atomically(out / CONDITIONS, by_condition.to_csv(index=False).encode())
-    artifacts.write_json(out / "audit.json", record)
+    artifacts.write_json(out / "audit.json", audited.model_dump(mode="json"))
+    artifacts.write_atomically(out / "statement.txt", statement.document(audited).encode())
     artifacts.write_atomically(out / "audit.html", html.encode())
 
 
@@ -506,208 +492,20 @@ def _training(extraction: Extraction, samples: ImageSet, train: ImageSet) -> pd.
     )
 
 
-def _limits(
-    extraction: Extraction, samples: Images, record: dict[str, Any], anchor: str
-) -> list[str]:
-    """Return the limitations of the answer, in sentences."""
-    # Held-out images that were left out.
-    facts, limits = extraction.facts, []
-    left_out = facts.get("holdout_left_out", {})
-    kinds = {
-        "exact": "exactly",
-        "near": "nearly",
-        "repeated": "the same as an earlier held-out image",
-    }
-    if left_out:
-        examples = ", ".join(
-            str(entry["sample"]) for entry in record["left_out"][: image_sets.NAMED]
-        )
-        counts = ", ".join(
-            f"{left_out[kind]} {text}" for kind, text in kinds.items() if kind in left_out
-        )
-        limits.append(
-            f"--holdout: {sum(left_out.values())} images were left out, since they are training "
-            f"images too or occur twice ({counts}): {examples}"
-        )
-
-    # Precision of the calibrated alpha.
-    held_out = record["counts"]["holdout"] - record["counts"]["holdout_left_out"]
-    if record["counts"]["holdout"] and held_out < calibration.FEWEST:
-        limits.append(
-            f"--holdout: fewer than {calibration.FEWEST} images are left, too few for a "
-            "calibrated alpha; none is reported."
-        )
-    elif impossible := facts.get("calibration_impossible"):
-        limits.append(
-            "--holdout: no image has a ratio, so that no alpha is calibrated (anchor "
-            f"{', '.join(impossible)})."
-        )
-    elif held_out:
-        limits.append(
-            f"The calibrated alpha rests on {held_out} held-out images, which cannot show "
-            f"false-alarm rates below about {100 * facts['holdout_smallest_rate']:.2g} %."
-        )
-
-    # Images without a meaningful ratio.
-    for name, count in (("generations", len(samples)), ("holdout", held_out)):
-        noun = {"generations": "generations", "holdout": "held-out images"}[name]
-        if low := facts.get(f"low_detail_{name}"):
-            limits.append(
-                f"{low} of {count} {noun} are blank or blurred next to their nearest training "
-                "image, and are not counted as copies."
-            )
-        if zero := facts.get(f"zero_means_{name}", {}).get(anchor):
-            limits.append(
-                f"{zero} of {count} {noun} are nearest to a training image whose neighbours are "
-                "all its copies: no ratio."
-            )
-    if facts["neighbours"] < 50:
-        limits.append(
-            f"The ratio's mean is over {facts['neighbours']} neighbours: there are "
-            f"{record['counts']['training_distinct']} different training images, or fewer "
-            "neighbours were asked for."
-        )
-    if identical := int((extraction.pairs["l2"] == 0).sum()):
-        limits.append(
-            f"{identical} of {len(samples)} generations are identical to a training image, byte "
-            "for byte."
-        )
-    return limits
-
-
-def _record(
-    extraction: Extraction,
-    qualities: pd.DataFrame | None,
-    sets: dict[str, ImageSet],
-    settings: config.Extraction,
-) -> dict[str, Any]:
-    """Return the numbers of ``audit.json``, as ``HELP`` describes them."""
-    # Shares, by anchor and alpha.
-    shares = {
-        (row["metric"], row["anchor"], row["alpha"]): row
-        for row in extraction.results[extraction.results["subset"] == "all"].to_dict("records")
-    }
-    # An alpha of 0 means that there is no calibrated alpha: it flags nothing, which would read as
-    # an all-clear.
-    readings = [reading for reading in extraction.readings if reading.value > 0]
-
-    def numbers(metric: str, anchor: str = "none", kind: str = "none") -> dict[str, float] | None:
-        row = shares.get((metric, anchor, kind))
-        if row is None:
-            return None
-        ends = {end: row[end] for end in ("low", "high", "exact_low", "exact_high")}
-        return {"count": int(row["count"]), "of": int(row["of"]), "share": row["value"]} | ends
-
-    def by_reading(metric: str) -> dict[str, dict[str, Any]] | None:
-        table: dict[str, dict[str, Any]] = {}
-        for reading in readings:
-            if (entry := numbers(metric, reading.anchor, reading.alpha)) is not None:
-                table.setdefault(reading.anchor, {})[reading.alpha] = entry
-        return table or None
-
-    alphas: dict[str, dict[str, float]] = {}
-    for reading in readings:
-        alphas.setdefault(reading.anchor, {})[reading.alpha] = reading.value
-    thresholds = [name.removeprefix("mq@") for name, *_ in shares if name.startswith("mq@")]
-
-    # Quality metrics, and counts of images.
-    by_metric: dict[str, dict[str, float | None]] = {}
-    for row in [] if qualities is None else qualities.to_dict("records"):
-        if row["of"] == "generations":
-            ends = {end: None if math.isnan(row[end]) else row[end] for end in ("low", "high")}
-            by_metric.setdefault(row["metric"], {}).update(value=row["value"], **ends)
-        else:
-            by_metric.setdefault(row["metric"], {})["holdout"] = row["value"]
-    counts = {"generations": len(sets["samples"].images), "training": len(sets["train"].images)}
-    counts |= {
-        "training_distinct": len(extraction.images),
-        "training_never_nearest": int((extraction.images["nearest_generations"] == 0).sum()),
-        "holdout": len(sets["holdout"].images) if "holdout" in sets else 0,
-        "holdout_left_out": 0 if extraction.left_out is None else len(extraction.left_out),
-    }
-    return {
-        "verdict": extraction.verdict.record,
-        "left_out": [],
-        "counts": counts,
-        "unique_images": by_reading("extracted_contents"),
-        "flagged_generations": by_reading("flagged_generations"),
-        "flagged_holdout": by_reading("flagged_holdout"),
-        "mq": {
-            tau: {"generations": numbers(f"mq@{tau}"), "holdout": numbers(f"mq_holdout@{tau}")}
-            for tau in thresholds
-        },
-        "alpha": alphas,
-        "quality": by_metric or None,
-        "facts": extraction.facts,
-    }
-
-
-def _rows(record: dict[str, Any]) -> list[tuple[str, str, str]]:
-    """Return the numbers next to the verdict: name, value, interval."""
-    anchor = record["settings"]["anchor"]
-    rows: list[tuple[str, str, str]] = []
-
-    def add(name: str, numbers: dict[str, Any], counted: bool = False) -> None:
-        scale, unit = (numbers["of"], "") if counted else (100, " %")
-        low, high = numbers["exact_low"] * scale, numbers["exact_high"] * scale
-        value = (
-            f"{numbers['count']} of {numbers['of']}"
-            if counted
-            else f"{100 * numbers['share']:.2f} %"
-        )
-        rows.append(
-            (
-                name,
-                value,
-                f"{low:.0f} to {high:.0f}" if counted else f"{low:.2f} to {high:.2f}{unit}",
-            )
-        )
-
-    for kind, alpha in record["alpha"][anchor].items():
-        reading = f"alpha {alpha:.3g}, {kind}"
-        add(f"generations flagged ({reading})", record["flagged_generations"][anchor][kind])
-        if record["flagged_holdout"]:
-            add(f"held-out images flagged ({reading})", record["flagged_holdout"][anchor][kind])
-        add(
-            f"training images extracted ({reading})",
-            record["unique_images"][anchor][kind],
-            counted=True,
-        )
-    counts = record["counts"]
-    never = f"{counts['training_never_nearest']} of {counts['training_distinct']}"
-    rows.append(("different training images that no generation is nearest to", never, ""))
-    if "0.5" in record["mq"]:
-        add("MQ at 0.5 (IET-AGC), share of generations", record["mq"]["0.5"]["generations"])
-        if record["mq"]["0.5"]["holdout"]:
-            add("MQ at 0.5, share of held-out images", record["mq"]["0.5"]["holdout"])
-    for metric, numbers in (record["quality"] or {}).items():
-        interval = (
-            "" if numbers["low"] is None else f"{numbers['low']:.4g} to {numbers['high']:.4g}"
-        )
-        rows.append(
-            (
-                f"{metric} (held-out images: {numbers['holdout']:.4g})",
-                f"{numbers['value']:.4g}",
-                interval,
-            )
-        )
-    return rows
-
-
 def _print(
-    record: dict[str, Any],
+    audited: AuditRecord,
     rows: list[tuple[str, str, str]],
     extracted: pd.DataFrame,
     by_condition: pd.DataFrame | None,
     out: Path,
 ) -> None:
-    """Print the limitations, the answer, and the first ten extracted training images and prompts
+    """Print what the sets allow, the limitations, the answer, and the first ten extracted training images and prompts
     or labels."""
-    for line in [*record["notices"], *record["limits"]]:
-        print(line)
-    print(f"\n{record['verdict']['sentence']}\n")
-    if record["similarity"] is not None:
-        print(f"{record['similarity']['verdict']['sentence']}\n")
+    for sentence in [*audited.given, *audited.notices, *audited.limits]:
+        print(sentence)
+    print(f"\n{audited.verdict.sentence}\n")
+    if audited.similarity is not None:
+        print(f"{audited.similarity.verdict.sentence}\n")
     if len(extracted):
         shown = extracted.head(10).round(3)
         print(
@@ -715,16 +513,16 @@ def _print(
             "extracted.csv:"
         )
         print(shown.to_string(index=False) + "\n")
-    if by_condition is not None and record["conditions"]["with_copies"]:
+    if by_condition is not None and audited.conditions and audited.conditions.with_copies:
         shown = by_condition[by_condition["flagged_generations"] > 0].head(10).round(3)
-        kind, number = record["conditions"]["kind"], record["conditions"]["with_copies"]
+        kind, number = audited.conditions.kind, audited.conditions.with_copies
         print(f"{kind}s with copies, the first {len(shown)} of {number} in {CONDITIONS}:")
         print(shown.to_string(index=False, max_colwidth=60) + "\n")
     table = [("measure", "value", "95 % interval"), *rows]
     widths = [max(len(row[column]) for row in table) for column in range(3)]
     for name, value, interval in table:
         print(f"{name:<{widths[0]}}  {value:>{widths[1]}}  {interval:>{widths[2]}}")
-    for metric, reason in record["quality_missing"].items():
+    for metric, reason in audited.quality_missing.items():
         print(f"{metric} {reason}")
     names = FILES if by_condition is None else (*FILES, CONDITIONS)
     print(f"\n{', '.join(names)} written to {out}")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment
 
 from afterimage.standalone import page
 
@@ -18,14 +16,15 @@ def render(record: dict[str, Any], looks: pd.DataFrame) -> str:
         record: ``watch.json``.
         looks: ``looks.csv``.
     """
-    template = Environment(autoescape=True).from_string(
-        (files("afterimage.standalone") / "watch.html").read_text()
-    )
-    return template.render(
+    return page.render(
+        "watch.html",
         record=record,
-        columns=list(looks),
+        columns=[str(column).replace("_", " ") for column in looks],
         rows=looks.round(3).to_numpy().tolist(),
         figures=[_curves(record, looks)],
+        settings=[
+            (name, str(value)) for name, value in record["settings"].items() if value is not None
+        ],
     )
 
 
