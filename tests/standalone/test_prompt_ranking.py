@@ -188,8 +188,12 @@ def test_prompts_that_a_network_memorised_are_found(sd, tmp_path, monkeypatch):
 
     monkeypatch.setattr(diffusers.UNet2DConditionModel, "forward", forward)
     out = tmp_path / "out"
-    assert run(sd, tmp_path, out, "--per-prompt", 4, "--guidance", 2) == 0
+    assert run(sd, tmp_path, out, "--per-prompt", 4, "--guidance", 2, "--show-images") == 0
     record, rows = result(out), table(out)
+    html = (out / "prompts.html").read_text()
+    assert record["sentence"] in html
+    assert html.count("<img") == 2  # the statistics, and images of the first prompts
+    assert html.index(rows.index[0]) < html.index(rows.index[20])
     assert record["outcome"] == "prompts stand out"
     assert record["flagged"] == 12
     assert set(rows.index[rows["flagged"]]) == set(memorised) == set(rows.index[:12])
@@ -273,6 +277,9 @@ def test_without_held_out_prompts_there_is_a_ranking_alone(sd, files, tmp_path):
     assert record["flagged"] is None
     assert "flagged" not in rows
     assert rows["noise_difference"].is_monotonic_decreasing
+    html = (tmp_path / "out" / "prompts.html").read_text()
+    assert "no held-out prompts" in html
+    assert html.count("<img") == 1
 
 
 def test_too_few_held_out_prompts_are_said(sd, files, tmp_path, capsys):
@@ -295,6 +302,7 @@ def test_too_few_held_out_prompts_are_said(sd, files, tmp_path, capsys):
         (["--per-prompt", 2, "--tiles", 3], "--tiles = 3: it has to divide the sides"),
         (["--first-step-only", "--clique", 3], "--clique = 3: --first-step-only draws no images"),
         (["--first-step-only", "--decide-by", "cliques"], "--decide-by = cliques"),
+        (["--first-step-only", "--show-images"], "--show-images: --first-step-only draws"),
         (["--alignment-weight", "nan"], "--alignment-weight = nan"),
         (["--guidance", 1, "--first-step-only"], "noise_difference, which decides, cannot be"),
     ],

@@ -499,8 +499,8 @@ def _print(
     by_condition: pd.DataFrame | None,
     out: Path,
 ) -> None:
-    """Print what the sets allow, the limitations, the answer, and the first ten extracted training images and prompts
-    or labels."""
+    """Print what the sets allow, the limitations, the answer, and the first ten extracted training
+    images and prompts or labels."""
     for sentence in [*audited.given, *audited.notices, *audited.limits]:
         print(sentence)
     print(f"\n{audited.verdict.sentence}\n")

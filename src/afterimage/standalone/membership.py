@@ -33,8 +33,8 @@ SETS = ("train", "holdout")
 
 HELP = """\
 files:
-  losses.csv       one row per different training image and per held-out image: set (train, holdout), name, loss (mean over timesteps), and
-                   loss_<t> for each timestep
+  losses.csv       one row per different training image and per held-out image: set (train,
+                   holdout), name, loss (mean over timesteps), and loss_<t> for each timestep
   membership.json  outcome and sentence; auc: the probability that the loss of a training image is
                    below that of a held-out one, with its interval; detected: at each rate of false
                    alarms the share of training images that a threshold detects, with its exact

@@ -24,10 +24,17 @@ from afterimage.attacks.prompts import anisotropy, cliques, control, one_step
 from afterimage.config import ConfigError
 from afterimage.data.pictures import Transform
 from afterimage.metrics import intervals
-from afterimage.standalone import conditions, drawing, drawing_flags, flags, output
+from afterimage.standalone import (
+    conditions,
+    drawing,
+    drawing_flags,
+    flags,
+    output,
+    prompt_page,
+)
 from afterimage.standalone.conditions import Conditions
 
-FILES = ("prompts.json", "prompts.csv")
+FILES = ("prompts.html", "prompts.json", "prompts.csv")
 
 PER_PROMPT = 16
 """Default of ``--per-prompt``."""
@@ -58,6 +65,8 @@ detectors, each a column whose values are larger for memorised prompts:
                     prediction without prompt, at little noise (Asthana and Belagiannis 2026)
 
 files:
+  prompts.html  the answer and the detectors' figures as a page; pictures of the first prompts only
+                with --show-images
   prompts.csv   one row per prompt, held-out ones included, highest value of --decide-by first: set,
                 prompt, the detectors; with --holdout-prompts also p_<detector> (rank among held-out
                 prompts, unadjusted) and flagged (by --decide-by, adjusted for all prompts)
@@ -99,6 +108,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("drawing")
     drawing_flags.pipeline_flags(group)
     drawing_flags.call_flags(group)
+    parser.add_argument(
+        "--show-images",
+        action="store_true",
+        help="show images of the first prompts on the page; mind the privacy of people in them",
+    )
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the noise (default: %(default)s)"
     )
@@ -224,6 +238,8 @@ def run(args: argparse.Namespace) -> None:
         "seconds": round(time.monotonic() - started, 2),
     }
     record["outcome"], record["sentence"] = _answer(record)
+    html = prompt_page.render(record, table, _pictures(args, out, table, asked))
+    artifacts.write_atomically(out / "prompts.html", html.encode())
     artifacts.write_json(out / "prompts.json", record)
     artifacts.write_atomically(out / "prompts.csv", table.to_csv(index=False).encode())
     if not args.first_step_only:
@@ -247,6 +263,8 @@ def _check(args: argparse.Namespace) -> None:
         raise ConfigError(
             f"--clique = {size}: allowed are numbers from 2 to --per-prompt = {args.per_prompt}"
         )
+    if args.first_step_only and args.show_images:
+        raise ConfigError("--show-images: --first-step-only draws no images")
     if args.first_step_only and args.decide_by == "cliques":
         raise ConfigError("--decide-by = cliques: --first-step-only draws no images")
     if args.first_step_only and args.clique is not None:
@@ -317,6 +335,20 @@ def _cliques(
             f"{cliques.MOST_CLIQUES} cliques: their images may agree better than said"
         )
     return statistics
+
+
+def _pictures(
+    args: argparse.Namespace, out: Path, table: pd.DataFrame, asked: Conditions
+) -> dict[str, np.ndarray]:
+    """Return the images of the first prompts, by prompt; none without ``--show-images``."""
+    if args.first_step_only or not args.show_images:
+        return {}
+    rows = {prompt: row for row, prompt in enumerate(asked.values)}
+    first = table.loc[table["set"] == "prompts", "prompt"].head(prompt_page.PROMPTS)
+    return {
+        prompt: drawing.read(out, asked.each, Transform(), rows[prompt] * asked.each)
+        for prompt in first
+    }
 
 
 def _check_tiles(tiles: int, images: np.ndarray) -> None:
