@@ -78,7 +78,7 @@ files:
 keys of audit.json:
   verdict     outcome (copies shown, not shown, cannot tell), sentence, and its evidence:
               generations, held_out, copies (at least), flagged, false_alarms (at most), images,
-              images_at_least, threshold, visible_rate; reason of cannot tell
+              images_at_least, threshold, visible_rate, confidence; reason of cannot tell
   limits      limitations of the answer, in sentences
   notices     images that were left out and choices made in reading them, in sentences
   left_out    held-out images that were left out: sample, nearest, l2, kind (exact, near, repeated)
