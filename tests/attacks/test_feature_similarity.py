@@ -79,6 +79,12 @@ def test_copies_are_shown_and_counted(features):
     assert result.holdout_above_level.mean() < 0.02
 
 
+def test_a_stricter_answer_counts_fewer_copies(features):
+    usual, strict = compare(*features), compare(*features, confidence=0.999)
+    assert strict.verdict.copies < usual.verdict.copies
+    assert (usual.verdict.confidence, strict.verdict.confidence) == (0.95, 0.999)
+
+
 def test_no_copies_are_shown_without_copies(features):
     generations, train, holdout = features
     result = compare(generations[:, 12:], train, holdout)

@@ -20,6 +20,7 @@ from afterimage.attribution.gradients import compute
 from afterimage.config import ATTRIBUTORS, Diffusion, Features
 from afterimage.config.attribution import readouts_of
 from afterimage.diffusion.model import build_scheduler, save_pipeline
+from afterimage.diffusion.noising import task_of
 from afterimage.images import Images
 from afterimage.standalone import attribute
 
@@ -79,17 +80,19 @@ def test_scores_are_those_of_the_features(kind, sets, tmp_path, tiny_net, schedu
     found, names = scores_in(tmp_path / "out")
     assert set(found) == {"das_revised", "dtrak"}
     assert names == {"queries": list(range(QUERIES)), "train": list(range(TRAIN))}
+    net = tiny_net(kind)
+    read = {part: images_in(sets / f"{part}.npz") for part in ("train", "queries")}
     of = {
         part: compute.project_gradients(
-            tiny_net(kind),
-            scheduler_config,
-            images_in(sets / f"{part}.npz"),
+            net,
+            task_of(net, scheduler_config, images),
+            images.ids,
             part,
             SMALL,
             ["mean", "square"],
             seed=3,
         ).features
-        for part in ("train", "queries")
+        for part, images in read.items()
     }
     for name, feature, power in (("dtrak", "square", 1), ("das_revised", "mean/normalised", 2)):
         phi, asked = of["train"][feature].astype(np.float64), of["queries"][feature]

@@ -173,7 +173,7 @@ def test_repeated_and_identical_images_are_counted(sets, digits):
     assert record["counts"]["extracted"] == COPIES
     assert record["counts"]["extracted_repeated"] == 3
     assert "2 of 60 generations are identical" in record["risk_statement"]["found"][-1]
-    assert any("3 of 12 extracted" in step["text"] for step in record["next_steps"])
+    assert any("3 of 12 extracted images" in step["text"] for step in record["next_steps"])
 
 
 def test_images_are_not_shown_unless_asked(sets):

@@ -12,7 +12,7 @@ from afterimage.standalone import audit, drawing_flags
 
 @pytest.fixture(scope="module")
 def page(root):
-    return set(re.findall(r"--[a-z][a-z-]*", (root / "docs" / "auditing.md").read_text()))
+    return set(re.findall(r"--[a-z][a-z0-9-]*", (root / "docs" / "auditing.md").read_text()))
 
 
 def flags(declare):

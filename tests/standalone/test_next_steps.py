@@ -20,12 +20,14 @@ DRAWN = ["--pipeline", "model", "--generate", "64", "--sampler", "ddim", "--step
 PROMPTED = ["--pipeline", "owner/model", "--revision", "abc", "--prompts", "p.txt"]
 PROMPTED += ["--per-prompt", "2", "--lora", "x.safetensors"]
 
+COLUMNS = ["--array", "samples=a", "train=b", "holdout=c", "--caption-column", "samples=d"]
+
 
 def line(words):
     parser = argparse.ArgumentParser()
     audit.arguments(parser)
     given = [*words, "--train", "train.zip", "--holdout", "unseen.zip", "--resize", "16"]
-    args = parser.parse_args([*given, "--out", "out/", "--array", "samples=a", "train=b"])
+    args = parser.parse_args([*given, "--out", "out/", *COLUMNS])
     return CommandLine.of("afterimage audit", audit.arguments, args)
 
 
@@ -61,6 +63,9 @@ def test_every_command_is_accepted(outcome, words, settings):
         if args.phase == "watch":  # which refuses these
             assert args.lora is None
             assert args.keep_samples is None
+            assert args.array == ["train=b", "holdout=c"]
+            assert args.caption_column == []
+        if args.phase == "attribute":
             assert args.array == ["train=b"]
 
 
@@ -76,7 +81,7 @@ def test_after_copies_their_training_images_are_traced_where_that_is_possible():
 
 def test_repetitions_are_to_be_removed_only_where_there_are_any():
     repeated = texts(counts={"extracted_repeated": 8})
-    assert "8 of 9 extracted training images occur more than once" in repeated
+    assert "8 of 9 extracted images occur more than once" in repeated
     assert "remove the repetitions" in repeated
     assert "remove" not in texts()
 

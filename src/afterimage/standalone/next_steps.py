@@ -21,7 +21,7 @@ DRAWING = (
     *("height", "width", "truncate_prompts", "labels", "sampler", "steps", "device"),
     *("batch_size", "caption_column"),
 )
-"""Flags of the audit that its other commands have too."""
+"""Flags of the audit that `attribute` and `watch` have too, and those that `watch` alone has."""
 UNSEEN, OUTPUT, BASE = "UNSEEN", "TRAINER_OUTPUT", "BASE_PIPELINE"
 """What stands for a path that is not known."""
 
@@ -73,23 +73,21 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
                 command=_attribute(line, out),
             )
         )
-    repeated = (
-        f"{counts.extracted_repeated:,} of {number(counts.extracted, 'extracted training image')} "
-        "occur more than once among the training images"
-    )
     if counts.extracted_repeated:
         steps.append(
             NextStep(
-                text=f"{repeated}: remove the repetitions and train again. docs/remedies.md "
-                "compares this with other remedies, and says how near-duplicates are detected.",
+                text=f"{counts.extracted_repeated:,} of {number(counts.extracted, 'extracted image')} "
+                "occur more than once among the training images: remove the repetitions and train "
+                "again. docs/remedies.md compares this with other remedies, and says how "
+                "near-duplicates are detected.",
                 command=None,
             )
         )
     else:
         steps.append(
             NextStep(
-                text="No extracted training image occurs more than once, byte for byte, among the "
-                "training images. Remedies, near-duplicates included, are compared in "
+                text="No extracted image occurs more than once, byte for byte, among the training "
+                "images. Remedies, near-duplicates included, are compared in "
                 "docs/remedies.md.",
                 command=None,
             )
@@ -259,14 +257,15 @@ def _more(findings: Findings, line: CommandLine, out: str, factor: int = MORE) -
     return _elsewhere(line, out, "more", **changes)
 
 
-def _reading(line: CommandLine) -> dict[str, Any]:
-    """Return the flags of reading that are not about one other set of images."""
-    flags = {name: line.flags[name] for name in READING if name in line.flags}
+def _shared(line: CommandLine, names: tuple[str, ...], *others: str) -> dict[str, Any]:
+    """Return those of some flags that are given, without values for sets that ``others`` names."""
+    foreign = tuple(f"{name}=" for name in others)
     return {
-        name: [text for text in value if not text.startswith("samples=")] or None
-        if isinstance(value, list)
+        name: [entry for entry in value if not str(entry).startswith(foreign)] or None
+        if isinstance(value := line.flags[name], list)
         else value
-        for name, value in flags.items()
+        for name in names
+        if name in line.flags
     }
 
 
@@ -279,7 +278,9 @@ def _attribute(line: CommandLine, out: str) -> str:
         "out": f"{out.rstrip('/')}-attributed",
         "weights": line.flags.get("weights"),
     }
-    return CommandLine("afterimage attribute", flags | _reading(line)).text()
+    return CommandLine(
+        "afterimage attribute", flags | _shared(line, READING, "samples", "holdout")
+    ).text()
 
 
 def _watch(line: CommandLine) -> str:
@@ -292,5 +293,5 @@ def _watch(line: CommandLine) -> str:
     if line.flags.get("lora") is not None:  # checkpoints then have LoRA weights alone
         pinned = line.flags.get("revision") is not None
         flags["base"] = BASE if pinned else line.flags["pipeline"]
-    drawn = {name: line.flags[name] for name in DRAWING if name in line.flags}
-    return CommandLine("afterimage watch", flags | drawn | _reading(line)).text()
+    shared = _shared(line, DRAWING + READING, "samples")
+    return CommandLine("afterimage watch", flags | shared).text()

@@ -236,9 +236,9 @@ class Folded(Twice):
     ("net", "message"),
     [
         (
-            nn.Sequential(nn.LayerNorm(3)),
-            r"0\.weight has no per-image gradient.* LayerNorm.*supported are Linear, Conv2d, "
-            "GroupNorm, Embedding",
+            nn.Sequential(nn.RMSNorm(3)),
+            r"0\.weight has no per-image gradient.* RMSNorm.*supported are Linear, Conv2d, "
+            "GroupNorm, LayerNorm, Embedding",
         ),
         (
             nn.Sequential(nn.Conv2d(4, 4, 3, groups=2)),
@@ -260,7 +260,7 @@ def test_a_layer_that_is_not_known_is_refused_by_name(net, message):
 
 
 def test_a_pattern_spares_layers_that_are_not_known():
-    assert list(Layers(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 2)), ["1.*"]).shapes) == [
+    assert list(Layers(nn.Sequential(nn.RMSNorm(3), nn.Linear(3, 2)), ["1.*"]).shapes) == [
         "1.weight",
         "1.bias",
     ]
