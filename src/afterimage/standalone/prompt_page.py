@@ -75,6 +75,7 @@ def _statistics(table: pd.DataFrame, detectors: list[str], decisive: str) -> pag
         axis.set_title(f"{name} (decides)" if name == decisive else name, fontsize=9)
         axis.set_ylim(0, 1)
         axis.tick_params(labelsize=7)
+        axis.locator_params("x", nbins=4)
     axes[0, 0].set_ylabel("share at least as large", fontsize=8)
     axes[0, 0].legend(frameon=False, fontsize=7)
     figure.tight_layout()
