@@ -280,6 +280,7 @@ def test_training_images_among_the_held_out_ones_are_left_out(stored, sets, tmp_
         ("sd", "train", "others", ["--weights", "raw"], "--weights = raw: it is for checkpoints"),
         ("sd", "train", "others", ["--variant", "fp16"], "--variant"),
         ("sd", "train", "others", ["--lora", "nothing.safetensors"], "there is no such file"),
+        ("sd", "train", "others", ["--device", "nowhere"], "--device = nowhere: it cannot be used"),
         ("sd", "train", "others", ["--revision", "abc"], "--revision = abc: it is for a Hub id"),
     ],
 )

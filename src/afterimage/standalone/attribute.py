@@ -19,7 +19,6 @@ from typing import Annotated, Any, get_args
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import PartialState
 from pydantic import Field
 from safetensors.numpy import save_file
 
@@ -36,6 +35,7 @@ from afterimage.images import Images
 from afterimage.metrics import near_duplicates
 from afterimage.standalone import flags, networks, output
 from afterimage.standalone import images as image_sets
+from afterimage.standalone.generations import device_of
 
 STEP = "attribute"
 
@@ -90,8 +90,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
+    networks.arguments(parser)
     _input_flags(parser)
-    networks.arguments(parser.add_argument_group("text-to-image and latent pipelines"))
     _score_flags(parser)
     _feature_flags(parser)
     image_sets.arguments(parser, ("train", "queries"))
@@ -106,20 +106,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _input_flags(parser: argparse.ArgumentParser) -> None:
-    """Declare the flags of the network, the images and the result."""
-    parser.add_argument(
-        "--pipeline",
-        metavar="DIR|ID",
-        required=True,
-        help="diffusers pipeline: of pixels, Stable Diffusion 1, 2 or XL, or DiT; or a trainer's "
-        "checkpoint-N folder of a U-Net of pixels",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=["ema", "raw"],
-        help="averaged weights, or those of the last update, of a checkpoint that has both "
-        "(default: ema)",
-    )
+    """Declare the flags of the images and the result."""
     parser.add_argument(
         "--train",
         metavar="SOURCE",
@@ -220,6 +207,7 @@ def run(args: argparse.Namespace) -> None:
     for name in ("train", "queries"):
         image_sets.source_of(name, args)
     read = {name: image_sets.read_set(name, args) for name in ("train", "queries")}
+    device = device_of(args)
     opened = networks.opened(args, read["train"].images)
     if opened.classes is not None:  # labels are required only if the network uses them
         read = {name: image_sets.read_set(name, args, labels=True) for name in read}
@@ -259,11 +247,11 @@ def run(args: argparse.Namespace) -> None:
             notices=notices,
             manifests={name: image_set.manifest for name, image_set in read.items()},
             scheduler=opened.scheduler_config,
-            device=str(PartialState().device),
+            device=str(device),
         )
 
         # Score with every attributor.
-        features = _features(opened.net, sets, tasks, settings, args.seed)
+        features = _features(opened.net, device, sets, tasks, settings, args.seed)
         scores: dict[str, np.ndarray] = {}
         top: dict[str, pd.DataFrame] = {}
         for name, values in _scores(features, settings, args.seed):
@@ -297,13 +285,14 @@ def run(args: argparse.Namespace) -> None:
 
 def _features(
     net: torch.nn.Module,
+    device: torch.device,
     sets: dict[str, Images],
     tasks: dict[str, Pixels],
     settings: Settings,
     seed: int,
 ) -> dict[str, ImageFeatures]:
     """Return the features of each set of images: those of the readouts that attributors need."""
-    net = net.to(PartialState().device)
+    net.to(device)
     readouts = readouts_of(settings.attributors)
     features = {}
     for name, images in sets.items():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from accelerate import PartialState
+import torch
 
 from afterimage import __version__, artifacts, config
 from afterimage.attacks import losses, membership
@@ -26,6 +26,7 @@ from afterimage.images import contents
 from afterimage.metrics import intervals
 from afterimage.standalone import flags, networks, output
 from afterimage.standalone import images as image_sets
+from afterimage.standalone.generations import device_of
 from afterimage.standalone.images import ImageSet
 
 FILES = ("membership.json", "losses.csv")
@@ -46,19 +47,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = HELP
-    parser.add_argument(
-        "--pipeline",
-        metavar="DIR|ID",
-        required=True,
-        help="diffusers pipeline: of pixels, Stable Diffusion 1, 2 or XL, or DiT; or a trainer's "
-        "checkpoint-N folder of a U-Net of pixels",
-    )
-    parser.add_argument(
-        "--weights",
-        choices=["ema", "raw"],
-        help="averaged weights, or those of the last update, of a checkpoint that has both "
-        "(default: ema)",
-    )
+    networks.arguments(parser)
     for name, text in (
         (
             "train",
@@ -95,7 +84,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", type=int, default=64, help="images per batch (default: %(default)s)"
     )
-    networks.arguments(parser.add_argument_group("text-to-image and latent pipelines"))
     image_sets.arguments(parser, SETS)
     parser.add_argument(
         "--seed", type=int, default=0, help="seed of the noise (default: %(default)s)"
@@ -123,15 +111,17 @@ def run(args: argparse.Namespace) -> None:
     repeated = _repeated(sets)
 
     # Measure and compare the losses.
-    device = PartialState().device
+    device = device_of(args)
     total = network.scheduler_config["num_train_timesteps"]
     with flags.named("membership"):
         at = levels(settings.timesteps, total)
+    net: torch.nn.Module = network.net
+    net.to(device)
     tables = {}
     for name, image_set in sets.items():
         with flags.named("membership"):
             measured = losses.measure(
-                network.net.to(device),
+                net,
                 networks.task(network, image_set, args),
                 image_set.images.ids,
                 name,

@@ -21,8 +21,22 @@ TEXT_FLAGS = ("variant", "lora", "truncate_prompts")
 """Flags that U-Nets of pixels do not take."""
 
 
-def arguments(group: argparse._ArgumentGroup) -> None:
-    """Declare the flags of pipelines that are no U-Nets of pixels."""
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the flags of the network."""
+    parser.add_argument(
+        "--pipeline",
+        metavar="DIR|ID",
+        required=True,
+        help="diffusers pipeline: of pixels, Stable Diffusion 1, 2 or XL, or DiT; or a trainer's "
+        "checkpoint-N folder of a U-Net of pixels",
+    )
+    parser.add_argument(
+        "--weights",
+        choices=["ema", "raw"],
+        help="averaged weights, or those of the last update, of a checkpoint that has both "
+        "(default: ema)",
+    )
+    group = parser.add_argument_group("text-to-image and latent pipelines")
     drawing_flags.weight_flags(group)
     drawing_flags.truncation_flag(group)
     captions.arguments(group)
