@@ -246,6 +246,7 @@ def test_an_interrupted_drawing_goes_on(sd, files, tmp_path, monkeypatch):
         run(sd, files, tmp_path / "parts", *given)
     assert run(sd, files, tmp_path / "parts", *given) == 0
     assert calls == 7 + 1 + 18 - 7
+    assert "edges are those that 2 images have in common" in str(result(tmp_path / "parts"))
     whole, parts = ((tmp_path / name / "prompts.csv").read_bytes() for name in ("whole", "parts"))
     assert whole == parts
 

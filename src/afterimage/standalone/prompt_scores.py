@@ -136,12 +136,18 @@ class Model:
         return self._observed(before.seen, asked, notes)
 
     def _check(self, asked: Conditions) -> list[str]:
-        return [
+        """Check the prompts; return notes for the user."""
+        truncate = bool(self.args.truncate_prompts)
+        notes = [
             *self.own.stored.notes,
-            *prompts.check(
-                self.call.pipeline, asked.values, self.own.asked, bool(self.args.truncate_prompts)
-            ),
+            *prompts.check(self.call.pipeline, asked.values, self.own.asked, truncate),
         ]
+        if (size := self._batch_size(asked)) < one_step.SEEDS:
+            notes.append(
+                f"edges are those that {size} images have in common, not {one_step.SEEDS} as "
+                f"published: a batch has {size} images of one prompt (--batch-size, --per-prompt)"
+            )
+        return notes
 
     def _batch_size(self, asked: Conditions) -> int:
         """Return the largest number of images that divides those of a prompt, so that no batch has
