@@ -204,18 +204,10 @@ def run(args: argparse.Namespace) -> None:
     settings = _settings(args)
     out = output.check(args.out, output.earlier(args.out, STEP), replaced=True)
     sources = {flag: getattr(args, flag) for flag in ("pipeline", "train", "queries")}
-    for name in ("train", "queries"):
-        image_sets.source_of(name, args)
-    read = {name: image_sets.read_set(name, args) for name in ("train", "queries")}
     device = device_of(args)
-    opened = networks.opened(args, read["train"].images)
-    if opened.classes is not None:  # labels are required only if the network uses them
-        read = {name: image_sets.read_set(name, args, labels=True) for name in read}
-        read["queries"] = image_sets.with_classes_of(read["train"], read["queries"])
+    opened, read = networks.read(args, ("train", "queries"))
     sets = {name: image_set.images for name, image_set in read.items()}
     names = {name: image_set.names for name, image_set in read.items()}
-    for name, images in sets.items():
-        networks.check(opened, name, images)
     tasks = {name: networks.task(opened, image_set, args) for name, image_set in read.items()}
     notices = [notice for image_set in read.values() for notice in image_set.notices()]
     notices += [f"--pipeline: {note}" for note in opened.notes]

@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
     drawn: dict[str, Any] = {}
     notices = [notice for image_set in sets.values() for notice in image_set.notices()]
     if plan is not None:
-        _check_shapes(sets)
+        image_sets.check_shapes(sets)
         generated = plan.draw(sets["train"], out)
         sets["samples"], drawn = generated.images, generated.settings
         notices += generated.notes
@@ -239,7 +239,7 @@ def run(args: argparse.Namespace) -> None:
             notices.append(f"{error}; none were read")
         if texts is not None:
             sets["samples"] = replace(sets["samples"], captions=tuple(texts))
-    _check_shapes(sets)
+    image_sets.check_shapes(sets)
     samples = sets["samples"]
     train = replace(sets["train"], images=_by_content(sets["train"].images))
     holdout = sets["holdout"].images if "holdout" in sets else None
@@ -367,18 +367,6 @@ def _keep(path: Path, drawn: Images) -> None:
     stream = io.BytesIO()
     np.savez_compressed(stream, images=drawn.pixels, ids=drawn.ids, labels=drawn.labels)
     artifacts.write_atomically(path, stream.getvalue())
-
-
-def _check_shapes(sets: dict[str, ImageSet]) -> None:
-    shapes = {
-        f"--{name}": "x".join(map(str, image_set.images.pixels.shape[1:]))
-        for name, image_set in sets.items()
-    }
-    if len(set(shapes.values())) > 1:
-        listed = ", ".join(f"{flag} {shape}" for flag, shape in shapes.items())
-        raise ConfigError(
-            f"images have different shapes: {listed}; --resize and --colour convert them"
-        )
 
 
 def _by_content(train: Images) -> Images:

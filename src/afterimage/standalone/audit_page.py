@@ -105,11 +105,7 @@ def render(
             *(f"{metric} {reason}." for metric, reason in record.quality_missing.items()),
         ],
         generations=_generations(record.settings),
-        settings=[
-            (name.replace("_", " "), str(value))
-            for name, value in record.settings
-            if value is not None and not isinstance(value, dict)
-        ],
+        settings=page.settings(record.settings),
     )
 
 

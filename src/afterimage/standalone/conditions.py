@@ -112,28 +112,28 @@ def by_prompt(
     return Conditions("prompt", tuple(prompts[i] for i in order), each, total), notes
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path, flag: str = "--prompts") -> list[str]:
     """Return the different prompts of a file, one per line, in its order.
 
     Raises:
-        ConfigError: naming ``--prompts`` and the line, if the file cannot be read, or a line is
+        ConfigError: naming ``flag`` and the line, if the file cannot be read, or a line is
             empty or repeated.
     """
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except OSError as error:
-        raise ConfigError(f"--prompts {path}: it cannot be read: {error.strerror}") from error
+        raise ConfigError(f"{flag} {path}: it cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ConfigError(
-            f"--prompts {path}: it is not UTF-8 text: byte {error.start} is "
+            f"{flag} {path}: it is not UTF-8 text: byte {error.start} is "
             f"{error.object[error.start]:#x}; one prompt per line is needed"
         ) from error
     lines = [line.strip() for line in text.rstrip().split("\n")]
     if lines == [""]:
-        raise ConfigError(f"--prompts {path}: it is empty; one prompt per line is needed")
+        raise ConfigError(f"{flag} {path}: it is empty; one prompt per line is needed")
     if empty := [str(number) for number, line in enumerate(lines, 1) if not line]:
         raise ConfigError(
-            f"--prompts {path}: {len(empty)} lines are empty (line {listed(empty)}); one prompt "
+            f"{flag} {path}: {len(empty)} lines are empty (line {listed(empty)}); one prompt "
             "per line is needed"
         )
     first: dict[str, int] = {}
@@ -144,7 +144,7 @@ def read_prompts(path: Path) -> list[str]:
     ]
     if repeated:
         raise ConfigError(
-            f"--prompts {path}: {len(repeated)} prompts are there twice (line "
+            f"{flag} {path}: {len(repeated)} prompts are there twice (line "
             f"{listed(repeated)}); --per-prompt draws several images from each"
         )
     return lines

@@ -45,12 +45,3 @@ def named(*blocks: str) -> Iterator[None]:
         raise ConfigError("\n".join(lines)) from error
     except (ConfigError, ArtifactError) as error:
         raise type(error)(keys.sub(lambda match: flag(match[0]), str(error))) from error
-
-
-@contextmanager
-def renamed(before: str, after: str) -> Iterator[None]:
-    """Reraise errors that begin with one flag as errors on another, which is read alike."""
-    try:
-        yield
-    except (ConfigError, ArtifactError) as error:
-        raise type(error)(re.sub(rf"^{before}\b", after, str(error))) from error

@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -418,3 +418,20 @@ def _for(kinds: Sequence[str]) -> str:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def check_shapes(sets: Mapping[str, ImageSet]) -> None:
+    """Check that all sets have images of one shape.
+
+    Raises:
+        ConfigError: naming the flags, if they have not.
+    """
+    shapes = {
+        f"--{name}": "x".join(map(str, image_set.images.pixels.shape[1:]))
+        for name, image_set in sets.items()
+    }
+    if len(set(shapes.values())) > 1:
+        listed = ", ".join(f"{flag} {shape}" for flag, shape in shapes.items())
+        raise ConfigError(
+            f"images have different shapes: {listed}; --resize and --colour convert them"
+        )

@@ -99,15 +99,8 @@ def run(args: argparse.Namespace) -> None:
     if args.batch_size < 1:
         raise ConfigError(f"--batch-size = {args.batch_size}: allowed are numbers from 1")
     out = output.check(args.out, FILES)
-    for name in SETS:
-        image_sets.source_of(name, args)
-    sets = {name: image_sets.read_set(name, args) for name in SETS}
-    network = networks.opened(args, sets["train"].images)
-    if network.classes is not None:
-        sets = {name: image_sets.read_set(name, args, labels=True) for name in SETS}
-        sets["holdout"] = image_sets.with_classes_of(sets["train"], sets["holdout"])
-    for name, image_set in sets.items():
-        networks.check(network, name, image_set.images)
+    network, sets = networks.read(args, SETS)
+    image_sets.check_shapes(sets)
     repeated = _repeated(sets)
 
     # Measure and compare the losses.
@@ -172,12 +165,6 @@ def _repeated(sets: dict[str, ImageSet]) -> np.ndarray:
         ConfigError: if no held-out image is left.
     """
     train, holdout = (sets[name].images.pixels for name in SETS)
-    if train.shape[1:] != holdout.shape[1:]:
-        shapes = ["x".join(map(str, pixels.shape[1:])) for pixels in (train, holdout)]
-        raise ConfigError(
-            f"images have different shapes: --train {shapes[0]}, --holdout {shapes[1]}; --resize "
-            "and --colour convert them"
-        )
     repeated = np.isin(contents(holdout), contents(train))
     if repeated.all():
         raise ConfigError(

@@ -4,6 +4,7 @@ gradients: U-Nets of pixels, and latent networks with texts or labels."""
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from afterimage.diffusion.pipelines import Opened
 from afterimage.diffusion.stored_network import NETWORKS
 from afterimage.images import Images
 from afterimage.standalone import captions, drawing_flags, flags, stored_pipeline
+from afterimage.standalone import images as image_sets
 from afterimage.standalone.images import ImageSet
 
 TEXT_FLAGS = ("variant", "lora", "truncate_prompts")
@@ -41,6 +43,36 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     drawing_flags.truncation_flag(group)
     captions.arguments(group)
     group.add_argument("--device", help="e.g. cpu or cuda:1 (default: a GPU if there is one)")
+
+
+def read(
+    args: argparse.Namespace, names: Sequence[str]
+) -> tuple[Opened | Any, dict[str, ImageSet]]:
+    """Read sets of images, the first of them the training images, and open the network.
+
+    Labels are required only if the network uses them; those of further sets then have the classes
+    of the training images.
+
+    Args:
+        args: The command's arguments.
+        names: Flags of the sets, without ``--``.
+
+    Raises:
+        ConfigError: naming the flag, if images or labels do not suit the network.
+        ArtifactError: likewise, if something cannot be opened.
+    """
+    for name in names:
+        image_sets.source_of(name, args)
+    sets = {name: image_sets.read_set(name, args) for name in names}
+    train = names[0]
+    network = opened(args, sets[train].images)
+    if network.classes is not None:
+        sets = {name: image_sets.read_set(name, args, labels=True) for name in names}
+        for name in names[1:]:
+            sets[name] = image_sets.with_classes_of(sets[train], sets[name])
+    for name, image_set in sets.items():
+        check(network, name, image_set.images)
+    return network, sets
 
 
 def opened(args: argparse.Namespace, train: Images) -> Opened | Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Iterable
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -22,6 +23,15 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     return environment.get_template(template).render(values)
+
+
+def settings(values: Iterable[tuple[str, Any]]) -> list[tuple[str, str]]:
+    """Return the rows of a table of settings: those that have a plain value."""
+    return [
+        (name.replace("_", " "), str(value))
+        for name, value in values
+        if value is not None and not isinstance(value, dict)
+    ]
 
 
 def pyplot() -> Any:

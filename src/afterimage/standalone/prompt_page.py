@@ -41,11 +41,7 @@ def render(record: dict[str, Any], table: pd.DataFrame, images: dict[str, np.nda
         detectors=[
             (name, each["statistic"], *_area(each)) for name, each in record["detectors"].items()
         ],
-        settings=[
-            (name.replace("_", " "), value)
-            for name, value in record["settings"].items()
-            if value is not None and not isinstance(value, dict)
-        ],
+        settings=page.settings(record["settings"].items()),
     )
 
 

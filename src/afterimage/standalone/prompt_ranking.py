@@ -28,7 +28,6 @@ from afterimage.standalone import (
     conditions,
     drawing,
     drawing_flags,
-    flags,
     output,
     prompt_page,
 )
@@ -291,8 +290,7 @@ def _held_out(args: argparse.Namespace, prompts: list[str]) -> list[str]:
     """Return the held-out prompts; none without ``--holdout-prompts``."""
     if args.holdout_prompts is None:
         return []
-    with flags.renamed("--prompts", "--holdout-prompts"):
-        held_out = conditions.read_prompts(args.holdout_prompts)
+    held_out = conditions.read_prompts(args.holdout_prompts, "--holdout-prompts")
     if both := sorted(set(prompts) & set(held_out)):
         raise ConfigError(
             f"--holdout-prompts {args.holdout_prompts}: {len(both)} of its prompts are in "

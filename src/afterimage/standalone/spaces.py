@@ -28,7 +28,7 @@ from afterimage.config.data import LARGEST, SMALLEST
 from afterimage.data import pictures
 from afterimage.images import Images, contents
 from afterimage.metrics import classifier, intervals, similarity
-from afterimage.standalone import page
+from afterimage.standalone import flags, page
 from afterimage.standalone.feature_networks import NORMALISATIONS, SPACES, FeatureNetwork, find
 from afterimage.standalone.features import FeatureReader, KeptFeatures
 from afterimage.standalone.images import ImageSet
@@ -36,12 +36,7 @@ from afterimage.standalone.images import ImageSet
 COLUMNS = ("similarity", "nearest_by_similarity", "flagged_by_similarity")
 """Columns of pairs.parquet."""
 SETS = ("samples", "train", "holdout")
-_FLAGS = {
-    "space_weights": "--space-weights",
-    "space_sha256": "--space-sha256",
-    "space_normalisation": "--space-normalisation",
-    "match_size": "--match-size",
-}
+_FLAGS = ("space_weights", "space_sha256", "space_normalisation", "match_size")
 _ALIKE = 0.999
 """Where half of the different training images are as similar as this to another, the space hardly
 tells images apart."""
@@ -91,15 +86,15 @@ def check(args: argparse.Namespace) -> None:
         ConfigError: naming the flag.
     """
     space = args.space
-    given = {flag: value for flag, name in _FLAGS.items() if (value := getattr(args, flag))}
+    given = {flag: value for flag in _FLAGS if (value := getattr(args, flag))}
     allowed: dict[str, set[str]] = {"pixels": set(), "classifier": set()}
     allowed |= {name: {"space_weights", "space_sha256", "match_size"} for name in SPACES}
     allowed["sscd"] |= {"space_normalisation"}
     for flag in _FLAGS:
         if getattr(args, flag) is not None and flag not in allowed[space]:
-            spaces = [name for name, flags in allowed.items() if flag in flags]
+            spaces = [name for name, known in allowed.items() if flag in known]
             raise ConfigError(
-                f"{_FLAGS[flag]} = {getattr(args, flag)}: it is for --space {', '.join(spaces)}, "
+                f"{flags.flag(flag)} = {getattr(args, flag)}: it is for --space {', '.join(spaces)}, "
                 f"not {space}"
             )
     if space in SPACES and "space_weights" not in given:
