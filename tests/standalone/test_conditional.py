@@ -163,24 +163,23 @@ def sets(tmp_path_factory, images):
     return folder
 
 
-def attribute(stored, sets, out, kind="sd", train="train", queries="others", *flags):
-    given = [
-        "attribute",
-        "--pipeline",
-        stored[0][kind],
-        "--train",
-        sets / train,
-        "--queries",
-        sets / queries,
-        "--out",
-        out,
-        "--timesteps",
-        2,
-        "--dimension",
-        64,
-    ]
+def run(command, other, settings, stored, sets, out, kind, names, flags):
+    """Run a command on the images called ``names``: the training images and those of ``other``."""
+    given = [command, "--pipeline", stored[0][kind], "--train", sets / names[0]]
+    given += [other, sets / names[1], "--out", out, "--timesteps", 2, *settings]
     lora = [] if stored[1][kind] is None else ["--lora", stored[1][kind]]
     return cli.main(list(map(str, [*given, *lora, *flags])))
+
+
+def attribute(stored, sets, out, kind="sd", train="train", queries="others", *flags):
+    settings = ["--dimension", 64]
+    names = (train, queries)
+    return run("attribute", "--queries", settings, stored, sets, out, kind, names, flags)
+
+
+def membership(stored, sets, out, kind="sd", train="train", holdout="others", *flags):
+    names = (train, holdout)
+    return run("membership", "--holdout", ["--draws", 2], stored, sets, out, kind, names, flags)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -204,26 +203,6 @@ def test_the_caption_of_a_query_matters(stored, sets, tmp_path, images):
     a, b = (load_file(tmp_path / name / "scores.safetensors")["dtrak"] for name in ("a", "b"))
     np.testing.assert_allclose(a[0], b[0], rtol=1e-4)  # the same caption
     assert np.abs(a[1] / b[1] - 1).max() > 1e-3
-
-
-def membership(stored, sets, out, kind="sd", train="train", holdout="others", *flags):
-    given = [
-        "membership",
-        "--pipeline",
-        stored[0][kind],
-        "--train",
-        sets / train,
-        "--holdout",
-        sets / holdout,
-        "--out",
-        out,
-        "--timesteps",
-        2,
-        "--draws",
-        2,
-    ]
-    lora = [] if stored[1][kind] is None else ["--lora", stored[1][kind]]
-    return cli.main(list(map(str, [*given, *lora, *flags])))
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,7 @@
 """``--space``: a second answer of the audit, by similarity in a feature space.
 
-The verdict is by distance in pixels. With a space, generations and held-out images are also compared
-with the training images by the cosine of their features (``attacks.feature_similarity``). Each of
+The verdict is by distance in pixels. With a space, generations and held-out images are also
+compared with the training images by the cosine of their features (``attacks.feature_similarity``). Each of
 the two answers then takes half of the 5 of 100 audits that may report copies where there are none.
 """
 
@@ -50,7 +50,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         choices=["pixels", *SPACES, "classifier"],
         default="pixels",
         help="a second answer, by similarity of features: sscd (copy detection), clip, dinov2, or "
-        "classifier, which is trained on half of --holdout (default: %(default)s, no second answer)",
+        "classifier, which is trained on half of --holdout (default: %(default)s, no second "
+        "answer)",
     )
     group.add_argument(
         "--space-weights",
@@ -94,8 +95,8 @@ def check(args: argparse.Namespace) -> None:
         if getattr(args, flag) is not None and flag not in allowed[space]:
             spaces = [name for name, known in allowed.items() if flag in known]
             raise ConfigError(
-                f"{flags.flag(flag)} = {getattr(args, flag)}: it is for --space {', '.join(spaces)}, "
-                f"not {space}"
+                f"{flags.flag(flag)} = {getattr(args, flag)}: it is for --space "
+                f"{', '.join(spaces)}, not {space}"
             )
     if space in SPACES and "space_weights" not in given:
         raise ConfigError(f"--space {space} needs --space-weights")
