@@ -12,6 +12,7 @@ from afterimage.metrics.exceedance import visible_rate
 from afterimage.standalone import audit
 from afterimage.standalone.command_line import CommandLine
 from afterimage.standalone.next_steps import next_steps
+from afterimage.standalone.statement import percent
 
 from . import records
 
@@ -90,6 +91,14 @@ def test_pictures_are_proposed_unless_they_are_there():
     assert any("--show-images" in command for command in commands())
     assert not any("--show-images " in f"{c} " for c in commands([*GIVEN, "--show-images"])[1:])
     assert "Look at the pairs" not in texts([*GIVEN, "--show-images"])
+
+
+def test_rates_are_at_the_confidence_of_the_audit():
+    """0.975 where an answer by similarity shares the error rate."""
+    shared = Verdict("not shown", "", 200, 60, visible_rate=0.12, confidence=0.975)
+    now = percent(visible_rate(200, 60, POWER, 0.975))
+    assert now != percent(visible_rate(200, 60, POWER))
+    assert f"sees copying rates from {now};" in texts(outcome="not shown", verdict=shared)
 
 
 def test_rarer_copies_need_the_number_of_images_that_is_said():

@@ -60,7 +60,8 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
         steps.append(
             NextStep(
                 text=f"conditions.csv lists the {kind}s with copies first: "
-                f"{findings.conditions.with_copies:,} of {findings.conditions.different:,} have some.",
+                f"{findings.conditions.with_copies:,} of {findings.conditions.different:,} have "
+                "some.",
                 command=None,
             )
         )
@@ -76,8 +77,8 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
     if counts.extracted_repeated:
         steps.append(
             NextStep(
-                text=f"{counts.extracted_repeated:,} of {number(counts.extracted, 'extracted image')} "
-                "occur more than once among the training images: remove the repetitions and train "
+                text=f"{counts.extracted_repeated:,} of "
+                f"{number(counts.extracted, 'extracted image')} occur more than once among the training images: remove the repetitions and train "
                 "again. docs/remedies.md compares this with other remedies, and says how "
                 "near-duplicates are detected.",
                 command=None,
@@ -113,7 +114,7 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
 def _after_none(findings: Findings, line: CommandLine, out: str) -> list[NextStep]:
     generations, held_out = findings.verdict.generations, findings.verdict.held_out
     now, more, control, both = (
-        percent(_visible(count, unseen))
+        percent(_visible(findings, count, unseen))
         for count, unseen in (
             (generations, held_out),
             (MORE * generations, held_out),
@@ -176,7 +177,7 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
         rates = {
             f"{unseen:,}": percent(rate)
             for unseen in HELD_OUT
-            if (rate := _visible(generations, unseen)) <= verdict.LARGEST_VISIBLE
+            if (rate := _visible(findings, generations, unseen)) <= verdict.LARGEST_VISIBLE
         }
         seen = f" {number(generations, 'generation')} are too few for any number of these."
         if rates:
@@ -196,9 +197,9 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
             )
         )
     unseen = findings.verdict.held_out or HELD_OUT[0]
-    if _visible(generations, unseen) > verdict.LARGEST_VISIBLE:
+    if _visible(findings, generations, unseen) > verdict.LARGEST_VISIBLE:
         factor = 1
-        while (rate := _visible(factor * generations, unseen)) > verdict.LARGEST_VISIBLE:
+        while (rate := _visible(findings, factor * generations, unseen)) > verdict.LARGEST_VISIBLE:
             if factor * generations <= unseen:
                 factor *= 2
             else:
@@ -224,8 +225,9 @@ def _after_no_answer(findings: Findings, line: CommandLine, out: str) -> list[Ne
     return steps
 
 
-def _visible(generations: int, held_out: int) -> float:
-    return visible_rate(generations, held_out, verdict.POWER)
+def _visible(findings: Findings, generations: int, held_out: int) -> float:
+    """Return the copying rate that so many images would see, at the confidence of the audit."""
+    return visible_rate(generations, held_out, verdict.POWER, findings.verdict.confidence)
 
 
 def _either(words: list[str]) -> str:
