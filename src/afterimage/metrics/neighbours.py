@@ -12,6 +12,9 @@ If faiss sees a GPU, the proposals come from a flat index there, in float32 too 
 off). Everything after that is the same, and so is the result. The bound is checked on every
 proposed pair; a query with a pair beyond it is screened.
 
+Without a GPU, large searches of uint8 images are done by integer products (``integer_search``), if
+the processor does them right. These are exact, so the result is the same again.
+
 Vectors are centred before the search, which makes E small; integer pixels are centred by integers,
 which is exact. The result depends on the images alone, not on the block size or the number of
 threads.
@@ -22,6 +25,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import faiss
 import numpy as np
@@ -29,11 +34,15 @@ import numpy as np
 from afterimage.config import ConfigError
 from afterimage.metrics import distances
 
+if TYPE_CHECKING:
+    from afterimage.metrics.integer_search import IntegerGallery
+
 _EXTRA = 32  # proposals beyond the k requested
 _PAIR_VALUES = 2**18  # values of image pairs compared at once: fits the processor's cache
 _SCREEN_PAIRS = 2**22  # float32 distances held at once by the screen
 _UNIT = 2.0**-24
 _GPU_PROPOSALS = 2048  # the maximum that faiss selects on a GPU
+_INTEGER_FROM = 2**30  # products of a search from which on integers are worth the import of torch
 
 
 @dataclass(frozen=True)
@@ -54,8 +63,8 @@ class Nearest:
 class Gallery:
     """A searchable set of images.
 
-    Holds a float32 copy of them; all other memory is bounded: by the block of queries for
-    proposals, by constants for comparisons.
+    Holds a copy of them in float32, or in int8 where integers decide; all other memory is bounded:
+    by the block of queries for proposals, by constants for comparisons.
     """
 
     def __init__(self, images: np.ndarray, tiles: int = 1):
@@ -81,10 +90,6 @@ class Gallery:
         self._centre = distances.cut(
             (np.rint(mean) if self._integer else mean).reshape(1, *images.shape[1:]), tiles
         )[0]
-        self._vectors = np.empty(self._cut.shape, np.float32)
-        for block in _slices(len(images), 1024):
-            self._vectors[block] = self._centred(self._cut[block])
-        self._norms = _squared_norms(self._vectors)  # (N, T)
         self._gpu: faiss.Index | None = None  # built by the first search on a GPU
         self._gpu_failed = False
         m = self._cut.shape[2] + 16
@@ -92,6 +97,29 @@ class Gallery:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @cached_property
+    def _vectors(self) -> np.ndarray:
+        """The centred images, float32 (N, T, d)."""
+        vectors = np.empty(self._cut.shape, np.float32)
+        for block in _slices(len(self), 1024):
+            vectors[block] = self._centred(self._cut[block])
+        return vectors
+
+    @cached_property
+    def _norms(self) -> np.ndarray:
+        """Their squared norms, float64 (N, T)."""
+        return _squared_norms(self._vectors)
+
+    @cached_property
+    def _integers(self) -> IntegerGallery | None:
+        """The images as integers; None where integer products cannot hold or are not right."""
+        from afterimage.metrics import integer_search
+
+        values = self._cut.shape[2]
+        if values > integer_search.LARGEST or not integer_search.trusted(values):
+            return None
+        return integer_search.IntegerGallery(self._cut)
 
     def nearest(
         self,
@@ -186,6 +214,10 @@ class Gallery:
         """Return rows, sums of squares (largest tile) and the number of screened queries, for one
         block."""
         cut = distances.cut(queries, self.tiles)
+        large = len(queries) * self.images.size >= _INTEGER_FROM
+        on_gpu = self.tiles == 1 and not self._gpu_failed and faiss.get_num_gpus()
+        if self._integer and large and not on_gpu and self._integers is not None:
+            return *self._integers.nearest(cut, k, exclude), 0
         if self.tiles > 1:
             return *self._screen(cut, k, exclude), len(cut)
         proposals = min(len(self), k + (exclude is not None) + _EXTRA)
