@@ -56,10 +56,11 @@ def test_images_round_trip_without_pickle(tmp_path):
         ids=np.array(["a", "b", "ü"]),
         labels=[1, 0, 2],
         official_test=[True, False, True],
+        captions=["", "a peacock", "ü, in 1 word"],
     )
     images.save(tmp_path / "x.npz")
     again = load_images(tmp_path / "x.npz", check=False)
-    for name in ("pixels", "ids", "labels", "sources", "official_test"):
+    for name in ("pixels", "ids", "labels", "sources", "official_test", "captions"):
         np.testing.assert_array_equal(getattr(again, name), getattr(images, name))
 
 

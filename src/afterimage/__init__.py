@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 
 _NAMED_BY_PIPELINES = {
     "RAUNet": "afterimage.diffusion.rau_net",
+    "RAUNetCondition": "afterimage.diffusion.rau_net",
     "TimestepRouter": "afterimage.diffusion.router",
     # diffusers looks it up to decide how to load the two.
     "ModelMixin": "diffusers.models.modeling_utils",

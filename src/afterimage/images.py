@@ -22,6 +22,7 @@ class Images:
         sources: like ``ids``, (N,): the original image of the row. Planted copies of one image
             share it.
         official_test: bool, (N,): the row comes from the source's official test split.
+        captions: text, (N,); empty without a caption.
     """
 
     pixels: np.ndarray
@@ -29,6 +30,7 @@ class Images:
     labels: np.ndarray
     sources: np.ndarray
     official_test: np.ndarray
+    captions: np.ndarray
 
     def __post_init__(self) -> None:
         n = len(self.pixels)
@@ -41,7 +43,7 @@ class Images:
                 f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} "
                 f"{self.pixels.shape}"
             )
-        for name in ("ids", "labels", "sources", "official_test"):
+        for name in ("ids", "labels", "sources", "official_test", "captions"):
             if getattr(self, name).shape != (n,):
                 raise ArtifactError(
                     f"{name} has shape {getattr(self, name).shape}, but there are {n} images"
@@ -60,9 +62,10 @@ class Images:
         labels: np.ndarray | None = None,
         sources: np.ndarray | None = None,
         official_test: np.ndarray | None = None,
+        captions: np.ndarray | None = None,
     ) -> Images:
-        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1 and each row is
-        its own source by default."""
+        """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1, captions empty
+        and each row is its own source by default."""
         n = len(pixels)
         ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids)
         return cls(
@@ -73,6 +76,7 @@ class Images:
             official_test=np.zeros(n, bool)
             if official_test is None
             else np.asarray(official_test, bool),
+            captions=np.full(n, "") if captions is None else np.asarray(captions, str),
         )
 
     def take(self, rows: np.ndarray) -> Images:
@@ -83,6 +87,7 @@ class Images:
             self.labels[rows],
             self.sources[rows],
             self.official_test[rows],
+            self.captions[rows],
         )
 
     def save(self, path: Path) -> None:
@@ -95,6 +100,7 @@ class Images:
                 labels=self.labels,
                 sources=self.sources,
                 official_test=self.official_test,
+                captions=self.captions,
             )
 
 
@@ -140,6 +146,7 @@ def load_images(path: Path, check: bool = True) -> Images:
                 arrays["labels"],
                 arrays["sources"],
                 arrays["official_test"],
+                arrays["captions"],
             )
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ArtifactError(f"{path} cannot be read as an image set: {error}") from error

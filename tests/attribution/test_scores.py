@@ -152,7 +152,12 @@ def study(params, tmp_path):
         every = np.full(N + 4, 99)
         every[TRAINED] = sources
         train = Images(
-            EVERYTHING.pixels, EVERYTHING.ids, EVERYTHING.labels, every, EVERYTHING.official_test
+            EVERYTHING.pixels,
+            EVERYTHING.ids,
+            EVERYTHING.labels,
+            every,
+            EVERYTHING.official_test,
+            EVERYTHING.captions,
         )
         sets = {
             name: Images.of(rng(9).integers(0, 256, (size, 4, 4, 1), np.uint8))

@@ -103,7 +103,7 @@ class Recorder(nn.Module):
         super().__init__()
         self.calls: list[tuple[int, int]] = []
 
-    def __call__(self, x, t, labels=None, return_dict=True):
+    def __call__(self, x, t, class_labels=None, return_dict=True):
         self.calls.append((int(t[0]), len(x)))
         return (torch.zeros_like(x),)
 

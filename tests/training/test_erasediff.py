@@ -194,7 +194,7 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
     )
     batch = targets.batch(sides, 3)
     assert not batch.target.requires_grad
-    assert torch.equal(batch.labels, job.task.labels[batch.rows])
+    assert torch.equal(batch.condition["class_labels"], job.task.labels[batch.rows])
     plain_batch = sides.batch("forget", 3)
     for name in ("rows", "noisy", "timesteps"):
         assert torch.equal(getattr(batch, name), getattr(plain_batch, name))
@@ -202,14 +202,16 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
     with torch.no_grad():
         each = torch.stack(
             [
-                job.task.predict(job.net, replace(batch, labels=torch.full((64,), c)))
+                job.task.predict(
+                    job.net, replace(batch, condition={"class_labels": torch.full((64,), c)})
+                )
                 for c in range(10)
             ]
         )
     distance = (each - batch.target).abs().amax(dim=(2, 3, 4))
     used = distance.argmin(0)
     assert distance.amin(0).max() < 1e-5
-    assert (used != batch.labels).all()
+    assert (used != batch.condition["class_labels"]).all()
     assert len(set(used.tolist())) == 10
     assert targets.batch(sides, 3).target.equal(batch.target)
 
@@ -266,13 +268,15 @@ def test_released_relabelling_drops_labels_and_units_on_both_sides(unlearner, tm
     )
     batch = targets.batch(sides, 0)
     wrong = targets.labels(batch, torch.Generator().manual_seed(0))
-    here, there = batch.labels == 10, wrong == 10
+    here, there = batch.condition["class_labels"] == 10, wrong == 10
     for dropped, share in ((here, 0.4), (there, 0.4), (here & there, 0.16)):
         assert dropped.float().mean() == pytest.approx(
             share, abs=4 * (share * (1 - share) / 500) ** 0.5
         )
-    again = targets.predict(replace(batch, labels=wrong))
-    assert not torch.equal(targets.predict(replace(batch, labels=wrong)), again)
+    again = targets.predict(replace(batch, condition={"class_labels": wrong}))
+    assert not torch.equal(
+        targets.predict(replace(batch, condition={"class_labels": wrong})), again
+    )
     assert torch.equal(targets.batch(sides, 0).target, batch.target)
 
 
@@ -304,7 +308,9 @@ def test_uniform_target_and_what_corrupts_the_images(target, condition, unlearne
     expected = job.scheduler.add_noise(clean, noise, batch.timesteps)
     torch.testing.assert_close(batch.noisy, expected, rtol=0, atol=1e-5)
     if condition == "label":
-        assert torch.equal(batch.labels, job.task.labels[batch.rows]) == (target == "uniform")
+        assert torch.equal(batch.condition["class_labels"], job.task.labels[batch.rows]) == (
+            target == "uniform"
+        )
 
 
 @pytest.mark.parametrize("target", ["uniform", "released_uniform"])

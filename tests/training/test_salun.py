@@ -60,7 +60,7 @@ def test_saliency_is_the_gradient_of_the_ordinary_loss_on_the_forgotten_images_a
     for i in range(3):
         batch = sides.batch("forget", i, keep_labels=True)
         assert job.forgotten[batch.rows].all()
-        assert set(batch.labels.tolist()) == {0}
+        assert set(batch.condition["class_labels"].tolist()) == {0}
         job.task.losses(net, batch).mean().backward()
     found = forgetting_gradient(job, Learner(job.net, job.train, job.accelerator), 3)
     for a, weight in zip(found, net.parameters(), strict=True):
@@ -106,7 +106,8 @@ def test_gradient_is_that_of_the_objective_where_the_mask_is_one_and_zero_elsewh
     load_weights(net, job.base)
     forget = sides.batch("forget", 0, keep_labels=True)
     with torch.no_grad():
-        target = job.task.predict(net, replace(forget, labels=wrong(forget.labels, relabel, job)))
+        labels = wrong(forget.condition["class_labels"], relabel, job)
+        target = job.task.predict(net, replace(forget, condition={"class_labels": labels}))
     pulled = (job.task.predict(net, forget) - target).square().mean()
     rest = job.task.losses(net, sides.batch("remain", 0)).mean()
     (pulled + 3.07 * rest).backward()

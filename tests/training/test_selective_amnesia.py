@@ -81,7 +81,9 @@ def test_likelihood_sums_over_values_and_stands_for_all_timesteps(unlearner, tmp
     for i, total in enumerate(found):
         parts = seen[2 * i : 2 * i + 2]
         assert len({int(row) for batch in parts for row in batch.rows}) == 1
-        assert all(batch.labels.equal(job.task.labels_of(batch.rows)) for batch in parts)
+        assert all(
+            batch.condition["class_labels"].equal(job.task.labels_of(batch.rows)) for batch in parts
+        )
         expected = 64 * 1000 / 6 * sum(original(job.net, batch).sum() for batch in parts)
         assert total.item() == pytest.approx(expected.item(), rel=1e-5)
     assert len({int(batch.rows[0]) for batch in seen}) == 4, "images are drawn without replacement"
@@ -143,7 +145,7 @@ def test_surrogate_is_uniform_noise_under_the_forgotten_label(unlearner, tmp_pat
     )  # its target is the image
     batch = surrogate(clean, 3, 0)
     assert batch.target.shape == (256, 1, 8, 8)
-    assert set(batch.labels.tolist()) == {3}
+    assert set(batch.condition["class_labels"].tolist()) == {3}
     values = batch.target.flatten()
     assert values.min() == -1
     assert values.max() == 1
@@ -184,7 +186,7 @@ def test_gradient_is_that_of_the_objective(replay, unlearner, series, tmp_path):
     once = unlearner(tmp_path / "once", arm, updates=1, **settings)
     selective_amnesia.train(once)
     remain = Sides(source).batch("remain", 1, keep_labels=True)
-    assert not {0, 10} & set(remain.labels.tolist())
+    assert not {0, 10} & set(remain.condition["class_labels"].tolist())
     net = once.net
     net.zero_grad()
     forget_loss = job.task.losses(net, surrogate(job, 0, 1)).mean()

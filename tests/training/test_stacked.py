@@ -23,8 +23,7 @@ class Exact(Pixels):
         return replace(batch, noisy=batch.noisy.double(), target=batch.target.double())
 
     def losses(self, net, batch):
-        condition = {} if batch.labels is None else {"class_labels": batch.labels}
-        predicted = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
+        predicted = net(batch.noisy, batch.timesteps, return_dict=False, **batch.condition)[0]
         return (predicted - batch.target).square().mean(dim=(1, 2, 3))
 
 

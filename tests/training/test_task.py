@@ -112,17 +112,21 @@ def test_labels_are_dropped_to_the_null_label_at_the_asked_rate(share):
     task = make(labels=labels, classes=3, label_dropout=share)
     rows = np.arange(6).repeat(1000)
     batch = task.batch(rows, generator())
-    null = batch.labels == 3
+    null = batch.condition["class_labels"] == 3
     assert null.float().mean() == pytest.approx(share, abs=4 * (share * (1 - share) / 6000) ** 0.5)
-    assert torch.equal(batch.labels[~null], torch.from_numpy(labels[rows])[~null])
+    assert torch.equal(
+        batch.condition["class_labels"][~null], torch.from_numpy(labels[rows])[~null]
+    )
 
 
 def test_micro_batches_together_are_the_batch():
     batch = make(labels=np.arange(6), classes=6).batch(np.arange(6), generator())
     parts = batch.split(3)
     assert [len(part) for part in parts] == [2, 2, 2]
-    for name in ("rows", "noisy", "timesteps", "target", "labels"):
+    for name in ("rows", "noisy", "timesteps", "target"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(batch, name))
+    labels = [part.condition["class_labels"] for part in parts]
+    assert torch.equal(torch.cat(labels), batch.condition["class_labels"])
 
 
 def test_missing_labels_are_refused():

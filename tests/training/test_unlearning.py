@@ -46,8 +46,8 @@ def test_keeping_the_labels_changes_nothing_else(sides):
     dropped, kept = sides.batch("remain", 1), sides.batch("remain", 1, keep_labels=True)
     for name in ("rows", "noisy", "timesteps", "target"):
         assert torch.equal(getattr(dropped, name), getattr(kept, name))
-    assert (dropped.labels == 10).any()
-    assert torch.equal(kept.labels, sides.task.labels[kept.rows])
+    assert (dropped.condition["class_labels"] == 10).any()
+    assert torch.equal(kept.condition["class_labels"], sides.task.labels[kept.rows])
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,11 @@ def measure(
                 )
                 for mirror in (False, True)[: 1 + flips]:
                     batch = task.noised(
-                        rows, timesteps, noise, torch.full(rows.shape, mirror), task.labels_of(rows)
+                        rows,
+                        timesteps,
+                        noise,
+                        torch.full(rows.shape, mirror),
+                        task.condition_of(rows),
                     )
                     losses[batch_rows, column] += task.losses(net, batch.to(device)).cpu().numpy()
     losses /= draws * (1 + flips)

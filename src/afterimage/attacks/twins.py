@@ -60,11 +60,18 @@ def swap(train: Images, planted: Planted) -> Images:
     """Return the training set with every row of a planted source replaced by its twin; ids stay."""
     position = pd.Index(planted.sources).get_indexer(pd.Index(train.sources))
     swapped = position >= 0
-    pixels, sources, labels = train.pixels.copy(), train.sources.copy(), train.labels.copy()
-    pixels[swapped] = planted.twins.pixels[position[swapped]]
-    sources[swapped] = planted.twins.ids[position[swapped]]
-    labels[swapped] = planted.twins.labels[position[swapped]]
-    return replace(train, pixels=pixels, sources=sources, labels=labels)
+    twins, own = planted.twins, np.maximum(position, 0)
+
+    def taken(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+        return np.where(swapped.reshape(-1, *[1] * (values.ndim - 1)), others[own], values)
+
+    return replace(
+        train,
+        pixels=taken(train.pixels, twins.pixels),
+        sources=taken(train.sources, twins.ids),
+        labels=taken(train.labels, twins.labels),
+        captions=taken(train.captions, twins.captions),
+    )
 
 
 class Ranking:

@@ -64,6 +64,8 @@ class HuggingFace(SourceBlock):
     label_column: str | Literal[False] | None = None
     """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default
     ``label`` where there is one; false reads no labels."""
+    caption_column: str | None = None
+    """Column with captions, text; null reads none. Every image needs one."""
     sha256: dict[str, Sha256] = {}
     """Path in the repository -> expected sha256 of every file of the split. With a full commit hash
     as ``revision``, files in the Hub's local cache are then read without network access."""
@@ -92,6 +94,8 @@ class Parquet(SourceBlock):
     label_column: str | Literal[False] | None = None
     """Column with labels: integers, or text, whose sorted values become 0, 1, ... By default
     ``label`` where there is one; false reads no labels."""
+    caption_column: str | None = None
+    """Column with captions, text; null reads none. Every image needs one."""
     sha256: dict[str, Sha256] = {}
     """File name -> expected sha256. A file with another checksum is an error."""
     licence: str = "unknown"

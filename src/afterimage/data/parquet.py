@@ -159,6 +159,7 @@ class _File:
     official_test: bool
     image: str
     label: str | None
+    caption: str | None
 
 
 def contents_of(
@@ -183,7 +184,8 @@ def contents_of(
                 texts |= (
                     set(file.read(columns=[label]).column(label).to_pylist()) if text else set()
                 )
-        files.append(_File(name, path, official_test, image, label))
+            caption = _caption_column(file.schema_arrow, source.caption_column, path, reading)
+        files.append(_File(name, path, official_test, image, label, caption))
         others |= set(left)
     if len(kinds) > 1:
         key = reading.names["label_column"]
@@ -237,15 +239,20 @@ def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
     for file in files:
         with _opened(file.path) as rows:
             row = 0
-            for batch in rows.iter_batches(
-                _ROWS_AT_ONCE, columns=[file.image] + ([file.label] if file.label else [])
-            ):
-                cells = batch.column(file.image).to_pylist()
-                labels = batch.column(file.label).to_pylist() if file.label else [None] * len(cells)
-                for cell, value in zip(cells, labels, strict=True):
-                    label = -1 if value is None else codes.get(value, value)
+            columns = [name for name in (file.image, file.label, file.caption) if name is not None]
+            for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=columns):
+                absent = [None] * batch.num_rows
+                cells, labels, captions = (
+                    absent if name is None else batch.column(name).to_pylist()
+                    for name in (file.image, file.label, file.caption)
+                )
+                for cell, value, text in zip(cells, labels, captions, strict=True):
                     yield Record(
-                        partial(_bytes, cell), label, f"{file.name}:{row}", file.official_test
+                        partial(_bytes, cell),
+                        -1 if value is None else codes.get(value, value),
+                        f"{file.name}:{row}",
+                        file.official_test,
+                        None if file.caption is None else (text or "").strip(),
                     )
                     row += 1
 
@@ -338,6 +345,23 @@ def _label_column(
             + f"; {_columns(schema)}"
         )
     return name
+
+
+def _caption_column(
+    schema: pa.Schema, wanted: str | None, path: Path, reading: Reading
+) -> str | None:
+    if wanted is None:
+        return None
+    key = reading.names["caption_column"]
+    if schema.names.count(wanted) != 1:
+        number = "several columns of that name" if wanted in schema.names else "no such column"
+        raise configs.ConfigError(f"{key} = {wanted}: {path} has {number}; {_columns(schema)}")
+    if not _is_text(schema.field(wanted).type):
+        raise configs.ConfigError(
+            f"{key} = {wanted}: {path} has {schema.field(wanted).type} there, but captions must be "
+            f"text; {_columns(schema)}"
+        )
+    return wanted
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -268,6 +268,7 @@ def _training_set(
         labels=pool.labels[original_row],
         sources=pool.ids[original_row],
         official_test=pool.official_test[original_row],
+        captions=pool.captions[original_row],
     )
     perturbed = (train.pixels != pool.pixels[original_row]).any(axis=(1, 2, 3))
     ordered_kinds = np.array(kinds, dtype=object)[order]

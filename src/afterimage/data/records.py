@@ -19,6 +19,7 @@ STUDY = {
     "config": "data.source.config",
     "image_column": "data.source.image_column",
     "label_column": "data.source.label_column",
+    "caption_column": "data.source.caption_column",
     "array": "data.source.array",
     "label_array": "data.source.label_array",
     "classes": "data.classes",
@@ -53,12 +54,15 @@ class Record:
         name: Location of the image, for messages and manifests: a file name, or a file name and a
             row.
         official_test: Whether the image belongs to the source's official test split.
+        caption: Text, empty where the source has captions but not for this image; None where it
+            has none.
     """
 
     load: Callable[[], bytes | np.ndarray]
     label: int
     name: str
     official_test: bool = False
+    caption: str | None = None
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,7 @@ def read(
 
         - ``source``, ``licence``, ``raw_files`` (name -> sha256), ``class_names`` (or None),
           ``image_shape`` [H, W, C], ``facts``
+        - ``captions``: number of different captions; None where the source has none
         - ``names``: for sources with one file per image, or with names, the name of each row, in
           order, with a page or frame as ``file[number from 0]``; otherwise None
         - ``skipped``: images that could not be used: ``name`` and ``reason`` of each
@@ -167,6 +168,14 @@ def _read(
     bad += odd
     loaded = [entry for entry in loaded if entry[-1].shape == shape]
 
+    # A source with captions has one for every image that is kept.
+    captions = [record.caption for _, _, record, _ in loaded]
+    if silent := [name for _, name, record, _ in loaded if record.caption == ""]:
+        raise ArtifactError(
+            f"{len(silent)} of {len(loaded)} images have no caption: {', '.join(silent[:10])}"
+            + (f" and {len(silent) - 10} more" if len(silent) > 10 else "")
+        )
+
     # Build the arrays and the manifest.
     images = Images.of(
         np.stack([pixels for *_, pixels in loaded]),
@@ -175,6 +184,7 @@ def _read(
             [record.label if reading.labels else -1 for _, _, record, _ in loaded], np.int64
         ),
         official_test=np.array([record.official_test for _, _, record, _ in loaded], bool),
+        captions=None if None in captions else np.array(captions),
     )
     side = transform.side
     return images, {
@@ -182,6 +192,7 @@ def _read(
         "licence": source.licence,
         "raw_files": contents.raw_files,
         "class_names": contents.class_names if reading.labels else None,
+        "captions": None if None in captions else len(set(captions)),
         "skipped": bad,
         "ignored": ignored,
         "frames": frames,

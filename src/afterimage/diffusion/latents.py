@@ -3,15 +3,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from afterimage.diffusion.noising import Batch, Pixels
-
-Conditions = dict[str, "torch.Tensor | dict[str, torch.Tensor]"]
-"""Argument of a network -> a tensor with one row per different condition, or several by name."""
+from afterimage.diffusion.noising import Condition, Pixels
 
 
 class Latents(Pixels):
@@ -20,7 +15,7 @@ class Latents(Pixels):
     Args:
         latents: float32, (N, C, H, W), scaled as the network sees them.
         scheduler: The forward process; its ``prediction_type`` determines the target.
-        conditions: What the network is given.
+        conditions: What the network is given, with one row per different condition.
         rows: int64, (N,): the row of ``conditions`` of each latent.
     """
 
@@ -28,7 +23,7 @@ class Latents(Pixels):
         self,
         latents: torch.Tensor,
         scheduler: DDPMScheduler,
-        conditions: Conditions,
+        conditions: Condition,
         rows: torch.Tensor,
     ) -> None:
         self.images, self.scheduler = latents, scheduler
@@ -39,16 +34,13 @@ class Latents(Pixels):
         """Return the latents at ``rows``, float32, (B, C, H, W)."""
         return self.images[rows]
 
-    def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
-        """Return the network's prediction for each latent, float32, (B, C, H, W), without a
-        predicted variance."""
-        rows, device = self.rows[batch.rows.cpu()], batch.noisy.device
+    def condition_of(self, rows: torch.Tensor) -> Condition:
+        """Return the conditions of the latents at ``rows``."""
+        return _rows_of(self.conditions, self.rows[rows])
 
-        def of(values: Any) -> Any:
-            if isinstance(values, dict):
-                return {name: of(tensor) for name, tensor in values.items()}
-            return values[rows].to(device)
 
-        given = {name: of(values) for name, values in self.conditions.items()}
-        output = net(batch.noisy, timestep=batch.timesteps, return_dict=False, **given)[0]
-        return output[:, : batch.noisy.shape[1]].float()
+def _rows_of(condition: Condition, rows: torch.Tensor) -> Condition:
+    return {
+        name: value[rows] if isinstance(value, torch.Tensor) else _rows_of(value, rows)
+        for name, value in condition.items()
+    }

@@ -25,8 +25,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError, difference
 from afterimage.config import ConfigError, Diffusion, Model, TransferBlocks
-from afterimage.diffusion.rau_net import RAUNet
-from afterimage.diffusion.router import NETS, NULL, TimestepRouter
+from afterimage.diffusion.rau_net import RAUNet, Transfers
+from afterimage.diffusion.router import NETS, NULL, TimestepRouter, UNet
 
 
 def build_unet(
@@ -165,8 +165,8 @@ def load_weights(unet: UNet2DModel, pipeline: Path) -> None:
         _fill(unet, stored, pipeline)
 
 
-def _fill(unet: UNet2DModel, stored: UNet2DModel, pipeline: Path) -> None:
-    adds_blocks = isinstance(unet, RAUNet) and not isinstance(stored, RAUNet)
+def _fill(unet: UNet, stored: UNet, pipeline: Path) -> None:
+    adds_blocks = isinstance(unet, Transfers) and not isinstance(stored, Transfers)
     ours, theirs = (
         {
             key: list(value) if isinstance(value, tuple) else value

@@ -3,9 +3,9 @@ equation 14 per sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -16,6 +16,10 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.model import classes_of
 from afterimage.images import Images
+
+Condition = Mapping[str, "torch.Tensor | Condition"]
+"""Argument of a network -> a tensor with one row per sample, or several of them by name. Empty
+without a condition."""
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """A transformation of clean images, float32, (B, C, H, W), in [-1, 1]; or of timesteps, int64,
@@ -32,14 +36,14 @@ class Batch:
         noisy: float32, (B, C, H, W): x_t.
         timesteps: int64, (B,): t, from 0.
         target: float32, (B, C, H, W): what the network should predict.
-        labels: int64, (B,), including the null label; None without a condition.
+        condition: What the network is given besides, after dropout.
     """
 
     rows: torch.Tensor
     noisy: torch.Tensor
     timesteps: torch.Tensor
     target: torch.Tensor
-    labels: torch.Tensor | None
+    condition: Condition
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -53,15 +57,17 @@ class Batch:
         size = len(self) // parts
         return [self[start : start + size] for start in range(0, len(self), size)]
 
-    def __getitem__(self, rows: slice | torch.Tensor) -> Batch:
+    def __getitem__(self, rows: slice | torch.Tensor | None) -> Batch:
+        """Return some samples; of tensors without the dimension of the batch, a batch of one."""
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        values = {field.name: getattr(self, field.name) for field in fields(self)}
-        changed: dict[str, Any] = {
-            name: None if value is None else change(value) for name, value in values.items()
-        }
-        return Batch(**changed)
+        def of(value: Any) -> Any:
+            if isinstance(value, Mapping):
+                return {name: of(part) for name, part in value.items()}
+            return change(value)
+
+        return Batch(**{field.name: of(getattr(self, field.name)) for field in fields(self)})
 
 
 class Pixels:
@@ -126,11 +132,11 @@ class Pixels:
             if self.flips
             else torch.zeros(count, dtype=torch.bool)
         )
-        labels = self.labels_of(index)
-        if labels is not None:
+        condition = self.condition_of(index)
+        if condition and self.label_dropout:
             dropped = torch.rand(count, generator=generator) < self.label_dropout
-            labels = torch.where(dropped, self.classes, labels)
-        return self.noised(index, drawn_timesteps, noise, mirrored, labels, change)
+            condition = self.without(condition, dropped)
+        return self.noised(index, drawn_timesteps, noise, mirrored, condition, change)
 
     def noised(
         self,
@@ -138,7 +144,7 @@ class Pixels:
         timesteps: torch.Tensor,
         noise: torch.Tensor,
         mirrored: torch.Tensor,
-        labels: torch.Tensor | None,
+        condition: Condition,
         change: Change | None = None,
     ) -> Batch:
         """Return the images at ``rows`` with the given noise.
@@ -148,14 +154,14 @@ class Pixels:
             timesteps: int64, (B,).
             noise: float32, (B, C, H, W), standard normal.
             mirrored: bool, (B,): mask of the images to mirror.
-            labels: int64, (B,), or None.
+            condition: What the network is given besides.
             change: Applied to the images before noising.
         """
         clean = self.clean(rows)
         clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
         clean = clean if change is None else change(clean)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
-        return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), labels)
+        return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), condition)
 
     def clean(self, rows: torch.Tensor) -> torch.Tensor:
         """Return the images at ``rows`` as the network sees them, float32, (B, C, H, W)."""
@@ -164,6 +170,18 @@ class Pixels:
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Return the labels of the images at ``rows``, before any dropout; int64, (B,), or None."""
         return None if self.labels is None else self.labels[rows]
+
+    def condition_of(self, rows: torch.Tensor) -> Condition:
+        """Return what the network is given with the images at ``rows``, before any dropout."""
+        return {} if self.labels is None else {"class_labels": self.labels[rows]}
+
+    def without(self, condition: Condition, dropped: torch.Tensor) -> Condition:
+        """Return a condition whose samples in the mask ``dropped``, bool (B,), have the null
+        label."""
+        return {
+            name: torch.where(dropped, self.classes, cast(torch.Tensor, labels))
+            for name, labels in condition.items()
+        }
 
     def _target(
         self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -185,8 +203,7 @@ class Pixels:
     def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the network's prediction for each sample, float32, (B, C, H, W), without a
         predicted variance."""
-        condition = {} if batch.labels is None else {"class_labels": batch.labels}
-        output = net(batch.noisy, batch.timesteps, return_dict=False, **condition)[0]
+        output = net(batch.noisy, batch.timesteps, return_dict=False, **batch.condition)[0]
         return output[:, : batch.noisy.shape[1]].float()
 
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:

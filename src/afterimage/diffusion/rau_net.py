@@ -2,7 +2,7 @@
 skip connections.
 
 A block sits between a tensor of the encoder and the residual block of the decoder that receives it.
-``UNet2DModel`` concatenates its skip tensors in order (that of ``conv_in``, then for each level
+A U-Net of diffusers concatenates its skip tensors in order (that of ``conv_in``, then for each level
 those of every residual block and of the downsampler) and the decoder takes them last in, first out:
 the j-th residual block of the decoder gets skip N - 1 - j, as the second half of its input. A hook
 that runs before that residual block applies the transfer block; diffusers' own ``forward`` stays
@@ -18,11 +18,14 @@ are ``transfers``, a registered ``ModuleDict`` by skip index, and that behaviour
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, cast, get_args
 
 import torch
+from diffusers.configuration_utils import ConfigMixin, FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import nn
 from torch.nn import functional
 
@@ -32,15 +35,15 @@ from afterimage.config.arms import Variant
 VARIANTS = tuple(variant for variant in get_args(Variant) if variant != "none")
 
 
-class RAUNet(UNet2DModel):
-    """A ``UNet2DModel`` with blocks; everything else, including the initial weights, is that of the
-    same network without blocks.
+class Transfers:
+    """What a U-Net with blocks has beside the plain U-Net that it extends; everything else,
+    including the initial weights, is that of the same network without blocks.
 
     Args:
         transfer_groups: Skip groups with a block; every tensor of a group has its own.
         transfer_variant: One of ``VARIANTS``, see ``config.TransferBlocks``.
         transfer_convolutions: k, with variant ``k_conv_silu``.
-        unet: The keywords of ``UNet2DModel``.
+        unet: The keywords of the plain U-Net.
 
     Attributes:
         transfers: Skip index -> block.
@@ -49,7 +52,9 @@ class RAUNet(UNet2DModel):
         ConfigError: for unknown groups or variants, or a group that ``drop`` does not fit.
     """
 
-    __module__ = "afterimage"  # what stored pipelines name; ``afterimage.__getattr__`` finds it
+    up_blocks: nn.ModuleList
+    config: FrozenDict
+    register_to_config: Callable[..., None]
 
     def __init__(
         self,
@@ -101,19 +106,32 @@ class RAUNet(UNet2DModel):
         """Return group and number of channels of every skip tensor, in the order in which the
         encoder produces them."""
         widths, layers = self.config["block_out_channels"], self.config["layers_per_block"]
+        counts = [layers] * len(widths) if isinstance(layers, int) else layers
         skips = [(0, widths[0])]
-        for group, width in enumerate(widths, start=1):
+        for group, (width, count) in enumerate(zip(widths, counts, strict=True), start=1):
             downsamplers = int(group < len(widths))  # in all levels but the last
-            skips += [(group, width)] * (layers + downsamplers)
+            skips += [(group, width)] * (count + downsamplers)
         return skips
 
     @staticmethod
     def _get_init_keys(input_class: type) -> set[str]:
-        """Include the keywords of ``UNet2DModel``, which ``__init__`` passes on: diffusers restores
+        """Include the keywords of the plain U-Net, which ``__init__`` passes on: diffusers restores
         only the keys named here."""
-        return (
-            UNet2DModel._get_init_keys(input_class) | UNet2DModel._get_init_keys(UNet2DModel)
-        ) - {"unet"}
+        classes = [kind for kind in input_class.__mro__ if issubclass(kind, ConfigMixin)]
+        keys = {name for kind in classes for name in inspect.signature(kind.__init__).parameters}
+        return keys - {"unet"}
+
+
+class RAUNet(Transfers, UNet2DModel):  # type: ignore[misc]
+    """A ``UNet2DModel`` with blocks."""
+
+    __module__ = "afterimage"  # what stored pipelines name; ``afterimage.__getattr__`` finds it
+
+
+class RAUNetCondition(Transfers, UNet2DConditionModel):  # type: ignore[misc]
+    """A ``UNet2DConditionModel`` with blocks: the paper's, which is conditioned on texts."""
+
+    __module__ = "afterimage"
 
 
 class Transfer(nn.Module):

@@ -1,26 +1,32 @@
 """Two networks that split the timesteps (LoyalDiffusion, Li et al. 2024): one for low noise, one
 for high noise.
 
-To the outside the router is a ``UNet2DModel``: ``DDPMPipeline``, ``DDIMPipeline`` and any other
-diffusers pipeline of such a network samples with it, stores it with ``save_pretrained``, and
+To the outside the router is a U-Net: ``DDPMPipeline``, ``StableDiffusionPipeline`` and any other
+diffusers pipeline of networks like its own samples with it, stores it with ``save_pretrained``, and
 opens it again after ``import afterimage``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
 from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
-from afterimage.diffusion.rau_net import RAUNet
+from afterimage.diffusion.rau_net import RAUNet, RAUNetCondition
 
 NULL = "_null_label"
 """Key of the null label in a network's config. diffusers leaves keys with a leading underscore
 unchanged."""
 
-NETS: dict[str, type[UNet2DModel]] = {"UNet2DModel": UNet2DModel, "RAUNet": RAUNet}
+UNet = UNet2DModel | UNet2DConditionModel
+
+NETS: dict[str, type[UNet]] = {
+    kind.__name__: kind for kind in (UNet2DModel, RAUNet, UNet2DConditionModel, RAUNetCondition)
+}
 
 
 class TimestepRouter(UNet2DModel):
@@ -32,7 +38,7 @@ class TimestepRouter(UNet2DModel):
 
     Args:
         front_net: The network for low noise, or its config.
-        tail_net: The network for high noise, with the same image shape and labels.
+        tail_net: The network for high noise, with the same image shape and conditions.
         switch_timestep: tau.
     """
 
@@ -40,8 +46,8 @@ class TimestepRouter(UNet2DModel):
 
     def __init__(
         self,
-        front_net: UNet2DModel | dict[str, Any],
-        tail_net: UNet2DModel | dict[str, Any],
+        front_net: UNet | dict[str, Any],
+        tail_net: UNet | dict[str, Any],
         switch_timestep: int,
     ) -> None:
         super(UNet2DModel, self).__init__()  # its two networks are all it consists of
@@ -63,30 +69,33 @@ class TimestepRouter(UNet2DModel):
         self,
         sample: torch.Tensor,
         timestep: torch.Tensor | float,
-        class_labels: torch.Tensor | None = None,
+        *condition: Any,
         return_dict: bool = True,
+        **named_condition: Any,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
-        """Predict as ``UNet2DModel`` does.
+        """Predict as its networks do.
 
         Args:
             sample: (B, C, H, W).
             timestep: A number, or a tensor of shape (), (1,) or (B,).
-            class_labels: int64, (B,), or None.
+            condition: What the networks take besides, such as labels, int64 (B,), or texts,
+                (B, L, D). Of tensors, each network gets the rows of its own samples.
             return_dict: Return ``UNet2DOutput``, or a tuple.
+            named_condition: The same by name.
         """
         times = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
         early = times < self.switch_timestep
+        arguments = (sample, times, *condition)
         if early.all():
-            prediction = self.front(sample, times, class_labels, return_dict=False)[0]
+            prediction = self.front(*arguments, return_dict=False, **named_condition)[0]
         elif not early.any():
-            prediction = self.tail(sample, times, class_labels, return_dict=False)[0]
+            prediction = self.tail(*arguments, return_dict=False, **named_condition)[0]
         else:
             parts = [
                 net(
-                    sample[rows],
-                    times[rows],
-                    None if class_labels is None else class_labels[rows],
+                    *_rows_of(arguments, rows),
                     return_dict=False,
+                    **_rows_of(named_condition, rows),
                 )[0]
                 for net, rows in ((self.front, early), (self.tail, ~early))
             ]
@@ -95,14 +104,23 @@ class TimestepRouter(UNet2DModel):
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
 
 
-def _net(net_or_config: UNet2DModel | dict[str, Any]) -> UNet2DModel:
+def _rows_of(value: Any, rows: torch.Tensor) -> Any:
+    """Return the rows in a mask, bool (B,), of a tensor, or of all tensors in a collection."""
+    if isinstance(value, Mapping):
+        return {name: _rows_of(part, rows) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_rows_of(part, rows) for part in value)
+    return value[rows] if isinstance(value, torch.Tensor) else value
+
+
+def _net(net_or_config: UNet | dict[str, Any]) -> UNet:
     if isinstance(net_or_config, dict):
         kind = NETS[net_or_config["_class_name"]]
-        return cast(UNet2DModel, kind.from_config(net_or_config))
+        return cast(UNet, kind.from_config(net_or_config))
     return net_or_config
 
 
-def _config(net: UNet2DModel) -> dict[str, Any]:
+def _config(net: UNet) -> dict[str, Any]:
     kept = {
         key: value for key, value in net.config.items() if key == NULL or not key.startswith("_")
     }

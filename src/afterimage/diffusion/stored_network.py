@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.router import NETS, TimestepRouter
+from afterimage.diffusion.rau_net import RAUNet
+from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.stored_files import (
     BAD_CONFIG,
     OWN_CODE,
@@ -31,7 +32,9 @@ from afterimage.diffusion.stored_files import (
     short,
 )
 
-NETWORKS: dict[str, type[UNet2DModel]] = NETS | {"TimestepRouter": TimestepRouter}
+NETWORKS: dict[str, type[UNet2DModel]] = {
+    kind.__name__: kind for kind in (UNet2DModel, RAUNet, TimestepRouter)
+}
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"

@@ -27,7 +27,7 @@ opacus' tighter PRV accountant is not used: it runs out of memory at low noise.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,16 +110,15 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
     }
     if not len(batch):
         return [weight.new_zeros((0, *weight.shape)) for weight in weights.values()], torch.zeros(0)
-    tensors = {name: value for name, value in vars(batch).items() if value is not None}
 
-    def loss(weights: dict[str, torch.Tensor], sample: dict[str, torch.Tensor]) -> torch.Tensor:
-        single = replace(batch, **{name: value[None] for name, value in sample.items()})
+    def loss(weights: dict[str, torch.Tensor], sample: dict[str, Any]) -> torch.Tensor:
+        single = Batch(**sample)[None]
         return functional_call(losses, weights, (single,)).squeeze(0)
 
     # vmap would run the fused attention kernels image by image and with a warning.
     with sdpa_kernel(SDPBackend.MATH):
         gradients, values = vmap(grad_and_value(loss), in_dims=(None, 0), randomness="different")(
-            weights, tensors
+            weights, vars(batch)
         )
     return list(gradients.values()), values
 

@@ -131,7 +131,9 @@ class Targets:
         if self.predicts:
             labels = self.labels(batch, generator)
             torch.manual_seed(seeds.derive(order.seed, *order.path, "target dropout", i))
-            return replace(batch, target=self.predict(replace(batch, labels=labels)))
+            return replace(
+                batch, target=self.predict(replace(batch, condition={"class_labels": labels}))
+            )
         noise = torch.rand(batch.target.shape, generator=generator)
         if self.released:
             share = (1 - self.job.scheduler.alphas_cumprod[batch.timesteps]).sqrt()[

@@ -106,14 +106,16 @@ def train(job: TrainingRun) -> Trained:
     def relabelled(s: int) -> Batch:
         """Return forget batch ``s`` with the predictions for wrong labels as targets."""
         batch = sides.batch("forget", s, keep_labels=True).to(job.accelerator.device)
-        assert batch.labels is not None
+        labels = batch.condition["class_labels"]
+        assert isinstance(labels, torch.Tensor)
         if arm.relabel == "next":
-            wrong = (batch.labels + 1) % classes
+            wrong = (labels + 1) % classes
         else:
             wrong = wrong_labels(
-                batch.labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s)
+                labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s)
             )
-        relabelled_batch = replace(batch, labels=wrong.to(job.accelerator.device))
+        condition = {"class_labels": wrong.to(job.accelerator.device)}
+        relabelled_batch = replace(batch, condition=condition)
         learner.net.eval()
         with torch.no_grad(), job.accelerator.autocast():
             target = torch.cat(

@@ -105,7 +105,7 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
         rows = torch.full((levels,), row)
         noise = torch.randn((levels, *shape), generator=generator)
         batch = task.noised(
-            rows, timesteps, noise, torch.zeros(levels, dtype=torch.bool), task.labels_of(rows)
+            rows, timesteps, noise, torch.zeros(levels, dtype=torch.bool), task.condition_of(rows)
         )
         for start in range(0, levels, size):
             micro_batch = batch[start : start + size].to(job.accelerator.device)

@@ -57,7 +57,8 @@ class Sides:
         order = self.orders[side]
         rows = self.rows[side][order.rows(s)]
         batch = self.task.batch(rows, order.generator(s), retime=retime)
-        return replace(batch, labels=self.task.labels_of(batch.rows)) if keep_labels else batch
+        condition = self.task.condition_of(batch.rows)
+        return replace(batch, condition=condition) if keep_labels else batch
 
 
 def seed_dropout(sides: Sides, s: int, side: Side = "remain") -> None:

@@ -16,7 +16,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.diffusion.latents import Conditions, Latents
+from afterimage.diffusion.latents import Latents
+from afterimage.diffusion.noising import Condition
 from afterimage.images import Images
 from afterimage.standalone import generations, lora, own_call, prompts, stored_pipeline
 from afterimage.standalone.stored_pipeline import StoredPipeline
@@ -176,7 +177,7 @@ class Conditional:
         return (latents * vae.config.scaling_factor).clone()
 
     @torch.inference_mode()
-    def _texts(self, texts: Sequence[str], size: tuple[int, int], truncate: bool) -> Conditions:
+    def _texts(self, texts: Sequence[str], size: tuple[int, int], truncate: bool) -> Condition:
         """Return what the network is given for each of some texts."""
         asked = own_call.asks(self.stored.pipeline_class, self.stored.name)
         prompts.check(self.pipeline, texts, asked, truncate)
@@ -189,7 +190,7 @@ class Conditional:
                 do_classifier_free_guidance=False,
             )
             encoded.append([part if part is None else part.float().cpu() for part in parts])
-        conditions: Conditions = {
+        conditions: dict[str, Any] = {
             "encoder_hidden_states": torch.cat([parts[0] for parts in encoded]).clone()
         }
         if len(encoded[0]) == 4:  # Stable Diffusion XL: pooled texts, and sizes that it is given

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, cast
 
@@ -195,8 +195,15 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
 
 def in_turn(batches: Sequence[Batch]) -> Batch:
     """Return J batches of one size interleaved into one: item b of batch j is row b J + j."""
-    tensors: dict[str, Any] = {}
-    for name in (field.name for field in fields(Batch)):
-        values = [getattr(batch, name) for batch in batches]
-        tensors[name] = None if values[0] is None else torch.stack(values, dim=1).flatten(0, 1)
-    return Batch(**tensors)
+
+    def joined(values: list[Any]) -> Any:
+        if isinstance(values[0], Mapping):
+            return {name: joined([value[name] for value in values]) for name in values[0]}
+        return torch.stack(values, dim=1).flatten(0, 1)
+
+    return Batch(
+        **{
+            field.name: joined([getattr(batch, field.name) for batch in batches])
+            for field in fields(Batch)
+        }
+    )

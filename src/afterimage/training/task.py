@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from afterimage.diffusion.noising import Batch, Change
+from afterimage.diffusion.noising import Batch, Change, Condition
 
 
 class Task(Protocol):
@@ -36,7 +36,10 @@ class Task(Protocol):
         """
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """Return the labels of items, int64, (B,); None without a condition."""
+        """Return the labels of items, int64, (B,); None without labels."""
+
+    def condition_of(self, rows: torch.Tensor) -> Condition:
+        """Return what the network is given with items, before any dropout."""
 
     def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return what the network predicts, float32, of the target's shape."""

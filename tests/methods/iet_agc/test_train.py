@@ -366,7 +366,7 @@ def test_one_step_of_sgd_averaged_is_one_step_on_all_images(optimizer, tmp_path,
             torch.cat([getattr(p, f) for p in parts])
             for f in ("rows", "noisy", "timesteps", "target")
         ),
-        labels=None,
+        condition={},
     )
     ensemble.update(0)
     ensemble.average(1)

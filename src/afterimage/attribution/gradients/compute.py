@@ -117,7 +117,7 @@ def project_gradients(
                 noise = gaussian_noise(seed, stream, batch_ids, t, shape)
             signs = random_signs(seed, stream, batch_ids, t, shape, probes).to(device)
             batch = task.noised(
-                index, torch.full_like(index, t), noise, unmirrored, task.labels_of(index)
+                index, torch.full_like(index, t), noise, unmirrored, task.condition_of(index)
             ).to(device)
             with (
                 layers.recorded() as tape,

@@ -91,7 +91,7 @@ def measure_effects(
                     seed, f"truth {draw} {image_set}", ids, t, task.images.shape[1:]
                 )
                 batch = task.noised(
-                    rows, torch.full_like(rows, t), noise, unmirrored, task.labels_of(rows)
+                    rows, torch.full_like(rows, t), noise, unmirrored, task.condition_of(rows)
                 ).to(device)
                 prediction = task.predict(net, batch)
                 references = {"loss": batch.target, "shift": task.predict(explained, batch)}
