@@ -560,6 +560,17 @@ def test_an_unknown_transform_is_refused_with_what_is_allowed(params, key):
         config.parse(params)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"), [("methods", ["exact", "caption"]), ("same_caption", True)]
+)
+def test_deduplication_by_caption_needs_captions(params, key, value):
+    params["dedup"][key] = value
+    with pytest.raises(config.ConfigError, match=rf"dedup\.{key} = .* needs captions, but data"):
+        config.parse(params)
+    params["data"]["source"] = {"kind": "parquet", "path": "a", "caption_column": "text"}
+    assert getattr(config.parse(params).dedup, key) == value
+
+
 def test_yaml_exponents_are_numbers(params):
     params["train"]["learning_rate"] = yaml.safe_load("1e-3")  # text in YAML 1.1
     assert config.parse(params).train.learning_rate == 1e-3

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
+from dataclasses import replace
 
 import imagehash
 import numpy as np
@@ -53,6 +55,21 @@ def test_equal_bytes_are_found_and_nothing_else():
     pixels[6, 0, 0] ^= 1
     assert as_set(dedup.exact_pairs(pixels)) == {(0, 2), (0, 5), (2, 5), (1, 4)}
     assert as_set(dedup.exact_pairs(smooth(5))) == set()
+
+
+CAPTIONS = np.array(["A cat", "a dog", "a  cat\n", "a cat", "a cat.", "A DOG"])
+
+
+def test_equal_captions_are_found_whatever_their_case_and_white_space():
+    assert as_set(dedup.caption_pairs(CAPTIONS)) == {(0, 2), (0, 3), (2, 3), (1, 5)}
+
+
+def test_pairs_of_one_caption_keep_their_scores():
+    rows = np.array([(0, 1), (0, 3), (1, 5), (3, 4)])
+    pairs = dedup.Pairs(rows[:, 0], rows[:, 1], np.array([0.1, 0.2, 0.3, 0.4]))
+    kept = dedup.of_one_caption(pairs, CAPTIONS)
+    assert as_set(kept) == {(0, 3), (1, 5)}
+    assert kept.score.tolist() == [0.2, 0.3]
 
 
 @pytest.mark.parametrize("shape", [(32, 32, 3), (32, 32, 1), (8, 8, 1), (28, 40, 3)])
@@ -384,6 +401,36 @@ def test_only_the_named_methods_decide_but_all_are_scored(stored, resolved):
     assert table.loc["combined"].equals(table.loc["exact"].rename("combined"))
     assert table.loc["embedding", "pair_recall"] == 1
     assert len(load_images(stored.parent / "dedup" / "train.npz")) == 60
+
+
+def test_duplicates_of_image_of_caption_and_of_both(stored, resolved, tmp_path):
+    """Half of the planted copies get a caption of their own; six unplanted images share one."""
+    train = load_images(stored / "train.npz", check=False)
+    captions = np.array([f"source {source}" for source in train.sources.tolist()])
+    order = pd.Series(train.sources).groupby(train.sources).cumcount().to_numpy()
+    captions[order % 2 == 1] = [f"row {row}" for row in np.flatnonzero(order % 2 == 1)]
+    single = np.flatnonzero(~pd.Series(train.sources).duplicated(keep=False))[:6]
+    captions[single] = "the same"
+    with artifacts.step(
+        {"step": "data/split", "settings": {}}, tmp_path / "captions", {}, ()
+    ) as step:
+        replace(train, captions=captions).save(step.folder / "train.npz")
+        for name in ("reference.npz", "index.parquet"):
+            shutil.copy(stored / name, step.folder / name)
+
+    def left(**settings) -> set[int]:
+        assert run(tmp_path / "captions", resolved, settings) == 0
+        groups = pd.read_parquet(tmp_path / "dedup" / "groups.parquet")
+        return set(np.flatnonzero(groups["kept"]))
+
+    def first(*columns) -> set[int]:
+        return set(np.flatnonzero(~pd.DataFrame(dict(enumerate(columns))).duplicated()))
+
+    exact = pd.Series([image.tobytes() for image in train.pixels])
+    assert left(methods=["exact"]) == first(exact)
+    assert left(methods=["caption"]) == first(captions)
+    assert left(methods=["exact"], same_caption=True) == first(exact, captions)
+    assert len({frozenset(first(*c)) for c in ((exact,), (captions,), (exact, captions))}) == 3
 
 
 def test_medoid_keeps_one_of_each_group(stored, resolved):

@@ -368,10 +368,13 @@ class Dedup(Block):
     """How near-duplicates are found in the training set (Carlini et al. 2023, section 7.1)."""
 
     methods: Annotated[
-        list[Literal["exact", "phash", "embedding", "likeness"]], Field(min_length=1)
+        list[Literal["exact", "phash", "embedding", "likeness", "caption"]], Field(min_length=1)
     ] = ["exact", "likeness"]
-    """Detectors whose pairs are joined into groups. The first three are scored against the planted
-    duplicates whichever are used, ``likeness``, which takes longer, where it is used."""
+    """Detectors whose pairs are joined into groups. All are scored against the planted duplicates,
+    whichever are used; but ``likeness``, which takes longer, only where it is used, and
+    ``caption``, equal captions, only where images have captions."""
+    same_caption: bool = False
+    """Join only images that have the same caption too: duplicates of image and caption."""
     likeness: Likeness = Likeness()
     """The detector that comes closest to what people call duplicates."""
     phash: PerceptualHash = PerceptualHash()

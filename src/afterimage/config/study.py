@@ -117,6 +117,21 @@ class Study(Attacks):
             self._no_circle([*path, other])
 
     @model_validator(mode="after")
+    def _captions_exist(self) -> Study:
+        if getattr(self.data.source, "caption_column", None) is None:
+            for key, needed in (
+                ("methods", "caption" in self.dedup.methods),
+                ("same_caption", self.dedup.same_caption),
+            ):
+                if needed:
+                    raise ValueError(
+                        f"dedup.{key} = {getattr(self.dedup, key)} needs captions, but "
+                        "data.source.caption_column is not given; sources with captions are "
+                        "parquet and huggingface"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _plantings_fit(self) -> Study:
         plantings = self.data.plantings
         if plantings > self.replicates:

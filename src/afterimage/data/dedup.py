@@ -3,7 +3,9 @@
 The procedure follows Carlini et al. 2023, section 7.1. Three detectors always run: equal bytes, a
 64-bit perceptual hash, and cosine neighbours in a feature space. A fourth, ``metrics.likeness``,
 runs where the study names it: it comes closest to what people call duplicates, and takes longer.
-The study names the ones that decide: their pairs are joined into groups (connected components), and
+Where images have captions, equal captions are a detector too, and can be a condition for all others
+(Somepalli et al. 2023, "Understanding and Mitigating Copying in Diffusion Models", tell duplicates
+of images, of captions and of both apart). The study names the ones that decide: their pairs are joined into groups (connected components), and
 one image of each is kept.
 
 Ground truth are the planted duplicates: a pair is true if both images were planted as copies of
@@ -14,7 +16,7 @@ a lower bound of what a person would find.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -99,6 +101,8 @@ def run(args: argparse.Namespace) -> None:
                 train.pixels, reference.pixels, settings.likeness, resolved["seed"]
             )
             step.metric("likeness/threshold", threshold)
+        if (train.captions != "").any():
+            detected["caption"] = caption_pairs(train.captions)
         perturbed = index.loc[train.ids, "perturbed"].to_numpy()
         kinds = index.loc[train.ids, "kind"].to_numpy()
         table: dict[str, dict[str, float | None]] = {}
@@ -109,6 +113,8 @@ def run(args: argparse.Namespace) -> None:
 
         # Group the images by the detectors that decide.
         deciding = [detected[method] for method in settings.methods]
+        if settings.same_caption:
+            deciding = [of_one_caption(pairs, train.captions) for pairs in deciding]
         group = groups(len(train), deciding)
         kept = keep(group, vectors, settings.keep)
         table["combined"] = score(union(deciding), group, kept, train.sources, perturbed, kinds)
@@ -148,15 +154,39 @@ def exact_pairs(pixels: np.ndarray) -> Pairs:
     Args:
         pixels: uint8, (N, H, W, C).
     """
-    rows: dict[bytes, list[int]] = {}
-    for row, content in enumerate(contents(pixels)):
-        rows.setdefault(content.tobytes(), []).append(row)
+    return _equal_pairs([content.tobytes() for content in contents(pixels)], "exact")
+
+
+def caption_pairs(captions: np.ndarray) -> Pairs:
+    """Return all pairs with the same caption, but for case and white space, score 0.
+
+    Args:
+        captions: text, (N,).
+    """
+    return _equal_pairs(_folded(captions), "caption")
+
+
+def of_one_caption(pairs: Pairs, captions: np.ndarray) -> Pairs:
+    """Return the pairs whose two images have the same caption, as ``caption_pairs`` compares."""
+    folded = np.array(_folded(captions))
+    return Pairs(*(column[folded[pairs.a] == folded[pairs.b]] for column in pairs))
+
+
+def _folded(captions: np.ndarray) -> list[str]:
+    return [" ".join(caption.casefold().split()) for caption in captions.tolist()]
+
+
+def _equal_pairs(values: Iterable[Hashable], method: str) -> Pairs:
+    """Return all pairs of rows with equal values."""
+    rows: dict[Hashable, list[int]] = {}
+    for row, value in enumerate(values):
+        rows.setdefault(value, []).append(row)
     blocks = []
     for same in rows.values():
         first, second = np.triu_indices(len(same), k=1)
         members = np.array(same, np.int64)
         blocks.append((members[first], members[second], np.zeros(len(first))))
-    return _gather(blocks, "dedup.methods: exact")
+    return _gather(blocks, f"dedup.methods: {method}")
 
 
 def perceptual_hashes(pixels: np.ndarray) -> np.ndarray:
