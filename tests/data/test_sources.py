@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 from afterimage import config
 from afterimage.artifacts import ArtifactError
 from afterimage.cli import main
+from afterimage.data import parquet as parquet_files
 from afterimage.data import sources
 from afterimage.data.fetch import fetch
 from afterimage.data.records import STUDY
@@ -95,6 +97,23 @@ def test_several_files_are_read_in_sorted_order_and_variables_expanded(tmp_path,
     monkeypatch.delenv("HERE")
     with pytest.raises(config.ConfigError, match="HERE is not set"):
         sources.read(parquet("$HERE/part-*.parquet"))
+
+
+def test_what_is_kept_of_large_images_bounds_the_memory(tmp_path, monkeypatch):
+    """Neither pixels nor the bytes of the file stay of an image that ``each`` makes small."""
+    large = np.random.default_rng(0).integers(0, 256, (60, 200, 200, 3), dtype=np.uint8)
+    write_parquet(tmp_path / "large.parquet", large)
+    monkeypatch.setattr(parquet_files, "_ROWS_AT_ONCE", 4)
+    tracemalloc.start()
+    try:
+        images, _ = sources.read(
+            parquet(tmp_path / "large.parquet"), each=lambda _, pixels: pixels[::25, ::25].copy()
+        )
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (images.pixels == large[:, ::25, ::25]).all()
+    assert peak < large.nbytes / 3
 
 
 def test_a_plain_binary_column_and_missing_labels(tmp_path):

@@ -78,6 +78,30 @@ def test_features_do_not_depend_on_the_batch(store, digits):
     )
 
 
+def test_memory_does_not_grow_with_the_size_of_images(monkeypatch):
+    """A pass takes as many pixels, not as many images."""
+    monkeypatch.setattr(classifier, "PIXELS", 8 * 12 * 12)
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 12, 12, 1), np.uint8)
+    network, _, _ = classifier.fit(Images.of(pixels), SMALL, seed=1)
+    passes, forward = [], network.embed
+    monkeypatch.setattr(network, "embed", lambda x: passes.append(len(x)) or forward(x))
+    assert classifier.embed_with(network, pixels).shape == (20, 24)
+    assert passes == [8, 8, 4]
+    passes.clear()
+    classifier.embed_with(network, pixels[:, :6, :6], batch=10)
+    assert passes == [10, 10]
+
+
+def test_inputs_are_normalised_by_the_statistics_of_each_channel():
+    """All images are alike, so that it does not matter which ones are for validation."""
+    image = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    pixels = np.repeat(image[None], 10, axis=0)
+    _, description, _ = classifier.fit(Images.of(pixels, labels=np.arange(10) % 2), SMALL, seed=1)
+    values = image.reshape(-1, 3) / 255
+    np.testing.assert_allclose(description.mean, values.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(description.std, values.std(axis=0), rtol=1e-12)
+
+
 def test_the_same_seed_gives_the_same_network_and_leaves_the_global_stream_alone(digits):
     images = digits.take(np.arange(100))
     torch.manual_seed(5)

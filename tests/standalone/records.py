@@ -34,9 +34,15 @@ TEXT: dict[str, Any] = {
         "dtype": "float32",
         "lora": None,
         "sha256": {"pipeline": "def"},
+        "known_loss": True,
     },
 }
-"""Settings of generations that were drawn, by a U-Net of pixels and by a pipeline's own call."""
+LABELS: dict[str, Any] = TEXT | {
+    "pipeline": "model",
+    "drawing": TEXT["drawing"] | {"condition": "class", "prompts": None},
+}
+"""Settings of generations that were drawn, by a U-Net of pixels and by a pipeline's own call, from
+prompts or labels."""
 
 
 def findings(

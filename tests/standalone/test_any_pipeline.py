@@ -23,6 +23,13 @@ from . import tiny_pipelines as tiny
 
 PROMPTS = ("a cat", "a dog on a mat", "bird")
 
+KNOWN_LOSS = {
+    *("DiTPipeline", "StableDiffusionPipeline", "StableDiffusionPipeline 2"),
+    *("StableDiffusionPAGPipeline", "StableDiffusionSAGPipeline", "LatentConsistencyModelPipeline"),
+    *("StableDiffusionXLPipeline", "StableDiffusionXLPAGPipeline"),
+}
+"""Pipelines that `attribute` opens, besides U-Nets of pixels."""
+
 
 @pytest.fixture(scope="module")
 def sets(tmp_path_factory):
@@ -98,6 +105,7 @@ def test_a_tiny_pipeline_is_audited(sets, tmp_path, name):
     drawing = record["settings"]["drawing"]
     assert drawing["pipeline_class"] == name.split()[0]
     assert drawing["schedulers"]
+    assert drawing["known_loss"] == (name in KNOWN_LOSS)
     if asked.generators == "one per image":
         assert drawing["batch_difference"] <= own_call.ROUNDING
         assert drawing["one_at_a_time"] == ""

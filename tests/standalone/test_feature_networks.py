@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -203,6 +204,47 @@ class Of224(nn.Module):
 def test_networks_that_give_no_features_are_refused_before_any_image(tmp_path, module, words):
     path, _ = written(tmp_path / "net.pt", module())
     assert words in failing(path)
+
+
+class Convolution(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x):
+        return self.last(self.conv(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("last.bias", float("nan"), "its weight last.bias has NaN or infinite values"),
+        ("conv.weight", float("inf"), "its weight conv.weight has NaN or infinite values"),
+        ("conv.weight", 0.0, "its weight conv.weight is all zero"),
+        ("last.weight", 0.0, "its weight last.weight is all zero"),
+    ],
+)
+def test_weights_of_no_trained_network_are_refused_by_name(tmp_path, name, value, words):
+    module = Convolution()
+    module.get_parameter(name).data.fill_(value)
+    assert words in failing(written(tmp_path / "net.pt", module)[0])
+
+
+def test_biases_may_be_zero(tmp_path):
+    module = Convolution()
+    module.conv.bias.data.zero_()
+    assert sscd(*written(tmp_path / "net.pt", module)).space == "sscd"
+
+
+def test_bytes_of_a_weight_that_were_zeroed_are_refused(tmp_path):
+    """With the checksum of the damaged file, too."""
+    module = Convolution()
+    path, _ = written(tmp_path / "net.pt", module)
+    raw, weight = path.read_bytes(), module.conv.weight.detach().numpy().tobytes()
+    assert raw.count(weight) == 1
+    path.write_bytes(raw.replace(weight[:32], bytes(32)))
+    assert re.search(r"net/data/\d+ in it is damaged", failing(path))
 
 
 def test_a_network_of_one_size_works_with_the_normalisation_of_that_size(tmp_path):

@@ -20,6 +20,7 @@ GIVEN = ["--samples", "drawn.zip"]
 DRAWN = ["--pipeline", "model", "--generate", "64", "--sampler", "ddim", "--steps", "20"]
 PROMPTED = ["--pipeline", "owner/model", "--revision", "abc", "--prompts", "p.txt"]
 PROMPTED += ["--per-prompt", "2", "--lora", "x.safetensors"]
+LABELLED = ["--pipeline", "model", "--generate", "64", "--variant", "fp16", "--device", "cpu"]
 
 COLUMNS = ["--array", "samples=a", "train=b", "holdout=c", "--caption-column", "samples=d"]
 
@@ -52,8 +53,14 @@ def flags(command):
 @pytest.mark.parametrize("outcome", records.VERDICTS)
 @pytest.mark.parametrize(
     ("words", "settings"),
-    [(GIVEN, {}), (DRAWN, records.PIXELS), (PROMPTED, records.TEXT)],
-    ids=["given", "drawn", "prompted"],
+    [
+        (GIVEN, {}),
+        (DRAWN, records.PIXELS),
+        (PROMPTED, records.TEXT),
+        (LABELLED, records.LABELS),
+        ([*LABELLED, "--keep-samples", "kept"], records.LABELS),
+    ],
+    ids=["given", "drawn", "prompted", "labelled", "kept"],
 )
 def test_every_command_is_accepted(outcome, words, settings):
     assert steps(words, outcome=outcome, settings=settings)
@@ -70,14 +77,43 @@ def test_every_command_is_accepted(outcome, words, settings):
             assert args.array == ["train=b"]
 
 
+def traced(*arguments, **changes):
+    """Return the text and the command of the step that traces generations; None without one."""
+    found = [step for step in steps(*arguments, **changes) if step.text.startswith("See which")]
+    assert len(found) <= 1
+    return found[0] if found else None
+
+
 def test_after_copies_their_training_images_are_traced_where_that_is_possible():
-    drawn = next(c for c in commands(DRAWN, settings=records.PIXELS) if " attribute " in c)
-    assert flags(drawn)["--queries"] == "out/drawn"
-    assert flags(drawn)["--resize"] == "16"
-    assert not any(" attribute " in command for command in commands())
-    labelled = records.PIXELS["network"] | {"classes": 10}
-    labelled = commands(DRAWN, settings=records.PIXELS | {"network": labelled})
-    assert not any(" attribute " in command for command in labelled)
+    drawn = flags(traced(DRAWN, settings=records.PIXELS).command)
+    assert drawn["--queries"] == "out/drawn"
+    assert drawn["--resize"] == "16"
+    prompted = traced(PROMPTED, settings=records.TEXT)
+    given = flags(prompted.command)
+    assert given["afterimage"] == "attribute"
+    assert (given["--pipeline"], given["--revision"]) == ("owner/model", "abc")
+    assert (given["--lora"], given["--queries"]) == ("x.safetensors", "out/drawn")
+    assert "captions of --train" in prompted.text
+    assert "captions" not in traced(PROMPTED[:4], settings=records.TEXT).text
+    assert traced() is None
+    unknown = records.TEXT["drawing"] | {"known_loss": False}
+    assert traced(PROMPTED, settings=records.TEXT | {"drawing": unknown}) is None
+
+
+@pytest.mark.parametrize("of", ["latents", "pixels"])
+def test_generations_with_labels_are_traced_where_the_labels_are_kept(of):
+    network = records.PIXELS["network"] | {"classes": 10}
+    settings = records.LABELS if of == "latents" else records.PIXELS | {"network": network}
+    assert flags(traced(LABELLED, settings=settings).command)["--keep-samples"] == "out-kept"
+    kept = traced([*LABELLED, "--keep-samples", "kept"], settings=settings)
+    assert flags(kept.command)["--queries"] == "kept/samples.npz"
+    assert "labels of --train" in kept.text
+
+
+def test_a_column_of_captions_is_not_looked_for_in_what_was_drawn():
+    given = [*PROMPTED[:4], "--caption-column", "story"]
+    words = shlex.split(traced(given, settings=records.TEXT).command)
+    assert words[words.index("--caption-column") + 1] == "train=story"
 
 
 def test_repetitions_are_to_be_removed_only_where_there_are_any():

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config.data import Crop, ResizeFilter
 from afterimage.data import pictures, zips
 from afterimage.data.pictures import Colour, Transform
-from afterimage.data.records import STUDY, Contents, Reading, Record
+from afterimage.data.records import STUDY, Contents, Reading
 from afterimage.images import Images
 
 FRAMES = "further frames of an image in a row"
@@ -25,6 +25,17 @@ FRAMES = "further frames of an image in a row"
 Each = Callable[[str, np.ndarray], np.ndarray]
 """Takes the name and the pixels, uint8 (H, W, 1 or 3), of an image as it is read, and returns the
 pixels to keep."""
+
+
+class _Loaded(NamedTuple):
+    """An image that was read, without its record, which may hold the bytes of the file."""
+
+    id: int
+    name: str
+    label: int
+    official_test: bool
+    caption: str | None
+    pixels: np.ndarray
 
 
 def read(
@@ -103,7 +114,7 @@ def _read(
 ) -> tuple[Images, dict[str, Any]]:
     # Decode every image of the requested classes; note unusable images.
     contents: Contents = importlib.import_module(source.reader).contents(source, reading)
-    loaded: list[tuple[int, str, Record, np.ndarray]] = []
+    loaded: list[_Loaded] = []
     bad: list[dict[str, str]] = []
     ignored = list(contents.ignored)
     frames: dict[str, int] = {}
@@ -128,7 +139,16 @@ def _read(
                 ignored.append({"name": name, "reason": left_out})
                 continue
             pixels = picture.pixels if each is None else each(name, picture.pixels)
-            loaded.append((first + (picture.frame or 0), name, record, pixels))
+            loaded.append(
+                _Loaded(
+                    first + (picture.frame or 0),
+                    name,
+                    record.label,
+                    record.official_test,
+                    record.caption,
+                    pixels,
+                )
+            )
             transparent += picture.transparent
             resized += picture.resized
         if contents.files_are_rows and len(decoded) > 1:
@@ -154,9 +174,9 @@ def _read(
         )
 
     # All images must have one shape, or those of the most frequent shape are kept.
-    shape, odd = _common_shape([(name, pixels.shape) for _, name, _, pixels in loaded])
+    shape, odd = _common_shape([(entry.name, entry.pixels.shape) for entry in loaded])
     if odd and not contents.skip_bad:
-        shapes = Counter(pixels.shape for *_, pixels in loaded)
+        shapes = Counter(entry.pixels.shape for entry in loaded)
         counts = ", ".join(
             f"{_shape(size)} ({count} images)" for size, count in shapes.most_common(10)
         )
@@ -166,11 +186,11 @@ def _read(
             f"of channels. {len(odd)} differ from most: {_first(odd)}"
         )
     bad += odd
-    loaded = [entry for entry in loaded if entry[-1].shape == shape]
+    loaded = [entry for entry in loaded if entry.pixels.shape == shape]
 
     # A source with captions has one for every image that is kept.
-    captions = [record.caption for _, _, record, _ in loaded]
-    if silent := [name for _, name, record, _ in loaded if record.caption == ""]:
+    captions = [entry.caption for entry in loaded]
+    if silent := [entry.name for entry in loaded if entry.caption == ""]:
         raise ArtifactError(
             f"{len(silent)} of {len(loaded)} images have no caption: {', '.join(silent[:10])}"
             + (f" and {len(silent) - 10} more" if len(silent) > 10 else "")
@@ -178,12 +198,10 @@ def _read(
 
     # Build the arrays and the manifest.
     images = Images.of(
-        np.stack([pixels for *_, pixels in loaded]),
-        ids=np.array([id_ for id_, *_ in loaded], np.int64),
-        labels=np.array(
-            [record.label if reading.labels else -1 for _, _, record, _ in loaded], np.int64
-        ),
-        official_test=np.array([record.official_test for _, _, record, _ in loaded], bool),
+        np.stack([entry.pixels for entry in loaded]),
+        ids=np.array([entry.id for entry in loaded], np.int64),
+        labels=np.array([entry.label if reading.labels else -1 for entry in loaded], np.int64),
+        official_test=np.array([entry.official_test for entry in loaded], bool),
         captions=None if None in captions else np.array(captions),
     )
     side = transform.side
@@ -202,7 +220,7 @@ def _read(
         and {"side": side, "filter": transform.filter, "crop": transform.crop, "images": resized},
         "image_shape": list(shape),
         "facts": contents.facts,
-        "names": [name for _, name, _, _ in loaded] if contents.files_are_rows else None,
+        "names": [entry.name for entry in loaded] if contents.files_are_rows else None,
     }
 
 

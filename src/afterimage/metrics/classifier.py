@@ -33,6 +33,8 @@ STEP = "data/classifier"
 WEIGHTS, DESCRIPTION = "classifier.safetensors", "classifier.json"
 SMALLEST_SIDE = 8
 VALIDATION_SHARE = 0.1
+PIXELS = 2**19
+"""Maximum pixels per forward pass without gradients: 512 images of 32 x 32."""
 
 
 @dataclass(frozen=True)
@@ -171,15 +173,21 @@ def fit(
     )
 
     # Build the network.
-    scaled = pixels[train].double().flatten(2) / 255
+    levels = np.arange(256) / 255
+    counts = np.zeros((pixels.shape[1], 256), np.int64)  # exact, and no floating copy of the images
+    for image in pixels[train].numpy():
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in image]
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    mean = shares @ levels
+    deviation = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(axis=1))
     description = Description(
         task=task,
         classes=classes,
         input_channels=pixels.shape[1],
         channels=settings.channels,
         features=settings.features,
-        mean=scaled.mean((0, 2)).tolist(),
-        std=scaled.std((0, 2), correction=0).clamp_min(1 / 255).tolist(),
+        mean=mean.tolist(),
+        std=deviation.clip(1 / 255).tolist(),
     )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     with torch.random.fork_rng(devices=[]):
@@ -228,6 +236,7 @@ def fit(
 def _apply(network: Network, pixels: torch.Tensor, batch: int, function: Any) -> torch.Tensor:
     network.eval()
     device = next(network.parameters()).device
+    batch = max(1, min(batch, PIXELS // pixels[0, 0].numel()))
     return torch.cat([function(part.to(device)).cpu() for part in pixels.split(batch)])
 
 
@@ -271,7 +280,7 @@ def embed(folder: Path, pixels: np.ndarray, batch: int = 512) -> np.ndarray:
     Args:
         folder: A stored network.
         pixels: uint8, (N, H, W, C) with the network's number of channels.
-        batch: Images per forward pass.
+        batch: Largest number of images per forward pass, of at most ``PIXELS`` in all.
 
     Returns:
         float32, (N, D).

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import UNet2DConditionModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage import artifacts
@@ -65,8 +65,7 @@ class Conditional:
         pipeline = stored_pipeline.load(stored, "float32", generations.device_of(args))
         net: Any = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
         scheduler = pipeline.scheduler
-        known = isinstance(net, UNet2DConditionModel | DiTTransformer2DModel)
-        if not known or not isinstance(getattr(pipeline, "vae", None), AutoencoderKL):
+        if not stored_pipeline.has_known_loss(pipeline):
             raise ArtifactError(
                 f"{stored.name}: the loss of a {stored.pipeline_class.__name__} on an image is not "
                 f"known; supported are {SUPPORTED}, and U-Nets of pixels"

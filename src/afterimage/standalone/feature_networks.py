@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from afterimage import artifacts, provenance
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.data import pictures
+from afterimage.data import pictures, zips
 from afterimage.data.records import refuse_pointer
 from afterimage.diffusion.stored_files import BAD_CONFIG, first_line, listed
 
@@ -291,6 +291,13 @@ def _torchscript(raw: bytes, flag: str) -> Callable[[np.ndarray], Any]:
         raise ArtifactError(
             f"{flag}: {what}, not TorchScript; SSCD's TorchScript files end in .torchscript.pt"
         )
+    try:
+        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+            damaged = archive.testzip()  # torch ignores the checksums of the members
+    except zips.DAMAGE as error:
+        raise ArtifactError(f"{flag}: it is damaged: {first_line(error)}") from error
+    if damaged is not None:
+        raise ArtifactError(f"{flag}: {damaged} in it is damaged: its bytes were changed")
     device = _device()
     try:
         with _without_deprecation():
@@ -299,6 +306,7 @@ def _torchscript(raw: bytes, flag: str) -> Callable[[np.ndarray], Any]:
         raise ArtifactError(
             f"{flag}: it cannot be opened as TorchScript: {_reason(error)}"
         ) from error
+    _check_weights(module, flag)
 
     @torch.no_grad()
     def apply(inputs: np.ndarray) -> Any:
@@ -307,6 +315,18 @@ def _torchscript(raw: bytes, flag: str) -> Callable[[np.ndarray], Any]:
             return _array(module(torch.from_numpy(inputs).to(device)))
 
     return apply
+
+
+def _check_weights(module: Any, flag: str) -> None:
+    """Refuse weights that are not finite, and matrices and kernels that are all zero; vectors, such
+    as biases, may be."""
+    for name, weight in module.state_dict().items():
+        if not weight.is_floating_point():
+            continue
+        if not torch.isfinite(weight).all():
+            raise ArtifactError(f"{flag}: its weight {name} has NaN or infinite values")
+        if weight.ndim > 1 and len(weight) > 1 and not weight.any():
+            raise ArtifactError(f"{flag}: its weight {name} is all zero, of no trained network")
 
 
 def _without_deprecation() -> Any:
@@ -529,4 +549,5 @@ def _model(class_name: str, folder: Path, flag: str) -> Any:
                 f"{flag}: its weights are not those of the {class_name} in its {_CONFIG}: {kind} "
                 f"are {listed(wrong)}"
             )
+    _check_weights(model, flag)
     return model.eval()

@@ -480,6 +480,8 @@ class Own:
             "pipeline_class": self.asked.name,
             "schedulers": schedulers,
             "parts": {name: ".".join(part) for name, part in self.stored.parts.items()},
+            "known_loss": stored_pipeline.has_known_loss(pipeline)
+            and hasattr(pipeline.scheduler, "alphas_cumprod"),
             "commit": self.stored.commit,
             "variant": self.stored.variant,
             "lora": None if self.args.lora is None else str(self.args.lora),

@@ -21,7 +21,9 @@ DRAWING = (
     *("height", "width", "truncate_prompts", "labels", "sampler", "steps", "device"),
     *("batch_size", "caption_column"),
 )
-"""Flags of the audit that `attribute` and `watch` have too, and those that `watch` alone has."""
+NETWORK = ("revision", "weights", "variant", "lora", "truncate_prompts", "device")
+"""Flags of the audit that `attribute` and `watch` have too, those that `watch` has besides, and
+those that `attribute` has besides."""
 UNSEEN, OUTPUT, BASE = "UNSEEN", "TRAINER_OUTPUT", "BASE_PIPELINE"
 """What stands for a path that is not known."""
 
@@ -65,15 +67,8 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
                 command=None,
             )
         )
-    network = findings.settings.network
-    if network is not None and network["classes"] is None:
-        steps.append(
-            NextStep(
-                text="See which training images each generation goes back to, by the network's "
-                "gradients and not by likeness alone.",
-                command=_attribute(line, out),
-            )
-        )
+    if (trace := _trace(findings, line, out)) is not None:
+        steps.append(trace)
     if counts.extracted_repeated:
         steps.append(
             NextStep(
@@ -106,6 +101,35 @@ def _after_copies(findings: Findings, line: CommandLine, out: str) -> list[NextS
         )
     )
     return steps
+
+
+def _trace(findings: Findings, line: CommandLine, out: str) -> NextStep | None:
+    """Return the step to `attribute`; None where it does not open the pipeline.
+
+    Its queries need what the network is given with an image: texts are in ``drawn/``, labels in the
+    file of --keep-samples alone.
+    """
+    network, drawn = findings.settings.network, findings.settings.drawing or {}
+    if network is None and not drawn.get("known_loss"):
+        return None
+    text = (
+        "See which training images each generation goes back to, by the network's gradients and "
+        "not by likeness alone."
+    )
+    labelled = drawn.get("condition") == "class" if network is None else network["classes"]
+    kept = line.flags.get("keep_samples")
+    if labelled and kept is None:
+        return NextStep(
+            text=f"{text} `attribute` needs the labels of the generations, which --keep-samples "
+            "keeps: audit again with it, and follow this step on that page.",
+            command=line.text(keep_samples=f"{out.rstrip('/')}-kept"),
+        )
+    if labelled:
+        text += " It needs the labels of --train: class folders, or --label-column."
+    elif line.flags.get("prompts") is not None:
+        text += " It needs captions of --train."
+    queries = f"{kept}/samples.npz" if labelled else f"{out.rstrip('/')}/{drawing.FOLDER}"
+    return NextStep(text=text, command=_attribute(line, out, queries))
 
 
 # ---- not shown -----------------------------------------------------------------------------------
@@ -271,18 +295,20 @@ def _shared(line: CommandLine, names: tuple[str, ...], *others: str) -> dict[str
     }
 
 
-def _attribute(line: CommandLine, out: str) -> str:
-    pipeline, revision = line.flags["pipeline"], line.flags.get("revision")
+def _attribute(line: CommandLine, out: str, queries: str) -> str:
     flags = {
-        "pipeline": pipeline if revision is None else f"{pipeline}@{revision}",
+        "pipeline": line.flags["pipeline"],
         "train": line.flags["train"],
-        "queries": f"{out.rstrip('/')}/{drawing.FOLDER}",
+        "queries": queries,
         "out": f"{out.rstrip('/')}-attributed",
-        "weights": line.flags.get("weights"),
     }
-    return CommandLine(
-        "afterimage attribute", flags | _shared(line, READING, "samples", "holdout")
-    ).text()
+    flags |= _shared(line, READING + NETWORK, "samples", "holdout")
+    columns = _shared(line, ("caption_column",), "samples", "holdout").get("caption_column")
+    if columns:  # those of the queries have the name that the audit gave them
+        flags["caption_column"] = [
+            column if "=" in column else f"train={column}" for column in columns
+        ]
+    return CommandLine("afterimage attribute", flags).text()
 
 
 def _watch(line: CommandLine) -> str:

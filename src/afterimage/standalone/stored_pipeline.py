@@ -483,6 +483,15 @@ def load(stored: StoredPipeline, dtype: str, device: torch.device) -> Any:
         ) from error
 
 
+def has_known_loss(pipeline: Any) -> bool:
+    """Say whether the loss of an opened pipeline's network on an image is known: that of a U-Net
+    with texts or a DiT with labels, which denoise an autoencoder's latents."""
+    net = getattr(pipeline, "unet", None) or getattr(pipeline, "transformer", None)
+    return isinstance(
+        net, diffusers.UNet2DConditionModel | diffusers.DiTTransformer2DModel
+    ) and isinstance(getattr(pipeline, "vae", None), diffusers.AutoencoderKL)
+
+
 def _loaded(stored: StoredPipeline, part: str, dtype: str) -> Any:
     """Load one part, and check its weights."""
     cls = part_class(*stored.parts[part], stored.name)
