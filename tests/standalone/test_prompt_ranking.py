@@ -3,6 +3,8 @@ finds the prompts that a network was made to memorise."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 
 import diffusers
@@ -28,11 +30,18 @@ OBSERVED = {
         "AuraFlowPipeline",
         "HunyuanDiTPipeline",
         "IFPipeline",
+        "Lumina2Pipeline",
     ),
 }
 """Pipelines of which every detector can be measured."""
 
-NOT_EDGES = {"Kandinsky3Pipeline", "KandinskyV22CombinedPipeline"}
+NOT_EDGES = {
+    *("Kandinsky3Pipeline", "KandinskyV22CombinedPipeline", "ChromaPipeline"),
+    *("FluxPipeline", "QwenImagePipeline"),
+}
+AWAY = {"guidance": 3.0, "negative_prompt": ""}
+GUIDED = {"FluxPipeline": AWAY, "QwenImagePipeline": AWAY}
+"""What makes pipelines guide that do not by default."""
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +102,7 @@ def test_what_can_be_observed_of_each_class(tmp_path, name):
     settings = {
         side: int(sizes[f"--{side}"]) for side in ("height", "width") if f"--{side}" in sizes
     }
-    call = observed_call(folder, name, steps=3, **settings)
+    call = observed_call(folder, name.split()[0], steps=3, **settings, **GUIDED.get(name, {}))
     images, observations = call.draw_observed([1, 2], ["a cat", "a dog"])
     missing = {detector for each in observations for detector in each.missing}
     if name in OBSERVED:
@@ -111,6 +120,53 @@ def test_what_can_be_observed_of_each_class(tmp_path, name):
     if name in OBSERVED:
         assert len(observation.first) == 2
         assert observation.first.shape[-1] == images.pixels.shape[-1]
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "ChromaPipeline", "Lumina2Pipeline"])
+def test_evaluations_in_turn_are_told_apart_by_their_texts(tmp_path, name, monkeypatch):
+    """Two images have different prompts, but the same text to be guided away from."""
+    folder = tiny.save(tiny.PIPELINES[name][0], tmp_path / "stored")
+    size = {"height": 16, "width": 16}
+    call = observed_call(folder, name, steps=2, **size, **AWAY)
+    transformer, calls = call.pipeline.transformer, []
+    forward = transformer.forward
+
+    @functools.wraps(forward)
+    def recorded(*args, **kwargs):
+        output = forward(*args, **kwargs)
+        prediction = output[0]
+        if prediction.ndim == 3:
+            scale = call.pipeline.vae_scale_factor
+            prediction = call.pipeline._unpack_latents(prediction, 16, 16, scale)
+        given = inspect.signature(forward).bind(*args, **kwargs).arguments
+        states = given["encoder_hidden_states"]
+        if len(states) == 2:
+            kind = "without" if torch.equal(states[0], states[1]) else "given"
+            calls.append((float(given["timestep"][0]), kind, prediction))
+        return output
+
+    monkeypatch.setattr(transformer, "forward", recorded)
+    _, (observation,) = call.draw_observed([1, 2], ["a cat", "a dog on a mat"])
+    assert not {"noise_difference", "one_step", "anisotropy"} & set(observation.missing)
+    start, late = (1.0, 0.04) if name != "Lumina2Pipeline" else (0.0, 0.96)
+    for time, expected in ((start, observation.magnitudes[0]), (late, observation.alignment)):
+        found = {kind: image for at, kind, image in calls if at == pytest.approx(time, abs=1e-6)}
+        difference = found["given"] - found["without"]
+        value = difference.flatten(1).norm(dim=1)
+        if time == late:
+            value = torch.cosine_similarity(found["without"], difference, dim=1)
+            value = value.flatten(1).mean(dim=1)
+        np.testing.assert_allclose(expected, value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_network_that_is_not_guided_is_not_observed(tmp_path, steps):
+    folder = tiny.save(tiny.flux, tmp_path / "stored")
+    call = observed_call(folder, "FluxPipeline", steps=steps, height=16, width=16)
+    _, (observation,) = call.draw_observed([1, 2], ["a cat", "a dog"])
+    assert observation.missing.keys() == set(DETECTORS)
+    assert "--negative-prompt" in observation.missing["anisotropy"]
+    assert not observation.magnitudes
 
 
 def test_the_observation_is_what_the_network_predicts(sd):

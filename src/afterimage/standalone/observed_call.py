@@ -1,8 +1,9 @@
 """Draw by a pipeline's own call while its network is observed, for the detectors of prompts.
 
 With guidance above 1 the network is evaluated for all images of a batch without the prompt and with
-it, in this order. A pipeline that calls its network in another way is drawn from all the same;
-what cannot be observed is named with its reason.
+it, in this order. The pipelines of ``IN_TURN`` evaluate it twice at every step instead. A pipeline
+that calls its network in another way is drawn from all the same; what cannot be observed is named
+with its reason.
 """
 
 from __future__ import annotations
@@ -23,6 +24,30 @@ NETWORKS = ("unet", "transformer")
 """Parts of a pipeline that predict noise."""
 
 
+@dataclass(frozen=True)
+class InTurn:
+    """How a pipeline uses two evaluations of its network, with the prompt and then without it.
+
+    Attributes:
+        packed: Whether latents are (n, tokens, channels x ``_PATCH``).
+        rescaled: Whether the guided prediction gets the norm of the one with the prompt.
+        backwards: Whether its timesteps go from 0, noise, to 1, and predictions point to the image.
+    """
+
+    packed: bool = False
+    rescaled: bool = False
+    backwards: bool = False
+
+
+IN_TURN = {
+    "FluxPipeline": InTurn(packed=True),
+    "ChromaPipeline": InTurn(packed=True),
+    "QwenImagePipeline": InTurn(packed=True, rescaled=True),
+    "Lumina2Pipeline": InTurn(rescaled=True, backwards=True),
+}
+"""Pipelines whose order of evaluations is known, from the code of diffusers 0.42."""
+
+
 class _FirstStepError(Exception):
     """Ends a call of which only the first step is of interest."""
 
@@ -36,6 +61,7 @@ class Observation:
         confidence: Denoising confidence score, float32 (n,); None if it was not observed.
         alignment: Of the guidance at a timestep of little noise, float32 (n,); likewise.
         first: Images of one step, uint8 (n, H, W, C); likewise.
+        waiting: Arguments and prediction of an evaluation with the prompt, until the one without it.
         missing: Detector -> why it was not observed; empty if it was.
     """
 
@@ -43,6 +69,7 @@ class Observation:
     confidence: np.ndarray | None = None
     alignment: np.ndarray | None = None
     first: np.ndarray | None = None
+    waiting: tuple[inspect.BoundArguments, torch.Tensor] | None = None
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -87,7 +114,7 @@ class ObservedCall(OwnCall):
 
         def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             _observe(observation, self, len(seeds), module, args, kwargs, output)
-            if self.only_first:
+            if self.only_first and observation.waiting is None:
                 raise _FirstStepError
 
         handle = network.register_forward_hook(hook, with_kwargs=True)
@@ -95,6 +122,9 @@ class ObservedCall(OwnCall):
             return super()._call(seeds, conditions)
         finally:
             handle.remove()
+            if observation.waiting is not None and not observation.magnitudes:
+                _miss_all(observation, _UNGUIDED)
+            observation.waiting = None
 
 
 DETECTORS = ("noise_difference", "one_step", "edges", "anisotropy")
@@ -121,33 +151,90 @@ def _observe(
     prediction = _prediction(output)
     if not isinstance(noisy, torch.Tensor) or not noisy.is_floating_point() or prediction is None:
         _miss_all(observation, "its network does not map noisy images to predictions")
-        return
-    if len(noisy) != 2 * count or len(prediction) != 2 * count:
-        if not observation.magnitudes:
-            _miss_all(
-                observation,
-                "its network is not evaluated with and without the prompt in one batch; where "
-                "there is guidance, a --guidance above 1 is needed",
-            )
-        return
-    prediction = _without_variance(prediction, noisy)
-    unconditional, conditional = prediction.chunk(2)
+    elif len(noisy) == len(prediction) == 2 * count:
+        pair = _without_variance(prediction, noisy).chunk(2)
+        _observe_pair(observation, call, network, [bound], noisy[:count], pair)
+    elif len(noisy) == len(prediction) == count and call.asked.name in IN_TURN:
+        before, observation.waiting = observation.waiting, (bound, prediction)
+        if before is not None and _same_step(before[0], bound):
+            observation.waiting = None
+            pair = (prediction, before[1])
+            _observe_pair(observation, call, network, [bound, before[0]], noisy, pair)
+        elif before is not None and not observation.magnitudes:  # that of the next step already
+            observation.waiting = None
+            _miss_all(observation, _UNGUIDED)
+    elif not observation.magnitudes:
+        _miss_all(observation, _UNGUIDED)
+
+
+_UNGUIDED = (
+    "its network is not evaluated with and without the prompt at each step; where there is "
+    "guidance, a --guidance above 1 is needed, and a --negative-prompt if it guides away from one"
+)
+
+
+def _same_step(a: inspect.BoundArguments, b: inspect.BoundArguments) -> bool:
+    """Say whether a network was given the same noisy images at the same timesteps."""
+    noisy, other = (next(iter(bound.arguments.values())) for bound in (a, b))
+    time, again = (torch.as_tensor(bound.arguments["timestep"]) for bound in (a, b))
+    return torch.equal(noisy, other) and torch.equal(time, again)
+
+
+def _observe_pair(
+    observation: Observation,
+    call: ObservedCall,
+    network: Any,
+    evaluations: list[inspect.BoundArguments],
+    noisy: torch.Tensor,
+    pair: Sequence[torch.Tensor],
+) -> None:
+    """Observe the predictions of one step without the prompt and with it.
+
+    Args:
+        observation: Receives what is observed.
+        call: The call.
+        network: Its network.
+        evaluations: Arguments of the evaluation of both, or of that of each.
+        noisy: What was denoised, (n, ...).
+        pair: The predictions, each of its shape.
+    """
+    unconditional, conditional = pair
     observation.magnitudes.append(_numbers(noise_difference.magnitude(unconditional, conditional)))
     if len(observation.magnitudes) > 1:
         return
-    timestep = bound.arguments.get("timestep")
-    scheduler = call.pipeline.scheduler
-    late = _late(timestep, scheduler)
+    how = IN_TURN.get(call.asked.name, InTurn())
+    timestep = evaluations[0].arguments.get("timestep")
+    late = _late(timestep, call.pipeline.scheduler, how.backwards)
     if late is None:
         observation.missing["anisotropy"] = "its network takes no timesteps of the scheduler"
     else:
-        bound.arguments["timestep"] = late
-        evaluated = _prediction(network.forward(*bound.args, **bound.kwargs))
-        assert evaluated is not None
-        pair = _without_variance(evaluated, noisy).chunk(2)
-        observation.alignment = _numbers(anisotropy.alignment(*pair))
+        evaluated = []
+        for bound in evaluations:
+            bound.arguments["timestep"] = late
+            prediction = _prediction(network.forward(*bound.args, **bound.kwargs))
+            assert prediction is not None
+            evaluated += _without_variance(prediction, noisy).split(len(noisy))
+        if how.packed:
+            evaluated = [_unpacked(prediction) for prediction in evaluated]
+        without, given = evaluated
+        observation.alignment = _numbers(anisotropy.alignment(without, given))
     guided = unconditional + _scale(call) * (conditional - unconditional)
-    _observe_one_step(observation, call.pipeline, noisy[:count], guided, timestep)
+    if how.rescaled:
+        guided = guided * (
+            conditional.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)
+        )
+    if how.backwards:
+        guided = -guided
+    _observe_one_step(observation, call.pipeline, noisy, guided, timestep)
+
+
+_PATCH = 4
+"""Positions whose channels stand in one token of packed latents."""
+
+
+def _unpacked(latents: torch.Tensor) -> torch.Tensor:
+    """Return packed latents as (n, channels, tokens, ``_PATCH``)."""
+    return latents.unflatten(2, (-1, _PATCH)).movedim(2, 1)
 
 
 def _observe_one_step(
@@ -192,16 +279,21 @@ def _without_variance(prediction: torch.Tensor, noisy: torch.Tensor) -> torch.Te
     return prediction[:, : noisy.shape[1]]
 
 
-def _late(timestep: Any, scheduler: Any) -> torch.Tensor | None:
+def _late(timestep: Any, scheduler: Any, backwards: bool) -> torch.Tensor | None:
     """Return a timestep of little noise in the form in which the network was given one.
 
-    None unless that was a timestep of the scheduler, or its share of all.
+    None unless that was a timestep of the scheduler, or its share of all, or what is left of it
+    where time goes ``backwards``.
     """
     steps = scheduler.config.get("num_train_timesteps")
     if timestep is None or steps is None:
         return None
     given = torch.as_tensor(timestep)
     first = float(scheduler.timesteps[0])
+    if backwards:
+        noisiest = torch.full_like(given, 1 - first / steps)
+        late = torch.full_like(given, 1 - round(anisotropy.LATE * steps) / steps)
+        return late if torch.allclose(given, noisiest) else None
     for unit in (1.0, float(steps)):
         if torch.allclose(given.double() * unit, torch.tensor(first, dtype=torch.float64)):
             return torch.full_like(given, round(anisotropy.LATE * steps) / unit)
