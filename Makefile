@@ -7,7 +7,7 @@ CORES  ?= all
 PYTEST_ARGS ?=
 LOCK_ARGS   ?=
 # The study whose results README shows.
-README_STUDY := default
+README_STUDY := digits
 
 BIN := $(abspath $(VENV))/bin
 # Snakemake's jobs and DVC's stages call `afterimage` and `snakemake` by name. PATH is set for them alone: PYTHON is looked up in

@@ -451,6 +451,8 @@ class Document:
         rows = []
         for found in _records(table):
             row = {"method": f"`{found['method']}`"}
+            if len(set(table["planting"])) > 1:
+                row = {"planting": str(found["planting"])} | row
             for column, label in present.items():
                 unit: format.Unit = "" if column == "unplanted_removed" else "%"
                 row[label] = str(format.interval(found[column], unit=unit))
@@ -479,17 +481,19 @@ class Document:
     # ---- the part of a README
 
     def summary(self, folder: str) -> str:
-        """Return three arms, the first of the study and the first ones that are compared with
-        plain training at equal quality, else with a control, and the figure, in Markdown.
+        """Return three arms, the first plain one and the first ones of the study that are compared
+        with plain training at equal quality, tested ones first, else with a control, and the
+        figure, in Markdown.
 
         Args:
             folder: Of the document, as README says it.
         """
-        along = list(dict.fromkeys(self.beside["arm"]))
-        controlled = [arm for arm, control in self.settings["controls"].items() if control]
+        deciding = {row["arm"]: row for row in _records(self.deciding)}
+        along = [arm for arm in self.settings["arms"] if arm in deciding]
+        along.sort(key=lambda arm: bool(pd.isna(deciding[arm]["p"])))
+        controlled = [arm for arm in self.settings["arms"] if self.settings["controls"].get(arm)]
         plain = self.drawings.plain or list(self.settings["arms"])
         chosen = list(dict.fromkeys([plain[0], *along, *controlled]))[:ROWS]
-        deciding = {row["arm"]: row for row in _records(self.deciding)}
         rows = []
         for arm in chosen:
             row = {"arm": f"`{arm}`"}
@@ -497,6 +501,8 @@ class Document:
                 row[name_of(metric)] = self._value(arm, metric)
             if self.has_paths:
                 row["odds of a copy"] = factor(deciding.get(arm, {}))
+                if self.replicates > 1:
+                    row["at equal quality"] = str(deciding.get(arm, {}).get("verdict", ""))
             rows.append(row)
         figure = [self._figure(f"{folder}/")] if self.has_paths else []
         trainings = (
