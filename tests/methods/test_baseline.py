@@ -53,7 +53,7 @@ def test_a_pass_over_all_copies_is_a_pass_over_the_sources(make_job, tmp_path):
                 for source in SOURCES[of]
             ]
         )
-        return job.task.noised(index, timesteps, noise, torch.zeros(len(of), dtype=bool), None)
+        return job.task.noised(index, timesteps, noise, torch.zeros(len(of), dtype=bool), {})
 
     weights = torch.from_numpy(inverse_copies(SOURCES))
     learner = Learner(job.net, job.train, job.accelerator)

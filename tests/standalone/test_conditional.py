@@ -98,7 +98,9 @@ def test_losses_are_those_of_diffusers(stored, images, kind):
     task = task_of(network, images)
     rows, t = torch.tensor([2, 0, 1, 3]), 321
     noise = torch.randn(4, 4, SIDE // 2, SIDE // 2, generator=torch.Generator().manual_seed(0))
-    batch = task.noised(rows, torch.full((4,), t), noise, torch.zeros(4, dtype=torch.bool), None)
+    batch = task.noised(
+        rows, torch.full((4,), t), noise, torch.zeros(4, dtype=torch.bool), task.condition_of(rows)
+    )
     with torch.no_grad():
         losses = task.losses(network.net, batch)
         for position, row in enumerate(rows.tolist()):

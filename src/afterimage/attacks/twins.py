@@ -60,10 +60,12 @@ def swap(train: Images, planted: Planted) -> Images:
     """Return the training set with every row of a planted source replaced by its twin; ids stay."""
     position = pd.Index(planted.sources).get_indexer(pd.Index(train.sources))
     swapped = position >= 0
-    twins, own = planted.twins, np.maximum(position, 0)
+    twins, own = planted.twins, position[swapped]
 
     def taken(values: np.ndarray, others: np.ndarray) -> np.ndarray:
-        return np.where(swapped.reshape(-1, *[1] * (values.ndim - 1)), others[own], values)
+        changed = values.astype(np.promote_types(values.dtype, others.dtype))  # longer texts fit
+        changed[swapped] = others[own]
+        return changed
 
     return replace(
         train,

@@ -154,7 +154,8 @@ _READ = {
     "label_array": "labels",
 }
 _FLAGS = {option: flag for option, (flag, _) in _CHOICES.items()} | {
-    "label_array": "--label-column"
+    "label_array": "--label-column",
+    "caption_column": "--caption-column",
 }
 _EXPECTED = {
     "image_column": {"image", "img"},
