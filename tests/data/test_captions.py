@@ -44,9 +44,9 @@ def test_without_the_setting_no_captions_are_read(tmp_path):
 
 
 def test_captions_may_be_a_dictionary_of_texts(tmp_path):
-    source = parquet(
-        tmp_path, pa.array(TEXTS).dictionary_encode().to_pylist(), caption_column="text"
-    )
+    encoded = pa.dictionary(pa.int32(), pa.string())
+    source = parquet(tmp_path, kind=encoded, caption_column="text")
+    assert pq.read_schema(tmp_path / "a.parquet").field("text").type == encoded
     assert sources.read(source)[0].captions.tolist() == TEXTS
 
 

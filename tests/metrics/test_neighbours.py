@@ -8,6 +8,15 @@ from afterimage.metrics import distances, neighbours
 from afterimage.metrics.neighbours import Gallery
 
 
+@pytest.fixture(scope="module", autouse=True)
+def floats():
+    """Galleries are searched by floats here, however large; ``test_integer_search`` has the other
+    way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbours, "_INTEGER_FROM", np.inf)
+        yield
+
+
 def brute(queries, gallery, k, tiles=1, exclude=None, flips=False):
     """All pairs, one at a time."""
     rows, values = [], []

@@ -5,8 +5,8 @@ The procedure follows Carlini et al. 2023, section 7.1. Three detectors always r
 runs where the study names it: it comes closest to what people call duplicates, and takes longer.
 Where images have captions, equal captions are a detector too, and can be a condition for all others
 (Somepalli et al. 2023, "Understanding and Mitigating Copying in Diffusion Models", tell duplicates
-of images, of captions and of both apart). The study names the ones that decide: their pairs are joined into groups (connected components), and
-one image of each is kept.
+of images, of captions and of both apart). The study names the ones that decide: their pairs are
+joined into groups (connected components), and one image of each is kept.
 
 Ground truth are the planted duplicates: a pair is true if both images were planted as copies of
 one source image. Near-duplicates that the data set contains anyway count as false, so precision is

@@ -6,7 +6,8 @@ from __future__ import annotations
 import torch
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from afterimage.diffusion.noising import Condition, Pixels
+from afterimage.diffusion.condition import Condition, each_tensor
+from afterimage.diffusion.noising import Pixels
 
 
 class Latents(Pixels):
@@ -36,11 +37,6 @@ class Latents(Pixels):
 
     def condition_of(self, rows: torch.Tensor) -> Condition:
         """Return the conditions of the latents at ``rows``."""
-        return _rows_of(self.conditions, self.rows[rows])
-
-
-def _rows_of(condition: Condition, rows: torch.Tensor) -> Condition:
-    return {
-        name: value[rows] if isinstance(value, torch.Tensor) else _rows_of(value, rows)
-        for name, value in condition.items()
-    }
+        chosen = self.rows[rows]
+        condition: Condition = each_tensor(self.conditions, lambda tensor: tensor[chosen])
+        return condition

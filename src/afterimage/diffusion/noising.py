@@ -3,8 +3,8 @@ equation 14 per sample."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import numpy as np
@@ -14,12 +14,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
+from afterimage.diffusion.condition import Condition, each_tensor
 from afterimage.diffusion.model import classes_of
 from afterimage.images import Images
-
-Condition = Mapping[str, "torch.Tensor | Condition"]
-"""Argument of a network -> a tensor with one row per sample, or several of them by name. Empty
-without a condition."""
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """A transformation of clean images, float32, (B, C, H, W), in [-1, 1]; or of timesteps, int64,
@@ -62,12 +59,7 @@ class Batch:
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        def of(value: Any) -> Any:
-            if isinstance(value, Mapping):
-                return {name: of(part) for name, part in value.items()}
-            return change(value)
-
-        return Batch(**{field.name: of(getattr(self, field.name)) for field in fields(self)})
+        return Batch(**each_tensor(vars(self), change))
 
 
 class Pixels:
@@ -173,7 +165,8 @@ class Pixels:
 
     def condition_of(self, rows: torch.Tensor) -> Condition:
         """Return what the network is given with the images at ``rows``, before any dropout."""
-        return {} if self.labels is None else {"class_labels": self.labels[rows]}
+        labels = self.labels_of(rows)
+        return {} if labels is None else {"class_labels": labels}
 
     def without(self, condition: Condition, dropped: torch.Tensor) -> Condition:
         """Return a condition whose samples in the mask ``dropped``, bool (B,), have the null

@@ -2,9 +2,9 @@
 skip connections.
 
 A block sits between a tensor of the encoder and the residual block of the decoder that receives it.
-A U-Net of diffusers concatenates its skip tensors in order (that of ``conv_in``, then for each level
-those of every residual block and of the downsampler) and the decoder takes them last in, first out:
-the j-th residual block of the decoder gets skip N - 1 - j, as the second half of its input. A hook
+A U-Net of diffusers concatenates its skip tensors in order (that of ``conv_in``, then for each
+level those of every residual block and of the downsampler) and the decoder takes them last in,
+first out: the j-th residual block of the decoder gets skip N - 1 - j, as the second half of its input. A hook
 that runs before that residual block applies the transfer block; diffusers' own ``forward`` stays
 unchanged, whatever the types of the levels. Group 0 is the skip of ``conv_in`` and group g the
 skips of the g-th level: in Stable Diffusion 2.1 groups 3 and 4 are the paper's SC3 and SC4, its

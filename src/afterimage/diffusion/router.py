@@ -8,7 +8,6 @@ opens it again after ``import afterimage``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -16,6 +15,7 @@ from diffusers.configuration_utils import FrozenDict
 from diffusers.models.unets.unet_2d import UNet2DModel, UNet2DOutput
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 
+from afterimage.diffusion.condition import each_tensor
 from afterimage.diffusion.rau_net import RAUNet, RAUNetCondition
 
 NULL = "_null_label"
@@ -91,26 +91,15 @@ class TimestepRouter(UNet2DModel):
         elif not early.any():
             prediction = self.tail(*arguments, return_dict=False, **named_condition)[0]
         else:
-            parts = [
-                net(
-                    *_rows_of(arguments, rows),
-                    return_dict=False,
-                    **_rows_of(named_condition, rows),
-                )[0]
-                for net, rows in ((self.front, early), (self.tail, ~early))
-            ]
+            # Each network gets the rows of its own samples.
+            def ask(net: torch.nn.Module, rows: torch.Tensor) -> torch.Tensor:
+                own, named = each_tensor((arguments, named_condition), lambda tensor: tensor[rows])
+                return net(*own, return_dict=False, **named)[0]
+
+            parts = [ask(self.front, early), ask(self.tail, ~early)]
             prediction = parts[0].new_empty((len(sample), *parts[0].shape[1:]))
             prediction[early], prediction[~early] = parts
         return UNet2DOutput(sample=prediction) if return_dict else (prediction,)
-
-
-def _rows_of(value: Any, rows: torch.Tensor) -> Any:
-    """Return the rows in a mask, bool (B,), of a tensor, or of all tensors in a collection."""
-    if isinstance(value, Mapping):
-        return {name: _rows_of(part, rows) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return tuple(_rows_of(part, rows) for part in value)
-    return value[rows] if isinstance(value, torch.Tensor) else value
 
 
 def _net(net_or_config: UNet | dict[str, Any]) -> UNet:

@@ -12,8 +12,8 @@ If faiss sees a GPU, the proposals come from a flat index there, in float32 too 
 off). Everything after that is the same, and so is the result. The bound is checked on every
 proposed pair; a query with a pair beyond it is screened.
 
-Without a GPU, large searches of uint8 images are done by integer products (``integer_search``), if
-the processor does them right. These are exact, so the result is the same again.
+Without a GPU, large galleries of uint8 images are searched by integer products
+(``integer_search``), if the processor does them right. These are exact, so the result is the same again.
 
 Vectors are centred before the search, which makes E small; integer pixels are centred by integers,
 which is exact. The result depends on the images alone, not on the block size or the number of
@@ -42,7 +42,7 @@ _PAIR_VALUES = 2**18  # values of image pairs compared at once: fits the process
 _SCREEN_PAIRS = 2**22  # float32 distances held at once by the screen
 _UNIT = 2.0**-24
 _GPU_PROPOSALS = 2048  # the maximum that faiss selects on a GPU
-_INTEGER_FROM = 2**30  # products of a search from which on integers are worth the import of torch
+_INTEGER_FROM = 2**20  # values of a gallery from which on integers are worth the import of torch
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,10 @@ class Gallery:
 
     @cached_property
     def _integers(self) -> IntegerGallery | None:
-        """The images as integers; None where integer products cannot hold or are not right."""
+        """The images as integers; None where they are none, are few, or where integer products
+        cannot hold them or are not right."""
+        if not self._integer or self.images.size < _INTEGER_FROM:
+            return None
         from afterimage.metrics import integer_search
 
         values = self._cut.shape[2]
@@ -214,9 +217,8 @@ class Gallery:
         """Return rows, sums of squares (largest tile) and the number of screened queries, for one
         block."""
         cut = distances.cut(queries, self.tiles)
-        large = len(queries) * self.images.size >= _INTEGER_FROM
         on_gpu = self.tiles == 1 and not self._gpu_failed and faiss.get_num_gpus()
-        if self._integer and large and not on_gpu and self._integers is not None:
+        if not on_gpu and self._integers is not None:
             return *self._integers.nearest(cut, k, exclude), 0
         if self.tiles > 1:
             return *self._screen(cut, k, exclude), len(cut)

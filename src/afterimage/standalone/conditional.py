@@ -16,8 +16,8 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
+from afterimage.diffusion.condition import Condition
 from afterimage.diffusion.latents import Latents
-from afterimage.diffusion.noising import Condition
 from afterimage.images import Images
 from afterimage.standalone import generations, lora, own_call, prompts, stored_pipeline
 from afterimage.standalone.stored_pipeline import StoredPipeline

@@ -61,7 +61,7 @@ class Observation:
         confidence: Denoising confidence score, float32 (n,); None if it was not observed.
         alignment: Of the guidance at a timestep of little noise, float32 (n,); likewise.
         first: Images of one step, uint8 (n, H, W, C); likewise.
-        waiting: Arguments and prediction of an evaluation with the prompt, until the one without it.
+        waiting: Arguments and prediction of an evaluation with the prompt, until that without it.
         missing: Detector -> why it was not observed; empty if it was.
     """
 

@@ -11,7 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 
-from afterimage.diffusion.noising import Batch, Change, Condition
+from afterimage.diffusion.condition import Condition
+from afterimage.diffusion.noising import Batch, Change
 
 
 class Task(Protocol):

@@ -1,0 +1,25 @@
+"""What a network is given besides noisy images and timesteps: labels, texts, or several tensors by
+name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+
+Condition = Mapping[str, "torch.Tensor | Condition"]
+"""Argument of a network -> a tensor with one row per sample, or several of them by name. Empty
+without a condition."""
+
+
+def each_tensor(value: Any, change: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """Return ``value`` with ``change`` applied to every tensor in it: in mappings and tuples, at
+    any depth. Everything else stays."""
+    if isinstance(value, torch.Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {name: each_tensor(part, change) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return tuple(each_tensor(part, change) for part in value)
+    return value
