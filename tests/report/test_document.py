@@ -208,13 +208,26 @@ def test_a_table_that_was_changed_is_refused(made, tmp_path, capsys, name):
 # ---- what git keeps
 
 
-def committed(root: Path) -> list[Path]:
-    """Return the folders of tables that git keeps; none without git."""
+@pytest.fixture
+def kept(root, tmp_path) -> Path:
+    """What git keeps of README, documents and tables, in a folder of its own: a study that was run
+    again here writes its tables into the working tree, and its document only when asked."""
     if not (root / ".git").exists():
-        return []
-    command = ["git", "-C", str(root), "ls-files", "results/*/report/tables/run.json"]
-    listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return [(root / name).parent for name in listed.splitlines()]
+        pytest.skip("no git here")
+    git = ["git", "-C", str(root)]
+    paths = ["README.md", "docs/results", "results/*/report/tables/*"]
+    listed = subprocess.run(
+        [*git, "ls-files", "-z", *paths], capture_output=True, check=True
+    ).stdout
+    subprocess.run(
+        [*git, "checkout-index", "-z", "--stdin", f"--prefix={tmp_path}/"], input=listed, check=True
+    )
+    return tmp_path
+
+
+def tables(kept: Path) -> list[Path]:
+    """Return the folders of tables."""
+    return [run.parent for run in sorted(kept.glob("results/*/report/tables/run.json"))]
 
 
 def test_git_keeps_the_tables_and_no_other_result(root):
@@ -227,11 +240,10 @@ def test_git_keeps_the_tables_and_no_other_result(root):
     assert ignored == left
 
 
-def test_documents_in_git_are_those_of_their_tables(root):
-    folders = committed(root)
-    if not folders:
-        pytest.skip("git keeps no tables here")
-    results = root / "docs" / "results"
+def test_documents_in_git_are_those_of_their_tables(kept):
+    folders = tables(kept)
+    assert folders
+    results = kept / "docs" / "results"
     assert {path.stem for path in results.glob("*.md")} == {f.parents[1].name for f in folders}
     for folder in folders:
         made = Document(folder, folder.parents[1].name)
@@ -242,11 +254,9 @@ def test_documents_in_git_are_those_of_their_tables(root):
             assert artifacts.sha256(folder / name) in figure.read_text()
 
 
-def test_the_readme_shows_a_study_of_git(root):
-    parts = document.between_marks((root / "README.md").read_text())
+def test_the_readme_shows_a_study_of_git(kept):
+    parts = document.between_marks((kept / "README.md").read_text())
     assert parts is not None
-    if not committed(root):
-        pytest.skip("git keeps no tables here")
     study = re.search(r"\(docs/results/(\w+)\.md\)", parts[1])[1]
-    made = Document(root / "results" / study / "report" / "tables", study)
+    made = Document(kept / "results" / study / "report" / "tables", study)
     assert parts[1] == "\n" + made.summary("docs/results")
