@@ -175,6 +175,32 @@ def test_scipy_is_itself_when_it_is_used(statement):
     assert deferred(f"{statement}\nprint(*rankdata([3, 1, 2]))") == ["3.0", "1.0", "2.0"]
 
 
+def test_the_compiler_finds_the_kernels_of_the_meta_device():
+    """They were put off too, and torch's tracers know shapes by them alone."""
+    code = """
+import torch
+print(type(sys.modules["torch._meta_registrations"]).__name__)
+summed = torch.compile(lambda x: torch.linalg.inv(x).sum(), fullgraph=True, backend="aot_eager")
+print(summed(torch.eye(3)).item(), type(sys.modules["torch._meta_registrations"]).__name__)
+"""
+    assert deferred(code) == ["_Deferred", "3.0", "module"]
+
+
+def test_distributions_are_looked_up_when_they_are_asked_for():
+    code = """
+import importlib.metadata
+from afterimage.engines import patches
+asked = []
+real = patches.packages_distributions
+patches.packages_distributions = lambda: asked.append(1) or real()
+import diffusers.models.unets.unet_2d
+print(len(asked))
+found = importlib.metadata.packages_distributions()
+print(found["yaml"], "no such package" in found, dict(found) == real(), len(asked))
+"""
+    assert deferred(code) == ["0", "['PyYAML']", "False", "True", "1"]
+
+
 def test_what_is_there_already_stays():
     code = """
 import scipy.stats

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import os
 import re
-from typing import Annotated
+import textwrap
+from itertools import pairwise
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
 
 
 class ConfigError(ValueError):
@@ -14,7 +18,37 @@ class ConfigError(ValueError):
 
 
 class Block(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    """A block of a study. The docstring of a key is its description in the JSON schema.
+
+    Only there: pydantic's ``use_attribute_docstrings`` would read the source of all blocks at the
+    start of every job.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: Any, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        properties = handler.resolve_ref_schema(schema).get("properties", {})
+        for block in reversed(cls.__mro__[: cls.__mro__.index(Block)]):
+            for key, text in _docstrings(block).items():
+                if key in properties:
+                    properties[key]["description"] = text
+        return schema
+
+
+def _docstrings(block: type) -> dict[str, str]:
+    """Return the docstrings below the annotated attributes of a class, by attribute."""
+    body = ast.parse(textwrap.dedent(inspect.getsource(block))).body[0].body  # type: ignore[attr-defined]
+    return {
+        key: inspect.cleandoc(text)
+        for first, second in pairwise(body)
+        if isinstance(first, ast.AnnAssign) and isinstance(second, ast.Expr)
+        if isinstance(key := getattr(first.target, "id", None), str)
+        if isinstance(text := getattr(second.value, "value", None), str)
+    }
 
 
 Share = Annotated[float, Field(gt=0, le=1)]

@@ -7,11 +7,13 @@ update the version.
 
 from __future__ import annotations
 
+import importlib.metadata
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from functools import cached_property
 from importlib import import_module
 from importlib.machinery import ModuleSpec
-from importlib.metadata import version
+from importlib.metadata import packages_distributions, version
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -101,13 +103,14 @@ class _Deferred(ModuleType):
 
     Args:
         name: Name of the module.
+        needs: Another deferred module, without which this one does not work; it is imported first.
         given: Attributes that can be used without importing the module.
     """
 
-    def __init__(self, name: str, **given: Any) -> None:
+    def __init__(self, name: str, needs: str | None = None, **given: Any) -> None:
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, None)
-        vars(self).update(given)
+        vars(self).update(given, _needs=needs)
 
     def __getattr__(self, attribute: str) -> Any:
         # `from M import x` reads the path of every module, an import of M.x that of its package;
@@ -116,10 +119,28 @@ class _Deferred(ModuleType):
         # Other dunder names are read by programs that inspect all modules.
         if attribute.startswith("__") and not (attribute == "__path__" and importing):
             raise AttributeError(attribute)
-        name = self.__name__
-        if sys.modules.get(name) is self:
-            del sys.modules[name]
-        return getattr(import_module(name), attribute)
+        for name in filter(None, (self._needs, self.__name__)):
+            if isinstance(sys.modules.get(name), _Deferred):
+                del sys.modules[name]
+            module = import_module(name)
+        return getattr(module, attribute)
+
+
+class _Distributions(Mapping[str, list[str]]):
+    """Distributions by the packages that they hold, which are looked up on the first use."""
+
+    @cached_property
+    def _found(self) -> Mapping[str, list[str]]:
+        return packages_distributions()
+
+    def __getitem__(self, package: str) -> list[str]:
+        return self._found[package]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._found)
+
+    def __len__(self) -> int:
+        return len(self._found)
 
 
 def _unmarked(function: Any = None, *_: Any, **__: Any) -> Any:
@@ -131,8 +152,8 @@ class _Compiled:
 
 
 def defer_imports() -> None:
-    """Defer the imports of ``torch._dynamo``, ``scipy.stats`` and ``scipy.integrate`` until they
-    are used.
+    """Defer what most steps import without a use for it: torch's compiler and its kernels for
+    tensors without data, and ``scipy.stats`` and ``scipy.integrate``.
 
     Modules that are already imported stay. Every network of diffusers (0.42.1) imports all others,
     hence all schedulers, hence scipy's modules. It decorates functions for torch's compiler and
@@ -141,6 +162,13 @@ def defer_imports() -> None:
     start-up. As long as nothing is compiled, the decorators do nothing and the answer to the check
     is no, so a placeholder suffices. Any other use of a placeholder imports the module and is
     passed on to it, including ``torch.compile``.
+
+    ``torch._meta_registrations`` registers kernels of the meta device in Python and imports all of
+    torch's decompositions. Networks are made on that device without any of them; an operation that
+    lacks its kernel is an error. The compiler, which does need them, imports them.
+
+    diffusers looks up which distribution every installed package comes from, which reads the
+    metadata of them all, and asks for none as long as only networks are used.
 
     The packages of text pipelines (``TEXT``), which diffusers imports with any network if they are
     installed, are hidden from it: no command of a study uses them. Where diffusers is imported
@@ -151,8 +179,10 @@ def defer_imports() -> None:
     for module in (
         _Deferred("scipy.integrate"),
         _Deferred("scipy.stats"),
+        _Deferred("torch._meta_registrations"),
         _Deferred(
             "torch._dynamo",
+            needs="torch._meta_registrations",
             allow_in_graph=_unmarked,
             disable=_unmarked,
             graph_break=lambda msg="": None,
@@ -161,5 +191,6 @@ def defer_imports() -> None:
     ):
         sys.modules.setdefault(module.__name__, module)
     if "diffusers" not in sys.modules:
+        importlib.metadata.packages_distributions = _Distributions
         for name in TEXT:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]

@@ -339,9 +339,10 @@ def _block(annotation: Any) -> type[Block] | None:
 
 def keys() -> str:
     """Return the list of keys for a command's help."""
+    described = AuditRecord.model_json_schema()["properties"]
     lines = []
     for name, field in AuditRecord.model_fields.items():
-        text = " ".join((field.description or "").split())
+        text = " ".join(described[name].get("description", "").split())
         if block := _block(field.annotation):
             text += f" Keys: {', '.join(block.model_fields)}."
         column = "\n" + " " * 16
