@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
+from importlib.util import spec_from_loader
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -103,14 +105,14 @@ class _Deferred(ModuleType):
 
     Args:
         name: Name of the module.
-        needs: Another deferred module, without which this one does not work; it is imported first.
+        before: Called before the module is imported.
         given: Attributes that can be used without importing the module.
     """
 
-    def __init__(self, name: str, needs: str | None = None, **given: Any) -> None:
+    def __init__(self, name: str, before: Callable[[], None] | None = None, **given: Any) -> None:
         super().__init__(name)
         self.__spec__ = ModuleSpec(name, None)
-        vars(self).update(given, _needs=needs)
+        vars(self).update(given, _before=before)
 
     def __getattr__(self, attribute: str) -> Any:
         # `from M import x` reads the path of every module, an import of M.x that of its package;
@@ -119,11 +121,36 @@ class _Deferred(ModuleType):
         # Other dunder names are read by programs that inspect all modules.
         if attribute.startswith("__") and not (attribute == "__path__" and importing):
             raise AttributeError(attribute)
-        for name in filter(None, (self._needs, self.__name__)):
-            if isinstance(sys.modules.get(name), _Deferred):
-                del sys.modules[name]
-            module = import_module(name)
-        return getattr(module, attribute)
+        name = self.__name__
+        if sys.modules.get(name) is self:
+            del sys.modules[name]
+            if self._before is not None:
+                self._before()
+        return getattr(import_module(name), attribute)
+
+
+class _WithoutMetaKernels(MetaPathFinder, Loader):
+    """Imports, in the place of ``torch._meta_registrations``, what torch's generators need of the
+    packages that the module imports."""
+
+    MODULE = "torch._meta_registrations"
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        return spec_from_loader(fullname, self) if fullname == self.MODULE else None
+
+    def exec_module(self, module: ModuleType) -> None:
+        sys.meta_path.remove(self)
+        import_module("torch._prims.rng_prims")
+
+    @classmethod
+    def end(cls) -> None:
+        """Import the module itself."""
+        if isinstance(getattr(sys.modules.get(cls.MODULE), "__loader__", None), cls):
+            del sys.modules[cls.MODULE]
+            import_module(cls.MODULE)
 
 
 class _Distributions(Mapping[str, list[str]]):
@@ -165,7 +192,7 @@ def defer_imports() -> None:
 
     ``torch._meta_registrations`` registers kernels of the meta device in Python and imports all of
     torch's decompositions. Networks are made on that device without any of them; an operation that
-    lacks its kernel is an error. The compiler, which does need them, imports them.
+    lacks its kernel is an error. The compiler, which does need them, imports them first.
 
     diffusers looks up which distribution every installed package comes from, which reads the
     metadata of them all, and asks for none as long as only networks are used.
@@ -179,10 +206,9 @@ def defer_imports() -> None:
     for module in (
         _Deferred("scipy.integrate"),
         _Deferred("scipy.stats"),
-        _Deferred("torch._meta_registrations"),
         _Deferred(
             "torch._dynamo",
-            needs="torch._meta_registrations",
+            before=_WithoutMetaKernels.end,
             allow_in_graph=_unmarked,
             disable=_unmarked,
             graph_break=lambda msg="": None,
@@ -190,6 +216,7 @@ def defer_imports() -> None:
         ),
     ):
         sys.modules.setdefault(module.__name__, module)
+    sys.meta_path.insert(0, _WithoutMetaKernels())
     if "diffusers" not in sys.modules:
         importlib.metadata.packages_distributions = _Distributions
         for name in TEXT:

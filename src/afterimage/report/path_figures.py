@@ -33,6 +33,8 @@ class PathFigures:
         self.plain = list(dict.fromkeys(compared["frontier"]))
         self.axis = next(iter(frontier.axes_of(map(str, paths.columns))), "")
         self.method = dict(zip(paths["arm"], paths["method"], strict=True))
+        self._beside = dict(zip(compared["arm"], compared["frontier"], strict=True))
+        self._beside |= {arm: arm for arm in self.plain}
 
     @property
     def least_share(self) -> float:
@@ -44,20 +46,29 @@ class PathFigures:
         return ", ".join(f"{100 * share:.3g} %" for share in sorted(set(self.paths["share"])))
 
     def copies(self) -> Figure:
-        """Draw copies against quality along every path."""
-        plot, (axis,) = figures.grid(1, 1, 9.5, 6.2)
-        ends, arms = [], list(self.method)
-        for arm in arms:
-            mean = self._mean(arm)
-            self._path(axis, arm, mean[self.axis], mean[verdicts.PRIMARY])
-            ends.append((mean[self.axis].iloc[-1], mean[verdicts.PRIMARY].iloc[-1]))
-        axis.set_xlabel(f"{self.axis} to images that no arm saw (log scale, lower is better)")
-        axis.set_ylabel(f"{name_of(verdicts.PRIMARY)} (lower is better)")
-        for which in ("x", "y"):
-            figures.log_axis(axis, which, most=8)
-        axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
-        figures.label_points(axis, np.array(ends), arms, [self._colour(arm) for arm in arms])
-        methods = {self.method[arm]: self._colour(arm) for arm in arms if arm not in self.plain}
+        """Draw copies against quality along every path, a panel for each plain training with the
+        arms that are compared with it."""
+        plot, axes = figures.grid(len(self.plain), 2, 7.2, 6.2, sharey=True)
+        for axis, plain in zip(axes, self.plain, strict=True):
+            arms = [arm for arm in self.method if self._beside[arm] == plain]
+            ends = []
+            for arm in arms:
+                mean = self._mean(arm)
+                self._path(axis, arm, mean[self.axis], mean[verdicts.PRIMARY])
+                ends.append((mean[self.axis].iloc[-1], mean[verdicts.PRIMARY].iloc[-1]))
+            axis.set_title(f"beside {plain}")
+            axis.set_xlabel(f"{self.axis} to images that no arm saw (log scale, lower is better)")
+            axis.set_ylabel(f"{name_of(verdicts.PRIMARY)} (lower is better)")
+            for which in ("x", "y"):
+                figures.log_axis(axis, which, most=8)
+            axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
+            figures.label_points(axis, np.array(ends), arms, [self._colour(arm) for arm in arms])
+        plot.tight_layout(w_pad=2)
+        methods = {
+            method: self._colour(arm)
+            for arm, method in self.method.items()
+            if arm not in self.plain
+        }
         entries = {"plain training": "black"} | methods
         figures.legend_below(
             plot, {name: figures.dot(colour) for name, colour in entries.items()}, "colour: method"
