@@ -3,6 +3,7 @@ mended."""
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import io
 import json
@@ -25,6 +26,8 @@ from afterimage.artifacts import ArtifactError
 from afterimage.data import hub, sources
 from afterimage.data.records import Reading
 from afterimage.images import load_images
+from afterimage.standalone import captions
+from afterimage.standalone import images as image_sets
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 COLOUR = np.random.default_rng(1).integers(0, 256, (6, 5, 5, 3), dtype=np.uint8)
@@ -33,14 +36,14 @@ SHARDS = "plain_text/train-00000-of-00002.parquet", "plain_text/train-00001-of-0
 TEST = "plain_text/test-00000-of-00001.parquet"
 
 
-def parquet(pixels: np.ndarray, labels: list[int]) -> bytes:
+def parquet(pixels: np.ndarray, labels: list[int], **columns: list[str]) -> bytes:
     cells = []
     for image in pixels:
         stream = io.BytesIO()
         Image.fromarray(image).save(stream, "PNG")
         cells.append({"bytes": stream.getvalue(), "path": None})
     stream = io.BytesIO()
-    pq.write_table(pa.table({"img": cells, "label": labels}), stream)
+    pq.write_table(pa.table({"img": cells, "label": labels} | columns), stream)
     return stream.getvalue()
 
 
@@ -136,6 +139,27 @@ def cached(tmp_path: Path, name: str) -> Path:
 
 
 # ---- what is read --------------------------------------------------------------------------------
+
+
+def test_captions_belong_to_the_images_of_the_same_commit(stored):
+    """The branch moves after the images are read."""
+    stored.files |= {
+        SHARDS[0]: parquet(COLOUR[:3], [0, 1, 2], text=["a", "b", "c"]),
+        SHARDS[1]: parquet(COLOUR[3:4], [3], text=["d"]),
+    }
+    stored.sent = dict(stored.files)
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--train", default="some/set@v1")
+    image_sets.arguments(parser, ("train",))
+    captions.arguments(parser)
+    args = parser.parse_args([])
+    train = image_sets.read_set("train", args)
+    stored.server.requests.clear()
+    assert captions.of(train, args) == ["a", "b", "c", "d"]
+    assert not [path for _, path, _ in stored.server.requests if "revision/v1" in path]
+    args = parser.parse_args(["--caption-column", "prompt"])
+    with pytest.raises(config.ConfigError, match=r"--caption-column = prompt: .* has no column"):
+        captions.of(train, args)
 
 
 def test_the_command_reads_a_data_set_at_the_commit_of_a_tag(stored, tmp_path, resolved):

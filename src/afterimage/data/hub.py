@@ -11,6 +11,7 @@ import os
 import re
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 from afterimage.artifacts import ArtifactError, sha256
 from afterimage.config.base import ConfigError
@@ -25,7 +26,27 @@ PAUSE = 2.0
 _OFFICIAL_TEST = ("test", "validation")
 
 
+class Download(NamedTuple):
+    """The parquet files of a source's split in the local cache.
+
+    Attributes:
+        files: Name, path, and whether it belongs to the official test split, of each in order.
+        sha256: Of each, by name.
+        commit: The commit that they belong to.
+    """
+
+    files: list[tuple[str, Path, bool]]
+    sha256: dict[str, str]
+    commit: str
+
+
 def contents(source: HuggingFace, reading: Reading) -> Contents:
+    """Return the rows of the source's split; for errors see ``download``."""
+    files, hashes, commit = download(source, reading)
+    return parquet.contents_of(files, source, reading, hashes, facts={"commit": commit})
+
+
+def download(source: HuggingFace, reading: Reading) -> Download:
     """Download the parquet files of the source's split, or use those in the local cache.
 
     With a full commit hash and ``sha256`` for every file of the split, cached files need no
@@ -71,7 +92,7 @@ def contents(source: HuggingFace, reading: Reading) -> Contents:
             f"{source.dataset} cannot be fetched from the Hub, and is not in the local cache "
             f"({constants.HF_HUB_CACHE}): {reason}"
         ) from error
-    return parquet.contents_of(located, source, reading, raw, facts={"commit": commit})
+    return Download(located, raw, commit)
 
 
 def _listing(source: HuggingFace) -> tuple[str, dict[str, str | None]]:

@@ -130,8 +130,9 @@ class _Deferred(ModuleType):
 
 
 class _WithoutMetaKernels(MetaPathFinder, Loader):
-    """Imports, in the place of ``torch._meta_registrations``, what torch's generators need of the
-    packages that the module imports."""
+    """Does, in the place of ``torch._meta_registrations``, the one thing that networks need of what
+    the module imports (at the end of ``torch._prims.rng_prims``): generators get their
+    metaclass."""
 
     MODULE = "torch._meta_registrations"
 
@@ -143,7 +144,8 @@ class _WithoutMetaKernels(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         sys.meta_path.remove(self)
-        import_module("torch._prims.rng_prims")
+        metaclass = import_module("torch._opaque_base").OpaqueBaseMeta
+        import_module("torch._C")._set_generator_metaclass(metaclass)
 
     @classmethod
     def end(cls) -> None:

@@ -20,7 +20,8 @@ import pyarrow.parquet as pq
 from afterimage import config
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.data import parquet, pictures, zips
+from afterimage.data import hub, parquet, pictures, zips
+from afterimage.data.records import Reading
 from afterimage.data.walk import walk
 from afterimage.diffusion.stored_files import first_line, listed
 from afterimage.standalone import images as image_sets
@@ -71,8 +72,8 @@ def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
     wanted = chosen.get(images.name, chosen.get(None))
     source = image_sets.source_of(images.name, args)
     flag = f"--{images.name}"
-    if isinstance(source, config.Parquet):
-        return _in_parquet(source, images, wanted)
+    if isinstance(source, config.Parquet | config.HuggingFace):
+        return _in_parquet(_parquet_files(source, images), images, wanted)
     if not isinstance(source, config.ImageFolder):
         if wanted is not None and images.name in chosen:
             raise ConfigError(f"{FLAG} = {wanted}: {flag} is no source that has captions ({WHERE})")
@@ -234,10 +235,10 @@ def _add(texts: Texts, entries: Iterable[tuple[str, str]], where: str) -> None:
 # ---- parquet -------------------------------------------------------------------------------------
 
 
-def _in_parquet(source: config.Parquet, images: ImageSet, wanted: str | None) -> list[str] | None:
+def _in_parquet(files: list[Path], images: ImageSet, wanted: str | None) -> list[str] | None:
     """Return the captions of parquet rows; None if no column could hold them."""
     flag, cells = f"--{images.name}", list[Any]()
-    for path in _parquet_files(str(source.path)):
+    for path in files:
         try:
             schema = pq.read_schema(path.absolute())
             column = _column(schema, wanted, path, flag)
@@ -258,10 +259,14 @@ def _in_parquet(source: config.Parquet, images: ImageSet, wanted: str | None) ->
     return [cells[row] for row in rows]
 
 
-def _parquet_files(text: str) -> list[Path]:
-    """Return the files of a parquet source, in the order in which its images are read."""
+def _parquet_files(source: config.Parquet | config.HuggingFace, images: ImageSet) -> list[Path]:
+    """Return the files of a source, in the order in which its images were read; those of a data set
+    on the Hub at the same commit."""
+    if isinstance(source, config.HuggingFace):
+        then = source.model_copy(update={"revision": images.manifest["facts"]["commit"]})
+        return [path for _, path, _ in hub.download(then, Reading()).files]
     files: list[Path] = []
-    for path in parquet.matching(config.expand(text)):
+    for path in parquet.matching(config.expand(str(source.path))):
         if path.is_dir():
             inside = walk(path, {})
             files += [inside[name] for name in sorted(inside) if parquet.is_parquet(name)]
