@@ -9,7 +9,7 @@ import afterimage
 
 PACKAGE = Path(afterimage.__file__).parent
 FLOORS = (
-    {"config", "provenance", "seeds", "progress"},
+    {"config", "provenance", "seeds", "progress", "meta_device"},
     {"artifacts"},
     {"images"},
     {"metrics", "diffusion"},

@@ -130,12 +130,13 @@ def main(argv: list[str] | None = None) -> int:
     """
     from afterimage.artifacts import ArtifactError, UpToDate, keeping_results
     from afterimage.config import ConfigError
-    from afterimage.engines.patches import defer_imports
+    from afterimage.engines.patches import TEXT, defer_imports
 
     argv = sys.argv[1:] if argv is None else argv
     commands = [list(words) for last, words in groupby(argv, THEN.__eq__) if not last] or [[]]
     if all(words[:1] and words[0] in COMMANDS for words in commands):
-        defer_imports()  # other commands open what others made, and may compile
+        # Other commands open what others made, and may compile.
+        defer_imports(texts=any(words[:2] == ["data", "encode"] for words in commands))
     try:
         gc.disable()  # imports make many objects and no garbage: a seventh of the start-up
         try:
@@ -160,10 +161,10 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "afterimage":
             raise
-        message = (
-            f"{error.name} is not installed; studies need the extra `workflow`: "
-            "pip install '.[workflow]'"
-        )
+        needed = "texts need the extra `text`: pip install '.[text]'"
+        if error.name.split(".")[0] not in TEXT:
+            needed = "studies need the extra `workflow`: pip install '.[workflow]'"
+        message = f"{error.name} is not installed; {needed}"
     except (ConfigError, ArtifactError) as error:
         message = str(error)
     print(f"afterimage: error: {message}", file=sys.stderr)

@@ -188,6 +188,18 @@ print(smallest(torch.eye(3)).item(), there())
     assert deferred(code) == ["False", "1", "False", "1.0", "True"]
 
 
+def test_networks_are_counted_where_the_kernels_were_put_off(monkeypatch, tmp_path):
+    """As in commands that plan: counting runs a network on the meta device."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    code = """
+from afterimage.config import Model
+from afterimage.plan.cost import network
+model = Model(channels=[8, 8], attention=[False, True], norm_groups=8)
+print(network.unet(model, 8, 8, 1).flop > 0, network.unet(model, 8, 8, 1, None, (4, 8)).flop > 0)
+"""
+    assert deferred(code) == ["True", "True"]
+
+
 def test_distributions_are_looked_up_when_they_are_asked_for():
     code = """
 import importlib.metadata

@@ -41,10 +41,8 @@ MEASURED = {
 # kind of machine, while others used it too.
 DEFAULT = {
     "attribution/rep0/features/main/final/train0": 15.6,
-    "attribution/rep0/retrain/0": 61.4,
-    "attribution/rep0/retrain/1": 58.9,
-    "attribution/rep0/retrain/2": 61.6,
-    "attribution/rep0/retrain/3": 59.4,
+    "attribution/rep0/retrain/0": 149.1,
+    "attribution/rep0/retrain/1": 147.9,
     "train/agc/rep0": 35.3,
     "train/baseline/rep0": 34.0,
     "train/conditional/rep0": 37.5,
@@ -102,7 +100,7 @@ def test_measured_times_hold_for_a_third_study_within_a_factor_of_four(root, mon
     assert ANOTHER[step] / 4 < found < 4 * ANOTHER[step]
 
 
-UNMEASURED = {"attribution/acceleration"}
+UNMEASURED = {"attribution/acceleration", "data/encode"}
 """Steps that no study in the table has; they take the default of ``measured``."""
 
 
@@ -203,7 +201,7 @@ def test_projected_gradients_are_estimated_within_a_factor_of_two(digits):
 def test_every_job_of_a_study_has_a_cost(digits):
     study = digits(loyal_selection=SELECTION, paths={"frontier": ["baseline"]})
     jobs = jobs_of(study) + selection_jobs(study)
-    assert {job.step for job in jobs} == set(STEPS)
+    assert {job.step for job in jobs} == set(STEPS) - {"data/encode"}
     for job in jobs:
         found = estimate.job_cost(study, job)
         assert found.minutes > 0

@@ -90,6 +90,32 @@ rule planting:
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
+rule encode:
+    """Embed the captions of all images, for arms that are conditioned on them."""
+    input:
+        unpack(inputs("data/encode")),
+    output:
+        run="results/{study}/data/encode/run.json",
+        metrics="results/{study}/data/encode/metrics.jsonl",
+        texts="results/{study}/data/encode/texts.safetensors",
+        captions="results/{study}/data/encode/captions.json",
+        tokenizer=directory("results/{study}/data/encode/tokenizer"),
+        encoder=directory("results/{study}/data/encode/text_encoder"),
+    log:
+        "results/{study}/logs/data/encode.log",
+    benchmark:
+        "results/{study}/benchmarks/data/encode.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("data/encode"),
+    params:
+        inputs=flags("data/encode"),
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data encode {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
 rule classifier:
     """Train the feature network on images that no arm sees."""
     input:

@@ -19,6 +19,13 @@ HELP = {
 """Input -> what it is."""
 
 
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--texts``."""
+    parser.add_argument(
+        "--texts", type=Path, help="embeddings of captions, if the arm is conditioned on them"
+    )
+
+
 def add_flags(parser: argparse.ArgumentParser, *inputs: str) -> None:
     """Declare ``--config``, ``--out`` and one required flag for each of ``inputs``."""
     for name in inputs:

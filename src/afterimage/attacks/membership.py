@@ -29,11 +29,12 @@ from scipy.stats import rankdata
 
 from afterimage import artifacts, config
 from afterimage.attacks import losses, twins
-from afterimage.attacks.flags import add_flags
+from afterimage.attacks.flags import add_flags, add_texts
 from afterimage.attacks.table import Results
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.noising import levels, task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
+from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
 
 STEP = "attack/membership"
@@ -114,6 +115,7 @@ def attack(
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_flags(parser, "model", *INPUTS)
+    add_texts(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -125,6 +127,7 @@ def run(args: argparse.Namespace) -> None:
     flips, statistics = keys.pop("flips"), config.Statistics(**keys.pop("statistics"))
     settings = config.Membership(**keys)
     inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Load the images.
         for path in (args.members, args.index):
@@ -147,6 +150,7 @@ def run(args: argparse.Namespace) -> None:
         # Measure the losses.
         net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
         net.to(PartialState().device)
+        texts = Texts.load(args.texts) if args.texts else None
         timesteps = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
         tables = []
         for set_name, (images, multiplicity, is_member) in sets.items():
@@ -154,7 +158,7 @@ def run(args: argparse.Namespace) -> None:
                 continue
             measured = losses.measure(
                 net,
-                task_of(net, scheduler_config, images),
+                task_of(net, scheduler_config, images, texts),
                 images.ids,
                 set_name,
                 timesteps,

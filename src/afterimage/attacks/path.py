@@ -27,12 +27,13 @@ from accelerate import PartialState
 from afterimage import artifacts, config
 from afterimage.attacks import adaptive, calibration, twins
 from afterimage.attacks.extraction import match_holdout
-from afterimage.attacks.flags import add_flags
+from afterimage.attacks.flags import add_flags, add_texts
 from afterimage.attacks.quality import ClassShares
 from afterimage.attacks.target import Target
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
+from afterimage.diffusion.sample import Prompts, generate, load_trained, trained_pipeline
+from afterimage.diffusion.texts import FILE
 from afterimage.images import Images, load_images
 from afterimage.metrics import quality, spaces
 
@@ -139,6 +140,7 @@ class Quality:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_flags(parser, "model", *INPUTS)
+    add_texts(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -152,6 +154,7 @@ def run(args: argparse.Namespace) -> None:
         for name in states
     }
     inputs = {name: getattr(args, name) for name in INPUTS} | folders
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         for path in (args.members, args.index):
             artifacts.check_file(path)
@@ -169,9 +172,12 @@ def run(args: argparse.Namespace) -> None:
             load_images(args.reference), config.Quality(**settings["quality"]), args.classifier
         )
         samples = load_images(args.samples).take(np.arange(settings["images"]))
+        prompts = Prompts.of(args.texts, args.train, sample.images, resolved)
         rows = []
         for name, share in states.items():
-            pixels = samples.pixels if name == LAST else _drawn(folders[name], resolved, sample)
+            pixels = (
+                samples.pixels if name == LAST else _drawn(folders[name], resolved, sample, prompts)
+            )
             measured = measures.numbers(pixels).items()
             qualities = [{"metric": metric, "value": value} for metric, value in measured]
             for row in [*copies.numbers(pixels), *qualities]:
@@ -181,7 +187,9 @@ def run(args: argparse.Namespace) -> None:
         step.note(generations=len(samples), states=len(states))
 
 
-def _drawn(pipeline: Path, resolved: dict[str, Any], sample: config.Sample) -> np.ndarray:
+def _drawn(
+    pipeline: Path, resolved: dict[str, Any], sample: config.Sample, prompts: Prompts | None
+) -> np.ndarray:
     """Return the generations of a kept network, from the starting noise of the last one's."""
     net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
     ids = np.arange(resolved["settings"]["images"])
@@ -194,4 +202,5 @@ def _drawn(pipeline: Path, resolved: dict[str, Any], sample: config.Sample) -> n
         resolved["seed"],
         resolved["replicate"],
         None if classes is None else ids % classes,
+        None if prompts is None else prompts.rows(ids),
     )

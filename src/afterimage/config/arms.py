@@ -125,9 +125,10 @@ class Arm(Block):
     fraction: Share = 1.0
     """Train each replicate on its own random share of those images (Carlini et al. 2023, section 5:
     one half)."""
-    condition: Literal["none", "label"] | None = None
-    """Train without labels, or conditioned on them with label dropout. By default as the base;
-    without a base, without labels."""
+    condition: Literal["none", "label", "text"] | None = None
+    """Train without a condition, or conditioned on labels or captions (block ``text``), some of
+    them dropped (``train.label_dropout``). By default as the base; without a base, without a
+    condition."""
     base: str | None = None
     """Arm of the same study whose averaged weights this arm starts from (same replicate)."""
     rau_net: TransferBlocks | None = None
@@ -149,6 +150,8 @@ class Arm(Block):
     """Whether the result is a single network, from which any method can start."""
     per_sample_gradients: ClassVar[bool] = False
     """Whether the gradients of all images of a micro-batch are in memory at once."""
+    takes_texts: ClassVar[bool] = True
+    """Whether networks can be conditioned on captions."""
     pass_time: ClassVar[float] = 1.0
     """Time of a forward and backward pass, in those of plain training."""
 
@@ -219,6 +222,16 @@ class Arm(Block):
                 return refused
         if blocks is not None and max(blocks.groups, default=0) > levels:
             return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
+        if study.condition_of(name) == "text":
+            if not self.takes_texts:
+                return f"condition = 'text' is not supported by method {self.method}"
+            if self.without is not None:
+                return f"without = {self.without!r} is not supported with condition = 'text'"
+            if not any(study.model.attention):
+                return (
+                    "condition = 'text' needs a level with attention, but model.attention = "
+                    f"{study.model.attention}"
+                )
         train = study.train_of(name)
         if train.follows_budget and not self.follows_budget:
             return (
@@ -278,6 +291,8 @@ class Unlearning(Arm):
     """Arm whose averaged weights the method starts from (same replicate)."""
     forget: str
     """Name of the set under ``forget``."""
+
+    takes_texts: ClassVar[bool] = False
 
     @property
     def needs_labels(self) -> str | None:
@@ -637,6 +652,7 @@ class DpSgd(Arm):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     """Largest gradient norm of one image."""
 
+    takes_texts: ClassVar[bool] = False
     module: ClassVar[str] = "afterimage.methods.dp_sgd"
     per_sample_gradients: ClassVar[bool] = True
     pass_time: ClassVar[float] = 2.6  # measured

@@ -26,6 +26,7 @@ from afterimage.config.measures import Attacks, Paths, Report, Sample, Statistic
 from afterimage.config.selection import LoyalSelection, plan, settings_of
 from afterimage.config.sweeps import Point, Sweep, expand, said, swept_arms
 from afterimage.config.text import read_yaml
+from afterimage.config.texts import TextEncoder
 from afterimage.config.training import Diffusion, Model, Train, overridden
 
 
@@ -44,6 +45,8 @@ class Study(Attacks):
     """Deduplication of the training split."""
     classifier: Classifier = Classifier()
     """The feature network."""
+    text: TextEncoder | None = None
+    """What captions are read with by arms with ``condition: text``; null: no arm has captions."""
     model: Model
     """The denoising network of every arm."""
     diffusion: Diffusion = Diffusion()
@@ -118,6 +121,10 @@ class Study(Attacks):
 
     @model_validator(mode="after")
     def _captions_exist(self) -> Study:
+        no_captions = (
+            "data.source.caption_column is not given; sources with captions are parquet and "
+            "huggingface"
+        )
         if getattr(self.data.source, "caption_column", None) is None:
             for key, needed in (
                 ("methods", "caption" in self.dedup.methods),
@@ -125,10 +132,18 @@ class Study(Attacks):
             ):
                 if needed:
                     raise ValueError(
-                        f"dedup.{key} = {getattr(self.dedup, key)} needs captions, but "
-                        "data.source.caption_column is not given; sources with captions are "
-                        "parquet and huggingface"
+                        f"dedup.{key} = {getattr(self.dedup, key)} needs captions, but {no_captions}"
                     )
+            if self.text is not None:
+                raise ValueError(f"text: a text encoder needs captions, but {no_captions}")
+        texts = [name for name in self.arms if self.condition_of(name) == "text"]
+        if texts and self.text is None:
+            raise ValueError(
+                f"arms.{texts[0]}: condition = 'text' needs the block text, which says how captions "
+                "are read"
+            )
+        if self.text is not None and not texts:
+            raise ValueError("text: no arm has condition = 'text'; leave the block out")
         return self
 
     @model_validator(mode="after")
@@ -229,6 +244,10 @@ class Study(Attacks):
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
                 "from the start, on all its images alike, with a budget of its own"
             )
+        if self.condition_of(chosen.arm) == "text":
+            raise ValueError(
+                f"attribution.arm = {chosen.arm!r}: arms with condition = 'text' are not supported"
+            )
         if chosen.replicates > self.replicates:
             raise ValueError(
                 f"attribution.replicates = {chosen.replicates} is more than replicates = "
@@ -312,6 +331,11 @@ class Study(Attacks):
                 f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, "
                 "trained on all its images"
             )
+        if self.condition_of(chosen.base) == "text":
+            raise ValueError(
+                f"loyal_selection.base = {chosen.base!r}: arms with condition = 'text' are not "
+                "supported"
+            )
         for tau in chosen.switch_timesteps:
             if tau >= self.diffusion.timesteps:
                 raise ValueError(
@@ -364,7 +388,7 @@ class Study(Attacks):
         return list(dict.fromkeys(name for name in names if name is not None))
 
     def condition_of(self, arm: str) -> str:
-        """Return ``none`` or ``label``: the arm's own condition, its base's, or none."""
+        """Return ``none``, ``label`` or ``text``: the arm's own condition, its base's, or none."""
         block = self.arms[arm]
         return block.condition or (self.condition_of(block.base) if block.base else "none")
 

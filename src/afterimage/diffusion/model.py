@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError, difference
 from afterimage.config import ConfigError, Diffusion, Model, TransferBlocks
-from afterimage.diffusion.rau_net import RAUNet, Transfers
+from afterimage.diffusion.rau_net import RAUNet, RAUNetCondition, Transfers
 from afterimage.diffusion.router import NETS, NULL, TimestepRouter, UNet
 
 
@@ -35,7 +36,8 @@ def build_unet(
     classes: int | None = None,
     seed: int = 0,
     blocks: TransferBlocks | None = None,
-) -> UNet2DModel:
+    text_width: int | None = None,
+) -> UNet:
     """Return a freshly initialised U-Net for images of ``shape``.
 
     Args:
@@ -47,6 +49,8 @@ def build_unet(
             random state is restored.
         blocks: Information transfer blocks in the skip connections (``rau_net``); without blocks
             the net is a plain ``UNet2DModel``.
+        text_width: Size of the token embeddings of a net that is conditioned on texts, a
+            ``UNet2DConditionModel`` with cross-attention wherever another has self-attention.
 
     Raises:
         ConfigError: if the image sides cannot be halved once per level after the first; if the
@@ -71,22 +75,37 @@ def build_unet(
     settings: dict[str, Any] = {}
     if blocks is not None and blocks.groups and blocks.variant != "none":
         settings = {f"transfer_{key}": value for key, value in blocks.model_dump().items()}
+    kind: type[UNet]
+    attending = "Attn"
+    if text_width is None:
+        kind = RAUNet if settings else UNet2DModel
+        settings |= {
+            "add_attention": any(model.attention),
+            "attention_head_dim": model.attention_head_dim,
+        }
+    else:
+        kind, attending = RAUNetCondition if settings else UNet2DConditionModel, "CrossAttn"
+        settings |= {
+            "cross_attention_dim": text_width,
+            # diffusers' name for the number of heads in this network
+            "attention_head_dim": tuple(
+                max(1, width // model.attention_head_dim) for width in model.channels
+            ),
+        }
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
-        net = (RAUNet if settings else UNet2DModel)(
+        net = kind(
             sample_size=height if height == width else (height, width),
             in_channels=channels,
             out_channels=channels,
             block_out_channels=tuple(model.channels),
             down_block_types=tuple(
-                "AttnDownBlock2D" if on else "DownBlock2D" for on in model.attention
+                f"{attending}DownBlock2D" if on else "DownBlock2D" for on in model.attention
             ),
             up_block_types=tuple(
-                "AttnUpBlock2D" if on else "UpBlock2D" for on in reversed(model.attention)
+                f"{attending}UpBlock2D" if on else "UpBlock2D" for on in reversed(model.attention)
             ),
-            add_attention=any(model.attention),
             layers_per_block=model.layers_per_block,
-            attention_head_dim=model.attention_head_dim,
             norm_num_groups=model.norm_groups,
             dropout=model.dropout,
             resnet_time_scale_shift={"add": "default", "scale_shift": "scale_shift"}[
@@ -113,7 +132,12 @@ def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
     )
 
 
-def classes_of(unet: UNet2DModel) -> int | None:
+def reads_texts(unet: UNet) -> bool:
+    """Return whether a network is conditioned on texts."""
+    return unet.config.get("cross_attention_dim") is not None
+
+
+def classes_of(unet: UNet) -> int | None:
     """Return the number of labels of a conditional net, excluding the null label; None for an
     unconditional net.
 
@@ -123,13 +147,13 @@ def classes_of(unet: UNet2DModel) -> int | None:
     return None if embeddings is None else embeddings - (null_of(unet) is not None)
 
 
-def null_of(unet: UNet2DModel) -> int | None:
+def null_of(unet: UNet) -> int | None:
     """Return the null label, which networks of this package name in their config; None if none is
     named."""
     return unet.config.get(NULL)
 
 
-def mark_null(unet: UNet2DModel) -> None:
+def mark_null(unet: UNet) -> None:
     """Record in a network's config, and so in its stored pipeline, that its last embedding is the
     null label."""
     unet.register_to_config(**{NULL: unet.config["num_class_embeds"] - 1})
@@ -141,7 +165,7 @@ def save_pipeline(unet: torch.nn.Module, scheduler: DDPMScheduler, folder: Path)
     pipeline.save_pretrained(folder, safe_serialization=True)
 
 
-def load_weights(unet: UNet2DModel, pipeline: Path) -> None:
+def load_weights(unet: UNet, pipeline: Path) -> None:
     """Fill ``unet`` with the weights of a stored pipeline of the same architecture.
 
     A network with information transfer blocks can be filled from one without: its blocks keep

@@ -9,13 +9,14 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.condition import Condition, each_tensor
 from afterimage.diffusion.model import classes_of
+from afterimage.diffusion.router import UNet
+from afterimage.diffusion.texts import TEXT, Texts
 from afterimage.images import Images
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -70,8 +71,9 @@ class Pixels:
         scheduler: The forward process; its ``prediction_type`` determines the target.
         labels: int64, (N,), in [0, classes), or None.
         classes: Number of labels, which is also the null label; used with ``labels`` only.
-        label_dropout: Share of labels replaced by the null label.
+        label_dropout: Share of labels, or texts, replaced by the null label or text.
         flips: Mirror a random half of the images in every batch.
+        texts: Embeddings of captions, and the row of each image's, int64 (N,).
 
     Raises:
         ArtifactError: if labels are passed and an image has none.
@@ -85,6 +87,7 @@ class Pixels:
         classes: int = 0,
         label_dropout: float = 0.0,
         flips: bool = False,
+        texts: tuple[Texts, torch.Tensor] | None = None,
     ) -> None:
         if labels is not None and (labels.min() < 0 or labels.max() >= classes):
             raise ArtifactError(
@@ -93,7 +96,7 @@ class Pixels:
         self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.scheduler, self.classes = scheduler, classes
-        self.label_dropout, self.flips = label_dropout, flips
+        self.label_dropout, self.flips, self.texts = label_dropout, flips, texts
 
     def __len__(self) -> int:
         return len(self.images)
@@ -165,16 +168,25 @@ class Pixels:
 
     def condition_of(self, rows: torch.Tensor) -> Condition:
         """Return what the network is given with the images at ``rows``, before any dropout."""
-        labels = self.labels_of(rows)
-        return {} if labels is None else {"class_labels": labels}
+        condition = {}
+        if (labels := self.labels_of(rows)) is not None:
+            condition["class_labels"] = labels
+        if self.texts is not None:
+            texts, row = self.texts
+            condition[TEXT] = texts.embeddings[row[rows]]
+        return condition
 
     def without(self, condition: Condition, dropped: torch.Tensor) -> Condition:
-        """Return a condition whose samples in the mask ``dropped``, bool (B,), have the null
-        label."""
-        return {
-            name: torch.where(dropped, self.classes, cast(torch.Tensor, labels))
-            for name, labels in condition.items()
-        }
+        """Return a condition whose samples in the mask ``dropped``, bool (B,), have the null label
+        or text."""
+        replaced: dict[str, torch.Tensor] = {}
+        for name, given in cast(dict[str, torch.Tensor], condition).items():
+            if name == TEXT:
+                assert self.texts is not None
+                replaced[name] = torch.where(dropped[:, None, None], self.texts[0].null, given)
+            else:
+                replaced[name] = torch.where(dropped, self.classes, given)
+        return replaced
 
     def _target(
         self, clean: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
@@ -204,20 +216,31 @@ class Pixels:
         return (self.predict(net, batch) - batch.target).square().mean(dim=(1, 2, 3))
 
 
-def task_of(net: UNet2DModel, scheduler_config: dict[str, Any], images: Images) -> Pixels:
-    """Return the denoising of images by a U-Net of pixels, which gets their labels if it takes any.
+def task_of(
+    net: UNet, scheduler_config: dict[str, Any], images: Images, texts: Texts | None = None
+) -> Pixels:
+    """Return the denoising of images by a U-Net of pixels, which gets their labels if it takes any,
+    or their captions.
 
     Args:
         net: The network.
         scheduler_config: Config of the scheduler that it was trained with.
         images: The images.
+        texts: Embeddings, for a network that is conditioned on captions.
 
     Raises:
-        ArtifactError: if an image lacks a label that the network needs.
+        ArtifactError: if an image lacks a label that the network needs, or its caption was not
+            encoded.
     """
     classes = classes_of(net)
     labels = images.labels if classes is not None and len(images) else None
-    return Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
+    return Pixels(
+        images.pixels,
+        DDPMScheduler.from_config(scheduler_config),
+        labels,
+        classes or 0,
+        texts=None if texts is None else (texts, texts.rows(images.captions)),
+    )
 
 
 def levels(count: int, timesteps: int) -> list[int]:

@@ -23,7 +23,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from afterimage.artifacts import ArtifactError
-from afterimage.diffusion.model import classes_of, null_of
+from afterimage.diffusion.model import classes_of, null_of, reads_texts
 from afterimage.diffusion.rau_net import redraw
 from afterimage.diffusion.stored_files import (
     BAD_CONFIG,
@@ -35,6 +35,7 @@ from afterimage.diffusion.stored_files import (
 )
 from afterimage.diffusion.stored_network import (
     NETWORKS,
+    OF_TEXTS,
     SHARDS,
     WEIGHTS,
     Size,
@@ -43,6 +44,7 @@ from afterimage.diffusion.stored_network import (
     read_network,
 )
 from afterimage.diffusion.stored_scheduler import Sampler, choose_sampler, read_scheduler
+from afterimage.diffusion.texts import TEXT
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def open_pipeline(
     weights: Literal["ema", "raw"] | None = None,
     seed: int = 0,
     size: Size | Callable[[], Size] | None = None,
+    texts: bool = False,
 ) -> Opened:
     """Open a pipeline and check it.
 
@@ -145,6 +148,7 @@ def open_pipeline(
             ``frozen_redrawn``); no other network uses it.
         size: Height and width of the images, or a function that returns them; used only if the
             network's config has none.
+        texts: Whether the network may be conditioned on texts, as those of studies.
 
     Raises:
         ArtifactError: naming the files found, why they cannot be opened, and what to do.
@@ -154,7 +158,7 @@ def open_pipeline(
     folder = _folder(name, weights)
     if (folder / "model_index.json").exists():
         index = read_json(folder / "model_index.json", name)
-        _check_index(index, name)
+        _check_index(index, name, texts)
         unet, label, notes = _of_pipeline(folder, weights, name)
         net_class, scheduler_class, pipeline_class = (
             index["unet"][1],
@@ -186,7 +190,7 @@ def open_pipeline(
 
     # Open both, and run them once.
     scheduler_class, scheduler_config = read_scheduler(scheduler_folder, scheduler_class, name)
-    net, sha256 = read_network(unet, net_class, name)
+    net, sha256 = read_network(unet, net_class, name, texts)
     check_network(net, size, name)
     redraw(net, seed)
     net.eval()
@@ -259,7 +263,7 @@ def _fetched(repository: str, revision: str | None, weights: str | None, name: s
         ) from error
 
 
-def _check_index(index: dict[str, Any], name: str) -> None:
+def _check_index(index: dict[str, Any], name: str, texts: bool = False) -> None:
     """Check that a pipeline's index names a pixel-space network and a scheduler, both from known
     libraries, and nothing else."""
     parts = {
@@ -289,7 +293,7 @@ def _check_index(index: dict[str, Any], name: str) -> None:
                 f"{name}: its {part} is {'.'.join(map(str, parts[part]))}, code of its own, which "
                 f"is never run; {WHAT_OPENS}; {OWN_CODE}"
             )
-    if parts["unet"][1] not in NETWORKS:
+    if parts["unet"][1] not in (NETWORKS | OF_TEXTS if texts else NETWORKS):
         raise ArtifactError(f"{name}: its unet is a {parts['unet'][1]}; {WHAT_OPENS}; {OWN_CODE}")
 
 
@@ -365,10 +369,14 @@ def _run_once(net: UNet2DModel, scheduler_config: dict[str, Any], name: str) -> 
     x = torch.randn(
         (1, net.config["in_channels"], height, width), generator=torch.Generator().manual_seed(0)
     )
-    labels = {} if classes_of(net) is None else {"class_labels": torch.zeros(1, dtype=torch.int64)}
+    condition: dict[str, torch.Tensor] = {}
+    if classes_of(net) is not None:
+        condition["class_labels"] = torch.zeros(1, dtype=torch.int64)
+    if reads_texts(net):
+        condition[TEXT] = torch.zeros(1, 1, net.config["cross_attention_dim"])
     last = scheduler_config["num_train_timesteps"] - 1
     try:
-        prediction = net(x, torch.tensor(last), return_dict=False, **labels)[0]
+        prediction = net(x, torch.tensor(last), return_dict=False, **condition)[0]
     except BAD_CONFIG as error:
         levels = len(net.config["block_out_channels"])
         raise ArtifactError(

@@ -20,6 +20,7 @@ import argparse
 import re
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from PIL import Image
 from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Sample
-from afterimage.diffusion.model import classes_of, mark_null, null_of
+from afterimage.diffusion.model import classes_of, mark_null, null_of, reads_texts
 from afterimage.diffusion.pipelines import open_pipeline
+from afterimage.diffusion.router import UNet
+from afterimage.diffusion.texts import FILE, TEXT, Texts
 from afterimage.images import Images, load_images
 from afterimage.progress import batches
 
@@ -50,6 +53,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
+    )
+    parser.add_argument(
+        "--texts", type=Path, metavar="DIR", help="embeddings of captions, if the arm reads them"
+    )
+    parser.add_argument(
+        "--train", type=Path, metavar="NPZ", help="images whose captions are the prompts then"
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
@@ -87,7 +96,7 @@ def span(text: str) -> tuple[int, int]:
 def load_denoiser(pipeline: str | Path, seed: int = 0) -> tuple[UNet2DModel, dict[str, Any]]:
     """Return the net and the scheduler's config of a pipeline, opened and checked as
     ``pipelines.open_pipeline`` does."""
-    opened = open_pipeline(pipeline, seed=seed)
+    opened = open_pipeline(pipeline, seed=seed, texts=True)
     return opened.net, opened.scheduler_config
 
 
@@ -146,19 +155,22 @@ def denoise(
     settings: Sample,
     labels: torch.Tensor | None = None,
     null: int | None = None,
+    texts: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Denoise one batch from noise to images.
 
     Args:
-        unet: The network; called as ``unet(x, t)`` or ``unet(x, t, class_labels=labels)``. With 2C
-            output channels the first C are the prediction; the others are the variance for
-            ancestral sampling, if the scheduler uses one.
+        unet: The network; called as ``unet(x, t)``, with labels or texts by name. With 2C output
+            channels the first C are the prediction; the others are the variance for ancestral
+            sampling, if the scheduler uses one.
         scheduler_config: Config of the scheduler that the network was trained with.
         start: float32, (n, C, H, W): standard normal noise, on the network's device.
         generators: One per image, for samplers that add noise.
         settings: Sampler, steps, eta and guidance scale w.
-        labels: int64, (n,), or None. With labels the prediction is null + w (conditional - null).
+        labels: int64, (n,), or None. With labels or texts the prediction is null + w (conditional -
+            null).
         null: The null label, required unless w = 1.
+        texts: Embeddings of the images' captions, float32, (n, L, D), and the null text, (L, D).
 
     Returns:
         float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
@@ -196,18 +208,23 @@ def denoise(
         scheduler.config["variance_type"]
     ).startswith("learned")
 
+    given: dict[str, torch.Tensor] = {}
+    nulls: dict[str, torch.Tensor] = {}
+    if labels is not None:
+        given["class_labels"] = labels
+        if null is not None:
+            nulls["class_labels"] = torch.full_like(labels, null)
+    if texts is not None:
+        given[TEXT], nulls[TEXT] = texts[0], texts[1].expand_as(texts[0])
+
     def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if labels is None:
-            return unet(x, t, return_dict=False)[0]
-        if w == 1 or null is None:
-            return unet(x, t, class_labels=labels, return_dict=False)[0]
-        nulls = torch.full_like(labels, null)
+        if w == 1 or not nulls:
+            return unet(x, t, return_dict=False, **given)[0]
         if w == 0:
-            return unet(x, t, class_labels=nulls, return_dict=False)[0]
-        both = unet(
-            torch.cat([x, x]), t, class_labels=torch.cat([labels, nulls]), return_dict=False
-        )[0]
-        conditional, unconditional = both.chunk(2)
+            return unet(x, t, return_dict=False, **nulls)[0]
+        both = {name: torch.cat([given[name], nulls[name]]) for name in given}
+        prediction = unet(torch.cat([x, x]), t, return_dict=False, **both)[0]
+        conditional, unconditional = prediction.chunk(2)
         return unconditional + w * (conditional - unconditional)
 
     # Denoise; the check waits for the device, so it comes once at the end.
@@ -235,13 +252,14 @@ def denoise(
 
 
 def generate(
-    unet: UNet2DModel,
+    unet: UNet,
     scheduler_config: dict[str, Any],
     ids: Sequence[int] | np.ndarray,
     settings: Sample,
     seed: int,
     replicate: int = 0,
     labels: np.ndarray | None = None,
+    texts: tuple[Texts, torch.Tensor] | None = None,
 ) -> np.ndarray:
     """Return the images with these ``ids``: uint8, (N, H, W, C). A pure function of its arguments.
 
@@ -255,9 +273,11 @@ def generate(
         seed: Root seed.
         replicate: Replicate of the arm.
         labels: int64, (N,), for a label-conditional net.
+        texts: Embeddings of captions, and the row of each image's prompt, int64 (N,), for a net
+            that is conditioned on texts.
 
     Raises:
-        ConfigError: if labels are missing or superfluous, or there are too many steps.
+        ConfigError: if labels or texts are missing or superfluous, or there are too many steps.
         ArtifactError: as in ``denoise``.
     """
     classes = classes_of(unet)
@@ -265,6 +285,11 @@ def generate(
         raise ConfigError(
             f"the network knows {classes or 'no'} labels, but labels were "
             f"{'not ' if labels is None else ''}given"
+        )
+    if reads_texts(unet) != (texts is not None):
+        raise ConfigError(
+            f"the network is {'' if texts is None else 'not '}conditioned on texts, but they were "
+            f"{'not ' if texts is None else ''}given"
         )
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
@@ -278,9 +303,25 @@ def generate(
             (len(batch_ids), channels, height, width), generator=generators, device=unet.device
         )
         batch_labels = None if labels is None else torch.as_tensor(labels[rows], device=unet.device)
+        batch_texts = None
+        if texts is not None:
+            encoded, prompts = texts
+            batch_texts = (
+                encoded.embeddings[prompts[rows]].to(unet.device),
+                encoded.null.to(unet.device),
+            )
         null = null_of(unet)
         images[rows] = to_uint8(
-            denoise(unet, scheduler_config, start, generators, settings, batch_labels, null)
+            denoise(
+                unet,
+                scheduler_config,
+                start,
+                generators,
+                settings,
+                batch_labels,
+                null,
+                batch_texts,
+            )
         )
     return images
 
@@ -361,6 +402,7 @@ def put_together(
         np.concatenate([part.pixels for part in images]),
         np.concatenate([part.ids for part in images]),
         np.concatenate([part.labels for part in images]),
+        captions=np.concatenate([part.captions for part in images]),
     )
     seconds = sum(part["sampling_seconds"] for part in facts)
     return whole, facts[0] | drawn(len(whole), seconds) | {
@@ -377,8 +419,48 @@ def drawn(images: int, seconds: float) -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of a replicate's generations: captions of training images, drawn with
+    replacement, the same for every arm.
+
+    Attributes:
+        captions: text, (N,), one for each generation of the study.
+        texts: Embeddings of captions.
+    """
+
+    captions: np.ndarray
+    texts: Texts
+
+    @classmethod
+    def of(
+        cls, texts: Path | None, train: Path | None, images: int, resolved: dict[str, Any]
+    ) -> Prompts | None:
+        """Return the prompts; None without texts.
+
+        Args:
+            texts: Store of ``data/encode``.
+            train: Training images of the planting.
+            images: N, ``sample.images``.
+            resolved: Config of the job, with ``seed`` and ``replicate``.
+        """
+        if texts is None or train is None:
+            return None
+        captions = load_images(train).captions
+        rng = seeds.numpy_rng(resolved["seed"], "sample", resolved["replicate"], "prompts")
+        return cls(captions[rng.integers(len(captions), size=images)], Texts.load(texts))
+
+    def rows(self, ids: np.ndarray) -> tuple[Texts, torch.Tensor]:
+        """Return the embeddings, and the row of the prompt of each generation."""
+        return self.texts, self.texts.rows(self.captions[ids])
+
+
 def draw(
-    pipeline: Path, resolved: dict[str, Any], settings: Sample, block: tuple[int, int]
+    pipeline: Path,
+    resolved: dict[str, Any],
+    settings: Sample,
+    block: tuple[int, int],
+    prompts: Prompts | None = None,
 ) -> tuple[Images, dict[str, Any]]:
     """Return the images of a block, and the facts for ``run.json``."""
     disable_progress_bar()
@@ -396,6 +478,7 @@ def draw(
         resolved["seed"],
         resolved["replicate"],
         labels,
+        None if prompts is None else prompts.rows(ids),
     )
     facts = {
         "batch_size": settings.batch_size,
@@ -403,7 +486,10 @@ def draw(
         "threads": torch.get_num_threads(),
         "parts": [],
     }
-    return Images.of(pixels, ids, labels), facts | drawn(len(ids), time.monotonic() - started)
+    captions = None if prompts is None else prompts.captions[ids]
+    return Images.of(pixels, ids, labels, captions=captions), facts | drawn(
+        len(ids), time.monotonic() - started
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -413,11 +499,16 @@ def run(args: argparse.Namespace) -> None:
     if args.block is not None:
         check_block(args.block, settings)
     block_config = resolved if args.block is None else resolved | {"block": list(args.block)}
-    with artifacts.step(block_config, args.out, {"model": pipeline}, (__name__,)) as step:
+    inputs = {"model": pipeline}
+    if args.texts is not None:
+        inputs |= {"texts": args.texts / FILE, "train": args.train}
+    with artifacts.step(block_config, args.out, inputs, (__name__,)) as step:
         if args.blocks:
             images, facts = put_together(args.blocks, resolved, step.input_sha256["model"])
         else:
-            images, facts = draw(pipeline, resolved, settings, args.block or (0, settings.images))
+            prompts = Prompts.of(args.texts, args.train, settings.images, resolved)
+            block = args.block or (0, settings.images)
+            images, facts = draw(pipeline, resolved, settings, block, prompts)
         images.save(step.folder / "images.npz")
         if args.block is None:
             grid(images.pixels[:64]).save(step.folder / "grid.png")

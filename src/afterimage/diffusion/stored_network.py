@@ -14,13 +14,14 @@ from typing import cast
 
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.rau_net import RAUNet
-from afterimage.diffusion.router import TimestepRouter
+from afterimage.diffusion.rau_net import RAUNet, RAUNetCondition
+from afterimage.diffusion.router import TimestepRouter, UNet
 from afterimage.diffusion.stored_files import (
     BAD_CONFIG,
     OWN_CODE,
@@ -32,9 +33,14 @@ from afterimage.diffusion.stored_files import (
     short,
 )
 
-NETWORKS: dict[str, type[UNet2DModel]] = {
+NETWORKS: dict[str, type[UNet]] = {
     kind.__name__: kind for kind in (UNet2DModel, RAUNet, TimestepRouter)
 }
+
+OF_TEXTS: dict[str, type[UNet]] = {
+    kind.__name__: kind for kind in (UNet2DConditionModel, RAUNetCondition)
+}
+"""Networks that are conditioned on texts, which only a study's own results are opened with."""
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
@@ -61,13 +67,16 @@ def predicts_variance(net: UNet2DModel) -> bool:
     return net.config["out_channels"] == 2 * net.config["in_channels"]
 
 
-def read_network(folder: Path, index_class: str | None, name: str) -> tuple[UNet2DModel, str]:
+def read_network(
+    folder: Path, index_class: str | None, name: str, texts: bool = False
+) -> tuple[UNet2DModel, str]:
     """Build the network of a folder and load its weights.
 
     Args:
         folder: Folder with ``config.json`` and the weights.
         index_class: The class in the pipeline's index, if there is one.
         name: Name of the pipeline in messages.
+        texts: Whether a network may be conditioned on texts.
 
     Returns:
         The network (float32, on the CPU) and the sha256 of its weights.
@@ -77,7 +86,8 @@ def read_network(folder: Path, index_class: str | None, name: str) -> tuple[UNet
     """
     config = read_json(folder / "config.json", name)
     kind = str(config.get("_class_name", index_class))
-    if kind not in NETWORKS or (index_class is not None and kind != index_class):
+    known = NETWORKS | OF_TEXTS if texts else NETWORKS
+    if kind not in known or (index_class is not None and kind != index_class):
         raise ArtifactError(
             f"{name}: {short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}"
         )
@@ -92,7 +102,7 @@ def read_network(folder: Path, index_class: str | None, name: str) -> tuple[UNet
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights, all of which are replaced
             settings = {key: value for key, value in config.items() if key not in AVERAGING}
-            net = cast(UNet2DModel, NETWORKS[kind].from_config(settings))
+            net = cast(UNet2DModel, known[kind].from_config(settings))
     except (*BAD_CONFIG, ConfigError) as error:
         raise ArtifactError(
             f"{name}: no {kind} can be built from {folder.name}/config.json: {first_line(error)}"

@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from functools import cached_property
 from importlib import import_module
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
-from importlib.util import spec_from_loader
 from types import ModuleType, SimpleNamespace
 from typing import Any
+
+from afterimage import meta_device
 
 SNAKEMAKE = "9.27.1"
 SLURM_PLUGIN = "2.8.0"
 DEFERRED_OF = {"torch": "2.13.0", "diffusers": "0.42.1"}
 """Versions for which ``defer_imports`` was written; with others it does nothing."""
 
-TEXT = ("transformers", "peft")
+TEXT = ("transformers", "peft", "tokenizers")
 
 
 class UnknownVersionError(RuntimeError):
@@ -129,32 +129,6 @@ class _Deferred(ModuleType):
         return getattr(import_module(name), attribute)
 
 
-class _WithoutMetaKernels(MetaPathFinder, Loader):
-    """Does, in the place of ``torch._meta_registrations``, the one thing that networks need of what
-    the module imports (at the end of ``torch._prims.rng_prims``): generators get their
-    metaclass."""
-
-    MODULE = "torch._meta_registrations"
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
-        del path, target
-        return spec_from_loader(fullname, self) if fullname == self.MODULE else None
-
-    def exec_module(self, module: ModuleType) -> None:
-        sys.meta_path.remove(self)
-        metaclass = import_module("torch._opaque_base").OpaqueBaseMeta
-        import_module("torch._C")._set_generator_metaclass(metaclass)
-
-    @classmethod
-    def end(cls) -> None:
-        """Import the module itself."""
-        if isinstance(getattr(sys.modules.get(cls.MODULE), "__loader__", None), cls):
-            del sys.modules[cls.MODULE]
-            import_module(cls.MODULE)
-
-
 class _Distributions(Mapping[str, list[str]]):
     """Distributions by the packages that they hold, which are looked up on the first use."""
 
@@ -180,9 +154,9 @@ class _Compiled:
     """A compiled network, of which there are no instances."""
 
 
-def defer_imports() -> None:
+def defer_imports(texts: bool = False) -> None:
     """Defer what most steps import without a use for it: torch's compiler and its kernels for
-    tensors without data, and ``scipy.stats`` and ``scipy.integrate``.
+    tensors without data (``meta_device``), and ``scipy.stats`` and ``scipy.integrate``.
 
     Modules that are already imported stay. Every network of diffusers (0.42.1) imports all others,
     hence all schedulers, hence scipy's modules. It decorates functions for torch's compiler and
@@ -200,8 +174,10 @@ def defer_imports() -> None:
     metadata of them all, and asks for none as long as only networks are used.
 
     The packages of text pipelines (``TEXT``), which diffusers imports with any network if they are
-    installed, are hidden from it: no command of a study uses them. Where diffusers is imported
-    already, they stay.
+    installed, are hidden from it. Where diffusers is imported already, they stay.
+
+    Args:
+        texts: The command uses these packages: they are not hidden.
     """
     if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
         return
@@ -210,7 +186,7 @@ def defer_imports() -> None:
         _Deferred("scipy.stats"),
         _Deferred(
             "torch._dynamo",
-            before=_WithoutMetaKernels.end,
+            before=meta_device.import_kernels,
             allow_in_graph=_unmarked,
             disable=_unmarked,
             graph_break=lambda msg="": None,
@@ -218,8 +194,8 @@ def defer_imports() -> None:
         ),
     ):
         sys.modules.setdefault(module.__name__, module)
-    sys.meta_path.insert(0, _WithoutMetaKernels())
+    meta_device.put_off_kernels()
     if "diffusers" not in sys.modules:
         importlib.metadata.packages_distributions = _Distributions
-        for name in TEXT:
+        for name in () if texts else TEXT:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]

@@ -20,11 +20,10 @@ from __future__ import annotations
 from typing import cast
 
 import torch
-from diffusers.models.unets.unet_2d import UNet2DModel
 
 from afterimage.config import ConfigError, Loyal
 from afterimage.diffusion.model import load_weights
-from afterimage.diffusion.router import TimestepRouter
+from afterimage.diffusion.router import TimestepRouter, UNet
 from afterimage.training import distributed
 from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, Networks, plain
@@ -68,7 +67,7 @@ def train(job: TrainingRun) -> Trained:
         return learners[name].update(step, batch, plain(job.task))
 
     front_average, tail_average = (
-        cast(UNet2DModel, learners[name].average.module) for name in ("front", "tail")
+        cast(UNet, learners[name].average.module) for name in ("front", "tail")
     )
     average = TimestepRouter(front_average, tail_average, tau)
     progress = job.run(update, learners, lambda: Networks(raw, average), updates=updates)

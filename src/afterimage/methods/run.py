@@ -43,7 +43,6 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from diffusers.models.unets.unet_2d import UNet2DModel
 from pydantic import TypeAdapter
 
 from afterimage import artifacts, config, methods, provenance, seeds
@@ -60,6 +59,8 @@ from afterimage.data import forget
 from afterimage.data.members import members
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.router import UNet
+from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import load_images
 from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
@@ -100,6 +101,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DIR",
         help="extraction attack whose extracted images are to be forgotten",
+    )
+    parser.add_argument(
+        "--texts",
+        type=Path,
+        metavar="DIR",
+        help="embeddings of captions, for an arm that is conditioned on them",
     )
     parser.add_argument(
         "--part",
@@ -155,6 +162,7 @@ def run(args: argparse.Namespace) -> int | None:
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
     inputs |= {"extraction": args.extraction / "pairs.parquet"} if args.extraction else {}
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
     entries = (__name__, config.METHODS[arm.method])
 
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
@@ -202,6 +210,7 @@ def _check(
         ("base", arm.base),
         ("matched", arm.matched_to),
         ("extraction", any(forget_set["extracted_from"] for forget_set in sets.values())),
+        ("texts", arm.condition == "text"),
     ):
         if bool(setting) != bool(getattr(args, flag)):
             raise ConfigError(
@@ -250,13 +259,15 @@ def _prepare(
     # Build the forward process and the networks.
     classes = classes_of(split, arm)
     labels = None if classes is None else images.labels
+    texts = Texts.load(args.texts) if args.texts else None
     scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
     model = Model.model_validate(settings["model"])
 
-    def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
+    def build(blocks: TransferBlocks | None, stream: str) -> UNet:
         network_seed = seeds.derive(seed, *path, stream)
         shape = split.pixels.shape[1:]
-        return build_unet(model, shape, classes, seed=network_seed, blocks=blocks)
+        width = None if texts is None else texts.width
+        return build_unet(model, shape, classes, seed=network_seed, blocks=blocks, text_width=width)
 
     job = TrainingRun(
         seed=seed,
@@ -274,6 +285,7 @@ def _prepare(
             classes or 0,
             train.label_dropout,
             settings["flips"],
+            None if texts is None else (texts, texts.rows(images.captions)),
         ),
         sources=images.sources,
         labels=images.labels,

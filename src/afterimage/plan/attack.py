@@ -9,7 +9,7 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.data import SPLIT, planting_of
+from afterimage.plan.data import SPLIT, planting_of, texts_of
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step, per_replicate
 from afterimage.plan.train import extractions, forget_sets
 
@@ -102,11 +102,16 @@ def _membership_settings(study: Study, job: Job) -> Settings:
 
 
 def _membership_inputs(study: Study, job: Job) -> Inputs:
-    return _controls(study, job) | {
-        "model": f"{_trained(job)}/run.json",
-        "members": f"{_trained(job)}/members.parquet",
-        "train": f"{planting_of(study, job.replicate)}/train.npz",
-    }
+    assert job.arm is not None
+    return (
+        texts_of(study, job.arm)
+        | _controls(study, job)
+        | {
+            "model": f"{_trained(job)}/run.json",
+            "members": f"{_trained(job)}/members.parquet",
+            "train": f"{planting_of(study, job.replicate)}/train.npz",
+        }
+    )
 
 
 def _membership_work(study: Study, name: str) -> Work:
@@ -136,7 +141,8 @@ def _path_settings(study: Study, job: Job) -> Settings:
 
 
 def _path_inputs(study: Study, job: Job) -> Inputs:
-    return {
+    assert job.arm is not None
+    return texts_of(study, job.arm) | {
         "model": f"{_trained(job)}/run.json",
         **_attacked(study, job),
         **_controls(study, job),

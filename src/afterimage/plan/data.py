@@ -12,7 +12,7 @@ from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
-SPLIT, PLANTING, DEDUP = "data/split", "data/planting", "data/dedup"
+SPLIT, PLANTING, DEDUP, ENCODE = "data/split", "data/planting", "data/dedup", "data/encode"
 
 LIKENESS_COMPONENTS, LIKENESS_SHIFTS = 256, 9
 """As in ``metrics.likeness``, which planning does not import: the most components, and the shifts
@@ -75,6 +75,28 @@ def _classifier_memory(study: Study, name: str) -> Bytes:
     return Bytes(12 * memory.SINGLE * settings.batch_size * settings.channels[0] * height * width)
 
 
+def _encoded(study: Study) -> Iterable[Address]:
+    return [] if study.text is None else [{}]
+
+
+def _encode_settings(study: Study, job: Job) -> Settings:
+    return {} if study.text is None else study.text.model_dump(mode="json")
+
+
+def texts_of(study: Study, arm: str) -> Inputs:
+    """Return the embeddings of captions, for an arm that is conditioned on them."""
+    return {"texts": f"{ENCODE}/run.json"} if study.condition_of(arm) == "text" else {}
+
+
+def prompts_of(study: Study, job: Job) -> Inputs:
+    """Return what the prompts of an arm's generations are made of, if it is conditioned on
+    captions: those of all training images."""
+    assert job.arm is not None
+    texts = texts_of(study, job.arm)
+    train = f"{planting_of(study, job.replicate)}/train.npz"
+    return texts | ({"train": train} if texts else {})
+
+
 def _dedup_inputs(study: Study, job: Job) -> Inputs:
     planting = f"{PLANTING}/{job.job}"
     inputs: Inputs = {
@@ -133,6 +155,20 @@ STEPS = (
         },
         addresses=_plantings,
         size=_planting_size,
+    ),
+    Step(
+        name=ENCODE,
+        verb="encode",
+        module="afterimage.data.encode",
+        help="embed every caption once",
+        folder=ENCODE,
+        keys=("text",),
+        settings=_encode_settings,
+        inputs=lambda study, job: {
+            part: f"{SPLIT}/{part}.npz" for part in ("pool", "holdout", "reference")
+        },
+        addresses=_encoded,
+        libraries=True,
     ),
     Step(
         name="data/classifier",

@@ -6,7 +6,8 @@ from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.step import Step, per_replicate
+from afterimage.plan.data import prompts_of
+from afterimage.plan.step import Inputs, Job, Step, per_replicate
 
 
 def _work(study: Study, name: str) -> Work:
@@ -18,6 +19,11 @@ def _memory(study: Study, name: str) -> Bytes:
     return Bytes(passing, 2 * study.sample.images * work.values(study))
 
 
+def _inputs(study: Study, job: Job) -> Inputs:
+    assert job.arm is not None
+    return {"model": f"train/{job.arm}/rep{job.replicate}/run.json"} | prompts_of(study, job)
+
+
 STEPS = (
     Step(
         name="sample",
@@ -27,7 +33,7 @@ STEPS = (
         folder="sample/{arm}/rep{rep}",
         keys=("sample",),
         settings=lambda study, job: study.sample.model_dump(mode="json"),
-        inputs=lambda study, job: {"model": f"train/{job.arm}/rep{job.replicate}/run.json"},
+        inputs=_inputs,
         addresses=per_replicate,
         work=_work,
         memory=_memory,

@@ -7,7 +7,7 @@ from typing import Any
 from afterimage.config.arms import METHODS
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
-from afterimage.plan.data import training_images
+from afterimage.plan.data import texts_of, training_images
 from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 
@@ -64,6 +64,7 @@ def _inputs(study: Study, job: Job) -> Inputs:
         inputs["base"] = f"train/{arm.base}/rep{job.replicate}/run.json"
     if arm.matched_to is not None:
         inputs["matched"] = f"train/{arm.matched_to.arm}/rep{job.replicate}/run.json"
+    inputs |= texts_of(study, job.arm)
     for run in extractions(study, job, study.own_forget_sets(job.arm)).values():
         inputs["extraction"] = run  # an arm has at most one such set
     return inputs

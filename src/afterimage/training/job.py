@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import torch
 from accelerate import Accelerator
-from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import Arm, Match, Train, TransferBlocks
 from afterimage.diffusion.model import save_pipeline
+from afterimage.diffusion.router import UNet
 from afterimage.images import Images
 from afterimage.training import distributed, loop
 from afterimage.training.checkpoint import Store
@@ -59,8 +59,8 @@ class TrainingRun:
     arm: Arm
     train: Train
     updates: int
-    net: UNet2DModel
-    build: Callable[[TransferBlocks | None, str], UNet2DModel]
+    net: UNet
+    build: Callable[[TransferBlocks | None, str], UNet]
     scheduler: DDPMScheduler
     task: Task
     sources: np.ndarray

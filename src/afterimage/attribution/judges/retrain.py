@@ -44,6 +44,7 @@ from afterimage.config import AnyArm, Baseline, ConfigError, Diffusion, Model, T
 from afterimage.config.attribution import GroundTruth
 from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 from afterimage.methods import baseline
@@ -179,7 +180,7 @@ class Recipe:
         """
         images = self.images.take(kept)
 
-        def build(blocks: TransferBlocks | None, stream: str) -> UNet2DModel:
+        def build(blocks: TransferBlocks | None, stream: str) -> UNet:
             init_seed = seeds.derive(seed, *path, stream)
             return build_unet(
                 self.model, images.pixels.shape[1:], self.classes, seed=init_seed, blocks=blocks

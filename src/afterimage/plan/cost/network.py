@@ -17,7 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afterimage import artifacts, provenance
+from afterimage import artifacts, meta_device, provenance
 from afterimage.config import Model, TransferBlocks
 
 BUILDER = "afterimage.diffusion.model"
@@ -39,7 +39,12 @@ class Network(NamedTuple):
 
 
 def unet(
-    model: Model, height: int, width: int, channels: int, blocks: TransferBlocks | None = None
+    model: Model,
+    height: int,
+    width: int,
+    channels: int,
+    blocks: TransferBlocks | None = None,
+    text: tuple[int, int] | None = None,
 ) -> Network:
     """Return the counts of ``diffusion.model.build_unet`` without labels.
 
@@ -49,6 +54,7 @@ def unet(
         width: The same.
         channels: Colours.
         blocks: Information transfer blocks in the skip connections.
+        text: Tokens of a text and the size of their embeddings; None without texts.
 
     Raises:
         ConfigError: for settings that make no network.
@@ -58,6 +64,7 @@ def unet(
         "model": model.model_dump(mode="json"),
         "shape": [-(-side // halvings) * halvings for side in (height, width)] + [channels],
         "blocks": blocks.model_dump(mode="json") if blocks else None,
+        "text": text,
     }
     return _known(json.dumps(settings, sort_keys=True))
 
@@ -90,11 +97,19 @@ def _count(settings: dict[str, Any]) -> Network:
     from torch.utils.flop_counter import FlopCounterMode
 
     from afterimage.diffusion.model import build_unet
+    from afterimage.diffusion.texts import TEXT
 
     height, width, channels = settings["shape"]
     blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
+    meta_device.import_kernels()
+    shape, condition = (height, width, channels), {}
     with torch.device("meta"):
-        net = build_unet(Model(**settings["model"]), (height, width, channels), blocks=blocks)
+        text_width = None
+        if settings["text"] is not None:
+            tokens, text_width = settings["text"]
+            condition = {TEXT: torch.zeros(1, tokens, text_width)}
+        model = Model(**settings["model"])
+        net = build_unet(model, shape, blocks=blocks, text_width=text_width)
         inputs = torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.int64)
     weights = {weight.untyped_storage()._cdata for weight in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
@@ -119,7 +134,7 @@ def _count(settings: dict[str, Any]) -> Network:
 
     hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as flop, hooks, FusedAttention():
-        net(*inputs)
+        net(*inputs, **condition)
     return Network(
         flop.get_total_flops(),
         sum(weight.numel() for weight in net.parameters()),

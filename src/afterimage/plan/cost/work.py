@@ -64,7 +64,12 @@ def values(study: Study) -> int:
 def networks(study: Study, arm: str) -> list[tuple[network.Network, float]]:
     """Return an arm's networks, each with its share of the timesteps."""
     parts = study.arms[arm].networks(study.rau_net_of(arm), study.diffusion.timesteps)
-    return [(network.unet(study.model, *shape(study), blocks), share) for blocks, share in parts]
+    text = None
+    if study.text is not None and study.condition_of(arm) == "text":
+        text = study.text.length, study.text.width
+    return [
+        (network.unet(study.model, *shape(study), blocks, text), share) for blocks, share in parts
+    ]
 
 
 def forward(study: Study, arm: str) -> float:

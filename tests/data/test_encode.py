@@ -1,0 +1,128 @@
+"""Embeddings of captions: one for each, by a tokenizer and an encoder that transformers opens."""
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import CLIPTextModel, PreTrainedTokenizerFast
+
+from afterimage import artifacts
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError
+from afterimage.config.texts import TextEncoder
+from afterimage.data import encode
+from afterimage.diffusion.texts import Texts
+from afterimage.images import Images
+
+CAPTIONS = {
+    "pool": ["a red circle", "a blue square", "a red circle", "two squares, one red"],
+    "holdout": ["a blue circle", "a blue square"],
+    "reference": ["a red square"],
+}
+SETTINGS = {"vocabulary": 300, "length": 20, "width": 16, "layers": 1, "heads": 2}
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """The three sets of images, stored."""
+    settings = {"step": "data/split", "arm": None, "replicate": None, "seed": 3, "settings": {}}
+    with artifacts.step(settings, tmp_path / "split", {}, ("afterimage.seeds",)) as step:
+        for name, captions in CAPTIONS.items():
+            pixels = np.zeros((len(captions), 4, 4, 1), np.uint8)
+            Images.of(pixels, captions=np.array(captions)).save(step.folder / f"{name}.npz")
+    return {name: tmp_path / "split" / f"{name}.npz" for name in CAPTIONS}
+
+
+@pytest.fixture
+def encoded(parts, tmp_path, resolved):
+    """Return the store for some settings and a seed."""
+
+    def run(seed=3, **changed):
+        out = tmp_path / f"encode{seed}{len(changed)}"
+        settings = resolved("data/encode", SETTINGS | changed, seed=seed)
+        encode.run(argparse.Namespace(**parts, config=Path(settings), out=out))
+        return out
+
+    return run
+
+
+def test_every_caption_of_every_set_has_one_row(encoded):
+    out = encoded()
+    texts = Texts.load(out)
+    different = sorted({text for some in CAPTIONS.values() for text in some})
+    assert json.loads((out / "captions.json").read_text()) == different
+    assert texts.embeddings.shape == (len(different), 20, 16)
+    assert texts.width == 16
+    captions = np.array(CAPTIONS["pool"])
+    assert texts.rows(captions).tolist() == [different.index(text) for text in captions]
+    assert torch.equal(texts.of(captions)[0], texts.of(captions)[2])
+    assert not torch.allclose(texts.of(captions)[0], texts.of(captions)[1], atol=1e-3)
+
+
+def test_embeddings_are_those_of_the_stored_parts(encoded):
+    """By transformers alone, one caption at a time; the null text is the empty caption."""
+    out = encoded()
+    texts = Texts.load(out)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(out / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(out / "text_encoder").eval()
+    for caption, found in (("a blue circle", None), ("", texts.null)):
+        tokens = tokenizer([caption], padding="max_length", return_tensors="pt")["input_ids"]
+        assert tokens.shape == (1, 20)
+        with torch.no_grad():
+            expected = encoder(tokens).last_hidden_state[0]
+        found = texts.of(np.array([caption]))[0] if found is None else found
+        torch.testing.assert_close(found, expected)
+    words = tokenizer("two squares, one red")["input_ids"]
+    assert (words[0], words[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.decode(words, skip_special_tokens=True) == "two squares, one red"
+
+
+def test_weights_follow_from_the_seed_alone(encoded):
+    torch.manual_seed(1)
+    first = load_file(encoded(seed=3) / "texts.safetensors")["embeddings"]
+    torch.manual_seed(2)
+    before = torch.random.get_rng_state()
+    second = load_file(encoded(seed=3, layers=1) / "texts.safetensors")["embeddings"]
+    assert torch.equal(torch.random.get_rng_state(), before)
+    other = load_file(encoded(seed=4) / "texts.safetensors")["embeddings"]
+    assert torch.equal(first, second)
+    assert not torch.allclose(first, other, atol=1e-2)
+
+
+def test_a_caption_that_is_too_long_is_named(encoded):
+    message = r"text.length = 4: \d of 5 captions have more tokens \(at most \d+\), such as 'a"
+    with pytest.raises(ConfigError, match=message):
+        encoded(length=4)
+
+
+def test_a_caption_that_was_not_encoded_is_named(encoded):
+    with pytest.raises(ArtifactError, match="the caption 'a dog' was not encoded"):
+        Texts.load(encoded()).rows(np.array(["a red circle", "a dog"]))
+
+
+def test_a_damaged_file_is_refused(encoded):
+    out = encoded()
+    (out / "captions.json").write_text("[]")
+    with pytest.raises(ArtifactError, match=r"captions.json"):
+        Texts.load(out)
+
+
+def test_the_command_imports_text_packages(parts, tmp_path, resolved):
+    """Which are hidden from every other step."""
+    arguments = [f"--{name}={file}" for name, file in parts.items()]
+    arguments += [f"--config={resolved('data/encode', SETTINGS)}", f"--out={tmp_path / 'encode'}"]
+    command = [sys.executable, "-m", "afterimage.cli", "data", "encode", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert len(Texts.load(tmp_path / "encode").row) == 5
+
+
+def test_heads_divide_the_width():
+    with pytest.raises(ValueError, match="heads = 3 does not divide width = 64"):
+        TextEncoder(heads=3)
