@@ -115,13 +115,17 @@ def answer(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = argv
+    if argv[1:3] == ["data", "encode"]:  # the step that text packages are not hidden from
+        for name in TEXT:
+            if sys.modules.get(name, name) is None:
+                del sys.modules[name]
     sys.exit(pkgutil.resolve_name(COMMANDS[argv[0]])())
 
 
 if __name__ == "__main__":
     from afterimage.cli import COMMANDS as VERBS
     from afterimage.cli import SINGLE
-    from afterimage.engines.patches import defer_imports
+    from afterimage.engines.patches import TEXT, defer_imports
 
     defer_imports()  # as every step of a study does
     modules = {module for verbs in VERBS.values() for module, _ in verbs.values()}

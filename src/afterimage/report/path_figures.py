@@ -46,17 +46,19 @@ class PathFigures:
         return ", ".join(f"{100 * share:.3g} %" for share in sorted(set(self.paths["share"])))
 
     def copies(self) -> Figure:
-        """Draw copies against quality along every path, a panel for each plain training with the
-        arms that are compared with it."""
-        plot, axes = figures.grid(len(self.plain), 2, 7.2, 6.2, sharey=True)
-        for axis, plain in zip(axes, self.plain, strict=True):
-            arms = [arm for arm in self.method if self._beside[arm] == plain]
+        """Draw copies against quality along every path: a panel for each plain training with the
+        arms that are compared with it, and one for arms that are compared with none."""
+        panels: dict[str | None, list[str]] = {}
+        for arm in self.method:
+            panels.setdefault(self._beside.get(arm), []).append(arm)
+        plot, axes = figures.grid(len(panels), 2, 7.2, 6.2, sharey=True)
+        for axis, (plain, arms) in zip(axes, panels.items(), strict=True):
             ends = []
             for arm in arms:
                 mean = self._mean(arm)
                 self._path(axis, arm, mean[self.axis], mean[verdicts.PRIMARY])
                 ends.append((mean[self.axis].iloc[-1], mean[verdicts.PRIMARY].iloc[-1]))
-            axis.set_title(f"beside {plain}")
+            axis.set_title(f"beside {plain}" if plain else "compared with no plain training")
             axis.set_xlabel(f"{self.axis} to images that no arm saw (log scale, lower is better)")
             axis.set_ylabel(f"{name_of(verdicts.PRIMARY)} (lower is better)")
             for which in ("x", "y"):
