@@ -17,6 +17,7 @@ from afterimage.diffusion.model import build_scheduler, build_unet, reads_texts,
 from afterimage.diffusion.noising import Pixels, task_of
 from afterimage.diffusion.pipelines import open_pipeline
 from afterimage.diffusion.rau_net import RAUNetCondition
+from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 
@@ -123,6 +124,10 @@ def test_only_studies_open_networks_of_texts(tmp_path):
     assert type(opened) is UNet2DConditionModel
     with pytest.raises(ArtifactError, match="its unet is a UNet2DConditionModel"):
         open_pipeline(tmp_path / "model")
+    save_pipeline(TimestepRouter(net(1), net(2), 10), SCHEDULER, tmp_path / "router")
+    assert isinstance(sample.load_denoiser(tmp_path / "router")[0], TimestepRouter)
+    with pytest.raises(ArtifactError, match="its networks are conditioned on texts"):
+        open_pipeline(tmp_path / "router")
 
 
 # ---- sampling ------------------------------------------------------------------------------------
@@ -210,6 +215,8 @@ def test_prompts_are_captions_of_training_images_as_often_as_they_occur(tmp_path
     assert 0.72 < first.count("a") / 4000 < 0.78  # 0.75 with deviation 0.007
     assert captions(0) == first != captions(1)
     assert sample.Prompts.of(None, None, 4, {}) is None
+    with pytest.raises(ConfigError, match="--texts is None and --train is .*: give both"):
+        sample.Prompts.of(None, file, 4, {})
 
 
 # ---- losses --------------------------------------------------------------------------------------

@@ -172,7 +172,9 @@ def run(args: argparse.Namespace) -> None:
             load_images(args.reference), config.Quality(**settings["quality"]), args.classifier
         )
         samples = load_images(args.samples).take(np.arange(settings["images"]))
-        prompts = Prompts.of(args.texts, args.train, sample.images, resolved)
+        prompts = None
+        if args.texts is not None:
+            prompts = Prompts.of(args.texts, args.train, sample.images, resolved)
         rows = []
         for name, share in states.items():
             pixels = (

@@ -191,6 +191,11 @@ def open_pipeline(
     # Open both, and run them once.
     scheduler_class, scheduler_config = read_scheduler(scheduler_folder, scheduler_class, name)
     net, sha256 = read_network(unet, net_class, name, texts)
+    if reads_texts(net) and not texts:  # a router has networks of either kind
+        raise ArtifactError(
+            f"{name}: its networks are conditioned on texts, and it has no text encoder; "
+            f"{WHAT_OPENS}; {OWN_CODE}"
+        )
     check_network(net, size, name)
     redraw(net, seed)
     net.eval()

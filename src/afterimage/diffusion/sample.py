@@ -443,9 +443,14 @@ class Prompts:
             train: Training images of the planting.
             images: N, ``sample.images``.
             resolved: Config of the job, with ``seed`` and ``replicate``.
+
+        Raises:
+            ConfigError: with one of the two alone.
         """
-        if texts is None or train is None:
+        if texts is None and train is None:
             return None
+        if texts is None or train is None:
+            raise ConfigError(f"--texts is {texts} and --train is {train}: give both or neither")
         captions = load_images(train).captions
         rng = seeds.numpy_rng(resolved["seed"], "sample", resolved["replicate"], "prompts")
         return cls(captions[rng.integers(len(captions), size=images)], Texts.load(texts))
@@ -500,8 +505,8 @@ def run(args: argparse.Namespace) -> None:
         check_block(args.block, settings)
     block_config = resolved if args.block is None else resolved | {"block": list(args.block)}
     inputs = {"model": pipeline}
-    if args.texts is not None:
-        inputs |= {"texts": args.texts / FILE, "train": args.train}
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"train": args.train} if args.train else {}
     with artifacts.step(block_config, args.out, inputs, (__name__,)) as step:
         if args.blocks:
             images, facts = put_together(args.blocks, resolved, step.input_sha256["model"])
