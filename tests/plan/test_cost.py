@@ -41,20 +41,20 @@ MEASURED = {
 # kind of machine, while others used it too.
 DEFAULT = {
     "attribution/rep0/features/main/final/train0": 15.6,
-    "attribution/rep0/retrain/0": 149.1,
-    "attribution/rep0/retrain/1": 147.9,
-    "train/agc/rep0": 35.3,
-    "train/baseline/rep0": 34.0,
-    "train/conditional/rep0": 37.5,
-    "train/dedup/rep0": 33.0,
+    "attribution/rep0/retrain/0": 132.7,
+    "attribution/rep0/retrain/1": 145.6,
+    "train/agc/rep0": 36.6,
+    "train/baseline/rep0": 31.5,
+    "train/conditional/rep0": 31.4,
+    "train/dedup/rep0": 31.3,
     "train/erasediff/rep0": 19.4,
-    "train/iet_agc/rep0": 39.0,
-    "train/kept/rep0": 29.7,
-    "train/loyal/rep0": 32.3,
-    "train/rau_net/rep0": 39.2,
-    "train/retrained/rep0": 31.3,
-    "train/split/rep0": 37.2,
-    "train/traced/rep0": 19.0,
+    "train/iet_agc/rep0": 39.8,
+    "train/kept/rep0": 25.4,
+    "train/loyal/rep0": 35.5,
+    "train/rau_net/rep0": 37.8,
+    "train/retrained/rep0": 33.7,
+    "train/split/rep0": 35.8,
+    "train/traced/rep0": 23.2,
 }
 
 
