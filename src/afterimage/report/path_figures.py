@@ -51,7 +51,7 @@ class PathFigures:
         panels: dict[str | None, list[str]] = {}
         for arm in self.method:
             panels.setdefault(self._beside.get(arm), []).append(arm)
-        plot, axes = figures.grid(len(panels), 2, 7.2, 6.2, sharey=True)
+        plot, axes = figures.grid(len(panels), 1, 9.5, 5.4)
         for axis, (plain, arms) in zip(axes, panels.items(), strict=True):
             ends = []
             for arm in arms:
@@ -65,7 +65,7 @@ class PathFigures:
                 figures.log_axis(axis, which, most=8)
             axis.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g} %")
             figures.label_points(axis, np.array(ends), arms, [self._colour(arm) for arm in arms])
-        plot.tight_layout(w_pad=2)
+        plot.tight_layout(h_pad=2)
         methods = {
             method: self._colour(arm)
             for arm, method in self.method.items()
