@@ -2,6 +2,7 @@
 
 import pandas as pd
 import pytest
+from matplotlib import pyplot as plt
 
 from afterimage.report.frontier import PRICES
 from afterimage.report.path_figures import PathFigures
@@ -29,6 +30,13 @@ def tables(frontier: dict[str, str], arms=ARMS) -> tuple[pd.DataFrame, pd.DataFr
     )
     compared = pd.DataFrame({"arm": frontier.keys(), "frontier": frontier.values()}, dtype=str)
     return paths, compared
+
+
+@pytest.fixture(autouse=True)
+def closed():
+    """Close the figures of each test."""
+    yield
+    plt.close("all")
 
 
 def panels(figure) -> dict[str, int]:

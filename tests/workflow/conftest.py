@@ -1,6 +1,7 @@
 """A clone of the project in which a tiny study is run to the end once; tests work on copies of
 it."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -9,8 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 
 if __package__:
     from .preloaded import preloaded
@@ -134,6 +140,59 @@ def finished(commands, tmp_path_factory) -> Workspace:
 def every_arm(commands, tmp_path_factory) -> Workspace:
     """The study with an arm of every method, run to the end. Read only."""
     made = clone(tmp_path_factory.mktemp("arms"), commands, "arms.yaml")
+    made.snakemake("--", "all")
+    return made
+
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+CAPTIONED = {
+    "plain": {"method": "baseline", "condition": "text"},
+    "none": {"method": "baseline"},
+    "agc": {
+        "method": "iet_agc",
+        "condition": "text",
+        "shards": 2,
+        "rounds": 2,
+        "control": "plain",
+    },
+    "rau_net": {
+        "method": "baseline",
+        "condition": "text",
+        "rau_net": {"groups": [1]},
+        "control": "plain",
+    },
+    "loyal": {"method": "loyal", "condition": "text", "switch_timestep": 25, "control": "plain"},
+}
+
+
+@pytest.fixture(scope="session")
+def captioned(commands, tmp_path_factory) -> Workspace:
+    """A study of captioned digits, run to the end. Read only."""
+    made = clone(tmp_path_factory.mktemp("text"), commands)
+    digits = load_digits()
+    cells = []
+    for pixels in digits.images[:300]:
+        stream = io.BytesIO()
+        Image.fromarray((pixels * 15).astype(np.uint8)).save(stream, "PNG")
+        cells.append({"bytes": stream.getvalue(), "path": None})
+    captions = [
+        f"the digit {WORDS[label]}, {'thick' if row % 2 else 'thin'}"
+        for row, label in enumerate(digits.target[:300])
+    ]
+    table = pa.table({"image": cells, "label": digits.target[:300], "text": captions})
+    pq.write_table(table, made.folder / "digits.parquet")
+    study = yaml.safe_load(made.params.read_text())
+    study["data"]["source"] = {
+        "kind": "parquet",
+        "path": "digits.parquet",
+        "caption_column": "text",
+    }
+    study["text"] = {"vocabulary": 320, "length": 16, "width": 16, "layers": 1, "heads": 2}
+    study["model"] |= {"attention": [False, True], "channels": [8, 16]}
+    study |= {"arms": CAPTIONED, "paths": {"frontier": ["plain"], "states": 2}}
+    study["sample"]["guidance"] = 2.0
+    study["train"]["updates"] = 8
+    made.params.write_text(yaml.safe_dump(study, sort_keys=False))
     made.snakemake("--", "all")
     return made
 
