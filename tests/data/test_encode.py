@@ -61,8 +61,9 @@ def test_every_caption_of_every_set_has_one_row(encoded):
     assert texts.width == 16
     captions = np.array(CAPTIONS["pool"])
     assert texts.rows(captions).tolist() == [different.index(text) for text in captions]
-    assert torch.equal(texts.of(captions)[0], texts.of(captions)[2])
-    assert not torch.allclose(texts.of(captions)[0], texts.of(captions)[1], atol=1e-3)
+    embeddings = texts.embeddings[texts.rows(captions)]
+    assert torch.equal(embeddings[0], embeddings[2])
+    assert not torch.allclose(embeddings[0], embeddings[1], atol=1e-3)
 
 
 def test_embeddings_are_those_of_the_stored_parts(encoded):
@@ -76,7 +77,7 @@ def test_embeddings_are_those_of_the_stored_parts(encoded):
         assert tokens.shape == (1, 20)
         with torch.no_grad():
             expected = encoder(tokens).last_hidden_state[0]
-        found = texts.of(np.array([caption]))[0] if found is None else found
+        found = texts.embeddings[texts.row[caption]] if found is None else found
         torch.testing.assert_close(found, expected)
     words = tokenizer("two squares, one red")["input_ids"]
     assert (words[0], words[-1]) == (tokenizer.bos_token_id, tokenizer.eos_token_id)

@@ -34,12 +34,11 @@ from afterimage.diffusion.stored_files import (
     read_json,
 )
 from afterimage.diffusion.stored_network import (
-    NETWORKS,
-    OF_TEXTS,
     SHARDS,
     WEIGHTS,
     Size,
     check_network,
+    networks,
     predicts_variance,
     read_network,
 )
@@ -298,7 +297,7 @@ def _check_index(index: dict[str, Any], name: str, texts: bool = False) -> None:
                 f"{name}: its {part} is {'.'.join(map(str, parts[part]))}, code of its own, which "
                 f"is never run; {WHAT_OPENS}; {OWN_CODE}"
             )
-    if parts["unet"][1] not in (NETWORKS | OF_TEXTS if texts else NETWORKS):
+    if parts["unet"][1] not in networks(texts):
         raise ArtifactError(f"{name}: its unet is a {parts['unet'][1]}; {WHAT_OPENS}; {OWN_CODE}")
 
 

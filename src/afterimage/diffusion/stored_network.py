@@ -37,10 +37,13 @@ NETWORKS: dict[str, type[UNet]] = {
     kind.__name__: kind for kind in (UNet2DModel, RAUNet, TimestepRouter)
 }
 
-OF_TEXTS: dict[str, type[UNet]] = {
-    kind.__name__: kind for kind in (UNet2DConditionModel, RAUNetCondition)
-}
-"""Networks that are conditioned on texts, which only a study's own results are opened with."""
+
+def networks(texts: bool) -> dict[str, type[UNet]]:
+    """Return the networks that can be opened, by class name; with ``texts``, as for a study's own
+    results, also those that are conditioned on texts."""
+    of_texts = (UNet2DConditionModel, RAUNetCondition) if texts else ()
+    return NETWORKS | {kind.__name__: kind for kind in of_texts}
+
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHARDS = f"{WEIGHTS}.index.json"
@@ -86,7 +89,7 @@ def read_network(
     """
     config = read_json(folder / "config.json", name)
     kind = str(config.get("_class_name", index_class))
-    known = NETWORKS | OF_TEXTS if texts else NETWORKS
+    known = networks(texts)
     if kind not in known or (index_class is not None and kind != index_class):
         raise ArtifactError(
             f"{name}: {short(folder / 'config.json')} is that of a {kind}; {WHAT_OPENS}; {OWN_CODE}"

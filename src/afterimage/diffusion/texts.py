@@ -62,7 +62,3 @@ class Texts:
             return torch.tensor([self.row[str(caption)] for caption in captions])
         except KeyError as error:
             raise ArtifactError(f"the caption {error.args[0]!r} was not encoded") from error
-
-    def of(self, captions: np.ndarray) -> torch.Tensor:
-        """Return the embeddings of captions, float32, (N, L, D)."""
-        return self.embeddings[self.rows(captions)]

@@ -10,7 +10,7 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.step import Address, Inputs, Job, Settings, Step
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step, once
 
 SPLIT, PLANTING, DEDUP, ENCODE = "data/split", "data/planting", "data/dedup", "data/encode"
 
@@ -76,7 +76,7 @@ def _classifier_memory(study: Study, name: str) -> Bytes:
 
 
 def _encoded(study: Study) -> Iterable[Address]:
-    return [] if study.text is None else [{}]
+    return [] if study.text is None else once(study)
 
 
 def _encode_settings(study: Study, job: Job) -> Settings:
