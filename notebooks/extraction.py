@@ -111,6 +111,20 @@ book.say(f"Bars: {book.level} intervals whose units are the images, not images t
 # while the twins stay low; deduplication is meant to bring the right part of the curve down to
 # its left end.
 #
+# ## Image, caption or both
+
+# %%
+if len(page.planted_apart()):
+    book.show(page.planted_apart())
+    book.say(
+        "What is repeated in the training set: the image with its caption (*both*), the image with "
+        "other captions, the caption with other images, or *neither* (Somepalli et al. 2023). "
+        "Threshold calibrated on held-out images; twins are never trained on."
+    )
+else:
+    book.say("Every planted image is repeated with its caption, if it has one.")
+
+# %% [markdown]
 # ## The arms side by side
 
 # %%

@@ -23,6 +23,8 @@ class Images:
             share it.
         official_test: bool, (N,): the row comes from the source's official test split.
         captions: text, (N,); empty without a caption.
+        caption_sources: like ``ids``, (N,): the image that the row's caption was written for: its
+            source, unless images and captions are planted apart (``data.planting``).
     """
 
     pixels: np.ndarray
@@ -31,6 +33,7 @@ class Images:
     sources: np.ndarray
     official_test: np.ndarray
     captions: np.ndarray
+    caption_sources: np.ndarray
 
     def __post_init__(self) -> None:
         n = len(self.pixels)
@@ -43,7 +46,8 @@ class Images:
                 f"images must be uint8 of shape (N, H, W, 1 or 3), not {self.pixels.dtype} "
                 f"{self.pixels.shape}"
             )
-        for name in ("ids", "labels", "sources", "official_test", "captions"):
+        names = ("ids", "labels", "sources", "official_test", "captions", "caption_sources")
+        for name in names:
             if getattr(self, name).shape != (n,):
                 raise ArtifactError(
                     f"{name} has shape {getattr(self, name).shape}, but there are {n} images"
@@ -63,20 +67,23 @@ class Images:
         sources: np.ndarray | None = None,
         official_test: np.ndarray | None = None,
         captions: np.ndarray | None = None,
+        caption_sources: np.ndarray | None = None,
     ) -> Images:
         """Build a set from uint8 pixels, (N, H, W, C); ids count up, labels are -1, captions empty
-        and each row is its own source by default."""
+        and each row is its own source, which its caption is of, by default."""
         n = len(pixels)
         ids = np.arange(n, dtype=np.int64) if ids is None else np.asarray(ids)
+        sources = ids if sources is None else np.asarray(sources)
         return cls(
             pixels=pixels,
             ids=ids,
             labels=np.full(n, -1, np.int64) if labels is None else np.asarray(labels, np.int64),
-            sources=ids if sources is None else np.asarray(sources),
+            sources=sources,
             official_test=np.zeros(n, bool)
             if official_test is None
             else np.asarray(official_test, bool),
             captions=np.full(n, "") if captions is None else np.asarray(captions, str),
+            caption_sources=sources if caption_sources is None else np.asarray(caption_sources),
         )
 
     def take(self, rows: np.ndarray) -> Images:
@@ -88,6 +95,7 @@ class Images:
             self.sources[rows],
             self.official_test[rows],
             self.captions[rows],
+            self.caption_sources[rows],
         )
 
     def save(self, path: Path) -> None:
@@ -101,6 +109,7 @@ class Images:
                 sources=self.sources,
                 official_test=self.official_test,
                 captions=self.captions,
+                caption_sources=self.caption_sources,
             )
 
 
@@ -109,6 +118,12 @@ def contents(pixels: np.ndarray) -> np.ndarray:
     return np.array(
         [hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in pixels], dtype="V16"
     )
+
+
+def folded(captions: np.ndarray) -> np.ndarray:
+    """Return captions, text (N,), without regard to case and white space: equal ones are one
+    caption."""
+    return np.array([" ".join(caption.casefold().split()) for caption in captions.tolist()], str)
 
 
 def different(pixels: np.ndarray, flips: bool = False) -> tuple[np.ndarray, np.ndarray]:
@@ -147,6 +162,7 @@ def load_images(path: Path, check: bool = True) -> Images:
                 arrays["sources"],
                 arrays["official_test"],
                 arrays["captions"],
+                arrays["caption_sources"],
             )
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ArtifactError(f"{path} cannot be read as an image set: {error}") from error

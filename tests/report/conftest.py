@@ -244,6 +244,7 @@ def _extraction(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
         pairs["nearest_source"], pairs["ratio_training"] = pairs["nearest"], ratio
         (pairs.assign(**flags) if name == "pairs" else pairs).to_parquet(folder / f"{name}.parquet")
     images = pd.DataFrame({"source": np.arange(len(copies)), "copies": copies, **found})
+    images = images.assign(repeat=np.where(copies > 1, "both", "neither"), times=copies)
     images.to_parquet(folder / "images.parquet")
 
 

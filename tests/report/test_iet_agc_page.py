@@ -106,6 +106,7 @@ def study(root, make_up, truth, tmp_path_factory):
         rng = np.random.default_rng(0)
         copies = np.repeat([1, 2, 4, 8, 16], [60, 8, 8, 8, 8])
         index = pd.DataFrame({"id": range(TRAINING), "part": "train", "copies": copies})
+        index["repeat"] = np.where(copies > 1, "both", "neither")
         index.to_parquet(results / "data/planting/0/index.parquet")
         rows = []
         for arm in ARMS:

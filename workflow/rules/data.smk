@@ -4,6 +4,8 @@ OUTPUTS:
     results/{study}/data/fetch/      the source as one checked array file
     results/{study}/data/split/
         the pool of distinct images for training sets and twins, holdout, reference, left-out images
+    results/{study}/data/encode/{job}/
+        embeddings of all captions in one of their variants, for arms that are conditioned on them
     results/{study}/data/planting/{job}/
         a training set with planted duplicates, and the never-trained twins of the planted images
     results/{study}/data/classifier/ the feature network, trained on the reference split
@@ -28,6 +30,7 @@ rule fetch:
         metrics="results/{study}/data/fetch/metrics.jsonl",
         images="results/{study}/data/fetch/images.npz",
         manifest="results/{study}/data/fetch/manifest.json",
+        captions="results/{study}/data/fetch/captions.parquet",
     log:
         "results/{study}/logs/data/fetch.log",
     benchmark:
@@ -91,20 +94,22 @@ rule planting:
 
 
 rule encode:
-    """Embed the captions of all images, for arms that are conditioned on them."""
+    """Embed the captions of all images in one variant, for arms that are conditioned on them."""
     input:
         unpack(inputs("data/encode")),
     output:
-        run="results/{study}/data/encode/run.json",
-        metrics="results/{study}/data/encode/metrics.jsonl",
-        texts="results/{study}/data/encode/texts.safetensors",
-        captions="results/{study}/data/encode/captions.json",
-        tokenizer=directory("results/{study}/data/encode/tokenizer"),
-        encoder=directory("results/{study}/data/encode/text_encoder"),
+        run="results/{study}/data/encode/{job}/run.json",
+        metrics="results/{study}/data/encode/{job}/metrics.jsonl",
+        texts="results/{study}/data/encode/{job}/texts.safetensors",
+        captions="results/{study}/data/encode/{job}/captions.json",
+        tokenizer=directory("results/{study}/data/encode/{job}/tokenizer"),
+        encoder=directory("results/{study}/data/encode/{job}/text_encoder"),
     log:
-        "results/{study}/logs/data/encode.log",
+        "results/{study}/logs/data/encode/{job}.log",
     benchmark:
-        "results/{study}/benchmarks/data/encode.tsv"
+        "results/{study}/benchmarks/data/encode/{job}.tsv"
+    wildcard_constraints:
+        job=r"[a-z][a-z0-9_]*",
     threads: STUDY.cluster.threads
     resources:
         **needs("data/encode"),

@@ -46,6 +46,7 @@ rule tables:
         ],
         copies="results/{study}/report/tables/copies.csv",
         multiplicity="results/{study}/report/tables/multiplicity.csv",
+        repeats="results/{study}/report/tables/repeats.csv",
         paths="results/{study}/report/tables/paths.csv",
         frontier="results/{study}/report/tables/frontier.csv",
         attribution=[

@@ -17,7 +17,8 @@ images; held-out images and the planted ground truth add the controls. The store
 - ``holdout_pairs.parquet``: the same for the held-out images that are not duplicates of training
   images;
 - ``images.parquet``: one row per training source: source, id and label of its first row, copies (as
-  planted), best_sample, best_l2 (the nearest of the generations matched with it),
+  planted), with a planted ground truth repeat and times (what was planted, both, image, caption or
+  neither, and how often), best_sample, best_l2 (the nearest of the generations matched with it),
   nearest_generations and flagged_generations (how many generations are matched with it, and how
   many of those the verdict flags), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and
   k_eidetic: training rows within delta in plain normalised l2, including itself (Def. 2);
@@ -166,7 +167,9 @@ def extract(
     if planted is not None:
         _check_shapes(train, planted.twins, "twins", may_be_empty=True)
         planted = planted.among(train.sources)
-    images.insert(3, "copies", _copies(images["source"], train, planted))
+    copies = _copies(images["source"], train, planted)
+    for place, name in enumerate(copies, start=3):
+        images.insert(place, str(name), copies[name])
     first = pd.Index(train.ids).get_indexer(pd.Index(images["id"]))
     images["k_eidetic"] = target.rows_within(train.pixels[first], settings.delta)
     facts["sources"] = len(images)
@@ -289,14 +292,13 @@ def _decide(
     )
 
 
-def _copies(sources: pd.Series, train: Images, planted: Planted | None) -> np.ndarray:
-    """Return how often each source was planted; without a planted ground truth, how many training
-    rows it has; int64 (S,)."""
-    if planted is None:
-        copies = pd.Series(train.sources).value_counts().reindex(sources)
-    else:
-        copies = pd.Series(planted.copies, planted.sources).reindex(sources).fillna(1)
-    return copies.to_numpy(np.int64)
+def _copies(sources: pd.Series, train: Images, planted: Planted | None) -> pd.DataFrame:
+    """Return how each source was planted (``Planted.of``); without a planted ground truth only
+    ``copies``, how many training rows it has."""
+    if planted is not None:
+        return planted.of(sources)
+    rows = pd.Series(train.sources).value_counts().reindex(sources)
+    return pd.DataFrame({"copies": rows.to_numpy(np.int64)})
 
 
 def _count(
@@ -314,13 +316,8 @@ def _count(
         table.share("flagged_generations", flags, reading)
         table.share("extracted_images", extracted, reading)
         table.share("extracted_contents", np.isin(first_rows, scores.row[flags]), reading)
-        for number in np.unique(images["copies"]):
-            table.share(
-                "extracted_by_copies",
-                extracted[images["copies"] == number],
-                reading,
-                f"copies={number}",
-            )
+        for ending, subset, mask in twins.subsets(images):
+            table.share(f"extracted{ending}", extracted[mask], reading, subset)
 
 
 def _left_out(holdout: Images, train: Images, flips: bool) -> pd.DataFrame:
@@ -406,9 +403,8 @@ def _twins_control(
     """Attack the same generations with the planted images swapped for their twins; return the table
     of the twins and the precision-recall curve."""
     swapped = twins.swap(train, planted)
-    truth = pd.DataFrame(
-        {"source": planted.twins.ids, "twin_of": planted.sources, "copies": planted.copies}
-    )
+    truth = pd.DataFrame({"source": planted.twins.ids, "twin_of": planted.sources})
+    truth = truth.join(planted.of(planted.sources))
     if truth.empty:
         columns = dict.fromkeys([*truth, *images.columns.drop(["id", "k_eidetic"])])
         return truth.reindex(columns=list(columns)), pd.DataFrame(
@@ -422,13 +418,8 @@ def _twins_control(
     for reading in readings:
         flags = twin_images[f"extracted_{reading.name}"].to_numpy(bool)
         table.share("twins_flagged", flags, reading)
-        for number in np.unique(twin_images["copies"]):
-            table.share(
-                "twins_flagged_by_copies",
-                flags[twin_images["copies"] == number],
-                reading,
-                f"copies={number}",
-            )
+        for ending, subset, mask in twins.subsets(twin_images):
+            table.share(f"twins_flagged{ending}", flags[mask], reading, subset)
     column = f"best_ratio_{settings.anchor}"
     planted_ratio = images.set_index("source")[column].reindex(planted.sources).fillna(np.inf)
     twin_ratio = twin_images[column].fillna(np.inf)

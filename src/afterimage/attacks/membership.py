@@ -8,11 +8,12 @@ no arm trains on either, are the control: their area under the curve should be o
 The store of the command:
 
 - ``losses.parquet``: one row per source of the training split, held-out image and twin: set (train,
-  holdout, twin), id, source, copies (as planted; for a twin those of its planted counterpart),
-  label, trained (bool), loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
+  holdout, twin), id, source, copies, repeat, times (as planted, see ``twins.Planted``; for a twin
+  those of its planted counterpart; 0, neither and 0 for a held-out image), label, trained (bool), loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
 - ``results.csv``: the numbers, with the columns of ``results``: ``roc_auc`` and ``tpr@<rate>`` for
   each of ``false_positive_rates``; the same with ``_by_copies`` for members with so many copies
-  (subsets ``copies=<n>``), ``_by_level`` for the loss at one level (``t=<timestep>``) and
+  (subsets ``copies=<n>``) and ``_by_repeat`` for what was planted (``twins.subsets``),
+  ``_by_level`` for the loss at one level (``t=<timestep>``) and
   ``_twins`` for twins instead of members. Intervals of shares hold the threshold fixed: only
   members are resampled.
 """
@@ -92,15 +93,9 @@ def attack(
     members = scores[(scores["set"] == "train") & scores["trained"]]
     others = scores[scores["set"] == "holdout"]
     separate(table, members["loss"].to_numpy(), others["loss"].to_numpy(), rates)
-    for copies, group in members.groupby("copies"):
-        separate(
-            table,
-            group["loss"].to_numpy(),
-            others["loss"].to_numpy(),
-            rates,
-            f"copies={copies}",
-            "_by_copies",
-        )
+    for kind, subset, mask in twins.subsets(members):
+        group = members["loss"].to_numpy()[mask]
+        separate(table, group, others["loss"].to_numpy(), rates, subset, kind)
     for column in scores.columns[scores.columns.str.startswith("loss_")]:
         level = f"t={column.removeprefix('loss_')}"
         separate(
@@ -136,15 +131,11 @@ def run(args: argparse.Namespace) -> None:
         trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
         planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         rows = one_per_source(train, trained)
-        copies = pd.Series(planted.copies, planted.sources)
+        unplanted = {"copies": 0, "repeat": "neither", "times": 0}
         sets = {
-            "train": (
-                train.take(rows),
-                copies.reindex(train.sources[rows]).fillna(1).to_numpy(),
-                trained[rows],
-            ),
-            "holdout": (holdout, 0, False),
-            "twin": (planted.twins, planted.copies, False),
+            "train": (train.take(rows), planted.of(train.sources[rows]), trained[rows]),
+            "holdout": (holdout, pd.DataFrame(unplanted, index=range(len(holdout))), False),
+            "twin": (planted.twins, planted.of(planted.sources), False),
         }
 
         # Measure the losses.
@@ -153,7 +144,7 @@ def run(args: argparse.Namespace) -> None:
         texts = Texts.load(args.texts) if args.texts else None
         timesteps = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
         tables = []
-        for set_name, (images, multiplicity, is_member) in sets.items():
+        for set_name, (images, as_planted, is_member) in sets.items():
             if not len(images):
                 continue
             measured = losses.measure(
@@ -166,18 +157,11 @@ def run(args: argparse.Namespace) -> None:
                 resolved["seed"],
                 flips=flips,
             )
-            table = pd.DataFrame(
-                {
-                    "set": set_name,
-                    "id": images.ids,
-                    "source": images.sources,
-                    "copies": multiplicity,
-                    "label": images.labels,
-                }
-            )
-            table = table.assign(trained=is_member, loss=measured.mean(axis=1))
+            table = pd.DataFrame({"set": set_name, "id": images.ids, "source": images.sources})
+            table = table.join(as_planted).assign(label=images.labels, trained=is_member)
             columns = [f"loss_{t}" for t in timesteps]
-            table = table.astype({"copies": "int64"}).join(pd.DataFrame(measured, columns=columns))
+            table = table.assign(loss=measured.mean(axis=1))
+            table = table.join(pd.DataFrame(measured, columns=columns))
             tables.append(table)
         scores = pd.concat(tables, ignore_index=True)
 

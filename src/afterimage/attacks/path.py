@@ -9,7 +9,7 @@ network. ``report.frontier`` compares the paths at equal quality.
 The store is ``results.csv``, one row per state and number: state (``path1``, ..., ``last``), share
 (of the budget spent), metric, value, and for shares count and of. Metrics, with the names of
 ``report.comparison``: flagged_generations_calibrated, flagged_holdout_calibrated,
-planted_extracted_calibrated (images planted more than once), unique_images_calibrated,
+planted_extracted_calibrated (images planted with their captions), unique_images_calibrated,
 FD_balanced[space] (without classes FD[space]), coverage[space] and class_share_tv[classifier].
 Intervals are those between trainings.
 """
@@ -67,7 +67,7 @@ class Copies:
         seed: int,
     ) -> None:
         self._train, self._anchor = train, settings.anchor
-        self._planted = planted.sources[planted.copies > 1]
+        self._planted = planted.with_captions().sources
         self._target = Target(train.pixels, settings, mirrors)
         control = match_holdout(holdout, train, self._target, mirrors).scores
         self._threshold = calibration.cross_fit(

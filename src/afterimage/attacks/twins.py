@@ -5,10 +5,15 @@ Swapping the planted images of the training set for their twins and attacking th
 again answers the question per number of copies. Planted images and twins ranked together by their
 smallest ratio give a precision-recall curve with exact ground truth, instead of the manual labels
 of Carlini et al. 2023 (figure 4).
+
+Images that were planted in other styles than with their captions (``data.planting``) are counted
+apart: copies of an image with other captions, or of a caption with other images, are another
+experiment.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,19 +30,41 @@ class Planted:
 
     Attributes:
         sources: (P,), the planted images' source ids.
-        copies: int64 (P,), how often each was planted.
+        copies: int64 (P,), how often each image was planted; 1 if its caption alone is repeated.
         twins: P images, the never-trained twin of each.
+        repeat: text (P,), what was planted: both (the image with its caption), image or caption.
+        times: int64 (P,), how often that was planted.
     """
 
     sources: np.ndarray
     copies: np.ndarray
     twins: Images
+    repeat: np.ndarray
+    times: np.ndarray
 
     def among(self, sources: np.ndarray) -> Planted:
         """Return the ground truth restricted to the planted images in ``sources``: an arm may train
         on a subset."""
         mask = np.isin(self.sources, sources)
-        return Planted(self.sources[mask], self.copies[mask], self.twins.take(mask))
+        return Planted(
+            self.sources[mask],
+            self.copies[mask],
+            self.twins.take(mask),
+            self.repeat[mask],
+            self.times[mask],
+        )
+
+    def with_captions(self) -> Planted:
+        """Return the images that were planted with their captions."""
+        return self.among(self.sources[self.repeat == "both"])
+
+    def of(self, sources: np.ndarray | pd.Series) -> pd.DataFrame:
+        """Return how images of the training set were planted: ``copies``, ``repeat`` and ``times``
+        of each source, in order; 1, neither and 1 for an image that is not planted."""
+        columns = {"copies": self.copies, "repeat": self.repeat, "times": self.times}
+        table = pd.DataFrame(columns, index=self.sources).reindex(sources)
+        table = table.fillna({"copies": 1, "repeat": "neither", "times": 1})
+        return table.astype({"copies": np.int64, "times": np.int64}).reset_index(drop=True)
 
 
 def read(index: pd.DataFrame, twins: Images) -> Planted:
@@ -53,26 +80,61 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
             "plantings"
         )
     rows = rows.loc[twins.ids]
-    return Planted(rows["twin_of"].to_numpy(), rows["copies"].to_numpy(np.int64), twins)
+    copies = rows["copies"].to_numpy(np.int64)
+    repeat = rows["repeat"].to_numpy()
+    times = np.where(repeat == "caption", rows["caption_copies"].to_numpy(np.int64), copies)
+    return Planted(rows["twin_of"].to_numpy(), copies, twins, repeat, times)
+
+
+WITH_CAPTIONS = ("neither", "both")
+"""Images of which as many are planted as captions."""
+
+
+def subsets(images: pd.DataFrame) -> Iterator[tuple[str, str, np.ndarray]]:
+    """Yield the groups of planted images that are counted apart: the end of a metric's name, the
+    subset, and the mask, bool (S,).
+
+    Images that were planted with their captions, and unplanted ones, are grouped by their copies
+    (``_by_copies``, ``copies=<n>``). If there are others, all are grouped by what was planted and
+    how often (``_by_repeat``, ``repeat=<what> times=<n>``).
+
+    Args:
+        images: Their ``copies``; with a planted ground truth ``repeat`` and ``times``, too.
+    """
+    alike = np.ones(len(images), bool)
+    if "repeat" in images:
+        alike = images["repeat"].isin(WITH_CAPTIONS).to_numpy()
+    for number in np.unique(images["copies"][alike]):
+        yield "_by_copies", f"copies={number}", alike & (images["copies"] == number).to_numpy()
+    if not alike.all():
+        for repeat, times in sorted(set(zip(images["repeat"], images["times"], strict=True))):
+            mask = (images["repeat"] == repeat) & (images["times"] == times)
+            yield "_by_repeat", subset(repeat, times), mask.to_numpy()
+
+
+def subset(repeat: str, times: int) -> str:
+    """Return the subset of images of which so much was planted so often."""
+    return f"repeat={repeat} times={times}"
 
 
 def swap(train: Images, planted: Planted) -> Images:
-    """Return the training set with every row of a planted source replaced by its twin; ids stay."""
-    position = pd.Index(planted.sources).get_indexer(pd.Index(train.sources))
-    swapped = position >= 0
-    twins, own = planted.twins, position[swapped]
+    """Return the training set with the image of a planted source replaced by its twin in every row
+    that shows it, and its caption by its twin's in every row that has it; ids stay."""
+    twins, known = planted.twins, pd.Index(planted.sources)
 
-    def taken(values: np.ndarray, others: np.ndarray) -> np.ndarray:
+    def taken(values: np.ndarray, others: np.ndarray, sources: np.ndarray) -> np.ndarray:
+        position = known.get_indexer(pd.Index(sources))
         changed = values.astype(np.promote_types(values.dtype, others.dtype))  # longer texts fit
-        changed[swapped] = others[own]
+        changed[position >= 0] = others[position[position >= 0]]
         return changed
 
     return replace(
         train,
-        pixels=taken(train.pixels, twins.pixels),
-        sources=taken(train.sources, twins.ids),
-        labels=taken(train.labels, twins.labels),
-        captions=taken(train.captions, twins.captions),
+        pixels=taken(train.pixels, twins.pixels, train.sources),
+        sources=taken(train.sources, twins.ids, train.sources),
+        labels=taken(train.labels, twins.labels, train.sources),
+        captions=taken(train.captions, twins.captions, train.caption_sources),
+        caption_sources=taken(train.caption_sources, twins.ids, train.caption_sources),
     )
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple,
 from pydantic import Field, model_validator
 
 from afterimage.config.base import Block, Share
+from afterimage.config.texts import ORIGINAL
 
 if TYPE_CHECKING:
     from afterimage.config.study import Study
@@ -129,6 +130,10 @@ class Arm(Block):
     """Train without a condition, or conditioned on labels or captions (block ``text``), some of
     them dropped (``train.label_dropout``). By default as the base; without a base, without a
     condition."""
+    captions: str | None = None
+    """Variant of the captions (``text.captions``) that an arm with ``condition: text`` is trained,
+    drawn and attacked with, or ``original``. By default that of the base; without a base,
+    ``original``."""
     base: str | None = None
     """Arm of the same study whose averaged weights this arm starts from (same replicate)."""
     rau_net: TransferBlocks | None = None
@@ -159,7 +164,9 @@ class Arm(Block):
     def is_plain(self) -> bool:
         """Whether nothing but labels and the budget sets it apart from plain training on all
         images: every other key has its default."""
-        plain = Baseline(method="baseline", condition=self.condition, control=self.control)
+        own = {"condition": self.condition, "control": self.control}
+        own |= {"captions": ORIGINAL} if self.captions == ORIGINAL else {}
+        plain = Baseline(method="baseline", **own)
         budget = self.train.keys() <= {"updates", "epochs"}
         return budget and self.model_copy(update={"train": {}}) == plain
 
@@ -222,6 +229,11 @@ class Arm(Block):
                 return refused
         if blocks is not None and max(blocks.groups, default=0) > levels:
             return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
+        if self.captions is not None and study.condition_of(name) != "text":
+            return (
+                f"captions = {self.captions!r} is for arms with condition = 'text', but the "
+                f"condition is {study.condition_of(name)!r}"
+            )
         if study.condition_of(name) == "text":
             if not self.takes_texts:
                 return f"condition = 'text' is not supported by method {self.method}"
@@ -231,6 +243,11 @@ class Arm(Block):
                 return (
                     "condition = 'text' needs a level with attention, but model.attention = "
                     f"{study.model.attention}"
+                )
+            if self.fraction < 1 and any(group.repeat == "caption" for group in study.data.plant):
+                return (
+                    f"fraction = {self.fraction} would draw some of the images that carry a planted "
+                    "caption (data.plant with repeat = 'caption') and leave others out"
                 )
         train = study.train_of(name)
         if train.follows_budget and not self.follows_budget:

@@ -222,7 +222,13 @@ class Plant(Block):
     """One group of planted duplicates."""
 
     copies: Annotated[int, Field(ge=2)]
-    """Number of times that each image of the group occurs in the training set."""
+    """Number of times that each image of the group, with its caption if it has one, occurs in the
+    training set; or what ``repeat`` says of it."""
+    repeat: Literal["both", "image", "caption"] = "both"
+    """What occurs so often (Somepalli et al. 2023, "Understanding and mitigating copying in
+    diffusion models"). both: the image with its caption. image: the image, each time with another
+    caption, those of images that are not trained on. caption: the caption, each time with another
+    image; the group's image itself once. Unplanted images are the fourth case, neither."""
     images: Annotated[int, Field(ge=1)]
     """Number of different images in the group."""
     perturbation: Perturbation | None = None
@@ -236,6 +242,11 @@ class Plant(Block):
         if self.perturbation is not None and self.perturb:
             raise ValueError(
                 "perturbation and perturb cannot both be given; noise is a kind of both"
+            )
+        if self.repeat == "caption" and (self.perturbation is not None or self.perturb):
+            raise ValueError(
+                "repeat = 'caption' makes no copies of an image that perturbation or perturb could "
+                "change"
             )
         if len(self.perturb) > self.copies - 1:
             raise ValueError(
@@ -309,11 +320,14 @@ class Data(Block):
             )
         twins = sum(p.images for p in self.plant)
         if self.images is not None:
-            needed = self.distinct + twins + self.split.holdout + (self.split.reference or 2)
+            lent = sum((p.copies - 1) * p.images for p in self.plant if p.repeat == "image")
+            needed = self.distinct + twins + lent
+            needed += self.split.holdout + (self.split.reference or 2)
             if needed > self.images:
+                captions = f"{lent} whose captions copies have, " if lent else ""
                 raise ValueError(
                     f"images = {self.images} is too few: {self.distinct} distinct for training, "
-                    f"{twins} twins, {self.split.holdout} holdout and "
+                    f"{twins} twins, {captions}{self.split.holdout} holdout and "
                     f"{self.split.reference or 'at least 2'} reference need {needed}"
                 )
         return self
@@ -332,7 +346,9 @@ class Data(Block):
     @property
     def distinct(self) -> int:
         """Number of different source images in the training set."""
-        return self.split.train - sum((p.copies - 1) * p.images for p in self.plant)
+        return self.split.train - sum(
+            (p.copies - 1) * p.images for p in self.plant if p.repeat != "caption"
+        )
 
 
 class PerceptualHash(Block):

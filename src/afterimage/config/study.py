@@ -26,7 +26,7 @@ from afterimage.config.measures import Attacks, Paths, Report, Sample, Statistic
 from afterimage.config.selection import LoyalSelection, plan, settings_of
 from afterimage.config.sweeps import Point, Sweep, expand, said, swept_arms
 from afterimage.config.text import read_yaml
-from afterimage.config.texts import TextEncoder
+from afterimage.config.texts import ORIGINAL, ColumnCaptions, TextEncoder
 from afterimage.config.training import Diffusion, Model, Train, overridden
 
 
@@ -125,7 +125,8 @@ class Study(Attacks):
             "data.source.caption_column is not given; sources with captions are parquet and "
             "huggingface"
         )
-        if getattr(self.data.source, "caption_column", None) is None:
+        column = getattr(self.data.source, "caption_column", None)
+        if column is None:
             for key, needed in (
                 ("methods", "caption" in self.dedup.methods),
                 ("same_caption", self.dedup.same_caption),
@@ -133,6 +134,12 @@ class Study(Attacks):
                 if needed:
                     raise ValueError(
                         f"dedup.{key} = {getattr(self.dedup, key)} needs captions, but {no_captions}"
+                    )
+            for place, group in enumerate(self.data.plant):
+                if group.repeat != "both":
+                    raise ValueError(
+                        f"data.plant.{place}.repeat = {group.repeat!r} needs captions, but "
+                        f"{no_captions}"
                     )
             if self.text is not None:
                 raise ValueError(f"text: a text encoder needs captions, but {no_captions}")
@@ -144,6 +151,20 @@ class Study(Attacks):
             )
         if self.text is not None and not texts:
             raise ValueError("text: no arm has condition = 'text'; leave the block out")
+        variants = {} if self.text is None else self.text.captions
+        for name, variant in variants.items():
+            if isinstance(variant, ColumnCaptions) and variant.column == column:
+                raise ValueError(
+                    f"text.captions.{name}.column = {column!r} is data.source.caption_column: that "
+                    f"variant is {ORIGINAL}"
+                )
+        for name, arm in self.arms.items():
+            if arm.captions is not None and arm.captions not in (ORIGINAL, *variants):
+                raise ValueError(
+                    f"arms.{name}.captions = {arm.captions!r} is not a variant under "
+                    f"text.captions; {allowed('variants', arm.captions, [ORIGINAL, *variants])}"
+                    f"{self._origin(name)}"
+                )
         return self
 
     @model_validator(mode="after")
@@ -391,6 +412,12 @@ class Study(Attacks):
         """Return ``none``, ``label`` or ``text``: the arm's own condition, its base's, or none."""
         block = self.arms[arm]
         return block.condition or (self.condition_of(block.base) if block.base else "none")
+
+    def captions_of(self, arm: str) -> str:
+        """Return the variant of captions of an arm with ``condition: text``: its own, its base's,
+        or ``original``."""
+        block = self.arms[arm]
+        return block.captions or (self.captions_of(block.base) if block.base else ORIGINAL)
 
     def rau_net_of(self, arm: str) -> TransferBlocks | None:
         """Return the blocks of the arm's network: its own, or its base's."""

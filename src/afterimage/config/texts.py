@@ -1,12 +1,55 @@
-"""What arms that are conditioned on captions read them with."""
+"""What arms that are conditioned on captions read, and what they read it with."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from afterimage.config.base import Block
+from afterimage.config.base import Block, Name
+
+ORIGINAL = "original"
+"""The variant of the captions as they are."""
+
+
+class ColumnCaptions(Block):
+    """The captions of another text column of the source: those that a language model has made
+    general (LoyalDiffusion), or that an image captioner has written."""
+
+    kind: Literal["column"]
+    column: Annotated[str, Field(min_length=1)]
+    """The column. Every image needs a text in it."""
+
+
+class FixedCaption(Block):
+    """The same caption for every image (Somepalli et al. 2023)."""
+
+    kind: Literal["fixed"]
+    caption: Annotated[str, Field(pattern=r"\S")]
+    """The caption."""
+
+
+class RandomCaptions(Block):
+    """Random words (Somepalli et al. 2023, who draw random tokens): each uniformly from the
+    different words of the pool's captions, once for each image."""
+
+    kind: Literal["random"]
+    words: Annotated[int, Field(ge=1)]
+    """Words of a caption."""
+
+
+class GeneralCaptions(Block):
+    """Short captions by rule, without a language model: those words of a caption that are in most
+    captions of the pool, in their order."""
+
+    kind: Literal["general"]
+    words: Annotated[int, Field(ge=1)] = 4
+    """Words of a caption at most. (LoyalDiffusion asks a language model for fewer than five.)"""
+
+
+CaptionVariant = Annotated[
+    ColumnCaptions | FixedCaption | RandomCaptions | GeneralCaptions, Field(discriminator="kind")
+]
 
 
 class TextEncoder(Block):
@@ -27,9 +70,20 @@ class TextEncoder(Block):
     """Transformer layers."""
     heads: Annotated[int, Field(ge=1)] = 4
     """Attention heads; must divide ``width``."""
+    captions: dict[Name, CaptionVariant] = {}
+    """Name -> a variant of the captions, which arms choose by ``captions``; ``original`` are the
+    captions as they are."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> TextEncoder:
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
+        return self
+
+    @model_validator(mode="after")
+    def _original_is_the_captions_own(self) -> TextEncoder:
+        if ORIGINAL in self.captions:
+            raise ValueError(
+                f"captions.{ORIGINAL}: the captions as they are have this name; choose another"
+            )
         return self

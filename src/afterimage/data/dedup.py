@@ -10,7 +10,9 @@ joined into groups (connected components), and one image of each is kept.
 
 Ground truth are the planted duplicates: a pair is true if both images were planted as copies of
 one source image. Near-duplicates that the data set contains anyway count as false, so precision is
-a lower bound of what a person would find.
+a lower bound of what a person would find; and so do images that only carry one caption, which are
+no duplicates. What a detector finds of the pairs that were planted with, without, or only by their
+captions is in columns of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from sklearn.decomposition import PCA
 
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
-from afterimage.images import contents, load_images
+from afterimage.images import Images, contents, folded, load_images
 from afterimage.metrics.likeness import Likeness
 
 _BLOCK = 1024  # images compared with all others at once
@@ -105,11 +107,13 @@ def run(args: argparse.Namespace) -> None:
             detected["caption"] = caption_pairs(train.captions)
         perturbed = index.loc[train.ids, "perturbed"].to_numpy()
         kinds = index.loc[train.ids, "kind"].to_numpy()
+        repeat = index.loc[train.ids, "repeat"].to_numpy()
         table: dict[str, dict[str, float | None]] = {}
         for method, pairs in detected.items():
             group = groups(len(train), [pairs])
             kept = keep(group, vectors, settings.keep)
             table[method] = score(pairs, group, kept, train.sources, perturbed, kinds)
+            table[method] |= recall_by_repeat(pairs, train, repeat)
 
         # Group the images by the detectors that decide.
         deciding = [detected[method] for method in settings.methods]
@@ -117,7 +121,9 @@ def run(args: argparse.Namespace) -> None:
             deciding = [of_one_caption(pairs, train.captions) for pairs in deciding]
         group = groups(len(train), deciding)
         kept = keep(group, vectors, settings.keep)
-        table["combined"] = score(union(deciding), group, kept, train.sources, perturbed, kinds)
+        joined = union(deciding)
+        table["combined"] = score(joined, group, kept, train.sources, perturbed, kinds)
+        table["combined"] |= recall_by_repeat(joined, train, repeat)
 
         # Write the kept images and the tables.
         train.take(kept).save(step.folder / "train.npz")
@@ -163,17 +169,13 @@ def caption_pairs(captions: np.ndarray) -> Pairs:
     Args:
         captions: text, (N,).
     """
-    return _equal_pairs(_folded(captions), "caption")
+    return _equal_pairs(folded(captions).tolist(), "caption")
 
 
 def of_one_caption(pairs: Pairs, captions: np.ndarray) -> Pairs:
     """Return the pairs whose two images have the same caption, as ``caption_pairs`` compares."""
-    folded = np.array(_folded(captions))
-    return Pairs(*(column[folded[pairs.a] == folded[pairs.b]] for column in pairs))
-
-
-def _folded(captions: np.ndarray) -> list[str]:
-    return [" ".join(caption.casefold().split()) for caption in captions.tolist()]
+    texts = folded(captions)
+    return Pairs(*(column[texts[pairs.a] == texts[pairs.b]] for column in pairs))
 
 
 def _equal_pairs(values: Iterable[Hashable], method: str) -> Pairs:
@@ -460,6 +462,32 @@ def score(
         "sources_lost": int((left == 0).sum()),
         **by_kind,
     }
+
+
+def recall_by_repeat(pairs: Pairs, train: Images, repeat: np.ndarray) -> dict[str, float | None]:
+    """Return which share of the pairs planted in each style a detector finds; nothing if images
+    are planted with their captions only.
+
+    Args:
+        pairs: Pairs of the detector.
+        train: The training images.
+        repeat: text, (N,): what each image was planted as: both, image, caption or neither.
+
+    Returns:
+        ``recall_repeated_both``, ``recall_repeated_image`` and ``recall_repeated_caption``: pairs
+        of the same image and caption, of the same image, and of different images with the caption
+        of one of them. None for a style without pairs.
+    """
+    if not np.isin(repeat, ("image", "caption")).any():
+        return {}
+    shares: dict[str, float | None] = {}
+    for style in ("both", "image", "caption"):
+        of = train.caption_sources if style == "caption" else train.sources
+        planted = repeat == style
+        hit = planted[pairs.a] & planted[pairs.b] & (of[pairs.a] == of[pairs.b])
+        true = _two_of(np.unique(of[planted], return_counts=True)[1])
+        shares[f"recall_repeated_{style}"] = _share(int(hit.sum()), true)
+    return shares
 
 
 def _two_of(sizes: np.ndarray) -> int:

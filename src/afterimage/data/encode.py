@@ -1,13 +1,16 @@
-"""``afterimage data encode``: embed every caption of a study once.
+"""``afterimage data encode``: embed every caption of a study once, in one of its variants.
 
 Trainings then read rows of embeddings by number and need no text encoder. Byte pairs (Sennrich et
-al. 2016) are learned from the captions of the pool; the encoder is a ``CLIPTextModel`` with random
-weights (``config.texts``). Its last hidden states condition the networks, as in Stable Diffusion.
+al. 2016) are learned from the captions of the pool as they are, whatever the variant; the encoder
+is a ``CLIPTextModel`` with random weights (``config.texts``), the same for all variants. Its last
+hidden states condition the networks, as in Stable Diffusion.
 
 The store: ``tokenizer/`` and ``text_encoder/``, which transformers opens; ``captions.json``, the
 different captions of the pool, the held-out and the reference images, sorted; and
 ``texts.safetensors`` with ``embeddings``, float32 (captions, length, width) in that order, and
-``null``, that of the empty caption.
+``null``, that of the empty caption. For another variant than ``original`` the captions are its
+texts (``data.captions``), and the file has, too, ``images``, int64 (images), the ids of all images,
+ascending, and ``rows``, int64 (images), the row of the text of each.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pandas as pd
 import torch
 from safetensors.torch import save_file
 
 from afterimage import artifacts, seeds
 from afterimage.config import ConfigError
-from afterimage.config.texts import TextEncoder
-from afterimage.diffusion.texts import CAPTIONS, EMBEDDINGS, FILE, NULL
+from afterimage.config.texts import ColumnCaptions, TextEncoder
+from afterimage.data.captions import rewritten
+from afterimage.diffusion.texts import CAPTIONS, EMBEDDINGS, FILE, IMAGES, NULL, ROWS
 from afterimage.images import load_images
 
 if TYPE_CHECKING:
@@ -38,6 +43,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     for part in PARTS:
         parser.add_argument(f"--{part}", type=Path, required=True, help=f"{part}.npz of data split")
     parser.add_argument(
+        "--columns",
+        type=Path,
+        help="captions.parquet of data fetch, for a variant that is another column of the source",
+    )
+    parser.add_argument(
         "--config", type=Path, required=True, help="resolved config of data/encode (JSON)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -46,22 +56,44 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "data/encode")
     settings = TextEncoder.model_validate(config["settings"])
+    variant = settings.captions.get(config["job"])
+    if isinstance(variant, ColumnCaptions) != (args.columns is not None):
+        raise ConfigError(
+            f"--columns is {args.columns}, but only a variant of kind column needs it, and "
+            f"{config['job']} is {'one' if args.columns is None else 'none'}"
+        )
     inputs = {part: getattr(args, part) for part in PARTS}
+    inputs |= {"columns": args.columns} if args.columns else {}
     with artifacts.step(config, args.out, inputs, entries=(__name__,)) as step:
-        captions = {part: load_images(path).captions.tolist() for part, path in inputs.items()}
-        different = sorted({text for texts in captions.values() for text in texts})
-        tokenizer = learn_tokenizer(sorted(set(captions["pool"])), settings)
+        parts = [load_images(getattr(args, part)) for part in PARTS]
+        different = sorted({text for part in parts for text in part.captions.tolist()})
+        texts: dict[int, str] = {}
+        if variant is not None:
+            columns = None if args.columns is None else _columns(args.columns)
+            texts = rewritten(variant, config["job"], parts, config["seed"], columns)
+            different = sorted(set(texts.values()))
+        tokenizer = learn_tokenizer(sorted(set(parts[0].captions.tolist())), settings)
         encoder = build_encoder(tokenizer, settings, seeds.derive(config["seed"], "text_encoder"))
         tensors = {
             EMBEDDINGS: embed(different, tokenizer, encoder),
             NULL: embed([""], tokenizer, encoder)[0],
         }
+        if texts:
+            row = {text: place for place, text in enumerate(different)}
+            images = sorted(texts)
+            tensors[IMAGES] = torch.tensor(images)
+            tensors[ROWS] = torch.tensor([row[texts[image]] for image in images])
         save_file(tensors, step.folder / FILE)
         artifacts.write_json(step.folder / CAPTIONS, different)
         tokenizer.save_pretrained(step.folder / "tokenizer")
         encoder.save_pretrained(step.folder / "text_encoder")
         step.metric("captions", len(different))
         step.metric("vocabulary", len(tokenizer))
+
+
+def _columns(path: Path) -> pd.DataFrame:
+    artifacts.check_file(path)
+    return pd.read_parquet(path)
 
 
 def learn_tokenizer(captions: list[str], settings: TextEncoder) -> PreTrainedTokenizerFast:

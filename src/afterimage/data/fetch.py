@@ -2,6 +2,10 @@
 
 It is the only step that may use the network. The order is fixed: read (colour first, then size),
 keep the classes, keep N images (in id order).
+
+The store: ``images.npz``; ``manifest.json``; and ``captions.parquet``, one row per image with its
+id, and a column for each variant of the captions that is another column of the source
+(``text.captions``).
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from pydantic import TypeAdapter
 
 from afterimage import artifacts, config, seeds
@@ -32,6 +37,8 @@ def run(args: argparse.Namespace) -> None:
     with artifacts.step(settings, args.out, {}, entries=(__name__, source.reader)) as step:
         images, manifest = fetch(step.settings, settings["seed"])
         images.save(step.folder / "images.npz")
+        variants = pd.DataFrame({"id": images.ids} | manifest.pop("variants", {}))
+        variants.to_parquet(step.folder / "captions.parquet", index=False)
         artifacts.write_json(step.folder / "manifest.json", manifest)
         step.metric("images", len(images))
         step.metric("skipped", len(manifest["skipped"]))
@@ -54,7 +61,9 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
         ArtifactError: as ``sources.read``.
     """
     keys = ("classes", "colour", "resize", "resize_filter", "crop")
-    images, manifest = sources.read(source_of(settings), **{key: settings[key] for key in keys})
+    own = {key: settings[key] for key in keys}
+    captions = settings.get("captions")
+    images, manifest = sources.read(source_of(settings), **own, captions=captions)
     size = settings["images"]
     if size is not None:
         if size > len(images):
@@ -66,6 +75,8 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
         images = images.take(rows)
         if manifest["names"] is not None:
             manifest["names"] = [manifest["names"][row] for row in rows]
+        for name, texts in manifest.get("variants", {}).items():
+            manifest["variants"][name] = [texts[row] for row in rows]
     test = images.official_test
     manifest |= {
         "images": len(images),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -160,6 +160,7 @@ class _File:
     image: str
     label: str | None
     caption: str | None
+    variants: Mapping[str, str]
 
 
 def contents_of(
@@ -184,8 +185,13 @@ def contents_of(
                 texts |= (
                     set(file.read(columns=[label]).column(label).to_pylist()) if text else set()
                 )
-            caption = _caption_column(file.schema_arrow, source.caption_column, path, reading)
-        files.append(_File(name, path, official_test, image, label, caption))
+            schema, key = file.schema_arrow, reading.names["caption_column"]
+            caption = source.caption_column
+            if caption is not None:
+                _check_text(schema, caption, path, key)
+            for variant, column in reading.captions.items():
+                _check_text(schema, column, path, f"{reading.names['captions']}.{variant}.column")
+        files.append(_File(name, path, official_test, image, label, caption, reading.captions))
         others |= set(left)
     if len(kinds) > 1:
         key = reading.names["label_column"]
@@ -240,19 +246,28 @@ def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
         with _opened(file.path) as rows:
             row = 0
             columns = [name for name in (file.image, file.label, file.caption) if name is not None]
+            columns += file.variants.values()
+            columns = list(dict.fromkeys(columns))
             for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 absent = [None] * batch.num_rows
                 cells, labels, captions = (
                     absent if name is None else batch.column(name).to_pylist()
                     for name in (file.image, file.label, file.caption)
                 )
-                for cell, value, text in zip(cells, labels, captions, strict=True):
+                variants = {
+                    variant: [(text or "").strip() for text in batch.column(name).to_pylist()]
+                    for variant, name in file.variants.items()
+                }
+                for place, (cell, value, text) in enumerate(
+                    zip(cells, labels, captions, strict=True)
+                ):
                     yield Record(
                         partial(_bytes, cell),
                         -1 if value is None else codes.get(value, value),
                         f"{file.name}:{row}",
                         file.official_test,
                         None if file.caption is None else (text or "").strip(),
+                        {variant: texts[place] for variant, texts in variants.items()},
                     )
                     row += 1
 
@@ -347,12 +362,8 @@ def _label_column(
     return name
 
 
-def _caption_column(
-    schema: pa.Schema, wanted: str | None, path: Path, reading: Reading
-) -> str | None:
-    if wanted is None:
-        return None
-    key = reading.names["caption_column"]
+def _check_text(schema: pa.Schema, wanted: str, path: Path, key: str) -> None:
+    """Refuse a column that is not there, or that is no text."""
     if schema.names.count(wanted) != 1:
         number = "several columns of that name" if wanted in schema.names else "no such column"
         raise configs.ConfigError(f"{key} = {wanted}: {path} has {number}; {_columns(schema)}")
@@ -361,7 +372,6 @@ def _caption_column(
             f"{key} = {wanted}: {path} has {schema.field(wanted).type} there, but captions must be "
             f"text; {_columns(schema)}"
         )
-    return wanted
 
 
 def _is_text(kind: pa.DataType) -> bool:

@@ -13,6 +13,15 @@ evenly over the classes, in all and within each group of ``data.plant``. A twin 
 near-duplicate of an image of the training set nevertheless, such as a perturbed copy, is used
 neither as a twin nor as a planted image, and the pairs are drawn again.
 
+What a group repeats (``repeat``) is one of the styles of Somepalli et al. 2023, "Understanding and
+mitigating copying in diffusion models". ``both``: the image with its caption. ``image``: the image;
+every copy but the first has the caption of another image of the pool, which is not trained on.
+(Theirs have other captions of the same image, which most sources have not.) ``caption``: the
+caption, which other images of the pool have instead of their own; every image of the group occurs
+once. Images that are not planted are their fourth style, ``neither``. With ``image`` or ``caption``
+among the styles, planted images, twins and the images that lend captions are drawn from those whose
+caption is no other image's in the pool, so that captions occur exactly as often as planted.
+
 All plantings of a study use the pool's images, in different roles and equal numbers.
 """
 
@@ -32,7 +41,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.data import changes
 from afterimage.data.fetch import count
-from afterimage.images import Images, load_images
+from afterimage.images import Images, folded, load_images
 from afterimage.metrics import near_duplicates
 
 
@@ -53,6 +62,12 @@ class Planting:
             - perturbed: whether the copy was perturbed
             - kind: how, as ``data.plant.perturb`` names it (noise for ``perturbation``); else empty
             - twin_of: source id of a twin's planted counterpart; otherwise -1
+            - repeat: what is planted: both, image or caption; neither for unplanted images. Images
+              that carry a planted image's caption have caption; a twin has what its planted
+              counterpart has
+            - caption_source: id of the image that the row's caption was written for
+            - caption_copies: how often the row's caption occurs in the training set, whatever its
+              case and white space; for a twin, that of its planted counterpart; 0 without captions
     """
 
     train: Images
@@ -107,28 +122,83 @@ def draw(
     """
     plant = settings["plant"]
     wanted = sum(group["images"] for group in plant)
-    usable = alone.copy()
+    own_caption = _occurrences(pool.captions) == 1
+    apart = any(further_images(group) for group in plant)
+    usable = alone & own_caption if apart else alone.copy()
+    lacking = "without a duplicate or near-duplicate among them"
+    lacking += ", with a caption of their own" if apart else ""
     while True:
         candidates = np.flatnonzero(usable)
-        rows = pairs(
-            pool.labels, candidates, wanted, seeds.numpy_rng(seed, "planting", number, "pairs")
-        )
-        once = np.setdiff1d(np.arange(len(pool)), rows)
-        train, index = _training_set(pool, rows[:, 0], once, plant, seed, number)
+        rng = seeds.numpy_rng(seed, "planting", number, "pairs")
+        rows = pairs(pool.labels, candidates, wanted, rng, lacking)
+        rest = np.setdiff1d(np.arange(len(pool)), rows)
+        rng = seeds.numpy_rng(seed, "planting", number, "captions")
+        lenders, carriers = _further(plant, rest, own_caption, rng)
+        once = np.setdiff1d(rest, np.concatenate([lenders, carriers]))
+        further = (lenders, carriers)
+        train, index = _training_set(pool, rows[:, 0], further, once, plant, seed, number)
         near = _near(pool.pixels[rows[:, 1]], train, index["perturbed"], settings["flips"])
         if not near.any():
             break
         usable[rows[near, 1]] = False
-    twins = pool.take(rows[:, 1])
-    copies = np.repeat(
-        [group["copies"] for group in plant], [group["images"] for group in plant]
-    ).astype(np.int64)
-    of_twins = _rows("twin", twins, copies=copies, twin_of=pool.ids[rows[:, 0]])
+    twins, planted = pool.take(rows[:, 1]), pool.ids[rows[:, 0]]
+    originals = index[index["copy"] == 0].set_index("source").loc[planted]
+    columns = {name: originals[name].to_numpy() for name in ("copies", "repeat", "caption_copies")}
+    of_twins = _rows("twin", twins, twin_of=planted, **columns)
     return Planting(train, twins, pd.concat([index, of_twins], ignore_index=True))
 
 
+def further_images(group: dict[str, Any]) -> int:
+    """Return how many images of the pool a group of ``data.plant`` takes beside its own: those that
+    carry its captions, or lend theirs to its copies."""
+    if group.get("repeat", "both") == "both":
+        return 0
+    return (group["copies"] - 1) * group["images"]
+
+
+def _further(
+    plant: list[dict[str, Any]],
+    rest: np.ndarray,
+    own_caption: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw the images that lend their captions to copies, and those that carry planted captions.
+
+    Args:
+        plant: The groups.
+        rest: int64: rows of the pool that are neither planted nor twins.
+        own_caption: bool, (N,): whether each image of the pool has a caption of its own.
+        rng: Generator.
+
+    Returns:
+        Rows, both int64: one lender for each copy with another caption, and one carrier for each
+        image with another's caption, in the order of the groups.
+
+    Raises:
+        ConfigError: if too few images can lend a caption.
+    """
+    counts = {
+        style: sum(further_images(group) for group in plant if group.get("repeat") == style)
+        for style in ("image", "caption")
+    }
+    order = rng.permutation(rest)
+    able = order[own_caption[order]]
+    if counts["image"] > len(able):
+        raise ConfigError(
+            f"data.plant: repeat = 'image' needs {counts['image']} captions for copies, but only "
+            f"{len(able)} of the images for training, without planted images and twins, have a "
+            "caption of their own"
+        )
+    lenders = able[: counts["image"]]
+    return lenders, order[~np.isin(order, lenders)][: counts["caption"]]
+
+
 def pairs(
-    labels: np.ndarray, candidates: np.ndarray, wanted: int, rng: np.random.Generator
+    labels: np.ndarray,
+    candidates: np.ndarray,
+    wanted: int,
+    rng: np.random.Generator,
+    lacking: str = "without a duplicate or near-duplicate among them",
 ) -> np.ndarray:
     """Draw disjoint pairs of rows, each of one class as far as possible.
 
@@ -139,6 +209,8 @@ def pairs(
         labels: int64, (N,): the class of every row.
         candidates: int64, (M,): the rows to draw from.
         wanted: P, the number of pairs; needs 2P <= M.
+        rng: Generator.
+        lacking: What distinguishes the candidates, for the message.
 
     Returns:
         int64, (P, 2): rows, first the planted one and then its twin, by a fair coin flip per pair.
@@ -149,8 +221,7 @@ def pairs(
     if 2 * wanted > len(candidates):
         raise ConfigError(
             f"data.plant asks for {wanted} images with a twin each, {2 * wanted} in all, but only "
-            f"{len(candidates)} of the images for training and twins can be drawn (without a "
-            "duplicate or near-duplicate among them)"
+            f"{len(candidates)} of the images for training and twins can be drawn ({lacking})"
         )
     order = rng.permutation(candidates)
     alike = [np.empty((0, 2), np.int64)]
@@ -190,7 +261,7 @@ def manifest(planting: Planting, pool: Images, plant: list[dict[str, Any]]) -> d
         "counts": {
             name: {"images": len(part), "class": count(part.labels)} for name, part in parts.items()
         },
-        "distinct_training_sources": len(pool) - len(twins),
+        "distinct_training_sources": len(np.unique(planting.train.sources)),
         "pixels_sha256": {
             name: hashlib.sha256(part.pixels.tobytes()).hexdigest() for name, part in parts.items()
         },
@@ -233,24 +304,34 @@ def _near(twins: np.ndarray, train: Images, perturbed: pd.Series, flips: bool) -
 def _training_set(
     pool: Images,
     planted: np.ndarray,
+    further: tuple[np.ndarray, np.ndarray],
     once: np.ndarray,
     plant: list[dict[str, Any]],
     seed: int,
     number: int,
 ) -> tuple[Images, pd.DataFrame]:
-    """Return the shuffled training images and their rows of the index."""
-    rows = [(row, 1, 0) for row in once.tolist()]
+    """Return the shuffled training images and their rows of the index; ``further`` are the rows of
+    ``_further``."""
+    rows = [(row, row, 1, 0) for row in once.tolist()]
     pixels = list(pool.pixels[once])
-    kinds = [""] * len(once)
-    waiting = iter(planted.tolist())
+    kinds, styles = [""] * len(once), ["neither"] * len(once)
+    waiting, lenders, carriers = (iter(part.tolist()) for part in (planted, *further))
     for place, group in enumerate(plant):
         change, several = group["perturbation"], group.get("perturb", [])
+        style, times = group.get("repeat", "both"), group["copies"]
         rng = seeds.numpy_rng(seed, "planting", number, "perturbation", place)
         for _ in range(group["images"]):
             row = next(waiting)
-            for copy in range(group["copies"]):
-                rows.append((row, group["copies"], copy))
-                pixel, kind = pool.pixels[row], ""
+            for copy in range(times):
+                shown, caption = row, row
+                if copy and style == "image":
+                    caption = next(lenders)
+                if copy and style == "caption":
+                    shown = next(carriers)
+                # Images that carry one caption are no copies of each other.
+                counted = (1, 0) if style == "caption" else (times, copy)
+                rows.append((shown, caption, *counted))
+                pixel, kind = pool.pixels[shown], ""
                 if copy and change is not None:
                     key = f"data.plant.{place}.perturbation"
                     pixel, kind = changes.perturb(pixel, **change, rng=rng, key=key), "noise"
@@ -261,25 +342,38 @@ def _training_set(
                     kind = several[turn]["kind"]
                 pixels.append(pixel)
                 kinds.append(kind)
+                styles.append(style)
     order = seeds.numpy_rng(seed, "planting", number, "order").permutation(len(rows))
-    original_row, copies, copy_number = np.array(rows, np.int64)[order].T
+    original_row, caption_row, copies, copy_number = np.array(rows, np.int64)[order].T
     train = Images.of(
         np.stack(pixels)[order],
         labels=pool.labels[original_row],
         sources=pool.ids[original_row],
         official_test=pool.official_test[original_row],
-        captions=pool.captions[original_row],
+        captions=pool.captions[caption_row],
+        caption_sources=pool.ids[caption_row],
     )
     perturbed = (train.pixels != pool.pixels[original_row]).any(axis=(1, 2, 3))
-    ordered_kinds = np.array(kinds, dtype=object)[order]
-    return train, _rows(
-        "train", train, copies=copies, copy=copy_number, perturbed=perturbed, kind=ordered_kinds
-    )
+    columns = {
+        "copies": copies,
+        "copy": copy_number,
+        "perturbed": perturbed,
+        "kind": np.array(kinds, dtype=object)[order],
+        "repeat": np.array(styles, dtype=object)[order],
+        "caption_copies": _occurrences(train.captions),
+    }
+    return train, _rows("train", train, **columns)
+
+
+def _occurrences(captions: np.ndarray) -> np.ndarray:
+    """Return how often the caption of each row occurs, int64 (N,); 0 for an empty one."""
+    _, position, times = np.unique(folded(captions), return_inverse=True, return_counts=True)
+    return np.where(captions == "", 0, times[position])
 
 
 def _rows(part: str, images: Images, **columns: np.ndarray) -> pd.DataFrame:
     """Return one part's rows of the index; other columns have their values for unplanted images."""
-    index = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
-    return pd.DataFrame(
-        index | {"copies": 0, "copy": 0, "perturbed": False, "kind": "", "twin_of": -1} | columns
-    )
+    of_images = {"part": part, "id": images.ids, "source": images.sources, "label": images.labels}
+    unplanted = {"copies": 0, "copy": 0, "perturbed": False, "kind": "", "twin_of": -1}
+    captions = {"repeat": "neither", "caption_source": images.caption_sources, "caption_copies": 0}
+    return pd.DataFrame(of_images | unplanted | captions | columns)

@@ -20,6 +20,7 @@ STUDY = {
     "image_column": "data.source.image_column",
     "label_column": "data.source.label_column",
     "caption_column": "data.source.caption_column",
+    "captions": "text.captions",
     "array": "data.source.array",
     "label_array": "data.source.label_array",
     "classes": "data.classes",
@@ -37,10 +38,12 @@ class Reading:
         labels: Whether labels are needed. If not, they are neither read nor checked, and all -1.
         names: Setting -> its name in messages: its key in a study, or a command's flag. Keys as in
             ``STUDY``.
+        captions: Name of a variant of the captions -> the column to read it from.
     """
 
     labels: bool = True
     names: Mapping[str, str] = field(default_factory=lambda: STUDY)
+    captions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,7 @@ class Record:
         official_test: Whether the image belongs to the source's official test split.
         caption: Text, empty where the source has captions but not for this image; None where it
             has none.
+        variants: Name of each of ``Reading.captions`` -> its text, empty where there is none.
     """
 
     load: Callable[[], bytes | np.ndarray]
@@ -63,6 +67,7 @@ class Record:
     name: str
     official_test: bool = False
     caption: str | None = None
+    variants: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,7 @@ class _Loaded(NamedTuple):
     label: int
     official_test: bool
     caption: str | None
+    variants: Mapping[str, str]
     pixels: np.ndarray
 
 
@@ -48,6 +49,7 @@ def read(
     labels: bool = True,
     names: Mapping[str, str] = STUDY,
     each: Each | None = None,
+    captions: Mapping[str, str] | None = None,
 ) -> tuple[Images, dict[str, Any]]:
     """Read all images of ``source``, or those of ``classes``.
 
@@ -65,6 +67,7 @@ def read(
             ``records.STUDY``.
         each: Called with each image, in order, after the transform; what it returns takes the
             image's place. So only that is held of a large image.
+        captions: Name of a variant of the captions -> the column to read it from.
 
     Returns:
         The images, whose ``ids`` are positions in the source (unreadable files and images of other
@@ -75,6 +78,7 @@ def read(
         - ``captions``: number of different captions; None where the source has none
         - ``names``: for sources with one file per image, or with names, the name of each row, in
           order, with a page or frame as ``file[number from 0]``; otherwise None
+        - ``variants``, with ``captions``: name of each variant -> the text of each row, in order
         - ``skipped``: images that could not be used: ``name`` and ``reason`` of each
         - ``ignored``: files, pages and frames that do not count as images: ``name`` and ``reason``
           of each
@@ -95,7 +99,7 @@ def read(
             source,
             classes,
             Transform(colour, resize, resize_filter, crop),
-            Reading(labels, names),
+            Reading(labels, names, captions or {}),
             each,
         )
     except (configs.ConfigError, ArtifactError) as error:
@@ -146,6 +150,7 @@ def _read(
                     record.label,
                     record.official_test,
                     record.caption,
+                    record.variants,
                     pixels,
                 )
             )
@@ -190,11 +195,11 @@ def _read(
 
     # A source with captions has one for every image that is kept.
     captions = [entry.caption for entry in loaded]
-    if silent := [entry.name for entry in loaded if entry.caption == ""]:
-        raise ArtifactError(
-            f"{len(silent)} of {len(loaded)} images have no caption: {', '.join(silent[:10])}"
-            + (f" and {len(silent) - 10} more" if len(silent) > 10 else "")
-        )
+    variants = {name: [entry.variants[name] for entry in loaded] for name in reading.captions}
+    _refuse_silent("", [entry.name for entry in loaded if entry.caption == ""], len(loaded))
+    for variant, texts in variants.items():
+        silent = [entry.name for entry, text in zip(loaded, texts, strict=True) if not text]
+        _refuse_silent(f" in column {reading.captions[variant]}", silent, len(loaded))
 
     # Build the arrays and the manifest.
     images = Images.of(
@@ -221,7 +226,16 @@ def _read(
         "image_shape": list(shape),
         "facts": contents.facts,
         "names": [entry.name for entry in loaded] if contents.files_are_rows else None,
-    }
+    } | ({"variants": variants} if variants else {})
+
+
+def _refuse_silent(where: str, silent: list[str], images: int) -> None:
+    """Refuse images without a caption."""
+    if silent:
+        raise ArtifactError(
+            f"{len(silent)} of {images} images have no caption{where}: {', '.join(silent[:10])}"
+            + (f" and {len(silent) - 10} more" if len(silent) > 10 else "")
+        )
 
 
 def _common_shape(

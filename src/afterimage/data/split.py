@@ -94,6 +94,7 @@ def split(
     sizes, plant, flips = settings["split"], settings["plant"], settings["flips"]
     planted = sum(group["images"] for group in plant)
     others = sizes["train"] - sum(group["copies"] * group["images"] for group in plant)
+    further = sum(planting.further_images(group) for group in plant)
     if others < 0:
         raise config.ConfigError(
             f"data.plant asks for {sizes['train'] - others} training images, data.split.train = "
@@ -101,9 +102,10 @@ def split(
         )
     everything = np.arange(len(images))
     candidates = everything[~images.official_test] if sizes["official"] else everything
+    size = others + 2 * planted + further
     _enough(
         "data.split.train",
-        others + 2 * planted,
+        size,
         "different images and twins",
         len(candidates),
         sizes["official"],
@@ -111,7 +113,7 @@ def split(
     )
 
     # Draw the pool, and all training sets that are made of it.
-    rows, alone = _pool(images, candidates, others + 2 * planted, 2 * planted, flips, seed)
+    rows, alone = _pool(images, candidates, size, 2 * planted, flips, seed)
     pool = images.take(rows)
     galleries = [pool]
     if planted:

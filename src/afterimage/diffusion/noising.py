@@ -239,7 +239,7 @@ def task_of(
         DDPMScheduler.from_config(scheduler_config),
         labels,
         classes or 0,
-        texts=None if texts is None else (texts, texts.rows(images.captions)),
+        texts=None if texts is None else (texts, texts.rows_of(images)),
     )
 
 

@@ -422,7 +422,7 @@ def drawn(images: int, seconds: float) -> dict[str, Any]:
 @dataclass(frozen=True)
 class Prompts:
     """The prompts of a replicate's generations: captions of training images, drawn with
-    replacement, the same for every arm.
+    replacement: the same images for every arm, in the arm's variant of the captions.
 
     Attributes:
         captions: text, (N,), one for each generation of the study.
@@ -451,9 +451,10 @@ class Prompts:
             return None
         if texts is None or train is None:
             raise ConfigError(f"--texts is {texts} and --train is {train}: give both or neither")
-        captions = load_images(train).captions
+        encoded = Texts.load(texts)
+        captions = encoded.captions_of(load_images(train))
         rng = seeds.numpy_rng(resolved["seed"], "sample", resolved["replicate"], "prompts")
-        return cls(captions[rng.integers(len(captions), size=images)], Texts.load(texts))
+        return cls(captions[rng.integers(len(captions), size=images)], encoded)
 
     def rows(self, ids: np.ndarray) -> tuple[Texts, torch.Tensor]:
         """Return the embeddings, and the row of the prompt of each generation."""

@@ -285,7 +285,7 @@ def _prepare(
             classes or 0,
             train.label_dropout,
             settings["flips"],
-            None if texts is None else (texts, texts.rows(images.captions)),
+            None if texts is None else (texts, texts.rows_of(images)),
         ),
         sources=images.sources,
         labels=images.labels,

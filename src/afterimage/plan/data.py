@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from afterimage.config.study import Study
+from afterimage.config.texts import ORIGINAL, ColumnCaptions
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.step import Address, Inputs, Job, Settings, Step, once
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 
 SPLIT, PLANTING, DEDUP, ENCODE = "data/split", "data/planting", "data/dedup", "data/encode"
 
@@ -40,8 +41,17 @@ def _plantings(study: Study) -> Iterable[Address]:
 
 
 def _fetch_settings(study: Study, job: Job) -> Settings:
+    """Return the settings of the images, and the columns that variants of captions are read from,
+    if there are any."""
     keys = {"source", "classes", "images", "colour", "resize", "resize_filter", "crop"}
-    return study.data.model_dump(mode="json", include=keys)
+    settings = study.data.model_dump(mode="json", include=keys)
+    variants = {} if study.text is None else study.text.captions
+    columns = {
+        name: variant.column
+        for name, variant in variants.items()
+        if isinstance(variant, ColumnCaptions)
+    }
+    return settings | ({"captions": columns} if columns else {})
 
 
 def _split_settings(study: Study, job: Job) -> Settings:
@@ -76,16 +86,32 @@ def _classifier_memory(study: Study, name: str) -> Bytes:
 
 
 def _encoded(study: Study) -> Iterable[Address]:
-    return [] if study.text is None else once(study)
+    """Return every variant of the captions, the captions as they are first."""
+    variants = [] if study.text is None else [ORIGINAL, *study.text.captions]
+    return [{"job": name} for name in variants]
 
 
 def _encode_settings(study: Study, job: Job) -> Settings:
-    return {} if study.text is None else study.text.model_dump(mode="json")
+    if study.text is None:
+        return {}
+    own = study.text.captions.get(job.job or "")
+    variant = {} if own is None else {"captions": {job.job: own.model_dump(mode="json")}}
+    return study.text.model_dump(mode="json", exclude={"captions"}) | variant
+
+
+def _encode_inputs(study: Study, job: Job) -> Inputs:
+    assert study.text is not None
+    inputs: Inputs = {part: f"{SPLIT}/{part}.npz" for part in ("pool", "holdout", "reference")}
+    if isinstance(study.text.captions.get(job.job or ""), ColumnCaptions):
+        inputs["columns"] = "data/fetch/captions.parquet"
+    return inputs
 
 
 def texts_of(study: Study, arm: str) -> Inputs:
-    """Return the embeddings of captions, for an arm that is conditioned on them."""
-    return {"texts": f"{ENCODE}/run.json"} if study.condition_of(arm) == "text" else {}
+    """Return the embeddings of an arm's variant of captions, if it is conditioned on them."""
+    if study.condition_of(arm) != "text":
+        return {}
+    return {"texts": f"{ENCODE}/{study.captions_of(arm)}/run.json"}
 
 
 def prompts_of(study: Study, job: Job) -> Inputs:
@@ -125,7 +151,7 @@ STEPS = (
         module="afterimage.data.fetch",
         help="read the source into one checked array file; the only step that may use the network",
         folder="data/fetch",
-        keys=("data",),
+        keys=("data", "text"),
         settings=_fetch_settings,
         inputs=lambda study, job: {},
         code=lambda study, job: (study.data.source.reader,),
@@ -160,13 +186,11 @@ STEPS = (
         name=ENCODE,
         verb="encode",
         module="afterimage.data.encode",
-        help="embed every caption once",
-        folder=ENCODE,
+        help="embed every caption of a variant once",
+        folder=ENCODE + "/{job}",
         keys=("text",),
         settings=_encode_settings,
-        inputs=lambda study, job: {
-            part: f"{SPLIT}/{part}.npz" for part in ("pool", "holdout", "reference")
-        },
+        inputs=_encode_inputs,
         addresses=_encoded,
         libraries=True,
     ),

@@ -6,6 +6,7 @@ from typing import Any
 
 from afterimage.config.arms import METHODS
 from afterimage.config.study import Study
+from afterimage.config.texts import ORIGINAL
 from afterimage.plan.cost import memory, work
 from afterimage.plan.data import texts_of, training_images
 from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
@@ -13,9 +14,11 @@ from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 def arm_settings(study: Study, name: str) -> dict[str, Any]:
     """Return the settings of an arm's training: with those inherited from its base, without those
-    that only tables use."""
-    settings = study.arms[name].model_dump(mode="json", exclude={"control"})
+    that only tables use; captions are named if they are not the original ones."""
+    settings = study.arms[name].model_dump(mode="json", exclude={"control", "captions"})
     blocks = study.rau_net_of(name)
+    if study.captions_of(name) != ORIGINAL:
+        settings["captions"] = study.captions_of(name)
     return settings | {
         "condition": study.condition_of(name),
         "rau_net": None if blocks is None else blocks.model_dump(mode="json"),

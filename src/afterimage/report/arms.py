@@ -79,4 +79,5 @@ def role_of(settings: Settings) -> str:
 
 def alike(settings: Settings, other: Settings) -> bool:
     """Return whether two arms differ only in methods, budgets and random numbers."""
-    return all(settings[key] == other[key] for key in _SHARED)
+    captions = settings.get("captions") == other.get("captions")
+    return captions and all(settings[key] == other[key] for key in _SHARED)

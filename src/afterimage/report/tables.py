@@ -14,6 +14,8 @@ show.
   replicate (of the last, of the arms that are judged on it);
 - ``copies.csv``: extraction against multiplicity, over all replicates; ``multiplicity.csv``: its
   shares at the calibrated alpha;
+- ``repeats.csv``: extraction by what was planted, image, caption, both or neither, and how often
+  (Somepalli et al. 2023); without rows where images are planted with their captions only;
 - ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
   al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
@@ -37,6 +39,7 @@ import pandas as pd
 from scipy import stats
 
 from afterimage import artifacts
+from afterimage.attacks import twins
 from afterimage.attacks.table import COLUMNS
 from afterimage.config import Margin
 from afterimage.metrics.intervals import clustered_share
@@ -156,6 +159,7 @@ def run(args: argparse.Namespace) -> None:
         )
         extracted = extracted_images(attacks["extraction"], anchor)
         copies = against_copies(extracted, results["extraction"], anchor, confidence)
+        repeats = by_repeat(extracted, results["extraction"], anchor, confidence)
         methods = {
             arm: method_of(training["config"]["settings"]["arm"])
             for (arm, _), training in runs.items()
@@ -173,6 +177,7 @@ def run(args: argparse.Namespace) -> None:
             "points": comparison.replicate_points(numbers),
             **results,
             "copies": copies,
+            "repeats": repeats,
             "multiplicity": copies[copies["alpha"] == "calibrated"][["arm", "copies", "share"]],
             "union": union_over_replicates(extracted),
             "loss": loss_curves(training),
@@ -350,7 +355,8 @@ def _point(row: dict[Any, Any], metric: str, value: float | None = None) -> dict
 
 
 def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]]:
-    """Return the share of images planted more than once that were extracted, per threshold."""
+    """Return the share of images planted with their captions that were extracted, per
+    threshold."""
     copies = extraction["subset"].str.extract(r"^copies=(\d+)$", expand=False).astype(float)
     several = extraction[(extraction["metric"] == "extracted_by_copies") & (copies > 1)]
     rows = []
@@ -406,14 +412,16 @@ def extracted_images(folders: Folders, anchor: str) -> pd.DataFrame:
         anchor: Whose neighbours normalise the distances.
 
     Returns:
-        Columns arm, replicate, alpha, source, copies and extracted, bool.
+        Columns arm, replicate, alpha, source, copies, repeat, times (as planted) and extracted,
+        bool.
     """
     tables = []
     for (arm, replicate), folder in folders.items():
         artifacts.check_file(folder / "images.parquet")
         images = pd.read_parquet(folder / "images.parquet")
         for alpha in ("fixed", "calibrated"):
-            cell = images[["source", "copies"]].assign(arm=arm, replicate=replicate, alpha=alpha)
+            cell = images[["source", "copies", "repeat", "times"]]
+            cell = cell.assign(arm=arm, replicate=replicate, alpha=alpha)
             tables.append(cell.assign(extracted=images[f"extracted_{anchor}_{alpha}"]))
     return pd.concat(tables, ignore_index=True)
 
@@ -421,7 +429,8 @@ def extracted_images(folders: Folders, anchor: str) -> pd.DataFrame:
 def against_copies(
     extracted: pd.DataFrame, numbers: pd.DataFrame, anchor: str, confidence: float
 ) -> pd.DataFrame:
-    """Return the share of images extracted by number of planted copies, over all replicates.
+    """Return the share of images extracted by number of planted copies, over all replicates: of
+    images that were planted with their captions, or not at all.
 
     The unit is the image: what one image did in several trainings stays together
     (``intervals.clustered_share``), since one that came back once is likelier to come back again.
@@ -438,18 +447,51 @@ def against_copies(
         trainings), share, low, high; and twins_count, twins_of, twins_share: the same of images
         drawn together with the planted ones but never trained on.
     """
+    alike = extracted[extracted["repeat"].isin(twins.WITH_CAPTIONS)]
+    subset = "copies=" + alike["copies"].astype(str)
+    flagged = numbers[numbers["metric"] == "twins_flagged_by_copies"]
+    return _extracted_shares(alike.assign(subset=subset), ["copies"], flagged, anchor, confidence)
+
+
+def by_repeat(
+    extracted: pd.DataFrame, numbers: pd.DataFrame, anchor: str, confidence: float
+) -> pd.DataFrame:
+    """Return the same by what was planted and how often; without rows if all images are planted
+    with their captions, or not at all.
+
+    Args:
+        extracted: As for ``against_copies``, and so are the others.
+
+    Returns:
+        The columns of ``against_copies`` with repeat and times in the place of copies.
+    """
+    several = not extracted["repeat"].isin(twins.WITH_CAPTIONS).all()
+    chosen = extracted if several else extracted.iloc[:0]
+    keys = zip(chosen["repeat"], chosen["times"], strict=True)
+    subset = [twins.subset(repeat, times) for repeat, times in keys]
+    flagged = numbers[numbers["metric"] == "twins_flagged_by_repeat"]
+    columns = ["repeat", "times"]
+    return _extracted_shares(chosen.assign(subset=subset), columns, flagged, anchor, confidence)
+
+
+def _extracted_shares(
+    extracted: pd.DataFrame, by: list[str], twins: pd.DataFrame, anchor: str, confidence: float
+) -> pd.DataFrame:
+    """Return the share of images extracted by some columns, each group a ``subset``, with that of
+    its twins."""
     keys = ["arm", "alpha", "subset"]
-    flagged = (numbers["metric"] == "twins_flagged_by_copies") & (numbers["anchor"] == anchor)
-    twins = numbers[flagged].groupby(keys)[["count", "of"]].sum().add_prefix("twins_")
+    counts = twins[twins["anchor"] == anchor].groupby(keys)[["count", "of"]].sum()
+    columns = ["arm", "alpha", *by, "images", "count", "of", "share", "low", "high", "subset"]
     rows = []
-    for (arm, alpha, copies), some in extracted.groupby(["arm", "alpha", "copies"]):
+    for (arm, alpha, subset), some in extracted.groupby(keys, sort=False):
         by_image = some.groupby("source")["extracted"].agg(["sum", "count"]).to_numpy()
         interval = clustered_share(by_image[:, 0], by_image[:, 1], confidence)
-        row = {"arm": arm, "alpha": alpha, "copies": copies, "images": len(by_image)}
+        row: dict[str, Any] = {"arm": arm, "alpha": alpha, "subset": subset}
+        row |= {column: some[column].iloc[0] for column in by} | {"images": len(by_image)}
         row |= {"count": by_image[:, 0].sum(), "of": len(some)}
-        row |= dict(zip(("share", "low", "high"), interval, strict=True))
-        rows.append(row | {"subset": f"copies={copies}"})
-    joined = pd.DataFrame(rows).join(twins, on=keys)
+        rows.append(row | dict(zip(("share", "low", "high"), interval, strict=True)))
+    table = pd.DataFrame(rows, columns=columns).sort_values(["arm", "alpha", *by])
+    joined = table.join(counts.add_prefix("twins_"), on=keys).reset_index(drop=True)
     joined["twins_share"] = joined["twins_count"] / joined["twins_of"]
     return joined.drop(columns="subset")
 

@@ -54,6 +54,7 @@ class Extraction:
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
         self.book, self.arms, self.replicates = book, arms, replicates
         self.headline, self.copies = book.table("arms"), book.table("copies")
+        self.repeats = book.table("repeats")
         self.cell = by_keys(self.headline, "arm", "metric")
         self.control_of = book.controls()
         self.in_full = arms if len(arms) <= FEW else arms[:1]
@@ -284,6 +285,29 @@ class Extraction:
         twins = rows.dropna(subset=["twins_share"])
         x = twins["copies"] * shift
         axis.plot(x, twins["twins_share"], "x", markersize=4, color=colour)
+
+    # ---- what is planted
+
+    def planted_apart(self) -> Table:
+        """Return one row per arm, what was planted and how often: the share of images extracted,
+        and that of their twins; no rows if images were planted with their captions only."""
+        chosen = self.repeats[self.repeats["alpha"] == "calibrated"]
+        rows = []
+        for arm in self.arms:
+            for row in chosen[chosen["arm"] == arm].to_dict("records"):
+                extracted = format.interval(row["share"], row["low"], row["high"], unit="%")
+                twins = row["twins_share"]
+                rows.append(
+                    {
+                        "arm": format.bold(arm),
+                        "what is repeated": row["repeat"],
+                        "how often": row["times"],
+                        "images": row["images"],
+                        "extracted": extracted,
+                        "twins": "" if np.isnan(twins) else format.interval(twins, unit="%"),
+                    }
+                )
+        return rows
 
     # ---- side by side
 

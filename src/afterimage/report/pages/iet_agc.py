@@ -14,6 +14,7 @@ from scipy import stats
 
 from afterimage import artifacts
 from afterimage.attacks.membership import roc_auc
+from afterimage.attacks.twins import WITH_CAPTIONS
 from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
 from afterimage.report.comparison import Interval, over_replicates, student
@@ -464,12 +465,14 @@ class IetAgc:
     def skips_of_sources(self, arm: str) -> pd.DataFrame:
         """Return one row per replicate and image: copies, and the share of visits skipped.
 
-        All copies of an image are counted together.
+        All copies of an image are counted together. Images that were planted without their
+        captions, or whose captions were planted without them, are left out.
         """
         rows = []
         for k in range(self.replicates):
             index = pd.read_parquet(self.book.planting(k) / "index.parquet")
-            planted = index.query("part == 'train'").set_index("id")["copies"]
+            alike = index["repeat"].isin(WITH_CAPTIONS) & (index["part"] == "train")
+            planted = index[alike].set_index("id")["copies"]
             members = pd.read_parquet(
                 self.book.folder("train", arm, "members.parquet", replicate=k)
             )
@@ -477,7 +480,8 @@ class IetAgc:
             path = self.book.folder("train", arm, "tables", "skips_by_image.parquet", replicate=k)
             counts = pd.read_parquet(path)[["seen", "skipped"]]
             copies = planted.reindex(trained["id"]).to_numpy()
-            rows.append(trained.join(counts).assign(copies=copies, replicate=k))
+            table = trained.join(counts).assign(copies=copies, replicate=k)
+            rows.append(table.dropna(subset=["copies"]).astype({"copies": np.int64}))
         keys = ["replicate", "source", "copies"]
         sources = pd.concat(rows).groupby(keys, as_index=False)[["seen", "skipped"]].sum()
         return sources.assign(share=sources["skipped"] / sources["seen"])
