@@ -269,7 +269,11 @@ def planting(digits):
             sources.append(100 + i)
     train = Images.of(np.stack(pixels), sources=np.array(sources))
     planted = twins.Planted(
-        np.arange(100, 112), copies, Images.of(digits[112:124], ids=np.arange(112, 124))
+        np.arange(100, 112),
+        copies,
+        Images.of(digits[112:124], ids=np.arange(112, 124)),
+        repeat=np.full(12, "both", object),
+        times=copies,
     )
     return train, planted
 
@@ -304,6 +308,44 @@ def test_a_memoriser_gives_back_planted_images_and_no_twin(planting, drawn):
     curve = found.precision_recall
     assert curve["precision"].iloc[0] == 0.5
     assert curve["recall"].iloc[-1] == 0
+
+
+def test_images_that_were_planted_apart_from_their_captions_are_counted_apart(planting):
+    """Four images each planted twice with their captions, four times with other captions, and once
+    with a caption that other images have too: generations show the latter."""
+    train, planted = planting
+    shown = planted.sources[8:]
+    once = np.isin(train.sources, shown) & (np.arange(len(train)) % 8 > 0)
+    copies, repeat = planted.copies.copy(), planted.repeat.copy()
+    copies[8:], repeat[4:8], repeat[8:] = 1, "image", "caption"
+    apart = replace(planted, copies=copies, repeat=repeat)
+    samples = train.take(np.isin(train.sources, shown))
+    found = extract(samples, train.take(~once), SETTINGS, STATISTICS, 0, planted=apart)
+    where = {"anchor": "training", "alpha": "fixed"}
+    results = found.results.query("anchor == 'training' and alpha == 'fixed'")
+    numbers = results.set_index(["metric", "subset"])[["count", "of"]]
+    assert numbers.loc["extracted_by_copies"].to_numpy().tolist() == [[0, 100], [0, 4]]
+    assert list(numbers.loc["extracted_by_copies"].index) == ["copies=1", "copies=2"]
+    by_repeat = {
+        "repeat=both times=2": [0, 4],
+        "repeat=caption times=8": [4, 4],
+        "repeat=image times=4": [0, 4],
+        "repeat=neither times=1": [0, 100],
+    }
+    found_by = numbers.loc["extracted_by_repeat"]
+    assert dict(zip(found_by.index, found_by.to_numpy().tolist(), strict=True)) == by_repeat
+    assert "repeat=caption times=8" in numbers.loc["twins_flagged_by_repeat"].index
+    assert "repeat=neither times=1" not in numbers.loc["twins_flagged_by_repeat"].index
+    assert value(found, "twins_flagged_by_copies", "of", subset="copies=2", **where) == 4
+    images = found.images.set_index("source")
+    assert images.loc[111, ["copies", "repeat", "times"]].tolist() == [1, "caption", 8]
+    assert images.loc[0, ["copies", "repeat", "times"]].tolist() == [1, "neither", 1]
+
+
+def test_without_other_styles_nothing_is_counted_by_style(planting):
+    train, planted = planting
+    found = extract(Images.of(train.pixels[:9]), train, SETTINGS, STATISTICS, 0, planted=planted)
+    assert not found.results["metric"].str.contains("by_repeat").any()
 
 
 def test_twins_are_extracted_where_generations_show_them(planting):
@@ -369,6 +411,8 @@ def stores(planting, digits, tmp_path):
             "part": "twin",
             "copies": planted.copies,
             "twin_of": planted.sources,
+            "repeat": planted.repeat,
+            "caption_copies": 0,
         }
     )
     index.sample(frac=1, random_state=0).to_parquet(split / "index.parquet")

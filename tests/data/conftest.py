@@ -66,13 +66,10 @@ def server() -> Iterator[Server]:
 def resolved(tmp_path: Path) -> Callable[[str, dict[str, Any]], str]:
     """Write the resolved config of a step and return its path."""
 
-    def write(step: str, settings: dict[str, Any], seed: int = 3) -> str:
+    def write(step: str, settings: dict[str, Any], seed: int = 3, **address: str) -> str:
         path = tmp_path / f"{step.replace('/', '-')}.json"
-        path.write_text(
-            json.dumps(
-                {"step": step, "arm": None, "replicate": None, "seed": seed, "settings": settings}
-            )
-        )
+        config = {"step": step, "arm": None, "replicate": None, "seed": seed, "settings": settings}
+        path.write_text(json.dumps(config | address))
         return str(path)
 
     return write

@@ -43,10 +43,11 @@ def parts(tmp_path):
 def encoded(parts, tmp_path, resolved):
     """Return the store for some settings and a seed."""
 
-    def run(seed=3, **changed):
-        out = tmp_path / f"encode{seed}{len(changed)}"
-        settings = resolved("data/encode", SETTINGS | changed, seed=seed)
-        encode.run(argparse.Namespace(**parts, config=Path(settings), out=out))
+    def run(seed=3, job="original", columns=None, **changed):
+        out = tmp_path / f"encode{seed}{len(changed)}{job}"
+        settings = resolved("data/encode", SETTINGS | changed, seed=seed, job=job)
+        config = Path(settings)
+        encode.run(argparse.Namespace(**parts, columns=columns, config=config, out=out))
         return out
 
     return run
@@ -117,7 +118,8 @@ def test_a_damaged_file_is_refused(encoded):
 def test_the_command_imports_text_packages(parts, tmp_path, resolved):
     """Which are hidden from every other step."""
     arguments = [f"--{name}={file}" for name, file in parts.items()]
-    arguments += [f"--config={resolved('data/encode', SETTINGS)}", f"--out={tmp_path / 'encode'}"]
+    arguments += [f"--config={resolved('data/encode', SETTINGS, job='original')}"]
+    arguments += [f"--out={tmp_path / 'encode'}"]
     command = [sys.executable, "-m", "afterimage.cli", "data", "encode", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

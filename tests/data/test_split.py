@@ -854,7 +854,8 @@ def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
     assert list(table.columns) == ["id", "source", "label", "alone"]
     index = pd.read_parquet(made / "index.parquet")
     assert list(index.columns) == [
-        *("part", "id", "source", "label", "copies", "copy", "perturbed", "kind", "twin_of")
+        *("part", "id", "source", "label", "copies", "copy", "perturbed", "kind", "twin_of"),
+        *("repeat", "caption_source", "caption_copies"),
     ]
     assert index["perturbed"].sum() == 4
     expected = planting.draw(parts["pool"], table["alone"].to_numpy(), settings, 3, 1)

@@ -6,6 +6,7 @@ from afterimage import config
 from afterimage.plan.cost import work
 from afterimage.plan.inputs import inputs_of
 from afterimage.plan.jobs import STEPS, jobs
+from afterimage.plan.resolved import resolve
 
 SOURCE = {"kind": "parquet", "path": "a.parquet", "caption_column": "text"}
 ATTENTION = {"channels": [8, 16], "attention": [False, True], "norm_groups": 8}
@@ -31,8 +32,123 @@ def test_text_arms_read_the_embeddings_and_others_do_not(digits):
     assert readers == {(step, "plain") for step in steps}
     prompts = inputs_of(mixed, STEPS["sample"].job("plain", 0))["train"]
     assert prompts == f"results/{mixed.study}/data/planting/0/train.npz"
+    texts = f"results/{mixed.study}/data/encode/original/run.json"
+    assert inputs_of(mixed, STEPS["train"].job("plain", 0))["texts"] == texts
     without = study(digits, text=None, arms={"none": {"method": "baseline"}})
     assert not any(job.step == "data/encode" for job in jobs(without))
+
+
+VARIANTS = {
+    "general": {"kind": "column", "column": "kind"},
+    "short": {"kind": "general", "words": 3},
+    "one": {"kind": "fixed", "caption": "an image"},
+}
+
+
+def with_variants(digits, **changed):
+    text = {"condition": "text"}
+    arms = {
+        "plain": {"method": "baseline", **text},
+        "named": {"method": "baseline", "captions": "original", **text},
+        "general": {"method": "baseline", "captions": "general", **text},
+        "after": {"method": "baseline", "base": "general"},
+        "again": {"method": "baseline", "base": "after", "captions": "one"},
+        "none": {"method": "baseline"},
+    }
+    return study(digits, arms=arms, text={"captions": VARIANTS}, **changed)
+
+
+def test_every_variant_is_embedded_once_and_arms_read_their_own(digits):
+    made = with_variants(digits)
+    encoded = {job.job: job for job in jobs(made) if job.step == "data/encode"}
+    assert list(encoded) == ["original", "general", "short", "one"]
+    columns = {name for name, job in encoded.items() if "columns" in inputs_of(made, job)}
+    assert columns == {"general"}
+    folder = f"results/{made.study}/data"
+    assert inputs_of(made, encoded["general"])["columns"] == f"{folder}/fetch/captions.parquet"
+    reads = {"plain": "original", "named": "original", "general": "general", "after": "general"}
+    for arm, variant in (reads | {"again": "one"}).items():
+        for step in ("train", "sample", "attack/membership"):
+            texts = inputs_of(made, STEPS[step].job(arm, 0))["texts"]
+            assert texts == f"{folder}/encode/{variant}/run.json"
+        assert made.captions_of(arm) == variant
+
+
+def test_original_captions_leave_settings_as_they_were(digits):
+    """Of trainings, of the source, and of the embeddings of captions as they are."""
+    plain, made = study(digits), with_variants(digits)
+    for step, address in (
+        ("train", {"arm": "plain", "replicate": 0}),
+        ("data/encode", {"job": "original"}),
+        ("sample", {"arm": "plain", "replicate": 0}),
+    ):
+        assert resolve(made, step, **address) == resolve(plain, step, **address)
+    assert "captions" not in resolve(plain, "train", "plain", 0)["settings"]["arm"]
+    assert "captions" not in resolve(plain, "data/fetch")["settings"]
+    assert "captions" not in resolve(plain, "data/encode", job="original")["settings"]
+    assert resolve(made, "data/fetch")["settings"]["captions"] == {"general": "kind"}
+    settings = resolve(made, "data/encode", job="one")["settings"]
+    assert settings["captions"] == {"one": VARIANTS["one"]}
+    named, after = (resolve(made, "train", arm, 0) for arm in ("named", "after"))
+    assert "captions" not in named["settings"]["arm"]
+    assert after["settings"]["arm"]["captions"] == "general"
+
+
+def test_an_arm_on_original_captions_is_plain(digits):
+    made = with_variants(digits)
+    plain = {name: arm.is_plain for name, arm in made.arms.items()}
+    assert [name for name in plain if plain[name]] == ["plain", "named", "none"]
+
+
+TEXT = {"method": "baseline", "condition": "text"}
+APART = {"images": 2, "copies": 3}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"arms": {"a": TEXT | {"captions": "generl"}}, "text": {"captions": VARIANTS}},
+            "arms.a.captions = 'generl' is not a variant under text.captions; variants are: "
+            "original, general, short, one; did you mean 'general'",
+        ),
+        (
+            {"arms": {"a": TEXT, "b": {"method": "baseline", "captions": "original"}}},
+            "arms.b: captions = 'original' is for arms with condition = 'text', but the condition "
+            "is 'none'",
+        ),
+        (
+            {"text": {"captions": {"original": VARIANTS["one"]}}},
+            "captions.original: the captions as they are have this name; choose another",
+        ),
+        (
+            {"text": {"captions": {"same": {"kind": "column", "column": "text"}}}},
+            "text.captions.same.column = 'text' is data.source.caption_column: that variant is "
+            "original",
+        ),
+        ({"text": {"captions": {"one": {"kind": "fixed", "caption": "  "}}}}, "caption"),
+        ({"text": {"captions": {"no": {"kind": "random", "words": 0}}}}, "words"),
+        (
+            {
+                "data__plant": [APART | {"repeat": "caption"}],
+                "arms": {"a": TEXT | {"fraction": 0.5}},
+            },
+            "arms.a: fraction = 0.5 would draw some of the images that carry a planted caption",
+        ),
+        (
+            {
+                "data__source": {"kind": "sklearn-digits"},
+                "data__plant": [APART, APART | {"repeat": "image"}],
+                "text": None,
+                "arms": {"a": {"method": "baseline"}},
+            },
+            r"data.plant.1.repeat = 'image' needs captions, but data.source.caption_column is not",
+        ),
+    ],
+)
+def test_variants_and_styles_that_do_not_fit_are_refused(digits, changed, message):
+    with pytest.raises(config.ConfigError, match=message):
+        study(digits, **changed)
 
 
 @pytest.mark.parametrize(
