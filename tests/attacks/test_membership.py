@@ -146,6 +146,22 @@ def test_the_table_of_a_known_case():
     assert overall["low"] < overall["value"] < overall["high"]
 
 
+def test_members_that_were_planted_apart_from_their_captions_are_counted_apart():
+    scores = table([0.0, 1.0, 2.0, 9.0, 3.0], [1.5, 1.5], copies=[1, 4, 1, 4, 1])
+    planted = ["neither", "both", "caption", "image", "neither", "neither", "neither"]
+    scores = scores.assign(repeat=planted, times=[1, 4, 6, 4, 1, 0, 0])
+    numbers = membership.attack(scores, [0.1], STATISTICS, 0).set_index(["metric", "subset"])
+    counts = numbers[["count", "of"]].astype("Int64")
+    by_copies, by_repeat = (counts.loc[f"tpr_by_{what}@0.1"] for what in ("copies", "repeat"))
+    assert by_copies.T.to_dict("list") == {"copies=1": [1, 2], "copies=4": [1, 1]}
+    assert by_repeat.T.to_dict("list") == {
+        "repeat=both times=4": [1, 1],
+        "repeat=caption times=6": [0, 1],
+        "repeat=image times=4": [0, 1],
+        "repeat=neither times=1": [1, 2],
+    }
+
+
 def test_no_twins_no_control():
     numbers = membership.attack(table([0.0, 1.0], [1.0, 2.0]), [0.5], STATISTICS, 0)
     assert not numbers["metric"].str.contains("twins").any()

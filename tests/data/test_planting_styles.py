@@ -95,9 +95,9 @@ def test_the_index_says_how_often_image_and_caption_occur(made):
     times = spelled.value_counts()
     np.testing.assert_array_equal(rows["caption_copies"], times.loc[spelled])
     np.testing.assert_array_equal(rows["caption_source"], train.caption_sources)
-    numbers = {"both": 6, "image": 12 + 4, "caption": 10, "neither": 80 - 32}
+    numbers = {"both": 6, "image": 12 + 4, "caption": 2, "carrier": 8, "neither": 80 - 32}
     assert rows["repeat"].value_counts().to_dict() == numbers
-    carried = rows[rows["repeat"] == "caption"]
+    carried = rows[rows["repeat"].isin(["caption", "carrier"])]
     assert (carried["copies"] == 1).all()
     assert (carried["copy"] == 0).all()
     assert (carried["caption_copies"] == 5).all()
@@ -121,8 +121,10 @@ def test_twins_say_what_their_counterparts_do(made):
     assert truth.times.tolist() == [3, 3, 4, 4, 4, 5, 5, 2, 2]
     assert truth.copies.tolist() == [3, 3, 4, 4, 4, 1, 1, 2, 2]
     assert truth.with_captions().sources.tolist() == truth.sources[:2].tolist()
-    table = truth.of([truth.sources[6], -1])
-    assert table.to_numpy().tolist() == [[1, "caption", 5], [1, "neither", 1]]
+    carrier = found.index.loc[found.index["repeat"] == "carrier", "source"].iloc[0]
+    table = truth.of([truth.sources[6], -1, carrier, truth.sources[2]])
+    expected = [[1, "caption", 5], [1, "neither", 1], [1, "carrier", 5], [4, "image", 4]]
+    assert table.to_numpy().tolist() == expected
 
 
 def test_captions_of_copies_are_lent_by_images_that_are_not_trained_on(made):

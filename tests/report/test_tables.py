@@ -16,6 +16,7 @@ from scipy import stats
 from afterimage import artifacts, cli, config
 from afterimage.metrics.intervals import clustered_share
 from afterimage.plan.jobs import STEPS
+from afterimage.report import tables
 
 ARMS = {
     "zeta": {"method": "baseline"},
@@ -169,6 +170,50 @@ def test_the_copies_curve_takes_images_for_its_units(made):
         assert row["twins_of"] == (
             3 * len(by_image) if number > 1 else pytest.approx(np.nan, nan_ok=True)
         )
+
+
+def test_extraction_by_what_was_planted():
+    """Two trainings; images of another style than their copies' count are in the other table."""
+    planted = [
+        (0, 1, "neither", 1, (0, 0)),
+        (1, 4, "both", 4, (1, 1)),
+        (2, 4, "image", 4, (1, 0)),
+        (3, 4, "image", 4, (0, 0)),
+        (4, 1, "caption", 4, (0, 1)),
+    ]
+    extracted = pd.DataFrame(
+        [
+            ("a", k, "fixed", source, copies, repeat, times, bool(found[k]))
+            for source, copies, repeat, times, found in planted
+            for k in (0, 1)
+        ],
+        columns=["arm", "replicate", "alpha", "source", "copies", "repeat", "times", "extracted"],
+    )
+    numbers = pd.DataFrame(
+        [
+            ("a", k, "fixed", anchor, f"twins_flagged_by_{metric}", subset, 1, 2)
+            for k in (0, 1)
+            for anchor in ("training", "candidate")
+            for metric, subset in (("copies", "copies=4"), ("repeat", "repeat=image times=4"))
+        ],
+        columns=["arm", "replicate", "alpha", "anchor", "metric", "subset", "count", "of"],
+    )
+    found = tables.by_repeat(extracted, numbers, "training", 0.95)
+    shown = found[["repeat", "times", "images", "count", "of", "twins_count", "twins_of"]]
+    assert shown.fillna(-1).to_numpy().tolist() == [
+        ["both", 4, 1, 2, 2, -1, -1],
+        ["caption", 4, 1, 1, 2, -1, -1],
+        ["image", 4, 2, 1, 4, 2, 4],
+        ["neither", 1, 1, 0, 2, -1, -1],
+    ]
+    interval = clustered_share(np.array([1, 0]), np.array([2, 2]), 0.95)
+    np.testing.assert_allclose(found.loc[2, ["share", "low", "high"]].astype(float), interval)
+    copies = tables.against_copies(extracted, numbers, "training", 0.95)
+    shown = copies[["copies", "images", "count", "of", "twins_count", "twins_of"]]
+    assert shown.fillna(-1).to_numpy().tolist() == [[1, 1, 0, 2, -1, -1], [4, 1, 2, 2, 2, 4]]
+    alike = extracted[extracted["repeat"].isin(["both", "neither"])]
+    assert list(tables.by_repeat(alike, numbers, "training", 0.95)) == list(found)
+    assert tables.by_repeat(alike, numbers, "training", 0.95).empty
 
 
 def test_budgets_are_those_of_the_trainings(made):

@@ -148,6 +148,12 @@ WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight",
 CAPTIONED = {
     "plain": {"method": "baseline", "condition": "text"},
     "none": {"method": "baseline"},
+    "general": {
+        "method": "baseline",
+        "condition": "text",
+        "captions": "general",
+        "control": "plain",
+    },
     "agc": {
         "method": "iet_agc",
         "condition": "text",
@@ -175,11 +181,14 @@ def captioned(commands, tmp_path_factory) -> Workspace:
         stream = io.BytesIO()
         Image.fromarray((pixels * 15).astype(np.uint8)).save(stream, "PNG")
         cells.append({"bytes": stream.getvalue(), "path": None})
+    labels = digits.target[:300]
     captions = [
-        f"the digit {WORDS[label]}, {'thick' if row % 2 else 'thin'}"
-        for row, label in enumerate(digits.target[:300])
+        f"the digit {WORDS[label]}, {'thick' if row % 2 else 'thin'}, number {row}"
+        for row, label in enumerate(labels)
     ]
-    table = pa.table({"image": cells, "label": digits.target[:300], "text": captions})
+    general = [f"a digit, {'even' if label % 2 == 0 else 'odd'}" for label in labels]
+    columns = {"image": cells, "label": labels, "text": captions, "general": general}
+    table = pa.table(columns)
     pq.write_table(table, made.folder / "digits.parquet")
     study = yaml.safe_load(made.params.read_text())
     study["data"]["source"] = {
@@ -187,7 +196,11 @@ def captioned(commands, tmp_path_factory) -> Workspace:
         "path": "digits.parquet",
         "caption_column": "text",
     }
-    study["text"] = {"vocabulary": 320, "length": 16, "width": 16, "layers": 1, "heads": 2}
+    study["data"]["plant"] = [
+        {"copies": 4, "images": 2, "repeat": style} for style in ("both", "image", "caption")
+    ]
+    study["text"] = {"vocabulary": 320, "length": 24, "width": 16, "layers": 1, "heads": 2}
+    study["text"]["captions"] = {"general": {"kind": "column", "column": "general"}}
     study["model"] |= {"attention": [False, True], "channels": [8, 16]}
     study |= {"arms": CAPTIONED, "paths": {"frontier": ["plain"], "states": 2}}
     study["sample"]["guidance"] = 2.0

@@ -1,7 +1,8 @@
 """A study whose arms are conditioned on captions, from raw data to the pages: plain training,
-IET-AGC, RAU-Net and LoyalDiffusion."""
+general captions, IET-AGC, RAU-Net and LoyalDiffusion; with images, captions and both planted."""
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
 from afterimage import artifacts
@@ -9,7 +10,7 @@ from afterimage.images import load_images
 
 pytestmark = pytest.mark.slow
 
-ARMS = ["plain", "none", "agc", "rau_net", "loyal"]
+ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal"]
 
 
 def test_the_study_runs_to_the_end_and_is_right(captioned):
@@ -29,6 +30,39 @@ def test_arms_are_drawn_from_the_same_prompts(captioned):
     for arm in ("agc", "rau_net", "loyal"):
         assert samples[arm].captions.tolist() == prompts
     assert set(samples["none"].captions.tolist()) == {""}
+
+
+def test_prompts_of_a_variant_are_those_of_the_same_images(captioned):
+    table = pq.read_table(captioned.folder / "digits.parquet", columns=["text", "general"])
+    general_of = dict(zip(*table.to_pydict().values(), strict=True))
+    prompts, general = (
+        load_images(captioned.results / "sample" / arm / "rep0" / "images.npz").captions.tolist()
+        for arm in ("plain", "general")
+    )
+    assert general == [general_of[text] for text in prompts]
+    assert set(general) == {"a digit, even", "a digit, odd"}
+    run = artifacts.read_run(captioned.results / "train" / "general" / "rep0")
+    assert "/encode/general/" in run["inputs"]["texts"]["path"]
+    assert run["config"]["settings"]["arm"]["captions"] == "general"
+
+
+def test_extraction_is_told_by_what_was_planted(captioned):
+    repeats = pd.read_csv(captioned.results / "report/tables/repeats.csv")
+    plain = repeats[(repeats["arm"] == "plain") & (repeats["alpha"] == "calibrated")]
+    assert plain[["repeat", "times", "images"]].to_numpy().tolist() == [
+        ["both", 4, 2],
+        ["caption", 4, 2],
+        ["carrier", 4, 6],
+        ["image", 4, 2],
+        ["neither", 1, 60 - 3 * 8],
+    ]
+    assert plain["twins_of"].fillna(0).tolist() == [2, 2, 0, 2, 0]
+    copies = pd.read_csv(captioned.results / "report/tables/copies.csv")
+    assert set(copies.loc[copies["copies"] == 4, "images"]) == {2}
+    index = pd.read_parquet(captioned.results / "data/planting/0/index.parquet")
+    carried = index[index["repeat"] == "carrier"]
+    assert (carried["caption_copies"] == 4).all()
+    assert (carried["copies"] == 1).all()
 
 
 def test_a_caption_reruns_what_reads_it_and_no_other_arm(captioned):

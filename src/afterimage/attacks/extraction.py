@@ -17,8 +17,8 @@ images; held-out images and the planted ground truth add the controls. The store
 - ``holdout_pairs.parquet``: the same for the held-out images that are not duplicates of training
   images;
 - ``images.parquet``: one row per training source: source, id and label of its first row, copies (as
-  planted), with a planted ground truth repeat and times (what was planted, both, image, caption or
-  neither, and how often), best_sample, best_l2 (the nearest of the generations matched with it),
+  planted), with a planted ground truth repeat and times (what was planted and how often, see
+  ``twins.Planted``), best_sample, best_l2 (the nearest of the generations matched with it),
   nearest_generations and flagged_generations (how many generations are matched with it, and how
   many of those the verdict flags), best_ratio_<anchor>, ``extracted_<anchor>_<alpha>``, and
   k_eidetic: training rows within delta in plain normalised l2, including itself (Def. 2);

@@ -34,6 +34,8 @@ class Planted:
         twins: P images, the never-trained twin of each.
         repeat: text (P,), what was planted: both (the image with its caption), image or caption.
         times: int64 (P,), how often that was planted.
+        carriers: Source of each image that carries the caption of a planted one instead of its own
+            -> how often the caption was planted.
     """
 
     sources: np.ndarray
@@ -41,6 +43,7 @@ class Planted:
     twins: Images
     repeat: np.ndarray
     times: np.ndarray
+    carriers: dict[int, int]
 
     def among(self, sources: np.ndarray) -> Planted:
         """Return the ground truth restricted to the planted images in ``sources``: an arm may train
@@ -52,6 +55,7 @@ class Planted:
             self.twins.take(mask),
             self.repeat[mask],
             self.times[mask],
+            self.carriers,
         )
 
     def with_captions(self) -> Planted:
@@ -60,11 +64,15 @@ class Planted:
 
     def of(self, sources: np.ndarray | pd.Series) -> pd.DataFrame:
         """Return how images of the training set were planted: ``copies``, ``repeat`` and ``times``
-        of each source, in order; 1, neither and 1 for an image that is not planted."""
+        of each source, in order; 1, neither and 1 for an image that is not planted, but carrier
+        and how often the caption was planted for one that carries it."""
         columns = {"copies": self.copies, "repeat": self.repeat, "times": self.times}
-        table = pd.DataFrame(columns, index=self.sources).reindex(sources)
+        table = pd.DataFrame(columns, index=self.sources).reindex(sources).reset_index(drop=True)
         table = table.fillna({"copies": 1, "repeat": "neither", "times": 1})
-        return table.astype({"copies": np.int64, "times": np.int64}).reset_index(drop=True)
+        carried = pd.Series(np.asarray(sources)).map(self.carriers)
+        table["repeat"] = table["repeat"].mask(carried.notna(), "carrier")
+        table["times"] = carried.fillna(table["times"])
+        return table.astype({"copies": np.int64, "times": np.int64})
 
 
 def read(index: pd.DataFrame, twins: Images) -> Planted:
@@ -83,7 +91,9 @@ def read(index: pd.DataFrame, twins: Images) -> Planted:
     copies = rows["copies"].to_numpy(np.int64)
     repeat = rows["repeat"].to_numpy()
     times = np.where(repeat == "caption", rows["caption_copies"].to_numpy(np.int64), copies)
-    return Planted(rows["twin_of"].to_numpy(), copies, twins, repeat, times)
+    carriers = index[(index["part"] == "train") & (index["repeat"] == "carrier")]
+    carried = dict(zip(carriers["source"], carriers["caption_copies"], strict=True))
+    return Planted(rows["twin_of"].to_numpy(), copies, twins, repeat, times, carried)
 
 
 WITH_CAPTIONS = ("neither", "both")

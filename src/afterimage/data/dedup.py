@@ -471,7 +471,7 @@ def recall_by_repeat(pairs: Pairs, train: Images, repeat: np.ndarray) -> dict[st
     Args:
         pairs: Pairs of the detector.
         train: The training images.
-        repeat: text, (N,): what each image was planted as: both, image, caption or neither.
+        repeat: text, (N,): column of the planting's index.
 
     Returns:
         ``recall_repeated_both``, ``recall_repeated_image`` and ``recall_repeated_caption``: pairs
@@ -483,7 +483,7 @@ def recall_by_repeat(pairs: Pairs, train: Images, repeat: np.ndarray) -> dict[st
     shares: dict[str, float | None] = {}
     for style in ("both", "image", "caption"):
         of = train.caption_sources if style == "caption" else train.sources
-        planted = repeat == style
+        planted = np.isin(repeat, ("caption", "carrier") if style == "caption" else style)
         hit = planted[pairs.a] & planted[pairs.b] & (of[pairs.a] == of[pairs.b])
         true = _two_of(np.unique(of[planted], return_counts=True)[1])
         shares[f"recall_repeated_{style}"] = _share(int(hit.sum()), true)

@@ -62,9 +62,9 @@ class Planting:
             - perturbed: whether the copy was perturbed
             - kind: how, as ``data.plant.perturb`` names it (noise for ``perturbation``); else empty
             - twin_of: source id of a twin's planted counterpart; otherwise -1
-            - repeat: what is planted: both, image or caption; neither for unplanted images. Images
-              that carry a planted image's caption have caption; a twin has what its planted
-              counterpart has
+            - repeat: what of the image is planted: both, image or caption; carrier for an image that
+              carries the caption of a planted one; neither for other unplanted images; for a twin,
+              that of its planted counterpart
             - caption_source: id of the image that the row's caption was written for
             - caption_copies: how often the row's caption occurs in the training set, whatever its
               case and white space; for a twin, that of its planted counterpart; 0 without captions
@@ -342,7 +342,7 @@ def _training_set(
                     kind = several[turn]["kind"]
                 pixels.append(pixel)
                 kinds.append(kind)
-                styles.append(style)
+                styles.append("carrier" if shown != row else style)
     order = seeds.numpy_rng(seed, "planting", number, "order").permutation(len(rows))
     original_row, caption_row, copies, copy_number = np.array(rows, np.int64)[order].T
     train = Images.of(
