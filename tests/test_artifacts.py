@@ -57,11 +57,14 @@ def test_images_round_trip_without_pickle(tmp_path):
         labels=[1, 0, 2],
         official_test=[True, False, True],
         captions=["", "a peacock", "ü, in 1 word"],
+        caption_sources=["a", "ü", "ü"],
     )
     images.save(tmp_path / "x.npz")
     again = load_images(tmp_path / "x.npz", check=False)
-    for name in ("pixels", "ids", "labels", "sources", "official_test", "captions"):
+    names = ("pixels", "ids", "labels", "sources", "official_test", "captions", "caption_sources")
+    for name in names:
         np.testing.assert_array_equal(getattr(again, name), getattr(images, name))
+    assert again.take(np.array([1, 0])).caption_sources.tolist() == ["ü", "a"]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def study(params, tmp_path):
             every,
             EVERYTHING.official_test,
             EVERYTHING.captions,
+            every,
         )
         sets = {
             name: Images.of(rng(9).integers(0, 256, (size, 4, 4, 1), np.uint8))

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from afterimage import config
-from afterimage.attacks import twins
+from afterimage.attacks import path, twins
 from afterimage.config import ConfigError
 from afterimage.data import dedup, planting
 from afterimage.data.split import split
@@ -172,6 +172,18 @@ def test_the_twins_world_has_their_images_and_captions_in_the_same_rows(made):
         assert (swapped.caption_sources[says] == twin).all()
         lent = shows & ~says
         assert (swapped.captions[lent] == found.train.captions[lent]).all()
+
+
+def test_along_a_path_images_planted_with_their_captions_are_counted(made):
+    """Generations show all planted images; the two with their captions are the denominator."""
+    _, found = made
+    truth = twins.read(found.index, found.twins)
+    holdout = Images.of(np.random.default_rng(2).integers(0, 256, (60, 6, 6, 1), np.uint8))
+    copies = path.Copies(found.train, holdout, truth, config.Extraction(), False, 0)
+    shown = found.train.take(np.isin(found.train.sources, truth.sources))
+    rows = {row["metric"]: row for row in copies.numbers(shown.pixels)}
+    counted = rows["planted_extracted_calibrated"]
+    assert (counted["count"], counted["of"]) == (2, 2)
 
 
 def test_the_pool_has_the_images_that_lend_and_carry():

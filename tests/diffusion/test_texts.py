@@ -240,6 +240,11 @@ def test_losses_are_measured_with_the_captions_of_the_images():
         for each in (some, swapped)
     ]
     assert (measured[0] != measured[1])[:, 0].tolist() == [True, True] + [False] * 4
+    variant = dataclasses.replace(texts(), row_of_image={0: 2, 1: 0, 5: 1})
+    planted = dataclasses.replace(some, caption_sources=np.array([0, 1, 0, 5, 5, 1]))
+    task = task_of(network, dict(SCHEDULER.config), planted, variant)
+    given = task.condition_of(torch.arange(6))["encoder_hidden_states"]
+    assert torch.equal(given, texts().embeddings[[2, 0, 2, 1, 1, 0]])
     with pytest.raises(ArtifactError, match="the caption 'd' was not encoded"):
         task_of(
             network,
