@@ -9,7 +9,8 @@ The store of the command:
 
 - ``losses.parquet``: one row per source of the training split, held-out image and twin: set (train,
   holdout, twin), id, source, copies, repeat, times (as planted, see ``twins.Planted``; for a twin
-  those of its planted counterpart; 0, neither and 0 for a held-out image), label, trained (bool), loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
+  those of its planted counterpart; 0, neither and 0 for a held-out image), label, trained (bool),
+  loss (mean over levels and draws) and ``loss_<t>`` (at timestep t alone);
 - ``results.csv``: the numbers, with the columns of ``results``: ``roc_auc`` and ``tpr@<rate>`` for
   each of ``false_positive_rates``; the same with ``_by_copies`` for members with so many copies
   (subsets ``copies=<n>``) and ``_by_repeat`` for what was planted (``twins.subsets``),

@@ -15,7 +15,8 @@ show.
 - ``copies.csv``: extraction against multiplicity, over all replicates; ``multiplicity.csv``: its
   shares at the calibrated alpha;
 - ``repeats.csv``: extraction by what was planted, image, caption, both or neither (or carrier, an
-  image that carries a planted caption), and how often (Somepalli et al. 2023); without rows where images are planted with their captions only;
+  image that carries a planted caption), and how often (Somepalli et al. 2023); without rows where
+  images are planted with their captions only;
 - ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
   al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
