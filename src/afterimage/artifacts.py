@@ -100,6 +100,14 @@ def write_json(path: Path, value: Any) -> None:
     )
 
 
+def link(source: str | Path, target: str | Path) -> None:
+    """Give a file another name by a hard link, or copy it where the file system has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
 def partial_folder(out: Path) -> Path:
     """Return the folder into which a step writes before it publishes ``out``; it exists while the
     step is running."""
