@@ -100,12 +100,16 @@ def write_json(path: Path, value: Any) -> None:
     )
 
 
-def link(source: str | Path, target: str | Path) -> None:
-    """Give a file another name by a hard link, or copy it where the file system has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
+def link(source: Path, target: Path) -> None:
+    """Give the files of a store or of a folder in it another place, by hard links, or as copies
+    where the file system has none."""
+    for file in files_in(source):
+        name = target / file.relative_to(source)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, name)
+        except OSError:
+            shutil.copyfile(file, name)
 
 
 def partial_folder(out: Path) -> Path:

@@ -401,6 +401,11 @@ class IetAgc(Arm):
                 f"{updates} updates cannot be shared equally by rounds = "
                 f"{self.rounds}{of_shards}; the nearest number that can is {nearest}"
             )
+        if self.augment_below is not None and study.autoencoder is not None:
+            return (
+                f"augment_below = {self.augment_below} changes images, but networks see latents; "
+                "allowed without an autoencoder"
+            )
         return super().refusal(study, name)
 
     @model_validator(mode="after")

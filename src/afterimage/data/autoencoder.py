@@ -148,7 +148,7 @@ def fit(
     vae.eval()
     means, deviations = Autoencoder(vae).moments(images)
     spread = (means.double().var() + deviations.double().square().mean()).sqrt()
-    vae.register_to_config(scaling_factor=float(1 / (spread * vae.config["scaling_factor"])))
+    vae.register_to_config(scaling_factor=float(vae.config["scaling_factor"] / spread))
     return vae.cpu(), curve
 
 

@@ -10,7 +10,6 @@ The store: ``latents.safetensors``; ``vae/``, the autoencoder, linked.
 from __future__ import annotations
 
 import argparse
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
         images = np.concatenate([load_images(path).pixels for path in args.images])
         encoded = EncodedImages.of(autoencoder, images, step.settings["flips"])
         encoded.save(step.folder)
-        shutil.copytree(stored, step.folder / FOLDER, copy_function=artifacts.link)
+        artifacts.link(stored, step.folder / FOLDER)
         off = errors(autoencoder, images)
         step.metric("reconstruction_rmse_median", float(np.median(off)))
         step.metric("reconstruction_rmse_largest", float(off.max()))

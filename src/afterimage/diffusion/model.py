@@ -15,7 +15,6 @@ class_labels=labels)`` in a loop over ``pipeline.scheduler``, or use ``afterimag
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -201,7 +200,7 @@ def save_pipeline(
     net.save_pretrained(folder / "unet", safe_serialization=True)
     scheduler.save_pretrained(folder / "scheduler")
     for part, stored in frozen.items():
-        shutil.copytree(stored, folder / part, copy_function=artifacts.link)
+        artifacts.link(stored, folder / part)
     index = {
         "_class_name": "StableDiffusionPipeline",
         "_diffusers_version": diffusers.__version__,

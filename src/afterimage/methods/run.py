@@ -325,9 +325,7 @@ def _write(folder: Path, job: TrainingRun, result: Trained, table: pd.DataFrame)
     for name in ("states", "tables"):
         (folder / name).mkdir()
     if job.kept.is_dir():
-        shutil.copytree(
-            job.kept, folder / "states", copy_function=artifacts.link, dirs_exist_ok=True
-        )
+        artifacts.link(job.kept, folder / "states")
     table.to_parquet(folder / "members.parquet", index=False)
     for name, rows in result.tables.items():
         rows.to_parquet(folder / "tables" / f"{name}.parquet", index=False)

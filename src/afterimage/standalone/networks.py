@@ -91,7 +91,8 @@ def opened(args: argparse.Namespace, train: Images) -> Opened | Any:
         hub = stored_pipeline.pinned(args.pipeline, args.revision)
         if hub is not None or (Path(args.pipeline) / stored_pipeline.INDEX).is_file():
             located = stored_pipeline.locate(args.pipeline, args.revision)
-            if stored_pipeline.parts_of(located.index).get("unet", ("", ""))[1] not in NETWORKS:
+            parts = stored_pipeline.parts_of(located.index)
+            if "vae" in parts or parts.get("unet", ("", ""))[1] not in NETWORKS:
                 return _conditional(args, located)
         for flag in TEXT_FLAGS:
             if (value := getattr(args, flag)) is not None:
