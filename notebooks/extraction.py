@@ -119,8 +119,8 @@ if len(page.planted_apart()):
     book.say(
         "What is repeated in the training set: the image with its caption (*both*), the image with "
         "other captions, the caption with other images, or *neither* (Somepalli et al. 2023). "
-        "A *carrier* is an image, once, that carries the caption of another. Threshold calibrated on "
-        "held-out images; twins are never trained on."
+        "A *carrier* is an image, once, that carries the caption of another. Threshold calibrated "
+        "on held-out images; twins are never trained on."
     )
 else:
     book.say("Every planted image is repeated with its caption, if it has one.")

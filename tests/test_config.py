@@ -222,6 +222,7 @@ def digests(params):
             {
                 "data/split",
                 "data/planting",
+                "data/latents",
                 "train",
                 "attack/extraction",
                 "attack/membership",

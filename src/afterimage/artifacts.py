@@ -100,6 +100,18 @@ def write_json(path: Path, value: Any) -> None:
     )
 
 
+def link(source: Path, target: Path) -> None:
+    """Give the files of a store or of a folder in it another place, by hard links, or as copies
+    where the file system has none."""
+    for file in files_in(source):
+        name = target / file.relative_to(source)
+        name.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, name)
+        except OSError:
+            shutil.copyfile(file, name)
+
+
 def partial_folder(out: Path) -> Path:
     """Return the folder into which a step writes before it publishes ``out``; it exists while the
     step is running."""

@@ -15,8 +15,9 @@ from afterimage import cli, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import losses, membership
 from afterimage.config import ConfigError, Diffusion
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import build_scheduler
-from afterimage.diffusion.noising import levels, task_of
+from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images, load_images
 

@@ -19,8 +19,8 @@ from afterimage.attribution.consistency import read_features
 from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS
 from afterimage.config import Diffusion, Features
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
-from afterimage.diffusion.noising import task_of
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images
 from afterimage.plan.resolved import resolve

@@ -1,5 +1,5 @@
-"""Plantings in the styles of Somepalli et al. 2023: the image with its caption, the image with other
-captions, the caption with other images, and neither; all counted exactly."""
+"""Plantings in the styles of Somepalli et al. 2023: the image with its caption, the image with
+other captions, the caption with other images, and neither; all counted exactly."""
 
 import numpy as np
 import pandas as pd

@@ -24,8 +24,9 @@ from afterimage.diffusion.model import (
     save_pipeline,
 )
 from afterimage.diffusion.pipelines import open_pipeline
+from afterimage.diffusion.pixels import to_uint8
 from afterimage.diffusion.router import TimestepRouter
-from afterimage.diffusion.sample import default_steps, denoise, generate, load_trained, to_uint8
+from afterimage.diffusion.sample import default_steps, denoise, generate, load_trained
 from afterimage.diffusion.stored_network import WEIGHTS
 from afterimage.diffusion.stored_scheduler import OWN_SAMPLER, SOLVERS
 from afterimage.seeds import torch_rng

@@ -13,7 +13,8 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Diffusion, Model, Sample
 from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.noising import Pixels
-from afterimage.diffusion.sample import denoise, generate, grid, load_denoiser, to_uint8
+from afterimage.diffusion.pixels import to_uint8
+from afterimage.diffusion.sample import denoise, generate, grid, load_denoiser
 from afterimage.images import load_images
 from afterimage.seeds import torch_rng
 

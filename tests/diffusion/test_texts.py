@@ -13,8 +13,9 @@ from afterimage.artifacts import ArtifactError
 from afterimage.attacks import losses
 from afterimage.config import ConfigError, Diffusion, Model, Sample, TransferBlocks
 from afterimage.diffusion import sample
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import build_scheduler, build_unet, reads_texts, save_pipeline
-from afterimage.diffusion.noising import Pixels, task_of
+from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.pipelines import open_pipeline
 from afterimage.diffusion.rau_net import RAUNetCondition
 from afterimage.diffusion.router import TimestepRouter

@@ -3,7 +3,7 @@
 import pytest
 
 from afterimage import config
-from afterimage.plan.cost import work
+from afterimage.plan.cost import estimate, work
 from afterimage.plan.inputs import inputs_of
 from afterimage.plan.jobs import STEPS, jobs
 from afterimage.plan.resolved import resolve
@@ -185,6 +185,60 @@ def test_variants_and_styles_that_do_not_fit_are_refused(digits, changed, messag
 def test_what_does_not_go_with_texts_is_refused(digits, changed, message):
     with pytest.raises(config.ConfigError, match=message):
         study(digits, **changed)
+
+
+LATENT = {"kind": "trained", "channels": [8, 16]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        (
+            {"arms": {"a": {"method": "baseline"}}, "text": None},
+            "arms.a: condition = 'none', but with an autoencoder all arms must have",
+        ),
+        (
+            {"data__source": SOURCE, "data__resize": 18},
+            "images of 18 x 18: autoencoder.channels divides their sides by 2 and model.channels "
+            "by 2; both sides must be multiples of 4",
+        ),
+        (
+            {"autoencoder": LATENT | {"channels": [12]}},
+            "autoencoder.*channels: 12 is not a multiple of norm_groups = 8",
+        ),
+        (
+            {"arms": {"a": {"method": "iet_agc", "condition": "text", "augment_below": 1.5}}},
+            "arms.a: augment_below = 1.5 changes images, but networks see latents",
+        ),
+    ],
+)
+def test_what_does_not_go_with_latents_is_refused(digits, changed, message):
+    with pytest.raises(config.ConfigError, match=message):
+        study(digits, **{"autoencoder": LATENT} | changed)
+
+
+def test_latents_are_made_once_and_read_by_trainings_and_losses(digits):
+    latents = study(digits, autoencoder=LATENT, data__resize=16, paths={"frontier": ["plain"]})
+    made = {job.step for job in jobs(latents)}
+    assert {"data/autoencoder", "data/latents"} <= made
+    readers = {job.step for job in jobs(latents) if "latents" in inputs_of(latents, job)}
+    assert readers == {"train", "attack/membership"}
+    encoded = inputs_of(latents, STEPS["data/latents"].job())
+    assert len(encoded["images"]) == 1 + 2 * latents.data.plantings
+    without = {job.step for job in jobs(study(digits))}
+    assert not {"data/autoencoder", "data/latents"} & without
+
+
+def test_networks_of_latents_are_counted_at_the_latents_size(digits):
+    pixels = study(digits, data__resize=32)
+    latents = study(digits, data__resize=32, autoencoder=LATENT)
+    assert work.denoised(latents) == (16, 16, 4)
+    assert work.forward(latents, "plain") < work.forward(pixels, "plain") / 2
+    for name in ("data/autoencoder", "data/latents"):
+        found = estimate.job_cost(latents, STEPS[name].job())
+        assert found.minutes > 0
+    drawn = work.drawing(latents, "plain", 64).fp32
+    assert drawn > work.forward(latents, "plain") * 64 * latents.sample.steps
 
 
 def test_a_network_of_texts_is_counted_as_one(digits):

@@ -19,8 +19,8 @@ from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFe
 from afterimage.attribution.gradients import compute
 from afterimage.config import ATTRIBUTORS, Diffusion, Features
 from afterimage.config.attribution import readouts_of
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import build_scheduler, save_pipeline
-from afterimage.diffusion.noising import task_of
 from afterimage.images import Images
 from afterimage.standalone import attribute
 

@@ -230,6 +230,20 @@ def test_parquet_rows_without_a_caption_are_named(tmp_path):
         read(file)
 
 
+def test_an_array_has_captions_as_those_of_studies_do(tmp_path):
+    source, texts = tmp_path / "set.npz", ["a", "b"]
+    arrays = {"images": np.stack([pixels(0), pixels(1)]), "captions": np.array(texts)}
+    np.savez(source, **arrays, short=np.array(["x", "y"]), few=np.array(["x"]))
+    assert read(source) == texts
+    assert read(source, "--caption-column", "train=short") == ["x", "y"]
+    with pytest.raises(ArtifactError, match=r"its array few is <U1 \(1,\); needed is one text"):
+        read(source, "--caption-column", "train=few")
+    with pytest.raises(ConfigError, match="--train has no such array, but images, captions"):
+        read(source, "--caption-column", "other")
+    np.savez(source, images=arrays["images"], captions=np.array(["", ""]))
+    assert read(source) is None
+
+
 def test_real_captions_belong_to_their_images(real_client):
     """Row i of the emoji data is image i, whatever was skipped."""
     file = real_client.parent / "emoji" / "test.parquet"
@@ -359,7 +373,7 @@ def test_without_any_prompt_the_flag_is_named(audit, tmp_path):
     assert (
         "--prompts is needed: a StableDiffusionPipeline draws from prompts, and --train" in message
     )
-    assert "metadata.jsonl, captions.json, a .txt per image, or a parquet column" in message
+    assert "metadata.jsonl, captions.json, a .txt per image, a parquet column" in message
     assert not (tmp_path / "out").exists()
 
 

@@ -61,7 +61,7 @@ def opened(stored, kind):
 
 
 def task_of(network, images):
-    return network.task(images, TEXTS if network.takes_text else None, truncate=False)
+    return network.task(images, TEXTS if network.takes_text else None, False, mirrors=False)
 
 
 def reference(network, images, row, t, noise):
@@ -219,9 +219,25 @@ def test_membership_of_an_untrained_network_is_not_shown(stored, sets, tmp_path,
     np.testing.assert_allclose(losses[["loss_250", "loss_750"]].mean(axis=1), losses["loss"])
 
 
+def test_a_mirror_image_is_encoded_as_such(stored, images):
+    """Its latent is not the image's, mirrored."""
+    network = opened(stored, "sd")
+    task = network.task(images, TEXTS, False, mirrors=True)
+    mirrored = torch.tensor([True, False, True, False])
+    found = task.clean(torch.arange(4), mirrored)
+    for row, turned in enumerate(mirrored.tolist()):
+        image = images.pixels[row, :, :: -1 if turned else 1]
+        pixels = torch.from_numpy(image.copy()).permute(2, 0, 1)[None] / 127.5 - 1
+        vae = network.pipeline.vae
+        with torch.no_grad():
+            expected = vae.encode(pixels).latent_dist.mean * vae.config.scaling_factor
+        torch.testing.assert_close(found[row], expected[0], atol=1e-4, rtol=1e-4)
+
+
 def test_membership_of_a_network_that_memorised_shows(stored, sets, tmp_path, images, monkeypatch):
     """A network that denoises everything to the nearest training latent."""
-    latents = task_of(opened(stored, "sd"), images).images
+    plain = torch.zeros(4, dtype=torch.bool)
+    latents = task_of(opened(stored, "sd"), images).clean(torch.arange(4), plain)
     alphas = opened(stored, "sd").pipeline.scheduler.alphas_cumprod
 
     def forward(self, sample, timestep, **_):

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -174,7 +175,20 @@ CAPTIONED = {
 @pytest.fixture(scope="session")
 def captioned(commands, tmp_path_factory) -> Workspace:
     """A study of captioned digits, run to the end. Read only."""
-    made = clone(tmp_path_factory.mktemp("text"), commands)
+    return of_captions(clone(tmp_path_factory.mktemp("text"), commands), arms=CAPTIONED)
+
+
+@pytest.fixture(scope="session")
+def latent(commands, tmp_path_factory) -> Workspace:
+    """A study of the latents of captioned digits, run to the end. Read only."""
+    arms = {name: CAPTIONED[name] for name in ("plain", "loyal")}
+    autoencoder = {"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5}
+    made = clone(tmp_path_factory.mktemp("latent"), commands)
+    return of_captions(made, arms=arms, autoencoder=autoencoder)
+
+
+def of_captions(made: Workspace, **blocks: Any) -> Workspace:
+    """Give a clone a study of captioned digits with some blocks, and run it."""
     digits = load_digits()
     cells = []
     for pixels in digits.images[:300]:
@@ -202,7 +216,7 @@ def captioned(commands, tmp_path_factory) -> Workspace:
     study["text"] = {"vocabulary": 320, "length": 24, "width": 16, "layers": 1, "heads": 2}
     study["text"]["captions"] = {"general": {"kind": "column", "column": "general"}}
     study["model"] |= {"attention": [False, True], "channels": [8, 16]}
-    study |= {"arms": CAPTIONED, "paths": {"frontier": ["plain"], "states": 2}}
+    study |= {"paths": {"frontier": ["plain"], "states": 2}} | blocks
     study["sample"]["guidance"] = 2.0
     study["train"]["updates"] = 8
     made.params.write_text(yaml.safe_dump(study, sort_keys=False))

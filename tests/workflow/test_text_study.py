@@ -1,5 +1,6 @@
-"""A study whose arms are conditioned on captions, from raw data to the pages: plain training,
-general captions, IET-AGC, RAU-Net and LoyalDiffusion; with images, captions and both planted."""
+"""Studies whose arms are conditioned on captions, from raw data to the pages: plain training,
+general captions, IET-AGC, RAU-Net and LoyalDiffusion on pixels, with images, captions and both
+planted; and on latents."""
 
 import pandas as pd
 import pyarrow.parquet as pq
@@ -71,3 +72,36 @@ def test_a_caption_reruns_what_reads_it_and_no_other_arm(captioned):
     assert set(artifacts.read_run(captioned.results / "train" / "none" / "rep0")["inputs"]) == {
         "train"
     }
+
+
+def test_a_study_of_latents_runs_to_the_end_and_is_right(latent):
+    assert latent.run("afterimage", "verify").returncode == 0
+    assert latent.planned() == {}
+    wide = pd.read_csv(latent.results / "report/tables/comparison_wide.csv").set_index("arm")
+    assert list(wide.index) == ["plain", "loyal"]
+    images = load_images(latent.results / "data/planting/0/train.npz").pixels
+    for arm in wide.index:
+        drawn = load_images(latent.results / "sample" / arm / "rep0" / "images.npz").pixels
+        assert drawn.shape[1:] == images.shape[1:]
+        network = latent.results / "train" / arm / "rep0" / "pipeline" / "unet"
+        text = "".join(path.read_text() for path in network.rglob("config.json"))
+        assert '"in_channels": 4' in text
+
+
+def test_what_no_training_changes_is_stored_once(latent):
+    vae = latent.results / "data" / "autoencoder" / "vae"
+    networks = [path.parent for path in latent.results.glob("train/**/vae/config.json")]
+    assert len(networks) == 8  # averaged and last weights of two arms, at the end and on the way
+    for folder in networks:
+        for file in artifacts.files_in(vae):
+            assert file.samefile(folder / file.name)
+
+
+def test_trainings_and_losses_read_latents(latent):
+    readers = {
+        step: set(artifacts.read_run(latent.results / step / "plain" / "rep0" / attack)["inputs"])
+        for step, attack in (("train", ""), ("attack", "membership"), ("sample", ""))
+    }
+    assert readers["train"] == {"train", "texts", "latents"}
+    assert "latents" in readers["attack"]
+    assert "latents" not in readers["sample"]

@@ -121,6 +121,53 @@ rule encode:
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
+rule autoencoder:
+    """Train the autoencoder of latents on images that no arm sees, or check a stored one."""
+    input:
+        unpack(inputs("data/autoencoder")),
+    output:
+        run="results/{study}/data/autoencoder/run.json",
+        metrics="results/{study}/data/autoencoder/metrics.jsonl",
+        vae=directory("results/{study}/data/autoencoder/vae"),
+    log:
+        "results/{study}/logs/data/autoencoder.log",
+    benchmark:
+        "results/{study}/benchmarks/data/autoencoder.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("data/autoencoder"),
+    params:
+        inputs=flags("data/autoencoder"),
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data autoencoder {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
+rule latents:
+    """Encode the images that networks are trained on or attacked with."""
+    input:
+        unpack(inputs("data/latents")),
+    output:
+        run="results/{study}/data/latents/run.json",
+        metrics="results/{study}/data/latents/metrics.jsonl",
+        latents="results/{study}/data/latents/latents.safetensors",
+        vae=directory("results/{study}/data/latents/vae"),
+    log:
+        "results/{study}/logs/data/latents.log",
+    benchmark:
+        "results/{study}/benchmarks/data/latents.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("data/latents"),
+    params:
+        inputs=flags("data/latents"),
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage data latents {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
+
+
 rule classifier:
     """Train the feature network on images that no arm sees."""
     input:

@@ -26,6 +26,13 @@ def add_texts(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_latents(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--latents``."""
+    parser.add_argument(
+        "--latents", type=Path, help="latents of the images, if the arm denoises those"
+    )
+
+
 def add_flags(parser: argparse.ArgumentParser, *inputs: str) -> None:
     """Declare ``--config``, ``--out`` and one required flag for each of ``inputs``."""
     for name in inputs:

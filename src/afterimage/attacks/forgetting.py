@@ -59,8 +59,9 @@ from afterimage.attacks.table import Results
 from afterimage.config import ConfigError
 from afterimage.data import forget
 from afterimage.data.members import trained_rows
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.noising import levels, task_of
+from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, spaces

@@ -56,7 +56,7 @@ def measure(
                 noise = torch.stack(
                     [
                         torch.randn(
-                            task.images.shape[1:],
+                            task.shape,
                             generator=seeds.torch_rng(seed, "membership", part, name, t, draw),
                         )
                         for name in ids[batch_rows].tolist()

@@ -31,10 +31,13 @@ from scipy.stats import rankdata
 
 from afterimage import artifacts, config
 from afterimage.attacks import losses, twins
-from afterimage.attacks.flags import add_flags, add_texts
+from afterimage.attacks.flags import add_flags, add_latents, add_texts
 from afterimage.attacks.table import Results
 from afterimage.data.members import trained_rows
-from afterimage.diffusion.noising import levels, task_of
+from afterimage.diffusion.denoising import task_of
+from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.latents import EncodedImages
+from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
@@ -112,6 +115,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_flags(parser, "model", *INPUTS)
     add_texts(parser)
+    add_latents(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -124,6 +128,7 @@ def run(args: argparse.Namespace) -> None:
     settings = config.Membership(**keys)
     inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Load the images.
         for path in (args.members, args.index):
@@ -143,6 +148,7 @@ def run(args: argparse.Namespace) -> None:
         net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
         net.to(PartialState().device)
         texts = Texts.load(args.texts) if args.texts else None
+        latents = EncodedImages.load(args.latents) if args.latents else None
         timesteps = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
         tables = []
         for set_name, (images, as_planted, is_member) in sets.items():
@@ -150,7 +156,7 @@ def run(args: argparse.Namespace) -> None:
                 continue
             measured = losses.measure(
                 net,
-                task_of(net, scheduler_config, images, texts),
+                task_of(net, scheduler_config, images, texts, latents),
                 images.ids,
                 set_name,
                 timesteps,

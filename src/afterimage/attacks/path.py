@@ -31,6 +31,7 @@ from afterimage.attacks.flags import add_flags, add_texts
 from afterimage.attacks.quality import ClassShares
 from afterimage.attacks.target import Target
 from afterimage.data.members import trained_rows
+from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.sample import Prompts, generate, load_trained, trained_pipeline
 from afterimage.diffusion.texts import FILE
@@ -205,4 +206,5 @@ def _drawn(
         resolved["replicate"],
         None if classes is None else ids % classes,
         None if prompts is None else prompts.rows(ids),
+        Autoencoder.of(pipeline),
     )

@@ -27,7 +27,7 @@ from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import FINAL, REPEAT
 from afterimage.data.members import trained_rows
-from afterimage.diffusion.noising import task_of
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 

@@ -32,6 +32,7 @@ from afterimage.config.attribution import (
     Queries,
     Readout,
 )
+from afterimage.config.autoencoder import Autoencoder
 from afterimage.config.base import Block, ConfigError, Name, Share, expand
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import (
@@ -73,6 +74,7 @@ __all__ = [
     "Arm",
     "ArrayFile",
     "Attribution",
+    "Autoencoder",
     "Baseline",
     "Block",
     "Classifier",

@@ -246,8 +246,8 @@ class Arm(Block):
                 )
             if self.fraction < 1 and any(group.repeat == "caption" for group in study.data.plant):
                 return (
-                    f"fraction = {self.fraction} would draw some of the images that carry a planted "
-                    "caption (data.plant with repeat = 'caption') and leave others out"
+                    f"fraction = {self.fraction} would draw some of the images that carry a "
+                    "planted caption (data.plant with repeat = 'caption') and leave others out"
                 )
         train = study.train_of(name)
         if train.follows_budget and not self.follows_budget:
@@ -417,6 +417,11 @@ class IetAgc(Arm):
             return (
                 f"{updates} updates cannot be shared equally by rounds = "
                 f"{self.rounds}{of_shards}; the nearest number that can is {nearest}"
+            )
+        if self.augment_below is not None and study.autoencoder is not None:
+            return (
+                f"augment_below = {self.augment_below} changes images, but networks see latents; "
+                "allowed without an autoencoder"
             )
         return super().refusal(study, name)
 

@@ -344,6 +344,14 @@ class Data(Block):
         return height, width, {"keep": channels, "grey": 1, "rgb": 3}[self.colour]
 
     @property
+    def known_sides(self) -> tuple[int, int] | None:
+        """Height and width of an image; None where only the files tell them."""
+        if self.resize is not None:
+            return self.resize, self.resize
+        shape = self.source.known_shape
+        return None if shape is None else shape[:2]
+
+    @property
     def distinct(self) -> int:
         """Number of different source images in the training set."""
         return self.split.train - sum(

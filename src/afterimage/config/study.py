@@ -18,6 +18,7 @@ from afterimage.config.arms import (
     Unlearning,
 )
 from afterimage.config.attribution import Attribution, Remedied
+from afterimage.config.autoencoder import Autoencoder
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import Classifier, Data, Dedup
@@ -47,6 +48,8 @@ class Study(Attacks):
     """The feature network."""
     text: TextEncoder | None = None
     """What captions are read with by arms with ``condition: text``; null: no arm has captions."""
+    autoencoder: Autoencoder | None = None
+    """Makes the latents that every arm denoises, instead of pixels; null: pixels."""
     model: Model
     """The denoising network of every arm."""
     diffusion: Diffusion = Diffusion()
@@ -164,6 +167,28 @@ class Study(Attacks):
                     f"arms.{name}.captions = {arm.captions!r} is not a variant under "
                     f"text.captions; {allowed('variants', arm.captions, [ORIGINAL, *variants])}"
                     f"{self._origin(name)}"
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _latents_fit(self) -> Study:
+        if self.autoencoder is None:
+            return self
+        for name in self.arms:
+            if self.condition_of(name) != "text":
+                raise ValueError(
+                    f"arms.{name}: condition = {self.condition_of(name)!r}, but with an autoencoder "
+                    "all arms must have condition = 'text'"
+                )
+        sides = self.data.known_sides
+        if sides is not None:
+            halvings = 2 ** (len(self.model.channels) - 1)
+            factor = self.autoencoder.factor
+            if any(side % (factor * halvings) for side in sides):
+                raise ValueError(
+                    f"images of {sides[0]} x {sides[1]}: autoencoder.channels divides their sides "
+                    f"by {factor} and model.channels by {halvings}; both sides must be multiples "
+                    f"of {factor * halvings}"
                 )
         return self
 

@@ -62,8 +62,8 @@ class Planting:
             - perturbed: whether the copy was perturbed
             - kind: how, as ``data.plant.perturb`` names it (noise for ``perturbation``); else empty
             - twin_of: source id of a twin's planted counterpart; otherwise -1
-            - repeat: what of the image is planted: both, image or caption; carrier for an image that
-              carries the caption of a planted one; neither for other unplanted images; for a twin,
+            - repeat: what of the image is planted: both, image or caption; carrier for an image
+              that carries the caption of a planted one; neither for other unplanted images; for a twin,
               that of its planted counterpart
             - caption_source: id of the image that the row's caption was written for
             - caption_copies: how often the row's caption occurs in the training set, whatever its

@@ -15,19 +15,31 @@ class_labels=labels)`` in a loop over ``pipeline.scheduler``, or use ``afterimag
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from diffusers.pipelines.ddpm.pipeline_ddpm import DDPMPipeline
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from afterimage import artifacts
 from afterimage.artifacts import ArtifactError, difference
 from afterimage.config import ConfigError, Diffusion, Model, TransferBlocks
 from afterimage.diffusion.rau_net import RAUNet, RAUNetCondition, Transfers
 from afterimage.diffusion.router import NETS, NULL, TimestepRouter, UNet
+
+FROZEN = {
+    "vae": ("diffusers", "AutoencoderKL"),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "PreTrainedTokenizerFast"),
+}
+"""Part of a text-to-image pipeline that no training changes -> its library and class."""
+ABSENT = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts that such a pipeline may have, and a study's do not."""
 
 
 def build_unet(
@@ -119,16 +131,21 @@ def build_unet(
     return net
 
 
-def build_scheduler(diffusion: Diffusion) -> DDPMScheduler:
-    """Return the forward process; sampling with it clips the predicted image to [-1, 1]."""
+def build_scheduler(diffusion: Diffusion, latents: bool = False) -> DDPMScheduler:
+    """Return the forward process.
+
+    Sampling with it clips the predicted image to [-1, 1], but no latents, whose steps are one
+    timestep later, as ``StableDiffusionPipeline`` requires.
+    """
     return DDPMScheduler(
         num_train_timesteps=diffusion.timesteps,
         beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[diffusion.schedule],
         beta_start=1e-4,
         beta_end=0.02,
         prediction_type=diffusion.prediction,
-        clip_sample=True,
+        clip_sample=not latents,
         clip_sample_range=1.0,
+        steps_offset=int(latents),
     )
 
 
@@ -159,10 +176,41 @@ def mark_null(unet: UNet) -> None:
     unet.register_to_config(**{NULL: unet.config["num_class_embeds"] - 1})
 
 
-def save_pipeline(unet: torch.nn.Module, scheduler: DDPMScheduler, folder: Path) -> None:
-    """Write a diffusers pipeline folder: JSON and safetensors only."""
-    pipeline = DDPMPipeline(unet, scheduler)  # type: ignore[arg-type]
-    pipeline.save_pretrained(folder, safe_serialization=True)
+def save_pipeline(
+    unet: torch.nn.Module,
+    scheduler: DDPMScheduler,
+    folder: Path,
+    frozen: Mapping[str, Path] | None = None,
+) -> None:
+    """Write a diffusers pipeline folder: JSON and safetensors only.
+
+    Args:
+        unet: The network.
+        scheduler: The forward process.
+        folder: Folder to write.
+        frozen: Part (the keys of ``FROZEN``) -> its stored folder, for a network of latents: a
+            ``StableDiffusionPipeline`` is written. Its parts that no training changes are linked,
+            so that many trainings store them once.
+    """
+    if not frozen:
+        pipeline = DDPMPipeline(unet, scheduler)  # type: ignore[arg-type]
+        pipeline.save_pretrained(folder, safe_serialization=True)
+        return
+    net: Any = unet
+    net.save_pretrained(folder / "unet", safe_serialization=True)
+    scheduler.save_pretrained(folder / "scheduler")
+    for part, stored in frozen.items():
+        artifacts.link(stored, folder / part)
+    index = {
+        "_class_name": "StableDiffusionPipeline",
+        "_diffusers_version": diffusers.__version__,
+        "unet": [type(net).__module__.partition(".")[0], type(net).__name__],
+        "scheduler": ["diffusers", type(scheduler).__name__],
+        **{part: list(FROZEN[part]) for part in frozen},
+        **{part: [None, None] for part in ABSENT},
+        "requires_safety_checker": False,
+    }
+    artifacts.write_json(folder / "model_index.json", index)
 
 
 def load_weights(unet: UNet, pipeline: Path) -> None:

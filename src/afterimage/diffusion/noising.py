@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,10 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.condition import Condition, each_tensor
-from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.router import UNet
 from afterimage.diffusion.texts import TEXT, Texts
-from afterimage.images import Images
 
 Change = Callable[[torch.Tensor], torch.Tensor]
 """A transformation of clean images, float32, (B, C, H, W), in [-1, 1]; or of timesteps, int64,
@@ -112,8 +109,8 @@ class Pixels:
         """Noise the images at ``rows``, after ``change`` if given; t comes from [0, T), or from
         [low, high), and is what ``retime`` makes of that, if given.
 
-        Timesteps, noise, flips and dropped labels are drawn in this order, so that the later ones
-        do not shift the earlier ones.
+        Timesteps, noise, flips, dropped labels and latents are drawn in this order, so that the
+        later ones do not shift the earlier ones.
         """
         index = torch.from_numpy(rows)
         count = len(index)
@@ -121,7 +118,7 @@ class Pixels:
         drawn_timesteps = torch.randint(low, high, (count,), generator=generator)
         if retime is not None:
             drawn_timesteps = retime(drawn_timesteps)
-        noise = torch.randn((count, *self.images.shape[1:]), generator=generator)
+        noise = torch.randn((count, *self.shape), generator=generator)
         mirrored = (
             torch.rand(count, generator=generator) < 0.5
             if self.flips
@@ -131,7 +128,8 @@ class Pixels:
         if condition and self.label_dropout:
             dropped = torch.rand(count, generator=generator) < self.label_dropout
             condition = self.without(condition, dropped)
-        return self.noised(index, drawn_timesteps, noise, mirrored, condition, change)
+        clean = self.drawn(index, mirrored, generator)
+        return self._noised(index, clean, drawn_timesteps, noise, condition, change)
 
     def noised(
         self,
@@ -152,15 +150,39 @@ class Pixels:
             condition: What the network is given besides.
             change: Applied to the images before noising.
         """
-        clean = self.clean(rows)
-        clean = torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
+        clean = self.clean(rows, mirrored)
+        return self._noised(rows, clean, timesteps, noise, condition, change)
+
+    def _noised(
+        self,
+        rows: torch.Tensor,
+        clean: torch.Tensor,
+        timesteps: torch.Tensor,
+        noise: torch.Tensor,
+        condition: Condition,
+        change: Change | None,
+    ) -> Batch:
         clean = clean if change is None else change(clean)
         noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
         return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), condition)
 
-    def clean(self, rows: torch.Tensor) -> torch.Tensor:
-        """Return the images at ``rows`` as the network sees them, float32, (B, C, H, W)."""
-        return self.images[rows].float() / 127.5 - 1
+    @property
+    def shape(self) -> torch.Size:
+        """Channels, height and width of what the network sees."""
+        return self.images.shape[1:]
+
+    def clean(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """Return the images at ``rows`` as the network sees them, float32, (B, C, H, W), those in
+        the mask ``mirrored``, bool (B,), mirrored."""
+        clean = self.images[rows].float() / 127.5 - 1
+        return torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
+
+    def drawn(
+        self, rows: torch.Tensor, mirrored: torch.Tensor, generator: torch.Generator
+    ) -> torch.Tensor:
+        """Return the same for a training batch, whose random numbers come from ``generator``: what
+        is not fixed by the images, as latents are not."""
+        return self.clean(rows, mirrored)
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:
         """Return the labels of the images at ``rows``, before any dropout; int64, (B,), or None."""
@@ -214,33 +236,6 @@ class Pixels:
     def losses(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return the squared error of each sample, mean over C, H and W; float32, (B,)."""
         return (self.predict(net, batch) - batch.target).square().mean(dim=(1, 2, 3))
-
-
-def task_of(
-    net: UNet, scheduler_config: dict[str, Any], images: Images, texts: Texts | None = None
-) -> Pixels:
-    """Return the denoising of images by a U-Net of pixels, which gets their labels if it takes any,
-    or their captions.
-
-    Args:
-        net: The network.
-        scheduler_config: Config of the scheduler that it was trained with.
-        images: The images.
-        texts: Embeddings, for a network that is conditioned on captions.
-
-    Raises:
-        ArtifactError: if an image lacks a label that the network needs, or its caption was not
-            encoded.
-    """
-    classes = classes_of(net)
-    labels = images.labels if classes is not None and len(images) else None
-    return Pixels(
-        images.pixels,
-        DDPMScheduler.from_config(scheduler_config),
-        labels,
-        classes or 0,
-        texts=None if texts is None else (texts, texts.rows_of(images)),
-    )
 
 
 def levels(count: int, timesteps: int) -> list[int]:

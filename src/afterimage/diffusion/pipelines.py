@@ -23,7 +23,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from afterimage.artifacts import ArtifactError
-from afterimage.diffusion.model import classes_of, null_of, reads_texts
+from afterimage.diffusion.model import FROZEN, classes_of, null_of, reads_texts
 from afterimage.diffusion.rau_net import redraw
 from afterimage.diffusion.stored_files import (
     BAD_CONFIG,
@@ -147,24 +147,26 @@ def open_pipeline(
             ``frozen_redrawn``); no other network uses it.
         size: Height and width of the images, or a function that returns them; used only if the
             network's config has none.
-        texts: Whether the network may be conditioned on texts, as those of studies.
+        texts: Whether the network may be conditioned on texts and denoise latents, as those of
+            studies.
 
     Raises:
         ArtifactError: naming the files found, why they cannot be opened, and what to do.
     """
     # Find the folders of the network and of the scheduler.
-    name = str(pipeline)
+    name, latents = str(pipeline), False
     folder = _folder(name, weights)
     if (folder / "model_index.json").exists():
         index = read_json(folder / "model_index.json", name)
         _check_index(index, name, texts)
+        latents = "vae" in index
         unet, label, notes = _of_pipeline(folder, weights, name)
         net_class, scheduler_class, pipeline_class = (
             index["unet"][1],
             index["scheduler"][1],
             str(index.get("_class_name")),
         )
-        if pipeline_class not in ("DDPMPipeline", "DDIMPipeline"):
+        if pipeline_class not in ("DDPMPipeline", "DDIMPipeline") and not latents:
             notes.append(
                 f"its class is {pipeline_class}, of which only the unet and the scheduler are "
                 "used, as DDPMPipeline does"
@@ -195,7 +197,7 @@ def open_pipeline(
             f"{name}: its networks are conditioned on texts, and it has no text encoder; "
             f"{WHAT_OPENS}; {OWN_CODE}"
         )
-    check_network(net, size, name)
+    check_network(net, size, name, latents)
     redraw(net, seed)
     net.eval()
     _run_once(net, scheduler_config, name)
@@ -269,7 +271,7 @@ def _fetched(repository: str, revision: str | None, weights: str | None, name: s
 
 def _check_index(index: dict[str, Any], name: str, texts: bool = False) -> None:
     """Check that a pipeline's index names a pixel-space network and a scheduler, both from known
-    libraries, and nothing else."""
+    libraries, and nothing else; with ``texts`` also the parts of a study's network of latents."""
     parts = {
         key: value
         for key, value in index.items()
@@ -280,7 +282,8 @@ def _check_index(index: dict[str, Any], name: str, texts: bool = False) -> None:
     kind = index.get("_class_name", "pipeline without a class")
     made_of = f"{name} is a {kind} of {', '.join(sorted(parts)) or 'no parts'}"
     others = sorted(set(parts) - {"unet", "scheduler"})
-    if others or set(parts) != {"unet", "scheduler"}:
+    known = set(parts) == {"unet", "scheduler"} | (set(FROZEN) if texts and others else set())
+    if not known:
         family = ""
         if any(part.startswith(("text_encoder", "tokenizer", "bert")) for part in others):
             family = ", a text-to-image pipeline"

@@ -37,8 +37,10 @@ from PIL import Image
 from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Sample
+from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.model import classes_of, mark_null, null_of, reads_texts
 from afterimage.diffusion.pipelines import open_pipeline
+from afterimage.diffusion.pixels import to_uint8
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.texts import FILE, TEXT, Texts
 from afterimage.images import Images, load_images
@@ -138,12 +140,6 @@ def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel
     if net.config["num_class_embeds"] is not None and null_of(net) is None:
         mark_null(net)
     return net, scheduler_config
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Round float images in [-1, 1], (n, C, H, W), to uint8, (n, H, W, C)."""
-    scaled = ((images / 2 + 0.5).clamp(0, 1) * 255).round()
-    return scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @torch.inference_mode()
@@ -260,6 +256,7 @@ def generate(
     replicate: int = 0,
     labels: np.ndarray | None = None,
     texts: tuple[Texts, torch.Tensor] | None = None,
+    autoencoder: Autoencoder | None = None,
 ) -> np.ndarray:
     """Return the images with these ``ids``: uint8, (N, H, W, C). A pure function of its arguments.
 
@@ -275,6 +272,7 @@ def generate(
         labels: int64, (N,), for a label-conditional net.
         texts: Embeddings of captions, and the row of each image's prompt, int64 (N,), for a net
             that is conditioned on texts.
+        autoencoder: Decodes latents, for a net of those.
 
     Raises:
         ConfigError: if labels or texts are missing or superfluous, or there are too many steps.
@@ -294,7 +292,8 @@ def generate(
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     channels = unet.config["in_channels"]
-    images = np.empty((len(ids), height, width, channels), np.uint8)
+    shape = (height, width, channels) if autoencoder is None else autoencoder.shape(height, width)
+    images = np.empty((len(ids), *shape), np.uint8)
     for first in batches(len(ids), settings.batch_size, "drawn", "generations"):
         rows = slice(first, first + settings.batch_size)
         batch_ids = ids[rows]
@@ -311,18 +310,17 @@ def generate(
                 encoded.null.to(unet.device),
             )
         null = null_of(unet)
-        images[rows] = to_uint8(
-            denoise(
-                unet,
-                scheduler_config,
-                start,
-                generators,
-                settings,
-                batch_labels,
-                null,
-                batch_texts,
-            )
+        denoised = denoise(
+            unet,
+            scheduler_config,
+            start,
+            generators,
+            settings,
+            batch_labels,
+            null,
+            batch_texts,
         )
+        images[rows] = to_uint8(denoised if autoencoder is None else autoencoder.decode(denoised))
     return images
 
 
@@ -485,6 +483,7 @@ def draw(
         resolved["replicate"],
         labels,
         None if prompts is None else prompts.rows(ids),
+        Autoencoder.of(pipeline),
     )
     facts = {
         "batch_size": settings.batch_size,

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from safetensors import SafetensorError, safe_open
@@ -101,7 +102,7 @@ def read_network(
         )
 
     # Build the network.
-    state, sha256 = _weights(folder, name)
+    state, sha256 = weights_of(folder, name)
     try:
         with torch.random.fork_rng(devices=[]):  # initial weights, all of which are replaced
             settings = {key: value for key, value in config.items() if key not in AVERAGING}
@@ -111,7 +112,22 @@ def read_network(
             f"{name}: no {kind} can be built from {folder.name}/config.json: {first_line(error)}"
         ) from error
 
-    # The weights must fit exactly. Attention had other names in earlier versions of diffusers.
+    fill(net, state, folder, name)
+    return net, sha256
+
+
+def fill(net: ModelMixin, state: OrderedDict[str, torch.Tensor], folder: Path, name: str) -> None:
+    """Load stored weights, which must fit exactly.
+
+    Args:
+        net: The network.
+        state: Name -> tensor; names of earlier versions of diffusers are replaced.
+        folder: Where they were stored, for messages.
+        name: Name of the pipeline in messages.
+
+    Raises:
+        ArtifactError: if one is missing, unknown, of another shape, quantised or not finite.
+    """
     net._fix_state_dict_keys_on_load(state)
     expected = net.state_dict()
     missing, foreign = sorted(set(expected) - set(state)), sorted(set(state) - set(expected))
@@ -142,10 +158,9 @@ def read_network(
                 "values, and nothing can be sampled from it; open an earlier state of the training"
             )
     net.load_state_dict(state)
-    return net, sha256
 
 
-def _weights(folder: Path, name: str) -> tuple[OrderedDict[str, torch.Tensor], str]:
+def weights_of(folder: Path, name: str) -> tuple[OrderedDict[str, torch.Tensor], str]:
     """Return the stored tensors by name, and their hash."""
     files = [WEIGHTS]
     if not (folder / WEIGHTS).exists() and (folder / SHARDS).exists():
@@ -208,7 +223,9 @@ def _instead(folder: Path) -> str:
     return ", nor any other weights; fetch them, or copy the whole folder"
 
 
-def check_network(net: UNet2DModel, size: Size | Callable[[], Size] | None, name: str) -> None:
+def check_network(
+    net: UNet2DModel, size: Size | Callable[[], Size] | None, name: str, latents: bool = False
+) -> None:
     """Check the images and labels of a network's config; set the image size if it has none.
 
     Args:
@@ -216,13 +233,14 @@ def check_network(net: UNet2DModel, size: Size | Callable[[], Size] | None, name
         size: Height and width to set if the config's ``sample_size`` is null, or a function that
             returns them.
         name: Name of the pipeline in messages.
+        latents: Whether the network denoises latents, which may have any number of channels.
 
     Raises:
         ArtifactError: if the channels, the size or the number of labels is not supported.
     """
     config = net.config
     channels, out = config["in_channels"], config["out_channels"]
-    if channels not in (1, 3):
+    if channels not in (1, 3) and not latents:
         raise ArtifactError(
             f"{name}: its network has {channels} input channels; allowed are 1 (grey) and 3 (RGB)"
         )

@@ -57,8 +57,11 @@ from afterimage.config import (
 )
 from afterimage.data import forget
 from afterimage.data.members import members
+from afterimage.diffusion.autoencoder import FOLDER
+from afterimage.diffusion.denoising import denoising
+from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
-from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import load_images
@@ -109,6 +112,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="embeddings of captions, for an arm that is conditioned on them",
     )
     parser.add_argument(
+        "--latents",
+        type=Path,
+        metavar="DIR",
+        help="latents of the images, for a study with an autoencoder",
+    )
+    parser.add_argument(
         "--part",
         type=share,
         default=(1, 1),
@@ -156,13 +165,14 @@ def run(args: argparse.Namespace) -> int | None:
     # Set up the device, which makes the processes known to each other, and the inputs.
     same_bits()
     accelerator = accelerator_for(train)
-    _check(args, arm, train, resolved["settings"]["forget"])
+    _check(args, arm, train, resolved["settings"])
     method = methods.find(arm.method)
     inputs = {"train": args.train}
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
     inputs |= {"extraction": args.extraction / "pairs.parquet"} if args.extraction else {}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     entries = (__name__, config.METHODS[arm.method])
 
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
@@ -198,9 +208,7 @@ def run(args: argparse.Namespace) -> int | None:
     return None
 
 
-def _check(
-    args: argparse.Namespace, arm: Arm, train: Train, sets: dict[str, dict[str, Any]]
-) -> None:
+def _check(args: argparse.Namespace, arm: Arm, train: Train, settings: dict[str, Any]) -> None:
     """Compare the flags and the number of processes with the settings.
 
     Raises:
@@ -209,8 +217,9 @@ def _check(
     for flag, setting in (
         ("base", arm.base),
         ("matched", arm.matched_to),
-        ("extraction", any(forget_set["extracted_from"] for forget_set in sets.values())),
+        ("extraction", any(chosen["extracted_from"] for chosen in settings["forget"].values())),
         ("texts", arm.condition == "text"),
+        ("latents", settings["latents"]),
     ):
         if bool(setting) != bool(getattr(args, flag)):
             raise ConfigError(
@@ -260,12 +269,18 @@ def _prepare(
     classes = classes_of(split, arm)
     labels = None if classes is None else images.labels
     texts = Texts.load(args.texts) if args.texts else None
-    scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
+    latents, frozen = None, {}
+    if args.latents:
+        latents = EncodedImages.load(args.latents)
+        frozen = {FOLDER: args.latents / FOLDER}
+        frozen |= {part: args.texts / part for part in ("text_encoder", "tokenizer")}
+    diffusion = Diffusion.model_validate(settings["diffusion"])
+    scheduler = build_scheduler(diffusion, latents=latents is not None)
     model = Model.model_validate(settings["model"])
 
     def build(blocks: TransferBlocks | None, stream: str) -> UNet:
         network_seed = seeds.derive(seed, *path, stream)
-        shape = split.pixels.shape[1:]
+        shape = split.pixels.shape[1:] if latents is None else latents.shape
         width = None if texts is None else texts.width
         return build_unet(model, shape, classes, seed=network_seed, blocks=blocks, text_width=width)
 
@@ -278,8 +293,9 @@ def _prepare(
         net=build(arm.rau_net, "init"),
         build=build,
         scheduler=scheduler,
-        task=Pixels(
+        task=denoising(
             images.pixels,
+            latents,
             scheduler,
             labels,
             classes or 0,
@@ -293,6 +309,7 @@ def _prepare(
         base=args.base / "pipeline" if args.base else None,
         accelerator=accelerator,
         store=store,
+        frozen=frozen,
         states=settings["states"],
         share=args.part,
     )
@@ -303,12 +320,12 @@ def _prepare(
 
 def _write(folder: Path, job: TrainingRun, result: Trained, table: pd.DataFrame) -> None:
     """Write the networks, the tables and the curves of a finished run."""
-    save_pipeline(result.average, job.scheduler, folder / "pipeline")
-    save_pipeline(result.raw, job.scheduler, folder / "raw")
+    save_pipeline(result.average, job.scheduler, folder / "pipeline", job.frozen)
+    save_pipeline(result.raw, job.scheduler, folder / "raw", job.frozen)
     for name in ("states", "tables"):
         (folder / name).mkdir()
     if job.kept.is_dir():
-        shutil.copytree(job.kept, folder / "states", dirs_exist_ok=True)
+        artifacts.link(job.kept, folder / "states")
     table.to_parquet(folder / "members.parquet", index=False)
     for name, rows in result.tables.items():
         rows.to_parquet(folder / "tables" / f"{name}.parquet", index=False)

@@ -97,7 +97,7 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
     total = job.scheduler.config["num_train_timesteps"]
     levels = min(arm.fisher_timesteps or total, total)
     timesteps = torch.from_numpy(((np.arange(levels) + 0.5) * total / levels).astype(np.int64))
-    shape = task.images.shape[1:]
+    shape = task.shape
     scale = total / levels * math.prod(shape)
     size = job.train.batch_size // job.train.accumulation
 
@@ -144,7 +144,7 @@ def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
     images under its label."""
     task, count = job.task, job.train.batch_size
     assert isinstance(task, Pixels)
-    channels, height, width = task.images.shape[1:]
+    channels, height, width = task.shape
     generator = seeds.torch_rng(job.seed, *job.path, "surrogate", s)
     pixels = torch.randint(
         256, (count, height, width, channels), generator=generator, dtype=torch.uint8

@@ -9,7 +9,7 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.data import SPLIT, planting_of, texts_of
+from afterimage.plan.data import SPLIT, latents_of, planting_of, texts_of
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step, per_replicate
 from afterimage.plan.train import extractions, forget_sets
 
@@ -105,6 +105,7 @@ def _membership_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
     return (
         texts_of(study, job.arm)
+        | latents_of(study)
         | _controls(study, job)
         | {
             "model": f"{_trained(job)}/run.json",

@@ -11,9 +11,10 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.step import Address, Inputs, Job, Settings, Step
+from afterimage.plan.step import Address, Inputs, Job, Settings, Step, once
 
 SPLIT, PLANTING, DEDUP, ENCODE = "data/split", "data/planting", "data/dedup", "data/encode"
+AUTOENCODER, LATENTS = "data/autoencoder", "data/latents"
 
 LIKENESS_COMPONENTS, LIKENESS_SHIFTS = 256, 9
 """As in ``metrics.likeness``, which planning does not import: the most components, and the shifts
@@ -107,6 +108,36 @@ def _encode_inputs(study: Study, job: Job) -> Inputs:
     return inputs
 
 
+def _with_autoencoder(study: Study) -> Iterable[Address]:
+    return [] if study.autoencoder is None else once(study)
+
+
+def _autoencoder_settings(study: Study, job: Job) -> Settings:
+    return {} if study.autoencoder is None else study.autoencoder.model_dump(mode="json")
+
+
+def _latents_inputs(study: Study, job: Job) -> Inputs:
+    """Return the images that networks are trained on or attacked with; those that are left after
+    deduplication are among them."""
+    images = [f"{SPLIT}/holdout.npz"]
+    for number in range(study.data.plantings):
+        images += [f"{PLANTING}/{number}/{part}.npz" for part in ("train", "twins")]
+    return {"autoencoder": f"{AUTOENCODER}/run.json", "images": images}
+
+
+def _encoding(study: Study, name: str) -> Work:
+    """Encode every image, with its mirror image if trainings mirror, and decode it once."""
+    split, plantings = study.data.split, study.data.plantings
+    twins = sum(plant.images for plant in study.data.plant)
+    images = split.holdout + plantings * (split.train + twins)
+    return work.autoencoding(study, images * (1 + study.data.flips))
+
+
+def latents_of(study: Study) -> Inputs:
+    """Return the latents of images, for a study with an autoencoder."""
+    return {} if study.autoencoder is None else {"latents": f"{LATENTS}/run.json"}
+
+
 def texts_of(study: Study, arm: str) -> Inputs:
     """Return the embeddings of an arm's variant of captions, if it is conditioned on them."""
     if study.condition_of(arm) != "text":
@@ -193,6 +224,36 @@ STEPS = (
         inputs=_encode_inputs,
         addresses=_encoded,
         libraries=True,
+    ),
+    Step(
+        name=AUTOENCODER,
+        verb="autoencoder",
+        module="afterimage.data.autoencoder",
+        help="train the autoencoder of latents on the reference split, or check a stored one",
+        folder=AUTOENCODER,
+        keys=("autoencoder",),
+        settings=_autoencoder_settings,
+        inputs=lambda study, job: {"reference": f"{SPLIT}/reference.npz"},
+        addresses=_with_autoencoder,
+        work=lambda study, name: work.autoencoder_training(study),
+        memory=memory.autoencoder,
+        size=None,
+        networks=True,
+    ),
+    Step(
+        name=LATENTS,
+        verb="latents",
+        module="afterimage.data.latents",
+        help="encode every image once",
+        folder=LATENTS,
+        keys=("data",),
+        settings=lambda study, job: {"flips": study.data.flips},
+        inputs=_latents_inputs,
+        addresses=_with_autoencoder,
+        work=_encoding,
+        memory=memory.autoencoder,
+        size=None,
+        networks=True,
     ),
     Step(
         name="data/classifier",

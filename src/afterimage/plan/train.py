@@ -8,7 +8,7 @@ from afterimage.config.arms import METHODS
 from afterimage.config.study import Study
 from afterimage.config.texts import ORIGINAL
 from afterimage.plan.cost import memory, work
-from afterimage.plan.data import texts_of, training_images
+from afterimage.plan.data import latents_of, texts_of, training_images
 from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 
@@ -56,6 +56,7 @@ def _settings(study: Study, job: Job) -> Settings:
         "arm": arm_settings(study, job.arm),
         "forget": forget_sets(study, study.own_forget_sets(job.arm)),
         "states": study.states_of(job.arm),
+        "latents": study.autoencoder is not None,
     }
 
 
@@ -67,7 +68,7 @@ def _inputs(study: Study, job: Job) -> Inputs:
         inputs["base"] = f"train/{arm.base}/rep{job.replicate}/run.json"
     if arm.matched_to is not None:
         inputs["matched"] = f"train/{arm.matched_to.arm}/rep{job.replicate}/run.json"
-    inputs |= texts_of(study, job.arm)
+    inputs |= texts_of(study, job.arm) | latents_of(study)
     for run in extractions(study, job, study.own_forget_sets(job.arm)).values():
         inputs["extraction"] = run  # an arm has at most one such set
     return inputs

@@ -1,4 +1,4 @@
-"""Captions of a set of images: next to image files, or in a parquet column.
+"""Captions of a set of images: next to image files, in a parquet column, or in an array.
 
 Image files have theirs in a ``metadata.jsonl`` (an object with ``file_name`` and the caption per
 line), a ``captions.json`` (file name -> caption, or a list of such objects) or a text file of the
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -32,7 +33,11 @@ COLUMNS = ("text", "caption", "prompt")
 """Names of captions, in parquet files and in JSON objects."""
 
 LINES, OBJECT = "metadata.jsonl", "captions.json"
-WHERE = f"{LINES}, {OBJECT}, a .txt per image, or a parquet column {', '.join(COLUMNS)}"
+ARRAY = "captions"
+WHERE = (
+    f"{LINES}, {OBJECT}, a .txt per image, a parquet column {', '.join(COLUMNS)}, or an array "
+    f"{ARRAY} in .npz"
+)
 
 
 class AmbiguousError(ConfigError):
@@ -74,6 +79,8 @@ def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
     flag = f"--{images.name}"
     if isinstance(source, config.Parquet | config.HuggingFace):
         return _in_parquet(_parquet_files(source, images), images, wanted)
+    if isinstance(source, config.ArrayFile):
+        return _in_array(Path(config.expand(source.path)), images, wanted)
     if not isinstance(source, config.ImageFolder):
         if wanted is not None and images.name in chosen:
             raise ConfigError(f"{FLAG} = {wanted}: {flag} is no source that has captions ({WHERE})")
@@ -107,6 +114,25 @@ def _differ(missing: list[str], foreign: list[str]) -> str:
     if foreign:
         parts.append(f"{len(foreign)} captions have no image ({listed(foreign)})")
     return "; ".join(parts)
+
+
+def _in_array(path: Path, images: ImageSet, wanted: str | None) -> list[str] | None:
+    """Return the captions in an ``.npz``, such as those of studies, which have empty ones where
+    there are none."""
+    with np.load(path, allow_pickle=False) as arrays:
+        if wanted is not None and wanted not in arrays:
+            raise ConfigError(
+                f"{FLAG} = {wanted}: --{images.name} has no such array, but {', '.join(arrays)}"
+            )
+        texts = arrays.get(wanted or ARRAY, np.array([], str))
+    if not texts.astype(bool).any():
+        return None
+    if texts.dtype.kind != "U" or texts.shape != (len(images.names),):
+        raise ArtifactError(
+            f"--{images.name}: its array {wanted or ARRAY} is {texts.dtype} {texts.shape}; needed "
+            f"is one text for each of {len(images.names)} images"
+        )
+    return texts.tolist()
 
 
 # ---- beside image files --------------------------------------------------------------------------

@@ -16,8 +16,9 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.diffusion.condition import Condition
-from afterimage.diffusion.latents import Latents
+from afterimage.diffusion.autoencoder import Autoencoder
+from afterimage.diffusion.condition import Condition, each_tensor
+from afterimage.diffusion.latents import EncodedImages, Latents
 from afterimage.images import Images
 from afterimage.standalone import generations, lora, own_call, prompts, stored_pipeline
 from afterimage.standalone.stored_pipeline import StoredPipeline
@@ -27,7 +28,36 @@ SUPPORTED = (
     "DiTTransformer2DModel with labels, both with an AutoencoderKL"
 )
 _BATCH = 8
-"""Images encoded at once."""
+"""Texts encoded at once."""
+
+
+class Conditioned(Latents):
+    """Denoising of latents by a network that is given more than texts or labels alone.
+
+    Args:
+        images: uint8, (N, H, W, C).
+        encoded: Their latents.
+        scheduler: The forward process.
+        conditions: What the network is given, with one row per different condition.
+        rows: int64, (N,): the row of ``conditions`` of each latent.
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        encoded: EncodedImages,
+        scheduler: DDPMScheduler,
+        conditions: Condition,
+        rows: torch.Tensor,
+    ) -> None:
+        super().__init__(images, encoded, scheduler)
+        self.conditions, self.rows = conditions, rows
+
+    def condition_of(self, rows: torch.Tensor) -> Condition:
+        """Return the conditions of the latents at ``rows``."""
+        chosen = self.rows[rows]
+        condition: Condition = each_tensor(self.conditions, lambda tensor: tensor[chosen])
+        return condition
 
 
 @dataclass(frozen=True)
@@ -141,39 +171,31 @@ class Conditional:
                 "them"
             )
 
-    def task(self, images: Images, texts: Sequence[str] | None, truncate: bool) -> Latents:
+    def task(
+        self, images: Images, texts: Sequence[str] | None, truncate: bool, mirrors: bool
+    ) -> Conditioned:
         """Return the denoising of images, each with its text or label.
 
         Args:
             images: The images.
             texts: Their texts; None for labels.
             truncate: Whether texts that are too long may be cut.
+            mirrors: Whether mirror images will be asked for.
 
         Raises:
             ConfigError: naming the flag, if texts are too long.
         """
         scheduler = DDPMScheduler.from_config(self.scheduler_config)
-        latents = self._encoded(images.pixels)
+        encoded = EncodedImages.of(Autoencoder(self.pipeline.vae), images.pixels, mirrors)
+        denoised = images.pixels, encoded, scheduler
         if texts is None:
             labels = torch.from_numpy(images.labels)
-            return Latents(latents, scheduler, {"class_labels": labels}, torch.arange(len(labels)))
+            return Conditioned(*denoised, {"class_labels": labels}, torch.arange(len(labels)))
         different = list(dict.fromkeys(texts))
         position = {text: row for row, text in enumerate(different)}
         rows = torch.tensor([position[text] for text in texts])
         conditions = self._texts(different, images.pixels.shape[1:3], truncate)
-        return Latents(latents, scheduler, conditions, rows)
-
-    @torch.inference_mode()
-    def _encoded(self, pixels: np.ndarray) -> torch.Tensor:
-        """Return latents, float32, (N, C, H, W)."""
-        vae = self.pipeline.vae
-        encoded = []
-        for first in range(0, len(pixels), _BATCH):
-            batch = torch.from_numpy(pixels[first : first + _BATCH]).permute(0, 3, 1, 2)
-            image = batch.to(vae.device, vae.dtype) / 127.5 - 1
-            encoded.append(vae.encode(image).latent_dist.mode().float().cpu())
-        latents = torch.cat(encoded) - (vae.config.get("shift_factor") or 0)
-        return (latents * vae.config.scaling_factor).clone()
+        return Conditioned(*denoised, conditions, rows)
 
     @torch.inference_mode()
     def _texts(self, texts: Sequence[str], size: tuple[int, int], truncate: bool) -> Condition:

@@ -24,6 +24,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.data.pictures import Transform
 from afterimage.diffusion import pipelines, sample
+from afterimage.diffusion.pixels import to_uint8
 from afterimage.diffusion.stored_network import NETWORKS
 from afterimage.images import Images
 from afterimage.standalone import (
@@ -203,7 +204,7 @@ class Pixels:
                     None if labels is None else torch.tensor(labels, device=device),
                     opened.null,
                 )
-            return sample.to_uint8(images)
+            return to_uint8(images)
 
         facts = {
             "sampler": sampler,

@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
         with flags.named("membership"):
             measured = losses.measure(
                 net,
-                networks.task(network, image_set, args),
+                networks.task(network, image_set, args, mirrors=args.flips),
                 image_set.images.ids,
                 name,
                 at,

@@ -11,7 +11,8 @@ from typing import Any
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion import pipelines
-from afterimage.diffusion.noising import Pixels, task_of
+from afterimage.diffusion.denoising import task_of
+from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.pipelines import Opened
 from afterimage.diffusion.stored_network import NETWORKS
 from afterimage.images import Images
@@ -90,7 +91,8 @@ def opened(args: argparse.Namespace, train: Images) -> Opened | Any:
         hub = stored_pipeline.pinned(args.pipeline, args.revision)
         if hub is not None or (Path(args.pipeline) / stored_pipeline.INDEX).is_file():
             located = stored_pipeline.locate(args.pipeline, args.revision)
-            if stored_pipeline.parts_of(located.index).get("unet", ("", ""))[1] not in NETWORKS:
+            parts = stored_pipeline.parts_of(located.index)
+            if "vae" in parts or parts.get("unet", ("", ""))[1] not in NETWORKS:
                 return _conditional(args, located)
         for flag in TEXT_FLAGS:
             if (value := getattr(args, flag)) is not None:
@@ -115,8 +117,11 @@ def _conditional(args: argparse.Namespace, located: stored_pipeline.Located) -> 
     return conditional.Conditional.of(args, located)
 
 
-def task(network: Opened | Any, images: ImageSet, args: argparse.Namespace) -> Pixels:
-    """Return the denoising of a set of images by the network, with their labels or captions.
+def task(
+    network: Opened | Any, images: ImageSet, args: argparse.Namespace, mirrors: bool = False
+) -> Pixels:
+    """Return the denoising of a set of images by the network, with their labels or captions; with
+    ``mirrors`` that of their mirror images, too.
 
     Raises:
         ConfigError: naming the flag, if the network takes texts and the images have no captions, or
@@ -131,7 +136,7 @@ def task(network: Opened | Any, images: ImageSet, args: argparse.Namespace) -> P
             raise ConfigError(
                 f"--{images.name}: it has no captions ({captions.WHERE}), which the network takes"
             )
-    return network.task(images.images, texts, bool(args.truncate_prompts))
+    return network.task(images.images, texts, bool(args.truncate_prompts), mirrors)
 
 
 def settings(network: Opened | Any, args: argparse.Namespace) -> dict[str, Any]:

@@ -25,9 +25,12 @@ from safetensors import SafetensorError, safe_open
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
+from afterimage.diffusion.rau_net import redraw
 from afterimage.diffusion.stored_files import BAD_CONFIG, POINTER, first_line, listed, read_json
 
 INDEX = "model_index.json"
+LIBRARIES = ("diffusers", "transformers", "afterimage")
+"""Whose classes a part may have; the last for networks of studies."""
 
 _WEIGHTS = r"(?:diffusion_pytorch_model|model){variant}(?:-\d+-of-\d+)?{variant}\.safetensors"
 """File names of weights; the variant stands before the number of the shard, or once after it."""
@@ -269,15 +272,15 @@ def parts_of(index: dict[str, Any]) -> dict[str, tuple[str, str]]:
 
 
 def _checked_index(index: dict[str, Any], name: str) -> tuple[type, dict[str, tuple[str, str]]]:
-    """Return the class of a pipeline and its parts, all of which are diffusers' or transformers'
-    own."""
+    """Return the class of a pipeline and its parts, all of which are those of diffusers,
+    transformers, or this package."""
     kind, parts = index.get("_class_name"), parts_of(index)
     for part, (library, class_name) in parts.items():
         of_pipeline = hasattr(diffusers.pipelines, library)
-        if library not in ("diffusers", "transformers") and not of_pipeline:
+        if library not in LIBRARIES and not of_pipeline:
             raise ArtifactError(
-                f"{name}: its {part} is {library}.{class_name}; allowed are parts of diffusers and "
-                "transformers: code of a pipeline's own is never run"
+                f"{name}: its {part} is {library}.{class_name}; allowed are parts of "
+                f"{' and '.join(LIBRARIES[:2])}: code of a pipeline's own is never run"
             )
         if _ANY_CLASS.match(class_name):
             raise ArtifactError(
@@ -457,6 +460,9 @@ def load(stored: StoredPipeline, dtype: str, device: torch.device) -> Any:
     """
     _check_memory(stored, dtype, device)
     parts = {part: _loaded(stored, part, dtype) for part in stored.parts}
+    for opened in parts.values():
+        if isinstance(opened, torch.nn.Module):
+            redraw(opened, 0)
     parameters = inspect.signature(stored.pipeline_class).parameters
     settings = {
         name: value

@@ -50,6 +50,8 @@ class TrainingRun:
         base: Pipeline folder of the arm that this arm starts from, or None.
         accelerator: Device and precision.
         store: Where checkpoints are saved.
+        frozen: Part of the stored pipelines that no training changes -> its folder
+            (``diffusion.model.save_pipeline``).
         states: Name -> share of the budget at which the network of that moment is kept, (0, 1).
         share: (k, K): this process exits when k/K of the budget is spent.
     """
@@ -69,6 +71,7 @@ class TrainingRun:
     base: Path | None
     accelerator: Accelerator
     store: Store
+    frozen: Mapping[str, Path] = field(default_factory=dict)
     states: Mapping[str, float] = field(default_factory=dict)
     share: tuple[int, int] = (1, 1)
 
@@ -107,7 +110,7 @@ class TrainingRun:
                 kept = networks()  # in every process: they may have to exchange weights
                 for name in names if distributed.first() else []:
                     for folder, net in (("pipeline", kept.average), ("raw", kept.raw)):
-                        save_pipeline(net, self.scheduler, self.kept / name / folder)
+                        save_pipeline(net, self.scheduler, self.kept / name / folder, self.frozen)
             return values
 
         return loop.run(

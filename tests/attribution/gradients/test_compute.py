@@ -14,7 +14,7 @@ from afterimage.attribution.gradients.noise import gaussian_noise, random_signs
 from afterimage.attribution.gradients.readouts import READOUTS
 from afterimage.config import ConfigError
 from afterimage.config.attribution import Features
-from afterimage.diffusion.noising import task_of
+from afterimage.diffusion.denoising import task_of
 from afterimage.images import Images
 
 SMALL = {"noise": "per_image", "timesteps": 2, "dimension": 32, "batch_size": 7}

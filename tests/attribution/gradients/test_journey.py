@@ -9,7 +9,7 @@ from afterimage import seeds
 from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import Features, Sample
-from afterimage.diffusion.noising import task_of
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.sample import generate
 from afterimage.images import Images
 

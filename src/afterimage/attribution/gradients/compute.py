@@ -110,7 +110,7 @@ def project_gradients(
         sums = torch.zeros(2, len(index), len(scalars), project.dimension, device=device)
         for column, t in enumerate(timesteps):
             # Noise the images and predict, recording what the layers receive.
-            shape = task.images.shape[1:]
+            shape = task.shape
             if settings.noise == "shared":
                 noise = shared_noise(seed, draw, t, shape).expand(len(index), *shape)
             else:

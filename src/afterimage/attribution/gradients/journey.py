@@ -17,9 +17,10 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 from afterimage.attribution.gradients.compute import project_gradients
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import Features, Sample
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.noising import task_of
-from afterimage.diffusion.sample import generate, to_uint8
+from afterimage.diffusion.pixels import to_uint8
+from afterimage.diffusion.sample import generate
 from afterimage.images import Images
 
 

@@ -35,7 +35,7 @@ from afterimage.attribution.gradients import compute
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import readouts_of
 from afterimage.data.members import trained_rows
-from afterimage.diffusion.noising import task_of
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.images import Images, load_images
 from afterimage.metrics.neighbours import Gallery

@@ -87,9 +87,7 @@ def measure_effects(
         unmirrored = torch.zeros(len(rows), dtype=torch.bool)
         for t in levels:
             for draw in range(settings.draws):
-                noise = gaussian_noise(
-                    seed, f"truth {draw} {image_set}", ids, t, task.images.shape[1:]
-                )
+                noise = gaussian_noise(seed, f"truth {draw} {image_set}", ids, t, task.shape)
                 batch = task.noised(
                     rows, torch.full_like(rows, t), noise, unmirrored, task.condition_of(rows)
                 ).to(device)

@@ -10,7 +10,9 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from afterimage.config import Study
-from afterimage.plan.cost.work import networks, readouts_of, shape, values, weights
+from afterimage.config.autoencoder import TrainedAutoencoder
+from afterimage.plan.cost import work
+from afterimage.plan.cost.work import denoised, networks, readouts_of, values, weights
 
 SINGLE = 4
 """Bytes of a number."""
@@ -52,8 +54,18 @@ def learning(study: Study, arm: str) -> Bytes:
 def passing(study: Study, arm: str, batch: int) -> float:
     """Return the bytes of forward passes without gradients: the weights, and some six tensors of
     the finest level."""
-    height, width, _ = shape(study)
-    return SINGLE * (weights(study, arm) + 6 * batch * study.model.channels[0] * height * width)
+    height, width, _ = denoised(study)
+    level = study.model.channels[0] * height * width
+    own = SINGLE * (weights(study, arm) + 6.0 * batch * level)
+    return own if study.autoencoder is None else max(own, autoencoder(study).networks)
+
+
+def autoencoder(study: Study, name: str = "") -> Bytes:
+    """Return what the training of the autoencoder holds, or its passes over a few images."""
+    counts, settings = work.autoencoder(study), study.autoencoder
+    batch = settings.batch_size if isinstance(settings, TrainedAutoencoder) else 1
+    images = work.reference_images(study) * values(study)
+    return Bytes(SINGLE * (5 * counts.parameters + batch * counts.values), 3 * images)
 
 
 def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:

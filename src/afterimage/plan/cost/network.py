@@ -61,12 +61,26 @@ def unet(
     """
     halvings = 2 ** (len(model.channels) - 1)
     settings = {
+        "kind": "unet",
         "model": model.model_dump(mode="json"),
         "shape": [-(-side // halvings) * halvings for side in (height, width)] + [channels],
         "blocks": blocks.model_dump(mode="json") if blocks else None,
         "text": text,
     }
     return _known(json.dumps(settings, sort_keys=True))
+
+
+def autoencoder(settings: dict[str, Any], height: int, width: int, channels: int) -> Network:
+    """Return the counts of an ``AutoencoderKL``, through which one image goes and comes back.
+
+    Args:
+        settings: Its config.
+        height: Pixels of one image.
+        width: The same.
+        channels: Colours.
+    """
+    described = {"kind": "autoencoder", "config": settings, "shape": [height, width, channels]}
+    return _known(json.dumps(described, sort_keys=True))
 
 
 @cache
@@ -96,21 +110,9 @@ def _count(settings: dict[str, Any]) -> Network:
     from torch.overrides import TorchFunctionMode
     from torch.utils.flop_counter import FlopCounterMode
 
-    from afterimage.diffusion.model import build_unet
-    from afterimage.diffusion.texts import TEXT
-
-    height, width, channels = settings["shape"]
-    blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
     meta_device.import_kernels()
-    shape, condition = (height, width, channels), {}
     with torch.device("meta"):
-        text_width = None
-        if settings["text"] is not None:
-            tokens, text_width = settings["text"]
-            condition = {TEXT: torch.zeros(1, tokens, text_width)}
-        model = Model(**settings["model"])
-        net = build_unet(model, shape, blocks=blocks, text_width=text_width)
-        inputs = torch.zeros(1, channels, height, width), torch.zeros(1, dtype=torch.int64)
+        net, arguments = {"unet": _unet, "autoencoder": _autoencoder}[settings["kind"]](settings)
     weights = {weight.untyped_storage()._cdata for weight in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -134,9 +136,37 @@ def _count(settings: dict[str, Any]) -> Network:
 
     hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as flop, hooks, FusedAttention():
-        net(*inputs, **condition)
+        net(**arguments)
     return Network(
         flop.get_total_flops(),
         sum(weight.numel() for weight in net.parameters()),
         sum(storage.nbytes() for storage in kept.values()) // torch.float32.itemsize,
     )
+
+
+def _unet(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return a U-Net on torch's current device, and its arguments for one image."""
+    import torch
+
+    from afterimage.diffusion.model import build_unet
+    from afterimage.diffusion.texts import TEXT
+
+    height, width, channels = settings["shape"]
+    blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
+    image, condition, text_width = torch.zeros(1, channels, height, width), {}, None
+    if settings["text"] is not None:
+        tokens, text_width = settings["text"]
+        condition = {TEXT: torch.zeros(1, tokens, text_width)}
+    model = Model(**settings["model"])
+    net = build_unet(model, (height, width, channels), blocks=blocks, text_width=text_width)
+    return net, {"sample": image, "timestep": torch.zeros(1, dtype=torch.int64), **condition}
+
+
+def _autoencoder(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """Return an autoencoder on torch's current device, and its arguments for one image."""
+    import torch
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    height, width, channels = settings["shape"]
+    image = torch.zeros(1, channels, height, width)
+    return AutoencoderKL(**settings["config"]), {"sample": image}

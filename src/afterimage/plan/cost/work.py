@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from afterimage.config import Features, Study
+from afterimage.config.autoencoder import TrainedAutoencoder
 from afterimage.plan.cost import network
 
 UPDATE = 4
@@ -61,6 +62,34 @@ def values(study: Study) -> int:
     return math.prod(shape(study))
 
 
+def denoised(study: Study) -> tuple[int, int, int]:
+    """Return height, width and channels of what networks see: an image, or its latent."""
+    height, width, channels = shape(study)
+    chosen = study.autoencoder
+    return (height, width, channels) if chosen is None else chosen.latent(height, width)
+
+
+def autoencoder(study: Study) -> network.Network:
+    """Return the counts of a study's autoencoder: one image, encoded and decoded."""
+    height, width, channels = shape(study)
+    assert study.autoencoder is not None
+    return network.autoencoder(study.autoencoder.network(channels), height, width, channels)
+
+
+def autoencoding(study: Study, images: int) -> Work:
+    """Return the work of encoding and decoding images."""
+    return passes(autoencoder(study).flop, images, 16)
+
+
+def autoencoder_training(study: Study) -> Work:
+    """Return the work of training a study's autoencoder; a stored one takes none."""
+    settings = study.autoencoder
+    if not isinstance(settings, TrainedAutoencoder):
+        return Work()
+    size = settings.batch_size
+    return passes(autoencoder(study).flop, settings.updates * size, size, backward=True)
+
+
 def networks(study: Study, arm: str) -> list[tuple[network.Network, float]]:
     """Return an arm's networks, each with its share of the timesteps."""
     parts = study.arms[arm].networks(study.rau_net_of(arm), study.diffusion.timesteps)
@@ -68,7 +97,8 @@ def networks(study: Study, arm: str) -> list[tuple[network.Network, float]]:
     if study.text is not None and study.condition_of(arm) == "text":
         text = study.text.length, study.text.width
     return [
-        (network.unet(study.model, *shape(study), blocks, text), share) for blocks, share in parts
+        (network.unet(study.model, *denoised(study), blocks, text), share)
+        for blocks, share in parts
     ]
 
 
@@ -148,9 +178,10 @@ def training(study: Study, arm: str) -> Work:
 
 def drawing(study: Study, arm: str, images: int) -> Work:
     """Return the work of drawing generations."""
-    guided = study.condition_of(arm) == "label" and study.sample.guidance not in (0, 1)
+    guided = study.condition_of(arm) != "none" and study.sample.guidance not in (0, 1)
     one_step = passes((1 + guided) * forward(study, arm), images, study.sample.batch_size)
-    return one_step * study.sample.steps
+    drawn = one_step * study.sample.steps
+    return drawn if study.autoencoder is None else drawn + autoencoding(study, images)
 
 
 def losses(
