@@ -5,7 +5,8 @@ al. 2016) are learned from the captions of the pool; the encoder is a ``CLIPText
 weights (``config.texts``). Its last hidden states condition the networks, as in Stable Diffusion.
 
 The store: ``tokenizer/`` and ``text_encoder/``, which transformers opens; ``captions.json``, the
-different captions of the pool, the held-out and the reference images, sorted; and
+different captions of the pool, the held-out and the reference images, and the surrogates of the
+study's forget sets (``surrogates`` of the settings, if there are any), sorted; and
 ``texts.safetensors`` with ``embeddings``, float32 (captions, length, width) in that order, and
 ``null``, that of the empty caption.
 """
@@ -45,11 +46,13 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "data/encode")
-    settings = TextEncoder.model_validate(config["settings"])
+    own = dict(config["settings"])
+    surrogates = own.pop("surrogates", [])
+    settings = TextEncoder.model_validate(own)
     inputs = {part: getattr(args, part) for part in PARTS}
     with artifacts.step(config, args.out, inputs, entries=(__name__,)) as step:
         captions = {part: load_images(path).captions.tolist() for part, path in inputs.items()}
-        different = sorted({text for texts in captions.values() for text in texts})
+        different = sorted({text for texts in captions.values() for text in texts} | {*surrogates})
         tokenizer = learn_tokenizer(sorted(set(captions["pool"])), settings)
         encoder = build_encoder(tokenizer, settings, seeds.derive(config["seed"], "text_encoder"))
         tensors = {

@@ -54,6 +54,7 @@ from afterimage.config import (
     Model,
     Train,
     TransferBlocks,
+    Unlearning,
 )
 from afterimage.data import forget
 from afterimage.data.members import members
@@ -260,6 +261,9 @@ def _prepare(
     classes = classes_of(split, arm)
     labels = None if classes is None else images.labels
     texts = Texts.load(args.texts) if args.texts else None
+    surrogate = None
+    if texts is not None and isinstance(arm, Unlearning):
+        surrogate = texts.embedding(settings["forget"][arm.forget]["surrogate"])
     scheduler = build_scheduler(Diffusion.model_validate(settings["diffusion"]))
     model = Model.model_validate(settings["model"])
 
@@ -286,6 +290,7 @@ def _prepare(
             train.label_dropout,
             settings["flips"],
             None if texts is None else (texts, texts.rows(images.captions)),
+            surrogate,
         ),
         sources=images.sources,
         labels=images.labels,

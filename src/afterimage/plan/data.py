@@ -80,7 +80,11 @@ def _encoded(study: Study) -> Iterable[Address]:
 
 
 def _encode_settings(study: Study, job: Job) -> Settings:
-    return {} if study.text is None else study.text.model_dump(mode="json")
+    """Return the settings of the text encoder, and the texts beside captions that it embeds, if
+    there are any."""
+    settings = {} if study.text is None else study.text.model_dump(mode="json")
+    texts = {block.surrogate for block in study.forget.values() if block.surrogate is not None}
+    return settings | ({"surrogates": sorted(texts)} if texts else {})
 
 
 def texts_of(study: Study, arm: str) -> Inputs:
@@ -162,7 +166,7 @@ STEPS = (
         module="afterimage.data.encode",
         help="embed every caption once",
         folder=ENCODE,
-        keys=("text",),
+        keys=("text", "forget"),
         settings=_encode_settings,
         inputs=lambda study, job: {
             part: f"{SPLIT}/{part}.npz" for part in ("pool", "holdout", "reference")

@@ -137,7 +137,8 @@ def passes(
 
 def training(study: Study, arm: str) -> Work:
     """Return the work of one training, all its networks together."""
-    settings, train, flop = study.arms[arm], study.train_of(arm), forward(study, arm)
+    settings = study.arms[arm].model_copy(update={"condition": study.condition_of(arm)})
+    train, flop = study.train_of(arm), forward(study, arm)
     size = train.batch_size
     batch = size / train.accumulation
     count = settings.passes(spent(study, arm).updates, size, study.diffusion.timesteps)
@@ -148,7 +149,7 @@ def training(study: Study, arm: str) -> Work:
 
 def drawing(study: Study, arm: str, images: int) -> Work:
     """Return the work of drawing generations."""
-    guided = study.condition_of(arm) == "label" and study.sample.guidance not in (0, 1)
+    guided = study.condition_of(arm) != "none" and study.sample.guidance not in (0, 1)
     one_step = passes((1 + guided) * forward(study, arm), images, study.sample.batch_size)
     return one_step * study.sample.steps
 
