@@ -162,6 +162,8 @@ CAPTIONED = {
         "control": "plain",
     },
     "loyal": {"method": "loyal", "condition": "text", "switch_timestep": 25, "control": "plain"},
+    "erased": {"method": "erasediff", "base": "plain", "forget": "zeros", "control": "retrained"},
+    "retrained": {"method": "baseline", "condition": "text", "without": "zeros"},
 }
 
 
@@ -190,6 +192,7 @@ def captioned(commands, tmp_path_factory) -> Workspace:
     study["text"] = {"vocabulary": 320, "length": 16, "width": 16, "layers": 1, "heads": 2}
     study["model"] |= {"attention": [False, True], "channels": [8, 16]}
     study |= {"arms": CAPTIONED, "paths": {"frontier": ["plain"], "states": 2}}
+    study["forget"] = {"zeros": {"caption": "zero", "surrogate": "a digit"}}
     study["sample"]["guidance"] = 2.0
     study["train"]["updates"] = 8
     made.params.write_text(yaml.safe_dump(study, sort_keys=False))

@@ -1,6 +1,9 @@
 """A study whose arms are conditioned on captions, from raw data to the pages: plain training,
-IET-AGC, RAU-Net and LoyalDiffusion."""
+IET-AGC, RAU-Net, LoyalDiffusion, and EraseDiff with its retrained control."""
 
+import json
+
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -9,7 +12,7 @@ from afterimage.images import load_images
 
 pytestmark = pytest.mark.slow
 
-ARMS = ["plain", "none", "agc", "rau_net", "loyal"]
+ARMS = ["plain", "none", "agc", "rau_net", "loyal", "erased", "retrained"]
 
 
 def test_the_study_runs_to_the_end_and_is_right(captioned):
@@ -26,7 +29,7 @@ def test_arms_are_drawn_from_the_same_prompts(captioned):
     prompts = samples["plain"].captions.tolist()
     known = set(load_images(captioned.results / "data/planting/0/train.npz").captions.tolist())
     assert set(prompts) <= known
-    for arm in ("agc", "rau_net", "loyal"):
+    for arm in ("agc", "rau_net", "loyal", "erased", "retrained"):
         assert samples[arm].captions.tolist() == prompts
     assert set(samples["none"].captions.tolist()) == {""}
 
@@ -37,3 +40,20 @@ def test_a_caption_reruns_what_reads_it_and_no_other_arm(captioned):
     assert set(artifacts.read_run(captioned.results / "train" / "none" / "rep0")["inputs"]) == {
         "train"
     }
+
+
+def test_a_set_by_caption_is_forgotten_and_judged(captioned):
+    """Of the base, the erased and the retrained arm; the surrogate is embedded, too."""
+    assert "a digit" in json.loads((captioned.results / "data/encode/captions.json").read_text())
+    train = load_images(captioned.results / "data/planting/0/train.npz")
+    zeros = len(np.unique(train.sources[train.labels == 0]))
+    for arm, seen in (("plain", zeros), ("erased", zeros), ("retrained", 0)):
+        store = captioned.results / "attack" / arm / "rep0" / "forgetting"
+        record = artifacts.read_run(store)
+        assert "texts" in record["inputs"]
+        facts = record["facts"]["sets"]["zeros"]
+        assert (facts["sources"], facts["trained"]) == (zeros, seen)
+        numbers = pd.read_csv(store / "results.csv")
+        assert {"copied", "copied_images", "probability", "roc_auc"} <= set(numbers["metric"])
+    page = (captioned.results / "report" / "erasediff.html").read_text()
+    assert "in their captions" in page

@@ -19,6 +19,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.config import Forgetting, Train
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
@@ -34,6 +35,7 @@ def relearn(
     path: tuple[str | int, ...],
     *,
     flips: bool = False,
+    texts: Texts | None = None,
 ) -> pd.DataFrame:
     """Train a network on forgotten images and evaluate it at intervals; settings outside
     ``settings`` have the defaults of ``train``.
@@ -47,6 +49,7 @@ def relearn(
         seed: Root seed.
         path: Address of the attack's random streams under that seed.
         flips: Mirror half of the images.
+        texts: Embeddings of their captions, for a network that is conditioned on them.
 
     Returns:
         One row per evaluation: update (0 is before the first; the last is always included) and the
@@ -67,6 +70,7 @@ def relearn(
         classes or 0,
         train.label_dropout,
         flips,
+        None if texts is None else (texts, texts.rows(images.captions)),
     )
     order = Order(seed, path, len(task), train.batch_size)
     learner = Learner(net, train, Accelerator(mixed_precision="no"))

@@ -182,6 +182,7 @@ def _forgetting_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
     attacks = extractions(study, job, study.forget_sets_of(job.arm))
     inputs: Inputs = _attacked(study, job) | {
+        **texts_of(study, job.arm),
         "model": f"{_trained(job)}/run.json",
         "holdout": f"{SPLIT}/holdout.npz",
         "reference": f"{SPLIT}/reference.npz",
@@ -200,8 +201,10 @@ def _forgetting_work(study: Study, name: str) -> Work:
     settings, flop, levels = study.forgetting, work.forward(study, name), study.membership
     total = Work()
     looks = settings.relearn_updates // settings.relearn_every + 1
+    prompted = study.condition_of(name) == "text"
     for chosen in study.forget_sets_of(name):
-        of_class = study.forget[chosen].label is not None
+        block = study.forget[chosen]
+        of_class = block.label is not None or block.caption is not None
         held = study.data.split.holdout // (10 if of_class else 1)
         for images, times in ((held, 1), (work.forgotten(study, chosen), looks + 1)):
             measured = work.losses(
@@ -210,8 +213,8 @@ def _forgetting_work(study: Study, name: str) -> Work:
             total += measured * times
         batch = settings.relearn_batch_size
         total += work.passes(flop, settings.relearn_updates * batch, batch, backward=True)
-        if of_class:
-            total += work.drawing(study, name, settings.relearn_images) * looks
+        drawings = prompted + looks * (block.label is not None or (prompted and of_class))
+        total += work.drawing(study, name, settings.relearn_images) * drawings
     return total
 
 
