@@ -55,5 +55,5 @@ def test_a_set_by_caption_is_forgotten_and_judged(captioned):
         assert (facts["sources"], facts["trained"]) == (zeros, seen)
         numbers = pd.read_csv(store / "results.csv")
         assert {"copied", "copied_images", "probability", "roc_auc"} <= set(numbers["metric"])
-    page = (captioned.results / "report" / "erasediff.html").read_text()
+    page = (captioned.results / "report/pages/erasediff/erasediff.html").read_text()
     assert "in their captions" in page
