@@ -28,23 +28,24 @@ turn, and
 
 - the classifier judges these, for a set of one class and for a set by caption whose images all have
   one label, before and along the relearning;
-- they are compared with the training images, under the thresholds of the extraction attack: how many
-  of them are copies of forgotten images, and how many of the forgotten images do they copy?
+- they are compared with the training images, under the thresholds of the extraction attack: how
+  many of them are copies of forgotten images, and how many of the forgotten images do they copy?
 - the remaining images' quality, for sets by class or by caption, is that of the arm's generations
   for prompts that no forgotten image has, against reference images outside the set.
 
-Losses are measured, and images relearned, with their captions. Where no held-out image has the words
-of a set by caption, it is not compared with any: the numbers of membership are missing.
+Losses are measured, and images relearned, with their captions. Where no held-out image has the
+words of a set by caption, it is not compared with any: the numbers of membership are missing.
 
 The store of the command:
 
 - ``results.csv``: set, then the columns of ``results``. Metrics of subset ``forget``: probability,
   entropy, classified, extracted_images (units: different images), with captions copied (units:
-  generations) and copied_images (units: different images), roc_auc, tpr@<rate>, relearn_updates (first evaluation at which the class is back, units: generations per evaluation;
-  value empty if it never is); of subset ``remain``: accuracy, extracted_images and the quality
-  metrics; of subsets ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real
-  held-out images. For an unconditional arm the subset of generations judged by the classifier is
-  ``all`` instead of ``forget``;
+  generations) and copied_images (units: different images), roc_auc, tpr@<rate>, relearn_updates
+  (first evaluation at which the class is back, units: generations per evaluation; value empty if it
+  never is); of subset ``remain``: accuracy, extracted_images and the quality metrics; of subsets
+  ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real held-out images. For
+  an unconditional arm the subset of generations judged by the classifier is ``all`` instead of
+  ``forget``;
 - ``relearning.csv``: set, update, probability (empty for sets of more than one class), loss.
 """
 
@@ -388,8 +389,8 @@ class Judge:
             table.number(f"{metric}{kind}", value, len(images), (low, high), "remain")
 
     def _prompts(self, name: str, rows: np.ndarray) -> tuple[Texts, torch.Tensor]:
-        """Return the embeddings, and the row of each prompt: the captions of the sources of a set in
-        random order and in turn, the same for every arm."""
+        """Return the embeddings, and the row of each prompt: the captions of the sources of a set
+        in random order and in turn, the same for every arm."""
         assert self.texts is not None
         _, first = np.unique(self.train.sources[rows], return_index=True)
         captions = self.train.captions[rows][first]

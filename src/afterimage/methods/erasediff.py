@@ -7,9 +7,9 @@ barrier a (theorem 3.1):
     delta = r + lambda q,    lambda = max(0, (a - <q, r>) / |q|^2).
 
 L_f is the squared error of the predictions for the forget set, under its own labels or captions,
-against a target other than the true noise (``Targets``). The paper's constraint is g = L_f(theta) - min L_f
-<= 0, with the minimum approximated by a few inner steps on a copy of the network. That is a
-constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with
+against a target other than the true noise (``Targets``). The paper's constraint is g = L_f(theta)
+- min L_f <= 0, with the minimum approximated by a few inner steps on a copy of the network. That is
+a constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with
 ``barrier: gap``. With the theorem's a = eta |q|^2 they are skipped.
 
 The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the step of
@@ -97,9 +97,9 @@ class Targets:
     - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any
       dropout. With captions the surrogate text takes the wrong label's place (for Stable Diffusion
       the released code has the prompt "a photo of a pokemon").
-    - ``released_relabel``: one wrong label for all samples of a class, or the surrogate; dropout and label dropout
-      on, drawn independently in prediction and target. The released code always draws from the
-      labels 1 to 9, here from all others.
+    - ``released_relabel``: one wrong label for all samples of a class, or the surrogate; dropout
+      and label dropout on, drawn independently in prediction and target. The released code always
+      draws from the labels 1 to 9, here from all others.
     - ``uniform``: U(0, 1) instead of the noise, with the images corrupted by Gaussian noise.
     - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label
       dropout on.

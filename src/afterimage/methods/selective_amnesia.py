@@ -11,9 +11,9 @@ For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (
 image's values), and F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform
 noise in [-1, 1], drawn per image.
 
-For networks with captions c is a caption and c_f those of the forgotten images. q is then what the
-base draws for the surrogate text, as published for Stable Diffusion; p, and the images of F, what it
-draws for captions of training images: of the remaining ones, and of all.
+For networks with captions c is a caption and c_f those of the forgotten images. q is then what
+the base draws for the surrogate text, as published for Stable Diffusion; p, and the images of F,
+what it draws for captions of training images: of the remaining ones, and of all.
 
 As released, the update uses the likelihoods at one timestep per image and F uses all timesteps,
 labels are never dropped, and the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in

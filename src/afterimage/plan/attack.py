@@ -204,8 +204,8 @@ def _forgetting_work(study: Study, name: str) -> Work:
     prompted = study.condition_of(name) == "text"
     for chosen in study.forget_sets_of(name):
         block = study.forget[chosen]
-        of_class = block.label is not None or block.caption is not None
-        held = study.data.split.holdout // (10 if of_class else 1)
+        by_class, by_words = block.label is not None, block.caption is not None
+        held = study.data.split.holdout // (10 if by_class or by_words else 1)
         for images, times in ((held, 1), (work.forgotten(study, chosen), looks + 1)):
             measured = work.losses(
                 study, name, images, levels.timesteps, levels.draws, flips=study.data.flips
@@ -213,7 +213,7 @@ def _forgetting_work(study: Study, name: str) -> Work:
             total += measured * times
         batch = settings.relearn_batch_size
         total += work.passes(flop, settings.relearn_updates * batch, batch, backward=True)
-        drawings = prompted + looks * (block.label is not None or (prompted and of_class))
+        drawings = prompted + looks * (by_class or (prompted and by_words))
         total += work.drawing(study, name, settings.relearn_images) * drawings
     return total
 
