@@ -105,7 +105,7 @@ def forgets(arm: dict, dropout: float = 0.1, **block) -> dict:
     [
         (
             forgets({"method": "selective_amnesia"}, label=0),
-            "arms.new: method selective_amnesia forgets captions here: forget.some must be given by",
+            "arms.new: method selective_amnesia forgets captions here: forget.some must be given",
         ),
         (
             forgets({"method": "salun", "relabel": "next"}, caption="cat"),

@@ -158,8 +158,8 @@ class Study(Attacks):
         for name, block in self.forget.items():
             if block.surrogate is not None and name not in replacing:
                 raise ValueError(
-                    f"forget.{name}.surrogate = {block.surrogate!r}: no arm with condition = 'text' "
-                    "replaces the captions of this set"
+                    f"forget.{name}.surrogate = {block.surrogate!r}: no arm with condition = "
+                    "'text' replaces the captions of this set"
                 )
         return self
 
