@@ -49,8 +49,9 @@ book.say(page.summary(study))
 # classifier sees what was asked for, other labels. **FD_balanced, precision, recall, rest**:
 # generations of the other labels against reference images of the same; all generations where
 # the set has no class of its own or the arm no labels. **extracted**: forgotten images given
-# back, calibrated threshold. **AUC**: how well losses tell forgotten from held-out images; 0.5
-# is not at all. **back after**: updates of the relearning attack.
+# back, calibrated threshold. **copied**: of generations drawn for the captions of forgotten
+# images, those that copy one of them, calibrated threshold. **AUC**: how well losses tell forgotten
+# from held-out images; 0.5 is not at all. **back after**: updates of the relearning attack.
 
 # %%
 for name in page.sets:

@@ -618,9 +618,15 @@ def many(params):
         ({"method": "erasediff", "base": "conditional"}, ["arms.new.forget: missing"]),
         (
             ERASE | {"base": "baseline"},
-            ["target = 'relabel' needs labels", "base = 'baseline' was trained without"],
+            [
+                "target = 'relabel' needs labels or captions",
+                "base = 'baseline' was trained without",
+            ],
         ),
-        (ERASE | {"method": "salun", "base": "baseline"}, ["method salun needs labels"]),
+        (
+            ERASE | {"method": "salun", "base": "baseline"},
+            ["method salun needs labels or captions"],
+        ),
         (ERASE | {"base": "loyal"}, ["base = 'loyal' is two networks", "method erasediff"]),
         (ERASE | {"rau_net": {"groups": [1]}}, ["rau_net cannot be given"]),
         (
@@ -736,7 +742,8 @@ def test_one_generation_cannot_both_choose_a_set_and_judge_it(many):
 def test_a_set_is_of_one_kind(many):
     many["forget"]["zero"] = {"label": 0, "ids": [1]}
     with pytest.raises(
-        config.ConfigError, match="exactly one of label, ids and extracted_from, not label and ids"
+        config.ConfigError,
+        match="exactly one of label, caption, ids and extracted_from, not label and ids",
     ):
         config.parse(many)
 

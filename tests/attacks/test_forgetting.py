@@ -1,6 +1,7 @@
 """What is judged on a forget set: known answers, relearning against a plain loop, and the verb on
 really trained arms."""
 
+import dataclasses
 import json
 import math
 from types import SimpleNamespace
@@ -18,8 +19,10 @@ from afterimage.attacks import forgetting, relearning
 from afterimage.attacks.table import Reading, Results
 from afterimage.config import ConfigError
 from afterimage.data import forget
+from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.sample import load_denoiser
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier
 from afterimage.plan.resolved import resolve
@@ -239,9 +242,21 @@ def relearned(trained, arm, looks, **keys):
     return net, scheduler, zeros, curve
 
 
+def trained_plainly(net, task: Pixels, updates: int) -> dict[str, torch.Tensor]:
+    """Return the weights after a loop of AdamW with clipped gradients and nothing else."""
+    order = Order(5, ("a", "path"), len(task), 4)
+    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0)
+    for s in range(updates):
+        optimizer.zero_grad()
+        task.losses(net, task.batch(order.rows(s), order.generator(s))).mean().backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+        optimizer.step()
+    return net.state_dict()
+
+
 @pytest.mark.parametrize("arm", ["conditional", "plain"])
 def test_relearning_is_plain_training(trained, arm):
-    """AdamW, clipped gradients, dropped labels and nothing else: as a loop written out."""
+    """With dropped labels: as a loop written out."""
     looks = []
     _, scheduler, zeros, curve = relearned(trained, arm, looks, relearn_updates=7, relearn_every=3)
     assert curve.to_dict("list") == {"update": [0, 3, 6, 7], "number": [1, 2, 3, 4]}
@@ -251,14 +266,7 @@ def test_relearning_is_plain_training(trained, arm):
     assert all(torch.equal(looks[0][name], value) for name, value in net.state_dict().items())
     labels = zeros.labels if arm == "conditional" else None
     task = Pixels(zeros.pixels, DDPMScheduler.from_config(scheduler), labels, 10, 0.1)
-    order = Order(5, ("a", "path"), len(zeros), 4)
-    optimizer = torch.optim.AdamW(net.parameters(), lr=3e-3, weight_decay=0)
-    for s in range(7):
-        optimizer.zero_grad()
-        task.losses(net, task.batch(order.rows(s), order.generator(s))).mean().backward()
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimizer.step()
-    for name, value in net.state_dict().items():
+    for name, value in trained_plainly(net, task, 7).items():
         torch.testing.assert_close(looks[-1][name], value, rtol=1e-4, atol=1e-5)
 
 
@@ -443,3 +451,182 @@ def test_classes_that_nothing_can_be_compared_with(trained):
         ArtifactError, match=r"forget\.zeros\.label = 0: no image of the holdout split has it"
     ):
         judge.judge("zeros", chosen, 0, np.ones(len(samples), bool))
+
+
+# ---- arms with captions --------------------------------------------------------------------------
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+
+
+def texts() -> Texts:
+    """Made-up embeddings of the captions of ``captioned``."""
+    captions = [f"a {kind} {word}" for word in WORDS for kind in ("thin", "bold")]
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn((len(captions), 4, 12), generator=generator)
+    return Texts({text: row for row, text in enumerate(captions)}, embeddings, torch.zeros(4, 12))
+
+
+def captioned(images: Images) -> Images:
+    """Every other source is bold."""
+    captions = [
+        f"a {'bold' if source % 2 else 'thin'} {WORDS[label]}"
+        for source, label in zip(images.sources, images.labels, strict=True)
+    ]
+    return dataclasses.replace(images, captions=np.array(captions))
+
+
+@pytest.fixture(scope="module")
+def text_arm(trained, tmp_path_factory):
+    """Return a function that makes the judge of an untrained arm with captions, of which keywords
+    differ; its generations, forty, are prompted with the captions of the first training images."""
+    split = trained.store("data/split")
+    images = {name: captioned(load_images(split / f"{name}.npz")) for name in PARTS}
+    images["train"] = captioned(load_images(trained.store("data/planting") / "train.npz"))
+    drawn = load_images(trained.store("sample", "plain") / "images.npz")
+    images["samples"] = dataclasses.replace(drawn, captions=images["train"].captions[:40])
+    settings = config.Model(
+        channels=[8, 16], attention=[False, True], layers_per_block=1, norm_groups=4
+    )
+    scheduler = build_scheduler(config.Diffusion(timesteps=50))
+    net = build_unet(settings, (8, 8, 1), seed=1, text_width=12)
+    pipeline = tmp_path_factory.mktemp("text-arm") / "pipeline"
+    save_pipeline(net, scheduler, pipeline)
+    resolved = resolve(trained.study, "attack/forgetting", "conditional", 0)
+
+    def make(**changed) -> forgetting.Judge:
+        given = images | {"texts": texts()} | changed
+        trained_on = np.ones(len(given["train"]), bool)
+        network = trained.store("data/classifier")
+        return forgetting.Judge(resolved, pipeline, network, trained=trained_on, **given)
+
+    return make
+
+
+PARTS = ("holdout", "reference")
+
+
+def test_a_set_by_caption_is_judged_with_its_captions(text_arm):
+    arm = text_arm()
+    rows = forget.mentions(arm.train.captions, "Zero")
+    numbers, curve = arm.judge("zeros", rows, None, np.ones(40, bool), "Zero")
+    numbers = numbers.set_index(["metric", "subset", "alpha"])
+    sources = len(np.unique(arm.train.sources[rows]))
+    assert numbers.loc[("roc_auc", "forget", "none"), "of"] == sources
+    for alpha in ("fixed", "calibrated"):
+        assert numbers.loc[("copied", "forget", alpha), "of"] == 8
+        assert numbers.loc[("copied_images", "forget", alpha), "of"] == sources
+    # The class of all its images is that of the prompts, and of held-out zeros.
+    assert numbers.loc[("classified", "forget", "none"), "of"] == 8
+    zeros = int((arm.holdout.labels == 0).sum())
+    assert numbers.loc[("classified_holdout", "forget", "none"), "of"] == zeros
+    assert ("relearn_updates", "forget", "none") in numbers.index
+    assert curve["probability"].notna().all()
+    first = numbers.loc[("probability", "forget", "none"), "value"]
+    assert curve["probability"].iloc[0] == pytest.approx(first)
+    # The rest: other prompts, against images that are no zeros.
+    others = int((~forget.mentions(arm.samples.captions, "zero")).sum())
+    assert numbers.loc[("FD[classifier]", "remain", "none"), "of"] == others < 40
+    held = numbers.loc[("FD[classifier]_holdout", "remain", "none"), "of"]
+    assert held == len(arm.holdout) - zeros
+    assert not {"all"} & set(numbers.index.get_level_values("subset"))
+
+
+def test_a_set_by_label_is_judged_with_its_captions(text_arm):
+    """As the set by caption with the same images."""
+    arm = text_arm()
+    rows, every = arm.train.labels == 0, np.ones(40, bool)
+    by_label, by_words = (
+        arm.judge("zeros", rows, *given) for given in ((0, every), (None, every, "zero"))
+    )
+    pd.testing.assert_frame_equal(by_label[0], by_words[0])
+    pd.testing.assert_frame_equal(by_label[1], by_words[1])
+
+
+def test_a_set_of_several_labels_has_no_class(text_arm):
+    arm = text_arm()
+    rows = forget.mentions(arm.train.captions, "bold")
+    numbers, curve = arm.judge("bold", rows, None, np.ones(40, bool), "bold")
+    assert {"copied", "FD[classifier]", "roc_auc"} <= set(numbers["metric"])
+    assert not {"probability", "classified", "relearn_updates"} & set(numbers["metric"])
+    assert curve["probability"].isna().all()
+
+
+def test_without_held_out_images_of_the_words_membership_is_missing(text_arm):
+    holdout = text_arm().holdout
+    arm = text_arm(holdout=holdout.take(holdout.labels != 0))
+    rows = forget.mentions(arm.train.captions, "zero")
+    numbers, _ = arm.judge("zeros", rows, None, np.ones(40, bool), "zero")
+    assert {"copied", "probability"} <= set(numbers["metric"])
+    assert not {"roc_auc", "classified_holdout"} & set(numbers["metric"])
+
+
+@pytest.mark.parametrize(("of_set", "share"), [(True, 1.0), (False, 0.0)])
+def test_copies_of_forgotten_images_are_counted_among_generations_for_their_captions(
+    of_set, share, text_arm, monkeypatch
+):
+    """A model that gives back forgotten images, or others."""
+    arm = text_arm()
+    rows = arm.train.labels == 0
+    shown = arm.train.take(rows == of_set)
+    _, first = np.unique(shown.sources, return_index=True)
+    shown = shown.take(first[:4])
+    pixels = np.resize(shown.pixels, (8, *shown.pixels.shape[1:]))
+    monkeypatch.setattr(forgetting, "generate", lambda *given: pixels)
+    numbers, _ = arm.judge("zeros", rows, 0, np.ones(40, bool))
+    numbers = numbers.set_index(["metric", "alpha"])
+    assert numbers.loc[("copied", "fixed"), ["count", "of"]].tolist() == [8 * share, 8]
+    sources = len(np.unique(arm.train.sources[rows]))
+    found = numbers.loc[("copied_images", "fixed"), ["count", "of"]].tolist()
+    assert found == [4 * share, sources]
+
+
+def test_prompts_are_the_captions_of_all_forgotten_sources_in_turn(text_arm, monkeypatch):
+    """The same for every arm; their starting noise is not that of the arm's generations."""
+    arm, asked = text_arm(), []
+    original = forgetting.generate
+
+    def generate(net, scheduler, ids, settings, seed, replicate, labels, prompts, autoencoder):
+        asked.append((seed, prompts[1].tolist()))
+        arguments = (net, scheduler, ids, settings, seed, replicate, labels, prompts, autoencoder)
+        return original(*arguments)
+
+    monkeypatch.setattr(forgetting, "generate", generate)
+    rows = np.isin(arm.train.sources, np.unique(arm.train.sources)[:3])
+    arm.judge("three", rows, None, np.ones(40, bool))
+    _, first = np.unique(arm.train.sources[rows], return_index=True)
+    each = arm.texts.rows(arm.train.captions[rows][first]).tolist()
+    [(seed, prompts)] = asked
+    assert len(prompts) == 8
+    assert sorted(prompts[:3]) == sorted(each)
+    assert prompts[3:6] == prompts[:3]
+    assert seed != arm.seed
+
+
+def test_relearning_with_captions_is_plain_training(text_arm):
+    arm, looks = text_arm(), []
+    net, scheduler = load_denoiser(arm.pipeline)
+    images = arm.train.take(arm.train.labels < 3)
+    settings = config.Forgetting(
+        relearn_batch_size=4, relearn_learning_rate=3e-3, relearn_updates=3, relearn_every=3
+    )
+
+    def look():
+        looks.append({name: value.clone() for name, value in net.state_dict().items()})
+        return {}
+
+    path = ("a", "path")
+    relearning.relearn(net, scheduler, images, settings, look, 5, path, texts=arm.texts)
+    other, _ = load_denoiser(arm.pipeline)
+    other.train()
+    given = arm.texts, arm.texts.rows(images.captions)
+    task = Pixels(
+        images.pixels, DDPMScheduler.from_config(scheduler), label_dropout=0.1, texts=given
+    )
+    for name, value in trained_plainly(other, task, 3).items():
+        torch.testing.assert_close(looks[-1][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_images_have_one_class_if_they_all_have_the_same_label():
+    assert forgetting.only_label(np.array([3, 3])) == 3
+    assert forgetting.only_label(np.array([3, 4])) is None
+    assert forgetting.only_label(np.array([-1, -1])) is None

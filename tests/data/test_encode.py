@@ -85,6 +85,24 @@ def test_embeddings_are_those_of_the_stored_parts(encoded):
     assert tokenizer.decode(words, skip_special_tokens=True) == "two squares, one red"
 
 
+def test_surrogates_are_embedded_like_captions_and_change_none_of_them(encoded):
+    """``a red square`` is a caption, too."""
+    plain, more = encoded(), encoded(surrogates=["a shape", "a red square"])
+    before, after = Texts.load(plain), Texts.load(more)
+    assert set(after.row) - set(before.row) == {"a shape"}
+    for caption, row in before.row.items():
+        torch.testing.assert_close(after.embeddings[after.row[caption]], before.embeddings[row])
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(more / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(more / "text_encoder").eval()
+    tokens = tokenizer(["a shape"], padding="max_length", return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        expected = encoder(tokens).last_hidden_state[0]
+    torch.testing.assert_close(after.embedding("a shape"), expected)
+    assert torch.equal(after.embedding(None), after.null)
+    for name in ("tokenizer/tokenizer.json", "text_encoder/model.safetensors"):
+        assert (plain / name).read_bytes() == (more / name).read_bytes()
+
+
 def test_weights_follow_from_the_seed_alone(encoded):
     torch.manual_seed(1)
     first = load_file(encoded(seed=3) / "texts.safetensors")["embeddings"]

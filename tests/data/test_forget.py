@@ -1,5 +1,7 @@
-"""Which training images a set names: a class, ids with all their copies, or what the extraction
-attack found."""
+"""Which training images a set names: a class, words of captions, ids with all their copies, or what
+the extraction attack found."""
+
+import dataclasses
 
 import numpy as np
 import pandas as pd
@@ -58,6 +60,38 @@ def chosen(train: Images, extraction=None, **settings) -> list[int]:
 def test_a_label_names_its_class(train):
     assert chosen(train, label=1) == [0, 1, 3, 5]
     assert chosen(train, label=3) == [4, 9]
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        ("cat", [0, 1, 4]),
+        ("CAT", [0, 1, 4]),
+        ("black  cat", [0, 4]),
+        ("cat black", []),
+        ("a", [1, 2]),
+        ("c++", [3]),
+        ("c", [3]),
+        ("été", [5]),
+    ],
+)
+def test_words_are_whole_words_next_to_each_other_whatever_their_case(words, found):
+    captions = ["Black cat", "a cat.", "cats, a dog", "C++ (logo)", "black\tCat-like", "en ÉTÉ"]
+    assert np.flatnonzero(forget.mentions(np.array(captions), words)).tolist() == found
+
+
+def test_words_name_their_images_with_all_copies(train):
+    """A copy may have another caption."""
+    captions = np.array(["a dog", "a cat", *["a dog"] * 4, "the cat", *["dogs"] * 3])
+    captioned = dataclasses.replace(train, captions=captions)
+    assert chosen(captioned, caption="cat") == [1, 3, 5, 6]
+    message = "forget.wanted is empty: 'bird' is in the captions of none of the 10 training images"
+    with pytest.raises(ArtifactError, match=message):
+        chosen(captioned, caption="bird")
+    everything = dataclasses.replace(train, captions=np.array(["a dog"] * 10))
+    message = "forget.wanted is the whole training set: 'dog' is in the captions of all 10 training"
+    with pytest.raises(ArtifactError, match=message):
+        chosen(everything, caption="dog")
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,70 @@ TEXT = {"method": "baseline", "condition": "text"}
 APART = {"images": 2, "copies": 3}
 
 
+FORGETTING = {
+    "plain": {"method": "baseline", "condition": "text"},
+    "retrained": {"method": "baseline", "condition": "text", "without": "cats"},
+    "finetune": {"method": "baseline", "base": "plain", "without": "cats"},
+    "erased": {"method": "erasediff", "base": "plain", "forget": "cats"},
+    "salun": {"method": "salun", "base": "plain", "forget": "zeros"},
+    "amnesia": {"method": "selective_amnesia", "base": "plain", "forget": "cats"},
+    "ascent": {"method": "gradient_ascent", "base": "plain", "forget": "found"},
+}
+CATS = {"caption": "cat", "surrogate": "an animal"}
+SETS = {"cats": CATS, "zeros": {"label": 0}, "found": {"extracted_from": "plain"}}
+
+
+def test_unlearning_arms_and_how_they_are_judged_read_the_embeddings(digits):
+    forgetting = study(digits, arms=FORGETTING, forget=SETS)
+    for step in ("train", "attack/forgetting"):
+        planned = [job for job in jobs(forgetting) if job.step == step]
+        assert {job.arm for job in planned} == FORGETTING.keys()
+        folder = f"results/{forgetting.study}/data/encode/original/run.json"
+        assert all(inputs_of(forgetting, job)["texts"] == folder for job in planned)
+    settings = resolve(forgetting, "train", "erased", 0)["settings"]
+    assert settings["arm"]["condition"] == "text"
+    assert settings["forget"]["cats"]["surrogate"] == "an animal"
+
+
+def test_surrogates_are_encoded_and_a_study_without_any_encodes_as_before(digits):
+    plain = study(digits)
+    assert "surrogates" not in resolve(plain, "data/encode")["settings"]
+    sets = SETS | {"zeros": {"label": 0, "surrogate": "a digit"}}
+    forgetting = study(digits, arms=FORGETTING, forget=sets)
+    settings = resolve(forgetting, "data/encode")["settings"]
+    assert settings.pop("surrogates") == ["a digit", "an animal"]
+    assert settings == resolve(plain, "data/encode")["settings"]
+
+
+def test_what_selective_amnesia_draws_for_texts_is_counted(digits):
+    """The surrogate beside the replay, also where the condition is the base's."""
+    told = FORGETTING["amnesia"] | {"condition": "text"}
+    made = study(digits, arms=FORGETTING | {"told": told}, forget=SETS)
+    passes = {
+        (condition, replay): made.arms["told"]
+        .model_copy(update={"condition": condition, "replay": replay})
+        .passes(10, 64, 1000)
+        .forward
+        for condition in ("label", "text")
+        for replay in ("generated", "training")
+    }
+    once = passes["label", "generated"]
+    assert list(passes.values()) == [once, 0, 2 * once, once]
+    assert work.training(made, "amnesia") == work.training(made, "told")
+
+
+def test_guided_generations_for_prompts_are_two_passes(digits):
+    plain, guided = (study(digits, sample__guidance=scale) for scale in (1.0, 2.0))
+    assert work.drawing(guided, "plain", 64).fp32 == 2 * work.drawing(plain, "plain", 64).fp32
+
+
+def forgets(arm: dict, dropout: float = 0.1, **block) -> dict:
+    """Return the changes that make a study with one unlearning arm and its set."""
+    plain = {"method": "baseline", "condition": "text", "train": {"label_dropout": dropout}}
+    arms = {"plain": plain, "new": {"base": "plain", "forget": "some"} | arm}
+    return {"arms": arms, "forget": {"some": block}}
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -154,6 +218,63 @@ def test_variants_and_styles_that_do_not_fit_are_refused(digits, changed, messag
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
+        (
+            forgets({"method": "selective_amnesia"}, label=0),
+            "arms.new: method selective_amnesia forgets captions here: forget.some must be given",
+        ),
+        (
+            forgets({"method": "salun", "relabel": "next"}, caption="cat"),
+            "arms.new: relabel = 'next' needs labels, but condition = 'text'",
+        ),
+        (
+            forgets({"method": "erasediff"}, dropout=0.0, caption="cat"),
+            r"arms.new: target = 'relabel' puts the empty caption .* base = 'plain' never saw "
+            r"\(train.label_dropout = 0\): give forget.some.surrogate",
+        ),
+        (
+            forgets({"method": "erasediff", "target": "uniform"}, **CATS),
+            "forget.some.surrogate = 'an animal': no arm with condition = 'text' replaces",
+        ),
+        (forgets({"method": "salun"}, caption=" "), "forget.some.caption = ' '"),
+        (forgets({"method": "salun"}, caption="cat", label=0), "not label and caption"),
+        (
+            {
+                "arms": {"plain": {"method": "baseline", "without": "some"}},
+                "data__source": {"kind": "sklearn-digits"},
+                "text": None,
+                "forget": {"some": {"caption": "cat"}},
+            },
+            "forget.some.caption = 'cat' needs captions, but data.source.caption_column is not",
+        ),
+        (
+            {
+                "arms": FORGETTING | {"label": {"method": "baseline", "condition": "label"}},
+                "forget": SETS,
+                "attribution": {
+                    "arm": "label",
+                    "remedied": {"before": "plain", "after": ["erased"]},
+                },
+            },
+            "attribution.remedied.before = 'plain': arms with condition = 'text' are not supported",
+        ),
+    ],
+)
+def test_what_cannot_be_forgotten_with_texts_is_refused(digits, changed, message):
+    with pytest.raises(config.ConfigError, match=message):
+        study(digits, **changed)
+
+
+def test_a_surrogate_or_a_known_empty_caption_is_enough(digits):
+    for arm in ({"method": "erasediff"}, {"method": "salun"}):
+        assert study(digits, **forgets(arm, dropout=0.0, **CATS)).arms
+        assert study(digits, **forgets(arm, caption="cat")).arms
+    ascent = forgets({"method": "gradient_ascent"}, dropout=0.0, ids=[1])
+    assert study(digits, **ascent).arms
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
         ({"text": None}, "arms.plain: condition = 'text' needs the block text"),
         ({"data__source": {"kind": "sklearn-digits"}}, "text: a text encoder needs captions, but"),
         ({"arms": {"a": {"method": "baseline"}}}, "text: no arm has condition = 'text'"),
@@ -164,13 +285,6 @@ def test_variants_and_styles_that_do_not_fit_are_refused(digits, changed, messag
         (
             {"arms": {"a": {"method": "dp_sgd", "condition": "text", "noise_multiplier": 1.0}}},
             "arms.a: condition = 'text' is not supported by method dp_sgd",
-        ),
-        (
-            {
-                "arms": {"a": {"method": "baseline", "condition": "text", "without": "zeros"}},
-                "forget": {"zeros": {"label": 0}},
-            },
-            "arms.a: without = 'zeros' is not supported with condition = 'text'",
         ),
         (
             {"attribution": {"arm": "plain"}},
@@ -210,6 +324,10 @@ LATENT = {"kind": "trained", "channels": [8, 16]}
             {"arms": {"a": {"method": "iet_agc", "condition": "text", "augment_below": 1.5}}},
             "arms.a: augment_below = 1.5 changes images, but networks see latents",
         ),
+        (
+            {"arms": FORGETTING, "forget": SETS},
+            "arms.amnesia: method selective_amnesia is not supported with an autoencoder",
+        ),
     ],
 )
 def test_what_does_not_go_with_latents_is_refused(digits, changed, message):
@@ -223,6 +341,9 @@ def test_latents_are_made_once_and_read_by_trainings_and_losses(digits):
     assert {"data/autoencoder", "data/latents"} <= made
     readers = {job.step for job in jobs(latents) if "latents" in inputs_of(latents, job)}
     assert readers == {"train", "attack/membership"}
+    arms = {name: FORGETTING[name] for name in ("plain", "erased")}
+    judged = study(digits, autoencoder=LATENT, data__resize=16, arms=arms, forget={"cats": CATS})
+    assert "latents" in inputs_of(judged, STEPS["attack/forgetting"].job("erased", 0))
     encoded = inputs_of(latents, STEPS["data/latents"].job())
     assert len(encoded["images"]) == 1 + 2 * latents.data.plantings
     without = {job.step for job in jobs(study(digits))}

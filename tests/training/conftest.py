@@ -21,6 +21,7 @@ from afterimage import artifacts, config, seeds
 from afterimage.config import AnyArm, Diffusion, Model, Train
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
 from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 from afterimage.methods import baseline
 from afterimage.plan.resolved import resolve
@@ -38,6 +39,18 @@ TRAIN = {
     "checkpoint_every": 3,
     "log_every": 2,
 }
+
+
+WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+"""The caption of each digit."""
+
+
+def embedded() -> Texts:
+    """Made-up embeddings of these captions and of the text ``digit``."""
+    generator = torch.Generator().manual_seed(0)
+    texts = [*WORDS, "digit"]
+    embeddings = torch.randn((len(texts), 4, 12), generator=generator)
+    return Texts({text: row for row, text in enumerate(texts)}, embeddings, torch.zeros(4, 12))
 
 
 @pytest.fixture(autouse=True)
@@ -73,6 +86,7 @@ def make_job(digits):
         arm: dict | None = None,
         forgotten: np.ndarray | None = None,
         sources: np.ndarray | None = None,
+        surrogate: str | None = None,
         **train,
     ) -> TrainingRun:
         settings = Train.model_validate(TRAIN | train)
@@ -82,6 +96,8 @@ def make_job(digits):
         model = Model.model_validate(MODEL | {"dropout": dropout})
         pixels, labels = digits[0][:images], digits[1][:images]
         classes = 10 if condition == "label" else None
+        texts = embedded() if condition == "text" else None
+        width = None if texts is None else texts.width
         scheduler = build_scheduler(Diffusion())
         identity = {
             "train": settings.model_dump(),
@@ -92,7 +108,12 @@ def make_job(digits):
 
         def build(blocks, stream):
             return build_unet(
-                model, (8, 8, 1), classes, seed=seeds.derive(1, stream), blocks=blocks
+                model,
+                (8, 8, 1),
+                classes,
+                seed=seeds.derive(1, stream),
+                blocks=blocks,
+                text_width=width,
             )
 
         return TrainingRun(
@@ -101,7 +122,7 @@ def make_job(digits):
             arm=own,
             train=settings,
             updates=settings.updates or -(-settings.epochs * images // settings.batch_size),
-            net=build_unet(model, (8, 8, 1), classes, seed=1, blocks=own.rau_net),
+            net=build_unet(model, (8, 8, 1), classes, seed=1, blocks=own.rau_net, text_width=width),
             build=build,
             scheduler=scheduler,
             task=Pixels(
@@ -111,6 +132,8 @@ def make_job(digits):
                 classes or 0,
                 settings.label_dropout,
                 flips,
+                None if texts is None else (texts, texts.rows(np.array(WORDS)[labels])),
+                None if texts is None else texts.embedding(surrogate),
             ),
             sources=np.arange(images) if sources is None else sources,
             labels=labels,
@@ -140,6 +163,7 @@ def unlearner(make_job, digits, tmp_path_factory):
         images: int = 40,
         dropout: float = 0.0,
         forgotten: np.ndarray | None = None,
+        surrogate: str | None = None,
         **train,
     ) -> TrainingRun:
         shared = {"condition": condition, "images": images, "dropout": dropout}
@@ -151,7 +175,15 @@ def unlearner(make_job, digits, tmp_path_factory):
             job.store.remove()
         chosen = digits[1][:images] == 0 if forgotten is None else forgotten
         own = {"base": "base", "forget": "zeros"} | arm
-        return make_job(state, base=base, arm=own, forgotten=chosen, **shared, **train)
+        return make_job(
+            state,
+            base=base,
+            arm=own,
+            forgotten=chosen,
+            surrogate=surrogate,
+            **shared,
+            **train,
+        )
 
     return make
 

@@ -276,7 +276,7 @@ def test_first_losses_are_those_on_record(unlearner, series, tmp_path, golden):
         (
             {},
             {"label": 0},
-            "method selective_amnesia needs labels, but base = 'plain' was trained without",
+            "method selective_amnesia needs labels or captions, but base = 'plain' was trained",
         ),
     ],
 )

@@ -169,6 +169,8 @@ CAPTIONED = {
         "control": "plain",
     },
     "loyal": {"method": "loyal", "condition": "text", "switch_timestep": 25, "control": "plain"},
+    "erased": {"method": "erasediff", "base": "plain", "forget": "zeros", "control": "retrained"},
+    "retrained": {"method": "baseline", "condition": "text", "without": "zeros"},
 }
 
 
@@ -217,6 +219,7 @@ def of_captions(made: Workspace, **blocks: Any) -> Workspace:
     study["text"]["captions"] = {"general": {"kind": "column", "column": "general"}}
     study["model"] |= {"attention": [False, True], "channels": [8, 16]}
     study |= {"paths": {"frontier": ["plain"], "states": 2}} | blocks
+    study["forget"] = {"zeros": {"caption": "zero", "surrogate": "a digit"}}
     study["sample"]["guidance"] = 2.0
     study["train"]["updates"] = 8
     made.params.write_text(yaml.safe_dump(study, sort_keys=False))

@@ -1,7 +1,10 @@
 """Studies whose arms are conditioned on captions, from raw data to the pages: plain training,
-general captions, IET-AGC, RAU-Net and LoyalDiffusion on pixels, with images, captions and both
-planted; and on latents."""
+general captions, IET-AGC, RAU-Net, LoyalDiffusion, and EraseDiff with its retrained control on
+pixels, with images, captions and both planted; and on latents."""
 
+import json
+
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
@@ -11,7 +14,7 @@ from afterimage.images import load_images
 
 pytestmark = pytest.mark.slow
 
-ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal"]
+ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal", "erased", "retrained"]
 
 
 def test_the_study_runs_to_the_end_and_is_right(captioned):
@@ -28,7 +31,7 @@ def test_arms_are_drawn_from_the_same_prompts(captioned):
     prompts = samples["plain"].captions.tolist()
     known = set(load_images(captioned.results / "data/planting/0/train.npz").captions.tolist())
     assert set(prompts) <= known
-    for arm in ("agc", "rau_net", "loyal"):
+    for arm in ("agc", "rau_net", "loyal", "erased", "retrained"):
         assert samples[arm].captions.tolist() == prompts
     assert set(samples["none"].captions.tolist()) == {""}
 
@@ -105,3 +108,22 @@ def test_trainings_and_losses_read_latents(latent):
     assert readers["train"] == {"train", "texts", "latents"}
     assert "latents" in readers["attack"]
     assert "latents" not in readers["sample"]
+
+
+def test_a_set_by_caption_is_forgotten_and_judged(captioned):
+    """Of the base, the erased and the retrained arm; the surrogate is embedded, too."""
+    assert "a digit" in json.loads(
+        (captioned.results / "data/encode/original/captions.json").read_text()
+    )
+    train = load_images(captioned.results / "data/planting/0/train.npz")
+    zeros = len(np.unique(train.sources[train.labels == 0]))
+    for arm, seen in (("plain", zeros), ("erased", zeros), ("retrained", 0)):
+        store = captioned.results / "attack" / arm / "rep0" / "forgetting"
+        record = artifacts.read_run(store)
+        assert "texts" in record["inputs"]
+        facts = record["facts"]["sets"]["zeros"]
+        assert (facts["sources"], facts["trained"]) == (zeros, seen)
+        numbers = pd.read_csv(store / "results.csv")
+        assert {"copied", "copied_images", "probability", "roc_auc"} <= set(numbers["metric"])
+    page = (captioned.results / "report/pages/erasediff/erasediff.html").read_text()
+    assert "in their captions" in page

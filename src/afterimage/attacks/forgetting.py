@@ -17,20 +17,35 @@ on ordinary prompts. So an arm is judged on each of its forget sets in five ways
   the first half of an arm's generations, is judged on the second half of every arm's, the chosen
   one's too: those have other starting noise;
 - by membership inference: do the losses separate forgotten images from held-out images, of the same
-  class if the set is one?
+  class if the set is one, with the same words in their captions if it is a set by caption?
 - by relearning (see ``relearning``): the mean loss of the forgotten images and, for sets of one
   class, the probability of the class over new generations, along a short training on the forgotten
   images.
 
+Generations of arms that are conditioned on captions have no label that they were asked for. There
+``relearn_images`` generations are drawn for captions of forgotten images, those of all sources in
+turn, and
+
+- the classifier judges these, for a set of one class and for a set by caption whose images all have
+  one label, before and along the relearning;
+- they are compared with the training images, under the thresholds of the extraction attack: how
+  many of them are copies of forgotten images, and how many of the forgotten images do they copy?
+- the remaining images' quality, for sets by class or by caption, is that of the arm's generations
+  for prompts that no forgotten image has, against reference images outside the set.
+
+Losses are measured, and images relearned, with their captions. Where no held-out image has the
+words of a set by caption, it is not compared with any: the numbers of membership are missing.
+
 The store of the command:
 
 - ``results.csv``: set, then the columns of ``results``. Metrics of subset ``forget``: probability,
-  entropy, classified, extracted_images (units: different images), roc_auc, tpr@<rate>,
-  relearn_updates (first evaluation at which the class is back, units: generations per evaluation;
-  value empty if it never is); of subset ``remain``: accuracy, extracted_images and the quality
-  metrics; of subsets ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real
-  held-out images. For an unconditional arm the subset of generations judged by the classifier is
-  ``all`` instead of ``forget``;
+  entropy, classified, extracted_images (units: different images), with captions copied (units:
+  generations) and copied_images (units: different images), roc_auc, tpr@<rate>, relearn_updates
+  (first evaluation at which the class is back, units: generations per evaluation; value empty if it
+  never is); of subset ``remain``: accuracy, extracted_images and the quality metrics; of subsets
+  ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real held-out images. For
+  an unconditional arm the subset of generations judged by the classifier is ``all`` instead of
+  ``forget``;
 - ``relearning.csv``: set, update, probability (empty for sets of more than one class), loss.
 """
 
@@ -44,25 +59,31 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from accelerate import PartialState
 from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.utils.logging import disable_progress_bar
 from scipy.special import entr
 
-from afterimage import artifacts, config
+from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
-from afterimage.attacks import losses, membership, quality
+from afterimage.attacks import adaptive, losses, membership, quality
 from afterimage.attacks.extraction import Extraction, extract
-from afterimage.attacks.flags import add_flags
+from afterimage.attacks.flags import add_flags, add_latents, add_texts
 from afterimage.attacks.relearning import relearn
 from afterimage.attacks.table import Results
+from afterimage.attacks.target import Target
 from afterimage.config import ConfigError
 from afterimage.data import forget
 from afterimage.data.members import trained_rows
+from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.denoising import task_of
+from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
+from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, spaces
 from afterimage.training.determinism import same_bits
@@ -89,6 +110,16 @@ def label_classifier(network: Path) -> Classify | None:
     return classify
 
 
+def recognised(
+    table: Results, probabilities: np.ndarray, label: int, subset: str, kind: str = ""
+) -> None:
+    """Add how far the classifier sees the class ``label`` in images with these probabilities, (N,
+    L): its mean probability, the entropy, and the share classified as it."""
+    table.mean(f"probability{kind}", probabilities[:, label], subset)
+    table.mean(f"entropy{kind}", entr(probabilities).sum(axis=1), subset)
+    table.share(f"classified{kind}", probabilities.argmax(axis=1) == label, subset=subset)
+
+
 def by_class(
     table: Results, probabilities: np.ndarray, asked: np.ndarray, label: int, kind: str = ""
 ) -> None:
@@ -103,11 +134,8 @@ def by_class(
         kind: Suffix of the metrics' names.
     """
     labelled = asked.min() >= 0
-    subset = "forget" if labelled else "all"
     forgotten = probabilities[asked == label] if labelled else probabilities
-    table.mean(f"probability{kind}", forgotten[:, label], subset)
-    table.mean(f"entropy{kind}", entr(forgotten).sum(axis=1), subset)
-    table.share(f"classified{kind}", forgotten.argmax(axis=1) == label, subset=subset)
+    recognised(table, forgotten, label, "forget" if labelled else "all", kind)
     if labelled:
         right = probabilities.argmax(axis=1) == asked
         table.share(f"accuracy{kind}", right[asked != label], subset="remain")
@@ -134,6 +162,12 @@ def by_extraction(
             table.share("extracted_images", flags[~forgotten], reading, "remain")
 
 
+def only_label(labels: np.ndarray) -> int | None:
+    """Return the label that all images have, int64 (N,); None if they differ or have none."""
+    different = np.unique(labels)
+    return int(different[0]) if len(different) == 1 and different[0] >= 0 else None
+
+
 def back_at(curve: pd.DataFrame, probability: float) -> int | None:
     """Return the first update of a relearning curve at which the class has at least this mean
     probability; None if there is none."""
@@ -153,6 +187,7 @@ class Judge:
         trained: bool, (N,): mask of the rows that the arm trained on.
         holdout: Real images that no arm saw: the control.
         reference: Other real images, against which quality is measured.
+        texts: Embeddings of captions, for an arm that is conditioned on them.
     """
 
     def __init__(
@@ -165,6 +200,8 @@ class Judge:
         trained: np.ndarray,
         holdout: Images,
         reference: Images,
+        texts: Texts | None = None,
+        latents: EncodedImages | None = None,
     ) -> None:
         settings = resolved["settings"]
         self.settings = config.Forgetting(
@@ -179,6 +216,8 @@ class Judge:
         self.seed, self.replicate = resolved["seed"], resolved["replicate"]
         self.pipeline, self.samples, self.train, self.trained = pipeline, samples, train, trained
         self.holdout, self.reference = holdout, reference
+        self.texts, self.latents = texts, latents
+        self.autoencoder = Autoencoder.of(pipeline)
         self.classify, self.space = label_classifier(network), spaces.find(self.quality, network)
         self.classes = spaces.classes(network)
         self.extracted = extract(
@@ -192,7 +231,12 @@ class Judge:
         )
 
     def judge(
-        self, name: str, rows: np.ndarray, label: int | None, generations: np.ndarray
+        self,
+        name: str,
+        rows: np.ndarray,
+        label: int | None,
+        generations: np.ndarray,
+        words: str | None = None,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Return the numbers and the relearning curve of one set.
 
@@ -201,6 +245,7 @@ class Judge:
             rows: bool, (N,): mask of its rows in the training split.
             label: The class of the set, if it is one class.
             generations: bool, (G,): mask of the generations that extraction is judged on.
+            words: What the set's captions contain, if it is a set by caption.
 
         Raises:
             ConfigError: if no generation is conditioned on the class.
@@ -216,7 +261,9 @@ class Judge:
                         f"forget.{name}.label = {label}: no image of the {split} split has it"
                     )
             others = others.take(others.labels == label)
-            if self.samples.labels.max() >= 0:
+            if self.texts is not None:
+                self._other_prompts(table, rows, lambda images: images.labels != label)
+            elif self.samples.labels.max() >= 0:
                 self._asked_for(table, name, label)
             elif self.classify is not None:
                 by_class(table, self.classify(self.samples.pixels), self.samples.labels, label)
@@ -226,6 +273,12 @@ class Judge:
                     np.full(len(self.holdout), -1),
                     label,
                     "_holdout",
+                )
+        if words is not None:
+            others = others.take(forget.mentions(others.captions, words))
+            if self.texts is not None:
+                self._other_prompts(
+                    table, rows, lambda images: ~forget.mentions(images.captions, words)
                 )
         sources = np.unique(self.train.sources[rows])
         by_extraction(table, self.extracted, sources, self.extraction.anchor, generations)
@@ -239,27 +292,52 @@ class Judge:
 
         def loss_of(images: Images, split: str) -> np.ndarray:
             draws = self.membership.draws
-            task = task_of(net, scheduler_config, images)
+            task = task_of(net, scheduler_config, images, self.texts, self.latents)
             return losses.measure(
                 net, task, images.ids, split, timesteps, draws, self.seed, flips=self.flips
             ).mean(axis=1)
 
         rates = self.membership.false_positive_rates
-        membership.separate(
-            table, loss_of(forgotten, "train"), loss_of(others, "holdout"), rates, "forget"
-        )
+        if len(others):
+            membership.separate(
+                table, loss_of(forgotten, "train"), loss_of(others, "holdout"), rates, "forget"
+            )
+
+        # Draw generations for the forgotten captions.
+        seen_as, prompts = label, None
+        if self.texts is not None:
+            prompts = self._prompts(name, rows)
+            pixels = self._drawn(net, scheduler_config, label, prompts)
+            self._copied(table, pixels, sources)
+            if words is not None:
+                seen_as = only_label(self.train.labels[rows])
+            if seen_as is not None and self.classify is not None:
+                recognised(table, self.classify(pixels), seen_as, "forget")
+                if len(others):
+                    held_out = self.classify(others.pixels)
+                    recognised(table, held_out, seen_as, "forget", "_holdout")
 
         # Relearn the set.
         def look() -> dict[str, float]:
-            return {
-                "probability": self._probability(net, scheduler_config, label),
-                "loss": loss_of(forgotten, "train").mean(),
-            }
+            probability = math.nan
+            if seen_as is not None and self.classify is not None:
+                drawn = self._drawn(net, scheduler_config, label, prompts)
+                probability = float(self.classify(drawn)[:, seen_as].mean())
+            return {"probability": probability, "loss": loss_of(forgotten, "train").mean()}
 
         path = ("forgetting", name, self.replicate)
         images = self.train.take(rows)
         curve = relearn(
-            net, scheduler_config, images, self.settings, look, self.seed, path, flips=self.flips
+            net,
+            scheduler_config,
+            images,
+            self.settings,
+            look,
+            self.seed,
+            path,
+            flips=self.flips,
+            texts=self.texts,
+            latents=self.latents,
         )
         if curve["probability"].notna().all():
             back = back_at(curve, self.settings.relearn_probability)
@@ -284,6 +362,27 @@ class Judge:
             images.take(images.labels != label)
             for images in (self.samples, self.reference, self.holdout)
         )
+        self._quality(table, rest, reference, holdout)
+
+    def _other_prompts(
+        self, table: Results, rows: np.ndarray, outside: Callable[[Images], np.ndarray]
+    ) -> None:
+        """Add the quality of the generations whose prompts are no captions of forgotten images.
+
+        Args:
+            table: Table that the numbers are added to.
+            rows: bool, (N,): mask of the set's rows in the training split.
+            outside: Returns the mask of the images that do not belong to the set.
+        """
+        assert self.texts is not None
+        prompted = np.isin(self.samples.captions, self.texts.captions_of(self.train)[rows])
+        reference, holdout = (
+            images.take(outside(images)) for images in (self.reference, self.holdout)
+        )
+        self._quality(table, self.samples.take(~prompted), reference, holdout)
+
+    def _quality(self, table: Results, rest: Images, reference: Images, holdout: Images) -> None:
+        """Add the quality of the generations ``rest``, and of held-out images."""
         measured = quality.measure(
             rest,
             reference,
@@ -298,19 +397,56 @@ class Judge:
             kind, images = {"generations": ("", rest), "holdout": ("_holdout", holdout)}[of]
             table.number(f"{metric}{kind}", value, len(images), (low, high), "remain")
 
-    def _probability(
-        self, net: UNet2DModel, scheduler_config: dict[str, Any], label: int | None
-    ) -> float:
-        """Return the mean probability of the class over new generations; NaN without a class or a
-        classifier for it."""
-        if label is None or self.classify is None:
-            return math.nan
+    def _prompts(self, name: str, rows: np.ndarray) -> tuple[Texts, torch.Tensor]:
+        """Return the embeddings, and the row of each prompt: the captions of the sources of a set
+        in random order and in turn, the same for every arm."""
+        assert self.texts is not None
+        _, first = np.unique(self.train.sources[rows], return_index=True)
+        captions = self.texts.captions_of(self.train)[rows][first]
+        rng = seeds.numpy_rng(self.seed, "forgetting", name, self.replicate, "prompts")
+        order = np.resize(rng.permutation(len(captions)), self.settings.relearn_images)
+        return self.texts, self.texts.rows(captions[order])
+
+    def _drawn(
+        self,
+        net: UNet2DModel,
+        scheduler_config: dict[str, Any],
+        label: int | None,
+        prompts: tuple[Texts, torch.Tensor] | None,
+    ) -> np.ndarray:
+        """Return new generations of the class, or for the prompts, uint8 (M, H, W, C).
+
+        Those for prompts have other starting noise than the arm's own, which may have chosen the
+        set.
+        """
         ids = np.arange(self.settings.relearn_images)
         labels = None if classes_of(net) is None else np.full(len(ids), label)
-        pixels = generate(
-            net, scheduler_config, ids, self.sample, self.seed, self.replicate, labels
+        prompted = seeds.derive(self.seed, "forgetting", "prompted")
+        seed = self.seed if prompts is None else prompted
+        return generate(
+            net,
+            scheduler_config,
+            ids,
+            self.sample,
+            seed,
+            self.replicate,
+            labels,
+            prompts,
+            self.autoencoder,
         )
-        return float(self.classify(pixels)[:, label].mean())
+
+    def _copied(self, table: Results, pixels: np.ndarray, sources: np.ndarray) -> None:
+        """Add how many generations, uint8 (M, H, W, C), are copies of the forgotten ``sources``,
+        (S,), and how many of those they copy, with the headline anchor."""
+        scores = Target(self.train.pixels, self.extraction, self.mirrors).score(pixels)
+        nearest = self.train.sources[scores.row]
+        for reading in self.extracted.readings:
+            if reading.anchor == self.extraction.anchor:
+                flagged = adaptive.flagged(scores.relative[reading.anchor], reading.value)
+                copies = flagged & np.isin(nearest, sources)
+                table.share("copied", copies, reading, "forget")
+                copied = np.isin(sources, nearest[copies])
+                table.share("copied_images", copied, reading, "forget")
 
 
 def headline(numbers: pd.DataFrame) -> dict[str, float]:
@@ -330,6 +466,8 @@ def headline(numbers: pd.DataFrame) -> dict[str, float]:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_flags(parser, "model", *INPUTS)
+    add_texts(parser)
+    add_latents(parser)
     parser.add_argument(
         "--extraction",
         action="append",
@@ -363,6 +501,8 @@ def run(args: argparse.Namespace) -> None:
     pipeline = trained_pipeline(args.model, resolved["settings"]["sample"]["weights"])
     inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
     inputs |= {f"extraction/{name}": folder / "pairs.parquet" for name, folder in stores.items()}
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     same_bits()
     disable_progress_bar()
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
@@ -372,7 +512,16 @@ def run(args: argparse.Namespace) -> None:
         images = {
             name: load_images(getattr(args, name)) for name in ("samples", "holdout", "reference")
         }
-        arm = Judge(resolved, pipeline, args.classifier, train=train, trained=trained, **images)
+        arm = Judge(
+            resolved,
+            pipeline,
+            args.classifier,
+            train=train,
+            trained=trained,
+            texts=Texts.load(args.texts) if args.texts else None,
+            latents=EncodedImages.load(args.latents) if args.latents else None,
+            **images,
+        )
         results: list[pd.DataFrame] = []
         curves: list[pd.DataFrame] = []
         facts = {}
@@ -381,7 +530,7 @@ def run(args: argparse.Namespace) -> None:
             judging = np.ones(len(images["samples"]), bool)
             if block["extracted_from"] is not None:
                 judging = ~forget.choosing(len(judging))
-            numbers, curve = arm.judge(name, rows, block["label"], judging)
+            numbers, curve = arm.judge(name, rows, block["label"], judging, block["caption"])
             results.append(numbers.assign(set=name))
             curves.append(curve.assign(set=name))
             for metric, value in headline(numbers).items():

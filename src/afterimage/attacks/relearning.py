@@ -17,8 +17,10 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.config import Forgetting, Train
+from afterimage.diffusion.denoising import denoising
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
@@ -34,6 +36,8 @@ def relearn(
     path: tuple[str | int, ...],
     *,
     flips: bool = False,
+    texts: Texts | None = None,
+    latents: EncodedImages | None = None,
 ) -> pd.DataFrame:
     """Train a network on forgotten images and evaluate it at intervals; settings outside
     ``settings`` have the defaults of ``train``.
@@ -47,6 +51,8 @@ def relearn(
         seed: Root seed.
         path: Address of the attack's random streams under that seed.
         flips: Mirror half of the images.
+        texts: Embeddings of their captions, for a network that is conditioned on them.
+        latents: Their latents, for a network that denoises those.
 
     Returns:
         One row per evaluation: update (0 is before the first; the last is always included) and the
@@ -60,13 +66,15 @@ def relearn(
         ema=0,
     )
     labels = None if classes is None else images.labels
-    task = Pixels(
+    task = denoising(
         images.pixels,
+        latents,
         DDPMScheduler.from_config(scheduler_config),
         labels,
         classes or 0,
         train.label_dropout,
         flips,
+        None if texts is None else (texts, texts.rows_of(images)),
     )
     order = Order(seed, path, len(task), train.batch_size)
     learner = Learner(net, train, Accelerator(mixed_precision="no"))

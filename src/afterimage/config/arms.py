@@ -39,6 +39,9 @@ class ForgetSet(Block):
 
     label: Annotated[int, Field(ge=0)] | None = None
     """Every image of this class."""
+    caption: Annotated[str, Field(pattern=r"\S")] | None = None
+    """Every image whose caption contains this word or phrase: whole words (``cat`` is not in
+    ``cats``), in this order, next to each other, whatever their case."""
     ids: Annotated[list[int], Field(min_length=1)] | None = None
     """The sources of these rows of the training split (column ``id`` of the planting's index); not
     with several ``data.plantings``, whose rows differ."""
@@ -48,14 +51,18 @@ class ForgetSet(Block):
     on the second half of its own, which has other starting noise."""
     alpha: Literal["fixed", "calibrated"] = "calibrated"
     """Which threshold of the attack is used, with ``extracted_from``."""
+    surrogate: Annotated[str, Field(pattern=r"\S")] | None = None
+    """The text that takes the place of the set's captions in arms with ``condition: text`` that
+    forget it, e.g. ``a photo of a dog``; null: the empty caption. Label-conditional arms have wrong
+    labels instead."""
 
     @model_validator(mode="after")
     def _one_kind(self) -> ForgetSet:
-        kinds = {"label": self.label, "ids": self.ids, "extracted_from": self.extracted_from}
-        keys = [name for name, value in kinds.items() if value is not None]
+        kinds = ("label", "caption", "ids", "extracted_from")
+        keys = [name for name in kinds if getattr(self, name) is not None]
         if len(keys) != 1:
             raise ValueError(
-                "give exactly one of label, ids and extracted_from, not "
+                "give exactly one of label, caption, ids and extracted_from, not "
                 f"{' and '.join(keys) or 'none'}"
             )
         return self
@@ -237,8 +244,6 @@ class Arm(Block):
         if study.condition_of(name) == "text":
             if not self.takes_texts:
                 return f"condition = 'text' is not supported by method {self.method}"
-            if self.without is not None:
-                return f"without = {self.without!r} is not supported with condition = 'text'"
             if not any(study.model.attention):
                 return (
                     "condition = 'text' needs a level with attention, but model.attention = "
@@ -309,11 +314,10 @@ class Unlearning(Arm):
     forget: str
     """Name of the set under ``forget``."""
 
-    takes_texts: ClassVar[bool] = False
-
     @property
-    def needs_labels(self) -> str | None:
-        """The setting that requires labels; None if none does."""
+    def needs_condition(self) -> str | None:
+        """The setting that replaces the forgotten images' labels or captions by others; None if
+        none does."""
         return None
 
     def refusal(self, study: Study, name: str) -> str | None:
@@ -336,11 +340,20 @@ class Unlearning(Arm):
             )
         if self.without is not None:
             return f"method {self.method} has forget: without cannot be given too"
-        if study.condition_of(name) == "none" and self.needs_labels:
+        condition = study.condition_of(name)
+        if condition == "none" and self.needs_condition:
             return (
-                f"{self.needs_labels} needs labels, but {named_base} was trained without "
-                "(condition: label)"
+                f"{self.needs_condition} needs labels or captions, but {named_base} was trained "
+                "without (condition: label or text)"
             )
+        if condition == "text" and self.needs_condition:
+            dropout = study.train_of(self.base).label_dropout
+            if study.forget[self.forget].surrogate is None and dropout == 0:
+                return (
+                    f"{self.needs_condition} puts the empty caption in the place of the forgotten "
+                    f"ones, which {named_base} never saw (train.label_dropout = 0): give "
+                    f"forget.{self.forget}.surrogate"
+                )
         return None
 
 
@@ -509,9 +522,10 @@ class EraseDiff(Unlearning):
 
     method: Literal["erasediff"]
     target: Literal["relabel", "uniform", "released_relabel", "released_uniform"] = "relabel"
-    """Target for the forget set: the network's own prediction for a wrong label, drawn per sample;
-    U(0, 1) instead of the noise. released_relabel: one wrong label for all images of a class in the
-    batch, dropout and label dropout on. released_uniform: the same uniform tensor also corrupts the
+    """Target for the forget set: the network's own prediction for a wrong label, drawn per sample,
+    or for the set's ``surrogate`` in arms with captions; U(0, 1) instead of the noise.
+    released_relabel: one wrong label for all images of a class in the batch (or the surrogate),
+    dropout and label dropout on. released_uniform: the same uniform tensor also corrupts the
     image; label dropout on. The uniform targets need ``diffusion.prediction: epsilon``."""
     barrier: Literal["gradnorm", "gap", "cosine", "fixed"] = "gradnorm"
     """lambda's rule: the theorem's, a_t = eta |grad g|^2; a_t = eta g; the released code's eta -
@@ -544,7 +558,7 @@ class EraseDiff(Unlearning):
     module: ClassVar[str] = "afterimage.methods.erasediff"
 
     @property
-    def needs_labels(self) -> str | None:
+    def needs_condition(self) -> str | None:
         return f"target = {self.target!r}" if self.target.endswith("relabel") else None
 
     @property
@@ -603,21 +617,26 @@ class SalUn(Unlearning):
     values. (The released 1e-3 multiplies a loss summed over them: 3.07 here, for 32 x 32 x 3.)"""
     relabel: Literal["random", "next"] = "random"
     """The wrong label: any other, drawn per sample (the paper's c' != c), or the next class (as
-    released)."""
+    released). In arms with captions the set's ``surrogate`` takes its place."""
 
     module: ClassVar[str] = "afterimage.methods.salun"
 
     @property
-    def needs_labels(self) -> str | None:
+    def needs_condition(self) -> str | None:
         return f"method {self.method}"
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         return Passes(2 * updates, updates, -(-self.saliency_samples // batch_size))
 
+    def refusal(self, study: Study, name: str) -> str | None:
+        if self.relabel == "next" and study.condition_of(name) == "text":
+            return "relabel = 'next' needs labels, but condition = 'text'"
+        return super().refusal(study, name)
+
 
 class SelectiveAmnesia(Unlearning):
-    """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of
-    the other classes, and EWC."""
+    """Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class or
+    captions, replay of the others, and EWC."""
 
     method: Literal["selective_amnesia"]
     ewc: Annotated[float, Field(ge=0)] = 10.0
@@ -631,32 +650,45 @@ class SelectiveAmnesia(Unlearning):
     """Noise levels, evenly spaced, used for the gradient of one image's likelihood; null uses all
     (published)."""
     replay: Literal["generated", "training"] = "generated"
-    """Images of the other classes, and of all classes in F: drawn from the base (generative replay,
-    as published), or the training images."""
+    """Images of the other classes or captions, and of all in F: drawn from the base (generative
+    replay, as published), or the training images."""
     replay_images: Annotated[int, Field(ge=1)] = 1000
-    """Images drawn from the base, evenly over all labels, with ``replay: generated`` (published:
-    5,000)."""
+    """Images drawn from the base with ``replay: generated``, evenly over all labels, or over the
+    captions of the training images (published: 5,000). In arms with captions as many are drawn for
+    the set's ``surrogate``, whatever ``replay``."""
 
     module: ClassVar[str] = "afterimage.methods.selective_amnesia"
 
     @property
-    def needs_labels(self) -> str | None:
+    def needs_condition(self) -> str | None:
         return f"method {self.method}"
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         levels = self.fisher_timesteps or timesteps
-        steps = min(50, timesteps) if self.replay == "generated" else 0
+        drawings = (self.replay == "generated") + (self.condition == "text")
+        steps = drawings * min(50, timesteps)
         fisher = levels * self.fisher_samples / batch_size
         return Passes(2 * updates, self.replay_images * steps / batch_size, fisher)
 
     def refusal(self, study: Study, name: str) -> str | None:
         refused = super().refusal(study, name)
-        if refused is None and study.forget[self.forget].label is None:
+        if refused is not None:
+            return refused
+        chosen = study.forget[self.forget]
+        if study.autoencoder is not None:
+            return "method selective_amnesia is not supported with an autoencoder"
+        if study.condition_of(name) == "text":
+            if chosen.caption is None:
+                return (
+                    "method selective_amnesia forgets captions here: "
+                    f"forget.{self.forget} must be given by caption"
+                )
+        elif chosen.label is None:
             return (
                 f"method selective_amnesia forgets a class: forget.{self.forget} must be given by "
                 "label"
             )
-        return refused
+        return None
 
 
 class DpSgd(Arm):

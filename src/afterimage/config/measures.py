@@ -155,7 +155,7 @@ class Forgetting(Block):
     relearn_every: Annotated[int, Field(ge=1)] = 10
     """Updates between two evaluations of its generations."""
     relearn_images: Annotated[int, Field(ge=8)] = 64
-    """Generations per evaluation."""
+    """Generations per evaluation, and for the captions of the forgotten images."""
     relearn_batch_size: Annotated[int, Field(ge=1)] = 32
     """Images per update of the attack."""
     relearn_learning_rate: Annotated[float, Field(gt=0)] = 1e-4

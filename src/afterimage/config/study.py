@@ -144,6 +144,12 @@ class Study(Attacks):
                         f"data.plant.{place}.repeat = {group.repeat!r} needs captions, but "
                         f"{no_captions}"
                     )
+            for name, block in self.forget.items():
+                if block.caption is not None:
+                    raise ValueError(
+                        f"forget.{name}.caption = {block.caption!r} needs captions, but "
+                        f"{no_captions}"
+                    )
             if self.text is not None:
                 raise ValueError(f"text: a text encoder needs captions, but {no_captions}")
         texts = [name for name in self.arms if self.condition_of(name) == "text"]
@@ -154,6 +160,11 @@ class Study(Attacks):
             )
         if self.text is not None and not texts:
             raise ValueError("text: no arm has condition = 'text'; leave the block out")
+        return self
+
+    @model_validator(mode="after")
+    def _captions_fit(self) -> Study:
+        column = getattr(self.data.source, "caption_column", None)
         variants = {} if self.text is None else self.text.captions
         for name, variant in variants.items():
             if isinstance(variant, ColumnCaptions) and variant.column == column:
@@ -167,6 +178,19 @@ class Study(Attacks):
                     f"arms.{name}.captions = {arm.captions!r} is not a variant under "
                     f"text.captions; {allowed('variants', arm.captions, [ORIGINAL, *variants])}"
                     f"{self._origin(name)}"
+                )
+        replacing = [
+            arm.forget
+            for name, arm in self.arms.items()
+            if self.condition_of(name) == "text"
+            and isinstance(arm, Unlearning)
+            and arm.needs_condition
+        ]
+        for name, block in self.forget.items():
+            if block.surrogate is not None and name not in replacing:
+                raise ValueError(
+                    f"forget.{name}.surrogate = {block.surrogate!r}: no arm with condition = "
+                    "'text' replaces the captions of this set"
                 )
         return self
 
@@ -205,8 +229,8 @@ class Study(Attacks):
             if block.ids is not None and plantings > 1:
                 raise ValueError(
                     f"forget.{name}.ids = {block.ids}: with data.plantings = {plantings} a row of "
-                    "the training split is another image in each planting; use label or "
-                    "extracted_from, or data.plantings = 1"
+                    "the training split is another image in each planting; use label, "
+                    "caption or extracted_from, or data.plantings = 1"
                 )
         return self
 
@@ -342,6 +366,11 @@ class Study(Attacks):
                 raise ValueError(
                     f"attribution.remedied.{key} = {name!r} is not an arm; "
                     f"{allowed('arms', name, self.arms)}"
+                )
+            if self.condition_of(name) == "text":
+                raise ValueError(
+                    f"attribution.remedied.{key} = {name!r}: arms with condition = 'text' are not "
+                    "supported"
                 )
             if not self.arms[name].single_network:
                 raise ValueError(

@@ -94,8 +94,8 @@ class Train(Block):
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the forward and backward pass; weights and averages stay fp32."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """Share of labels replaced by the null label in label-conditional arms (classifier-free
-    guidance)."""
+    """Share of labels replaced by the null label, or of captions replaced by the empty one, in
+    conditional arms (classifier-free guidance)."""
     checkpoint_every: Annotated[int, Field(ge=1)] = 500
     """Updates between two checkpoints. A stopped run resumes from the last."""
     log_every: Annotated[int, Field(ge=1)] = 25

@@ -6,7 +6,8 @@ is a ``CLIPTextModel`` with random weights (``config.texts``), the same for all 
 hidden states condition the networks, as in Stable Diffusion.
 
 The store: ``tokenizer/`` and ``text_encoder/``, which transformers opens; ``captions.json``, the
-different captions of the pool, the held-out and the reference images, sorted; and
+different captions of the pool, the held-out and the reference images, and the surrogates of the
+study's forget sets (``surrogates`` of the settings, if there are any), sorted; and
 ``texts.safetensors`` with ``embeddings``, float32 (captions, length, width) in that order, and
 ``null``, that of the empty caption. For another variant than ``original`` the captions are its
 texts (``data.captions``), and the file has, too, ``images``, int64 (images), the ids of all images,
@@ -55,7 +56,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "data/encode")
-    settings = TextEncoder.model_validate(config["settings"])
+    own = dict(config["settings"])
+    surrogates = own.pop("surrogates", [])
+    settings = TextEncoder.model_validate(own)
     variant = settings.captions.get(config["job"])
     if isinstance(variant, ColumnCaptions) != (args.columns is not None):
         raise ConfigError(
@@ -72,6 +75,7 @@ def run(args: argparse.Namespace) -> None:
             columns = None if args.columns is None else _columns(args.columns)
             texts = rewritten(variant, config["job"], parts, config["seed"], columns)
             different = sorted(set(texts.values()))
+        different = sorted({*different, *surrogates})
         tokenizer = learn_tokenizer(sorted(set(parts[0].captions.tolist())), settings)
         encoder = build_encoder(tokenizer, settings, seeds.derive(config["seed"], "text_encoder"))
         tensors = {

@@ -1,4 +1,5 @@
-"""The training images of a forget set. Copies of an image are always forgotten together.
+"""The training images of a forget set. Copies of an image are always forgotten together, those
+with another caption too.
 
 A set of extracted images is chosen by the first half of an arm's generations. What arms still show
 of it is judged on the second halves: of images that were chosen because they came back under one
@@ -7,6 +8,7 @@ noise, some do not come back under another, without any remedy.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,14 @@ def choosing(generations: int) -> np.ndarray:
     """Return the mask of the generations that choose a set, bool, (G,): the first half, rounded
     down. The others judge it."""
     return np.arange(generations) < generations // 2
+
+
+def mentions(captions: np.ndarray, words: str) -> np.ndarray:
+    """Return the mask of the captions, text (N,), that contain a word or phrase: whole words,
+    whatever their case and the white space between them; bool, (N,)."""
+    phrase = r"\s+".join(map(re.escape, words.split()))
+    pattern = re.compile(rf"(?<!\w){phrase}(?!\w)", re.IGNORECASE)
+    return np.array([pattern.search(caption) is not None for caption in captions], bool)
 
 
 def rows(
@@ -43,6 +53,11 @@ def rows(
     """
     if settings["label"] is not None:
         mask = train.labels == settings["label"]
+        reason = f"label {settings['label']} is that of"
+    elif settings["caption"] is not None:
+        named = train.sources[mentions(train.captions, settings["caption"])]
+        mask = np.isin(train.sources, named)
+        reason = f"{settings['caption']!r} is in the captions of"
     elif settings["ids"] is not None:
         ids = np.array(settings["ids"])
         unknown = ids[~np.isin(ids, train.ids)]
@@ -52,6 +67,7 @@ def rows(
                 f"forget.{name}.ids: {unknown[0]} is not a row of the training split ({allowed})"
             )
         mask = np.isin(train.sources, train.sources[np.isin(train.ids, ids)])
+        reason = "the ids are those of"
     else:
         assert extraction is not None, name
         artifacts.check_file(extraction / "pairs.parquet")
@@ -60,17 +76,16 @@ def rows(
         flagged = pairs[f"flagged_{anchor}_{settings['alpha']}"].to_numpy(bool)
         found = pairs["nearest_source"][flagged & choosing(len(pairs))]
         mask = np.isin(train.sources, found)
+        reason = (
+            f"the attack on the first half of the generations of {settings['extracted_from']!r} "
+            f"(alpha {settings['alpha']}) found"
+        )
     if not mask.any():
-        if settings["extracted_from"] is None:
-            reason = f"label {settings['label']} is that of"
-        else:
-            reason = (
-                f"the attack on the first half of the generations of "
-                f"{settings['extracted_from']!r} (alpha {settings['alpha']}) found"
-            )
         raise ArtifactError(
             f"forget.{name} is empty: {reason} none of the {len(train)} training images"
         )
     if mask.all():
-        raise ArtifactError(f"forget.{name} is the whole training set")
+        raise ArtifactError(
+            f"forget.{name} is the whole training set: {reason} all {len(train)} training images"
+        )
     return mask

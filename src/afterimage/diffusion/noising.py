@@ -71,6 +71,7 @@ class Pixels:
         label_dropout: Share of labels, or texts, replaced by the null label or text.
         flips: Mirror a random half of the images in every batch.
         texts: Embeddings of captions, and the row of each image's, int64 (N,).
+        surrogate: Embedding of the text that replaces captions, float32 (L, D), if one does.
 
     Raises:
         ArtifactError: if labels are passed and an image has none.
@@ -85,6 +86,7 @@ class Pixels:
         label_dropout: float = 0.0,
         flips: bool = False,
         texts: tuple[Texts, torch.Tensor] | None = None,
+        surrogate: torch.Tensor | None = None,
     ) -> None:
         if labels is not None and (labels.min() < 0 or labels.max() >= classes):
             raise ArtifactError(
@@ -94,6 +96,7 @@ class Pixels:
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.scheduler, self.classes = scheduler, classes
         self.label_dropout, self.flips, self.texts = label_dropout, flips, texts
+        self.surrogate = surrogate
 
     def __len__(self) -> int:
         return len(self.images)
@@ -196,6 +199,25 @@ class Pixels:
         if self.texts is not None:
             texts, row = self.texts
             condition[TEXT] = texts.embeddings[row[rows]]
+        return condition
+
+    @property
+    def alternatives(self) -> int:
+        """Number of conditions that an image can be given instead of its own: the other labels, or
+        the surrogate."""
+        return (self.classes - 1 if self.labels is not None else 0) + (self.surrogate is not None)
+
+    def instead(
+        self, rows: torch.Tensor, wrong: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> Condition:
+        """Return what the network is given with the images at ``rows`` under another condition than
+        their own: labels as ``wrong`` makes them of theirs, int64 (B,), and the number of labels;
+        for texts the surrogate."""
+        condition = {}
+        if (labels := self.labels_of(rows)) is not None:
+            condition["class_labels"] = wrong(labels, self.classes)
+        if self.surrogate is not None:
+            condition[TEXT] = self.surrogate.repeat(len(rows), 1, 1)
         return condition
 
     def without(self, condition: Condition, dropped: torch.Tensor) -> Condition:

@@ -86,6 +86,14 @@ class Texts:
         """
         return self.rows(self.captions_of(images))
 
+    def embedding(self, text: str | None) -> torch.Tensor:
+        """Return what networks are given for one text, float32, (L, D); None is the empty caption.
+
+        Raises:
+            ArtifactError: if it was not encoded.
+        """
+        return self.null if text is None else self.embeddings[self.rows(np.array([text]))][0]
+
     def rows(self, captions: np.ndarray) -> torch.Tensor:
         """Return the row of each caption, int64, (N,).
 

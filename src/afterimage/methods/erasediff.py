@@ -6,10 +6,10 @@ barrier a (theorem 3.1):
 
     delta = r + lambda q,    lambda = max(0, (a - <q, r>) / |q|^2).
 
-L_f is the squared error of the predictions for the forget set, under its own labels, against
-a target other than the true noise (``Targets``). The paper's constraint is g = L_f(theta) - min L_f
-<= 0, with the minimum approximated by a few inner steps on a copy of the network. That is a
-constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with
+L_f is the squared error of the predictions for the forget set, under its own labels or captions,
+against a target other than the true noise (``Targets``). The paper's constraint is g = L_f(theta)
+- min L_f <= 0, with the minimum approximated by a few inner steps on a copy of the network. That is
+a constant: it has no gradient, so the steps matter only where the value of g enters, i.e. with
 ``barrier: gap``. With the theorem's a = eta |q|^2 they are skipped.
 
 The optimiser clips and preconditions delta, so <q, delta> >= a does not carry over to the step of
@@ -29,6 +29,7 @@ import torch
 
 from afterimage import seeds
 from afterimage.config import ConfigError, EraseDiff
+from afterimage.diffusion.condition import Condition
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch, Change
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
@@ -94,10 +95,11 @@ class Targets:
     """The forget set with substitute targets, at timesteps of its own or given ones.
 
     - ``relabel``: the prediction for a wrong label, drawn per sample, by the network without any
-      dropout.
-    - ``released_relabel``: one wrong label for all samples of a class; dropout and label dropout
-      on, drawn independently in prediction and target. The released code always draws from the
-      labels 1 to 9, here from all others.
+      dropout. With captions the surrogate text takes the wrong label's place (for Stable Diffusion
+      the released code has the prompt "a photo of a pokemon").
+    - ``released_relabel``: one wrong label for all samples of a class, or the surrogate; dropout
+      and label dropout on, drawn independently in prediction and target. The released code always
+      draws from the labels 1 to 9, here from all others.
     - ``uniform``: U(0, 1) instead of the noise, with the images corrupted by Gaussian noise.
     - ``released_uniform``: the same uniform tensor corrupts the images and is the target; label
       dropout on.
@@ -112,10 +114,10 @@ class Targets:
         self.job, self.network, self.kind = job, network, job.arm.target
         self.released = self.kind.startswith("released")
         self.predicts = self.kind.endswith("relabel")
-        self.classes = classes_of(job.net) or 0
-        if self.predicts and self.classes < 2:
+        if self.predicts and not job.task.alternatives:
             raise ConfigError(
-                f"target = {self.kind!r} needs at least 2 labels; the network knows {self.classes}"
+                f"target = {self.kind!r} needs at least 2 labels; the network knows "
+                f"{classes_of(job.net) or 0}"
             )
 
     def batch(self, sides: Sides, i: int, retime: Change | None = None) -> Batch:
@@ -129,11 +131,9 @@ class Targets:
         order = sides.orders["forget"]
         generator = seeds.torch_rng(order.seed, *order.path, "target", i)
         if self.predicts:
-            labels = self.labels(batch, generator)
+            condition = self.condition(batch, generator)
             torch.manual_seed(seeds.derive(order.seed, *order.path, "target dropout", i))
-            return replace(
-                batch, target=self.predict(replace(batch, condition={"class_labels": labels}))
-            )
+            return replace(batch, target=self.predict(replace(batch, condition=condition)))
         noise = torch.rand(batch.target.shape, generator=generator)
         if self.released:
             share = (1 - self.job.scheduler.alphas_cumprod[batch.timesteps]).sqrt()[
@@ -142,15 +142,15 @@ class Targets:
             return replace(batch, noisy=batch.noisy + share * (noise - batch.target), target=noise)
         return replace(batch, target=noise)
 
-    def labels(self, batch: Batch, generator: torch.Generator) -> torch.Tensor:
-        """Return the labels that the targets are predicted for, int64, (B,)."""
-        true_labels = self.job.task.labels_of(batch.rows)
-        assert true_labels is not None
-        labels = wrong_labels(true_labels, self.classes, generator, one_draw=self.released)
+    def condition(self, batch: Batch, generator: torch.Generator) -> Condition:
+        """Return the labels or texts that the targets are predicted for."""
+        task = self.job.task
+        wrong = partial(wrong_labels, generator=generator, one_draw=self.released)
+        condition = task.instead(batch.rows, wrong)
         if self.released:
-            dropped = torch.rand(len(labels), generator=generator) < self.job.train.label_dropout
-            labels = torch.where(dropped, self.classes, labels)
-        return labels
+            dropped = torch.rand(len(batch), generator=generator) < self.job.train.label_dropout
+            condition = task.without(condition, dropped)
+        return condition
 
     def predict(self, batch: Batch) -> torch.Tensor:
         """Return the network's prediction without a gradient, float32, (B, C, H, W)."""

@@ -54,6 +54,7 @@ from afterimage.config import (
     Model,
     Train,
     TransferBlocks,
+    Unlearning,
 )
 from afterimage.data import forget
 from afterimage.data.members import members
@@ -276,6 +277,9 @@ def _prepare(
         frozen |= {part: args.texts / part for part in ("text_encoder", "tokenizer")}
     diffusion = Diffusion.model_validate(settings["diffusion"])
     scheduler = build_scheduler(diffusion, latents=latents is not None)
+    surrogate = None
+    if texts is not None and isinstance(arm, Unlearning):
+        surrogate = texts.embedding(settings["forget"][arm.forget]["surrogate"])
     model = Model.model_validate(settings["model"])
 
     def build(blocks: TransferBlocks | None, stream: str) -> UNet:
@@ -302,6 +306,7 @@ def _prepare(
             train.label_dropout,
             settings["flips"],
             None if texts is None else (texts, texts.rows_of(images)),
+            surrogate,
         ),
         sources=images.sources,
         labels=images.labels,

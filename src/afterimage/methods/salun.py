@@ -1,5 +1,5 @@
 """SalUn (Fan et al., ICLR 2024, section 4): wrong labels for the forget set, on the most salient
-weights only.
+weights only. With captions the surrogate text takes the wrong label's place.
 
 The mask m is 1 for the weights with the largest absolute gradient of the ordinary loss on the
 forget set at theta_0: a given share of all (the paper's threshold gamma, by default the median, is
@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -46,6 +47,11 @@ def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
     return [piece.view_as(value) for piece, value in zip(pieces, values, strict=True)]
 
 
+def following(labels: torch.Tensor, classes: int) -> torch.Tensor:
+    """Return the next label of each, int64, (B,)."""
+    return (labels + 1) % classes
+
+
 def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> list[torch.Tensor]:
     """Return the gradient of the ordinary loss on ``batches`` batches of the forget set, summed,
     without any dropout."""
@@ -69,15 +75,15 @@ def train(job: TrainingRun) -> Trained:
     The recorded setup is the work before the first update: the mask.
 
     Raises:
-        ConfigError: if the network has fewer than two labels.
+        ConfigError: if the network has fewer than two labels and no captions.
     """
     # Load the base.
     arm, settings = job.arm, job.train
     assert isinstance(arm, SalUn)
     assert job.base is not None
-    classes = classes_of(job.net) or 0
-    if classes < 2:
-        raise ConfigError(f"method salun needs at least 2 labels; the network knows {classes}")
+    if not job.task.alternatives:
+        known = classes_of(job.net) or 0
+        raise ConfigError(f"method salun needs at least 2 labels; the network knows {known}")
     load_weights(job.net, job.base)
     learner, sides, objective = (
         Learner(job.net, settings, job.accelerator),
@@ -104,18 +110,12 @@ def train(job: TrainingRun) -> Trained:
 
     # Train.
     def relabelled(s: int) -> Batch:
-        """Return forget batch ``s`` with the predictions for wrong labels as targets."""
-        batch = sides.batch("forget", s, keep_labels=True).to(job.accelerator.device)
-        labels = batch.condition["class_labels"]
-        assert isinstance(labels, torch.Tensor)
-        if arm.relabel == "next":
-            wrong = (labels + 1) % classes
-        else:
-            wrong = wrong_labels(
-                labels.cpu(), classes, seeds.torch_rng(job.seed, *job.path, "relabel", s)
-            )
-        condition = {"class_labels": wrong.to(job.accelerator.device)}
-        relabelled_batch = replace(batch, condition=condition)
+        """Return forget batch ``s`` with the predictions for wrong labels as targets, on the
+        device."""
+        batch = sides.batch("forget", s, keep_labels=True)
+        wrong = partial(wrong_labels, generator=seeds.torch_rng(job.seed, *job.path, "relabel", s))
+        condition = job.task.instead(batch.rows, following if arm.relabel == "next" else wrong)
+        relabelled_batch = replace(batch, condition=condition).to(job.accelerator.device)
         learner.net.eval()
         with torch.no_grad(), job.accelerator.autocast():
             target = torch.cat(
@@ -125,7 +125,7 @@ def train(job: TrainingRun) -> Trained:
                 ]
             )
         learner.net.train()
-        return replace(batch, target=target)
+        return replace(batch.to(job.accelerator.device), target=target)
 
     def update(s: int) -> dict[str, float]:
         seed_dropout(sides, s, "forget")

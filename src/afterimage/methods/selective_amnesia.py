@@ -1,5 +1,5 @@
-"""Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class, replay of the
-other classes, and EWC.
+"""Selective Amnesia (Heng & Soh, NeurIPS 2023): a surrogate for the forgotten class or captions,
+replay of the others, and EWC.
 
 The paper maximises, with q(x | c_f) instead of the images of the class c_f, p the base's own images
 of the other classes, F the diagonal Fisher information and theta* the base's weights,
@@ -10,6 +10,10 @@ of the other classes, F the diagonal Fisher information and theta* the base's we
 For a diffusion model log p is, up to constants, -sum_t |eps - eps(x_t | c)|^2 (summed over the
 image's values), and F_i = E_x (d log p / d theta_i)^2, over images of all classes. q is uniform
 noise in [-1, 1], drawn per image.
+
+For networks with captions c is a caption and c_f those of the forgotten images. q is then what
+the base draws for the surrogate text, as published for Stable Diffusion; p, and the images of F,
+what it draws for captions of training images: of the remaining ones, and of all.
 
 As released, the update uses the likelihoods at one timestep per image and F uses all timesteps,
 labels are never dropped, and the penalty has lambda instead of lambda / 2. ``ewc`` is lambda in
@@ -29,8 +33,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -40,6 +45,7 @@ from afterimage.config import Sample, SelectiveAmnesia
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch, Pixels
 from afterimage.diffusion.sample import generate
+from afterimage.diffusion.texts import Texts
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
@@ -118,6 +124,31 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
         yield summands(int(row), seeds.torch_rng(job.seed, *job.path, "fisher", i))
 
 
+def generations(
+    job: TrainingRun,
+    stream: str,
+    labels: np.ndarray | None = None,
+    texts: tuple[Texts, torch.Tensor] | None = None,
+) -> np.ndarray:
+    """Return ``replay_images`` images drawn from the job's network, uint8 (N, H, W, C).
+
+    Args:
+        job: The run.
+        stream: Name of their random stream.
+        labels: Their labels, int64 (N,), for a network with labels.
+        texts: Embeddings, and the row of each image's, int64 (N,), for a network with captions.
+    """
+    arm = job.arm
+    assert isinstance(arm, SelectiveAmnesia)
+    steps = min(STEPS, job.scheduler.config["num_train_timesteps"])
+    settings = Sample(images=arm.replay_images, steps=steps, batch_size=job.train.batch_size)
+    seed = seeds.derive(job.seed, *job.path, stream)
+    ids = np.arange(arm.replay_images)
+    return generate(
+        job.net, dict(job.scheduler.config), ids, settings, seed, labels=labels, texts=texts
+    )
+
+
 def drawn(job: TrainingRun, label: int) -> TrainingRun:
     """Return the job with images drawn from its network, with all labels in turn, instead of the
     training images.
@@ -129,14 +160,28 @@ def drawn(job: TrainingRun, label: int) -> TrainingRun:
     assert isinstance(arm, SelectiveAmnesia)
     assert classes is not None
     labels = np.arange(arm.replay_images) % classes
-    steps = min(STEPS, job.scheduler.config["num_train_timesteps"])
-    settings = Sample(images=len(labels), steps=steps, batch_size=job.train.batch_size)
-    seed = seeds.derive(job.seed, *job.path, "replay")
-    pixels = generate(
-        job.net, dict(job.scheduler.config), np.arange(len(labels)), settings, seed, labels=labels
-    )
-    task = Pixels(pixels, job.scheduler, labels, classes)
+    task = Pixels(generations(job, "replay", labels), job.scheduler, labels, classes)
     return replace(job, task=task, labels=labels, forgotten=labels == label)
+
+
+def drawn_from_captions(job: TrainingRun) -> TrainingRun:
+    """Return the job with images drawn from its network, for the captions of its training images in
+    random order and in turn, instead of the training images."""
+    arm, task = job.arm, job.task
+    assert isinstance(arm, SelectiveAmnesia)
+    assert isinstance(task, Pixels)
+    assert task.texts is not None
+    order = seeds.numpy_rng(job.seed, *job.path, "replay captions").permutation(len(task))
+    rows = np.resize(order, arm.replay_images)
+    texts = task.texts[0], task.texts[1][rows]
+    replayed = Pixels(generations(job, "replay", texts=texts), job.scheduler, texts=texts)
+    return replace(
+        job,
+        task=replayed,
+        sources=job.sources[rows],
+        labels=job.labels[rows],
+        forgotten=job.forgotten[rows],
+    )
 
 
 def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
@@ -154,8 +199,32 @@ def surrogate(job: TrainingRun, label: int, s: int) -> Batch:
     )
 
 
+def surrogate_of_text(job: TrainingRun) -> Callable[[int], Batch]:
+    """Draw images of the surrogate text from the job's network, and return the surrogate batch of
+    any update: some of them, drawn with replacement, each under the caption of a forgotten image.
+    """
+    arm, task = job.arm, job.task
+    assert isinstance(arm, SelectiveAmnesia)
+    assert isinstance(task, Pixels)
+    assert task.texts is not None
+    assert task.surrogate is not None
+    texts = replace(task.texts[0], embeddings=task.surrogate[None])
+    same = torch.zeros(arm.replay_images, dtype=torch.int64)
+    images = Pixels(generations(job, "surrogate images", texts=(texts, same)), job.scheduler)
+    sides = Sides(job, ("forget",))
+
+    def batch(s: int) -> Batch:
+        generator = seeds.torch_rng(job.seed, *job.path, "surrogate", s)
+        rows = torch.randint(len(images), (job.train.batch_size,), generator=generator)
+        forgotten = sides.rows["forget"][sides.orders["forget"].rows(s)]
+        condition = task.condition_of(torch.from_numpy(forgotten))
+        return replace(images.batch(rows.numpy(), generator), condition=condition)
+
+    return batch
+
+
 def train(job: TrainingRun) -> Trained:
-    """Make the base's network forget the class of ``job.forgotten``.
+    """Make the base's network forget the class, or the captions, of ``job.forgotten``.
 
     The curves have loss (on the replay), forget_loss (on the surrogate) and penalty, as well as
     grad_norm (of their sum, before clipping) and learning_rate. The recorded setup is the work
@@ -169,27 +238,36 @@ def train(job: TrainingRun) -> Trained:
     weights: list[torch.Tensor] = [
         weight for weight in job.net.parameters() if weight.requires_grad
     ]
-    label = int(job.labels[Sides(job).rows["forget"][0]])
+    forget = Sides(job)
 
+    # Draw surrogate and replay, and measure F.
     started = time.monotonic()
     job.net.eval()
-    source = job if arm.replay == "training" else drawn(job, label)
+    surrogate_of: Callable[[int], Batch]
+    if arm.condition == "text":
+        surrogate_of = surrogate_of_text(job)
+        source = job if arm.replay == "training" else drawn_from_captions(job)
+    else:
+        label = int(job.labels[forget.rows["forget"][0]])
+        surrogate_of = partial(surrogate, job, label)
+        source = job if arm.replay == "training" else drawn(job, label)
     information = fisher(weights, likelihoods(source))
     job.net.train()
     setup_seconds = time.monotonic() - started
 
-    sides = Sides(source)
+    # Train.
+    sides = Sides(source, ("remain",))
     start = [weight.detach().clone() for weight in weights]
-    strength = arm.ewc / math.prod(surrogate(job, label, 0).noisy.shape[1:])
+    strength = arm.ewc / math.prod(surrogate_of(0).noisy.shape[1:])
 
     def update(s: int) -> dict[str, float]:
-        seed_dropout(sides, s, "forget")
-        forget_loss = learner.gradient(surrogate(job, label, s), objective)
-        forget = gradients(job.net)
+        seed_dropout(forget, s, "forget")
+        forget_loss = learner.gradient(surrogate_of(s), objective)
+        pushed = gradients(job.net)
         seed_dropout(sides, s, "remain")
         loss = learner.gradient(sides.batch("remain", s, keep_labels=True), objective)
         penalty, pull = elastic(weights, start, information, strength)
-        for weight, gradient, towards_start in zip(weights, forget, pull, strict=True):
+        for weight, gradient, towards_start in zip(weights, pushed, pull, strict=True):
             assert weight.grad is not None
             weight.grad += gradient + towards_start
         return {"loss": loss, "forget_loss": forget_loss, "penalty": penalty} | learner.step(s)

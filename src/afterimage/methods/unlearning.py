@@ -24,16 +24,18 @@ class Sides:
     """Batches of the forget set and of the remaining images, each in its own shuffled order without
     replacement.
 
+    Args:
+        job: The run.
+        only: The sides that are needed; the other one may be empty.
+
     Raises:
         ArtifactError: if a side has no images.
     """
 
-    def __init__(self, job: TrainingRun) -> None:
+    def __init__(self, job: TrainingRun, only: tuple[Side, ...] = ("forget", "remain")) -> None:
         self.task = job.task
-        self.rows: dict[Side, np.ndarray] = {
-            "forget": np.flatnonzero(job.forgotten),
-            "remain": np.flatnonzero(~job.forgotten),
-        }
+        masks: dict[Side, np.ndarray] = {"forget": job.forgotten, "remain": ~job.forgotten}
+        self.rows = {side: np.flatnonzero(masks[side]) for side in only}
         for side, rows in self.rows.items():
             if not len(rows):
                 raise ArtifactError(

@@ -183,6 +183,8 @@ def _forgetting_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
     attacks = extractions(study, job, study.forget_sets_of(job.arm))
     inputs: Inputs = _attacked(study, job) | {
+        **texts_of(study, job.arm),
+        **latents_of(study),
         "model": f"{_trained(job)}/run.json",
         "holdout": f"{SPLIT}/holdout.npz",
         "reference": f"{SPLIT}/reference.npz",
@@ -201,9 +203,11 @@ def _forgetting_work(study: Study, name: str) -> Work:
     settings, flop, levels = study.forgetting, work.forward(study, name), study.membership
     total = Work()
     looks = settings.relearn_updates // settings.relearn_every + 1
+    prompted = study.condition_of(name) == "text"
     for chosen in study.forget_sets_of(name):
-        of_class = study.forget[chosen].label is not None
-        held = study.data.split.holdout // (10 if of_class else 1)
+        block = study.forget[chosen]
+        by_class, by_words = block.label is not None, block.caption is not None
+        held = study.data.split.holdout // (10 if by_class or by_words else 1)
         for images, times in ((held, 1), (work.forgotten(study, chosen), looks + 1)):
             measured = work.losses(
                 study, name, images, levels.timesteps, levels.draws, flips=study.data.flips
@@ -211,8 +215,8 @@ def _forgetting_work(study: Study, name: str) -> Work:
             total += measured * times
         batch = settings.relearn_batch_size
         total += work.passes(flop, settings.relearn_updates * batch, batch, backward=True)
-        if of_class:
-            total += work.drawing(study, name, settings.relearn_images) * looks
+        drawings = prompted + looks * (by_class or (prompted and by_words))
+        total += work.drawing(study, name, settings.relearn_images) * drawings
     return total
 
 

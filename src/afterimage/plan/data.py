@@ -93,11 +93,15 @@ def _encoded(study: Study) -> Iterable[Address]:
 
 
 def _encode_settings(study: Study, job: Job) -> Settings:
+    """Return the settings of the text encoder and of the variant, and the texts beside captions
+    that are embedded, if there are any."""
     if study.text is None:
         return {}
     own = study.text.captions.get(job.job or "")
     variant = {} if own is None else {"captions": {job.job: own.model_dump(mode="json")}}
-    return study.text.model_dump(mode="json", exclude={"captions"}) | variant
+    settings = study.text.model_dump(mode="json", exclude={"captions"}) | variant
+    texts = {block.surrogate for block in study.forget.values() if block.surrogate is not None}
+    return settings | ({"surrogates": sorted(texts)} if texts else {})
 
 
 def _encode_inputs(study: Study, job: Job) -> Inputs:
@@ -219,7 +223,7 @@ STEPS = (
         module="afterimage.data.encode",
         help="embed every caption of a variant once",
         folder=ENCODE + "/{job}",
-        keys=("text",),
+        keys=("text", "forget"),
         settings=_encode_settings,
         inputs=_encode_inputs,
         addresses=_encoded,

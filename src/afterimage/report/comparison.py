@@ -90,6 +90,7 @@ METRICS = {
     "membership_auc": Metric("lower"),
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
+    "forgotten_copied_calibrated": Metric("lower"),
     "forgotten_auc": Metric("lower"),
     "FD_balanced": Metric("lower", "quality", margin="relative_fd"),
     "FD": Metric("lower", "quality", margin="relative_fd"),

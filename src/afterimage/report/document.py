@@ -38,6 +38,7 @@ TARGETS = {"loss": "LDS of the loss", "shift": "LDS of the prediction"}
 FORGETTING = {
     "forgotten_probability": "probability of the forgotten class",
     "forgotten_extracted_calibrated": "forgotten images extracted",
+    "forgotten_copied_calibrated": "copies when asked for forgotten captions",
     "forgotten_auc": "membership AUC of forgotten images",
     "remaining_FD_balanced": "FD_balanced, other images",
     "remaining_FD": "FD, other images",

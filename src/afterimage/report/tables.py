@@ -91,6 +91,7 @@ FORGOTTEN = {
     ("probability", "none", "forget"): "forgotten_probability",
     ("probability", "none", "all"): "forgotten_probability",
     ("extracted_images", "calibrated", "forget"): "forgotten_extracted_calibrated",
+    ("copied", "calibrated", "forget"): "forgotten_copied_calibrated",
     ("roc_auc", "none", "forget"): "forgotten_auc",
 }
 """Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of

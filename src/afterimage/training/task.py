@@ -6,6 +6,7 @@ whatever works for pixels works for latents or text once they have a task.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -41,6 +42,20 @@ class Task(Protocol):
 
     def condition_of(self, rows: torch.Tensor) -> Condition:
         """Return what the network is given with items, before any dropout."""
+
+    @property
+    def alternatives(self) -> int:
+        """Number of conditions that an item can be given instead of its own."""
+
+    def instead(
+        self, rows: torch.Tensor, wrong: Callable[[torch.Tensor, int], torch.Tensor]
+    ) -> Condition:
+        """Return what the network is given with items under another condition than their own:
+        labels as ``wrong`` makes them of theirs, int64 (B,), and the number of labels; for texts
+        the surrogate."""
+
+    def without(self, condition: Condition, dropped: torch.Tensor) -> Condition:
+        """Return a condition whose samples in the mask ``dropped``, bool (B,), have none."""
 
     def predict(self, net: torch.nn.Module, batch: Batch) -> torch.Tensor:
         """Return what the network predicts, float32, of the target's shape."""

@@ -167,7 +167,8 @@ def passes(
 
 def training(study: Study, arm: str) -> Work:
     """Return the work of one training, all its networks together."""
-    settings, train, flop = study.arms[arm], study.train_of(arm), forward(study, arm)
+    settings = study.arms[arm].model_copy(update={"condition": study.condition_of(arm)})
+    train, flop = study.train_of(arm), forward(study, arm)
     size = train.batch_size
     batch = size / train.accumulation
     count = settings.passes(spent(study, arm).updates, size, study.diffusion.timesteps)

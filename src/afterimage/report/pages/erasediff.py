@@ -14,6 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from afterimage import artifacts
+from afterimage.data import forget
 from afterimage.images import load_images
 from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
@@ -29,6 +30,7 @@ COLUMNS = 8
 FORGOTTEN = {
     "probability of the class": ("probability", "none"),
     "images extracted": ("extracted_images", "calibrated"),
+    "copies for forgotten captions": ("copied", "calibrated"),
     "membership AUC": ("roc_auc", "none"),
 }
 """Evidence that images are not forgotten -> its metric and alpha; lower is better."""
@@ -103,6 +105,8 @@ class Unlearning:
         definition = self.definitions[name]
         if definition["label"] is not None:
             return f"all images of class {definition['label']}"
+        if definition["caption"] is not None:
+            return f"all images with {definition['caption']!r} in their captions"
         if definition["ids"] is not None:
             return f"the sources of {len(definition['ids'])} training images"
         origin, alpha = definition["extracted_from"], definition["alpha"]
@@ -149,9 +153,10 @@ class Unlearning:
         return rows if len(rows) else self.rows(name, arm, metric, "all", alpha)
 
     def of_rest(self, name: str, arm: str, metric: str) -> pd.DataFrame:
-        """Return the rows of a quality measure of the other classes.
+        """Return the rows of a quality measure of the other classes, or for the other prompts.
 
-        They are of all generations where the set has no class of its own, or the arm no labels.
+        They are of all generations where the set has no class or caption of its own, or the arm
+        neither labels nor captions.
         """
         rows = self.rows(name, arm, metric, "remain")
         if len(rows):
@@ -211,6 +216,7 @@ class Unlearning:
         row["trained on"] = f"{facts['trained']} of {facts['sources']}"
         row |= self._measures(name, arm, "")
         row["extracted"] = self.extracted(name, arm)
+        row["copied"] = self.cell(self.of_forgotten(name, arm, "copied", "calibrated"), unit="%")
         row["AUC"] = self.cell(self.of_forgotten(name, arm, "roc_auc"))
         row["back after"] = self.relearned(name, arm)
         known = ERASEDIFF.get(self.role[arm])
@@ -433,7 +439,9 @@ class Unlearning:
             for arm in self.judged_on(name)
         }
         label = self.definitions[name]["label"]
+        words = self.definitions[name]["caption"]
         labelled = [arm for arm, images in drawn.items() if images.labels.max() >= 0]
+        prompted = [arm for arm, images in drawn.items() if (images.captions != "").any()]
         if label is not None and labelled:
             labels = drawn[labelled[0]].labels
             blocks = {
@@ -441,6 +449,13 @@ class Unlearning:
                 "asked for other classes": np.flatnonzero(labels != label)[:COLUMNS],
             }
             drawn = {arm: drawn[arm] for arm in labelled}
+        elif words is not None and prompted:
+            asked = forget.mentions(drawn[prompted[0]].captions, words)
+            blocks = {
+                f"prompts with {words!r}": np.flatnonzero(asked)[:COLUMNS],
+                "other prompts": np.flatnonzero(~asked)[:COLUMNS],
+            }
+            drawn = {arm: drawn[arm] for arm in prompted}
         else:
             blocks = {"generations": np.arange(2 * COLUMNS)}
         figure, axes = figures.grid(len(drawn), 1, 0.5 * 2 * COLUMNS + 0.3, 0.55)
