@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.config.autoencoder import StoredAutoencoder, TrainedAutoencoder
+from afterimage.config.autoencoder import StoredAutoencoder
 from afterimage.data import autoencoder, latents
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.latents import EncodedImages
@@ -111,9 +111,13 @@ def test_a_stored_one_is_copied_and_checked(made, tmp_path):
     assert elsewhere.latent(16, 32) == (8, 16, 4)
 
 
-def test_images_that_cannot_be_halved_are_refused(split):
-    with pytest.raises(ConfigError, match="2 levels, which need image sides that are multiples"):
-        autoencoder.fit(np.zeros((4, 7, 8, 1), np.uint8), TrainedAutoencoder(**SETTINGS), seed=1)
+def test_images_that_do_not_fit_are_refused(made, tmp_path):
+    with pytest.raises(ConfigError, match="5 levels, which need image sides that are multiples"):
+        made("deep", **SETTINGS | {"channels": [8] * 5})
+    AutoencoderKL(block_out_channels=[8], norm_num_groups=4).save_pretrained(tmp_path / "rgb")
+    own = {"channels": [8], "norm_groups": 4, "layers_per_block": 1}
+    with pytest.raises(ConfigError, match="takes images of 3 channels, but the study's have 1"):
+        made("rgb", kind="stored", path=str(tmp_path / "rgb"), **own)
 
 
 def test_every_image_is_encoded_once(made, split, resolved, tmp_path):

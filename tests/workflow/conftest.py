@@ -184,6 +184,7 @@ def captioned(commands, tmp_path_factory) -> Workspace:
 def latent(commands, tmp_path_factory) -> Workspace:
     """A study of the latents of captioned digits, run to the end. Read only."""
     arms = {name: CAPTIONED[name] for name in ("plain", "loyal")}
+    arms["erased"] = CAPTIONED["erased"] | {"control": "plain"}
     autoencoder = {"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5}
     made = clone(tmp_path_factory.mktemp("latent"), commands)
     return of_captions(made, arms=arms, autoencoder=autoencoder)

@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
         inputs["stored"] = Path(config.expand(settings.path))
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         reference = load_images(args.reference).pixels
+        check_sides(settings, reference.shape[1:3])
         order = seeds.numpy_rng(resolved["seed"], "autoencoder", "order").permutation(
             len(reference)
         )
@@ -73,6 +74,11 @@ def run(args: argparse.Namespace) -> None:
                 for name, value in values.items():
                     step.metric(name, value, update)
         opened = Autoencoder.load(step.folder / FOLDER)
+        if opened.vae.config["in_channels"] != reference.shape[-1]:
+            raise ConfigError(
+                f"autoencoder: it takes images of {opened.vae.config['in_channels']} channels, but "
+                f"the study's have {reference.shape[-1]}; data.colour converts them"
+            )
         step.metric("validation_rmse", float(np.median(errors(opened, validation))))
         step.note(
             parameters=sum(weight.numel() for weight in opened.vae.parameters()),
@@ -108,10 +114,8 @@ def fit(
         over the updates since the last.
 
     Raises:
-        ConfigError: if the images' sides cannot be halved as often as the levels say, or the loss
-            is no longer finite.
+        ConfigError: if the loss is no longer finite.
     """
-    check_sides(settings, images.shape[1:3])
     device = PartialState().device
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seeds.derive(seed, "autoencoder", "init"))
