@@ -64,6 +64,25 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def check_sums(folder: Path, expected: Mapping[str, str], key: str) -> None:
+    """Compare files of a folder with their checksums.
+
+    Args:
+        folder: The folder.
+        expected: File, relative to it -> sha256.
+        key: The setting that names them, for messages.
+
+    Raises:
+        ArtifactError: if a file is missing or has another checksum.
+    """
+    for name, checksum in expected.items():
+        if not (folder / name).is_file():
+            raise ArtifactError(f"{key} names {name}, which {folder} does not have")
+        found = sha256(folder / name)
+        if found != checksum.lower():
+            raise ArtifactError(f"{key}: {folder / name} has {found}, not the expected {checksum}")
+
+
 def folder_sha256(files: Mapping[Path, str]) -> str:
     """Return the sha256 of a folder from the relative path and sha256 of each of its files."""
     lines = [f"{name.as_posix()} {files[name]}\n" for name in sorted(files)]

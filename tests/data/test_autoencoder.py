@@ -105,6 +105,8 @@ def test_a_stored_one_is_copied_and_checked(made, tmp_path):
         made("changed", **stored, sha256={weights.name: "0" * 64})
     with pytest.raises(ArtifactError, match=r"names other.safetensors, which .* does not have"):
         made("absent", **stored, sha256={"other.safetensors": "0" * 64})
+    with pytest.raises(ArtifactError, match=r"autoencoder.path = 'no': there is no such folder"):
+        made("none", **stored | {"path": "no"})
     with pytest.raises(ValueError, match=r"latent_channels = 4, but the autoencoder in path"):
         StoredAutoencoder(**stored | {"latent_channels": 4})
     elsewhere = StoredAutoencoder(**stored | {"path": "elsewhere", "latent_channels": 4})

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel, PreTrainedTokenizerFast
 
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.config.texts import TextEncoder
+from afterimage.config.texts import RandomTextEncoder
 from afterimage.data import encode
 from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
@@ -146,4 +147,62 @@ def test_the_command_imports_text_packages(parts, tmp_path, resolved):
 
 def test_heads_divide_the_width():
     with pytest.raises(ValueError, match="heads = 3 does not divide width = 64"):
-        TextEncoder(heads=3)
+        RandomTextEncoder(heads=3)
+
+
+# ---- a stored encoder ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stored(encoded, parts, tmp_path, resolved):
+    """Return the store for an encoder that lies in a folder, by default the one that was made."""
+    source = encoded()
+
+    def run(folder=source, **changed):
+        own = {"kind": "stored", "path": str(folder), "length": 20, "width": 16} | changed
+        config = Path(resolved("data/encode", own, seed=8, job="original"))
+        out = tmp_path / "stored"
+        encode.run(argparse.Namespace(**parts, columns=None, config=config, out=out))
+        return out
+
+    run.source = source
+    return run
+
+
+def test_a_stored_encoder_embeds_as_it_did(stored):
+    weights = "text_encoder/model.safetensors"
+    sums = {weights: artifacts.sha256(stored.source / weights)}
+    own, other = Texts.load(stored.source), Texts.load(stored(sha256=sums))
+    assert own.row == other.row
+    torch.testing.assert_close(other.embeddings, own.embeddings)
+    torch.testing.assert_close(other.null, own.null)
+
+
+def test_a_shorter_length_pads_less_and_changes_no_token(stored):
+    """The encoder is causal: what stands before the padding does not see it."""
+    own, short = Texts.load(stored.source), Texts.load(stored(length=18))
+    assert short.embeddings.shape[1] == 18
+    torch.testing.assert_close(short.embeddings, own.embeddings[:, :18], atol=1e-5, rtol=1e-5)
+
+
+def test_a_stored_encoder_that_differs_is_refused(stored, tmp_path):
+    weights = "text_encoder/model.safetensors"
+    with pytest.raises(ArtifactError, match=r"text.sha256: .* not the expected 0000"):
+        stored(sha256={weights: "0" * 64})
+    with pytest.raises(ValueError, match=r"width = 32, but the text encoder .* hidden_size = 16"):
+        stored(width=32)
+    with pytest.raises(ValueError, match=r"length = 21, but the text encoder .* takes 20 tokens"):
+        stored(length=21)
+    broken = tmp_path / "broken"
+    shutil.copytree(stored.source, broken)
+    tensors = load_file(broken / weights)
+    lost = next(name for name in tensors if "final_layer_norm" in name)
+    del tensors[lost]
+    save_file(tensors, broken / weights, metadata={"format": "pt"})
+    with pytest.raises(ArtifactError, match=r"missing or of another shape: .*final_layer_norm"):
+        stored(broken)
+    shutil.rmtree(broken / "tokenizer")
+    with pytest.raises(
+        ArtifactError, match=r"text.path = '.*broken': there is no tokenizer/ in it"
+    ):
+        stored(broken)

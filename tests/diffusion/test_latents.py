@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from afterimage import seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import Diffusion, Model, Sample
-from afterimage.config.texts import TextEncoder
+from afterimage.config.texts import RandomTextEncoder
 from afterimage.data.encode import build_encoder, embed, learn_tokenizer
 from afterimage.diffusion import sample
 from afterimage.diffusion.autoencoder import Autoencoder
@@ -118,7 +118,7 @@ def stored(vae, tmp_path_factory):
     """A text-to-image pipeline as a training stores it, and its captions' embeddings."""
     folder = tmp_path_factory.mktemp("stored")
     captions = ["a red circle", "a blue square"]
-    settings = TextEncoder(vocabulary=300, length=16, width=12, layers=1, heads=2)
+    settings = RandomTextEncoder(vocabulary=300, length=16, width=12, layers=1, heads=2)
     tokenizer = learn_tokenizer(captions, settings)
     encoder = build_encoder(tokenizer, settings, seed=3)
     parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer}

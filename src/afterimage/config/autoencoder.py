@@ -8,8 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from afterimage.config.base import Block, ConfigError, expand
-from afterimage.config.data import Sha256
+from afterimage.config.base import Block, ConfigError, Sha256, expand
 
 Widths = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 

@@ -54,6 +54,7 @@ def _docstrings(block: type) -> dict[str, str]:
 Share = Annotated[float, Field(gt=0, le=1)]
 LONGEST = 60
 """Characters of a name, at most."""
+Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST)]
 
 

@@ -11,14 +11,13 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from afterimage.config.base import Block
+from afterimage.config.base import Block, Sha256
 
 ResizeFilter = Literal["bilinear", "box", "bicubic", "lanczos"]
 Crop = Literal["centre", "none"]
 SMALLEST, LARGEST = 4, 1024
 """Sides in pixels that images can be resized to."""
 
-Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 Shape = tuple[int, int, int]
 """Height, width and channels of an image."""
 

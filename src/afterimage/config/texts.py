@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from afterimage.config.base import Block, Name
+from afterimage.config.base import Block, ConfigError, Name, Sha256, expand
 
 ORIGINAL = "original"
 """The variant of the captions as they are."""
@@ -52,14 +54,35 @@ CaptionVariant = Annotated[
 ]
 
 
-class TextEncoder(Block):
-    """The tokenizer and the text encoder of arms with ``condition: text``, made by the study.
+class _TextEncoder(Block):
+    """The tokenizer and the text encoder, a ``CLIPTextModel``, of arms with ``condition: text``."""
 
-    The tokenizer's byte pairs are learned from the captions. The encoder is a ``CLIPTextModel``
-    whose weights are drawn from the study's seed and never trained: captions that differ in a token
-    get different embeddings, but similar meanings no similar ones.
+    length: Annotated[int, Field(ge=4)]
+    """Tokens of a caption, with the marks; a longer one is refused."""
+    width: Annotated[int, Field(ge=4)]
+    """Size of a token's embedding."""
+    captions: dict[Name, CaptionVariant] = {}
+    """Name -> a variant of the captions, which arms choose by ``captions``; ``original`` are the
+    captions as they are."""
+
+    @model_validator(mode="after")
+    def _original_is_the_captions_own(self) -> _TextEncoder:
+        if ORIGINAL in self.captions:
+            raise ValueError(
+                f"captions.{ORIGINAL}: the captions as they are have this name; choose another"
+            )
+        return self
+
+
+class RandomTextEncoder(_TextEncoder):
+    """A tokenizer and an encoder that the study makes.
+
+    The tokenizer's byte pairs are learned from the captions. The encoder's weights are drawn from
+    the study's seed and never trained: captions that differ in a token get different embeddings,
+    but similar meanings no similar ones.
     """
 
+    kind: Literal["random"] = "random"
     vocabulary: Annotated[int, Field(ge=300)] = 1000
     """Tokens at most: 256 bytes, the marks of begin, end and padding, and learned pairs."""
     length: Annotated[int, Field(ge=4)] = 24
@@ -70,20 +93,65 @@ class TextEncoder(Block):
     """Transformer layers."""
     heads: Annotated[int, Field(ge=1)] = 4
     """Attention heads; must divide ``width``."""
-    captions: dict[Name, CaptionVariant] = {}
-    """Name -> a variant of the captions, which arms choose by ``captions``; ``original`` are the
-    captions as they are."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> TextEncoder:
+    def _heads_divide(self) -> RandomTextEncoder:
         if self.width % self.heads:
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
         return self
 
+
+class StoredTextEncoder(_TextEncoder):
+    """A trained tokenizer and encoder in the folders ``tokenizer`` and ``text_encoder``, as in a
+    Stable Diffusion pipeline; the defaults are those of Stable Diffusion 1."""
+
+    kind: Literal["stored"]
+    path: str
+    """The folder that holds both. Environment variables are expanded."""
+    sha256: dict[str, Sha256] = {}
+    """File, such as ``text_encoder/model.safetensors`` -> expected sha256. A file with another
+    checksum is an error."""
+    length: Annotated[int, Field(ge=4)] = 77
+    """Tokens of a caption, with the marks, at most as many as the encoder takes; a longer one is
+    refused."""
+    width: Annotated[int, Field(ge=4)] = 768
+    """Size of a token's embedding; must be the encoder's."""
+
     @model_validator(mode="after")
-    def _original_is_the_captions_own(self) -> TextEncoder:
-        if ORIGINAL in self.captions:
-            raise ValueError(
-                f"captions.{ORIGINAL}: the captions as they are have this name; choose another"
-            )
+    def _is_the_one_stored(self) -> StoredTextEncoder:
+        try:
+            file = Path(expand(self.path)) / "text_encoder" / "config.json"
+        except ConfigError:  # a path of another machine: told by the step that reads it
+            return self
+        if file.is_file():
+            self.check(json.loads(file.read_text()))
         return self
+
+    def check(self, described: dict[str, Any]) -> None:
+        """Compare the keys with the stored config of the encoder.
+
+        Raises:
+            ValueError: naming the key that differs, and both values.
+        """
+        width, most = described.get("hidden_size"), described.get("max_position_embeddings")
+        if self.width != width:
+            raise ValueError(
+                f"width = {self.width}, but the text encoder in path = {self.path!r} has "
+                f"hidden_size = {width}"
+            )
+        if most is None or self.length > most:
+            raise ValueError(
+                f"length = {self.length}, but the text encoder in path = {self.path!r} takes "
+                f"{most} tokens"
+            )
+
+
+def _kind(given: Any) -> str:
+    kind = given.get("kind", "random") if isinstance(given, dict) else given.kind
+    return str(kind)
+
+
+TextEncoder = Annotated[
+    Annotated[RandomTextEncoder, Tag("random")] | Annotated[StoredTextEncoder, Tag("stored")],
+    Discriminator(_kind),
+]

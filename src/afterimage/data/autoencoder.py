@@ -57,6 +57,8 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"reference": args.reference}
     if isinstance(settings, StoredAutoencoder):
         inputs["stored"] = Path(config.expand(settings.path))
+        if not inputs["stored"].is_dir():
+            raise ArtifactError(f"autoencoder.path = {settings.path!r}: there is no such folder")
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         reference = load_images(args.reference).pixels
         check_sides(settings, reference.shape[1:3])
@@ -194,11 +196,4 @@ def _copy(settings: StoredAutoencoder, stored: Path, folder: Path) -> None:
     folder.mkdir()
     for file in [stored / "config.json", *stored.glob("diffusion_pytorch_model*.safetensors*")]:
         shutil.copyfile(file, folder / file.name)
-    for name, expected in settings.sha256.items():
-        if not (folder / name).is_file():
-            raise ArtifactError(f"autoencoder.sha256 names {name}, which {stored} does not have")
-        found = artifacts.sha256(folder / name)
-        if found != expected.lower():
-            raise ArtifactError(
-                f"autoencoder.sha256: {stored / name} has {found}, not the expected {expected}"
-            )
+    artifacts.check_sums(stored, settings.sha256, "autoencoder.sha256")

@@ -1,9 +1,9 @@
 """``afterimage data encode``: embed every caption of a study once, in one of its variants.
 
-Trainings then read rows of embeddings by number and need no text encoder. Byte pairs (Sennrich et
-al. 2016) are learned from the captions of the pool as they are, whatever the variant; the encoder
-is a ``CLIPTextModel`` with random weights (``config.texts``), the same for all variants. Its last
-hidden states condition the networks, as in Stable Diffusion.
+Trainings then read rows of embeddings by number and need no text encoder. Tokenizer and encoder, a
+``CLIPTextModel``, are stored ones or the study's own, the same for all variants (``config.texts``):
+byte pairs (Sennrich et al. 2016) learned from the captions of the pool as they are, and random
+weights. The encoder's last hidden states condition the networks, as in Stable Diffusion.
 
 The store: ``tokenizer/`` and ``text_encoder/``, which transformers opens; ``captions.json``, the
 different captions of the pool, the held-out and the reference images, and the surrogates of the
@@ -18,24 +18,34 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from afterimage import artifacts, seeds
-from afterimage.config import ConfigError
-from afterimage.config.texts import ColumnCaptions, TextEncoder
+from afterimage.artifacts import ArtifactError
+from afterimage.config import ConfigError, expand
+from afterimage.config.texts import (
+    ColumnCaptions,
+    RandomTextEncoder,
+    StoredTextEncoder,
+    TextEncoder,
+)
 from afterimage.data.captions import rewritten
+from afterimage.diffusion.stored_files import first_line, listed, read_json
 from afterimage.diffusion.texts import CAPTIONS, EMBEDDINGS, FILE, IMAGES, NULL, ROWS
 from afterimage.images import load_images
 
 if TYPE_CHECKING:
-    from transformers import CLIPTextModel, PreTrainedTokenizerFast
+    from transformers import CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 PARTS = ("pool", "holdout", "reference")
 BEGIN, END, PADDING = "<|begin|>", "<|end|>", "<|padding|>"
+STORED = ("tokenizer", "text_encoder")
+"""Folders of a stored tokenizer and encoder."""
 BATCH = 256
 """Captions per pass of the encoder."""
 
@@ -58,7 +68,8 @@ def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "data/encode")
     own = dict(config["settings"])
     surrogates = own.pop("surrogates", [])
-    settings = TextEncoder.model_validate(own)
+    adapter: TypeAdapter[Any] = TypeAdapter(TextEncoder)
+    settings = adapter.validate_python(own)
     variant = settings.captions.get(config["job"])
     if isinstance(variant, ColumnCaptions) != (args.columns is not None):
         raise ConfigError(
@@ -67,6 +78,12 @@ def run(args: argparse.Namespace) -> None:
         )
     inputs = {part: getattr(args, part) for part in PARTS}
     inputs |= {"columns": args.columns} if args.columns else {}
+    stored = isinstance(settings, StoredTextEncoder)
+    if stored:
+        for part in STORED:
+            inputs[part] = Path(expand(settings.path)) / part
+            if not inputs[part].is_dir():
+                raise ArtifactError(f"text.path = {settings.path!r}: there is no {part}/ in it")
     with artifacts.step(config, args.out, inputs, entries=(__name__,)) as step:
         parts = [load_images(getattr(args, part)) for part in PARTS]
         different = sorted({text for part in parts for text in part.captions.tolist()})
@@ -76,8 +93,12 @@ def run(args: argparse.Namespace) -> None:
             texts = rewritten(variant, config["job"], parts, config["seed"], columns)
             different = sorted(set(texts.values()))
         different = sorted({*different, *surrogates})
-        tokenizer = learn_tokenizer(sorted(set(parts[0].captions.tolist())), settings)
-        encoder = build_encoder(tokenizer, settings, seeds.derive(config["seed"], "text_encoder"))
+        if stored:
+            tokenizer, encoder = open_encoder(settings)
+        else:
+            tokenizer = learn_tokenizer(sorted(set(parts[0].captions.tolist())), settings)
+            encoder_seed = seeds.derive(config["seed"], "text_encoder")
+            encoder = build_encoder(tokenizer, settings, encoder_seed)
         tensors = {
             EMBEDDINGS: embed(different, tokenizer, encoder),
             NULL: embed([""], tokenizer, encoder)[0],
@@ -100,7 +121,42 @@ def _columns(path: Path) -> pd.DataFrame:
     return pd.read_parquet(path)
 
 
-def learn_tokenizer(captions: list[str], settings: TextEncoder) -> PreTrainedTokenizerFast:
+def open_encoder(
+    settings: StoredTextEncoder,
+) -> tuple[PreTrainedTokenizerBase, CLIPTextModel]:
+    """Return the stored tokenizer and encoder, float32.
+
+    Raises:
+        ArtifactError: if a file is missing, has another checksum or other settings, or weights do
+            not fit the encoder exactly.
+    """
+    from transformers import AutoTokenizer, CLIPTextModel
+
+    folder = Path(expand(settings.path))
+    artifacts.check_sums(folder, settings.sha256, "text.sha256")
+    try:
+        settings.check(read_json(folder / "text_encoder" / "config.json", str(folder)))
+        tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+        loaded: Any = CLIPTextModel.from_pretrained(
+            folder / "text_encoder",
+            local_files_only=True,
+            use_safetensors=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"text.path = {settings.path!r}: {first_line(error)}") from error
+    encoder, found = loaded
+    if wrong := sorted({*found["missing_keys"], *found["mismatched_keys"]}):
+        raise ArtifactError(
+            f"text.path = {settings.path!r}: weights of the text encoder are missing or of another "
+            f"shape: {listed(wrong)}"
+        )
+    tokenizer.model_max_length = settings.length
+    return tokenizer, encoder.eval()
+
+
+def learn_tokenizer(captions: list[str], settings: RandomTextEncoder) -> PreTrainedTokenizerFast:
     """Return a byte-level tokenizer whose pairs are learned from ``captions``."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
@@ -129,7 +185,7 @@ def learn_tokenizer(captions: list[str], settings: TextEncoder) -> PreTrainedTok
 
 
 def build_encoder(
-    tokenizer: PreTrainedTokenizerFast, settings: TextEncoder, seed: int
+    tokenizer: PreTrainedTokenizerFast, settings: RandomTextEncoder, seed: int
 ) -> CLIPTextModel:
     """Return a text encoder with random weights; the global random state is restored."""
     from transformers import CLIPTextConfig, CLIPTextModel
@@ -152,7 +208,7 @@ def build_encoder(
 
 @torch.inference_mode()
 def embed(
-    captions: list[str], tokenizer: PreTrainedTokenizerFast, encoder: CLIPTextModel
+    captions: list[str], tokenizer: PreTrainedTokenizerBase, encoder: CLIPTextModel
 ) -> torch.Tensor:
     """Return the encoder's last hidden states, float32, (captions, length, width).
 
