@@ -53,8 +53,39 @@ def test_page_gives_every_published_row_its_arm_or_says_that_there_is_none(page)
     assert "<b>loyal</b>" in row["two networks, blocks in the tail (LoyalDiffusion)"]
     assert "<b>alone</b>" in row["two networks, blocks in the front (mirrored)"]
     assert (
-        "not tested here: needs captions"
-        in row["LoyalDiffusion with generalised captions and dual fusion"]
+        "not tested: dual fusion" in row["LoyalDiffusion with generalised captions and dual fusion"]
     )
     assert "value not verified" in row["RAU-Net at all timesteps"]
     assert "held-out images" in row["real images that no model saw"]
+
+
+def test_arms_with_other_captions_have_rows_of_their_own(
+    root, tmp_path_factory, make_up, truth, show
+):
+    params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
+    text = {"condition": "text"}
+    general = text | {"captions": "general"}
+    loyal = {"method": "loyal", "switch_timestep": 500, "rau_net": BLOCKS}
+    arms = {
+        "general": {"method": "baseline", "control": "plain"} | general,
+        "plain": {"method": "baseline"} | text,
+        "loyal": loyal | text,
+        "loyal_general": loyal | general | {"control": "loyal"},
+    }
+    params["data"]["source"] = {"kind": "parquet", "path": "a", "caption_column": "text"}
+    params["model"]["attention"] = [True] * len(params["model"]["channels"])
+    params |= {"arms": arms, "forget": {}, "loyal_selection": None, "attribution": None}
+    params["text"] = {"captions": {"general": {"kind": "general"}}}
+    study = config.parse(params)
+    made = make_up(tmp_path_factory.mktemp("made"), study, {name: truth() for name in arms})
+    text, _ = show("loyal", study, made)
+    rows = [line for line in text.split("<tr") if "<td" in line]
+    found = {
+        line.split("</td>")[0].split(">")[-1]: [arm for arm in arms if f"<b>{arm}</b>" in line]
+        for line in rows
+        if "published" in line or "paper" in line or "value not verified" in line
+    }
+    assert found["the same, other captions (published: generalised to 5 words)"] == ["general"]
+    assert found["LoyalDiffusion with other captions, without dual fusion"] == ["loyal_general"]
+    assert found["two networks, blocks in the tail (LoyalDiffusion)"] == ["loyal"]
+    assert "**general** against plain" in text

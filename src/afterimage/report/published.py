@@ -46,21 +46,24 @@ T = 10 / T = 100, regulariser by oracle, 64 subsets: held-out images, generation
 class Loyal(NamedTuple):
     """A row of LoyalDiffusion's table.
 
-    Its description, the corresponding networks here, and what is known.
+    Its description, the corresponding networks here, what is known, and whether it is about other
+    captions than the images' own.
     """
 
     row: str
     networks: str | None
     published: str
+    other_captions: bool = False
 
 
 HELD_OUT = "held-out images"
 LOYAL = (
     Loyal("one network, no blocks", "plain", "the reference"),
     Loyal(
-        "the same, captions generalised to 5 words",
-        None,
+        "the same, other captions (published: generalised to 5 words)",
+        "plain",
         "R −32.18 % (a third party's summary, not verified)",
+        other_captions=True,
     ),
     Loyal(
         "the same, with dual fusion",
@@ -75,6 +78,12 @@ LOYAL = (
     ),
     Loyal("two networks, blocks in the tail (LoyalDiffusion)", "tail", "value not verified"),
     Loyal(
+        "LoyalDiffusion with other captions, without dual fusion",
+        "tail",
+        "not in the paper as far as known",
+        other_captions=True,
+    ),
+    Loyal(
         "two networks, blocks in the front (mirrored)", "front", "not in the paper as far as known"
     ),
     Loyal(
@@ -85,7 +94,7 @@ LOYAL = (
     Loyal("real images that no model saw", HELD_OUT, "value not verified (RepliBing)"),
 )
 """LoyalDiffusion (Li et al. 2024; CVPR 2026), as far as its table is public. Networks are those of
-``arms.networks_of``, None where captions are needed, ``HELD_OUT`` for no network at all."""
+``arms.networks_of``, None where dual fusion is needed, ``HELD_OUT`` for no network at all."""
 
 
 class Claim(NamedTuple):

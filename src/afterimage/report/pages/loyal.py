@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from afterimage.config.texts import ORIGINAL
 from afterimage.report import arms as roles
 from afterimage.report import figures, format, published, verdicts
 from afterimage.report.format import Table
@@ -27,7 +28,7 @@ class Loyal:
         replicates: Trainings of each.
 
     Attributes:
-        named: Arms with blocks or with two networks.
+        named: Arms with blocks, with two networks, or with other captions than the images' own.
         shown: These and their controls.
         space: Feature space of the similarities.
     """
@@ -41,7 +42,13 @@ class Loyal:
         self.runs = {arm: book.training(arm) for arm in arms}
         self.settings = {arm: run["config"]["settings"]["arm"] for arm, run in self.runs.items()}
         self.networks = {arm: roles.networks_of(own) for arm, own in self.settings.items()}
-        self.named = [arm for arm in arms if self.networks[arm] not in (None, "plain")]
+        self.captions = {arm: own.get("captions", ORIGINAL) for arm, own in self.settings.items()}
+        self.named = [
+            arm
+            for arm in arms
+            if self.networks[arm] not in (None, "plain")
+            or (self.networks[arm] == "plain" and self.captions[arm] != ORIGINAL)
+        ]
         self.control_of = book.controls()
         controls = {self.control_of.get(arm) for arm in self.named}
         self.shown = [arm for arm in arms if arm in self.named or arm in controls]
@@ -83,6 +90,7 @@ class Loyal:
             "arm": format.bold(arm),
             "control": self.control_of.get(arm, ""),
             "networks": roles.NETWORKS[networks] if networks else settings["method"],
+            "captions": self.captions[arm] if settings["condition"] == "text" else "none",
             "blocks": f"{blocks['variant']} in groups {groups}" if groups else "none",
             "τ": settings.get("switch_timestep", ""),
             "updates": f"{facts['updates']:,}{of_each}",
@@ -135,15 +143,21 @@ class Loyal:
     def published(self) -> Table:
         """Return the rows of the paper's table with the corresponding arms of this study."""
         rows: Table = []
-        for row, networks, known in published.LOYAL:
+        for row, networks, known, other_captions in published.LOYAL:
             start: dict[str, object] = {"row": row, "arm": "", "published": known}
-            arms = [arm for arm in self.shown if networks and self.networks[arm] == networks]
+            arms = [
+                arm
+                for arm in self.shown
+                if networks
+                and self.networks[arm] == networks
+                and (self.captions[arm] != ORIGINAL) == other_captions
+            ]
             if networks == published.HELD_OUT and self.shown:
                 first = self._first("plain") or self.shown[0]
                 held_out = {"arm": networks, **self._numbers(first, " of holdout")}
                 rows.append(start | held_out)
             elif not arms:
-                missing = "not tested here: needs captions" if networks is None else "no such arm"
+                missing = "not tested: dual fusion" if networks is None else "no such arm"
                 rows.append(start | {"arm": format.italic(missing)})
             for arm in arms:
                 numbers = self._numbers(arm) | self._reductions(arm)
@@ -151,7 +165,9 @@ class Loyal:
         return rows
 
     def _first(self, networks: str) -> str | None:
-        return next((arm for arm in self.shown if self.networks[arm] == networks), None)
+        """Return the first arm with such networks and the images' own captions."""
+        own = (arm for arm in self.shown if self.captions[arm] == ORIGINAL)
+        return next((arm for arm in own if self.networks[arm] == networks), None)
 
     def _numbers(self, arm: str, of: str = "") -> dict[str, object]:
         """Similarities and the Fréchet distance of an arm, or of held-out images."""
@@ -186,9 +202,10 @@ class Loyal:
     # ---- verdicts
 
     def findings(self) -> str:
-        """Return the verdict on every arm with blocks or two networks, in Markdown."""
+        """Return the verdict on every arm with blocks, two networks or other captions, in
+        Markdown."""
         if not self.named:
-            return "This study has no arm with blocks or with two networks."
+            return "This study has no arm with blocks, two networks or other captions."
         return "\n".join(self._finding(arm) for arm in self.named)
 
     def _finding(self, arm: str) -> str:
