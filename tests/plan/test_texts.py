@@ -301,6 +301,22 @@ def test_what_does_not_go_with_texts_is_refused(digits, changed, message):
         study(digits, **changed)
 
 
+def test_dual_fusion_reads_other_pictures(digits):
+    arms = {"plain": TEXT, "fused": TEXT | {"dual_fusion": {}}}
+    made = study(digits, arms=arms, autoencoder=LATENT, data__resize=16)
+    reference = f"results/{made.study}/data/split/reference.npz"
+    assert inputs_of(made, STEPS["train"].job("fused", 0))["others"] == reference
+    assert "others" not in inputs_of(made, STEPS["train"].job("plain", 0))
+    assert reference in inputs_of(made, STEPS["data/latents"].job())["images"]
+    assert not made.arms["fused"].is_plain
+    for arm, message in (
+        ({"method": "baseline", "dual_fusion": {}}, "dual_fusion is for arms with condition"),
+        (FORGETTING["erased"] | {"dual_fusion": {}}, "makes its base forget: dual_fusion cannot"),
+    ):
+        with pytest.raises(config.ConfigError, match=message):
+            study(digits, arms={"plain": TEXT, "new": arm}, forget={"cats": {"caption": "cat"}})
+
+
 LATENT = {"kind": "trained", "channels": [8, 16]}
 
 

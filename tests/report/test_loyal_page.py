@@ -52,9 +52,7 @@ def test_page_gives_every_published_row_its_arm_or_says_that_there_is_none(page)
     }
     assert "<b>loyal</b>" in row["two networks, blocks in the tail (LoyalDiffusion)"]
     assert "<b>alone</b>" in row["two networks, blocks in the front (mirrored)"]
-    assert (
-        "not tested: dual fusion" in row["LoyalDiffusion with generalised captions and dual fusion"]
-    )
+    assert "no such arm" in row["LoyalDiffusion with other captions and dual fusion"]
     assert "value not verified" in row["RAU-Net at all timesteps"]
     assert "held-out images" in row["real images that no model saw"]
 
@@ -71,6 +69,7 @@ def test_arms_with_other_captions_have_rows_of_their_own(
         "plain": {"method": "baseline"} | text,
         "loyal": loyal | text,
         "loyal_general": loyal | general | {"control": "loyal"},
+        "fused": loyal | general | {"control": "loyal", "dual_fusion": {}},
     }
     params["data"]["source"] = {"kind": "parquet", "path": "a", "caption_column": "text"}
     params["model"]["attention"] = [True] * len(params["model"]["channels"])
@@ -83,9 +82,9 @@ def test_arms_with_other_captions_have_rows_of_their_own(
     found = {
         line.split("</td>")[0].split(">")[-1]: [arm for arm in arms if f"<b>{arm}</b>" in line]
         for line in rows
-        if "published" in line or "paper" in line or "value not verified" in line
     }
     assert found["the same, other captions (published: generalised to 5 words)"] == ["general"]
     assert found["LoyalDiffusion with other captions, without dual fusion"] == ["loyal_general"]
     assert found["two networks, blocks in the tail (LoyalDiffusion)"] == ["loyal"]
+    assert found["LoyalDiffusion with other captions and dual fusion"] == ["fused"]
     assert "**general** against plain" in text

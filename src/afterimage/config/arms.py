@@ -120,6 +120,16 @@ class TransferBlocks(Block):
         return sorted(set(self.groups)), self.variant, self.convolutions
 
 
+class DualFusion(Block):
+    """Dual fusion (Li et al. 2023): a reference image of the study, and its caption, are mixed into
+    every training image and its caption, another one in each update."""
+
+    image: Share | Literal[0] = 0.1
+    """Weight of the other image, or latent (the authors' w_lat)."""
+    caption: Share | Literal[0] = 0.5
+    """Weight of the embedding of the other caption (w_emb)."""
+
+
 class Arm(Block):
     """Common to every arm: a method and its training settings."""
 
@@ -141,6 +151,9 @@ class Arm(Block):
     """Variant of the captions (``text.captions``) that an arm with ``condition: text`` is trained,
     drawn and attacked with, or ``original``. By default that of the base; without a base,
     ``original``."""
+    dual_fusion: DualFusion | None = None
+    """What is mixed into the images and captions of an arm with ``condition: text``; null:
+    nothing."""
     base: str | None = None
     """Arm of the same study whose averaged weights this arm starts from (same replicate)."""
     rau_net: TransferBlocks | None = None
@@ -241,6 +254,11 @@ class Arm(Block):
                 f"captions = {self.captions!r} is for arms with condition = 'text', but the "
                 f"condition is {study.condition_of(name)!r}"
             )
+        if self.dual_fusion is not None and study.condition_of(name) != "text":
+            return (
+                "dual_fusion is for arms with condition = 'text', but the condition is "
+                f"{study.condition_of(name)!r}"
+            )
         if study.condition_of(name) == "text":
             if not self.takes_texts:
                 return f"condition = 'text' is not supported by method {self.method}"
@@ -340,6 +358,8 @@ class Unlearning(Arm):
             )
         if self.without is not None:
             return f"method {self.method} has forget: without cannot be given too"
+        if self.dual_fusion is not None:
+            return f"method {self.method} makes its base forget: dual_fusion cannot be given"
         condition = study.condition_of(name)
         if condition == "none" and self.needs_condition:
             return (

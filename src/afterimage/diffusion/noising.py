@@ -14,6 +14,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.condition import Condition, each_tensor
+from afterimage.diffusion.fusion import Fusion
 from afterimage.diffusion.texts import TEXT, Texts
 
 Change = Callable[[torch.Tensor], torch.Tensor]
@@ -72,6 +73,7 @@ class Pixels:
         flips: Mirror a random half of the images in every batch.
         texts: Embeddings of captions, and the row of each image's, int64 (N,).
         surrogate: Embedding of the text that replaces captions, float32 (L, D), if one does.
+        fusion: What is mixed into training batches, if anything is; needs ``texts``.
 
     Raises:
         ArtifactError: if labels are passed and an image has none.
@@ -87,6 +89,7 @@ class Pixels:
         flips: bool = False,
         texts: tuple[Texts, torch.Tensor] | None = None,
         surrogate: torch.Tensor | None = None,
+        fusion: Fusion | None = None,
     ) -> None:
         if labels is not None and (labels.min() < 0 or labels.max() >= classes):
             raise ArtifactError(
@@ -96,7 +99,7 @@ class Pixels:
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.scheduler, self.classes = scheduler, classes
         self.label_dropout, self.flips, self.texts = label_dropout, flips, texts
-        self.surrogate = surrogate
+        self.surrogate, self.fusion = surrogate, fusion
 
     def __len__(self) -> int:
         return len(self.images)
@@ -112,8 +115,8 @@ class Pixels:
         """Noise the images at ``rows``, after ``change`` if given; t comes from [0, T), or from
         [low, high), and is what ``retime`` makes of that, if given.
 
-        Timesteps, noise, flips, dropped labels and latents are drawn in this order, so that the
-        later ones do not shift the earlier ones.
+        Timesteps, noise, flips, dropped labels, latents and pictures to be mixed in are drawn in
+        this order, so that the later ones do not shift the earlier ones.
         """
         index = torch.from_numpy(rows)
         count = len(index)
@@ -128,10 +131,14 @@ class Pixels:
             else torch.zeros(count, dtype=torch.bool)
         )
         condition = self.condition_of(index)
+        dropped = None
         if condition and self.label_dropout:
             dropped = torch.rand(count, generator=generator) < self.label_dropout
-            condition = self.without(condition, dropped)
         clean = self.drawn(index, mirrored, generator)
+        if self.fusion is not None:
+            clean, condition = self.fusion.fused(clean, condition, generator)
+        if dropped is not None:
+            condition = self.without(condition, dropped)
         return self._noised(index, clean, drawn_timesteps, noise, condition, change)
 
     def noised(

@@ -60,6 +60,7 @@ from afterimage.data import forget
 from afterimage.data.members import members
 from afterimage.diffusion.autoencoder import FOLDER
 from afterimage.diffusion.denoising import denoising
+from afterimage.diffusion.fusion import Fusion
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
@@ -119,6 +120,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="latents of the images, for a study with an autoencoder",
     )
     parser.add_argument(
+        "--others",
+        type=Path,
+        metavar="NPZ",
+        help="images that are mixed into the training images, for an arm with dual_fusion",
+    )
+    parser.add_argument(
         "--part",
         type=share,
         default=(1, 1),
@@ -174,6 +181,7 @@ def run(args: argparse.Namespace) -> int | None:
     inputs |= {"extraction": args.extraction / "pairs.parquet"} if args.extraction else {}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
+    inputs |= {"others": args.others} if args.others else {}
     entries = (__name__, config.METHODS[arm.method])
 
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
@@ -221,6 +229,7 @@ def _check(args: argparse.Namespace, arm: Arm, train: Train, settings: dict[str,
         ("extraction", any(chosen["extracted_from"] for chosen in settings["forget"].values())),
         ("texts", arm.condition == "text"),
         ("latents", settings["latents"]),
+        ("others", arm.dual_fusion),
     ):
         if bool(setting) != bool(getattr(args, flag)):
             raise ConfigError(
@@ -280,6 +289,12 @@ def _prepare(
     surrogate = None
     if texts is not None and isinstance(arm, Unlearning):
         surrogate = texts.embedding(settings["forget"][arm.forget]["surrogate"])
+    fusion = None
+    if arm.dual_fusion is not None and texts is not None:
+        reference = load_images(args.others)
+        given = (texts, texts.rows_of(reference))
+        others = denoising(reference.pixels, latents, scheduler, texts=given)
+        fusion = Fusion(others, arm.dual_fusion.image, arm.dual_fusion.caption)
     model = Model.model_validate(settings["model"])
 
     def build(blocks: TransferBlocks | None, stream: str) -> UNet:
@@ -307,6 +322,7 @@ def _prepare(
             settings["flips"],
             None if texts is None else (texts, texts.rows_of(images)),
             surrogate,
+            fusion,
         ),
         sources=images.sources,
         labels=images.labels,

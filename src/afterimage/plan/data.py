@@ -124,6 +124,8 @@ def _latents_inputs(study: Study, job: Job) -> Inputs:
     """Return the images that networks are trained on or attacked with; those that are left after
     deduplication are among them."""
     images = [f"{SPLIT}/holdout.npz"]
+    if any(arm.dual_fusion is not None for arm in study.arms.values()):
+        images.append(f"{SPLIT}/reference.npz")
     for number in range(study.data.plantings):
         images += [f"{PLANTING}/{number}/{part}.npz" for part in ("train", "twins")]
     return {"autoencoder": f"{AUTOENCODER}/run.json", "images": images}

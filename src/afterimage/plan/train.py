@@ -8,7 +8,7 @@ from afterimage.config.arms import METHODS
 from afterimage.config.study import Study
 from afterimage.config.texts import ORIGINAL
 from afterimage.plan.cost import memory, work
-from afterimage.plan.data import latents_of, texts_of, training_images
+from afterimage.plan.data import SPLIT, latents_of, texts_of, training_images
 from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 
@@ -69,6 +69,8 @@ def _inputs(study: Study, job: Job) -> Inputs:
     if arm.matched_to is not None:
         inputs["matched"] = f"train/{arm.matched_to.arm}/rep{job.replicate}/run.json"
     inputs |= texts_of(study, job.arm) | latents_of(study)
+    if arm.dual_fusion is not None:
+        inputs["others"] = f"{SPLIT}/reference.npz"
     for run in extractions(study, job, study.own_forget_sets(job.arm)).values():
         inputs["extraction"] = run  # an arm has at most one such set
     return inputs

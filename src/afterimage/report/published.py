@@ -47,13 +47,14 @@ class Loyal(NamedTuple):
     """A row of LoyalDiffusion's table.
 
     Its description, the corresponding networks here, what is known, and whether it is about other
-    captions than the images' own.
+    captions than the images' own, and about dual fusion.
     """
 
     row: str
-    networks: str | None
+    networks: str
     published: str
     other_captions: bool = False
+    fusion: bool = False
 
 
 HELD_OUT = "held-out images"
@@ -67,8 +68,10 @@ LOYAL = (
     ),
     Loyal(
         "the same, with dual fusion",
-        None,
+        "plain",
         "R −43.5 % (abstract of the earlier paper, arXiv 2309.07254)",
+        other_captions=True,
+        fusion=True,
     ),
     Loyal("RAU-Net at all timesteps", "blocks", "value not verified"),
     Loyal(
@@ -87,14 +90,16 @@ LOYAL = (
         "two networks, blocks in the front (mirrored)", "front", "not in the paper as far as known"
     ),
     Loyal(
-        "LoyalDiffusion with generalised captions and dual fusion",
-        None,
+        "LoyalDiffusion with other captions and dual fusion",
+        "tail",
         "R −48.63 % (abstract; relative to which row is not said)",
+        other_captions=True,
+        fusion=True,
     ),
     Loyal("real images that no model saw", HELD_OUT, "value not verified (RepliBing)"),
 )
 """LoyalDiffusion (Li et al. 2024; CVPR 2026), as far as its table is public. Networks are those of
-``arms.networks_of``, None where dual fusion is needed, ``HELD_OUT`` for no network at all."""
+``arms.networks_of``, ``HELD_OUT`` for no network at all."""
 
 
 class Claim(NamedTuple):

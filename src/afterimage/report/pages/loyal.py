@@ -28,7 +28,8 @@ class Loyal:
         replicates: Trainings of each.
 
     Attributes:
-        named: Arms with blocks, with two networks, or with other captions than the images' own.
+        named: Arms with blocks, with two networks, with other captions than the images' own, or
+            with dual fusion.
         shown: These and their controls.
         space: Feature space of the similarities.
     """
@@ -43,11 +44,12 @@ class Loyal:
         self.settings = {arm: run["config"]["settings"]["arm"] for arm, run in self.runs.items()}
         self.networks = {arm: roles.networks_of(own) for arm, own in self.settings.items()}
         self.captions = {arm: own.get("captions", ORIGINAL) for arm, own in self.settings.items()}
+        self.fusion = {arm: own["dual_fusion"] is not None for arm, own in self.settings.items()}
         self.named = [
             arm
             for arm in arms
             if self.networks[arm] not in (None, "plain")
-            or (self.networks[arm] == "plain" and self.captions[arm] != ORIGINAL)
+            or (self.networks[arm] == "plain" and not self._as_usual(arm))
         ]
         self.control_of = book.controls()
         controls = {self.control_of.get(arm) for arm in self.named}
@@ -72,6 +74,10 @@ class Loyal:
             self.frechet: (self.frechet, f"{self.frechet} of holdout"),
         }
 
+    def _as_usual(self, arm: str) -> bool:
+        """Return whether an arm is trained on the images' own captions, without dual fusion."""
+        return self.captions[arm] == ORIGINAL and not self.fusion[arm]
+
     def arms(self) -> Table:
         """Return one row per arm: its control, networks, blocks and budgets."""
         return [self._arm(arm) for arm in self.shown]
@@ -90,13 +96,18 @@ class Loyal:
             "arm": format.bold(arm),
             "control": self.control_of.get(arm, ""),
             "networks": roles.NETWORKS[networks] if networks else settings["method"],
-            "captions": self.captions[arm] if settings["condition"] == "text" else "none",
+            "captions": self._captions(arm),
             "blocks": f"{blocks['variant']} in groups {groups}" if groups else "none",
             "τ": settings.get("switch_timestep", ""),
             "updates": f"{facts['updates']:,}{of_each}",
             "images seen": f"{facts['images_seen']:,}",
             "weights": f"{facts['parameters']:,}",
         }
+
+    def _captions(self, arm: str) -> str:
+        if self.settings[arm]["condition"] != "text":
+            return "none"
+        return self.captions[arm] + (", dual fusion" if self.fusion[arm] else "")
 
     def levels(self) -> int:
         """Return the number of levels of the network."""
@@ -143,30 +154,29 @@ class Loyal:
     def published(self) -> Table:
         """Return the rows of the paper's table with the corresponding arms of this study."""
         rows: Table = []
-        for row, networks, known, other_captions in published.LOYAL:
+        for row, networks, known, other_captions, fusion in published.LOYAL:
             start: dict[str, object] = {"row": row, "arm": "", "published": known}
             arms = [
                 arm
                 for arm in self.shown
-                if networks
-                and self.networks[arm] == networks
+                if self.networks[arm] == networks
                 and (self.captions[arm] != ORIGINAL) == other_captions
+                and self.fusion[arm] == fusion
             ]
             if networks == published.HELD_OUT and self.shown:
                 first = self._first("plain") or self.shown[0]
                 held_out = {"arm": networks, **self._numbers(first, " of holdout")}
                 rows.append(start | held_out)
             elif not arms:
-                missing = "not tested: dual fusion" if networks is None else "no such arm"
-                rows.append(start | {"arm": format.italic(missing)})
+                rows.append(start | {"arm": format.italic("no such arm")})
             for arm in arms:
                 numbers = self._numbers(arm) | self._reductions(arm)
                 rows.append(start | {"arm": format.bold(arm), **numbers})
         return rows
 
     def _first(self, networks: str) -> str | None:
-        """Return the first arm with such networks and the images' own captions."""
-        own = (arm for arm in self.shown if self.captions[arm] == ORIGINAL)
+        """Return the first arm with such networks that is trained as usual otherwise."""
+        own = (arm for arm in self.shown if self._as_usual(arm))
         return next((arm for arm in own if self.networks[arm] == networks), None)
 
     def _numbers(self, arm: str, of: str = "") -> dict[str, object]:
@@ -202,10 +212,9 @@ class Loyal:
     # ---- verdicts
 
     def findings(self) -> str:
-        """Return the verdict on every arm with blocks, two networks or other captions, in
-        Markdown."""
+        """Return the verdict on every named arm, in Markdown."""
         if not self.named:
-            return "This study has no arm with blocks, two networks or other captions."
+            return "This study has no arm with blocks, two networks, other captions or dual fusion."
         return "\n".join(self._finding(arm) for arm in self.named)
 
     def _finding(self, arm: str) -> str:
