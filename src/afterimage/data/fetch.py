@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from afterimage import artifacts, config, seeds
@@ -37,8 +38,8 @@ def run(args: argparse.Namespace) -> None:
     with artifacts.step(settings, args.out, {}, entries=(__name__, source.reader)) as step:
         images, manifest = fetch(step.settings, settings["seed"])
         images.save(step.folder / "images.npz")
-        variants = pd.DataFrame({"id": images.ids} | manifest.pop("variants", {}))
-        variants.to_parquet(step.folder / "captions.parquet", index=False)
+        variants = pa.table({"id": images.ids} | manifest.pop("variants", {}))
+        pq.write_table(variants, step.folder / "captions.parquet")
         artifacts.write_json(step.folder / "manifest.json", manifest)
         step.metric("images", len(images))
         step.metric("skipped", len(manifest["skipped"]))

@@ -281,7 +281,7 @@ def sha256(*arrays: np.ndarray) -> str:
 def _names(name: str) -> dict[str, str]:
     """Return setting -> its name in messages, for the source of ``--name``."""
     flag = f"--{name}"
-    places = ("source", "path", "test_path", "sha256", "config", "classes")
+    places = ("source", "path", "test_path", "sha256", "config", "classes", "captions")
     return dict.fromkeys(places, flag) | _FLAGS | {"colour": "--colour", "resize": "--resize"}
 
 
