@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from afterimage.config.base import Block, ConfigError, Sha256, expand
+from afterimage.config.base import Block
+from afterimage.config.stored import Stored
 
 Widths = Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
 
@@ -78,15 +77,11 @@ class TrainedAutoencoder(_Autoencoder):
     over its values."""
 
 
-class StoredAutoencoder(_Autoencoder):
+class StoredAutoencoder(_Autoencoder, Stored):
     """A trained autoencoder in a folder, such as ``vae/`` of a Stable Diffusion pipeline; the
     defaults of its keys are that one's, and all must be as in its ``config.json``."""
 
     kind: Literal["stored"]
-    path: str
-    """The folder, with ``config.json`` and safetensors. Environment variables are expanded."""
-    sha256: dict[str, Sha256] = {}
-    """File name -> expected sha256. A file with another checksum is an error."""
     channels: Widths = [128, 256, 512, 512]
     """Channels per level, finest first; each level after the first halves the sides."""
     layers_per_block: Annotated[int, Field(ge=1)] = 2
@@ -94,22 +89,7 @@ class StoredAutoencoder(_Autoencoder):
     norm_groups: Annotated[int, Field(ge=1)] = 32
     """Groups of every group normalisation; must divide all channels."""
 
-    @model_validator(mode="after")
-    def _is_the_one_stored(self) -> StoredAutoencoder:
-        try:
-            file = Path(expand(self.path)) / "config.json"
-        except ConfigError:  # a path of another machine: told by the step that reads it
-            return self
-        if file.is_file():
-            self.check(json.loads(file.read_text()))
-        return self
-
     def check(self, described: dict[str, Any]) -> None:
-        """Compare the keys with the stored config.
-
-        Raises:
-            ValueError: naming the key that differs, and both values.
-        """
         if described.get("_class_name") != "AutoencoderKL":
             raise ValueError(
                 f"path = {self.path!r}: it holds a {described.get('_class_name')}; allowed is an "

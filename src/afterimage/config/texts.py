@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from afterimage.config.base import Block, ConfigError, Name, Sha256, expand
+from afterimage.config.base import Block, Name
+from afterimage.config.stored import Stored
 
 ORIGINAL = "original"
 """The variant of the captions as they are."""
@@ -101,38 +100,20 @@ class RandomTextEncoder(_TextEncoder):
         return self
 
 
-class StoredTextEncoder(_TextEncoder):
-    """A trained tokenizer and encoder in the folders ``tokenizer`` and ``text_encoder``, as in a
-    Stable Diffusion pipeline; the defaults are those of Stable Diffusion 1."""
+class StoredTextEncoder(_TextEncoder, Stored):
+    """A trained tokenizer and encoder in the folders ``tokenizer`` and ``text_encoder`` of ``path``,
+    as in a Stable Diffusion pipeline; the defaults are those of Stable Diffusion 1."""
+
+    config_file: ClassVar[str] = "text_encoder/config.json"
 
     kind: Literal["stored"]
-    path: str
-    """The folder that holds both. Environment variables are expanded."""
-    sha256: dict[str, Sha256] = {}
-    """File, such as ``text_encoder/model.safetensors`` -> expected sha256. A file with another
-    checksum is an error."""
     length: Annotated[int, Field(ge=4)] = 77
     """Tokens of a caption, with the marks, at most as many as the encoder takes; a longer one is
     refused."""
     width: Annotated[int, Field(ge=4)] = 768
     """Size of a token's embedding; must be the encoder's."""
 
-    @model_validator(mode="after")
-    def _is_the_one_stored(self) -> StoredTextEncoder:
-        try:
-            file = Path(expand(self.path)) / "text_encoder" / "config.json"
-        except ConfigError:  # a path of another machine: told by the step that reads it
-            return self
-        if file.is_file():
-            self.check(json.loads(file.read_text()))
-        return self
-
     def check(self, described: dict[str, Any]) -> None:
-        """Compare the keys with the stored config of the encoder.
-
-        Raises:
-            ValueError: naming the key that differs, and both values.
-        """
         width, most = described.get("hidden_size"), described.get("max_position_embeddings")
         if self.width != width:
             raise ValueError(
