@@ -188,6 +188,7 @@ class Judge:
         holdout: Real images that no arm saw: the control.
         reference: Other real images, against which quality is measured.
         texts: Embeddings of captions, for an arm that is conditioned on them.
+        latents: Latents of the images, for an arm that denoises those.
     """
 
     def __init__(

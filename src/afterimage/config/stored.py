@@ -7,7 +7,7 @@ from abc import abstractmethod
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import model_validator
+from pydantic import TypeAdapter, ValidationError, model_validator
 
 from afterimage.config.base import Block, ConfigError, Sha256, expand
 
@@ -40,3 +40,23 @@ class Stored(Block):
         Raises:
             ValueError: naming the key that differs, and both values.
         """
+
+
+def validated(block: Any, settings: dict[str, Any], key: str) -> Any:
+    """Return the block of a job's settings, which may name a stored network: another one may be in
+    its folder than when the study was planned, or there was none.
+
+    Args:
+        block: Its type.
+        settings: Its keys, as plain values.
+        key: Its name in the study, for messages.
+
+    Raises:
+        ConfigError: naming the key that differs from the stored config.
+    """
+    adapter: TypeAdapter[Any] = TypeAdapter(block)
+    try:
+        return adapter.validate_python(settings)
+    except ValidationError as error:
+        told = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise ConfigError(f"{key}: {told}") from error

@@ -128,8 +128,7 @@ class Study(Attacks):
             "data.source.caption_column is not given; sources with captions are parquet and "
             "huggingface"
         )
-        column = getattr(self.data.source, "caption_column", None)
-        if column is None:
+        if getattr(self.data.source, "caption_column", None) is None:
             for key, needed in (
                 ("methods", "caption" in self.dedup.methods),
                 ("same_caption", self.dedup.same_caption),

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
-from pydantic import TypeAdapter
 from safetensors.torch import save_file
 
 from afterimage import artifacts, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, expand
+from afterimage.config.stored import validated
 from afterimage.config.texts import (
     ColumnCaptions,
     RandomTextEncoder,
@@ -35,7 +35,7 @@ from afterimage.config.texts import (
     TextEncoder,
 )
 from afterimage.data.captions import rewritten
-from afterimage.diffusion.stored_files import first_line, listed, read_json
+from afterimage.diffusion.stored_files import first_line, listed
 from afterimage.diffusion.texts import CAPTIONS, EMBEDDINGS, FILE, IMAGES, NULL, ROWS
 from afterimage.images import load_images
 
@@ -68,8 +68,7 @@ def run(args: argparse.Namespace) -> None:
     config = artifacts.read_config(args.config, "data/encode")
     own = dict(config["settings"])
     surrogates = own.pop("surrogates", [])
-    adapter: TypeAdapter[Any] = TypeAdapter(TextEncoder)
-    settings = adapter.validate_python(own)
+    settings = validated(TextEncoder, own, "text")
     variant = settings.captions.get(config["job"])
     if isinstance(variant, ColumnCaptions) != (args.columns is not None):
         raise ConfigError(
@@ -127,15 +126,14 @@ def open_encoder(
     """Return the stored tokenizer and encoder, float32.
 
     Raises:
-        ArtifactError: if a file is missing, has another checksum or other settings, or weights do
-            not fit the encoder exactly.
+        ArtifactError: if a file is missing or has another checksum, or weights do not fit the
+            encoder exactly.
     """
     from transformers import AutoTokenizer, CLIPTextModel
 
     folder = Path(expand(settings.path))
     artifacts.check_sums(folder, settings.sha256, "text.sha256")
     try:
-        settings.check(read_json(folder / "text_encoder" / "config.json", str(folder)))
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
         loaded: Any = CLIPTextModel.from_pretrained(
             folder / "text_encoder",

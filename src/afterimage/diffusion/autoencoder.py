@@ -14,7 +14,7 @@ import torch
 from accelerate import PartialState
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from afterimage.diffusion.pixels import to_float, to_uint8
+from afterimage.diffusion.pixels import to_float
 from afterimage.diffusion.stored_files import read_json
 from afterimage.diffusion.stored_network import fill, weights_of
 
@@ -84,11 +84,6 @@ class Autoencoder:
         """Return height, width and channels of the image of a latent."""
         factor = 2 ** (len(self.vae.config["block_out_channels"]) - 1)
         return factor * height, factor * width, self.vae.config["out_channels"]
-
-    def restore(self, images: np.ndarray) -> np.ndarray:
-        """Return what images, uint8 (N, H, W, C), become through their mean latents; the same."""
-        latents, _ = self.moments(images)
-        return to_uint8(self.decode(latents.to(self.vae.device)))
 
     @staticmethod
     def _parts(size: tuple[int, ...]) -> int:
