@@ -360,17 +360,6 @@ def test_twins_are_extracted_where_generations_show_them(planting):
     assert value(found, "roc_auc") < 0.1
 
 
-def test_ranking_known_answers():
-    perfect = twins.Ranking(np.array([0.1, 0.2, 0.3]), np.array([0.9, 2, np.inf]))
-    assert (perfect.average_precision(), perfect.auc()) == (1, 1)
-    blind = twins.Ranking(np.full(5, np.inf), np.full(5, np.inf))
-    assert (blind.average_precision(), blind.auc()) == (0.5, 0.5)
-    mixed = twins.Ranking(np.array([1.0, 3]), np.array([2.0, 4]))
-    assert mixed.average_precision() == pytest.approx(0.5 * 1 + 0.5 * 2 / 3)
-    assert mixed.auc() == 0.75
-    assert mixed.auc(np.array([0, 0])) == 1
-
-
 def test_only_planted_images_that_the_arm_trained_on_count(planting):
     train, planted = planting
     kept = train.take(~np.isin(train.sources, [100, 111]))

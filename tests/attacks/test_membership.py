@@ -20,6 +20,7 @@ from afterimage.diffusion.model import build_scheduler
 from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import load_denoiser
 from afterimage.images import Images, load_images
+from afterimage.metrics.ranking import roc_auc
 
 STATISTICS = config.Statistics(bootstrap=50)
 few = st.lists(st.integers(0, 6), min_size=1, max_size=12)
@@ -54,23 +55,6 @@ def images():
 
 
 # ---- the numbers ---------------------------------------------------------------------------------
-
-
-def test_auc_of_separate_equal_and_reversed_losses():
-    low, high = np.array([0.1, 0.2, 0.3]), np.array([0.4, 0.5])
-    assert membership.roc_auc(low, high) == 1
-    assert membership.roc_auc(high, low) == 0
-    assert membership.roc_auc(low, low) == 0.5
-    assert membership.roc_auc(np.ones(4), np.ones(7)) == 0.5
-
-
-@given(few, few)
-def test_auc_is_that_of_sklearn(members, others):
-    truth = np.repeat([1, 0], [len(members), len(others)])
-    expected = roc_auc_score(truth, -np.array(members + others))
-    assert membership.roc_auc(np.array(members), np.array(others)) == pytest.approx(
-        expected, abs=1e-12
-    )
 
 
 def test_a_tie_at_the_threshold_is_not_found():
@@ -279,7 +263,7 @@ def aucs(oracles):
             measured(Fixed(predict), config, Images.of(some), part, [5, 50, 150], draws, 0)
             for part, some in (("train", pixels[:300]), ("holdout", pixels[300:]))
         )
-        return [membership.roc_auc(*columns) for columns in zip(members.T, others.T, strict=True)]
+        return [roc_auc(*columns) for columns in zip(members.T, others.T, strict=True)]
 
     return of
 

@@ -14,6 +14,7 @@ import yaml
 from afterimage import artifacts, cli, config
 from afterimage.attacks.table import Reading, Results
 from afterimage.images import Images
+from afterimage.metrics import ranking
 from afterimage.plan import jobs
 from afterimage.plan.resolved import resolved
 
@@ -79,7 +80,7 @@ def judged(folder: Path, arm: str, sets: list[str], replicate: int) -> None:
                 )
         table.contrast(
             "roc_auc",
-            lambda a, b: float((a[:, None] < b).mean()),
+            ranking.area,
             rng.normal(-chance, 1, 20),
             rng.normal(size=30),
             "forget",

@@ -48,10 +48,10 @@ from afterimage.attacks import adaptive, calibration, detail, mq, twins, verdict
 from afterimage.attacks.flags import add_flags
 from afterimage.attacks.table import Reading, Results
 from afterimage.attacks.target import Scores, Target
-from afterimage.attacks.twins import Planted, Ranking
+from afterimage.attacks.twins import Planted
 from afterimage.data.members import trained_rows
 from afterimage.images import Images, contents, different, load_images
-from afterimage.metrics import near_duplicates
+from afterimage.metrics import near_duplicates, ranking
 
 STEP = "attack/extraction"
 INPUTS = ("samples", "train", "members", "holdout", "twins", "index")
@@ -421,12 +421,11 @@ def _twins_control(
         for ending, subset, mask in twins.subsets(twin_images):
             table.share(f"twins_flagged{ending}", flags[mask], reading, subset)
     column = f"best_ratio_{settings.anchor}"
-    planted_ratio = images.set_index("source")[column].reindex(planted.sources).fillna(np.inf)
-    twin_ratio = twin_images[column].fillna(np.inf)
-    ranking = Ranking(planted_ratio.to_numpy(), twin_ratio.to_numpy())
-    table.ranking("average_precision", ranking.average_precision, len(truth), settings.anchor)
-    table.ranking("roc_auc", ranking.auc, len(truth), settings.anchor)
-    return twin_images, ranking.curve()
+    best = images.set_index("source")[column].reindex(planted.sources)
+    ratios = best.fillna(np.inf).to_numpy(), twin_images[column].fillna(np.inf).to_numpy()
+    table.ranking("average_precision", ranking.average_precision, *ratios, settings.anchor)
+    table.ranking("roc_auc", ranking.area, *ratios, settings.anchor)
+    return twin_images, twins.precision_recall(*ratios)
 
 
 _HEADLINE = {

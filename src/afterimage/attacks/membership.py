@@ -27,7 +27,6 @@ import math
 import numpy as np
 import pandas as pd
 from accelerate import PartialState
-from scipy.stats import rankdata
 
 from afterimage import artifacts, config
 from afterimage.attacks import losses, twins
@@ -41,18 +40,11 @@ from afterimage.diffusion.noising import levels
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
+from afterimage.metrics import ranking
 
 STEP = "attack/membership"
 INPUTS = ("train", "members", "holdout", "twins", "index")
 """Files and folders that are read besides the network."""
-
-
-def roc_auc(members: np.ndarray, others: np.ndarray) -> float:
-    """Return the probability that the loss of a member, (M,), is below that of a non-member, (N,);
-    ties count half."""
-    ranks = rankdata(np.concatenate([members, others]))[: len(members)]
-    above = ranks.sum() - len(members) * (len(members) + 1) / 2
-    return float(1 - above / (len(members) * len(others)))
 
 
 def found(members: np.ndarray, others: np.ndarray, rate: float) -> np.ndarray:
@@ -76,7 +68,7 @@ def separate(
 ) -> None:
     """Add how well losses separate members, (M,), from non-members, (N,): ``roc_auc<kind>`` and
     ``tpr<kind>@<rate>``."""
-    table.contrast(f"roc_auc{kind}", roc_auc, members, others, subset)
+    table.contrast(f"roc_auc{kind}", ranking.area, members, others, subset)
     for rate in rates:
         table.share(f"tpr{kind}@{rate:g}", found(members, others, rate), subset=subset)
 

@@ -14,8 +14,10 @@ import numpy as np
 import pandas as pd
 
 from afterimage import config, seeds
-from afterimage.metrics import intervals
+from afterimage.metrics import intervals, ranking
 
+Statistic = Callable[[np.ndarray, np.ndarray], float]
+"""Takes how many positives and negatives there are at each level of a score (``ranking``)."""
 COLUMNS = ["metric", "anchor", "alpha", "alpha_value", "subset", "count", "of"]
 COLUMNS += ["value", "low", "high", "exact_low", "exact_high"]
 
@@ -65,13 +67,26 @@ class Results:
         self._rows.append(row | {"count": count, "of": len(flags)} | vars(share))
 
     def ranking(
-        self, metric: str, statistic: Callable[..., float], units: int, anchor: str
+        self,
+        metric: str,
+        statistic: Statistic,
+        positives: np.ndarray,
+        negatives: np.ndarray,
+        anchor: str,
     ) -> None:
-        """Add a statistic of ``units`` pairs, called with the resampled pairs or without
-        arguments."""
+        """Add a statistic of how scores rank positives before negatives, floating (U,) each, which
+        are pairs and resampled as such."""
         rng = self._rng(metric, anchor, "none", "all")
-        values = intervals.resampled(statistic, units, self._statistics.bootstrap, rng)
-        self.number(metric, statistic(), units, self._percentile(values), anchor=anchor)
+        levels = ranking.Levels(positives, negatives)
+
+        def of(rows: np.ndarray) -> float:
+            return statistic(
+                levels.count(levels.positives[rows]), levels.count(levels.negatives[rows])
+            )
+
+        pairs = len(positives)
+        values = intervals.resampled(of, pairs, self._statistics.bootstrap, rng)
+        self.number(metric, of(np.arange(pairs)), pairs, self._percentile(values), anchor=anchor)
 
     def mean(self, metric: str, values: np.ndarray, subset: str = "all") -> None:
         """Add the mean of the units' values, floating (U,)."""
@@ -84,22 +99,27 @@ class Results:
     def contrast(
         self,
         metric: str,
-        statistic: Callable[[np.ndarray, np.ndarray], float],
-        units: np.ndarray,
-        others: np.ndarray,
+        statistic: Statistic,
+        positives: np.ndarray,
+        negatives: np.ndarray,
         subset: str = "all",
     ) -> None:
-        """Add a statistic of two samples, (U,) and (V,), each resampled independently; ``of``
-        counts the first."""
+        """Add a statistic of how scores rank positives, floating (U,), before negatives, (V,), each
+        resampled independently; ``of`` counts the first."""
         rng = self._rng(metric, "none", "none", subset)
-        draws = range(self._statistics.bootstrap)
+        levels = ranking.Levels(positives, negatives)
+
+        def of(positives: np.ndarray, negatives: np.ndarray) -> float:
+            return statistic(levels.count(positives), levels.count(negatives))
+
+        samples = (levels.positives, levels.negatives)
         values = np.array(
             [
-                statistic(rng.choice(units, len(units)), rng.choice(others, len(others)))
-                for _ in draws
+                of(*(rng.choice(sample, len(sample)) for sample in samples))
+                for _ in range(self._statistics.bootstrap)
             ]
         )
-        self.number(metric, statistic(units, others), len(units), self._percentile(values), subset)
+        self.number(metric, of(*samples), len(positives), self._percentile(values), subset)
 
     def number(
         self,

@@ -18,7 +18,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from scipy.stats import rankdata
 
 from afterimage.artifacts import ArtifactError
 from afterimage.images import Images
@@ -148,46 +147,20 @@ def swap(train: Images, planted: Planted) -> Images:
     )
 
 
-class Ranking:
-    """Planted images and twins in one list, in order of increasing ratio."""
+def precision_recall(planted_ratio: np.ndarray, twin_ratio: np.ndarray) -> pd.DataFrame:
+    """Return the curve of planted images and their twins in one list, in order of increasing ratio:
+    ``recall``, ``precision`` and ``ratio``, the largest ratio called extracted at that point.
 
-    def __init__(self, planted_ratio: np.ndarray, twin_ratio: np.ndarray):
-        """Rank P planted images and their P twins; infinite means that no generation came near.
+    Args:
+        planted_ratio: Smallest ratio of each planted image, float64 (P,); infinite means that no
+            generation came near.
+        twin_ratio: Of its twin in the swapped run, float64 (P,).
+    """
+    from sklearn.metrics import precision_recall_curve
 
-        Args:
-            planted_ratio: Smallest ratio of each planted image, float64 (P,).
-            twin_ratio: Of its twin in the swapped run, float64 (P,).
-        """
-        both = np.concatenate([planted_ratio, twin_ratio])
-        self._score = -rankdata(both, method="dense")  # ranks, since infinities have no score
-        self._ratio = dict(zip(self._score, both, strict=True))
-        self._truth = np.repeat([1, 0], len(planted_ratio))
-
-    def curve(self) -> pd.DataFrame:
-        """Return the curve: ``recall``, ``precision`` and ``ratio``, the largest ratio called
-        extracted at that point."""
-        from sklearn.metrics import precision_recall_curve
-
-        precision, recall, score = precision_recall_curve(self._truth, self._score)
-        ratio = [self._ratio[s] for s in score] + [np.nan]  # the last point calls nothing extracted
-        return pd.DataFrame({"recall": recall, "precision": precision, "ratio": ratio})
-
-    def average_precision(self, pairs: np.ndarray | None = None) -> float:
-        """Return the average precision, over all or over the resampled ``pairs``, int64 (P,)."""
-        from sklearn.metrics import average_precision_score
-
-        rows = self._rows(pairs)
-        return float(average_precision_score(self._truth[rows], self._score[rows]))
-
-    def auc(self, pairs: np.ndarray | None = None) -> float:
-        """Return the probability that a planted image ranks before a twin (ties count half), over
-        all or over resampled ``pairs``."""
-        from sklearn.metrics import roc_auc_score
-
-        rows = self._rows(pairs)
-        return float(roc_auc_score(self._truth[rows], self._score[rows]))
-
-    def _rows(self, pairs: np.ndarray | None) -> np.ndarray:
-        half = len(self._truth) // 2
-        pairs = np.arange(half) if pairs is None else pairs
-        return np.concatenate([pairs, pairs + half])
+    ratios, level = np.unique(np.concatenate([planted_ratio, twin_ratio]), return_inverse=True)
+    truth = np.repeat([1, 0], [len(planted_ratio), len(twin_ratio)])
+    # Levels, since infinite ratios have no score.
+    precision, recall, score = precision_recall_curve(truth, -level)
+    ratio = [*ratios[-score], np.nan]  # the last point calls nothing extracted
+    return pd.DataFrame({"recall": recall, "precision": precision, "ratio": ratio})

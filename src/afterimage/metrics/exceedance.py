@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from scipy.stats import beta, betabinom
+from scipy import special
 
 TAIL = 0.1
 """Thresholds reach up to this quantile of the held-out scores."""
@@ -59,12 +59,23 @@ def band(generations: int, held_out: int, confidence: float = 0.95) -> Band:
     counts = _rankings(generations, held_out, below)
     tails = np.zeros((len(below), generations + 2))  # P(K_j >= k) for k = 0 ... n + 1
     for tail, j in zip(tails, below, strict=True):
-        mass = betabinom.pmf(np.arange(generations + 1), generations, j + 1, held_out - j)
-        tail[:-1] = np.cumsum(mass[::-1])[::-1]
+        tail[:-1] = np.cumsum(_beta_binomial(generations, j + 1, held_out - j)[::-1])[::-1]
     smallest = np.sort(tails[np.arange(len(below)), counts].min(axis=1))
     cut = smallest[int((1 - confidence) * (_RANKINGS + 1)) - 1]
     upper = (tails >= cut).sum(axis=1) - 1
     return Band(below, upper)
+
+
+def _beta_binomial(trials: int, a: int, b: int) -> np.ndarray:
+    """Return the probabilities of 0 to ``trials`` successes, float64 (trials + 1,)."""
+    successes = np.arange(trials + 1)
+    failures = trials - successes
+    return np.exp(
+        special.betaln(successes + a, failures + b)
+        - special.betaln(a, b)
+        - special.betaln(successes + 1, failures + 1)
+        - np.log(trials + 1)
+    )
 
 
 def _rankings(generations: int, held_out: int, below: np.ndarray) -> np.ndarray:
@@ -131,4 +142,4 @@ def visible_rate(generations: int, held_out: int, power: float, confidence: floa
     upper = int(band(generations, held_out, confidence).upper[0])
     if upper >= generations:
         return np.inf
-    return float(beta.ppf(power, upper + 1, generations - upper))
+    return float(special.betaincinv(upper + 1, generations - upper, power))

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.stats import beta, binom, binomtest, norm, t
+from scipy import special
 
 from afterimage.config import ConfigError
 
@@ -62,8 +61,7 @@ def share(
     if not 0 <= count <= of or of == 0:
         raise ConfigError(f"a share of {count} in {of} units does not exist")
     low, high = percentile(rng.binomial(of, count / of, resamples) / of, confidence)
-    exact = binomtest(count, of).proportion_ci(confidence, method="exact")
-    return Share(count / of, low, high, float(exact.low), float(exact.high))
+    return Share(count / of, low, high, *map(float, exact_limits(count, of, confidence)))
 
 
 def percentile(values: np.ndarray, confidence: float) -> tuple[float, float]:
@@ -87,7 +85,7 @@ def normal(value: float, values: np.ndarray, confidence: float) -> tuple[float, 
     basic one its opposite, and either may miss ``value``. The bias of the value itself for few
     images stays; it is the same for sets of one size.
     """
-    half = norm.ppf((1 + confidence) / 2) * np.std(values, ddof=1)
+    half = special.ndtri((1 + confidence) / 2) * np.std(values, ddof=1)
     return float(value - half), float(value + half)
 
 
@@ -111,6 +109,8 @@ def quantile_limits(values: np.ndarray, quantile: float, confidence: float) -> t
 
     The number of values below the quantile is binomial, so these limits hold for any distribution.
     """
+    from scipy.stats import binom
+
     ordered = np.concatenate([[-np.inf], np.sort(values), [np.inf]])
     tail = (1 - confidence) / 2
     low = int(binom.ppf(tail, len(values), quantile))
@@ -120,6 +120,8 @@ def quantile_limits(values: np.ndarray, quantile: float, confidence: float) -> t
 
 def wilson(count: int, of: int, confidence: float) -> Interval:
     """Return a share with its score interval (Wilson 1927)."""
+    from scipy.stats import binomtest
+
     limits = binomtest(count, of).proportion_ci(confidence, method="wilson")
     return Interval(count / of, float(limits.low), float(limits.high))
 
@@ -149,9 +151,9 @@ def exact_limits(
     count, of = np.asarray(count, float), np.asarray(of, float)
     none, all_of_them = count <= 0, count >= of
     tail = (1 - confidence) / 2
-    low = beta.ppf(tail, np.where(none, 1, count), np.where(none, 1, of - count + 1))
-    high = beta.ppf(
-        1 - tail, np.where(all_of_them, 1, count + 1), np.where(all_of_them, 1, of - count)
+    low = special.betaincinv(np.where(none, 1, count), np.where(none, 1, of - count + 1), tail)
+    high = special.betaincinv(
+        np.where(all_of_them, 1, count + 1), np.where(all_of_them, 1, of - count), 1 - tail
     )
     return np.where(none, 0.0, low), np.where(all_of_them, 1.0, high)
 
@@ -185,7 +187,7 @@ def clustered_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Int
     independent = float(units)
     if variance > 0 and 0 < share < 1:
         tail = (1 + confidence) / 2
-        few_units = (t.ppf(tail, trials - 1) / t.ppf(tail, units - 1)) ** 2
+        few_units = (special.stdtrit(trials - 1, tail) / special.stdtrit(units - 1, tail)) ** 2
         independent = float(np.clip(share * (1 - share) / variance * few_units, units, trials))
     low, high = exact_limits(share * independent, independent, confidence)
     return Interval(float(share), float(low), float(high))
@@ -201,7 +203,9 @@ def auc(value: float, first: int, second: int, confidence: float) -> Interval:
         second: Number of controls.
         confidence: Coverage of the interval.
     """
-    quantile = float(norm.ppf((1 + confidence) / 2))
+    from scipy.optimize import brentq
+
+    quantile = float(special.ndtri((1 + confidence) / 2))
     units = (first + second) / 2 - 1
 
     def beyond(area: float, side: float) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtr, stdtrit
 
 _ROUNDING = 1e-9
 """A standard error below this is rounding, of statistics of the order of 1."""
@@ -52,11 +52,11 @@ class Jackknife:
 
         It is that of the expected value for many units, around ``value``, not the statistic.
         """
-        half = t.ppf((1 + confidence) / 2, self.units - 1) * self.error
+        half = stdtrit(self.units - 1, (1 + confidence) / 2) * self.error
         return float(self.value - half), float(self.value + half)
 
     def p_value(self) -> float:
         """Return the two-sided p-value of 0, by Student's t; NaN where the units show no spread."""
         if not self.error > _ROUNDING:
             return float("nan")
-        return float(2 * t.sf(abs(self.value) / self.error, self.units - 1))
+        return float(2 * stdtr(self.units - 1, -abs(self.value) / self.error))

@@ -18,8 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import special, stats
-from scipy.optimize import brentq
+from scipy import special
 
 from afterimage.metrics.intervals import Interval, exact_limits, square_and_add
 
@@ -45,13 +44,13 @@ class Estimate:
 
     def interval(self, confidence: float) -> Interval:
         """Return the two-sided interval; its ends are NaN where there is no error."""
-        half = stats.t.ppf((1 + confidence) / 2, self.freedom) * self.error
+        half = special.stdtrit(self.freedom, (1 + confidence) / 2) * self.error
         return Interval(self.value, self.value - half, self.value + half)
 
     def p_value(self) -> np.ndarray:
         """Return the two-sided p-value of no difference, NaN where there is no error."""
         with np.errstate(invalid="ignore"):
-            return 2 * stats.t.sf(np.abs(self.value) / self.error, self.freedom)
+            return 2 * special.stdtr(self.freedom, -np.abs(self.value) / self.error)
 
 
 def mean(values: np.ndarray) -> Estimate:
@@ -134,10 +133,12 @@ def detectable(error: float, freedom: float, level: float, power: float = POWER)
     """
     if np.isnan(error) or np.isnan(freedom):
         return np.nan
-    critical = stats.t.isf(level / 2, freedom)
+    from scipy.optimize import brentq
+
+    critical = -special.stdtrit(freedom, level / 2)
 
     def missing_power(shift: float) -> float:
-        return power - float(stats.nct.sf(critical, freedom, shift))
+        return float(special.nctdtr(freedom, shift, critical)) - (1 - power)
 
     top = critical + 1
     while missing_power(top) > 0:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t
+from scipy.special import stdtr, stdtrit
 
 _ROUNDING = 1e-9
 """A standard error below this is rounding, of statistics of the order of 1."""
@@ -43,8 +43,8 @@ def mean(units: Sequence[np.ndarray], confidence: float) -> Estimate:
     value = float(np.mean([values.mean() for values in units]))
     squared, freedom = _error([_squared_error(values) for values in units], units)
     error = math.sqrt(squared)
-    half = float(t.ppf((1 + confidence) / 2, freedom)) * error
-    p = float(2 * t.sf(abs(value) / error, freedom)) if error > _ROUNDING else math.nan
+    half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
+    p = float(2 * stdtr(freedom, -abs(value) / error)) if error > _ROUNDING else math.nan
     return Estimate(value, value - half, value + half, p)
 
 
@@ -75,7 +75,7 @@ def ratio(
         np.cov(a, b) / len(a) if len(a) > 1 else np.full((2, 2), np.nan) for a, b in pairs
     ]
     (xx, xy), (_, yy) = np.sum(covariances, axis=0) / len(pairs) ** 2
-    square = float(t.ppf((1 + confidence) / 2, freedom)) ** 2
+    square = float(stdtrit(freedom, (1 + confidence) / 2)) ** 2
     # Ratios r that are not excluded: (x - r y)^2 <= square (xx - 2 r xy + r^2 yy).
     a, b, c = y**2 - square * yy, x * y - square * xy, x**2 - square * xx
     if math.isnan(a):

@@ -37,13 +37,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from scipy import stats
 
 from afterimage import artifacts
 from afterimage.attacks import twins
 from afterimage.attacks.table import COLUMNS
 from afterimage.config import Margin
-from afterimage.metrics.intervals import clustered_share
+from afterimage.metrics.intervals import clustered_share, exact_limits
 from afterimage.report import attribution, comparison, frontier
 from afterimage.report.arms import method_of
 from afterimage.report.verdicts import PRIMARY
@@ -364,9 +363,9 @@ def _planted(extraction: pd.DataFrame, confidence: float) -> list[dict[str, Any]
     rows = []
     for (arm, k, alpha), some in several.groupby(["arm", "replicate", "alpha"], sort=False):
         count, of = int(some["count"].sum()), int(some["of"].sum())
-        exact = stats.binomtest(count, of).proportion_ci(confidence, method="exact")
+        low, high = exact_limits(count, of, confidence)
         row = {"arm": arm, "replicate": k, "value": count / of, "count": count, "of": of}
-        row |= {"exact_low": exact.low, "exact_high": exact.high}
+        row |= {"exact_low": float(low), "exact_high": float(high)}
         rows.append(
             _point(row, "planted_extracted" + ("_calibrated" if alpha == "calibrated" else ""))
         )

@@ -24,6 +24,7 @@ from afterimage.config import ConfigError
 from afterimage.diffusion.noising import levels
 from afterimage.images import contents
 from afterimage.metrics import intervals
+from afterimage.metrics.ranking import roc_auc
 from afterimage.standalone import flags, networks, output
 from afterimage.standalone import images as image_sets
 from afterimage.standalone.generations import device_of
@@ -182,7 +183,7 @@ def _first_of_each(train: ImageSet) -> np.ndarray:
 def _record(members: np.ndarray, others: np.ndarray, settings: config.Membership) -> dict[str, Any]:
     """Return the numbers, the outcome and the answer as a paragraph."""
     confidence = config.Statistics().confidence
-    area = intervals.auc(membership.roc_auc(members, others), len(members), len(others), confidence)
+    area = intervals.auc(roc_auc(members, others), len(members), len(others), confidence)
     detected = {}
     for rate in settings.false_positive_rates:
         if rate * len(others) < 1:

@@ -19,11 +19,11 @@ import pandas as pd
 
 from afterimage import __version__, artifacts, config
 from afterimage.artifacts import ArtifactError
-from afterimage.attacks.membership import roc_auc
 from afterimage.attacks.prompts import anisotropy, cliques, control, one_step
 from afterimage.config import ConfigError
 from afterimage.data.pictures import Transform
 from afterimage.metrics import intervals
+from afterimage.metrics.ranking import roc_auc
 from afterimage.standalone import (
     conditions,
     drawing,

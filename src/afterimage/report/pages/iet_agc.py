@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from scipy import stats
 
 from afterimage import artifacts
-from afterimage.attacks.membership import roc_auc
 from afterimage.attacks.twins import WITH_CAPTIONS
+from afterimage.metrics.ranking import roc_auc
 from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
 from afterimage.report.comparison import Interval, over_replicates, student
@@ -535,7 +534,9 @@ class IetAgc:
         """A difference of means: Student's interval between replicates, Welch's within the one."""
         if len(gaps) > 1:
             return student(gaps, self.book.confidence)
-        test = stats.ttest_ind(own, others, equal_var=False)
+        from scipy.stats import ttest_ind
+
+        test = ttest_ind(own, others, equal_var=False)
         ends = test.confidence_interval(self.book.confidence)
         return Interval(float(gaps[0]), float(ends.low), float(ends.high))
 
