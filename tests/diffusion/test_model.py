@@ -66,6 +66,10 @@ def test_betas_are_the_published_ones():
     np.testing.assert_allclose(
         build_scheduler(Diffusion(schedule="cosine")).betas.numpy(), cosine, rtol=1e-4
     )
+    roots = np.linspace(np.sqrt(0.00085), np.sqrt(0.012), 1000)  # Rombach et al., v1-inference.yaml
+    np.testing.assert_allclose(
+        build_scheduler(Diffusion(schedule="scaled_linear")).betas.numpy(), roots**2, rtol=1e-4
+    )
 
 
 def test_diffusers_opens_and_samples_what_is_stored(tmp_path):

@@ -55,9 +55,9 @@ class Diffusion(Block):
 
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
     """T, the number of noise levels."""
-    schedule: Literal["linear", "cosine"] = "linear"
-    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020) or the cosine schedule (Nichol & Dhariwal
-    2021)."""
+    schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
+    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020), the cosine schedule (Nichol & Dhariwal 2021)
+    or betas from 8.5e-4 to 0.012 that are linear in their roots (Stable Diffusion)."""
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """What the network predicts: the noise, v (Salimans & Ho 2022) or the clean image."""
 

@@ -131,17 +131,27 @@ def build_unet(
     return net
 
 
+SCHEDULES = {
+    "linear": ("linear", 1e-4, 0.02),
+    "cosine": ("squaredcos_cap_v2", 1e-4, 0.02),
+    "scaled_linear": ("scaled_linear", 8.5e-4, 0.012),
+}
+"""Schedule of a study -> its name in diffusers, and the first and the last beta, which the cosine
+schedule does not use."""
+
+
 def build_scheduler(diffusion: Diffusion, latents: bool = False) -> DDPMScheduler:
     """Return the forward process.
 
     Sampling with it clips the predicted image to [-1, 1], but no latents, whose steps are one
     timestep later, as ``StableDiffusionPipeline`` requires.
     """
+    name, first, last = SCHEDULES[diffusion.schedule]
     return DDPMScheduler(
         num_train_timesteps=diffusion.timesteps,
-        beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[diffusion.schedule],
-        beta_start=1e-4,
-        beta_end=0.02,
+        beta_schedule=name,
+        beta_start=first,
+        beta_end=last,
         prediction_type=diffusion.prediction,
         clip_sample=not latents,
         clip_sample_range=1.0,
