@@ -155,6 +155,24 @@ def test_an_up_to_date_result_is_kept_on_request_alone(tmp_path):
     assert not kept(out, source=source)
 
 
+def test_facts_of_a_call_are_recorded_also_where_its_result_is_kept(tmp_path):
+    out = tmp_path / "out"
+
+    def call(*parts):
+        with artifacts.step(CONFIG, out, {}, ("afterimage.seeds",), parts=list(parts)) as step:
+            step.note(images=3)
+
+    with artifacts.keeping_results():
+        call("0-2", "2-3")
+        first = artifacts.read_run(out)
+        with pytest.raises(artifacts.UpToDate):
+            call()
+    assert first["facts"] == {"parts": ["0-2", "2-3"], "images": 3}
+    facts = {"parts": [], "images": 3}
+    for record in (artifacts.RUN, artifacts.RECORD):
+        assert artifacts.read_run(out, record) == first | {"facts": facts}
+
+
 @pytest.mark.parametrize(
     "change",
     [

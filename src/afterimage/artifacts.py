@@ -186,7 +186,11 @@ def read_config(path: Path, *steps: str) -> dict[str, Any]:
 
 @contextmanager
 def step(
-    config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries: tuple[str, ...]
+    config: dict[str, Any],
+    out: Path,
+    inputs: Mapping[str, Path],
+    entries: tuple[str, ...],
+    **facts: Any,
 ) -> Iterator[Step]:
     """Run one step: provide a partial folder to write into, then record and publish it.
 
@@ -195,6 +199,7 @@ def step(
         out: The step's own folder; replaced as a whole.
         inputs: Name -> file or folder that the step reads; hashed before it starts.
         entries: Modules whose code made the result, for the fingerprint.
+        facts: Facts of this call, recorded also where an earlier result is kept.
 
     Raises:
         UpToDate: inside ``keeping_results``, if there is nothing to do.
@@ -212,14 +217,17 @@ def step(
         "code_entries": list(entries),
         "inputs": hashes,
     }
-    if _keeping.get() and _is_up_to_date(out, made_from):
-        write_atomically(out / RUN, (out / RECORD).read_bytes())
+    if _keeping.get() and (kept := _up_to_date(out, made_from)):
+        kept["facts"] |= facts
+        for name in (RECORD, RUN):
+            write_json(out / name, kept)
         raise UpToDate(out)
     partial = partial_folder(out)
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        work = Step(config, partial, {name: entry["sha256"] for name, entry in hashes.items()})
+        read = {name: entry["sha256"] for name, entry in hashes.items()}
+        work = Step(config, partial, read, extra=dict(facts))
         yield work
         if work._metrics:
             lines = [json.dumps(row, allow_nan=True) + "\n" for row in work._metrics]
@@ -251,15 +259,16 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
+def _up_to_date(out: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a result that is what a step would make; None otherwise."""
     try:
         run = json.loads((out / RECORD).read_text())
     except (OSError, json.JSONDecodeError):
-        return False
+        return None
     if any(run.get(key) != value for key, value in made_from.items()):
-        return False
+        return None
     files = {file.relative_to(out).as_posix(): sha256(file) for file in files_in(out)}
-    return files == run["outputs"]
+    return run if files == run["outputs"] else None
 
 
 def _relative(path: Path) -> str:
@@ -268,18 +277,18 @@ def _relative(path: Path) -> str:
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read the ``run.json`` of a store.
+def read_run(folder: Path, record: str = RUN) -> dict[str, Any]:
+    """Read the ``run.json`` of a store, or its copy ``RECORD``.
 
     Raises:
         ArtifactError: if there is none, i.e. the step did not finish.
     """
-    path = Path(folder) / RUN
+    path = Path(folder) / record
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{folder} has no {RUN}: the step that makes it has not finished"
+            f"{folder} has no {record}: the step that makes it has not finished"
         ) from error
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not readable: {error}") from error
