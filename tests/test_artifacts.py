@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -171,6 +172,43 @@ def test_facts_of_a_call_are_recorded_also_where_its_result_is_kept(tmp_path):
     facts = {"parts": [], "images": 3}
     for record in (artifacts.RUN, artifacts.RECORD):
         assert artifacts.read_run(out, record) == first | {"facts": facts}
+
+
+def test_what_a_process_finished_before_it_failed_is_kept_out_of_snakemakes_sight(tmp_path):
+    """Snakemake removes all results of a job that failed, or writes the earlier versions back."""
+    first, second = tmp_path / "a" / "first", tmp_path / "b" / "second"
+
+    def process(*configs, fails=False):
+        with artifacts.keeping_results():
+            for out, config in zip((first, second), configs, strict=False):
+                try:
+                    make(out, config)
+                except artifacts.UpToDate:
+                    told.append(out.name)
+            if fails:
+                raise RuntimeError("a later step")
+
+    other, told = CONFIG | {"seed": 2}, []
+    with pytest.raises(RuntimeError):
+        process(CONFIG, fails=True)
+    made = artifacts.read_run(first)
+    shutil.rmtree(first)
+    with pytest.raises(RuntimeError):  # once more: what was put back is still there
+        process(CONFIG, fails=True)
+    shutil.rmtree(first)
+    process(CONFIG, CONFIG)
+    assert told == ["first", "first"]
+    assert artifacts.check_store(first) == made
+    assert [path.name for path in (*first.parent.iterdir(), *second.parent.iterdir())] == [
+        "first",
+        "second",
+    ]
+    with pytest.raises(RuntimeError):
+        process(other, fails=True)
+    (first / artifacts.RECORD).write_text(json.dumps(made))
+    process(other, CONFIG)
+    assert told == ["first", "first", "first", "second"]
+    assert artifacts.check_store(first)["config"] == other
 
 
 @pytest.mark.parametrize(

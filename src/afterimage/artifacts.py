@@ -40,18 +40,25 @@ class UpToDate(Exception):  # noqa: N818
     same inputs, and is whole."""
 
 
-_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+_keeping: ContextVar[list[Path] | None] = ContextVar("keeping", default=None)
 
 
 @contextmanager
 def keeping_results() -> Iterator[None]:
-    """Have ``step`` raise ``UpToDate`` where the result is up to date, instead of making it
-    again."""
-    token = _keeping.set(True)
+    """Have ``step`` raise ``UpToDate`` where the result is up to date, instead of making it again.
+
+    If a later step of the process fails, Snakemake takes the results of all of them back. So each
+    leaves a copy (``spare_folder``), which the next call puts in its place; when all have succeeded
+    the copies are removed.
+    """
+    spares: list[Path] = []
+    token = _keeping.set(spares)
     try:
         yield
     finally:
         _keeping.reset(token)
+    for spare in spares:
+        shutil.rmtree(spare, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -137,6 +144,12 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def spare_folder(out: Path) -> Path:
+    """Return where a process of several steps leaves a copy of the store ``out`` until the last of
+    them has ended."""
+    return out.with_name(f".{out.name}.spare")
+
+
 def replace_folder(partial: Path, target: Path) -> None:
     """Replace ``target`` by the finished folder ``partial``."""
     if target.exists():
@@ -217,13 +230,19 @@ def step(
         "code_entries": list(entries),
         "inputs": hashes,
     }
-    if _keeping.get() and (kept := _up_to_date(out, made_from)):
-        kept["facts"] |= facts
-        for name in (RECORD, RUN):
-            write_json(out / name, kept)
-        raise UpToDate(out)
-    partial = partial_folder(out)
+    partial, spare, spares = partial_folder(out), spare_folder(out), _keeping.get()
     shutil.rmtree(partial, ignore_errors=True)
+    if spares is not None:
+        spares.append(spare)
+        kept = _up_to_date(out, made_from)
+        if kept is None and (kept := _up_to_date(spare, made_from)):
+            shutil.copytree(spare, partial)
+            replace_folder(partial, out)
+        if kept is not None:
+            kept["facts"] |= facts
+            for name in (RECORD, RUN):
+                write_json(out / name, kept)
+            raise UpToDate(out)
     partial.mkdir(parents=True)
     try:
         read = {name: entry["sha256"] for name, entry in hashes.items()}
@@ -245,8 +264,11 @@ def step(
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        if _keeping.get():
+        if spares is not None:
             write_json(partial / RECORD, record)
+            # No links: Snakemake writes the earlier version into the files of the result.
+            shutil.rmtree(spare, ignore_errors=True)
+            shutil.copytree(partial, spare)
         write_json(partial / RUN, record)
         replace_folder(partial, out)
     finally:

@@ -11,7 +11,7 @@ import pandas as pd
 import psutil
 import pytest
 
-from afterimage import config
+from afterimage import artifacts, config
 from afterimage.plan import jobs
 from afterimage.plan.step import TOGETHER
 
@@ -80,20 +80,23 @@ def test_a_setting_reruns_what_depends_on_it_alone(workspace, path, value, expec
     ("path", "value", "again"),
     [
         (("quality", "neighbours"), 3, {"attack/quality"}),
-        (("sample", "steps"), 5, set(TOGETHER)),
+        (("sample", "steps"), 5, {"sample", "attack/extraction", "attack/quality"}),
     ],
 )
 def test_stores_of_one_process_are_made_again_one_by_one(workspace, path, value, again):
-    """A store that is up to date is kept: generations, when only an attack on them changes."""
+    """A store that is up to date is kept: generations, when only an attack on them changes, and the
+    attack on the network, when others are drawn."""
+    arms = ("baseline", "dedup")
     stores = {
-        step: workspace.results / jobs.STEPS[step].job(arm, 0).run
+        (arm, step): workspace.results / jobs.STEPS[step].job(arm, 0).run
+        for arm in arms
         for step in TOGETHER
-        for arm in ("baseline", "dedup")
     }
-    before = {step: store.read_bytes() for step, store in stores.items()}
+    before = {name: store.read_bytes() for name, store in stores.items()}
     workspace.edit(*path, value=value)
     workspace.snakemake("--", "all")
-    assert {step for step, store in stores.items() if store.read_bytes() != before[step]} == again
+    changed = {name for name, store in stores.items() if store.read_bytes() != before[name]}
+    assert changed == {(arm, step) for arm in arms for step in again}
     assert workspace.planned() == {}
     assert workspace.run("afterimage", "verify").returncode == 0
 
@@ -125,12 +128,13 @@ def test_generations_that_an_attack_fails_on_are_not_drawn_again(workspace):
     log = (workspace.results / "logs/attack/baseline/rep0.log").read_text()
     assert "classifier.safetensors is not the file that" in log
     sample = workspace.results / "sample" / "baseline" / "rep0"
-    drawn = (sample / ".run.json").read_bytes()
-    assert json.loads(drawn)["config"]["settings"]["steps"] == 5
     assert not (sample / "run.json").exists()
+    drawn = artifacts.read_run(artifacts.spare_folder(sample), artifacts.RECORD)
+    assert drawn["config"]["settings"]["steps"] == 5
     classifier.write_bytes(whole)
     workspace.snakemake("--", "all")
-    assert (sample / ".run.json").read_bytes() == (sample / "run.json").read_bytes() == drawn
+    assert artifacts.check_store(sample) == drawn
+    assert not list(workspace.results.rglob(".*.spare"))
     assert workspace.planned() == {}
     assert workspace.run("afterimage", "verify").returncode == 0
 
