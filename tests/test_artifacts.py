@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -153,6 +154,61 @@ def test_an_up_to_date_result_is_kept_on_request_alone(tmp_path):
     assert artifacts.read_run(out) == before
     make(out, source=source)
     assert not kept(out, source=source)
+
+
+def test_facts_of_a_call_are_recorded_also_where_its_result_is_kept(tmp_path):
+    out = tmp_path / "out"
+
+    def call(*parts):
+        with artifacts.step(CONFIG, out, {}, ("afterimage.seeds",), parts=list(parts)) as step:
+            step.note(images=3)
+
+    with artifacts.keeping_results():
+        call("0-2", "2-3")
+        first = artifacts.read_run(out)
+        with pytest.raises(artifacts.UpToDate):
+            call()
+    assert first["facts"] == {"parts": ["0-2", "2-3"], "images": 3}
+    facts = {"parts": [], "images": 3}
+    for record in (artifacts.RUN, artifacts.RECORD):
+        assert artifacts.read_run(out, record) == first | {"facts": facts}
+
+
+def test_what_a_process_finished_before_it_failed_is_kept_out_of_snakemakes_sight(tmp_path):
+    """Snakemake removes all results of a job that failed, or writes the earlier versions back."""
+    first, second = tmp_path / "a" / "first", tmp_path / "b" / "second"
+
+    def process(*configs, fails=False):
+        with artifacts.keeping_results():
+            for out, config in zip((first, second), configs, strict=False):
+                try:
+                    make(out, config)
+                except artifacts.UpToDate:
+                    told.append(out.name)
+            if fails:
+                raise RuntimeError("a later step")
+
+    other, told = CONFIG | {"seed": 2}, []
+    with pytest.raises(RuntimeError):
+        process(CONFIG, fails=True)
+    made = artifacts.read_run(first)
+    shutil.rmtree(first)
+    with pytest.raises(RuntimeError):  # once more: what was put back is still there
+        process(CONFIG, fails=True)
+    shutil.rmtree(first)
+    process(CONFIG, CONFIG)
+    assert told == ["first", "first"]
+    assert artifacts.check_store(first) == made
+    assert [path.name for path in (*first.parent.iterdir(), *second.parent.iterdir())] == [
+        "first",
+        "second",
+    ]
+    with pytest.raises(RuntimeError):
+        process(other, fails=True)
+    (first / artifacts.RECORD).write_text(json.dumps(made))
+    process(other, CONFIG)
+    assert told == ["first", "first", "first", "second"]
+    assert artifacts.check_store(first)["config"] == other
 
 
 @pytest.mark.parametrize(

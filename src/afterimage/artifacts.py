@@ -40,18 +40,25 @@ class UpToDate(Exception):  # noqa: N818
     same inputs, and is whole."""
 
 
-_keeping: ContextVar[bool] = ContextVar("keeping", default=False)
+_keeping: ContextVar[list[Path] | None] = ContextVar("keeping", default=None)
 
 
 @contextmanager
 def keeping_results() -> Iterator[None]:
-    """Have ``step`` raise ``UpToDate`` where the result is up to date, instead of making it
-    again."""
-    token = _keeping.set(True)
+    """Have ``step`` raise ``UpToDate`` where the result is up to date, instead of making it again.
+
+    If a later step of the process fails, Snakemake takes the results of all of them back. So each
+    leaves a copy (``spare_folder``), which the next call puts in its place; when all have succeeded
+    the copies are removed.
+    """
+    spares: list[Path] = []
+    token = _keeping.set(spares)
     try:
         yield
     finally:
         _keeping.reset(token)
+    for spare in spares:
+        shutil.rmtree(spare, ignore_errors=True)
 
 
 def sha256(path: Path) -> str:
@@ -137,6 +144,12 @@ def partial_folder(out: Path) -> Path:
     return out.with_name(f".{out.name}.partial")
 
 
+def spare_folder(out: Path) -> Path:
+    """Return where a process of several steps leaves a copy of the store ``out`` until the last of
+    them has ended."""
+    return out.with_name(f".{out.name}.spare")
+
+
 def replace_folder(partial: Path, target: Path) -> None:
     """Replace ``target`` by the finished folder ``partial``."""
     if target.exists():
@@ -186,7 +199,11 @@ def read_config(path: Path, *steps: str) -> dict[str, Any]:
 
 @contextmanager
 def step(
-    config: dict[str, Any], out: Path, inputs: Mapping[str, Path], entries: tuple[str, ...]
+    config: dict[str, Any],
+    out: Path,
+    inputs: Mapping[str, Path],
+    entries: tuple[str, ...],
+    **facts: Any,
 ) -> Iterator[Step]:
     """Run one step: provide a partial folder to write into, then record and publish it.
 
@@ -195,6 +212,7 @@ def step(
         out: The step's own folder; replaced as a whole.
         inputs: Name -> file or folder that the step reads; hashed before it starts.
         entries: Modules whose code made the result, for the fingerprint.
+        facts: Facts of this call, recorded also where an earlier result is kept.
 
     Raises:
         UpToDate: inside ``keeping_results``, if there is nothing to do.
@@ -212,14 +230,23 @@ def step(
         "code_entries": list(entries),
         "inputs": hashes,
     }
-    if _keeping.get() and _is_up_to_date(out, made_from):
-        write_atomically(out / RUN, (out / RECORD).read_bytes())
-        raise UpToDate(out)
-    partial = partial_folder(out)
+    partial, spare, spares = partial_folder(out), spare_folder(out), _keeping.get()
     shutil.rmtree(partial, ignore_errors=True)
+    if spares is not None:
+        spares.append(spare)
+        kept = _up_to_date(out, made_from)
+        if kept is None and (kept := _up_to_date(spare, made_from)):
+            shutil.copytree(spare, partial)
+            replace_folder(partial, out)
+        if kept is not None:
+            kept["facts"] |= facts
+            for name in (RECORD, RUN):
+                write_json(out / name, kept)
+            raise UpToDate(out)
     partial.mkdir(parents=True)
     try:
-        work = Step(config, partial, {name: entry["sha256"] for name, entry in hashes.items()})
+        read = {name: entry["sha256"] for name, entry in hashes.items()}
+        work = Step(config, partial, read, extra=dict(facts))
         yield work
         if work._metrics:
             lines = [json.dumps(row, allow_nan=True) + "\n" for row in work._metrics]
@@ -237,8 +264,11 @@ def step(
             "peak_memory_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
             "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         }
-        if _keeping.get():
+        if spares is not None:
             write_json(partial / RECORD, record)
+            # No links: Snakemake writes the earlier version into the files of the result.
+            shutil.rmtree(spare, ignore_errors=True)
+            shutil.copytree(partial, spare)
         write_json(partial / RUN, record)
         replace_folder(partial, out)
     finally:
@@ -251,15 +281,16 @@ def cpu_seconds() -> float:
     return times.user + times.system + times.children_user + times.children_system
 
 
-def _is_up_to_date(out: Path, made_from: dict[str, Any]) -> bool:
+def _up_to_date(out: Path, made_from: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the record of a result that is what a step would make; None otherwise."""
     try:
         run = json.loads((out / RECORD).read_text())
     except (OSError, json.JSONDecodeError):
-        return False
+        return None
     if any(run.get(key) != value for key, value in made_from.items()):
-        return False
+        return None
     files = {file.relative_to(out).as_posix(): sha256(file) for file in files_in(out)}
-    return files == run["outputs"]
+    return run if files == run["outputs"] else None
 
 
 def _relative(path: Path) -> str:
@@ -268,18 +299,18 @@ def _relative(path: Path) -> str:
     return path.relative_to(here).as_posix() if path.is_relative_to(here) else path.as_posix()
 
 
-def read_run(folder: Path) -> dict[str, Any]:
-    """Read the ``run.json`` of a store.
+def read_run(folder: Path, record: str = RUN) -> dict[str, Any]:
+    """Read the ``run.json`` of a store, or its copy ``RECORD``.
 
     Raises:
         ArtifactError: if there is none, i.e. the step did not finish.
     """
-    path = Path(folder) / RUN
+    path = Path(folder) / record
     try:
         return json.loads(path.read_text())
     except FileNotFoundError as error:
         raise ArtifactError(
-            f"{folder} has no {RUN}: the step that makes it has not finished"
+            f"{folder} has no {record}: the step that makes it has not finished"
         ) from error
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not readable: {error}") from error

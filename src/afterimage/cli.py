@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(HEADING.format(" ".join(named)), flush=True)
                 try:
                     if status := args.run(args):
-                        return status
+                        raise SystemExit(status)
                 except UpToDate as result:
                     print(f"{result} is up to date")
         return 0

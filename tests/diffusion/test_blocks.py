@@ -53,7 +53,7 @@ def test_blocks_are_the_bytes_of_one_job(sample, model_store, command, drawn, to
     for key in ("inputs", "config", "config_sha256", "code_sha256"):
         assert merged[key] == whole[key]
     assert whole["facts"]["parts"] == []
-    assert merged["facts"]["parts"] == ["0-5", "5-10", "10-12"]
+    assert merged["facts"]["parts"] == ["block-10:12", "block-5:10", "block-0:5"]
     assert whole["facts"].keys() == merged["facts"].keys()
     assert merged["facts"]["images"] == 12
     seconds = sum(artifacts.read_run(folder)["facts"]["sampling_seconds"] for folder in folders)

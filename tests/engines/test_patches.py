@@ -175,6 +175,38 @@ def test_scipy_is_itself_when_it_is_used(statement):
     assert deferred(f"{statement}\nprint(*rankdata([3, 1, 2]))") == ["3.0", "1.0", "2.0"]
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from requests.exceptions import HTTPError",
+        "import requests.exceptions; HTTPError = requests.exceptions.HTTPError",
+        "from requests import HTTPError",
+        "import requests; HTTPError = requests.HTTPError",
+    ],
+)
+def test_a_submodule_that_is_imported_first_is_that_of_its_package(statement):
+    """Loaded a second time, it would have classes of its own, and ``except`` would miss errors."""
+    code = f"""
+{statement}
+import requests
+print(requests.HTTPError is HTTPError, requests.exceptions.HTTPError is HTTPError)
+print(requests.exceptions is sys.modules["requests.exceptions"], type(requests) is type(sys))
+print(requests.exceptions.__spec__.origin == requests.exceptions.__file__)
+print([finder for finder in sys.meta_path if type(finder).__name__ == "_Loaded"])
+"""
+    assert deferred(code) == ["True"] * 5 + ["[]"]
+
+
+def test_networks_need_no_package_of_the_web():
+    code = """
+import diffusers.models.unets.unet_2d
+print("urllib3" in sys.modules)
+from diffusers.utils import loading_utils
+print(loading_utils.requests.get.__module__, "urllib3" in sys.modules)
+"""
+    assert deferred(code) == ["False", "requests.api", "True"]
+
+
 def test_the_compiler_finds_the_kernels_of_the_meta_device():
     """They were put off too, and torch's tracers know shapes by them alone."""
     code = """

@@ -139,6 +139,15 @@ def test_the_files_of_a_step_are_found_in_the_rule_that_makes_several(planned):
         assert planned.results([job]) == [f"{root}/{verb}/run.json"]
 
 
+def test_a_process_does_not_ask_for_what_it_makes(planned):
+    cell = wildcards(arm="baseline", rep="0")
+    inputs = planned.inputs("sample", "attack/extraction")(cell)
+    alone = planned.inputs("attack/extraction")(cell)
+    assert "samples" not in inputs
+    assert alone.keys() - inputs.keys() == {"samples"}
+    assert f"--samples {alone['samples']}" in planned.flags("attack/extraction")(cell)
+
+
 def test_steps_of_one_process_share_inputs_and_resources(planned):
     steps = ("attack/extraction", "attack/membership")
     cell = wildcards(arm="baseline", rep="0")

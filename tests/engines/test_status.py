@@ -124,12 +124,16 @@ def test_what_follows_a_training(study, root):
     log = root / "logs" / "attack" / "baseline" / "rep0.log"
     log.parent.mkdir(parents=True)
     log.write_text(
+        "afterimage sample draw:\ndrawn 9 of 9 generations, 0 s left\n"
         "afterimage attack quality:\nmeasured 9 of 9 images, 0 s left\n"
         "afterimage attack extraction:\nsearched 5 of 9 images, 2 min left\n"
     )
-    log = root / "logs" / "sample" / "longer" / "rep0.log"
+    log = root / "logs" / "attack" / "longer" / "rep0.log"
     log.parent.mkdir(parents=True)
-    log.write_text("drawn 64 of 1024 generations (6 %), 3 min 10 s left\nsomething else\n")
+    log.write_text(
+        "afterimage sample draw:\n"
+        "drawn 64 of 1024 generations (6 %), 3 min 10 s left\nsomething else\n"
+    )
     assert lines(study) == [
         "study default: 5 of 18 jobs done",
         "data 0/5  train 2/2  sample 1/2  attack 2/6  report 0/3",

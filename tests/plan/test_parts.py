@@ -1,6 +1,8 @@
 """Into which jobs a study's work is cut, and that what is finished keeps the cut it was made in."""
 
 import json
+import shutil
+from contextlib import nullcontext
 
 import pytest
 
@@ -9,6 +11,7 @@ from afterimage.plan import jobs
 from afterimage.plan.cost import estimate
 from afterimage.plan.parts import parts
 from afterimage.plan.resolved import changed_configs, modules, resolve, resolved, write_configs
+from afterimage.plan.step import TOGETHER
 
 CUT = {"max_minutes_per_job": 60, "generations_per_job": 64, "headroom": 1.5}
 
@@ -91,7 +94,9 @@ def finish(params, tmp_path):
         job = job_of(study, folder)
         wanted_config = resolved(study, job)
         inputs = {name: root / name / "file" for name in sources}
-        with artifacts.step(wanted_config, root / folder, inputs, modules(study, job)) as step:
+        keeping = artifacts.keeping_results() if job.step in TOGETHER else nullcontext()
+        made = artifacts.step(wanted_config, root / folder, inputs, modules(study, job))
+        with keeping, made as step:
             (step.folder / "file").write_text(text)
             step.note(parts=list(parts))
 
@@ -100,12 +105,18 @@ def finish(params, tmp_path):
 
 @pytest.fixture
 def finished(finish):
-    """Everything up to the generations, made in one piece but for the training of ``plain``."""
+    """Everything up to the attacks, made in one piece but for the training of ``plain``."""
     finish("data/split")
     finish("train/plain/rep0", "data/split", parts=("1of2",))
     finish("train/next/rep0", "data/split", "train/plain/rep0")
     for arm in ("plain", "next"):
-        finish(f"sample/{arm}/rep0", f"train/{arm}/rep0")
+        draw_and_attack(finish, arm)
+
+
+def draw_and_attack(finish, arm: str, parts: tuple[str, ...] = ()) -> None:
+    finish(f"sample/{arm}/rep0", f"train/{arm}/rep0", parts=parts)
+    for attack in ("extraction", "quality", "membership"):
+        finish(f"attack/{arm}/rep0/{attack}", f"train/{arm}/rep0", f"sample/{arm}/rep0")
 
 
 UNCUT = {
@@ -162,7 +173,7 @@ def test_other_settings_cut_anew_what_they_make_again(planned, finished, params)
     ],
 )
 def test_what_follows_from_a_missing_result_is_cut_anew(folder, again, planned, finished, tmp_path):
-    (tmp_path / "default" / folder / "run.json").unlink()
+    shutil.rmtree(tmp_path / "default" / folder)
     assert planned(CUT)[0] == MADE | {name: NOW[name] for name in again}
 
 
@@ -173,3 +184,41 @@ def test_what_follows_from_a_changed_result_is_cut_anew(planned, finished, finis
     assert planned(CUT)[0] == MADE | {"sample/next/rep0": DRAWN}
     finish("data/split", text="other")
     assert planned(CUT)[0] == NOW
+
+
+@pytest.fixture
+def drawn_in_blocks(finished, finish, tmp_path):
+    """The generations of ``plain`` were drawn in blocks; return the folder of these."""
+    for phase in ("sample", "attack"):
+        shutil.rmtree(tmp_path / "default" / phase / "plain")
+    draw_and_attack(finish, "plain", ("0-96", "96-150"))
+    return tmp_path / "default/blocks/plain/rep0"
+
+
+ALL_BLOCKS = MADE | {"sample/plain/rep0": ["0-96", "96-150"]}
+
+
+def test_generations_that_are_kept_for_another_attack_need_no_blocks(
+    planned, drawn_in_blocks, params
+):
+    """Their blocks are removed when all of the process is done, and would be drawn once more."""
+    assert planned(CUT)[0] == ALL_BLOCKS
+    other = params["quality"] | {"neighbours": 3}
+    assert planned(CUT, quality=other)[0] == MADE
+    sample = params["sample"] | {"steps": 3}
+    again = MADE | {"sample/next/rep0": DRAWN, "sample/plain/rep0": DRAWN}
+    assert planned(CUT, quality=other, sample=sample)[0] == again
+
+
+@pytest.mark.parametrize("killed", ["process", "process and snakemake"])
+def test_blocks_of_a_process_that_was_killed_are_removed_with_it(
+    killed, planned, drawn_in_blocks, tmp_path
+):
+    """After that, as before: Snakemake removes what a process read when it is done."""
+    (tmp_path / "default/attack/plain/rep0/membership/run.json").unlink()
+    if killed == "process":
+        (tmp_path / "default/sample/plain/rep0/run.json").unlink()
+    assert planned(CUT)[0] == MADE
+    for block in ("0-96", "96-150"):
+        (drawn_in_blocks / block).mkdir(parents=True)
+    assert planned(CUT)[0] == ALL_BLOCKS

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from afterimage.plan.jobs import DERIVED, STEPS
+from afterimage.plan.jobs import STEPS
+from afterimage.plan.step import TOGETHER
 
 RULE = re.compile(r"^rule (\w+):\n((?:    .*\n|\n)*)", re.MULTILINE)
 LOCAL = re.compile(r"^localrules:\n((?:    \w+,\n)*)", re.MULTILINE)
@@ -42,16 +43,16 @@ def test_rules_that_compute_ask_by_their_step(rules):
     assert all(
         len(steps) == 1 and "    threads: " in found[name] for name, steps in asked.items() if steps
     )
-    assert asked["attacks"] == ["*ATTACKS"]
-    named = {steps[0].strip('"') for name, steps in asked.items() if steps and name != "attacks"}
-    assert named <= set(STEPS)
+    assert asked.pop("draw_and_attack") == ["*TOGETHER"]
+    assert {steps[0].strip('"') for steps in asked.values() if steps} <= set(STEPS)
 
 
-def test_the_selections_arms_go_through_all_that_one_rule_makes(root):
-    [listed] = re.findall(
-        r"^ATTACKS = \((.+)\)$", (root / "workflow/rules/attack.smk").read_text(), re.M
-    )
-    assert set(re.findall(r'"([\w/]+)"', listed)) <= set(DERIVED)
+def test_the_rule_of_several_steps_runs_each_in_turn_with_its_own_config(rules):
+    shell = rules[0]["draw_and_attack"].partition("shell:")[2]
+    commands = re.findall(r"(?:afterimage|--then) (\w+ \w+) .*?config\[(\d)\]", shell, re.S)
+    assert commands == [
+        (" ".join(STEPS[step].command), str(place)) for place, step in enumerate(TOGETHER)
+    ]
 
 
 def test_only_small_steps_and_targets_are_local(rules):

@@ -75,7 +75,8 @@ def test_parts_and_what_they_leave_share_the_cost(digits):
     planned += [
         Planned("draw_block", [f"blocks/baseline/rep0/{part}"], (), True) for part in blocks
     ]
-    planned += [Planned("draw", ["sample/baseline/rep0/run.json"], (), True)]
+    stores = ["sample/baseline/rep0", "attack/baseline/rep0/membership"]
+    planned += [Planned("draw_and_attack", [f"{store}/run.json" for store in stores], (), True)]
     planned += [Planned("mlflow", ["track/track.json"], (), False)]
     priced = price(study, planned, {"train/baseline/rep0": slices, "sample/baseline/rep0": blocks})
     start = estimate.START_GPU / 60
@@ -85,12 +86,13 @@ def test_parts_and_what_they_leave_share_the_cost(digits):
     assert sum(each.cost.minutes - start for each in drawn) == pytest.approx(
         estimate.step_cost(study, "sample", "baseline").minutes - start
     )
-    assert [each.cost.gpu for each in priced] == [1] * (len(slices) + 3) + [0, 0]
-    assert together.cost.minutes < 1
+    assert [each.cost.gpu for each in priced] == [1] * (len(slices) + 4) + [0]
+    attacked = estimate.step_cost(study, "attack/membership", "baseline").minutes
+    assert attacked < together.cost.minutes < attacked + 1
     assert [each.name for each in (*drawn, together, imported)] == [
         "blocks/baseline/rep0/0-512",
         "blocks/baseline/rep0/512-1024",
-        "sample/baseline/rep0",
+        "attack/baseline/rep0",
         "track",
     ]
 
@@ -184,20 +186,18 @@ def test_the_whole_command(root, tmp_path, monkeypatch, capsys):
     with (tmp_path / "jobs.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 3 * found["jobs"]
-    wanted = {job.folder for job in jobs_of(changed(root / study, changes))}
+    wanted = {job.process for job in jobs_of(changed(root / study, changes))}
     spans = {(row["gpus"], row["job"]): (float(row["start"]), float(row["end"])) for row in rows}
     for gpus in ("1", "4", ""):
         jobs = {job: span for (of, job), span in spans.items() if of == gpus}
-        assert {
-            name for name in wanted if {name, name.rpartition("/")[0]}.isdisjoint(jobs)
-        } == set()
+        assert wanted <= set(jobs)
         for arm in ("baseline", "dedup"):
             for k in range(3):
                 chain = [
                     f"state/{arm}/rep{k}/1of",
                     f"train/{arm}/rep{k}",
                     f"blocks/{arm}/rep{k}/20-40",
-                    f"sample/{arm}/rep{k}",
+                    f"attack/{arm}/rep{k}",
                 ]
                 times = [
                     next(span for job, span in jobs.items() if job.startswith(start))

@@ -6,7 +6,7 @@ import pandas as pd
 PHASES = ("data", "train", "sample", "attack")
 ONCE = {("classifier", "slurm"): 1, ("dedup", "slurm_0"): 1}
 """Rule and wildcards of jobs that serve every arm; deduplication has one for each planting."""
-OF_AN_ARM = ("fit", "draw", "attacks")
+OF_AN_ARM = ("fit", "draw_and_attack")
 
 
 def tables(study):

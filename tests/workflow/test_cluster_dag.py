@@ -40,7 +40,7 @@ def shell_commands(workspace, *arguments: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def done(finished, tmp_path_factory):
-    """The tiny study, cut, run until its generations are drawn. Read only: take ``copy`` to change
+    """The tiny study, cut, run until its generations are drawn and attacked. Read only: take ``copy`` to change
     something."""
     folder = tmp_path_factory.mktemp("cut") / "study"
     shutil.copytree(finished.folder, folder, ignore=shutil.ignore_patterns("results", ".snakemake"))
@@ -58,8 +58,8 @@ def copy(done, tmp_path):
 
 def test_a_study_that_says_nothing_is_not_cut(empty):
     assert planned(empty) == {
-        **{"fetch": 1, "split": 1, "planting": 1, "dedup": 1},
-        **{"fit": 2, "draw": 2},
+        **{"fetch": 1, "split": 1, "planting": 1, "classifier": 1, "dedup": 1},
+        **{"fit": 2, "draw_and_attack": 2},
     }
     commands = shell_commands(empty)
     assert not [
@@ -146,7 +146,7 @@ def test_one_job_draws_the_bytes_of_all_blocks(copy):
     before = {name: (sample / name).read_bytes() for name in ("images.npz", "grid.png")}
     shutil.rmtree(sample)
     copy.edit("cluster", value={})
-    assert planned(copy) == {"draw": 1}
+    assert planned(copy) == {"draw_and_attack": 1}
     copy.snakemake("--", "sample")
     assert {name: (sample / name).read_bytes() for name in before} == before
     assert copy.run("afterimage", "verify", "sample").returncode == 0
@@ -163,11 +163,24 @@ def test_what_is_finished_is_not_made_again_by_another_cut(copy):
 
 def test_what_must_be_made_again_is_cut_as_the_study_says_now(copy):
     copy.edit("arms", "dedup", "train", value={"learning_rate": 2e-3})
-    assert planned(copy) == {"slice": 2, "fit": 1, "draw_block": 3, "draw": 1}
+    assert planned(copy) == {"slice": 2, "fit": 1, "draw_block": 3, "draw_and_attack": 1}
     cut(copy, 2, 8)
-    assert planned(copy) == {"slice": 1, "fit": 1, "draw_block": 5, "draw": 1}
+    assert planned(copy) == {"slice": 1, "fit": 1, "draw_block": 5, "draw_and_attack": 1}
     copy.edit("cluster", value={})
-    assert planned(copy) == {"fit": 1, "draw": 1}
+    assert planned(copy) == {"fit": 1, "draw_and_attack": 1}
+
+
+def test_no_block_is_drawn_for_a_change_of_an_attack(copy):
+    sample = copy.results / "sample" / "baseline" / "rep0"
+    before = {name: (sample / name).read_bytes() for name in ("images.npz", "grid.png")}
+    copy.edit("quality", "neighbours", value=3)
+    assert planned(copy) == {"draw_and_attack": 2}
+    copy.snakemake("--", "sample")
+    assert {name: (sample / name).read_bytes() for name in before} == before
+    assert planned(copy) == {}
+    cut(copy, 5, 24)
+    assert planned(copy) == {}
+    assert copy.run("afterimage", "verify", "attack").returncode == 0
 
 
 @pytest.mark.parametrize("harm", ["everything", "one file"])
@@ -209,7 +222,7 @@ def test_results_by_way_of_another_disk_are_the_same(empty, done, tmp_path):
     disk = tmp_path / "disk"
     empty.snakemake(*SCRATCH, "--local-storage-prefix", str(disk), "--", "data", "sample")
     stores = [run.parent.relative_to(done.results) for run in done.results.rglob(artifacts.RUN)]
-    assert {store.parts[0] for store in stores} == {"data", "train", "sample"}
+    assert {store.parts[0] for store in stores} == {"data", "train", "sample", "attack"}
     for store in stores:
         mine, its = (
             artifacts.check_store(where.results / store)["outputs"] for where in (empty, done)

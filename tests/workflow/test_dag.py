@@ -11,14 +11,15 @@ import pandas as pd
 import psutil
 import pytest
 
-from afterimage import config
+from afterimage import artifacts, config
 from afterimage.plan import jobs
+from afterimage.plan.step import TOGETHER
 
 from .conftest import INSTALLED
 
 pytestmark = pytest.mark.slow
 
-OF_AN_ARM = ("fit", "draw", "attacks")
+OF_AN_ARM = ("fit", "draw_and_attack")
 REPORTED = {"tables": 1, "page": 2, "mlflow": 1}
 
 
@@ -62,11 +63,11 @@ def test_plantings_multiply_training_sets(empty):
     [
         (("arms", "dedup", "train"), {"updates": 5}, dict.fromkeys(OF_AN_ARM, 1)),
         (("arms", "dedup", "control"), None, {}),
-        (("sample", "steps"), 5, {"draw": 2, "attacks": 2}),
-        (("extraction", "alpha"), 0.6, {"attacks": 2}),
-        (("quality", "neighbours"), 3, {"attacks": 2}),
-        (("membership", "draws"), 2, {"attacks": 2}),
-        (("statistics", "confidence"), 0.9, {"attacks": 2}),
+        (("sample", "steps"), 5, {"draw_and_attack": 2}),
+        (("extraction", "alpha"), 0.6, {"draw_and_attack": 2}),
+        (("quality", "neighbours"), 3, {"draw_and_attack": 2}),
+        (("membership", "draws"), 2, {"draw_and_attack": 2}),
+        (("statistics", "confidence"), 0.9, {"draw_and_attack": 2}),
         (("dedup", "keep"), "medoid", {"dedup": 1} | dict.fromkeys(OF_AN_ARM, 1)),
     ],
 )
@@ -75,25 +76,34 @@ def test_a_setting_reruns_what_depends_on_it_alone(workspace, path, value, expec
     assert workspace.planned() == expected | REPORTED
 
 
-def test_attacks_of_one_process_are_made_again_one_by_one(workspace):
-    """A store that is up to date is kept, and what reads it does not run again."""
+@pytest.mark.parametrize(
+    ("path", "value", "again"),
+    [
+        (("quality", "neighbours"), 3, {"attack/quality"}),
+        (("sample", "steps"), 5, {"sample", "attack/extraction", "attack/quality"}),
+    ],
+)
+def test_stores_of_one_process_are_made_again_one_by_one(workspace, path, value, again):
+    """A store that is up to date is kept: generations, when only an attack on them changes, and the
+    attack on the network, when others are drawn."""
+    arms = ("baseline", "dedup")
     stores = {
-        (arm, attack): workspace.results / "attack" / arm / "rep0" / attack / "run.json"
-        for arm in ("baseline", "dedup")
-        for attack in ("extraction", "quality", "membership")
+        (arm, step): workspace.results / jobs.STEPS[step].job(arm, 0).run
+        for arm in arms
+        for step in TOGETHER
     }
-    before = {name: path.read_bytes() for name, path in stores.items()}
-    workspace.edit("membership", "draws", value=2)
+    before = {name: store.read_bytes() for name, store in stores.items()}
+    workspace.edit(*path, value=value)
     workspace.snakemake("--", "all")
-    changed = {name for name, path in stores.items() if path.read_bytes() != before[name]}
-    assert changed == {("baseline", "membership"), ("dedup", "membership")}
+    changed = {name for name, store in stores.items() if store.read_bytes() != before[name]}
+    assert changed == {(arm, step) for arm in arms for step in again}
     assert workspace.planned() == {}
     assert workspace.run("afterimage", "verify").returncode == 0
 
 
 def test_an_attack_that_fails_leaves_the_earlier_results_and_is_due(workspace):
-    store = workspace.results / "attack" / "baseline" / "rep0"
-    files = [path for path in store.rglob("*") if path.is_file() and path.name != "run.json"]
+    stores = [workspace.results / jobs.STEPS[step].job("baseline", 0).folder for step in TOGETHER]
+    files = [path for store in stores for path in store.iterdir() if path.name != "run.json"]
     before = {path: path.read_bytes() for path in files}
     [weights] = (workspace.results / "train/baseline/rep0/pipeline/unet").glob("*.safetensors")
     whole = weights.read_bytes()
@@ -101,10 +111,30 @@ def test_an_attack_that_fails_leaves_the_earlier_results_and_is_due(workspace):
     workspace.edit("membership", "draws", value=2)
     assert workspace.snakemake("--", "all", check=False).returncode != 0
     assert {path: path.read_bytes() for path in before} == before
-    assert not (store / "membership" / "run.json").exists()
+    assert not any((store / "run.json").exists() for store in stores)
     weights.write_bytes(whole)
-    assert workspace.planned()["attacks"] >= 1
+    assert workspace.planned()["draw_and_attack"] >= 1
     workspace.snakemake("--", "all")
+    assert workspace.planned() == {}
+    assert workspace.run("afterimage", "verify").returncode == 0
+
+
+def test_generations_that_an_attack_fails_on_are_not_drawn_again(workspace):
+    [classifier] = (workspace.results / "data/classifier").glob("*.safetensors")
+    whole = classifier.read_bytes()
+    classifier.write_bytes(whole[:1000])
+    workspace.edit("sample", "steps", value=5)
+    assert workspace.snakemake("--", "all", check=False).returncode != 0
+    log = (workspace.results / "logs/attack/baseline/rep0.log").read_text()
+    assert "classifier.safetensors is not the file that" in log
+    sample = workspace.results / "sample" / "baseline" / "rep0"
+    assert not (sample / "run.json").exists()
+    drawn = artifacts.read_run(artifacts.spare_folder(sample), artifacts.RECORD)
+    assert drawn["config"]["settings"]["steps"] == 5
+    classifier.write_bytes(whole)
+    workspace.snakemake("--", "all")
+    assert artifacts.check_store(sample) == drawn
+    assert not list(workspace.results.rglob(".*.spare"))
     assert workspace.planned() == {}
     assert workspace.run("afterimage", "verify").returncode == 0
 
@@ -137,13 +167,12 @@ def test_a_harmed_artifact_is_noticed_and_remade(workspace, harm):
     before = images.read_bytes()
     if harm == "delete":
         images.unlink()
-        assert workspace.planned()["draw"] == 1
+        assert workspace.planned()["draw_and_attack"] == 1
     else:
         images.write_bytes(b"")
-        refused = workspace.snakemake("--", "all", check=False)
+        refused = workspace.run("afterimage", "verify", check=False)
         assert refused.returncode != 0
-        log = (workspace.results / "logs/attack/dedup/rep0.log").read_text()
-        assert "images.npz is not the file that" in log
+        assert "images.npz is not the file that was published" in refused.stdout
         shutil.rmtree(images.parent)
     workspace.snakemake("--", "all")
     assert images.read_bytes() == before

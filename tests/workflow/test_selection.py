@@ -21,7 +21,7 @@ def test_selection_is_planned_on_request_and_leaves_all_alone(empty):
     assert planned == dict.fromkeys(once, 1) | {
         "timestep_ablation": 2,
         "fit": 2 * (DERIVED + 1),
-        **dict.fromkeys(["draw", "attacks"], 2 * DERIVED),
+        "draw_and_attack": 2 * DERIVED,
     }
     empty.edit("replicates", value=1)
     assert empty.planned() == before

@@ -1,7 +1,11 @@
-"""REQUIRED INPUTS: results/{study}/{train,sample}/{arm}/rep{rep}/,
-    results/{study}/data/{split,planting/{job},classifier}/
+"""REQUIRED INPUTS: results/{study}/train/{arm}/rep{rep}/,
+    results/{study}/data/{split,planting/{job},classifier}/,
+    results/{study}/data/texts/ for arms that read captions,
+    results/{study}/blocks/{arm}/rep{rep}/ with cluster.generations_per_job
 
 OUTPUTS:
+    results/{study}/sample/{arm}/rep{rep}/
+        generations as one array file, and a picture of the first
     results/{study}/attack/{arm}/rep{rep}/extraction/
         nearest training images, extracted images, controls
     results/{study}/attack/{arm}/rep{rep}/quality/     distances to real images that no arm saw
@@ -18,17 +22,21 @@ localrules:
     attack,
 
 
-ATTACKS = ("attack/extraction", "attack/quality", "attack/membership")
-
-
-rule attacks:
-    """Run the attacks that every arm meets, in one process: extraction (Carlini et al. 2023,
-    section 5.1), quality and diversity with held-out controls, and membership inference (section
-    5.2.1). Each has a store of its own; one that is up to date is skipped.
+rule draw_and_attack:
+    """Draw generations, seeded per image, or merge their blocks, and run the attacks that every arm
+    meets, in one process: extraction (Carlini et al. 2023, section 5.1), quality and diversity with
+    held-out controls, and membership inference (section 5.2.1). Each has a store of its own; one
+    that is up to date is skipped.
     """
     input:
-        unpack(inputs(*ATTACKS)),
+        unpack(inputs(*TOGETHER)),
+        blocks=lambda wildcards: PARTS.blocks(wildcards.arm, wildcards.rep),
     output:
+        sample_run="results/{study}/sample/{arm}/rep{rep}/run.json",
+        sample=[
+            kept(f"results/{{study}}/sample/{{arm}}/rep{{rep}}/{file}")
+            for file in (".run.json", "images.npz", "grid.png")
+        ],
         extraction_run="results/{study}/attack/{arm}/rep{rep}/extraction/run.json",
         extraction=[
             kept(f"results/{{study}}/attack/{{arm}}/rep{{rep}}/extraction/{file}")
@@ -59,21 +67,26 @@ rule attacks:
         "results/{study}/benchmarks/attack/{arm}/rep{rep}.tsv"
     threads: STUDY.cluster.threads
     resources:
-        **needs(*ATTACKS),
+        **needs(*TOGETHER),
     params:
+        sample=flags("sample"),
         extraction=flags("attack/extraction"),
         quality=flags("attack/quality"),
         membership=flags("attack/membership"),
+        blocks=lambda wildcards: PARTS.blocks_flag(wildcards.arm, wildcards.rep),
+        sample_out=subpath(output.sample_run, parent=True),
         extraction_out=subpath(output.extraction_run, parent=True),
         quality_out=subpath(output.quality_run, parent=True),
         membership_out=subpath(output.membership_run, parent=True),
     shell:
-        "afterimage attack extraction {params.extraction}"
-        " --config {input.config[0]:q} --out {params.extraction_out:q}"
+        "afterimage sample draw {params.sample} {params.blocks}"
+        " --config {input.config[0]:q} --out {params.sample_out:q}"
+        " --then attack extraction {params.extraction}"
+        " --config {input.config[1]:q} --out {params.extraction_out:q}"
         " --then attack quality {params.quality}"
-        " --config {input.config[1]:q} --out {params.quality_out:q}"
+        " --config {input.config[2]:q} --out {params.quality_out:q}"
         " --then attack membership {params.membership}"
-        " --config {input.config[2]:q} --out {params.membership_out:q} > {log:q} 2>&1"
+        " --config {input.config[3]:q} --out {params.membership_out:q} > {log:q} 2>&1"
 
 
 rule path:

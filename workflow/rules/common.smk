@@ -12,6 +12,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.engines import patches, settings_lock
 from afterimage.engines.rules import Rules, in_place, read_study, uses_scratch
 from afterimage.plan.jobs import STEPS, jobs, pages
+from afterimage.plan.step import TOGETHER
 from afterimage.report.page import mark_earlier
 
 STUDY = read_study(config, workflow.overwrite_configfiles or [Path("params.yaml")])

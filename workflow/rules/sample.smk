@@ -3,8 +3,9 @@
 OUTPUTS:
     results/{study}/blocks/{arm}/rep{rep}/
         blocks of generations, with cluster.generations_per_job; removed at the end
-    results/{study}/sample/{arm}/rep{rep}/
-        generations as one array file, and a picture of the first
+
+The generations themselves, results/{study}/sample/, are drawn by the process that attacks them:
+attack.smk.
 """
 
 
@@ -35,33 +36,8 @@ rule draw_block:
         " --config {input.config:q} --out {output:q} > {log:q} 2>&1"
 
 
-rule draw:
-    """Draw generations, seeded per image, or merge their blocks."""
-    input:
-        unpack(inputs("sample")),
-        blocks=lambda wildcards: PARTS.blocks(wildcards.arm, wildcards.rep),
-    output:
-        run="results/{study}/sample/{arm}/rep{rep}/run.json",
-        images="results/{study}/sample/{arm}/rep{rep}/images.npz",
-        grid="results/{study}/sample/{arm}/rep{rep}/grid.png",
-    log:
-        "results/{study}/logs/sample/{arm}/rep{rep}.log",
-    benchmark:
-        "results/{study}/benchmarks/sample/{arm}/rep{rep}.tsv"
-    threads: STUDY.cluster.threads
-    resources:
-        **needs("sample"),
-    params:
-        inputs=flags("sample"),
-        out=subpath(output.run, parent=True),
-        blocks=lambda wildcards: PARTS.blocks_flag(wildcards.arm, wildcards.rep),
-    shell:
-        "afterimage sample draw {params.inputs} {params.blocks}"
-        " --config {input.config:q} --out {params.out:q}"
-        " > {log:q} 2>&1"
-
-
 rule sample:
-    """The sample phase."""
+    """The sample phase: the generations of every arm, and the attacks that its process runs on
+    them."""
     input:
         phase("sample"),

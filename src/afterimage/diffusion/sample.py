@@ -403,9 +403,7 @@ def put_together(
         captions=np.concatenate([part.captions for part in images]),
     )
     seconds = sum(part["sampling_seconds"] for part in facts)
-    return whole, facts[0] | drawn(len(whole), seconds) | {
-        "parts": [f"{first}-{end}" for first, end in spans]
-    }
+    return whole, facts[0] | drawn(len(whole), seconds)
 
 
 def drawn(images: int, seconds: float) -> dict[str, Any]:
@@ -489,7 +487,6 @@ def draw(
         "batch_size": settings.batch_size,
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "parts": [],
     }
     captions = None if prompts is None else prompts.captions[ids]
     return Images.of(pixels, ids, labels, captions=captions), facts | drawn(
@@ -507,7 +504,8 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model": pipeline}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"train": args.train} if args.train else {}
-    with artifacts.step(block_config, args.out, inputs, (__name__,)) as step:
+    parts = {} if args.block else {"parts": [folder.name for folder in args.blocks or ()]}
+    with artifacts.step(block_config, args.out, inputs, (__name__,), **parts) as step:
         if args.blocks:
             images, facts = put_together(args.blocks, resolved, step.input_sha256["model"])
         else:

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 from importlib import import_module
+from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
+from importlib.util import spec_from_loader
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -117,7 +120,8 @@ class _Deferred(ModuleType):
     def __getattr__(self, attribute: str) -> Any:
         # `from M import x` reads the path of every module, an import of M.x that of its package;
         # only the second needs it.
-        importing = sys._getframe(1).f_code.co_filename == "<frozen importlib._bootstrap>"
+        caller = sys._getframe(1)
+        importing = caller.f_code.co_filename == "<frozen importlib._bootstrap>"
         # Other dunder names are read by programs that inspect all modules.
         if attribute.startswith("__") and not (attribute == "__path__" and importing):
             raise AttributeError(attribute)
@@ -126,7 +130,32 @@ class _Deferred(ModuleType):
             del sys.modules[name]
             if self._before is not None:
                 self._before()
-        return getattr(import_module(name), attribute)
+        found = getattr(import_module(name), attribute)
+        if importing and (submodule := sys.modules.get(caller.f_locals["name"])) is not None:
+            sys.meta_path.insert(0, _Loaded(submodule))
+        return found
+
+
+class _Loaded(MetaPathFinder, Loader):
+    """Gives the import of a submodule, which came before that of its package and has caused it, the
+    submodule that the package has imported meanwhile; it would be loaded once more."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.module, self.spec = module, module.__spec__
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        sys.meta_path.remove(self)
+        return spec_from_loader(fullname, self) if fullname == self.module.__name__ else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        return self.module
+
+    def exec_module(self, module: ModuleType) -> None:
+        with suppress(AttributeError):  # some modules have attributes of their own alone
+            module.__spec__ = self.spec
 
 
 class _Distributions(Mapping[str, list[str]]):
@@ -156,7 +185,8 @@ class _Compiled:
 
 def defer_imports(texts: bool = False) -> None:
     """Defer what most steps import without a use for it: torch's compiler and its kernels for
-    tensors without data (``meta_device``), and ``scipy.stats`` and ``scipy.integrate``.
+    tensors without data (``meta_device``), ``scipy.stats`` and ``scipy.integrate``, and
+    ``requests``, which diffusers opens images on the web with.
 
     Modules that are already imported stay. Every network of diffusers (0.42.1) imports all others,
     hence all schedulers, hence scipy's modules. It decorates functions for torch's compiler and
@@ -182,6 +212,7 @@ def defer_imports(texts: bool = False) -> None:
     if any(version(name).partition("+")[0] != known for name, known in DEFERRED_OF.items()):
         return
     for module in (
+        _Deferred("requests"),
         _Deferred("scipy.integrate"),
         _Deferred("scipy.stats"),
         _Deferred(

@@ -102,15 +102,20 @@ class Rules:
 
     def inputs(self, *steps: str) -> Callable[[Any], dict[str, str | list[str]]]:
         """The inputs of a job that does one or several steps, by the flag that gives them, with
-        config and code."""
+        config and code; without what one of the steps makes for another."""
 
         def function(wildcards: Any) -> dict[str, str | list[str]]:
-            first, *others = (inputs_of(self.study, _job(step, wildcards)) for step in steps)
-            for files in others:
-                for name, given in files.items():
-                    both = [*_listed(first.get(name, [])), *_listed(given)]
-                    first[name] = given if name not in first else list(dict.fromkeys(both))
-            return first
+            done = [_job(step, wildcards) for step in steps]
+            made = tuple(f"results/{self.study.study}/{job.folder}/" for job in done)
+            merged: dict[str, str | list[str]] = {}
+            for job in done:
+                for name, given in inputs_of(self.study, job).items():
+                    others = [file for file in _listed(given) if not file.startswith(made)]
+                    if name in merged:
+                        merged[name] = list(dict.fromkeys([*_listed(merged[name]), *others]))
+                    elif others:
+                        merged[name] = others if isinstance(given, list) else given
+            return merged
 
         return function
 

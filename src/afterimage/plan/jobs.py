@@ -8,7 +8,7 @@ from __future__ import annotations
 from afterimage.config.study import Study
 from afterimage.plan import attack, attribution, data, report, sample, selection, train
 from afterimage.plan.report import PAGES
-from afterimage.plan.step import Job, Step
+from afterimage.plan.step import TOGETHER, Job, Step
 
 STEPS: dict[str, Step] = {
     step.name: step
@@ -20,9 +20,9 @@ STEPS: dict[str, Step] = {
 PHASES = tuple(dict.fromkeys(step.phase_name for step in STEPS.values()))
 """Phases, upstream first; DVC has one stage for each."""
 
-DERIVED = ("train", "sample", "attack/extraction", "attack/quality", "attack/membership")
+DERIVED = ("train", *TOGETHER)
 """Steps that the arms of ``loyal_selection`` go through. No table of theirs has the membership
-attack, but one rule makes the attacks of an arm."""
+attack, but one rule draws the generations of an arm and attacks them."""
 
 
 def jobs(study: Study) -> list[Job]:

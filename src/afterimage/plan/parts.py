@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,8 @@ from typing import Any
 from afterimage import artifacts
 from afterimage.config.study import Study
 from afterimage.plan.cost import estimate
-from afterimage.plan.jobs import jobs
-from afterimage.plan.step import Job
+from afterimage.plan.jobs import STEPS, jobs
+from afterimage.plan.step import TOGETHER, Job
 
 
 class Parts:
@@ -39,7 +39,8 @@ class Parts:
     def blocks(self, arm: str, rep: str) -> list[str]:
         """Return the folders of the blocks of a replicate's generations; empty if it is drawn
         whole."""
-        return [f"{self.root}/blocks/{arm}/rep{rep}/{part}" for part in self.of("sample", arm, rep)]
+        folders = blocks_of(self.root, arm, rep, self.of("sample", arm, rep))
+        return [str(folder) for folder in folders]
 
     def blocks_flag(self, arm: str, rep: str) -> str:
         """Return the flag that passes these blocks for merging."""
@@ -108,6 +109,10 @@ def parts_of_jobs(
     Snakemake would compute it again. A result is up to date if the hashes of its config and code
     are the current ones, and its inputs are up to date.
 
+    Generations are drawn by a process that does more (``step.TOGETHER``). Where they are up to date
+    and something else of it is not, the process keeps them: it reads their blocks only if these
+    are still there, as no block is to be drawn for it again, and records so.
+
     Args:
         study: Including the arms of its selection.
         root: ``results/<study>``.
@@ -116,9 +121,9 @@ def parts_of_jobs(
     here = root.resolve()
 
     @cache
-    def up_to_date(folder: str) -> dict[str, Any] | None:
+    def up_to_date(folder: str, record: str = artifacts.RUN) -> dict[str, Any] | None:
         try:
-            run = artifacts.read_run(root / folder)
+            run = artifacts.read_run(root / folder, record)
         except artifacts.ArtifactError:
             return None
         if (run["config_sha256"], run["code_sha256"]) != settings[folder]:
@@ -136,12 +141,26 @@ def parts_of_jobs(
                     return None
         return run
 
-    partition = {}
-    for job in jobs(study):
-        if job.step in ("train", "sample"):
-            run = up_to_date(job.folder)
-            partition[job.folder] = parts(study, job) if run is None else run["facts"]["parts"]
-    return partition
+    def partition(job: Job) -> list[str]:
+        process = TOGETHER if job.step in TOGETHER else (job.step,)
+        stores = [STEPS[step].job(job.arm, job.replicate).folder for step in process]
+        run = up_to_date(job.folder)
+        if run is not None and all(map(up_to_date, stores)):
+            return run["facts"]["parts"]
+        # If a process ended early, Snakemake has removed the record, and left its copy.
+        kept = up_to_date(job.folder, artifacts.RECORD)
+        if kept is None:
+            return parts(study, job)
+        names = kept["facts"]["parts"]
+        folders = blocks_of(root, str(job.arm), str(job.replicate), names)
+        return names if all(folder.is_dir() for folder in folders) else []
+
+    return {job.folder: partition(job) for job in jobs(study) if job.step in ("train", "sample")}
+
+
+def blocks_of(root: Path, arm: str, rep: str, names: Iterable[str]) -> list[Path]:
+    """Return the folders of blocks of a replicate's generations, by their names."""
+    return [root / "blocks" / arm / f"rep{rep}" / name for name in names]
 
 
 def store_of(path: Path) -> Path | None:

@@ -19,6 +19,10 @@ from afterimage.plan.cost.measured import SizeOf, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 
+TOGETHER = ("sample", "attack/extraction", "attack/quality", "attack/membership")
+"""Steps that one process does after each other, for each arm and replicate: starting Python and
+importing torch takes longer than many of them."""
+
 
 class Job(NamedTuple):
     """One folder of results.
@@ -47,17 +51,21 @@ class Job(NamedTuple):
         """Its record, relative to ``results/<study>``."""
         return f"{self.folder}/{RUN}"
 
+    @property
+    def process(self) -> str:
+        """Name of the process that does it, which several jobs may share (``TOGETHER``): the path
+        of its log and of its benchmark table."""
+        return f"attack/{self.arm}/rep{self.replicate}" if self.step in TOGETHER else self.folder
+
     def process_file(self, folder: Path, suffix: str) -> Path | None:
-        """Return what the job's process left in ``folder``, which several jobs may share; None if
-        there is nothing yet.
+        """Return what the job's process left in ``folder``; None if there is nothing yet.
 
         Args:
             folder: ``results/<study>/logs`` or ``benchmarks``.
             suffix: ``.log`` or ``.tsv``.
         """
-        own = folder / self.folder
-        files = (path.with_name(f"{path.name}{suffix}") for path in (own, own.parent))
-        return next((file for file in files if file.is_file()), None)
+        file = folder / f"{self.process}{suffix}"
+        return file if file.is_file() else None
 
 
 Address = dict[str, Any]

@@ -19,7 +19,6 @@ import argparse
 import csv
 import json
 import math
-import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +32,7 @@ from afterimage.config import ConfigError, Study
 from afterimage.engines.simulation.dag import Planned, plan
 from afterimage.engines.simulation.schedule import Span, Task, busy, longest_chain, schedule
 from afterimage.plan.cost import estimate
+from afterimage.plan.cost.estimate import share_of
 from afterimage.plan.jobs import jobs as jobs_of
 
 NEAR = 1.1
@@ -142,21 +142,21 @@ def price(study: Study, jobs: Sequence[Planned], parts: dict[str, list[str]]) ->
         name, _, part = job.outputs[0].rpartition("/")
         top, _, replicate = name.partition("/")
         stores = dict.fromkeys(path.rpartition("/")[0] for path in job.outputs)
-        steps = [(known[store].step, known[store].name) for store in stores if store in known]
-        share = 1.0
-        if name in known:
-            share = estimate.share_of(study, steps[0][0], None, parts.get(name, []))
+        if made := [known[store] for store in stores if store in known]:
+            name = made[0].process
+            steps = [
+                (each.step, each.name, share_of(study, each.step, None, parts.get(each.folder, [])))
+                for each in made
+            ]
         elif top in PARTS:
             name, step, arm = job.outputs[0], PARTS[top], replicate.split("/")[0]
-            share = estimate.share_of(study, step, part, parts[f"{step}/{replicate}"])
-            steps = [(step, arm)]
+            share = share_of(study, step, part, parts[f"{step}/{replicate}"])
+            steps = [(step, arm, share)]
         else:  # no result of its own: the import into MLflow
-            steps = [("report/tables", "")]
+            steps = [("report/tables", "", 1.0)]
         cost = estimate.together(
-            [estimate.step_cost(study, step, arm, share=share) for step, arm in steps]
+            [estimate.step_cost(study, step, arm, share=share) for step, arm, share in steps]
         )
-        if len(steps) > 1:
-            name = os.path.commonpath(list(stores))
         priced.append(Priced(name, cost, Task(cost.minutes, cost.gpu, job.needs, job.submitted)))
     return priced
 
