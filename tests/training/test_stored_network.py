@@ -17,7 +17,7 @@ from afterimage.config import AnyArm, Model, StoredModel, TransferBlocks
 from afterimage.diffusion.model import build_unet
 from afterimage.diffusion.rau_net import Transfers
 from afterimage.diffusion.start import start
-from afterimage.methods import baseline
+from afterimage.methods import baseline, selective_amnesia
 from afterimage.training.job import stream_path
 from afterimage.training.order import Order
 
@@ -228,6 +228,37 @@ def test_blocks_go_into_a_stored_network_of_either_kind(stored):
         assert isinstance(net, Transfers)
         own = net.state_dict()
         assert same(plain.state_dict(), {name: own[name] for name in plain.state_dict()})
+
+
+OTHERS = [
+    {"method": "iet_agc", "shards": 2, "rounds": 1},
+    {"method": "loyal", "switch_timestep": 400},
+    {"method": "erasediff", "barrier": "gap"},
+    {"method": "salun", "saliency_samples": 4},
+    {"method": "selective_amnesia", "fisher_samples": 2, "fisher_timesteps": 2, "ewc": 0.001}
+    | {"replay_images": 4},
+]
+
+
+@pytest.mark.parametrize("arm", OTHERS, ids=lambda arm: arm["method"])
+def test_every_method_leaves_weights_alone_that_are_not_trained(
+    arm, captioned, stored, pixels, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(selective_amnesia, "STEPS", 2)
+    block = stored(text_width=16, trainable="noxattn")
+    own, forget, base = arm, {}, []
+    if arm["method"] not in ("iet_agc", "loyal"):
+        assert cli.main(captioned({}, {}, pixels, "base", model=block)) == 0
+        own = arm | {"base": "first", "forget": "red"}
+        forget, base = {"red": {"caption": "red"}}, ["--base", str(tmp_path / "base")]
+    assert cli.main(captioned(own, forget, pixels, "out", model=block, updates=4) + base) == 0
+    before = load_file(tmp_path / "unet" / WEIGHTS)
+    after = load_file(tmp_path / "out" / "raw" / "unet" / WEIGHTS)
+    for part in ("front.", "tail.") if arm["method"] == "loyal" else ("",):
+        held = {name for name in before if torch.equal(before[name], after[part + name])}
+        kept = {name for name in before if not trained_by("noxattn", name)}
+        assert kept <= held
+        assert len(held) < len(before)
 
 
 # ---- adapters ------------------------------------------------------------------------------------
