@@ -101,6 +101,7 @@ def test_a_folder_of_another_machine_costs_what_stable_diffusion_does(digits, tm
     of_texts(digits, {"kind": "stored", "path": "no"}, arms={"plain": PLAIN | deep})
 
 
+@pytest.mark.usefixtures("cache")
 def test_costs_count_what_is_trained(digits, folder):
     """Of a backward pass, the gradients of weights; of memory, gradients and moments."""
     found = {}
@@ -125,6 +126,7 @@ def test_costs_count_what_is_trained(digits, folder):
     times = {8: 3, 16: 1}
     adapters = sum(count * 2 * (6 * 2 * width + 2 * (width + 16)) for width, count in times.items())
     assert found["lora"][0].trained == adapters
+    assert found["lora"][0].values < found["noxattn"][0].values < full.values
     assert full.parameters - crosses > found["noxattn"][0].trained > crosses
     spared = found["full"][2].arrays - found["lora"][2].arrays
     assert spared == 4 * 2 * (full.parameters - adapters)
@@ -132,6 +134,7 @@ def test_costs_count_what_is_trained(digits, folder):
     assert STEPS["train"].work is work.training
 
 
+@pytest.mark.usefixtures("cache")
 def test_counts_are_those_of_the_network_in_the_folder(folder):
     net = diffusers.UNet2DModel.from_config(PIXELS)
     found = network.unet(config.StoredModel(**folder()), 8, 8, 3)

@@ -117,6 +117,19 @@ def test_of_a_network_for_other_images_the_weights_are_taken_and_the_size_is_the
         assert pipeline.unet.config["sample_size"] == 8
 
 
+def test_the_last_label_is_the_null_label_also_where_the_config_does_not_name_it(
+    study, stored, tmp_path
+):
+    block = stored(classes=7)
+    file = tmp_path / "unet" / "config.json"
+    described = json.loads(file.read_text())
+    assert described.pop("_null_label") == 7
+    file.write_text(json.dumps(described))
+    assert cli.main(study({"condition": "label"}, model=block, updates=1)) == 0
+    written = json.loads((tmp_path / "out" / "pipeline" / "unet" / "config.json").read_text())
+    assert written["_null_label"] == 7
+
+
 def test_an_arm_with_a_base_starts_from_the_base(study, stored, tmp_path):
     block = stored()
     assert cli.main(study(model=block, out="base")) == 0
@@ -397,3 +410,17 @@ def test_a_training_of_adapters_is_resumed_bit_for_bit(
         return replace(made, net=text_net(block))
 
     same_bits_after_stops(baseline.train, job, range(2, 5, 2))
+
+
+def test_a_state_kept_on_the_way_has_its_adapter_and_the_training_goes_on(
+    make_job, stored, tmp_path
+):
+    block = stored(text_width=12, **LORA)
+    jobs = [
+        replace(make_job(tmp_path / name, condition="text"), net=text_net(block), states=states_of)
+        for name, states_of in (("one", {}), ("other", {"half": 0.5}))
+    ]
+    one, other = (baseline.train(job) for job in jobs)
+    assert same(states(one.raw), states(other.raw))
+    kept = [load_file(jobs[1].kept / "half" / folder / ADAPTER) for folder in ("raw", "pipeline")]
+    assert not same(*kept)
