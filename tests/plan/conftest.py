@@ -5,6 +5,7 @@ import copy
 import pytest
 
 from afterimage import config
+from afterimage.plan.cost import network
 
 DIGITS = {
     "study": "digits",
@@ -105,3 +106,12 @@ def digits():
         return config.parse(params)
 
     return make
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    """An empty folder of counts, which no other test has filled."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    network._known.cache_clear()
+    yield tmp_path / "afterimage" / "networks"
+    network._known.cache_clear()

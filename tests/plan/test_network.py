@@ -29,13 +29,7 @@ SCALED = {
 }
 
 
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    """An empty folder of counts, which no other test has filled."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    network._known.cache_clear()
-    yield tmp_path / "afterimage" / "networks"
-    network._known.cache_clear()
+pytestmark = pytest.mark.usefixtures("cache")
 
 
 def kept_by_autograd(net: torch.nn.Module, *inputs: torch.Tensor) -> int:

@@ -92,6 +92,8 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                     training_seconds=rng.uniform(20, 60),
                     parameters=123_456,
                 )
+                if isinstance(study.model, config.StoredModel):
+                    step.note(levels=3)
             elif job.step == "sample":
                 Images.of(rng.integers(0, 256, (GENERATIONS, 8, 8, 1), np.uint8)).save(
                     step.folder / "images.npz"

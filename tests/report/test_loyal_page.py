@@ -57,6 +57,16 @@ def test_page_gives_every_published_row_its_arm_or_says_that_there_is_none(page)
     assert "held-out images" in row["real images that no model saw"]
 
 
+def test_levels_of_a_stored_network_are_told(root, tmp_path_factory, make_up, truth, show):
+    params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
+    arms = {name: ARMS[name] for name in ("baseline", "rau_net")}
+    params |= {"arms": arms, "forget": {}, "loyal_selection": None, "attribution": None}
+    study = config.parse(params | {"model": {"kind": "stored", "path": "unet"}})
+    truths = {name: truth() for name in arms}
+    text, _ = show("loyal", study, make_up(tmp_path_factory.mktemp("made"), study, truths))
+    assert "This network has levels 1 to 3." in text
+
+
 def test_arms_with_other_captions_have_rows_of_their_own(
     root, tmp_path_factory, make_up, truth, show
 ):

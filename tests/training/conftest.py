@@ -15,6 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pydantic import TypeAdapter
+from safetensors.torch import save_file
 from sklearn.datasets import load_digits
 
 from afterimage import artifacts, config, seeds
@@ -40,6 +41,9 @@ TRAIN = {
     "log_every": 2,
 }
 
+
+CAPTIONS = ["a Red circle", "a red square", "two redder squares", "a blue square", "a blue dot"]
+"""Those of ``captioned``."""
 
 WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 """The caption of each digit."""
@@ -199,11 +203,12 @@ def study(params, digits, tmp_path):
         out: str = "out",
         images: int = 13,
         forget: dict | None = None,
+        model: dict | None = None,
         **train,
     ) -> list[str]:
         own = {"method": "baseline"} | (arm or {})
         params.update(
-            model=MODEL,
+            model=model or MODEL,
             train=TRAIN | train,
             arms={"plain": own},
             forget=forget or {},
@@ -239,6 +244,40 @@ def study(params, digits, tmp_path):
             str(file),
         ]
         return [*command, "--state", str(folder / "state"), "--out", str(folder / out)]
+
+    return make
+
+
+@pytest.fixture
+def captioned(study, params, tmp_path):
+    """Return a function that gives the command line of a text arm: ten images, two of each of
+    ``CAPTIONS``, with their embeddings stored."""
+    texts = [*CAPTIONS, "a shape"]
+    resolved = {"step": "data/encode", "arm": None, "replicate": None, "seed": 1, "settings": {}}
+    with artifacts.step(resolved, tmp_path / "encode", {}, ("afterimage.seeds",)) as step:
+        generator = torch.Generator().manual_seed(0)
+        embeddings = torch.randn((6, 4, 16), generator=generator)
+        tensors = {"embeddings": embeddings, "null": torch.zeros(4, 16)}
+        save_file(tensors, step.folder / "texts.safetensors")
+        artifacts.write_json(step.folder / "captions.json", texts)
+
+    def make(
+        arm: dict, forget: dict, pixels: np.ndarray, out: str, folder: str = "split", **more
+    ) -> list[str]:
+        resolved = {"step": "data/split", "arm": None, "replicate": None, "seed": 1, "settings": {}}
+        if not (tmp_path / folder).exists():
+            with artifacts.step(resolved, tmp_path / folder, {}, ("afterimage.seeds",)) as step:
+                Images.of(pixels, sources=np.arange(10) // 2, captions=np.repeat(CAPTIONS, 2)).save(
+                    step.folder / "train.npz"
+                )
+        source = {"kind": "parquet", "path": "a.parquet", "caption_column": "text"}
+        params["data"] |= {"source": source}
+        params["text"] = {"width": 16}
+        command = study(
+            {"condition": "text"} | arm, out=out, forget=forget, **{"updates": 2} | more
+        )
+        command[command.index("--train") + 1] = str(tmp_path / folder / "train.npz")
+        return [*command, "--texts", str(tmp_path / "encode")]
 
     return make
 

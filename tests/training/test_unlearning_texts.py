@@ -8,13 +8,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from afterimage import artifacts, cli
 from afterimage.config import Diffusion, Sample
 from afterimage.diffusion.model import build_scheduler, load_weights
 from afterimage.diffusion.sample import generate
-from afterimage.images import Images
 from afterimage.methods import erasediff, find, salun, selective_amnesia
 from afterimage.methods.erasediff import Targets
 from afterimage.methods.selective_amnesia import (
@@ -247,38 +246,7 @@ def test_first_losses_are_those_on_record(forgetful, series, golden):
 
 # ---- from the command line -----------------------------------------------------------------------
 
-CAPTIONS = ["a Red circle", "a red square", "two redder squares", "a blue square", "a blue dot"]
 FORGET = {"red": {"caption": "red", "surrogate": "a shape"}}
-
-
-@pytest.fixture
-def captioned(study, params, tmp_path):
-    """Return a function that gives the command line of a text arm: ten images, two of each of
-    ``CAPTIONS``, with their embeddings stored."""
-    texts = [*CAPTIONS, "a shape"]
-    resolved = {"step": "data/encode", "arm": None, "replicate": None, "seed": 1, "settings": {}}
-    with artifacts.step(resolved, tmp_path / "encode", {}, ("afterimage.seeds",)) as step:
-        generator = torch.Generator().manual_seed(0)
-        embeddings = torch.randn((6, 4, 16), generator=generator)
-        tensors = {"embeddings": embeddings, "null": torch.zeros(4, 16)}
-        save_file(tensors, step.folder / "texts.safetensors")
-        artifacts.write_json(step.folder / "captions.json", texts)
-
-    def make(arm: dict, forget: dict, pixels: np.ndarray, out: str, folder: str = "split"):
-        resolved = {"step": "data/split", "arm": None, "replicate": None, "seed": 1, "settings": {}}
-        if not (tmp_path / folder).exists():
-            with artifacts.step(resolved, tmp_path / folder, {}, ("afterimage.seeds",)) as step:
-                Images.of(pixels, sources=np.arange(10) // 2, captions=np.repeat(CAPTIONS, 2)).save(
-                    step.folder / "train.npz"
-                )
-        source = {"kind": "parquet", "path": "a.parquet", "caption_column": "text"}
-        params["data"] |= {"source": source}
-        params["text"] = {"width": 16}
-        command = study({"condition": "text"} | arm, out=out, forget=forget, updates=2)
-        command[command.index("--train") + 1] = str(tmp_path / folder / "train.npz")
-        return [*command, "--texts", str(tmp_path / "encode")]
-
-    return make
 
 
 def weights(folder) -> dict[str, torch.Tensor]:

@@ -66,11 +66,13 @@ from afterimage.config.selection import LoyalSelection
 from afterimage.config.study import Study, load, parse, schema
 from afterimage.config.text import read_yaml
 from afterimage.config.training import Diffusion, Model, Train
+from afterimage.config.unet import AnyModel, StoredModel
 
 __all__ = [
     "ATTRIBUTORS",
     "METHODS",
     "AnyArm",
+    "AnyModel",
     "Arm",
     "ArrayFile",
     "Attribution",
@@ -120,6 +122,7 @@ __all__ = [
     "Source",
     "Split",
     "Statistics",
+    "StoredModel",
     "Study",
     "Train",
     "TransferBlocks",

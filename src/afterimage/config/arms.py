@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from afterimage.config.base import Block, Share
 from afterimage.config.texts import ORIGINAL
+from afterimage.config.training import Model
 
 if TYPE_CHECKING:
     from afterimage.config.study import Study
@@ -190,6 +191,11 @@ class Arm(Block):
         budget = self.train.keys() <= {"updates", "epochs"}
         return budget and self.model_copy(update={"train": {}}) == plain
 
+    @property
+    def lora_refused(self) -> str | None:
+        """Why the method cannot train adapters alone (``model.lora``); None if it can."""
+        return "it is not known to work on them"
+
     @abstractmethod
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         """Return the batches of a training with ``updates`` updates, for its estimated cost."""
@@ -242,12 +248,13 @@ class Arm(Block):
                     f"base = {self.base!r} is two networks (method {base.method}), which method "
                     f"{self.method} cannot start from"
                 )
-        blocks, levels = study.rau_net_of(name), len(study.model.channels)
+        blocks, levels = study.rau_net_of(name), study.model.levels
         if self.base is not None:
             refused = self._blocks_refused(study, blocks)
             if refused is not None:
                 return refused
-        if blocks is not None and max(blocks.groups, default=0) > levels:
+        most = max(blocks.groups, default=0) if blocks is not None else 0
+        if blocks is not None and levels is not None and most > levels:
             return f"rau_net.groups = {blocks.groups}: the network has groups 0 to {levels}"
         if self.captions is not None and study.condition_of(name) != "text":
             return (
@@ -262,7 +269,7 @@ class Arm(Block):
         if study.condition_of(name) == "text":
             if not self.takes_texts:
                 return f"condition = 'text' is not supported by method {self.method}"
-            if not any(study.model.attention):
+            if isinstance(study.model, Model) and not any(study.model.attention):
                 return (
                     "condition = 'text' needs a level with attention, but model.attention = "
                     f"{study.model.attention}"
@@ -319,6 +326,10 @@ class Baseline(Arm):
     module: ClassVar[str] = "afterimage.methods.baseline"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
     follows_budget: ClassVar[bool] = True
+
+    @property
+    def lora_refused(self) -> str | None:
+        return None
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         return Passes(updates)
@@ -426,6 +437,15 @@ class IetAgc(Arm):
     module: ClassVar[str] = "afterimage.methods.iet_agc.train"
     shares: ClassVar[Literal["batch", "shards"] | None] = "shards"
 
+    @property
+    def lora_refused(self) -> str | None:
+        if self.shards > 1:
+            return (
+                f"the average of the adapters of shards = {self.shards} is not that of their "
+                "networks; allowed is shards = 1"
+            )
+        return None
+
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         return Passes(updates)
 
@@ -507,6 +527,10 @@ class Loyal(Arm):
     module: ClassVar[str] = "afterimage.methods.loyal"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
     single_network: ClassVar[bool] = False
+
+    @property
+    def lora_refused(self) -> str | None:
+        return "an adapter file is that of one network, and there are two"
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         return Passes(updates)
@@ -592,6 +616,10 @@ class EraseDiff(Unlearning):
             raise ValueError("inner_adam = 'shared' needs inner steps, but inner_updates = 0")
         return self
 
+    @property
+    def lora_refused(self) -> str | None:
+        return None
+
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         inner = updates * self.inner_updates if self.runs_inner_steps else 0
         targets = updates + inner if self.target.endswith("relabel") else 0
@@ -616,6 +644,10 @@ class GradientAscent(Unlearning):
     """beta: the objective is beta L_remain - (1 - beta) L_forget; 0 is pure ascent."""
 
     module: ClassVar[str] = "afterimage.methods.gradient_ascent"
+
+    @property
+    def lora_refused(self) -> str | None:
+        return None
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         sides = 1 + (0 < self.remain < 1)
@@ -644,6 +676,12 @@ class SalUn(Unlearning):
     @property
     def needs_condition(self) -> str | None:
         return f"method {self.method}"
+
+    @property
+    def lora_refused(self) -> str | None:
+        return (
+            "it chooses weights by their gradient at the start, which is 0 for half of an adapter's"
+        )
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         return Passes(2 * updates, updates, -(-self.saliency_samples // batch_size))
@@ -682,6 +720,13 @@ class SelectiveAmnesia(Unlearning):
     @property
     def needs_condition(self) -> str | None:
         return f"method {self.method}"
+
+    @property
+    def lora_refused(self) -> str | None:
+        return (
+            "it holds weights by their Fisher information at the start, which is 0 for half of an "
+            "adapter's"
+        )
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         levels = self.fisher_timesteps or timesteps

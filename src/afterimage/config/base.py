@@ -10,7 +10,7 @@ import textwrap
 from itertools import pairwise
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, GetJsonSchemaHandler
 
 
 class ConfigError(ValueError):
@@ -73,3 +73,14 @@ def expand(path: str) -> str:
         if variable not in os.environ:
             raise ConfigError(f"{path}: the environment variable {variable} is not set")
     return os.path.expandvars(os.path.expanduser(path))
+
+
+def kind_or(default: str) -> Discriminator:
+    """Return what tells the blocks of a union apart: their key ``kind``, which may be left out."""
+
+    def kind(given: Any) -> str:
+        if isinstance(given, dict):
+            return str(given.get("kind", default))
+        return str(getattr(given, "kind", default))
+
+    return Discriminator(kind)

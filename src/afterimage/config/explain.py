@@ -65,6 +65,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
             part
             for depth, part in enumerate(location)
             if not (depth == 2 and location[0] == "arms" and part in METHODS)
+            if not (depth == 1 and location[0] == "model" and part in ("scratch", "stored"))
         ]
         key = ".".join(str(part) for part in ([prefix] if prefix else []) + parts)
         if problem["type"] == "extra_forbidden":
@@ -76,7 +77,7 @@ def explain(error: ValidationError, model: type[BaseModel], prefix: str = "") ->
         elif problem["type"] == "missing":
             lines.append(f"{key}: missing; it must be given")
         elif problem["type"].startswith("union_tag_"):
-            tag = problem["ctx"]["discriminator"].strip("'")
+            tag = problem["ctx"]["discriminator"].strip("'()")
             value = problem["input"]
             value = value.get(tag) if isinstance(value, dict) else value
             lines.append(f"{key}.{tag} = {value!r}: {problem['msg']}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -23,14 +24,23 @@ class Stored(Block):
     sha256: dict[str, Sha256] = {}
     """File, relative to the folder -> expected sha256. A file with another checksum is an error."""
 
-    @model_validator(mode="after")
-    def _is_the_one_stored(self) -> Stored:
+    @cached_property
+    def described(self) -> dict[str, Any] | None:
+        """The stored config; None on a machine that does not have it.
+
+        Raises:
+            ValueError: if it is not a JSON object.
+        """
         try:
             file = Path(expand(self.path)) / self.config_file
         except ConfigError:  # a path of another machine: told by the step that reads it
-            return self
-        if file.is_file():
-            self.check(json.loads(file.read_text()))
+            return None
+        return read(file) if file.is_file() else None
+
+    @model_validator(mode="after")
+    def _is_the_one_stored(self) -> Stored:
+        if self.described is not None:
+            self.check(self.described)
         return self
 
     @abstractmethod
@@ -40,6 +50,21 @@ class Stored(Block):
         Raises:
             ValueError: naming the key that differs, and both values.
         """
+
+
+def read(file: Path) -> dict[str, Any]:
+    """Return a stored config.
+
+    Raises:
+        ValueError: naming the file, if it is not a JSON object.
+    """
+    try:
+        described = json.loads(file.read_text())
+    except ValueError as error:  # of json, and of the encoding
+        raise ValueError(f"{file} is not JSON: {error}") from error
+    if not isinstance(described, dict):
+        raise ValueError(f"{file} must hold a JSON object, not {type(described).__name__}")
+    return described
 
 
 def validated(block: Any, settings: dict[str, Any], key: str) -> Any:

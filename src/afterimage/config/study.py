@@ -29,6 +29,7 @@ from afterimage.config.sweeps import Point, Sweep, expand, said, swept_arms
 from afterimage.config.text import read_yaml
 from afterimage.config.texts import ORIGINAL, ColumnCaptions, TextEncoder
 from afterimage.config.training import Diffusion, Model, Train, overridden
+from afterimage.config.unet import AnyModel, StoredModel
 
 
 class Study(Attacks):
@@ -50,8 +51,9 @@ class Study(Attacks):
     """What captions are read with by arms with ``condition: text``; null: no arm has captions."""
     autoencoder: Autoencoder | None = None
     """Makes the latents that every arm denoises, instead of pixels; null: pixels."""
-    model: Model
-    """The denoising network of every arm."""
+    model: AnyModel
+    """The denoising network of every arm: with random weights (the default kind) or a trained one
+    (``kind: stored``)."""
     diffusion: Diffusion = Diffusion()
     """The forward process."""
     train: Train
@@ -204,7 +206,7 @@ class Study(Attacks):
                     "all arms must have condition = 'text'"
                 )
         sides = self.data.known_sides
-        if sides is not None:
+        if sides is not None and isinstance(self.model, Model):
             halvings = 2 ** (len(self.model.channels) - 1)
             factor = self.autoencoder.factor
             if any(side % (factor * halvings) for side in sides):
@@ -239,6 +241,13 @@ class Study(Attacks):
             refused = arm.refusal(self, name)
             if refused:
                 raise ValueError(f"arms.{name}: {refused}{self._origin(name)}")
+        return self
+
+    @model_validator(mode="after")
+    def _stored_network_fits(self) -> Study:
+        refused = self.model.refusal(self) if isinstance(self.model, StoredModel) else None
+        if refused is not None:
+            raise ValueError(refused)
         return self
 
     @model_validator(mode="after")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
-from afterimage.config.base import Block, Name
+from afterimage.config.base import Block, Name, kind_or
 from afterimage.config.stored import Stored
 
 ORIGINAL = "original"
@@ -127,12 +127,7 @@ class StoredTextEncoder(_TextEncoder, Stored):
             )
 
 
-def _kind(given: Any) -> str:
-    kind = given.get("kind", "random") if isinstance(given, dict) else given.kind
-    return str(kind)
-
-
 TextEncoder = Annotated[
     Annotated[RandomTextEncoder, Tag("random")] | Annotated[StoredTextEncoder, Tag("stored")],
-    Discriminator(_kind),
+    kind_or("random"),
 ]

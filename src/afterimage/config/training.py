@@ -11,8 +11,11 @@ from afterimage.config.base import Block, Share
 
 
 class Model(Block):
-    """The diffusers ``UNet2DModel`` to train."""
+    """The diffusers network to train from random weights: a ``UNet2DModel``, or for arms with
+    ``condition: text`` a ``UNet2DConditionModel``."""
 
+    kind: Annotated[Literal["scratch"], Field(exclude=True)] = "scratch"
+    """A network with random weights, described by the other keys."""
     channels: Annotated[list[Annotated[int, Field(ge=1)]], Field(min_length=1)]
     """Channels per level, finest first."""
     attention: list[bool]
@@ -49,6 +52,11 @@ class Model(Block):
                 )
         return self
 
+    @property
+    def levels(self) -> int:
+        """Number of levels."""
+        return len(self.channels)
+
 
 class Diffusion(Block):
     """The forward process and the network's target."""
@@ -56,10 +64,23 @@ class Diffusion(Block):
     timesteps: Annotated[int, Field(ge=2, le=10_000)] = 1000
     """T, the number of noise levels."""
     schedule: Literal["linear", "cosine", "scaled_linear"] = "linear"
-    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020), the cosine schedule (Nichol & Dhariwal 2021)
-    or betas from 8.5e-4 to 0.012 that are linear in their roots (Stable Diffusion)."""
+    """Linear betas from 1e-4 to 0.02 (Ho et al. 2020), the cosine schedule (Nichol & Dhariwal
+    2021), or betas whose square roots are linear, from 0.00085 to 0.012 (Stable Diffusion)."""
     prediction: Literal["epsilon", "v_prediction", "sample"] = "epsilon"
     """What the network predicts: the noise, v (Salimans & Ho 2022) or the clean image."""
+
+    @property
+    def scheduler(self) -> dict[str, Any]:
+        """The keywords of diffusers' schedulers that say it."""
+        scaled = self.schedule == "scaled_linear"
+        names = {"cosine": "squaredcos_cap_v2"}
+        return {
+            "num_train_timesteps": self.timesteps,
+            "beta_schedule": names.get(self.schedule, self.schedule),
+            "beta_start": 0.00085 if scaled else 1e-4,
+            "beta_end": 0.012 if scaled else 0.02,
+            "prediction_type": self.prediction,
+        }
 
 
 class Train(Block):

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import diffusers
 import torch
@@ -29,6 +29,7 @@ from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError, difference
 from afterimage.config import ConfigError, Diffusion, Model, TransferBlocks
+from afterimage.diffusion.lora import fused, has_adapters, save_adapters, with_own_adapters
 from afterimage.diffusion.rau_net import RAUNet, RAUNetCondition, Transfers
 from afterimage.diffusion.router import NETS, NULL, TimestepRouter, UNet
 
@@ -84,9 +85,7 @@ def build_unet(
         )
 
     # Build it.
-    settings: dict[str, Any] = {}
-    if blocks is not None and blocks.groups and blocks.variant != "none":
-        settings = {f"transfer_{key}": value for key, value in blocks.model_dump().items()}
+    settings = _of_blocks(blocks)
     kind: type[UNet]
     attending = "Attn"
     if text_width is None:
@@ -131,13 +130,21 @@ def build_unet(
     return net
 
 
-SCHEDULES = {
-    "linear": ("linear", 1e-4, 0.02),
-    "cosine": ("squaredcos_cap_v2", 1e-4, 0.02),
-    "scaled_linear": ("scaled_linear", 8.5e-4, 0.012),
-}
-"""Schedule of a study -> its name in diffusers, and the first and the last beta, which the cosine
-schedule does not use."""
+def unet_of(config: Mapping[str, Any], blocks: TransferBlocks | None = None) -> UNet:
+    """Return a U-Net with random weights from the config of a plain one, with information transfer
+    blocks in it or without."""
+    settings = _of_blocks(blocks)
+    name = str(config["_class_name"])
+    if settings:
+        name = {"UNet2DModel": "RAUNet", "UNet2DConditionModel": "RAUNetCondition"}[name]
+    return cast(UNet, NETS[name].from_config({**config, **settings, "_class_name": name}))
+
+
+def _of_blocks(blocks: TransferBlocks | None) -> dict[str, Any]:
+    """Return the keywords of a U-Net with blocks; empty without."""
+    if blocks is None or not blocks.groups or blocks.variant == "none":
+        return {}
+    return {f"transfer_{key}": value for key, value in blocks.model_dump().items()}
 
 
 def build_scheduler(diffusion: Diffusion, latents: bool = False) -> DDPMScheduler:
@@ -148,11 +155,7 @@ def build_scheduler(diffusion: Diffusion, latents: bool = False) -> DDPMSchedule
     """
     name, first, last = SCHEDULES[diffusion.schedule]
     return DDPMScheduler(
-        num_train_timesteps=diffusion.timesteps,
-        beta_schedule=name,
-        beta_start=first,
-        beta_end=last,
-        prediction_type=diffusion.prediction,
+        **diffusion.scheduler,
         clip_sample=not latents,
         clip_sample_range=1.0,
         steps_offset=int(latents),
@@ -192,7 +195,8 @@ def save_pipeline(
     folder: Path,
     frozen: Mapping[str, Path] | None = None,
 ) -> None:
-    """Write a diffusers pipeline folder: JSON and safetensors only.
+    """Write a diffusers pipeline folder: JSON and safetensors only. A network with adapters is
+    stored with these added to its weights; they are stored beside it, too.
 
     Args:
         unet: The network.
@@ -202,6 +206,9 @@ def save_pipeline(
             ``StableDiffusionPipeline`` is written. Its parts that no training changes are linked,
             so that many trainings store them once.
     """
+    if has_adapters(unet):
+        save_adapters(unet, folder)
+        unet = fused(unet)
     if not frozen:
         pipeline = DDPMPipeline(unet, scheduler)  # type: ignore[arg-type]
         pipeline.save_pretrained(folder, safe_serialization=True)
@@ -226,9 +233,8 @@ def save_pipeline(
 def load_weights(unet: UNet, pipeline: Path) -> None:
     """Fill ``unet`` with the weights of a stored pipeline of the same architecture.
 
-    A network with information transfer blocks can be filled from one without: its blocks keep
-    their weights. So do ``frozen_redrawn`` blocks, which loading never restores. Both networks of a
-    router are filled from a single network, or each from its counterpart.
+    Both networks of a router are filled from a single network, or each from its counterpart
+    (``fill``).
 
     Raises:
         ArtifactError: naming the settings in which the two architectures differ.
@@ -241,13 +247,26 @@ def load_weights(unet: UNet, pipeline: Path) -> None:
         front, tail = (
             (stored.front, stored.tail) if isinstance(stored, TimestepRouter) else (stored, stored)
         )
-        _fill(unet.front, front, pipeline)
-        _fill(unet.tail, tail, pipeline)
+        fill(unet.front, front, pipeline)
+        fill(unet.tail, tail, pipeline)
     else:
-        _fill(unet, stored, pipeline)
+        fill(unet, stored, pipeline)
 
 
-def _fill(unet: UNet, stored: UNet, pipeline: Path) -> None:
+def fill(unet: UNet, stored: UNet, folder: Path) -> None:
+    """Fill ``unet`` with the weights of another network of the same architecture.
+
+    A network with information transfer blocks can be filled from one without: its blocks keep
+    their weights. So do ``frozen_redrawn`` blocks, which loading never restores, and adapters.
+
+    Args:
+        unet: The network to fill.
+        stored: The other one, without adapters.
+        folder: Where it was stored, for messages.
+
+    Raises:
+        ArtifactError: naming the settings in which the two architectures differ.
+    """
     adds_blocks = isinstance(unet, Transfers) and not isinstance(stored, Transfers)
     ours, theirs = (
         {
@@ -258,7 +277,7 @@ def _fill(unet: UNet, stored: UNet, pipeline: Path) -> None:
         for net in (unet, stored)
     )
     if ours != theirs:
-        raise ArtifactError(f"{pipeline} holds another architecture: {difference(theirs, ours)}")
+        raise ArtifactError(f"{folder} holds another architecture: {difference(theirs, ours)}")
     weights = stored.state_dict()
     if adds_blocks or ours.get("transfer_variant") == "frozen_redrawn":
         weights |= {
@@ -266,4 +285,4 @@ def _fill(unet: UNet, stored: UNet, pipeline: Path) -> None:
             for name, value in unet.state_dict().items()
             if name.startswith("transfers.")
         }
-    unet.load_state_dict(weights)
+    unet.load_state_dict(with_own_adapters(unet, weights) if has_adapters(unet) else weights)

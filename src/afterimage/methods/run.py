@@ -18,7 +18,8 @@ torchrun itself exits with status 1.
 The store of a finished run:
 
 - ``pipeline/``: diffusers pipeline with the averaged weights; ``raw/``: the same with the last
-  weights;
+  weights; of a training with ``model.lora`` each has its adapter beside it
+  (``pytorch_lora_weights.safetensors``);
 - ``states/<state>/``: the same two folders of the networks kept on the way, where the study's
   attribution (``state<k>``) or its ``paths`` (``path<k>``) need them; otherwise ``states/`` is
   empty;
@@ -48,14 +49,15 @@ from pydantic import TypeAdapter
 from afterimage import artifacts, config, methods, provenance, seeds
 from afterimage.config import (
     AnyArm,
+    AnyModel,
     Arm,
     ConfigError,
     Diffusion,
-    Model,
     Train,
     TransferBlocks,
     Unlearning,
 )
+from afterimage.config.stored import validated
 from afterimage.data import forget
 from afterimage.data.members import members
 from afterimage.diffusion.autoencoder import FOLDER
@@ -63,8 +65,9 @@ from afterimage.diffusion.denoising import denoising
 from afterimage.diffusion.fusion import Fusion
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.latents import EncodedImages
-from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.model import build_scheduler, save_pipeline
 from afterimage.diffusion.router import UNet
+from afterimage.diffusion.start import facts, start, stored_input
 from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import load_images
 from afterimage.training import distributed
@@ -167,6 +170,7 @@ def run(args: argparse.Namespace) -> int | None:
 
     # Read the settings.
     resolved = artifacts.read_config(args.config, "train")
+    model = validated(AnyModel, resolved["settings"]["model"], "model")
     arm: Arm = TypeAdapter(AnyArm).validate_python(resolved["settings"]["arm"])
     train = Train.model_validate(arm.train)
 
@@ -175,7 +179,7 @@ def run(args: argparse.Namespace) -> int | None:
     accelerator = accelerator_for(train)
     _check(args, arm, train, resolved["settings"])
     method = methods.find(arm.method)
-    inputs = {"train": args.train}
+    inputs = {"train": args.train} | stored_input(model)
     inputs |= {"base": args.base / "pipeline"} if args.base else {}
     inputs |= {"matched": args.matched / artifacts.RUN} if args.matched else {}
     inputs |= {"extraction": args.extraction / "pairs.parquet"} if args.extraction else {}
@@ -187,7 +191,7 @@ def run(args: argparse.Namespace) -> int | None:
     def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
         code = provenance.fingerprint(*entries)
         store = Store(args.state, {"config": resolved, "inputs": hashes, "code": code})
-        return _prepare(args, resolved, arm, train, accelerator, store)
+        return _prepare(args, resolved, arm, train, model, accelerator, store)
 
     # Train; the main process writes the result.
     if not distributed.first():
@@ -210,6 +214,7 @@ def run(args: argparse.Namespace) -> int | None:
             training_seconds=round(progress.seconds, 3),
             images_per_second=round(result.spent.images_seen / progress.seconds, 1),
             resumed_at=progress.resumed_at,
+            **facts(model, result.raw),
             **result.facts,
         )
     job.store.remove()
@@ -253,6 +258,7 @@ def _prepare(
     resolved: dict[str, Any],
     arm: Arm,
     train: Train,
+    model: AnyModel,
     accelerator: Accelerator,
     store: Store,
 ) -> tuple[TrainingRun, pd.DataFrame]:
@@ -295,13 +301,12 @@ def _prepare(
         given = (texts, texts.rows_of(reference))
         others = denoising(reference.pixels, latents, scheduler, texts=given)
         fusion = Fusion(others, arm.dual_fusion.image, arm.dual_fusion.caption)
-    model = Model.model_validate(settings["model"])
 
     def build(blocks: TransferBlocks | None, stream: str) -> UNet:
         network_seed = seeds.derive(seed, *path, stream)
         shape = split.pixels.shape[1:] if latents is None else latents.shape
         width = None if texts is None else texts.width
-        return build_unet(model, shape, classes, seed=network_seed, blocks=blocks, text_width=width)
+        return start(model, shape, classes, seed=network_seed, blocks=blocks, text_width=width)
 
     job = TrainingRun(
         seed=seed,

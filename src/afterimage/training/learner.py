@@ -104,10 +104,10 @@ class Learner:
         self.average = AveragedModel(self.net)
         # The first call copies: the average starts at the initial weights.
         self.average.update_parameters(self.net)
-        self._weights: list[torch.Tensor] = list(self.net.parameters())
-        self._averages: list[torch.Tensor] = list(self.average.module.parameters())
+        # Weights that are not trained stay equal to their average.
+        self._weights, self._averages = _trained(self.net), _trained(self.average.module)
         self.optimizer = torch.optim.AdamW(
-            self.net.parameters(),
+            self._weights,
             lr=settings.learning_rate,
             betas=(settings.betas[0], settings.betas[1]),
             weight_decay=settings.weight_decay,
@@ -211,3 +211,8 @@ class Learner:
         self.optimizer.load_state_dict(
             {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
+
+
+def _trained(net: torch.nn.Module) -> list[torch.Tensor]:
+    """Return the weights of a network that are trained."""
+    return [weight for weight in net.parameters() if weight.requires_grad]

@@ -16,8 +16,9 @@ from sklearn.datasets import load_digits
 from afterimage import artifacts, config
 from afterimage.attribution.judges import retrain, subsets
 from afterimage.attribution.replicate import root_seed
-from afterimage.config import ConfigError
+from afterimage.config import ConfigError, Model
 from afterimage.diffusion.model import build_scheduler, build_unet, save_pipeline
+from afterimage.diffusion.start import start
 from afterimage.images import Images, load_images
 from afterimage.plan.resolved import resolve
 from afterimage.training.learner import Learner
@@ -53,8 +54,9 @@ def command(params, tmp_path):
             "networks_per_job": 2,
             "ground_truth": {"timesteps": 3},
         }
+        network = attribution.pop("model", {})
         params.update(
-            model=MODEL | attribution.pop("model", {}),
+            model=network if "kind" in network else MODEL | network,
             train=TRAIN | (train or {}),
             arms={"plain": {"method": "baseline"} | (arm or {})},
             forget={},
@@ -66,7 +68,7 @@ def command(params, tmp_path):
         if not model.exists():
             build = {"seed": 3, "classes": 3 if study.condition_of("plain") == "label" else None}
             net, scheduler = (
-                build_unet(study.model, (8, 8, 1), **build),
+                start(study.model, (8, 8, 1), **build),
                 build_scheduler(study.diffusion),
             )
             with artifacts.step({"step": "train"}, model, {}, ("afterimage.seeds",)) as step:
@@ -129,6 +131,20 @@ def stop_in_update(monkeypatch, n: int) -> None:
 def curves(folder: Path) -> list[dict]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["name"] != "images_per_second"]
+
+
+def test_networks_are_retrained_from_the_stored_one_if_the_arm_was(command, tmp_path):
+    """After next to no training all of them are the explained network still."""
+    build_unet(Model(**MODEL), (8, 8, 1), seed=5).save_pretrained(tmp_path / "unet")
+    block = {"kind": "stored", "path": str(tmp_path / "unet")}
+    for stacked in (False, True):
+        args = command(f"{stacked}", model=block, stacked=stacked, train={"learning_rate": 1e-12})
+        retrain.run(args)
+        assert np.abs(losses_of(args)["holdout/shift"]).max() < 1e-8
+        assert "unet" in artifacts.read_run(args.out)["inputs"]
+    drawn = command("drawn", train={"learning_rate": 1e-12})
+    retrain.run(drawn)
+    assert losses_of(drawn)["holdout/shift"].min() > 1e-3
 
 
 def test_store_is_whole_and_says_what_was_done(command, tmp_path):

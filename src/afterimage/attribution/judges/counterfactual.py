@@ -32,7 +32,9 @@ from afterimage.attribution.judges import retraining_effect
 from afterimage.attribution.judges.retrain import Recipe
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import ConfigError, GroundTruth, Sample
+from afterimage.config.stored import validated
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
+from afterimage.diffusion.start import stored_input
 from afterimage.images import Images, load_images
 from afterimage.methods import baseline
 from afterimage.metrics import classifier, distances
@@ -137,6 +139,7 @@ def run(args: argparse.Namespace) -> None:
         "queries": queries_path,
         "classifier": args.classifier / classifier.WEIGHTS,
     }
+    inputs |= stored_input(validated(config.AnyModel, settings["model"], "model"))
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
     same_bits()

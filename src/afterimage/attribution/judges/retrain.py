@@ -40,12 +40,22 @@ from afterimage.artifacts import ArtifactError
 from afterimage.attribution.judges import retraining_effect, subsets
 from afterimage.attribution.queries import SETS
 from afterimage.attribution.replicate import root_seed
-from afterimage.config import AnyArm, Baseline, ConfigError, Diffusion, Model, Train, TransferBlocks
+from afterimage.config import (
+    AnyArm,
+    AnyModel,
+    Baseline,
+    ConfigError,
+    Diffusion,
+    Train,
+    TransferBlocks,
+)
 from afterimage.config.attribution import GroundTruth
-from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.config.stored import validated
+from afterimage.diffusion.model import build_scheduler
 from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import load_trained, trained_pipeline
+from afterimage.diffusion.start import start, stored_input
 from afterimage.images import Images, load_images
 from afterimage.methods import baseline
 from afterimage.training import stacked
@@ -116,7 +126,7 @@ class Recipe:
 
     arm: Baseline
     train: Train
-    model: Model
+    model: AnyModel
     scheduler: DDPMScheduler
     flips: bool
     classes: int | None
@@ -159,7 +169,7 @@ class Recipe:
         return cls(
             arm=arm,
             train=train_settings,
-            model=Model.model_validate(settings["model"]),
+            model=validated(AnyModel, settings["model"], "model"),
             scheduler=build_scheduler(Diffusion.model_validate(settings["diffusion"])),
             flips=settings["flips"],
             classes=classes_of(images, arm),
@@ -182,7 +192,7 @@ class Recipe:
 
         def build(blocks: TransferBlocks | None, stream: str) -> UNet:
             init_seed = seeds.derive(seed, *path, stream)
-            return build_unet(
+            return start(
                 self.model, images.pixels.shape[1:], self.classes, seed=init_seed, blocks=blocks
             )
 
@@ -245,6 +255,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = trained_pipeline(args.model, weights)
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
     inputs = {"model": pipeline, "train": args.train, "members": args.members} | paths
+    inputs |= stored_input(validated(AnyModel, resolved["settings"]["model"], "model"))
 
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         # Read what is measured: the queries, under the retrained networks and the explained one.

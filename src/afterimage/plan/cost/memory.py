@@ -12,7 +12,14 @@ from typing import NamedTuple
 from afterimage.config import Study
 from afterimage.config.autoencoder import TrainedAutoencoder
 from afterimage.plan.cost import work
-from afterimage.plan.cost.work import denoised, networks, readouts_of, values, weights
+from afterimage.plan.cost.work import (
+    denoised,
+    networks,
+    readouts_of,
+    trained_weights,
+    values,
+    weights,
+)
 
 SINGLE = 4
 """Bytes of a number."""
@@ -31,14 +38,16 @@ class Bytes(NamedTuple):
 
 
 def learning(study: Study, arm: str) -> Bytes:
-    """Return what a training holds: five copies of the weights of every network, activations of a
-    micro-batch, a state to be saved, and the training images three times.
+    """Return what a training holds: of every network the weights and their average, and of those
+    that are trained gradients and two moments; activations of a micro-batch, a state to be saved,
+    and the training images three times.
 
     With dp_sgd the gradients of each image of a micro-batch are there too, several times (as
     measured on digits).
     """
     own, train = study.arms[arm], study.train_of(arm)
     held = weights(study, arm) * own.networks_held
+    moved = trained_weights(study, arm) * own.networks_held
     batch = train.batch_size / train.accumulation
     activations = (
         batch
@@ -48,7 +57,10 @@ def learning(study: Study, arm: str) -> Bytes:
     if own.per_sample_gradients:
         activations = 4 * activations + 6 * batch * weights(study, arm) * SINGLE
     images = study.data.split.train * values(study)
-    return Bytes(5 * held * SINGLE + activations, 3 * images + 4 * held * SINGLE)
+    return Bytes(
+        (2 * held + 3 * moved) * SINGLE + activations,
+        3 * images + (2 * held + 2 * moved) * SINGLE,
+    )
 
 
 def passing(study: Study, arm: str, batch: int) -> float:

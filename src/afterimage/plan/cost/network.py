@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afterimage import artifacts, meta_device, provenance
-from afterimage.config import Model, TransferBlocks
+from afterimage.config import AnyModel, Model, StoredModel, TransferBlocks
 
 BUILDER = "afterimage.diffusion.model"
 
@@ -28,25 +28,28 @@ class Network(NamedTuple):
 
     Attributes:
         flop: Of a forward pass, two for each multiplication and addition; those of convolutions,
-            linear layers and attention. A backward pass has twice as many.
+            linear layers and attention. A backward pass has twice as many where all weights are
+            trained.
         parameters: Weights.
         values: Activations that a forward pass keeps for its backward pass.
+        trained: Weights that a training changes, adapters included.
     """
 
     flop: int
     parameters: int
     values: int
+    trained: int
 
 
 def unet(
-    model: Model,
+    model: AnyModel,
     height: int,
     width: int,
     channels: int,
     blocks: TransferBlocks | None = None,
     text: tuple[int, int] | None = None,
 ) -> Network:
-    """Return the counts of ``diffusion.model.build_unet`` without labels.
+    """Return the counts of ``diffusion.start.start`` without labels.
 
     Args:
         model: The study's ``model`` block.
@@ -60,13 +63,25 @@ def unet(
         ConfigError: for settings that make no network.
     """
     halvings = 2 ** (len(model.channels) - 1)
-    settings = {
+    settings: dict[str, Any] = {
         "kind": "unet",
         "model": model.model_dump(mode="json"),
         "shape": [-(-side // halvings) * halvings for side in (height, width)] + [channels],
         "blocks": blocks.model_dump(mode="json") if blocks else None,
         "text": text,
     }
+    if isinstance(model, StoredModel):
+        known = model.described is not None
+        fitting = {} if known else {"in_channels": channels, "out_channels": channels}
+        if text is not None and not known:
+            fitting["cross_attention_dim"] = text[1]
+        del settings["model"]
+        settings |= {
+            "kind": "stored unet",
+            "config": {**model.architecture, **fitting, "num_class_embeds": None},
+            "trainable": model.trainable,
+            "rank": model.lora and model.lora.rank,
+        }
     return _known(json.dumps(settings, sort_keys=True))
 
 
@@ -112,7 +127,8 @@ def _count(settings: dict[str, Any]) -> Network:
 
     meta_device.import_kernels()
     with torch.device("meta"):
-        net, arguments = {"unet": _unet, "autoencoder": _autoencoder}[settings["kind"]](settings)
+        make = {"unet": _unet, "stored unet": _stored_unet, "autoencoder": _autoencoder}
+        net, arguments, adapters = make[settings["kind"]](settings)
     weights = {weight.untyped_storage()._cdata for weight in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
 
@@ -141,32 +157,62 @@ def _count(settings: dict[str, Any]) -> Network:
         flop.get_total_flops(),
         sum(weight.numel() for weight in net.parameters()),
         sum(storage.nbytes() for storage in kept.values()) // torch.float32.itemsize,
+        adapters or sum(weight.numel() for weight in net.parameters() if weight.requires_grad),
     )
 
 
-def _unet(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return a U-Net on torch's current device, and its arguments for one image."""
-    import torch
-
+def _unet(settings: dict[str, Any]) -> tuple[Any, dict[str, Any], int]:
+    """Return a U-Net on torch's current device, its arguments for one image, and no adapters."""
     from afterimage.diffusion.model import build_unet
-    from afterimage.diffusion.texts import TEXT
 
     height, width, channels = settings["shape"]
     blocks = settings["blocks"] and TransferBlocks(**settings["blocks"])
-    image, condition, text_width = torch.zeros(1, channels, height, width), {}, None
-    if settings["text"] is not None:
-        tokens, text_width = settings["text"]
-        condition = {TEXT: torch.zeros(1, tokens, text_width)}
+    text_width = settings["text"] and settings["text"][1]
     model = Model(**settings["model"])
     net = build_unet(model, (height, width, channels), blocks=blocks, text_width=text_width)
-    return net, {"sample": image, "timestep": torch.zeros(1, dtype=torch.int64), **condition}
+    return net, _arguments(channels, settings, text_width), 0
 
 
-def _autoencoder(settings: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """Return an autoencoder on torch's current device, and its arguments for one image."""
+def _stored_unet(settings: dict[str, Any]) -> tuple[Any, dict[str, Any], int]:
+    """Do the same for a stored U-Net; the last are the weights of its adapters.
+
+    Adapters are not put into it, for which planning would need peft: the layers that have one
+    stand for them, as their inputs are what is kept.
+    """
+    from afterimage.diffusion.model import unet_of
+    from afterimage.diffusion.trainable import adapted, hold_others
+
+    config, rank = settings["config"], settings["rank"]
+    net = unet_of(config, settings["blocks"] and TransferBlocks(**settings["blocks"]))
+    hold_others(net, settings["trainable"])
+    layers = [] if rank is None else list(adapted(net))
+    if layers:
+        net.requires_grad_(False)
+    for layer in layers:
+        layer.weight.requires_grad_(True)
+    adapters = sum(rank * (layer.in_features + layer.out_features) for layer in layers)
+    width = config.get("cross_attention_dim")
+    return net, _arguments(config["in_channels"], settings, width), adapters
+
+
+def _arguments(channels: int, settings: dict[str, Any], text_width: int | None) -> dict[str, Any]:
+    """Return the arguments of a U-Net for one image and, with texts, one text."""
+    import torch
+
+    from afterimage.diffusion.texts import TEXT
+
+    height, width, _ = settings["shape"]
+    image, tokens = torch.zeros(1, channels, height, width), (settings["text"] or [1])[0]
+    condition = {} if text_width is None else {TEXT: torch.zeros(1, tokens, text_width)}
+    return {"sample": image, "timestep": torch.zeros(1, dtype=torch.int64), **condition}
+
+
+def _autoencoder(settings: dict[str, Any]) -> tuple[Any, dict[str, Any], int]:
+    """Return an autoencoder on torch's current device, its arguments for one image, and no
+    adapters."""
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
     height, width, channels = settings["shape"]
     image = torch.zeros(1, channels, height, width)
-    return AutoencoderKL(**settings["config"]), {"sample": image}
+    return AutoencoderKL(**settings["config"]), {"sample": image}, 0

@@ -112,6 +112,11 @@ def weights(study: Study, arm: str) -> int:
     return sum(net.parameters for net, _ in networks(study, arm))
 
 
+def trained_weights(study: Study, arm: str) -> int:
+    """Return how many of them a training changes."""
+    return sum(net.trained for net, _ in networks(study, arm))
+
+
 def trained_images(study: Study, arm: str) -> int:
     """Return how many images an arm trains on, at most."""
     return max(1, round(study.arms[arm].fraction * study.data.split.train))
@@ -156,11 +161,18 @@ def spent(study: Study, arm: str) -> Spent:
 
 
 def passes(
-    flop: float, images: float, batch: float, precision: str = "fp32", *, backward: bool = False
+    flop: float,
+    images: float,
+    batch: float,
+    precision: str = "fp32",
+    *,
+    backward: bool = False,
+    trained: float = 1.0,
 ) -> Work:
     """Return the work of images going through a network in batches; with ``backward`` back again,
-    too, and an update."""
-    whole = images * flop * (3 if backward else 1)
+    too, and an update of a share of the weights, in proportion to which half of a backward pass
+    is."""
+    whole = images * flop * (2 + trained if backward else 1)
     launches = math.ceil(images / batch) * (UPDATE if backward else 1)
     return Work(**{precision: whole, "launches": launches})
 
@@ -173,8 +185,15 @@ def training(study: Study, arm: str) -> Work:
     batch = size / train.accumulation
     count = settings.passes(spent(study, arm).updates, size, study.diffusion.timesteps)
     backward = (count.backward + count.setup) * settings.pass_time
-    trained = passes(flop, backward * size, batch, train.precision, backward=True)
-    return trained + passes(flop, count.forward * size, batch, train.precision)
+    there_and_back = passes(
+        flop,
+        backward * size,
+        batch,
+        train.precision,
+        backward=True,
+        trained=trained_weights(study, arm) / weights(study, arm),
+    )
+    return there_and_back + passes(flop, count.forward * size, batch, train.precision)
 
 
 def drawing(study: Study, arm: str, images: int) -> Work:

@@ -113,7 +113,9 @@ class Loyal:
         """Return the number of levels of the network."""
         if not self.shown:
             return 0
-        return len(self.runs[self.shown[0]]["config"]["settings"]["model"]["channels"])
+        run = self.runs[self.shown[0]]
+        channels = run["config"]["settings"]["model"].get("channels")
+        return run["facts"]["levels"] if channels is None else len(channels)
 
     def figure(self) -> Figure:
         """Draw copies and quality of every arm, next to the same measure of images never seen."""
