@@ -30,6 +30,7 @@ RETRAINING = {
     "training",
 }
 METHOD_PACKAGES = {
+    "ambient": {"methods.ambient", "methods.baseline"},
     "iet_agc": {"methods.iet_agc"},
     "erasediff": {"methods.erasediff", "methods.unlearning"},
     "gradient_ascent": {"methods.gradient_ascent", "methods.unlearning"},

@@ -8,6 +8,7 @@ change, or rerun, that step.
 
 from afterimage.config.arms import (
     METHODS,
+    Ambient,
     AnyArm,
     Arm,
     Baseline,
@@ -70,6 +71,7 @@ from afterimage.config.training import Diffusion, Model, Train
 __all__ = [
     "ATTRIBUTORS",
     "METHODS",
+    "Ambient",
     "AnyArm",
     "Arm",
     "ArrayFile",

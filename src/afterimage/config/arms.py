@@ -324,6 +324,38 @@ class Baseline(Arm):
         return Passes(updates)
 
 
+class Ambient(Arm):
+    """Ambient diffusion at high noise (Shah et al., ICML 2025): above a noise level the network
+    sees only noisy versions of the images, each noised once and for all."""
+
+    method: Literal["ambient"]
+    level: Annotated[int, Field(ge=0)]
+    """t_n, in steps of the forward process: timesteps from this one on see only images that were
+    noised by so many steps (sigma_n = 0.5, the example of the released code, is 145 steps of the
+    linear and 289 of the cosine schedule). 0: plain training."""
+
+    module: ClassVar[str] = "afterimage.methods.ambient"
+    shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    follows_budget: ClassVar[bool] = True
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(updates)
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        timesteps = study.diffusion.timesteps
+        if self.level >= timesteps:
+            return (
+                f"level = {self.level} leaves no timestep above it: allowed are 0 to "
+                f"{timesteps - 1} (diffusion.timesteps = {timesteps})"
+            )
+        if self.dual_fusion is not None:
+            return (
+                "method ambient noises each image once, but dual_fusion makes another one of it in "
+                "each update: it cannot be given"
+            )
+        return super().refusal(study, name)
+
+
 class Unlearning(Arm):
     """Common to every unlearning method: a trained base and a forget set."""
 
@@ -753,7 +785,15 @@ class DpSgd(Arm):
 
 
 AnyArm = Annotated[
-    Baseline | IetAgc | Loyal | EraseDiff | GradientAscent | SalUn | SelectiveAmnesia | DpSgd,
+    Baseline
+    | Ambient
+    | IetAgc
+    | Loyal
+    | EraseDiff
+    | GradientAscent
+    | SalUn
+    | SelectiveAmnesia
+    | DpSgd,
     Field(discriminator="method"),
 ]
 """Union of all arm blocks; a new method adds its block above and here."""

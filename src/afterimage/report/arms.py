@@ -16,6 +16,7 @@ METHOD_COLOURS = {
     "rau_net": "C2",
     "loyal": "C9",
     "iet_agc": "C0",
+    "ambient": "C8",
     "dp_sgd": "C5",
     "erasediff": "C3",
     "salun": "C1",
