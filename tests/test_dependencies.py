@@ -34,7 +34,9 @@ METHOD_PACKAGES = {
     "iet_agc": {"methods.iet_agc"},
     "erasediff": {"methods.erasediff", "methods.unlearning"},
     "gradient_ascent": {"methods.gradient_ascent", "methods.unlearning"},
+    "esd": {"methods.esd", "methods.unlearning"},
     "salun": {"methods.salun", "methods.unlearning"},
+    "siss": {"methods.siss", "methods.unlearning"},
     "selective_amnesia": {"methods.selective_amnesia", "methods.unlearning"},
 }
 """What a method has besides the module of its name."""

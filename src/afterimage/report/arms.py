@@ -22,6 +22,9 @@ METHOD_COLOURS = {
     "salun": "C1",
     "selective_amnesia": "C4",
     "gradient_ascent": "C6",
+    "siss": "navy",
+    "esd": "goldenrod",
+    "uce": "black",
 }
 OTHER_METHOD = "C7"
 NETWORK_COLOURS = {
@@ -67,14 +70,21 @@ def networks_of(settings: Settings) -> str | None:
 
 
 def role_of(settings: Settings) -> str:
-    """Return the role of an arm in the published tables of unlearning."""
+    """Return the role of an arm in tables of unlearning, the published ones' where they have it."""
     if settings["method"] == "baseline":
         if settings["base"]:
             return "fine-tune"
         return RETRAINED if settings["without"] else "unscrubbed"
     if settings["method"] == "erasediff":
         return "EraseDiff noise" if "uniform" in settings["target"] else "EraseDiff rl"
-    names = {"gradient_ascent": "NegGrad", "selective_amnesia": "SA", "salun": "SalUn"}
+    names = {
+        "gradient_ascent": "NegGrad",
+        "selective_amnesia": "SA",
+        "salun": "SalUn",
+        "siss": "SISS",
+        "esd": "ESD",
+        "uce": "UCE",
+    }
     return names.get(settings["method"]) or settings["method"]
 
 
