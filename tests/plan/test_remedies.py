@@ -95,7 +95,10 @@ def test_uce_trains_nothing(captioned):
             ESD | {"trainable": "cross_attention"},
             "trainable = 'cross_attention' needs cross-attention, .* the condition is 'label'",
         ),
-        (ESD | {"steps": 1001}, "steps = 1001 is more than diffusion.timesteps = 1000"),
+        (
+            ESD | {"steps": 1001},
+            "steps = 1001: with diffusion.timesteps = 1000 allowed are 1 to 1000",
+        ),
         (
             {"method": "uce", "base": "conditional", "forget": "zeros"},
             "method uce edits cross-attention, .* but the condition is 'label'",

@@ -799,10 +799,12 @@ class Esd(Unlearning):
                 f"trainable = {self.trainable!r} needs cross-attention, which networks with "
                 f"condition = 'text' have, but the condition is {condition!r}"
             )
-        if self.inputs != "noised" and self.steps > study.diffusion.timesteps:
+        # Latents are drawn one timestep later.
+        most = study.diffusion.timesteps - (study.autoencoder is not None)
+        if self.inputs != "noised" and self.steps > most:
             return (
-                f"steps = {self.steps} is more than diffusion.timesteps = "
-                f"{study.diffusion.timesteps}"
+                f"steps = {self.steps}: with diffusion.timesteps = {study.diffusion.timesteps} "
+                f"allowed are 1 to {most}"
             )
         return None
 
@@ -813,10 +815,10 @@ class Uce(Unlearning):
 
     method: Literal["uce"]
     erase: Annotated[float, Field(gt=0)] = 1.0
-    """Weight of the forgotten captions, each as often as it is different (the released
-    erase_scale)."""
+    """Weight of the forgotten captions; equal ones count once (the released erase_scale)."""
     preserve: Annotated[float, Field(ge=0)] = 1.0
-    """Weight of the captions that only other images have, likewise (preserve_scale)."""
+    """Weight of the captions that only other images have; equal ones count once
+    (preserve_scale)."""
     ridge: Annotated[float, Field(gt=0)] = 0.5
     """lambda: weight of the squared change of the weights (lamb)."""
 
@@ -857,8 +859,8 @@ class Siss(Unlearning):
     """s: the loss of the forgotten images is subtracted 1 + s times as often as it must be for
     plain training on the others. Give this or ``norm_ratio``."""
     norm_ratio: Annotated[float, Field(ge=0)] | None = None
-    """Norm of the subtracted gradient in that of the other, in each update (the paper's
-    experiments: 0.1)."""
+    """Norm of the subtracted gradient, relative to that of the other, in each update (the authors
+    recommend 0.1)."""
     images: Literal["all", "remain"] = "all"
     """The other loss is that of all training images (the paper's objective), or of those that
     remain (as released)."""

@@ -2,7 +2,7 @@
 models"): fine-tuning towards the base's own prediction, guided away from what is to be forgotten.
 
 With eps* the frozen base, eps the network in training, and c a condition to forget, an update brings
-eps(x_t, c) nearer, in squared error, to (the paper's equation 7)
+eps(x_t, c) nearer, in squared error, to the negatively guided prediction
 
     eps*(x_t) - eta (eps*(x_t, c) - eps*(x_t)),
 

@@ -20,7 +20,8 @@ With lambda = 0 the first term is plain training's, with lambda = 1 the second i
 lambda.
 
 Instead of s, ``norm_ratio`` fixes the norm of the second gradient relative to the first in every
-update, as in the paper's experiments (a tenth). ``images: remain`` draws x from the images that
+update. (The released code fixes the norm itself, and recommends a tenth of that of naive deletion's
+gradient.) ``images: remain`` draws x from the images that
 remain (as released): then the factors are 1 and s k / (n - k), of the same expectation.
 
 With labels or captions q is the density of m and the condition. Where those of x and a differ, no

@@ -3,12 +3,12 @@ cross-attention are edited in closed form, without any training.
 
 With W the weights of a projection in the base, c the embedding of a token of a forgotten caption, c*
 that of the surrogate's token at the same place, and p the embeddings of the tokens of captions that
-are to stay, the edited W' minimises (the paper's equation 6, with the released code's weights and
-its ridge)
+are to stay, the edited W' minimises (the paper's objective, with the released code's weights and
+ridge)
 
     a sum_c |W' c - W c*|^2 + b sum_p |W' p - W p|^2 + lambda |W' - W|^2.
 
-The gradient is zero at (equation 7)
+The gradient is zero at (equation 7, with these)
 
     W' = (a sum W c* c^T + b sum W p p^T + lambda W) A^-1 = W (1 + a sum (c* - c) c^T A^-1),
     A = a sum c c^T + b sum p p^T + lambda 1,
