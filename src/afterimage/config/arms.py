@@ -853,8 +853,8 @@ class Siss(Unlearning):
 
     method: Literal["siss"]
     mixture: Annotated[float, Field(ge=0, le=1)] = 0.5
-    """lambda: share of the noisy images that are made of forgotten ones. At 0 about naive deletion,
-    at 1 about gradient ascent."""
+    """lambda: share of the noisy images that are made of forgotten ones. At 0 the subtracted loss has
+    hardly any weight, at 1 the other."""
     superfactor: Annotated[float, Field(ge=-1)] | None = None
     """s: the loss of the forgotten images is subtracted 1 + s times as often as it must be for
     plain training on the others. Give this or ``norm_ratio``."""

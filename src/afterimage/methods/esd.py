@@ -31,7 +31,7 @@ from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from afterimage import seeds
 from afterimage.config import Esd, Sample
-from afterimage.diffusion.condition import Condition
+from afterimage.diffusion.condition import Condition, each_tensor
 from afterimage.diffusion.model import load_weights, null_of
 from afterimage.diffusion.noising import Batch, Pixels
 from afterimage.diffusion.router import UNet
@@ -95,7 +95,10 @@ class Erasing:
         """Return the batch of update ``s``, on the device: a pure function of the seed, ``s`` and
         the networks."""
         job, device = self.job, self.job.accelerator.device
-        noised = self.sides.batch("forget", s, keep_labels=True).to(device)
+        drawn = self.sides.batch("forget", s, keep_labels=True)
+        without = self.task.without(drawn.condition, torch.ones(len(drawn), dtype=torch.bool))
+        null = each_tensor(without, lambda tensor: tensor.to(device))
+        noised = drawn.to(device)
         rows, noisy, timesteps = noised.rows, noised.noisy, noised.timesteps
         condition = noised.condition
         if self.arm.inputs != "noised":
@@ -103,7 +106,6 @@ class Erasing:
             start = torch.randn(noisy.shape, generator=generator).to(device)
             noisy = self.sampled(start, condition, self.step(s))
             timesteps = torch.full_like(timesteps, int(self.timesteps[self.step(s)]))
-        null = self.task.without(condition, torch.ones_like(rows, dtype=torch.bool))
         conditional, unconditional = (
             self.predict(Batch(rows, noisy, timesteps, noisy, given)) for given in (condition, null)
         )

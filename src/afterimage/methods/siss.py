@@ -15,14 +15,14 @@ be made of if it were made of x, eps_a likewise, and each loss is multiplied by 
     r = q(m | a) / q(m | x) = exp((|eps_x|^2 - |eps_a|^2) / 2).
 
 With lambda = 0 the first term is plain training's, with lambda = 1 the second is gradient ascent's
-(NegGrad); where noise does not hide which image m is made of, the other term's weight is then about
-0, so that one is naive deletion, the other ascent. The weights are at most 1 / (1 - lambda) and 1 /
-lambda.
+(NegGrad), both with weight 1. Where noise does not hide which image m is made of, the other term's
+weight is then about 0 unless x is a. The paper takes lambda = 1/2, with which no weight is above 2
+(in general 1 / (1 - lambda) and 1 / lambda).
 
 Instead of s, ``norm_ratio`` fixes the norm of the second gradient relative to the first in every
 update. (The released code fixes the norm itself, and recommends a tenth of that of naive deletion's
-gradient.) ``images: remain`` draws x from the images that
-remain (as released): then the factors are 1 and s k / (n - k), of the same expectation.
+gradient.) ``images: remain`` draws x from the images that remain (as released): then the factors are
+1 and s k / (n - k), of the same expectation.
 
 With labels or captions q is the density of m and the condition. Where those of x and a differ, no
 noisy image is one of both, and the weights are 1 / (1 - lambda) or 1 / lambda, and 0. Dropped labels
