@@ -30,10 +30,13 @@ RETRAINING = {
     "training",
 }
 METHOD_PACKAGES = {
+    "ambient": {"methods.ambient", "methods.baseline"},
     "iet_agc": {"methods.iet_agc"},
     "erasediff": {"methods.erasediff", "methods.unlearning"},
     "gradient_ascent": {"methods.gradient_ascent", "methods.unlearning"},
+    "esd": {"methods.esd", "methods.unlearning"},
     "salun": {"methods.salun", "methods.unlearning"},
+    "siss": {"methods.siss", "methods.unlearning"},
     "selective_amnesia": {"methods.selective_amnesia", "methods.unlearning"},
 }
 """What a method has besides the module of its name."""

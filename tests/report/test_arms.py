@@ -81,6 +81,13 @@ def test_roles_are_the_rows_of_the_published_table(settings):
     assert {*roles.values(), "EraseDiff noise"} - {arms.RETRAINED} == published.ERASEDIFF.keys()
 
 
+def test_methods_of_no_published_table_have_their_own_names(settings):
+    for method, name in (("siss", "SISS"), ("esd", "ESD"), ("uce", "UCE")):
+        assert arms.role_of(settings["ascent"] | {"method": method}) == name
+        assert name not in published.ERASEDIFF
+        assert arms.method_colour(method) != arms.OTHER_METHOD
+
+
 def test_arms_are_alike_but_for_method_and_budget(settings):
     assert arms.alike(settings["agc"], settings["baseline"])
     assert not arms.alike(settings["agc"], settings["rau_net"])

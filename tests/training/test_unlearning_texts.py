@@ -279,7 +279,7 @@ def test_without_a_set_its_images_are_never_seen(captioned, tmp_path):
     assert artifacts.read_run(tmp_path / "first1")["facts"]["training_images"] == 6
 
 
-@pytest.mark.parametrize("arm", ARMS[:3], ids=lambda arm: arm["method"])
+@pytest.mark.parametrize("arm", [*ARMS[:3], {"method": "uce"}], ids=lambda arm: arm["method"])
 def test_from_the_command_line_a_set_by_caption_is_forgotten(arm, captioned, tmp_path):
     """The surrogate is that of the set."""
     pixels = images_with_and_without_noise()["first"]

@@ -171,6 +171,15 @@ CAPTIONED = {
     "loyal": {"method": "loyal", "condition": "text", "switch_timestep": 25, "control": "plain"},
     "erased": {"method": "erasediff", "base": "plain", "forget": "zeros", "control": "retrained"},
     "retrained": {"method": "baseline", "condition": "text", "without": "zeros"},
+    "esd": {
+        "method": "esd",
+        "base": "plain",
+        "forget": "zeros",
+        "trainable": "cross_attention",
+        "steps": 4,
+        "control": "retrained",
+    },
+    "uce": {"method": "uce", "base": "plain", "forget": "zeros", "control": "retrained"},
 }
 
 

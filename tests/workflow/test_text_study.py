@@ -1,6 +1,6 @@
 """Studies whose arms are conditioned on captions, from raw data to the pages: plain training,
-general captions, IET-AGC, RAU-Net, LoyalDiffusion, and EraseDiff with its retrained control on
-pixels, with images, captions and both planted; and on latents."""
+general captions, IET-AGC, RAU-Net, LoyalDiffusion, and EraseDiff, ESD and UCE with their retrained
+control on pixels, with images, captions and both planted; and on latents."""
 
 import json
 
@@ -14,7 +14,7 @@ from afterimage.images import load_images
 
 pytestmark = pytest.mark.slow
 
-ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal", "erased", "retrained"]
+ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal", "erased", "retrained", "esd", "uce"]
 
 
 def test_the_study_runs_to_the_end_and_is_right(captioned):
@@ -31,7 +31,7 @@ def test_arms_are_drawn_from_the_same_prompts(captioned):
     prompts = samples["plain"].captions.tolist()
     known = set(load_images(captioned.results / "data/planting/0/train.npz").captions.tolist())
     assert set(prompts) <= known
-    for arm in ("agc", "rau_net", "loyal", "erased", "retrained"):
+    for arm in ("agc", "rau_net", "loyal", "erased", "retrained", "esd", "uce"):
         assert samples[arm].captions.tolist() == prompts
     assert set(samples["none"].captions.tolist()) == {""}
 
@@ -119,7 +119,8 @@ def test_a_set_by_caption_is_forgotten_and_judged(captioned):
     )
     train = load_images(captioned.results / "data/planting/0/train.npz")
     zeros = len(np.unique(train.sources[train.labels == 0]))
-    for arm, seen in (("plain", zeros), ("erased", zeros), ("retrained", 0)):
+    seen_by = dict.fromkeys(("plain", "erased", "esd", "uce"), zeros) | {"retrained": 0}
+    for arm, seen in seen_by.items():
         store = captioned.results / "attack" / arm / "rep0" / "forgetting"
         record = artifacts.read_run(store)
         assert "texts" in record["inputs"]

@@ -8,11 +8,13 @@ change, or rerun, that step.
 
 from afterimage.config.arms import (
     METHODS,
+    Ambient,
     AnyArm,
     Arm,
     Baseline,
     DpSgd,
     EraseDiff,
+    Esd,
     ForgetSet,
     GradientAscent,
     IetAgc,
@@ -20,7 +22,9 @@ from afterimage.config.arms import (
     Match,
     SalUn,
     SelectiveAmnesia,
+    Siss,
     TransferBlocks,
+    Uce,
     Unlearning,
 )
 from afterimage.config.attribution import (
@@ -71,6 +75,7 @@ from afterimage.config.unet import AnyModel, StoredModel
 __all__ = [
     "ATTRIBUTORS",
     "METHODS",
+    "Ambient",
     "AnyArm",
     "AnyModel",
     "Arm",
@@ -89,6 +94,7 @@ __all__ = [
     "DpSgd",
     "Embedding",
     "EraseDiff",
+    "Esd",
     "Extraction",
     "Features",
     "ForgetSet",
@@ -118,6 +124,7 @@ __all__ = [
     "Sample",
     "SelectiveAmnesia",
     "Share",
+    "Siss",
     "SklearnDigits",
     "Source",
     "Split",
@@ -126,6 +133,7 @@ __all__ = [
     "Study",
     "Train",
     "TransferBlocks",
+    "Uce",
     "Unlearning",
     "expand",
     "load",

@@ -335,6 +335,38 @@ class Baseline(Arm):
         return Passes(updates)
 
 
+class Ambient(Arm):
+    """Ambient diffusion at high noise (Shah et al., ICML 2025): above a noise level the network
+    sees only noisy versions of the images, each noised once and for all."""
+
+    method: Literal["ambient"]
+    level: Annotated[int, Field(ge=0)]
+    """t_n, in steps of the forward process: timesteps from this one on see only images that were
+    noised by so many steps (sigma_n = 0.5, the example of the released code, is 145 steps of the
+    linear and 289 of the cosine schedule). 0: plain training."""
+
+    module: ClassVar[str] = "afterimage.methods.ambient"
+    shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    follows_budget: ClassVar[bool] = True
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(updates)
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        timesteps = study.diffusion.timesteps
+        if self.level >= timesteps:
+            return (
+                f"level = {self.level} leaves no timestep above it: allowed are 0 to "
+                f"{timesteps - 1} (diffusion.timesteps = {timesteps})"
+            )
+        if self.dual_fusion is not None:
+            return (
+                "method ambient noises each image once, but dual_fusion makes another one of it in "
+                "each update: it cannot be given"
+            )
+        return super().refusal(study, name)
+
+
 class Unlearning(Arm):
     """Common to every unlearning method: a trained base and a forget set."""
 
@@ -756,6 +788,163 @@ class SelectiveAmnesia(Unlearning):
         return None
 
 
+class Esd(Unlearning):
+    """ESD (Gandikota et al., ICCV 2023): predictions for the forgotten labels or captions become
+    the base's, guided away from them."""
+
+    method: Literal["esd"]
+    negative_guidance: Annotated[float, Field(ge=0)] = 1.0
+    """eta: strength of the guidance away from the label or caption."""
+    guided_from: Literal["empty", "condition"] = "empty"
+    """What eta starts from: the prediction for the null label or the empty caption (the paper), or
+    for the forgotten one (the later released code, with eta = 2)."""
+    trainable: Literal["full", "noxattn", "cross_attention"] = "full"
+    """Which weights are trained: all; all but those of cross-attention (ESD-u); those of
+    cross-attention (ESD-x). The last two for arms with ``condition: text``."""
+    inputs: Literal["current", "initial", "noised"] = "current"
+    """Noisy images: drawn for the label or caption by the network in training (the paper) or by the
+    base (the later code), or forgotten images with noise, which costs no sampling."""
+    steps: Annotated[int, Field(ge=1)] = 50
+    """DDIM steps of this drawing; each update stops at a random one."""
+    guidance: Annotated[float, Field(ge=0)] = 3.0
+    """Its guidance."""
+
+    module: ClassVar[str] = "afterimage.methods.esd"
+
+    @property
+    def networks_held(self) -> int:
+        return 2
+
+    @property
+    def passes_per_step(self) -> int:
+        """Passes of a batch in a step of the drawing."""
+        return 1 if self.guidance in (0, 1) else 2
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        steps = 0.0 if self.inputs == "noised" else (self.steps - 1) / 2
+        return Passes(updates, updates * (2 + self.passes_per_step * steps))
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        refused = super().refusal(study, name)
+        if refused is not None:
+            return refused
+        condition = study.condition_of(name)
+        if condition == "none":
+            return (
+                f"method esd needs labels or captions, but base = {self.base!r} was trained without "
+                "(condition: label or text)"
+            )
+        if study.train_of(self.base).label_dropout == 0:
+            return (
+                f"method esd guides away from a {condition} by the prediction without, which base = "
+                f"{self.base!r} never learned (train.label_dropout = 0)"
+            )
+        if self.trainable != "full" and condition != "text":
+            return (
+                f"trainable = {self.trainable!r} needs cross-attention, which networks with "
+                f"condition = 'text' have, but the condition is {condition!r}"
+            )
+        # Latents are drawn one timestep later.
+        most = study.diffusion.timesteps - (study.autoencoder is not None)
+        if self.inputs != "noised" and self.steps > most:
+            return (
+                f"steps = {self.steps}: with diffusion.timesteps = {study.diffusion.timesteps} "
+                f"allowed are 1 to {most}"
+            )
+        return None
+
+
+class Uce(Unlearning):
+    """UCE (Gandikota et al., WACV 2024): cross-attention is edited in closed form, so that it takes
+    the forgotten captions for the set's ``surrogate``. Only with ``condition: text``."""
+
+    method: Literal["uce"]
+    erase: Annotated[float, Field(gt=0)] = 1.0
+    """Weight of the forgotten captions; equal ones count once (the released erase_scale)."""
+    preserve: Annotated[float, Field(ge=0)] = 1.0
+    """Weight of the captions that only other images have; equal ones count once
+    (preserve_scale)."""
+    ridge: Annotated[float, Field(gt=0)] = 0.5
+    """lambda: weight of the squared change of the weights (lamb)."""
+
+    module: ClassVar[str] = "afterimage.methods.uce"
+
+    @property
+    def needs_condition(self) -> str | None:
+        return f"method {self.method}"
+
+    def updates_of(self, updates: int, timesteps: int) -> tuple[int, int]:
+        return 1, 1
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(0)
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        if self.train or self.matched_to is not None:
+            given = f"train = {self.train}" if self.train else "matched_to"
+            return f"method uce edits weights once and has no updates: {given} cannot be given"
+        if study.condition_of(name) != "text":
+            return (
+                "method uce edits cross-attention, which networks with condition = 'text' have, "
+                f"but the condition is {study.condition_of(name)!r}"
+            )
+        return super().refusal(study, name)
+
+
+class Siss(Unlearning):
+    """SISS (Alberti et al., ICLR 2025): plain training on the images that remain, as the difference
+    of two losses at noisy images from a mixture. For single images: sets by ``ids``, or
+    ``extracted_from``."""
+
+    method: Literal["siss"]
+    mixture: Annotated[float, Field(ge=0, le=1)] = 0.5
+    """lambda: share of the noisy images that are made of forgotten ones. At 0 the subtracted loss has
+    hardly any weight, at 1 the other."""
+    superfactor: Annotated[float, Field(ge=-1)] | None = None
+    """s: the loss of the forgotten images is subtracted 1 + s times as often as it must be for
+    plain training on the others. Give this or ``norm_ratio``."""
+    norm_ratio: Annotated[float, Field(ge=0)] | None = None
+    """Norm of the subtracted gradient, relative to that of the other, in each update (the authors
+    recommend 0.1)."""
+    images: Literal["all", "remain"] = "all"
+    """The other loss is that of all training images (the paper's objective), or of those that
+    remain (as released)."""
+
+    module: ClassVar[str] = "afterimage.methods.siss"
+
+    @model_validator(mode="after")
+    def _one_strength(self) -> Siss:
+        if (self.superfactor is None) == (self.norm_ratio is None):
+            raise ValueError(
+                f"give exactly one of superfactor and norm_ratio (superfactor = "
+                f"{self.superfactor}, norm_ratio = {self.norm_ratio})"
+            )
+        if self.images == "remain" and self.superfactor is not None and self.superfactor < 0:
+            raise ValueError(
+                f"superfactor = {self.superfactor} would learn the forgotten images: with images = "
+                "'remain' allowed are 0 and more"
+            )
+        return self
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(2 * updates)
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        prediction = study.diffusion.prediction
+        if prediction != "epsilon":
+            return (
+                "method siss needs diffusion.prediction = 'epsilon', of which its importance "
+                f"weights are made, but it is {prediction!r}"
+            )
+        condition = study.condition_of(name)
+        if condition != "none" and self.mixture in (0, 1):
+            return (
+                f"mixture = {self.mixture:g} draws noisy images with the {condition}s of one side "
+                "only: with labels or captions allowed is between 0 and 1"
+            )
+        return super().refusal(study, name)
+
+
 class DpSgd(Arm):
     """DP-SGD (Abadi et al. 2016) with opacus; Carlini et al. 2023 report that it diverges.
     ``train.clip`` is not used."""
@@ -798,7 +987,18 @@ class DpSgd(Arm):
 
 
 AnyArm = Annotated[
-    Baseline | IetAgc | Loyal | EraseDiff | GradientAscent | SalUn | SelectiveAmnesia | DpSgd,
+    Baseline
+    | Ambient
+    | IetAgc
+    | Loyal
+    | EraseDiff
+    | GradientAscent
+    | SalUn
+    | SelectiveAmnesia
+    | Esd
+    | Siss
+    | Uce
+    | DpSgd,
     Field(discriminator="method"),
 ]
 """Union of all arm blocks; a new method adds its block above and here."""

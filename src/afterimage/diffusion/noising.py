@@ -4,8 +4,8 @@ equation 14 per sample."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
@@ -58,7 +58,44 @@ class Batch:
         return self._map(lambda tensor: tensor[rows])
 
     def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return Batch(**each_tensor(vars(self), change))
+        return replace(self, **each_tensor(vars(self), change))
+
+
+class Noising(NamedTuple):
+    """How a batch is noised, and what the network should predict of it. All are float32, (B, C, H,
+    W).
+
+    Attributes:
+        noise: Noise in the noisy images.
+        clean_target: Images that the targets are made of.
+        noise_target: Noise that the targets are made of.
+    """
+
+    noise: torch.Tensor
+    clean_target: torch.Tensor
+    noise_target: torch.Tensor
+
+
+class Renoise(Protocol):
+    """Replaces the noise of a batch, and what the network should predict."""
+
+    def __call__(
+        self,
+        rows: torch.Tensor,
+        mirrored: torch.Tensor,
+        clean: torch.Tensor,
+        noise: torch.Tensor,
+        timesteps: torch.Tensor,
+    ) -> Noising:
+        """Return what a batch with these clean images and drawn noise is made of instead.
+
+        Args:
+            rows: int64, (B,): positions in the training set.
+            mirrored: bool, (B,): mask of the images that are mirrored.
+            clean: float32, (B, C, H, W).
+            noise: float32, (B, C, H, W), standard normal.
+            timesteps: int64, (B,).
+        """
 
 
 class Pixels:
@@ -111,9 +148,11 @@ class Pixels:
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
         retime: Change | None = None,
+        renoise: Renoise | None = None,
     ) -> Batch:
         """Noise the images at ``rows``, after ``change`` if given; t comes from [0, T), or from
-        [low, high), and is what ``retime`` makes of that, if given.
+        [low, high), and is what ``retime`` makes of that, if given; noise and targets are what
+        ``renoise`` makes of them.
 
         Timesteps, noise, flips, dropped labels, latents and pictures to be mixed in are drawn in
         this order, so that the later ones do not shift the earlier ones.
@@ -139,7 +178,11 @@ class Pixels:
             clean, condition = self.fusion.fused(clean, condition, generator)
         if dropped is not None:
             condition = self.without(condition, dropped)
-        return self._noised(index, clean, drawn_timesteps, noise, condition, change)
+        clean = clean if change is None else change(clean)
+        noising = Noising(noise, clean, noise)
+        if renoise is not None:
+            noising = renoise(index, mirrored, clean, noise, drawn_timesteps)
+        return self._noised(index, clean, drawn_timesteps, noising, condition)
 
     def noised(
         self,
@@ -161,20 +204,20 @@ class Pixels:
             change: Applied to the images before noising.
         """
         clean = self.clean(rows, mirrored)
-        return self._noised(rows, clean, timesteps, noise, condition, change)
+        clean = clean if change is None else change(clean)
+        return self._noised(rows, clean, timesteps, Noising(noise, clean, noise), condition)
 
     def _noised(
         self,
         rows: torch.Tensor,
         clean: torch.Tensor,
         timesteps: torch.Tensor,
-        noise: torch.Tensor,
+        noising: Noising,
         condition: Condition,
-        change: Change | None,
     ) -> Batch:
-        clean = clean if change is None else change(clean)
-        noisy = self.scheduler.add_noise(clean, noise, timesteps)  # type: ignore[arg-type]
-        return Batch(rows, noisy, timesteps, self._target(clean, noise, timesteps), condition)
+        noisy = self.scheduler.add_noise(clean, noising.noise, timesteps)  # type: ignore[arg-type]
+        target = self._target(noising.clean_target, noising.noise_target, timesteps)
+        return Batch(rows, noisy, timesteps, target, condition)
 
     @property
     def shape(self) -> torch.Size:

@@ -152,6 +152,7 @@ def denoise(
     labels: torch.Tensor | None = None,
     null: int | None = None,
     texts: tuple[torch.Tensor, torch.Tensor] | None = None,
+    until: int | None = None,
 ) -> torch.Tensor:
     """Denoise one batch from noise to images.
 
@@ -167,6 +168,8 @@ def denoise(
             null).
         null: The null label, required unless w = 1.
         texts: Embeddings of the images' captions, float32, (n, L, D), and the null text, (L, D).
+        until: Number of steps to take, in [1, settings.steps]; by default all. The images are then
+            as noisy as the next step takes them.
 
     Returns:
         float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
@@ -225,7 +228,7 @@ def denoise(
 
     # Denoise; the check waits for the device, so it comes once at the end.
     x, finite = start, []
-    for t in scheduler.timesteps:
+    for t in scheduler.timesteps[:until]:
         prediction = predict(x, t)
         x = scheduler.step(
             prediction if takes_variance else prediction[:, :channels],

@@ -14,7 +14,7 @@ import torch
 
 from afterimage.config import Baseline
 from afterimage.diffusion.model import load_weights
-from afterimage.diffusion.noising import Batch
+from afterimage.diffusion.noising import Batch, Renoise
 from afterimage.training import distributed
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Objective, plain
@@ -25,19 +25,30 @@ from afterimage.training.task import Task
 def train(job: TrainingRun) -> Trained:
     """Train ``job.net`` on all images, equally weighted unless the arm's ``weights`` say
     otherwise; a method that trains plainly can call this for an arm of its own."""
+    objective = plain(job.task)
+    if isinstance(job.arm, Baseline) and job.arm.weights == "inverse_copies":
+        weights = torch.from_numpy(inverse_copies(job.sources)).to(job.accelerator.device)
+        objective = weighted(job.task, weights)
+    return fit(job, objective)
+
+
+def fit(job: TrainingRun, objective: Objective, renoise: Renoise | None = None) -> Trained:
+    """Train ``job.net`` on all images by an objective.
+
+    Args:
+        job: The run.
+        objective: The losses and their weights.
+        renoise: What becomes of the noise and the targets of every batch.
+    """
     if job.base is not None:
         load_weights(job.net, job.base)
     settings = job.train
     learner = Learner(job.net, settings, job.accelerator, job.updates, shared=True)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
-    objective = plain(job.task)
-    if isinstance(job.arm, Baseline) and job.arm.weights == "inverse_copies":
-        weights = torch.from_numpy(inverse_copies(job.sources)).to(job.accelerator.device)
-        objective = weighted(job.task, weights)
 
     def update(s: int) -> dict[str, float]:
         torch.manual_seed(order.dropout_seed(s) + distributed.index())
-        batch = job.task.batch(order.rows(s), order.generator(s))
+        batch = job.task.batch(order.rows(s), order.generator(s), renoise=renoise)
         return learner.update(s, batch, objective)
 
     progress = job.run(update, {"learner": learner}, learner.networks)

@@ -16,11 +16,15 @@ METHOD_COLOURS = {
     "rau_net": "C2",
     "loyal": "C9",
     "iet_agc": "C0",
+    "ambient": "C8",
     "dp_sgd": "C5",
     "erasediff": "C3",
     "salun": "C1",
     "selective_amnesia": "C4",
     "gradient_ascent": "C6",
+    "siss": "navy",
+    "esd": "goldenrod",
+    "uce": "black",
 }
 OTHER_METHOD = "C7"
 NETWORK_COLOURS = {
@@ -66,14 +70,21 @@ def networks_of(settings: Settings) -> str | None:
 
 
 def role_of(settings: Settings) -> str:
-    """Return the role of an arm in the published tables of unlearning."""
+    """Return the role of an arm in tables of unlearning, the published ones' where they have it."""
     if settings["method"] == "baseline":
         if settings["base"]:
             return "fine-tune"
         return RETRAINED if settings["without"] else "unscrubbed"
     if settings["method"] == "erasediff":
         return "EraseDiff noise" if "uniform" in settings["target"] else "EraseDiff rl"
-    names = {"gradient_ascent": "NegGrad", "selective_amnesia": "SA", "salun": "SalUn"}
+    names = {
+        "gradient_ascent": "NegGrad",
+        "selective_amnesia": "SA",
+        "salun": "SalUn",
+        "siss": "SISS",
+        "esd": "ESD",
+        "uce": "UCE",
+    }
     return names.get(settings["method"]) or settings["method"]
 
 

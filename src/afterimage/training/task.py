@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from afterimage.diffusion.condition import Condition
-from afterimage.diffusion.noising import Batch, Change
+from afterimage.diffusion.noising import Batch, Change, Renoise
 
 
 class Task(Protocol):
@@ -29,12 +29,13 @@ class Task(Protocol):
         change: Change | None = None,
         timesteps: tuple[int, int] | None = None,
         retime: Change | None = None,
+        renoise: Renoise | None = None,
     ) -> Batch:
         """Noise the items at ``rows``, after ``change`` if given; all other random numbers come
         from ``generator``.
 
         ``timesteps`` = (low, high) draws t from [low, high) only. ``retime`` maps the drawn
-        timesteps to those used, and shifts no other draw.
+        timesteps to those used, and shifts no other draw. ``renoise`` replaces noise and targets.
         """
 
     def labels_of(self, rows: torch.Tensor) -> torch.Tensor | None:

@@ -1,0 +1,145 @@
+"""Remedies that need more than their keys' ranges: what is refused before any job starts, and what
+they cost."""
+
+import pytest
+
+from afterimage import config
+from afterimage.plan.cost import work
+from afterimage.plan.resolved import resolve
+
+AMBIENT = {"method": "ambient", "level": 300}
+ZEROS = {"base": "conditional", "forget": "zeros", "train": {"updates": 200}}
+SISS = {"method": "siss", "norm_ratio": 0.1} | ZEROS
+ESD = {"method": "esd"} | ZEROS
+UCE = {"method": "uce", "base": "text", "forget": "cats"}
+
+
+@pytest.fixture
+def captioned(digits):
+    """Make the study with an arm that reads captions, and one more."""
+
+    def make(arm: dict, **text) -> config.Study:
+        plain = {"method": "baseline", "condition": "text", "train": text}
+        return digits(
+            data__source={"kind": "parquet", "path": "a.parquet", "caption_column": "text"},
+            text={},
+            arms={"text": plain, "new": arm},
+            forget={"cats": {"caption": "cat"}},
+            attribution=None,
+        )
+
+    return make
+
+
+def passes(study: config.Study, arm: str) -> float:
+    """Return the passes of a batch, a backward pass as two."""
+    batch = study.train_of(arm).batch_size * work.forward(study, arm)
+    return work.training(study, arm).fp32 / batch
+
+
+def test_ambient_costs_what_plain_training_does(digits):
+    study = digits(arms__ambient=AMBIENT)
+    assert work.training(study, "ambient") == work.training(study, "baseline")
+
+
+def test_siss_makes_two_passes_per_update(digits):
+    study = digits(arms__siss=SISS)
+    assert work.spent(study, "siss").passes == 400
+    assert passes(study, "siss") == pytest.approx(3 * 400)
+
+
+@pytest.mark.parametrize(
+    ("changed", "forward"),
+    [
+        ({}, 2 + 2 * 24.5),
+        ({"guidance": 1.0}, 2 + 24.5),
+        ({"inputs": "noised"}, 2),
+        ({"steps": 11}, 2 + 2 * 5),
+    ],
+)
+def test_esd_samples_up_to_a_random_step_in_every_update(changed, forward, digits):
+    study = digits(arms__esd=ESD | changed)
+    assert work.spent(study, "esd").passes == 200
+    assert passes(study, "esd") == pytest.approx(200 * (3 + forward))
+
+
+def test_uce_trains_nothing(captioned):
+    study = captioned(UCE)
+    assert work.training(study, "new") == work.Work()
+    assert resolve(study, "train", "new", 0)["settings"]["arm"]["ridge"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("arm", "message"),
+    [
+        (
+            AMBIENT | {"level": 1000},
+            "level = 1000 leaves no timestep above it: allowed are 0 to 999",
+        ),
+        (AMBIENT | {"level": -1}, "level"),
+        ({"method": "ambient"}, "level"),
+        (
+            AMBIENT | {"dual_fusion": {}},
+            "method ambient noises each image once, but dual_fusion makes another one",
+        ),
+        ({"method": "siss"} | ZEROS, "give exactly one of superfactor and norm_ratio"),
+        (SISS | {"superfactor": 1.0}, "give exactly one of superfactor and norm_ratio"),
+        (SISS | {"mixture": 1.5}, "mixture"),
+        (SISS | {"mixture": 0}, "mixture = 0 draws noisy images with the labels of one side only"),
+        (
+            {"method": "siss", "superfactor": -0.5, "images": "remain"} | ZEROS,
+            "superfactor = -0.5 would learn the forgotten images",
+        ),
+        (ESD | {"base": "baseline"}, "method esd needs labels or captions, but base = 'baseline'"),
+        (
+            ESD | {"trainable": "cross_attention"},
+            "trainable = 'cross_attention' needs cross-attention, .* the condition is 'label'",
+        ),
+        (
+            ESD | {"steps": 1001},
+            "steps = 1001: with diffusion.timesteps = 1000 allowed are 1 to 1000",
+        ),
+        (
+            {"method": "uce", "base": "conditional", "forget": "zeros"},
+            "method uce edits cross-attention, .* but the condition is 'label'",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(digits, arm, message):
+    with pytest.raises(config.ConfigError, match=message):
+        digits(arms__new=arm)
+
+
+def test_single_images_and_unconditional_bases_can_be_forgotten(digits):
+    one = SISS | {"base": "baseline", "forget": "one"}
+    assert digits(arms__new=one | {"mixture": 0}, forget__one={"ids": [3]}).arms
+
+
+def test_siss_needs_noise_predictions(digits):
+    with pytest.raises(
+        config.ConfigError, match=r"method siss needs diffusion.prediction = 'epsil"
+    ):
+        digits(arms__new=SISS, diffusion__prediction="v_prediction")
+
+
+@pytest.mark.parametrize(
+    ("arm", "dropout", "message"),
+    [
+        (
+            {"method": "esd", "base": "text", "forget": "cats"},
+            0.0,
+            r"esd guides away from a text by the prediction without, .* \(train.label_dropout = 0\)",
+        ),
+        (UCE, 0.0, "method uce puts the empty caption .* give forget.cats.surrogate"),
+        (UCE | {"train": {"updates": 5}}, 0.1, "method uce edits weights once .* train = "),
+        (
+            UCE | {"matched_to": {"arm": "text", "by": "updates"}},
+            0.1,
+            "method uce edits weights once .* matched_to cannot be given",
+        ),
+        (UCE | {"ridge": 0.0}, 0.1, "ridge"),
+    ],
+)
+def test_what_does_not_fit_captions_is_refused(captioned, arm, dropout, message):
+    with pytest.raises(config.ConfigError, match=message):
+        captioned(arm, label_dropout=dropout)

@@ -1,0 +1,64 @@
+"""Remedies on latents: each trains a network of latents and their captions."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from afterimage.config import Diffusion, Model
+from afterimage.diffusion.latents import EncodedImages, Latents
+from afterimage.diffusion.model import build_scheduler, build_unet, load_weights, save_pipeline
+from afterimage.images import contents
+from afterimage.methods import find
+
+from .conftest import MODEL, WORDS, embedded
+
+ARMS = [
+    {"method": "ambient", "level": 300},
+    {"method": "siss", "norm_ratio": 0.1},
+    {"method": "esd", "steps": 3, "trainable": "noxattn"},
+    {"method": "uce"},
+]
+
+
+@pytest.fixture
+def latent_job(make_job, digits, tmp_path):
+    """Return a function that builds a run on made-up latents, (4, 4, 4), of captioned digits."""
+
+    def make(arm: dict):
+        unlearning = arm["method"] != "ambient"
+        own = arm | ({"base": "base", "forget": "zeros"} if unlearning else {})
+        job = make_job(tmp_path / arm["method"], "text", arm=own, images=40, updates=2)
+        pixels, labels, texts = digits[0][:40], digits[1][:40], embedded()
+        generator = torch.Generator().manual_seed(2)
+        mean = torch.randn((40, 1, 4, 4, 4), generator=generator)
+        row = {digest.tobytes(): place for place, digest in enumerate(contents(pixels))}
+        scheduler = build_scheduler(Diffusion(), latents=True)
+        given = (texts, texts.rows([WORDS[label] for label in labels]))
+        net = build_unet(Model.model_validate(MODEL), (4, 4, 4), seed=1, text_width=texts.width)
+        base = tmp_path / f"base of {arm['method']}"
+        save_pipeline(net, scheduler, base)
+        task = Latents(
+            pixels,
+            EncodedImages(row, mean, 0.1 * torch.ones_like(mean)),
+            scheduler,
+            label_dropout=0.2,
+            texts=given,
+            surrogate=texts.embedding("digit"),
+        )
+        settings = {"forgotten": labels == 0, "base": base} if unlearning else {}
+        return replace(job, net=net, scheduler=scheduler, task=task, **settings)
+
+    return make
+
+
+@pytest.mark.parametrize("arm", ARMS, ids=lambda arm: arm["method"])
+def test_it_trains_a_network_of_latents(arm, latent_job):
+    job = latent_job(arm)
+    start = {name: value.clone() for name, value in job.net.state_dict().items()}
+    if job.base is not None:
+        load_weights(job.net, job.base)
+    result = find(arm["method"]).train(job)
+    after = result.raw.state_dict()
+    assert all(value.isfinite().all() for value in after.values())
+    assert any(not torch.equal(value, start[name]) for name, value in after.items())
