@@ -153,7 +153,6 @@ def build_scheduler(diffusion: Diffusion, latents: bool = False) -> DDPMSchedule
     Sampling with it clips the predicted image to [-1, 1], but no latents, whose steps are one
     timestep later, as ``StableDiffusionPipeline`` requires.
     """
-    name, first, last = SCHEDULES[diffusion.schedule]
     return DDPMScheduler(
         **diffusion.scheduler,
         clip_sample=not latents,
