@@ -21,6 +21,9 @@ CASES = {
     "cifar2-das": ("cifar2-das", []),
     "iet-cifar10, 2 replicates": ("iet-cifar10", ["replicates=2"]),
     "erasediff-cifar10": ("erasediff-cifar10", []),
+    "loyal-laion10k": ("loyal-laion10k", []),
+    "iet-laion10k": ("iet-laion10k", []),
+    "erasediff-imagenette": ("erasediff-imagenette", []),
 }
 GPUS = (8, 32, 128)
 

@@ -332,3 +332,45 @@ def test_levels_that_are_not_known_cannot_be_selected_from(params):
     assert params["loyal_selection"] is not None
     with pytest.raises(config.ConfigError, match="loyal_selection needs the levels"):
         config.parse(params)
+
+
+STABLE_DIFFUSION = {
+    "_class_name": "UNet2DConditionModel",
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "down_block_types": [*3 * ["CrossAttnDownBlock2D"], "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", *3 * ["CrossAttnUpBlock2D"]],
+    "layers_per_block": 2,
+}
+OF_1_4 = STABLE_DIFFUSION | {"cross_attention_dim": 768, "attention_head_dim": 8, "sample_size": 64}
+OF_2_1 = STABLE_DIFFUSION | {
+    "cross_attention_dim": 1024,
+    "attention_head_dim": [5, 10, 20, 20],
+    "use_linear_projection": True,
+    "sample_size": 96,
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "described", "weights"),
+    [
+        ("loyal-laion10k", OF_2_1, {"plain": 865_910_724, "rau_net": 865_910_724 + 73_734_400}),
+        ("iet-laion10k", OF_2_1, {"default": 865_910_724}),
+        ("erasediff-imagenette", OF_1_4, {"plain": 859_520_964}),
+    ],
+)
+def test_studies_at_paper_scale_are_of_the_published_networks(
+    root, tmp_path, monkeypatch, name, described, weights
+):
+    """LoyalDiffusion's five blocks have 5 x (1280 x 1280 x 9 + 1280) weights. A training fits on
+    one GPU of 80 GB, one with four shards on one of 141 GB."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(described))
+    monkeypatch.setenv("STABLE_DIFFUSION", str(tmp_path))
+    study = config.load(root / "studies" / f"{name}.yaml")
+    for arm, count in weights.items():
+        assert work.weights(study, arm) == count
+    for arm, block in study.arms.items():
+        needed = memory.learning(study, arm).networks
+        assert needed < (141e9 if block.networks_held > 1 else 80e9), arm
