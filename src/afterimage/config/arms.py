@@ -799,8 +799,9 @@ class Esd(Unlearning):
     """What eta starts from: the prediction for the null label or the empty caption (the paper), or
     for the forgotten one (the later released code, with eta = 2)."""
     trainable: Literal["full", "noxattn", "cross_attention"] = "full"
-    """Which weights are trained: all; all but those of cross-attention (ESD-u); those of
-    cross-attention (ESD-x). The last two for arms with ``condition: text``."""
+    """Which weights are trained: all; all but those of cross-attention, time embedding and output
+    layers (ESD-u); those of cross-attention (ESD-x). The last two for arms with ``condition:
+    text``."""
     inputs: Literal["current", "initial", "noised"] = "current"
     """Noisy images: drawn for the label or caption by the network in training (the paper) or by the
     base (the later code), or forgotten images with noise, which costs no sampling."""

@@ -16,9 +16,8 @@ forget set instead, which costs no sampling. c is the caption (the label) of a f
 in turn; the paper has one short prompt.
 
 Which weights are trained is the paper's difference between ESD-x, those of cross-attention
-(``trainable: cross_attention``), for concepts bound to their words, and ESD-u, all others
-(``noxattn``). The released code leaves the output layer and the timestep's embedding out of the
-latter.
+(``trainable: cross_attention``), for concepts bound to their words, and ESD-u, all others but, as
+released, the output layers and the timestep's embedding (``noxattn``; ``diffusion.trainable``).
 """
 
 from __future__ import annotations
@@ -37,21 +36,10 @@ from afterimage.diffusion.noising import Batch, Pixels
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import denoise
 from afterimage.diffusion.texts import TEXT
+from afterimage.diffusion.trainable import hold_others
 from afterimage.methods.unlearning import Sides, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, plain
-
-CROSS_ATTENTION = ".attn2."
-"""In diffusers' names of the weights of cross-attention."""
-
-
-def train_only(net: torch.nn.Module, part: str) -> None:
-    """Freeze all weights but those of ``part``: ``full``, ``cross_attention`` or ``noxattn``, all
-    but these."""
-    for name, weight in net.named_parameters():
-        crossing = CROSS_ATTENTION in name
-        if part != "full" and crossing != (part == "cross_attention"):
-            weight.requires_grad_(False)
 
 
 def guided_away(conditional: torch.Tensor, unconditional: torch.Tensor, arm: Esd) -> torch.Tensor:
@@ -154,7 +142,7 @@ def train(job: TrainingRun) -> Trained:
     assert isinstance(arm, Esd)
     assert job.base is not None
     load_weights(job.net, job.base)
-    train_only(job.net, arm.trainable)
+    hold_others(job.net, arm.trainable)
     learner = Learner(job.net, settings, job.accelerator)
     frozen = copy.deepcopy(job.net).eval()
     erasing, objective = Erasing(job, job.net, frozen), plain(job.task)
