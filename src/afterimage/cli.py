@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import sys
 from importlib import import_module
 from itertools import groupby
+from pathlib import Path
 
 from afterimage.plan.inputs import HEADING
 from afterimage.plan.jobs import STEPS
@@ -136,7 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = [list(words) for last, words in groupby(argv, THEN.__eq__) if not last] or [[]]
     if all(words[:1] and words[0] in COMMANDS for words in commands):
         # Other commands open what others made, and may compile.
-        defer_imports(texts=any(words[:2] == ["data", "encode"] for words in commands))
+        defer_imports(texts=any(map(uses_texts, commands)))
     try:
         gc.disable()  # imports make many objects and no garbage: a seventh of the start-up
         try:
@@ -169,6 +171,23 @@ def main(argv: list[str] | None = None) -> int:
         message = str(error)
     print(f"afterimage: error: {message}", file=sys.stderr)
     return 2
+
+
+def uses_texts(words: list[str]) -> bool:
+    """Return whether a command uses the packages of texts: to embed captions, or to train adapters
+    (``model.lora`` of its resolved config)."""
+    if words[:2] == ["data", "encode"]:
+        return True
+    if words[:2] != ["train", "run"]:
+        return False
+    flags = argparse.ArgumentParser(add_help=False, exit_on_error=False)
+    flags.add_argument("--config", default="")
+    unsound = (argparse.ArgumentError, OSError, ValueError, LookupError, TypeError, AttributeError)
+    try:
+        resolved = json.loads(Path(flags.parse_known_args(words)[0].config).read_text())
+        return resolved["settings"]["model"].get("lora") is not None
+    except unsound:
+        return False  # told by the command itself
 
 
 if __name__ == "__main__":

@@ -307,6 +307,20 @@ def test_the_forward_process_is_that_of_the_scheduler_beside_the_network(
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(("part", "key"), [("vae", "autoencoder"), ("text_encoder", "text")])
+def test_what_a_pipeline_encodes_by_is_not_replaced(part, key, digits, folder, tmp_path):
+    block = folder(TEXTS | {"in_channels": 4, "out_channels": 4})
+    latents = {"autoencoder": {"kind": "trained", "channels": [8, 8], "norm_groups": 4}}
+    of_texts(digits, block, **latents)
+    (tmp_path / part).mkdir()
+    (tmp_path / part / "config.json").write_text("{}")
+    with pytest.raises(config.ConfigError, match=rf"{key}\.kind = .* {part}/ beside it"):
+        of_texts(digits, block, **latents)
+    stored = {"kind": "stored", "path": "no"}
+    encoders = {"autoencoder": stored, "text": stored | {"width": 16}}
+    of_texts(digits, block, **encoders, data__resize=16)
+
+
 def test_weights_in_a_pickle_are_refused(digits, folder, tmp_path):
     block = folder()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").touch()

@@ -1,6 +1,8 @@
 """Trainings that start from a stored U-Net: whole, in part, and with adapters."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -354,6 +356,18 @@ def test_the_stored_adapter_on_the_stored_network_is_the_network_that_is_stored(
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     ends = ("to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight")
     assert moved == {name for name in before if name.endswith(ends)}
+
+
+def test_adapters_are_trained_in_a_process_of_their_own(captioned, stored, pixels, tmp_path):
+    """Most steps hide peft from diffusers."""
+    block = stored(text_width=16, **LORA)
+    own = captioned({}, {}, pixels, "own", model=block)
+    again = own.copy()
+    assert cli.main(own) == 0
+    again[again.index("--out") + 1] = str(tmp_path / "again")
+    subprocess.run([sys.executable, "-m", "afterimage.cli", *again], check=True)
+    one, other = (load_file(tmp_path / out / "raw" / ADAPTER) for out in ("own", "again"))
+    assert same(one, other)
 
 
 def test_what_is_trained_is_on_record(adapted):

@@ -19,6 +19,9 @@ import yaml
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from afterimage.config import Model
+from afterimage.diffusion.model import build_unet
+
 if __package__:
     from .preloaded import preloaded
 else:  # as a module of the tests on SLURM
@@ -197,6 +200,24 @@ def latent(commands, tmp_path_factory) -> Workspace:
     autoencoder = {"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5}
     made = clone(tmp_path_factory.mktemp("latent"), commands)
     return of_captions(made, arms=arms, autoencoder=autoencoder)
+
+
+@pytest.fixture(scope="session")
+def adapted(commands, tmp_path_factory) -> Workspace:
+    """A study of latents that trains adapters of a stored U-Net, run to the end. Read only."""
+    made = clone(tmp_path_factory.mktemp("adapted"), commands)
+    net = build_unet(Model(channels=[8, 16], attention=[True, True]), (4, 4, 4), text_width=16)
+    net.save_pretrained(made.folder / "unet")
+    return of_captions(
+        made,
+        arms={
+            "plain": CAPTIONED["plain"],
+            "erased": CAPTIONED["erased"] | {"control": "plain"},
+        },
+        autoencoder={"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5},
+        model={"kind": "stored", "path": "unet", "lora": {"rank": 2}},
+        paths=None,
+    )
 
 
 def of_captions(made: Workspace, **blocks: Any) -> Workspace:

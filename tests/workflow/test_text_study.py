@@ -3,11 +3,14 @@ general captions, IET-AGC, RAU-Net, LoyalDiffusion, and EraseDiff, ESD and UCE w
 control on pixels, with images, captions and both planted; and on latents."""
 
 import json
+import sys
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from afterimage import artifacts
 from afterimage.images import load_images
@@ -130,3 +133,24 @@ def test_a_set_by_caption_is_forgotten_and_judged(captioned):
         assert {"copied", "copied_images", "probability", "roc_auc"} <= set(numbers["metric"])
     page = (captioned.results / "report/pages/erasediff/erasediff.html").read_text()
     assert "in their captions" in page
+
+
+def test_a_study_of_adapters_runs_to_the_end_and_stores_ordinary_pipelines(adapted):
+    """Attacks and forgetting go by them; diffusers draws from them without this package."""
+    assert adapted.run("afterimage", "verify").returncode == 0
+    assert adapted.planned() == {}
+    before = load_file(adapted.folder / "unet" / "diffusion_pytorch_model.safetensors")
+    for arm in ("plain", "erased"):
+        folder = adapted.results / "train" / arm / "rep0" / "pipeline"
+        assert (folder / "pytorch_lora_weights.safetensors").is_file()
+        after = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+        moved = {name for name in before if not torch.equal(before[name], after[name])}
+        assert moved
+        assert all(".to_" in name for name in moved)
+        code = (
+            "import sys, torch; from diffusers import StableDiffusionPipeline as P; "
+            f"p = P.from_pretrained({str(folder)!r}); p.set_progress_bar_config(disable=True); "
+            "print(p('a digit', num_inference_steps=2, output_type='np').images.shape, "
+            "'afterimage' in sys.modules)"
+        )
+        assert adapted.run(sys.executable, "-c", code).stdout.split("\n")[0] == "(1, 8, 8, 1) False"

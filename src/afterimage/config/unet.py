@@ -173,7 +173,13 @@ class StoredModel(Stored):
             self._images_refused(study)
             or self._arms_refused(study)
             or self._process_refused(study.diffusion)
+            or self._encoders_refused(study)
         )
+
+    @property
+    def _pipeline(self) -> Path:
+        """The folder that the network's is in: a pipeline's, if others of its parts are there."""
+        return Path(expand(self.path)).resolve().parent
 
     def _images_refused(self, study: Study) -> str | None:
         """Return why the network does not take the study's images or latents."""
@@ -226,7 +232,7 @@ class StoredModel(Stored):
     def _process_refused(self, diffusion: Diffusion) -> str | None:
         """Return what of the forward process is not that of the scheduler next to the network's
         folder, if there is one."""
-        file = Path(expand(self.path)).resolve().parent / "scheduler" / "scheduler_config.json"
+        file = self._pipeline / "scheduler" / "scheduler_config.json"
         if not file.is_file():
             return None
         stored, own = FORWARD_PROCESS | read(file), FORWARD_PROCESS | diffusion.scheduler
@@ -243,6 +249,21 @@ class StoredModel(Stored):
                 return (
                     f"diffusion.{key} = {getattr(diffusion, key)!r}, but the network in model.path "
                     f"= {self.path!r} was trained with {found} (scheduler/ beside it)"
+                )
+        return None
+
+    def _encoders_refused(self, study: Study) -> str | None:
+        """Return what the study encodes by another network than those next to the network's folder,
+        if there are any."""
+        for key, block, part in (
+            ("autoencoder", study.autoencoder, "vae"),
+            ("text", study.text, "text_encoder"),
+        ):
+            kind = None if block is None else block.kind
+            if kind != "stored" and (self._pipeline / part / "config.json").is_file():
+                return (
+                    f"{key}.kind = {kind!r}, but the network in model.path = {self.path!r} was "
+                    f"trained with the one in {part}/ beside it; allowed is 'stored', with its path"
                 )
         return None
 
