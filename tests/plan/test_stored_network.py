@@ -241,6 +241,15 @@ ERASE = {"base": "plain", "forget": "cats"}
             {"arms": {"plain": PLAIN, "amnesia": {"method": "selective_amnesia"} | ERASE}},
             ["arms.amnesia has method selective_amnesia", "Fisher"],
         ),
+        (
+            TEXTS,
+            {"trainable": "noxattn"},
+            {
+                "arms": {"plain": PLAIN, "uce": {"method": "uce"} | ERASE},
+                "forget": {"cats": {"caption": "cat", "surrogate": "an animal"}},
+            },
+            ["arms.uce", "model.trainable = 'noxattn'", "'full' and 'cross_attention'"],
+        ),
     ],
 )
 def test_networks_that_do_not_fit_a_study_of_texts_are_refused(

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from afterimage.config.base import Block, Share
 from afterimage.config.texts import ORIGINAL
 from afterimage.config.training import Model
+from afterimage.config.unet import StoredModel
 
 if TYPE_CHECKING:
     from afterimage.config.study import Study
@@ -888,6 +889,11 @@ class Uce(Unlearning):
             return (
                 "method uce edits cross-attention, which networks with condition = 'text' have, "
                 f"but the condition is {study.condition_of(name)!r}"
+            )
+        if isinstance(study.model, StoredModel) and study.model.trainable == "noxattn":
+            return (
+                "method uce edits cross-attention, which model.trainable = 'noxattn' keeps as it "
+                "is: allowed are 'full' and 'cross_attention'"
             )
         return super().refusal(study, name)
 
