@@ -22,7 +22,7 @@ CASES = {
     "iet-cifar10, 2 replicates": ("iet-cifar10", ["replicates=2"]),
     "erasediff-cifar10": ("erasediff-cifar10", []),
     "loyal-laion10k": ("loyal-laion10k", []),
-    "iet-laion10k": ("iet-laion10k", []),
+    "iet-laion10k, on H200s": ("iet-laion10k", []),
     "erasediff-imagenette": ("erasediff-imagenette", []),
 }
 GPUS = (8, 32, 128)
