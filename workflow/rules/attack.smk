@@ -26,7 +26,8 @@ rule draw_and_attack:
     """Draw generations, seeded per image, or merge their blocks, and run the attacks that every arm
     meets, in one process: extraction (Carlini et al. 2023, section 5.1), quality and diversity with
     held-out controls, and membership inference (section 5.2.1). Each has a store of its own; one
-    that is up to date is skipped.
+    that is up to date is skipped. The attacks are given the generations as this process wrote them:
+    with slurm/scratch.yaml they are still on the node's disk, and of a flag the last value counts.
     """
     input:
         unpack(inputs(*TOGETHER)),
@@ -81,9 +82,9 @@ rule draw_and_attack:
     shell:
         "afterimage sample draw {params.sample} {params.blocks}"
         " --config {input.config[0]:q} --out {params.sample_out:q}"
-        " --then attack extraction {params.extraction}"
+        " --then attack extraction {params.extraction} --samples {output.sample[1]:q}"
         " --config {input.config[1]:q} --out {params.extraction_out:q}"
-        " --then attack quality {params.quality}"
+        " --then attack quality {params.quality} --samples {output.sample[1]:q}"
         " --config {input.config[2]:q} --out {params.quality_out:q}"
         " --then attack membership {params.membership}"
         " --config {input.config[3]:q} --out {params.membership_out:q} > {log:q} 2>&1"
