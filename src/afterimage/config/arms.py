@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from afterimage.config.base import Block, Share
 from afterimage.config.texts import ORIGINAL
 from afterimage.config.training import Model
-from afterimage.config.unet import StoredModel
+from afterimage.config.unet import StoredModel, Trainable
 
 if TYPE_CHECKING:
     from afterimage.config.study import Study
@@ -799,7 +799,7 @@ class Esd(Unlearning):
     guided_from: Literal["empty", "condition"] = "empty"
     """What eta starts from: the prediction for the null label or the empty caption (the paper), or
     for the forgotten one (the later released code, with eta = 2)."""
-    trainable: Literal["full", "noxattn", "cross_attention"] = "full"
+    trainable: Trainable = "full"
     """Which weights are trained: all; all but those of cross-attention, time embedding and output
     layers (ESD-u); those of cross-attention (ESD-x). The last two for arms with ``condition:
     text``."""

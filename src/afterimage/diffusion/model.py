@@ -142,7 +142,7 @@ def unet_of(config: Mapping[str, Any], blocks: TransferBlocks | None = None) -> 
 
 def _of_blocks(blocks: TransferBlocks | None) -> dict[str, Any]:
     """Return the keywords of a U-Net with blocks; empty without."""
-    if blocks is None or not blocks.groups or blocks.variant == "none":
+    if blocks is None or blocks.placed is None:
         return {}
     return {f"transfer_{key}": value for key, value in blocks.model_dump().items()}
 

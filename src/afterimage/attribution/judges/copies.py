@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import roc_auc_score
 
 from afterimage.config import ConfigError
+from afterimage.metrics.ranking import roc_auc
 
 COLUMNS = ["query", "source", "copies", "recall", "chance"]
 
@@ -79,4 +79,4 @@ def leverage_auc(leverage: np.ndarray, copies: np.ndarray) -> float:
             f"leverage is compared between images with and without copies, but {has_copies.sum()} "
             f"of {len(copies)} images have copies"
         )
-    return float(roc_auc_score(has_copies, -leverage))
+    return roc_auc(leverage[has_copies], leverage[~has_copies])
