@@ -411,13 +411,11 @@ def test_overlap_swaps_with_its_arguments():
     np.testing.assert_array_equal(forth.recall, back.precision)
 
 
-def test_overlap_in_small_blocks():
-    from sklearn import config_context
-
+def test_overlap_in_small_blocks(monkeypatch):
     x, y = RNG.standard_normal((2, 500, 3))
     whole = quality.overlap(x, y, 5)
-    with config_context(working_memory=0.02):
-        parts = quality.overlap(x, y, 5)
+    monkeypatch.setattr(quality, "BLOCK_BYTES", 20_000)
+    parts = quality.overlap(x, y, 5)
     for name, each in vars(whole).items():
         np.testing.assert_array_equal(each, getattr(parts, name))
 

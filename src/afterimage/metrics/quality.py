@@ -19,14 +19,17 @@ and coverage.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.metrics.pairwise import polynomial_kernel
+import torch
 
 from afterimage.config import ConfigError
+
+BLOCK_BYTES = 2**28
+"""Memory of one block of distances."""
 
 # ---- Fréchet distance ----------------------------------------------------------------------------
 
@@ -160,7 +163,7 @@ def mmd2(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    return polynomial_kernel(x, y, degree=3, gamma=1 / x.shape[1], coef0=1)
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def kid(
@@ -249,7 +252,7 @@ def overlap(generations: np.ndarray, reference: np.ndarray, k: int) -> Overlap:
     balls = np.empty(len(generations), np.int64)
     recall, coverage = np.zeros(len(reference), bool), np.zeros(len(reference), bool)
     start = 0
-    for block in pairwise_distances_chunked(generations, reference):
+    for block in _distances(generations, reference):
         part = slice(start, start + len(block))
         inside = block <= reach
         balls[part] = inside.sum(axis=1)
@@ -261,7 +264,14 @@ def overlap(generations: np.ndarray, reference: np.ndarray, k: int) -> Overlap:
 
 def _reach(features: np.ndarray, k: int) -> np.ndarray:
     """Return the distance of each point to its ``k``-th nearest other point, float64 (N,)."""
-    chunks = pairwise_distances_chunked(
-        features, reduce_func=lambda block, _: np.partition(block, k, axis=1)[:, k]
-    )
-    return np.concatenate(list(chunks))
+    blocks = _distances(features, features)
+    return np.concatenate([np.partition(block, k, axis=1)[:, k] for block in blocks])
+
+
+def _distances(x: np.ndarray, y: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the Euclidean distances of blocks of ``x`` to all of ``y``, float64, each in about
+    ``BLOCK_BYTES``."""
+    rows = max(1, BLOCK_BYTES // (8 * len(y)))
+    for start in range(0, len(x), rows):
+        block = torch.cdist(torch.from_numpy(x[start : start + rows]), torch.from_numpy(y))
+        yield block.numpy()

@@ -83,7 +83,9 @@ class Notebook:
     def keep(self, figure: Figure, name: str) -> None:
         """Write a figure, the same bytes for the same figure, and show it."""
         path = self.figures / f"{name}.png"
-        figure.savefig(path, bbox_inches="tight", metadata={"Software": None})
+        # bbox_inches="tight" would find the same box by drawing everything once more.
+        box = figure.get_tightbbox().padded(plt.rcParams["savefig.pad_inches"])
+        figure.savefig(path, bbox_inches=box, metadata={"Software": None})
         plt.close(figure)
         IPython.display.display(IPython.display.Image(filename=path))
 

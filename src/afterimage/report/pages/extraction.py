@@ -204,11 +204,12 @@ class Extraction:
         values = np.concatenate([values for pair in both.values() for values in pair])
         bins = np.linspace(0, np.quantile(values[np.isfinite(values)], 0.995), 50)
         for axis, (arm, (generated, held_out)) in zip(axes, both.items(), strict=True):
-            filled = axis.hist(generated, bins, density=True, alpha=0.6, color=OWN)[2]
-            outline = axis.hist(held_out, bins, density=True, histtype="step", color=HELD_OUT)[2]
+            density: figures.Style = {"bins": bins, "density": True}
+            filled = axis.hist(generated, **density, histtype="stepfilled", alpha=0.6, color=OWN)[2]
+            outline = axis.hist(held_out, **density, histtype="step", color=HELD_OUT)[2]
             axis.set_yticks([])
             axis.set_title(arm, fontsize=9)
-            entries = {"generations": filled, "real held-out images": outline[0]}
+            entries = {"generations": filled[0], "real held-out images": outline[0]}
             if name == "ratios":
                 entries["published threshold"] = axis.axvline(1, color=figures.FLOOR, lw=0.8)
         figure.supxlabel(label, fontsize=9)
