@@ -207,6 +207,15 @@ print(loading_utils.requests.get.__module__, "urllib3" in sys.modules)
     assert deferred(code) == ["False", "requests.api", "True"]
 
 
+def test_notebooks_are_checked_without_grammars_of_addresses():
+    code = """
+import nbformat
+nbformat.validate(nbformat.v4.new_notebook())
+print("jsonschema" in sys.modules, "lark" in sys.modules)
+"""
+    assert deferred(code) == ["True", "False"]
+
+
 def test_the_compiler_finds_the_kernels_of_the_meta_device():
     """They were put off too, and torch's tracers know shapes by them alone."""
     code = """

@@ -21,6 +21,7 @@ import pandas as pd
 
 from afterimage.artifacts import ArtifactError
 from afterimage.images import Images
+from afterimage.metrics import ranking
 
 
 @dataclass(frozen=True)
@@ -148,19 +149,18 @@ def swap(train: Images, planted: Planted) -> Images:
 
 
 def precision_recall(planted_ratio: np.ndarray, twin_ratio: np.ndarray) -> pd.DataFrame:
-    """Return the curve of planted images and their twins in one list, in order of increasing ratio:
-    ``recall``, ``precision`` and ``ratio``, the largest ratio called extracted at that point.
+    """Return the curve of planted images and their twins in one list, from all called extracted to
+    none: ``recall``, ``precision`` and ``ratio``, the largest ratio called extracted at that point.
 
     Args:
         planted_ratio: Smallest ratio of each planted image, float64 (P,); infinite means that no
             generation came near.
         twin_ratio: Of its twin in the swapped run, float64 (P,).
     """
-    from sklearn.metrics import precision_recall_curve
-
-    ratios, level = np.unique(np.concatenate([planted_ratio, twin_ratio]), return_inverse=True)
-    truth = np.repeat([1, 0], [len(planted_ratio), len(twin_ratio)])
-    # Levels, since infinite ratios have no score.
-    precision, recall, score = precision_recall_curve(truth, -level)
-    ratio = [*ratios[-score], np.nan]  # the last point calls nothing extracted
-    return pd.DataFrame({"recall": recall, "precision": precision, "ratio": ratio})
+    levels = ranking.Levels(planted_ratio, twin_ratio)
+    planted = levels.count(levels.positives)
+    found, called = np.cumsum(planted), np.cumsum(planted + levels.count(levels.negatives))
+    rows = {"recall": found / found[-1], "precision": found / called, "ratio": levels.scores}
+    curve = pd.DataFrame(rows).iloc[::-1]
+    nothing = pd.DataFrame({"recall": [0.0], "precision": [1.0], "ratio": [np.nan]})
+    return pd.concat([curve, nothing], ignore_index=True)

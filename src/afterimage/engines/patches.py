@@ -206,6 +206,10 @@ def defer_imports(texts: bool = False) -> None:
     The packages of text pipelines (``TEXT``), which diffusers imports with any network if they are
     installed, are hidden from it. Where diffusers is imported already, they stay.
 
+    ``rfc3987_syntax`` is hidden from jsonschema (4.26.0), which notebooks are checked with: it
+    compiles 38 grammars when it is imported, which takes two seconds per page, for formats of
+    addresses that no notebook has.
+
     Args:
         texts: The command uses these packages: they are not hidden.
     """
@@ -225,6 +229,7 @@ def defer_imports(texts: bool = False) -> None:
         ),
     ):
         sys.modules.setdefault(module.__name__, module)
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     meta_device.put_off_kernels()
     if "diffusers" not in sys.modules:
         importlib.metadata.packages_distributions = _Distributions

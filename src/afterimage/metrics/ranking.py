@@ -15,6 +15,7 @@ class Levels:
     """The levels of a score: the different values of two samples together, ascending.
 
     Attributes:
+        scores: The score at each level, (L,).
         positives: int64 (P,): the level of each positive.
         negatives: int64 (N,): the level of each negative.
     """
@@ -22,13 +23,12 @@ class Levels:
     def __init__(self, positives: np.ndarray, negatives: np.ndarray) -> None:
         """Find the levels of the scores of P positives and N negatives; small scores come first,
         infinite ones last."""
-        values, levels = np.unique(np.concatenate([positives, negatives]), return_inverse=True)
-        self._count = len(values)
+        self.scores, levels = np.unique(np.concatenate([positives, negatives]), return_inverse=True)
         self.positives, self.negatives = levels[: len(positives)], levels[len(positives) :]
 
     def count(self, levels: np.ndarray) -> np.ndarray:
         """Return how many of ``levels``, int64 (U,), are at each level, int64 (L,)."""
-        return np.bincount(levels, minlength=self._count)
+        return np.bincount(levels, minlength=len(self.scores))
 
 
 def area(positives: np.ndarray, negatives: np.ndarray) -> float:
