@@ -273,6 +273,10 @@ def flags(real_client, tmp_path):
     return [str(word) for pair in pairs.items() for word in pair]
 
 
+FEW = ("--generate", "20", "--steps", "2")
+"""Flags of a look whose numbers do not matter."""
+
+
 def saved(real_client, tmp_path, update):
     name = f"checkpoint-{update}"
     shutil.copytree(real_client / "ddpm-emoji-16" / name, tmp_path / "run" / name)
@@ -344,7 +348,7 @@ def test_broken_checkpoints_are_named_and_left_out(real_client, tmp_path, flags,
     weights = tmp_path / "run/checkpoint-400/unet"
     weights.mkdir(parents=True)
     (weights / "config.json").write_text("{}")
-    assert cli.main(["watch", *flags, "--once"]) == 0
+    assert cli.main(["watch", *flags, *FEW, "--once"]) == 0
     assert "checkpoint-400 is left out: unet/ has no weights yet" in capsys.readouterr().out
 
 
@@ -353,10 +357,10 @@ def test_a_checkpoint_without_its_scheduler_takes_that_of_the_base(
 ):
     saved(real_client, tmp_path, 500)
     shutil.rmtree(tmp_path / "run" / "scheduler")
-    assert cli.main(["watch", *flags, "--once"]) == 2
+    assert cli.main(["watch", *flags, *FEW, "--once"]) == 2
     assert "scheduler" in capsys.readouterr().err
     base = str(real_client / "ddpm-emoji-16")
-    assert cli.main(["watch", *flags, "--once", "--base", base, "--weights", "ema"]) == 0
+    assert cli.main(["watch", *flags, *FEW, "--once", "--base", base, "--weights", "ema"]) == 0
 
 
 def test_checkpoints_of_text_to_image_trainers_take_the_rest_from_the_base(tmp_path, capsys):
@@ -409,10 +413,10 @@ def test_checkpoints_of_text_to_image_trainers_take_the_rest_from_the_base(tmp_p
 def test_a_first_look_that_is_interrupted_goes_on(real_client, tmp_path, flags, monkeypatch):
     saved(real_client, tmp_path, 500)
     monkeypatch.setattr(Watch, "look", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
-    assert cli.main(["watch", *flags, "--once"]) == 2  # nothing was looked at
+    assert cli.main(["watch", *flags, *FEW, "--once"]) == 2  # nothing was looked at
     first = (tmp_path / "out/checkpoint-500/drawn/000000.png").stat()
     monkeypatch.undo()
-    assert cli.main(["watch", *flags, "--once"]) == 0
+    assert cli.main(["watch", *flags, *FEW, "--once"]) == 0
     assert (tmp_path / "out/checkpoint-500/drawn/000000.png").stat().st_mtime == first.st_mtime
 
 
