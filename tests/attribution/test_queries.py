@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images, load_images
 from afterimage.plan.resolved import resolve
 
@@ -192,3 +194,21 @@ def test_inputs_that_changed_since_they_were_written_are_refused(name, command, 
     with pytest.raises(ArtifactError, match=f"{name} is not the file"):
         queries.run(args)
     assert not args.out.exists()
+
+
+def test_captions_of_generations_are_prompts_and_those_of_images_are_looked_up():
+    """Ids of generations count up like those of images: looked up as images, they would be given
+    the captions of others."""
+    row = {"a digit, even": 0, "a digit, odd": 1}
+    texts = Texts(row, torch.zeros(2, 3, 4), torch.zeros(3, 4), row_of_image={0: 1, 1: 1})
+    pixels = np.zeros((2, 4, 4, 1), np.uint8)
+    images = Images.of(pixels, captions=np.array(["the digit three", "the digit five"]))
+    generations = Images.of(pixels, captions=np.array(["a digit, odd", "a digit, even"]))
+    for name, shown, rows in (
+        ("train", images, [1, 1]),
+        ("holdout", images, [1, 1]),
+        ("generated", generations, [1, 0]),
+        ("extracted", generations, [1, 0]),
+    ):
+        assert queries.texts_for(name, texts).rows_of(shown).tolist() == rows
+    assert queries.texts_for("generated", None) is None

@@ -287,8 +287,21 @@ def test_a_surrogate_or_a_known_empty_caption_is_enough(digits):
             "arms.a: condition = 'text' is not supported by method dp_sgd",
         ),
         (
-            {"attribution": {"arm": "plain"}},
-            "attribution.arm = 'plain': arms with condition = 'text' are not supported",
+            {
+                "arms": {
+                    "a": {
+                        "method": "baseline",
+                        "condition": "text",
+                        "dual_fusion": {"image": 0.1, "caption": 0.5},
+                    }
+                },
+                "attribution": {"arm": "a"},
+            },
+            "attribution.arm = 'a': dual_fusion is not repeated when networks are trained on",
+        ),
+        (
+            {"attribution": {"arm": "plain"}, "autoencoder": {"kind": "trained"}},
+            "attribution.arm = 'plain': with an autoencoder arms denoise latents, which are not",
         ),
         (
             {"loyal_selection": {"base": "plain", "updates": 5, "switch_timesteps": [5]}},

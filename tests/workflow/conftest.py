@@ -184,12 +184,24 @@ CAPTIONED = {
     },
     "uce": {"method": "uce", "base": "plain", "forget": "zeros", "control": "retrained"},
 }
+OF_CAPTIONED = {
+    "arm": "general",
+    "subsets": 4,
+    "seeds": 2,
+    "networks_per_job": 8,
+    "queries": {"holdout": 4, "generated": 4, "extracted": 4},
+    "ground_truth": {"timesteps": 2},
+    "features": {"timesteps": 2, "dimension": 32},
+    "counterfactual": {"queries": 1, "remove": 5, "attributors": ["das"]},
+    "checkpoints": 2,
+}
 
 
 @pytest.fixture(scope="session")
 def captioned(commands, tmp_path_factory) -> Workspace:
     """A study of captioned digits, run to the end. Read only."""
-    return of_captions(clone(tmp_path_factory.mktemp("text"), commands), arms=CAPTIONED)
+    made = clone(tmp_path_factory.mktemp("text"), commands)
+    return of_captions(made, arms=CAPTIONED, attribution=OF_CAPTIONED)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,12 @@ import torch
 from safetensors.torch import load_file
 
 from afterimage import artifacts
+from afterimage.attribution.judges.retrain import Recipe
+from afterimage.diffusion.texts import Texts
 from afterimage.images import load_images
+from afterimage.methods import baseline
+from afterimage.training.checkpoint import Store
+from afterimage.training.job import stream_path
 
 pytestmark = pytest.mark.slow
 
@@ -51,6 +56,39 @@ def test_prompts_of_a_variant_are_those_of_the_same_images(captioned):
     run = artifacts.read_run(captioned.results / "train" / "general" / "rep0")
     assert "/encode/general/" in run["inputs"]["texts"]["path"]
     assert run["config"]["settings"]["arm"]["captions"] == "general"
+
+
+def test_networks_are_retrained_with_the_captions_of_the_arm(captioned, tmp_path):
+    """On all images, in the arm's own stream, a network is the arm's, bit for bit."""
+    results = captioned.results
+    config = json.loads((results / "config/attribution/rep0/retrain/0.json").read_text())
+    train, members = (
+        results / path
+        for path in ("data/planting/0/train.npz", "train/general/rep0/members.parquet")
+    )
+    texts = Texts.load(results / "data/encode/general")
+    recipe = Recipe.from_config(config, train, members, texts)
+    everything, stream = np.ones(len(recipe.images), bool), stream_path(recipe.arm, 0)
+    store = Store(tmp_path, {})
+    retrained = baseline.train(recipe.training_run(everything, config["seed"], stream, store))
+    weights = load_file(
+        results / "train/general/rep0/pipeline/unet/diffusion_pytorch_model.safetensors"
+    )
+    assert all(
+        torch.equal(weights[name], value) for name, value in retrained.average.state_dict().items()
+    )
+
+
+def test_attribution_reads_the_captions_of_the_arm(captioned):
+    folder = captioned.results / "attribution/rep0"
+    jobs = ["features/main/final/train0", "features/main/final/queries", "retrain/0"]
+    for job in [*jobs, "counterfactual/again", "counterfactual/das/0"]:
+        read = artifacts.read_run(folder / job)["inputs"]["texts"]["path"]
+        assert "/encode/general/" in read, job
+    generated = load_images(folder / "queries/generated.npz")
+    assert set(generated.captions.tolist()) <= {"a digit, even", "a digit, odd"}
+    again = load_images(folder / "counterfactual/again/regenerated.npz")
+    assert again.captions.tolist() == generated.captions.tolist()[: len(again)]
 
 
 def test_extraction_is_told_by_what_was_planted(captioned):

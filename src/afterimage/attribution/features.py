@@ -23,12 +23,14 @@ from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
 from afterimage.attribution import queries
+from afterimage.attribution.flags import add_explained
 from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import FINAL, REPEAT
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.sample import load_trained, trained_pipeline
+from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
 
 STEP = "attribution/features"
@@ -42,24 +44,7 @@ def block_of(images: Images, block: str, size: int) -> Images:
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "--model", type=Path, required=True, metavar="DIR", help="result of `afterimage train run`"
-    )
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        metavar="PARQUET",
-        help="which of them the arm was trained on",
-    )
-    parser.add_argument(
-        "--queries",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution queries`",
-    )
+    add_explained(parser)
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
@@ -89,8 +74,11 @@ def run(args: argparse.Namespace) -> None:
         members = trained_rows(load_images(args.train), pd.read_parquet(args.members))
         sets = {"train": block_of(members, block, settings["images_per_job"])}
 
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
+
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
-        # Load the network.
+        # Load the network and what it reads.
+        texts = Texts.load(args.texts) if args.texts else None
         net, scheduler_config = load_trained(pipeline, seed, replicate)
         net.to(PartialState().device)
         readouts = ["loss"]
@@ -102,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
         for name, images in sets.items():
             projected = compute.project_gradients(
                 net,
-                task_of(net, scheduler_config, images),
+                task_of(net, scheduler_config, images, queries.texts_for(name, texts)),
                 images.ids,
                 name,
                 feature_settings,
@@ -126,6 +114,7 @@ def run(args: argparse.Namespace) -> None:
                     sampling,
                     seed,
                     replicate,
+                    queries.texts_for(name, texts),
                 )
         save_file(tensors, step.folder / "features.safetensors")
         step.note(images={name: len(images) for name, images in sets.items()})

@@ -11,6 +11,7 @@ generation is that of the matched training image; this set may be empty.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import pandas as pd
 
 from afterimage import artifacts, config, seeds
 from afterimage.attribution.replicate import root_seed
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images, load_images
 
 STEP = "attribution/queries"
@@ -41,9 +43,15 @@ def extracted_queries(samples: Images, images: pd.DataFrame, anchor: str, count:
     matches = matches.drop_duplicates("best_sample").head(count)
     row_of_id = pd.Series(np.arange(len(samples)), samples.ids)
     rows = row_of_id.loc[matches["best_sample"]].to_numpy(dtype=np.int64)
-    queries = samples.take(rows)
-    sources = matches["source"].to_numpy()
-    return Images.of(queries.pixels, queries.ids, queries.labels, sources=sources)
+    return replace(samples.take(rows), sources=matches["source"].to_numpy())
+
+
+def texts_for(image_set: str, texts: Texts | None) -> Texts | None:
+    """Return the embeddings with which the captions of a set of images are looked up: those of
+    generations are their prompts, texts of the arm's variant already."""
+    if texts is None or image_set not in GENERATED:
+        return texts
+    return replace(texts, row_of_image=None)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

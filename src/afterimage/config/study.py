@@ -322,9 +322,15 @@ class Study(Attacks):
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
                 "from the start, on all its images alike, with a budget of its own"
             )
-        if self.condition_of(chosen.arm) == "text":
+        if self.autoencoder is not None:
             raise ValueError(
-                f"attribution.arm = {chosen.arm!r}: arms with condition = 'text' are not supported"
+                f"attribution.arm = {chosen.arm!r}: with an autoencoder arms denoise latents, which "
+                "are not attributed; leave autoencoder or attribution out"
+            )
+        if arm.dual_fusion is not None:
+            raise ValueError(
+                f"attribution.arm = {chosen.arm!r}: dual_fusion is not repeated when networks are "
+                "trained on subsets; name an arm without"
             )
         if chosen.replicates > self.replicates:
             raise ValueError(

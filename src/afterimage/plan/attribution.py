@@ -14,7 +14,7 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.data import SPLIT, training_images
+from afterimage.plan.data import SPLIT, texts_of, training_images
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 from afterimage.plan.train import arm_settings, network_settings
 
@@ -64,8 +64,9 @@ def _explained(study: Study, job: Job) -> Inputs:
 
 
 def _model(study: Study, job: Job) -> Inputs:
-    model = f"train/{asked(study).arm}/rep{job.replicate}/run.json"
-    return {"model": model} | _explained(study, job)
+    arm = asked(study).arm
+    model = f"train/{arm}/rep{job.replicate}/run.json"
+    return {"model": model} | texts_of(study, arm) | _explained(study, job)
 
 
 def _with_queries(study: Study, job: Job) -> Inputs:

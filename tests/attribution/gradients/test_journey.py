@@ -8,9 +8,11 @@ from diffusers import DDIMScheduler
 from afterimage import seeds
 from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
-from afterimage.config import Features, Sample
+from afterimage.config import Features, Model, Sample
 from afterimage.diffusion.denoising import task_of
+from afterimage.diffusion.model import build_unet
 from afterimage.diffusion.sample import generate
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 
 SAMPLING = {"images": 5, "steps": 4, "batch_size": 2}
@@ -42,6 +44,28 @@ def test_the_journey_ends_at_the_generation(generations, scheduler_config, sampl
     assert list(found) == [750, 500, 250, 0]
     np.testing.assert_array_equal(found[0], images.pixels)
     assert (found[750] != images.pixels).any()
+
+
+def test_with_texts_the_journey_ends_at_the_generation_for_its_prompt(scheduler_config):
+    model = Model(channels=[8, 16], attention=[False, True], layers_per_block=1, norm_groups=4)
+    net = build_unet(model, (8, 8, 1), seed=1, text_width=6).eval()
+    rng = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(2, 5, 6, generator=rng)
+    texts = Texts({"a three": 0, "a five": 1}, embeddings, torch.zeros(5, 6))
+    prompts = np.array(["a five", "a three", "a five"])
+    sampling = Sample(**SAMPLING | {"guidance": 2.0})
+    ids = np.arange(3) + 7
+    drawn = (net, scheduler_config, ids, sampling, 3, REPLICATE, None)
+    images = Images.of(generate(*drawn, (texts, texts.rows(prompts))), ids, captions=prompts)
+    described = journey.final_image_estimates(
+        net, scheduler_config, images, sampling, 3, REPLICATE, texts
+    )
+    assert described[0].shape == images.pixels.shape
+    swapped = Images.of(images.pixels, ids, captions=prompts[[1, 0, 1]])
+    other = journey.final_image_estimates(
+        net, scheduler_config, swapped, sampling, 3, REPLICATE, texts
+    )
+    assert all((described[t][row] != other[t][row]).any() for t in (750, 500) for row in range(3))
 
 
 def test_the_first_estimate_is_read_off_the_noise_that_the_image_came_from(

@@ -12,8 +12,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage.attribution.gradients.layers import Factors, Layers, dense
 from afterimage.attribution.gradients.readouts import READOUTS
-from afterimage.config import ConfigError
+from afterimage.config import ConfigError, Model
 from afterimage.config.attribution import Readout
+from afterimage.diffusion.model import build_unet
 from afterimage.diffusion.router import TimestepRouter
 
 SCALARS = {
@@ -88,6 +89,16 @@ def test_every_gradient_is_that_of_automatic_differentiation(kind, tiny_net):
     )
     found = by_hooks(Layers(net), lambda: net(*inputs).sample, target, probe.sign())
     assert set(found) == {name for name, _ in net.named_parameters()}
+    same(found, by_vmap(net, inputs, target, probe.sign()))
+
+
+def test_gradients_of_attention_to_texts_are_those_of_automatic_differentiation():
+    model = Model(channels=[8, 16], attention=[False, True], layers_per_block=1, norm_groups=4)
+    net = build_unet(model, (8, 8, 3), seed=1, text_width=6).double().eval()
+    x, target, probe = (normal(3, 3, 8, 8, seed=seed) for seed in range(3))
+    inputs = (x, torch.tensor([0, 400, 999]), normal(3, 5, 6, seed=3))
+    found = by_hooks(Layers(net), lambda: net(*inputs).sample, target, probe.sign())
+    assert any(name.endswith("attn2.to_v.weight") for name in found)
     same(found, by_vmap(net, inputs, target, probe.sign()))
 
 

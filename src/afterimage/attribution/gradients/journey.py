@@ -7,6 +7,7 @@ the mean over T evenly spaced sampler steps. It is defined for generations only.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.pixels import to_uint8
 from afterimage.diffusion.sample import generate
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 
 
@@ -31,6 +33,7 @@ def final_image_estimates(
     settings: Sample,
     seed: int,
     replicate: int,
+    texts: Texts | None = None,
 ) -> dict[int, np.ndarray]:
     """Return timestep -> estimates of the final images of generations, uint8 (n, H, W, C).
 
@@ -44,12 +47,14 @@ def final_image_estimates(
         settings: How they were sampled.
         seed: Root seed of the study.
         replicate: Replicate of the network.
+        texts: Embeddings of the generations' prompts, for a network that is conditioned on texts.
     """
     scheduler = DDIMScheduler.from_config(scheduler_config)
     scheduler.set_timesteps(settings.steps)
     labels = images.labels if classes_of(net) is not None else None
     # With guidance, one forward pass predicts with labels (first half) and without them.
-    guided = labels is not None and settings.guidance not in (0, 1)
+    conditional = labels is not None or texts is not None
+    guided = conditional and settings.guidance not in (0, 1)
     estimates: dict[int, list[np.ndarray]] = {}
 
     def record(
@@ -62,7 +67,8 @@ def final_image_estimates(
 
     handle = net.register_forward_hook(record)
     try:
-        generate(net, scheduler_config, images.ids, settings, seed, replicate, labels)
+        prompts = None if texts is None else (texts, texts.rows_of(images))
+        generate(net, scheduler_config, images.ids, settings, seed, replicate, labels, prompts)
     finally:
         handle.remove()
     return {t: np.concatenate(batches) for t, batches in estimates.items()}
@@ -77,6 +83,7 @@ def project_journey_gradients(
     sampling: Sample,
     seed: int,
     replicate: int,
+    texts: Texts | None = None,
 ) -> np.ndarray:
     """Return the projected loss gradients of generations along their sampling, float32 (n, k).
 
@@ -89,16 +96,19 @@ def project_journey_gradients(
         sampling: How the generations were sampled.
         seed: As in ``final_image_estimates``.
         replicate: As in ``final_image_estimates``.
+        texts: As in ``final_image_estimates``.
     """
-    estimates = final_image_estimates(net, scheduler_config, images, sampling, seed, replicate)
+    estimates = final_image_estimates(
+        net, scheduler_config, images, sampling, seed, replicate, texts
+    )
     count = min(settings.timesteps, len(estimates))
     steps = [list(estimates)[number * len(estimates) // count] for number in range(count)]
     gradients = []
     for t in steps:
-        state = Images.of(estimates[t], images.ids, images.labels)
+        state = replace(images, pixels=estimates[t])
         projected = project_gradients(
             net,
-            task_of(net, scheduler_config, state),
+            task_of(net, scheduler_config, state, texts),
             state.ids,
             image_set,
             settings,

@@ -19,6 +19,7 @@ The result is ``changes.csv`` (choice, query, removed, l2, cosine, loss, shift) 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import cast
 
@@ -28,14 +29,17 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors.numpy import load_file
 
 from afterimage import artifacts, config, provenance, seeds
+from afterimage.attribution.flags import add_explained
 from afterimage.attribution.judges import retraining_effect
 from afterimage.attribution.judges.retrain import Recipe
+from afterimage.attribution.queries import texts_for
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import ConfigError, GroundTruth, Sample
 from afterimage.config.stored import validated
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.diffusion.start import stored_input
-from afterimage.images import Images, load_images
+from afterimage.diffusion.texts import FILE, Texts
+from afterimage.images import load_images
 from afterimage.methods import baseline
 from afterimage.metrics import classifier, distances
 from afterimage.training.checkpoint import Store
@@ -48,28 +52,7 @@ AGAIN, RANDOM = "again", "random"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage train run` for the explained arm",
-    )
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        metavar="PARQUET",
-        help="which of them the arm was trained on",
-    )
-    parser.add_argument(
-        "--queries",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution queries`",
-    )
+    add_explained(parser)
     parser.add_argument(
         "--scores",
         type=Path,
@@ -140,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
         "classifier": args.classifier / classifier.WEIGHTS,
     }
     inputs |= stored_input(validated(config.AnyModel, settings["model"], "model"))
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
     same_bits()
@@ -150,7 +134,8 @@ def run(args: argparse.Namespace) -> None:
         if "scores" in inputs:
             artifacts.check_file(inputs["scores"])
             scores = load_file(inputs["scores"])[f"{choice}/generated"]
-        recipe = Recipe.from_config(resolved, args.train, args.members)
+        texts = Texts.load(args.texts) if args.texts else None
+        recipe = Recipe.from_config(resolved, args.train, args.members, texts)
         removed = images_to_remove(
             choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), root
         )
@@ -177,15 +162,17 @@ def run(args: argparse.Namespace) -> None:
         scheduler_config = dict(recipe.scheduler.config)
         queries = load_images(queries_path).take(np.array(positions))
         labels = None if recipe.classes is None else queries.labels
+        encoded = texts_for("generated", texts)
+        prompts = None if encoded is None else (encoded, encoded.rows_of(queries))
         sampling = Sample.model_validate(settings["sample"])
         regenerated = generate(
-            net, scheduler_config, queries.ids, sampling, seed, replicate, labels
+            net, scheduler_config, queries.ids, sampling, seed, replicate, labels, prompts
         )
         explained, _ = load_trained(pipeline, seed, replicate)
         explained.to(recipe.accelerator.device).eval()
         ground_truth = GroundTruth.model_validate(settings["ground_truth"])
         effects = retraining_effect.measure_effects(
-            net, explained, scheduler_config, queries, "generated", ground_truth, root
+            net, explained, scheduler_config, queries, "generated", ground_truth, root, encoded
         )
         before, after = (
             classifier.embed(args.classifier, pixels) for pixels in (queries.pixels, regenerated)
@@ -204,7 +191,7 @@ def run(args: argparse.Namespace) -> None:
 
         # Store them.
         changes.to_csv(step.folder / "changes.csv", index=False)
-        Images.of(regenerated, queries.ids, queries.labels).save(step.folder / "regenerated.npz")
+        replace(queries, pixels=regenerated).save(step.folder / "regenerated.npz")
         step.note(
             training_seconds=round(trained.progress.seconds, 3),
             updates=trained.spent.updates,

@@ -37,8 +37,9 @@ from pydantic import TypeAdapter
 
 from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError
+from afterimage.attribution.flags import add_explained
 from afterimage.attribution.judges import retraining_effect, subsets
-from afterimage.attribution.queries import SETS
+from afterimage.attribution.queries import SETS, texts_for
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import (
     AnyArm,
@@ -56,6 +57,7 @@ from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.diffusion.start import start, stored_input
+from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
 from afterimage.methods import baseline
 from afterimage.training import stacked
@@ -68,28 +70,7 @@ STEP = "attribution/retrain"
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage train run` for the explained arm",
-    )
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        metavar="PARQUET",
-        help="which of them the arm was trained on",
-    )
-    parser.add_argument(
-        "--queries",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution queries`",
-    )
+    add_explained(parser)
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
@@ -121,6 +102,7 @@ class Recipe:
         flips: Whether images are mirrored at random.
         classes: Number of labels, or None.
         images: The arm's training images, N.
+        texts: Embeddings of their captions, if the arm is conditioned on them.
         accelerator: Device and precision.
     """
 
@@ -131,10 +113,13 @@ class Recipe:
     flips: bool
     classes: int | None
     images: Images
+    texts: Texts | None
     accelerator: Accelerator
 
     @classmethod
-    def from_config(cls, resolved: dict[str, Any], train: Path, members: Path) -> Recipe:
+    def from_config(
+        cls, resolved: dict[str, Any], train: Path, members: Path, texts: Texts | None
+    ) -> Recipe:
         """Return the recipe of a resolved config.
 
         Args:
@@ -142,6 +127,7 @@ class Recipe:
                 ``flips``.
             train: Training images (.npz).
             members: Which of them the arm was trained on (.parquet).
+            texts: Embeddings of captions, if the arm is conditioned on them.
 
         Raises:
             ConfigError: unless the arm is trained from scratch by the baseline method, with its own
@@ -174,6 +160,7 @@ class Recipe:
             flips=settings["flips"],
             classes=classes_of(images, arm),
             images=images.take(table["trained"].to_numpy()),
+            texts=texts,
             accelerator=accelerator_for(train_settings),
         )
 
@@ -193,7 +180,12 @@ class Recipe:
         def build(blocks: TransferBlocks | None, stream: str) -> UNet:
             init_seed = seeds.derive(seed, *path, stream)
             return start(
-                self.model, images.pixels.shape[1:], self.classes, seed=init_seed, blocks=blocks
+                self.model,
+                images.pixels.shape[1:],
+                self.classes,
+                seed=init_seed,
+                blocks=blocks,
+                text_width=None if self.texts is None else self.texts.width,
             )
 
         labels = None if self.classes is None else images.labels
@@ -208,7 +200,13 @@ class Recipe:
             build=build,
             scheduler=self.scheduler,
             task=Pixels(
-                images.pixels, self.scheduler, labels, self.classes or 0, dropout, self.flips
+                images.pixels,
+                self.scheduler,
+                labels,
+                self.classes or 0,
+                dropout,
+                self.flips,
+                None if self.texts is None else (self.texts, self.texts.rows_of(images)),
             ),
             sources=images.sources,
             labels=images.labels,
@@ -256,10 +254,12 @@ def run(args: argparse.Namespace) -> None:
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
     inputs = {"model": pipeline, "train": args.train, "members": args.members} | paths
     inputs |= stored_input(validated(AnyModel, resolved["settings"]["model"], "model"))
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
 
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         # Read what is measured: the queries, under the retrained networks and the explained one.
-        recipe = Recipe.from_config(resolved, args.train, args.members)
+        texts = Texts.load(args.texts) if args.texts else None
+        recipe = Recipe.from_config(resolved, args.train, args.members, texts)
         queries = {name: load_images(path) for name, path in paths.items()}
         scheduler_config = dict(recipe.scheduler.config)
         ground_truth = GroundTruth.model_validate(settings["ground_truth"])
@@ -306,7 +306,14 @@ def run(args: argparse.Namespace) -> None:
             net = cast(UNet2DModel, {"ema": trained.average, "raw": trained.raw}[weights].eval())
             for name, images in queries.items():
                 effects = retraining_effect.measure_effects(
-                    net, explained, scheduler_config, images, name, ground_truth, root
+                    net,
+                    explained,
+                    scheduler_config,
+                    images,
+                    name,
+                    ground_truth,
+                    root,
+                    texts_for(name, texts),
                 )
                 for target, values in effects.items():
                     measured[f"{name}/{target}"][row] = values

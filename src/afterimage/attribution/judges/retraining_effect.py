@@ -17,14 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers.models.unets.unet_2d import UNet2DModel
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.gradients.noise import gaussian_noise
 from afterimage.config import ConfigError, GroundTruth
-from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.noising import Pixels
+from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.noising import levels as midpoints
+from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 
 TARGETS = ("loss", "shift")
@@ -55,6 +54,7 @@ def measure_effects(
     image_set: str,
     settings: GroundTruth,
     seed: int,
+    texts: Texts | None = None,
 ) -> dict[str, np.ndarray]:
     """Return each image's ``loss`` under ``net`` and ``shift`` from ``explained``, float64 (Q,).
 
@@ -69,15 +69,14 @@ def measure_effects(
         image_set: Name of the set of images; with an image's id, it seeds the image's noise.
         settings: Noise levels and draws.
         seed: Root seed.
+        texts: Embeddings of the images' captions, for networks that are conditioned on them.
 
     Raises:
         ConfigError: if there are fewer timesteps than levels.
-        ArtifactError: if an image lacks a label that the networks need, or a result is NaN or
-            infinite.
+        ArtifactError: if an image lacks a label that the networks need, its caption was not
+            encoded, or a result is NaN or infinite.
     """
-    classes = classes_of(net)
-    labels = images.labels if classes is not None and len(images) else None
-    task = Pixels(images.pixels, DDPMScheduler.from_config(scheduler_config), labels, classes or 0)
+    task = task_of(net, scheduler_config, images, texts)
     device = next(net.parameters()).device
     levels = noise_levels(settings, scheduler_config["num_train_timesteps"])
     effects = {target: np.zeros(len(images)) for target in TARGETS}
