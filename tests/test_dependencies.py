@@ -15,11 +15,13 @@ BASE = {"artifacts", "images", "progress", "provenance", "seeds"}
 TRAINING = BASE | {"data.forget", "data.members", "diffusion", "methods.run", "training"}
 GRADIENTS = {
     "attribution.features",
+    "attribution.flags",
     "attribution.gradients",
     "attribution.queries",
     "attribution.replicate",
 }
 RETRAINING = {
+    "attribution.flags",
     "attribution.gradients.noise",
     "attribution.judges.retrain",
     "attribution.judges.retraining_effect",
