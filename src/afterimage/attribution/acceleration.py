@@ -28,6 +28,7 @@ from scipy.stats import rankdata
 
 from afterimage import artifacts
 from afterimage.attribution.consistency import read_retraining_effects
+from afterimage.attribution.flags import add_inputs
 from afterimage.attribution.judges import lds, subsets
 from afterimage.attribution.judges.repeatability import agreement
 from afterimage.attribution.ranking import TOP
@@ -44,14 +45,7 @@ UNITS = ["variant", "attributor", "queries", "subset", "lds"]
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        metavar="PARQUET",
-        help="which of them the arm was trained on",
-    )
+    add_inputs(parser, "train", "members")
     parser.add_argument(
         "--scores",
         type=Path,

@@ -88,9 +88,10 @@ def run(args: argparse.Namespace) -> None:
         # Compute the features of each set of images.
         tensors: dict[str, np.ndarray] = {}
         for name, images in sets.items():
+            encoded = queries.texts_for(name, texts)
             projected = compute.project_gradients(
                 net,
-                task_of(net, scheduler_config, images, queries.texts_for(name, texts)),
+                task_of(net, scheduler_config, images, encoded),
                 images.ids,
                 name,
                 feature_settings,
@@ -114,7 +115,7 @@ def run(args: argparse.Namespace) -> None:
                     sampling,
                     seed,
                     replicate,
-                    queries.texts_for(name, texts),
+                    encoded,
                 )
         save_file(tensors, step.folder / "features.safetensors")
         step.note(images={name: len(images) for name, images in sets.items()})

@@ -1,35 +1,31 @@
-"""The flags of steps that need the explained network, its training images and the queries."""
+"""The inputs that several steps of attribution read, as flags."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+INPUTS = {
+    "model": ("DIR", "result of `afterimage train run` for the explained arm"),
+    "train": ("NPZ", "training images"),
+    "members": ("PARQUET", "which of them the arm was trained on"),
+    "queries": ("DIR", "result of `afterimage attribution queries`"),
+    "scores": ("DIR", "result of `afterimage attribution scores`"),
+}
+"""Input -> what stands for its path in the help, and what it is."""
+
+
+def add_inputs(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Declare a required flag for each of the named ``INPUTS``."""
+    for name in names:
+        metavar, what = INPUTS[name]
+        parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=what)
+
 
 def add_explained(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--model``, ``--train``, ``--members``, ``--queries`` and ``--texts``."""
-    parser.add_argument(
-        "--model",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage train run` for the explained arm",
-    )
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        metavar="PARQUET",
-        help="which of them the arm was trained on",
-    )
-    parser.add_argument(
-        "--queries",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution queries`",
-    )
+    """Declare what a step reads that runs or retrains the explained network: ``--model``,
+    ``--train``, ``--members``, ``--queries`` and, for an arm on captions, ``--texts``."""
+    add_inputs(parser, "model", "train", "members", "queries")
     parser.add_argument(
         "--texts",
         type=Path,

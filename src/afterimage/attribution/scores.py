@@ -53,6 +53,7 @@ from afterimage.attribution.consistency import (
     read_features,
     read_retraining_effects,
 )
+from afterimage.attribution.flags import add_inputs
 from afterimage.attribution.judges import copies, differences, lds, subsets
 from afterimage.attribution.judges.repeatability import Draws
 from afterimage.attribution.judges.retraining_effect import TARGETS
@@ -71,21 +72,7 @@ NOT_OF_FEATURES = ("network", "block", "images_per_job", "queries", "journey")
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
-    parser.add_argument(
-        "--members",
-        type=Path,
-        required=True,
-        metavar="PARQUET",
-        help="which of them the arm was trained on",
-    )
-    parser.add_argument(
-        "--queries",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution queries`",
-    )
+    add_inputs(parser, "train", "members", "queries")
     parser.add_argument(
         "--features",
         type=Path,

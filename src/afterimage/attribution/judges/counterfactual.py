@@ -29,7 +29,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from safetensors.numpy import load_file
 
 from afterimage import artifacts, config, provenance, seeds
-from afterimage.attribution.flags import add_explained
+from afterimage.attribution.flags import add_explained, add_inputs
 from afterimage.attribution.judges import retraining_effect
 from afterimage.attribution.judges.retrain import Recipe
 from afterimage.attribution.queries import texts_for
@@ -53,13 +53,7 @@ AGAIN, RANDOM = "again", "random"
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_explained(parser)
-    parser.add_argument(
-        "--scores",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution scores`",
-    )
+    add_inputs(parser, "scores")
     parser.add_argument(
         "--classifier",
         type=Path,

@@ -31,6 +31,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
+from afterimage.attribution.flags import add_inputs
 from afterimage.attribution.gradients import compute
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import readouts_of
@@ -54,7 +55,6 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="result of `afterimage train run` without the remedy",
     )
     parser.add_argument("--after", type=Path, required=True, metavar="DIR", help="the same with it")
-    parser.add_argument("--train", type=Path, required=True, metavar="NPZ", help="training images")
     parser.add_argument(
         "--samples",
         type=Path,
@@ -62,13 +62,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NPZ",
         help="generations of the network without the remedy",
     )
-    parser.add_argument(
-        "--scores",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="result of `afterimage attribution scores`",
-    )
+    add_inputs(parser, "train", "scores")
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )

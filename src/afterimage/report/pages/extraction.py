@@ -203,8 +203,8 @@ class Extraction:
         both = {arm: [self._column(arm, of, column) for of in PAIRS] for arm in self.arms}
         values = np.concatenate([values for pair in both.values() for values in pair])
         bins = np.linspace(0, np.quantile(values[np.isfinite(values)], 0.995), 50)
+        density: figures.Style = {"bins": bins, "density": True}
         for axis, (arm, (generated, held_out)) in zip(axes, both.items(), strict=True):
-            density: figures.Style = {"bins": bins, "density": True}
             filled = axis.hist(generated, **density, histtype="stepfilled", alpha=0.6, color=OWN)[2]
             outline = axis.hist(held_out, **density, histtype="step", color=HELD_OUT)[2]
             axis.set_yticks([])
