@@ -134,7 +134,7 @@ REPORTS = {step for step in STEPS if step.startswith(("report/", "selection/"))}
 
 
 JOBS = {
-    "attribution/features": "main/final/queries",
+    "attribution/features": "main/final/0",
     "attribution/retrain": "0",
     "attribution/scores": "main",
     "attribution/counterfactual": "again",

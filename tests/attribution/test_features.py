@@ -102,7 +102,7 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
     """All readouts of the trained network; of an earlier state the loss alone. Nothing depends on
     the other blocks."""
     name, weights = network.split("/")
-    args = command(f"main/{name}/train1", weights=weights)
+    args = command(f"main/{name}/1", weights=weights)
     found = made(args)
     net, scheduler = opened(args, network)
     members = images.take(np.arange(9)[TRAINED][3:6])
@@ -129,7 +129,7 @@ def test_a_block_holds_what_its_network_makes_of_the_images_trained_on(network, 
 
 def test_replicates_have_their_own_noise_and_projection(command):
     first, again, other = (
-        made(command("main/final/train0", name, replicate=k))
+        made(command("main/final/0", name, replicate=k))
         for name, k in (("one", 0), ("again", 0), ("other", 1))
     )
     for name, values in first.items():
@@ -140,8 +140,8 @@ def test_replicates_have_their_own_noise_and_projection(command):
 def test_blocks_together_are_one_large_block(command):
     """Three blocks of 3, 3 and 1 images, bit for bit: with a batch size of 1 no sum changes its
     order."""
-    whole = made(command("main/final/train0", "whole", images_per_job=100))
-    blocks = [command(f"main/final/train{at}") for at in range(3)]
+    whole = made(command("main/final/0", "whole", images_per_job=100))
+    blocks = [command(f"main/final/{at}") for at in range(3)]
     assert [len(made(args)["train/loss"]) for args in blocks] == [3, 3, 1]
     together = read_features([args.out for args in blocks])
     assert together.keys() == whole.keys()
@@ -150,13 +150,14 @@ def test_blocks_together_are_one_large_block(command):
     assert len(np.unique(whole["train/loss"], axis=0)) == 7
 
 
-def test_queries_are_one_block_with_all_their_sets(command, images):
-    """An empty set has features of no images. Each set has noise of its own."""
-    args = command("main/final/queries")
+def test_the_first_block_has_all_sets_of_queries(command, images):
+    """An empty set has features of no images. Each set has noise of its own. Other blocks do not
+    depend on the queries."""
+    args = command("main/final/0")
     found = made(args)
     names = [*READOUTS, *(f"{name}/normalised" for name in READOUTS), "rows", "residual"]
-    assert found.keys() == {f"{part}/{name}" for part in SETS for name in names}
-    sizes = {"holdout": 3, "generated": 2, "extracted": 0}
+    assert found.keys() == {f"{part}/{name}" for part in ("train", *SETS) for name in names}
+    sizes = {"train": 3, "holdout": 3, "generated": 2, "extracted": 0}
     for part, size in sizes.items():
         assert found[f"{part}/loss"].shape == (size, 16)
         assert found[f"{part}/rows"].shape == (size, 2, 16)
@@ -170,7 +171,11 @@ def test_queries_are_one_block_with_all_their_sets(command, images):
     np.testing.assert_array_equal(found["generated/loss"], expected.features["loss"])
     run = artifacts.check_store(args.out)
     assert run["facts"] == {"images": sizes}
-    assert run["inputs"].keys() == {"model", *SETS}
+    assert run["inputs"].keys() == {"model", "train", "members", *SETS}
+    later = command("main/final/1")
+    later.queries = None
+    features.run(later)
+    assert artifacts.check_store(later.out)["inputs"].keys() == {"model", "train", "members"}
 
 
 def test_a_repeat_is_of_the_first_images_with_noise_and_probes_drawn_anew(command, images):
@@ -178,31 +183,25 @@ def test_a_repeat_is_of_the_first_images_with_noise_and_probes_drawn_anew(comman
     images is drawn anew, too."""
     few = {"images": 2, "queries": 1}
     for noise in ("per_image", "shared"):
-        queries = made(command("main/repeat/queries", f"q {noise}", few=few, noise=noise))
-        train = made(command("main/repeat/train0", f"t {noise}", few=few, noise=noise))
-        assert {name: len(queries[f"{name}/loss"]) for name in SETS} == {
-            "holdout": 1,
-            "generated": 1,
-            "extracted": 0,
-        }
-        for name, values in train.items():
-            assert len(values) == 2, name
-        first = made(command("main/final/train0", f"f {noise}", noise=noise))
-        assert first.keys() == train.keys()
-        for name, values in train.items():
-            assert not np.allclose(values, first[name][:2]), name
-    with pytest.raises(AssertionError):
-        np.testing.assert_allclose(train["train/loss"], queries["generated/loss"])
+        again = made(command("main/repeat/0", f"r {noise}", few=few, noise=noise))
+        counts = {"train": 2, "holdout": 1, "generated": 1, "extracted": 0}
+        assert {name: len(again[f"{name}/loss"]) for name in counts} == counts
+        first = made(command("main/final/0", f"f {noise}", noise=noise))
+        assert first.keys() == again.keys()
+        for name, values in again.items():
+            count = counts[name.partition("/")[0]]
+            assert len(values) == count
+            assert not count or not np.allclose(values, first[name][:count]), name
 
 
 def test_without_rows_only_means_are_stored(command):
-    found = made(command("main/final/train0", rows=False))
+    found = made(command("main/final/0", rows=False))
     assert found["train/rows"].shape == (3, 0, 16)
     assert np.abs(found["train/square"]).max() > 0
 
 
 def test_inputs_that_changed_since_they_were_written_are_refused(command):
-    args = command("main/final/train0")
+    args = command("main/final/0")
     for name in (
         "raw/unet/diffusion_pytorch_model.safetensors",
         "members.parquet",
@@ -222,7 +221,7 @@ def test_inputs_that_changed_since_they_were_written_are_refused(command):
 SETTINGS = {
     "features": SMALL,
     "network": "final",
-    "block": "train0",
+    "block": 0,
     "images_per_job": 3,
     "weights": "ema",
     "journey": None,
@@ -241,10 +240,12 @@ def store(tmp_path):
         code: str = "afterimage.seeds",
         **changes,
     ) -> Path:
-        file = tmp_path / f"{name}.model"
+        file, images = tmp_path / f"{name}.model", tmp_path / "images"
         file.write_bytes(model)
+        images.write_bytes(b"images")
         resolved = {"step": features.STEP, "seed": seed, "settings": SETTINGS | changes}
-        with artifacts.step(resolved, tmp_path / name, {"model": file}, (code,)) as step:
+        inputs = {"model": file, "train": images, "members": images}
+        with artifacts.step(resolved, tmp_path / name, inputs, (code,)) as step:
             save_file(tensors, step.folder / "features.safetensors")
         return tmp_path / name
 
@@ -255,30 +256,23 @@ def block(*values: float) -> dict[str, np.ndarray]:
     return {"train/loss": np.array(values, np.float32)[:, None]}
 
 
-def test_stores_are_put_together_in_the_order_given(store):
+def test_blocks_are_put_together_in_order(store):
+    """Queries, which may have a journey, come with the first block alone."""
     queries = {
         "holdout/loss": np.ones((2, 1), np.float32),
         "extracted/loss": np.zeros((0, 1), np.float32),
+        "generated/journey": np.ones((2, 1), np.float32),
     }
-    stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
-    stores.insert(1, store("queries", queries, block="queries"))
+    first = store("0", block(1, 2) | queries, journey={"steps": 50})
+    stores = [first, store("1", block(3), block=1)]
     found = read_features(stores)
+    assert found.keys() == {"train/loss", *queries}
     assert found["train/loss"].ravel().tolist() == [1, 2, 3]
     assert found["holdout/loss"].shape == (2, 1)
     assert found["extracted/loss"].shape == (0, 1)
     for given in (stores[::-1], stores[1:], [*stores, stores[0]]):
-        with pytest.raises(ArtifactError, match="training blocks must come in order, each once"):
+        with pytest.raises(ArtifactError, match="blocks must come in order from 0, each once"):
             read_features(given)
-
-
-def test_queries_with_a_journey_go_with_the_training_images(store):
-    """Training images have none."""
-    queries = {"generated/journey": np.ones((2, 1), np.float32)}
-    stores = [
-        store("queries", queries, block="queries", journey={"steps": 50}),
-        store("train0", block(1, 2)),
-    ]
-    assert read_features(stores).keys() == {"generated/journey", "train/loss"}
 
 
 @pytest.mark.parametrize(
@@ -297,31 +291,31 @@ def test_queries_with_a_journey_go_with_the_training_images(store):
     ],
 )
 def test_what_does_not_belong_together_is_refused_by_name(changes, named, store):
-    stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1", **changes)]
-    with pytest.raises(ArtifactError, match=f"train1 does not match .*train0: {named}$"):
+    stores = [store("0", block(1, 2)), store("1", block(3), block=1, **changes)]
+    with pytest.raises(ArtifactError, match=f"1 does not match .*0: {named}$"):
         read_features(stores)
 
 
 def test_a_file_that_changed_since_it_was_written_is_refused(store):
-    stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
+    stores = [store("0", block(1, 2)), store("1", block(3), block=1)]
     save_file(block(4), stores[1] / "features.safetensors")
-    with pytest.raises(ArtifactError, match=r"train1/features\.safetensors is not the file"):
+    with pytest.raises(ArtifactError, match=r"1/features\.safetensors is not the file"):
         read_features(stores)
 
 
 def test_a_job_that_has_not_finished_is_refused(store, tmp_path):
-    with pytest.raises(ArtifactError, match=r"train1 has no run\.json"):
-        read_features([store("train0", block(1, 2)), tmp_path / "train1"])
+    with pytest.raises(ArtifactError, match=r"1 has no run\.json"):
+        read_features([store("0", block(1, 2)), tmp_path / "1"])
 
 
 def test_blocks_are_the_images_in_order():
     images = Images.of(np.zeros((7, 4, 4, 1), np.uint8), np.arange(7) + 50)
-    found = [features.block_of(images, f"train{at}", 3).ids.tolist() for at in range(3)]
+    found = [features.block_of(images, at, 3).ids.tolist() for at in range(3)]
     assert found == [[50, 51, 52], [53, 54, 55], [56]]
 
 
 def test_features_too_large_for_memory_are_memory_mapped_and_the_same(store, monkeypatch):
-    stores = [store("train0", block(1, 2)), store("train1", block(3), block="train1")]
+    stores = [store("0", block(1, 2)), store("1", block(3), block=1)]
     plain = read_features(stores)
     monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 0)
     mapped = read_features(stores)
@@ -333,7 +327,7 @@ def test_features_too_large_for_memory_are_memory_mapped_and_the_same(store, mon
 def test_a_block_is_read_in_parts(store, monkeypatch):
     """8 MB in one job's file, of which a quarter is never in memory at once."""
     rows = np.random.default_rng(0).normal(size=(1000, 10, 200)).astype(np.float32)
-    stores = [store("train0", {"train/rows": rows})]
+    stores = [store("0", {"train/rows": rows})]
     monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 2**20)
     monkeypatch.setattr(scratch, "BLOCK", 2**20)
     tracemalloc.start()

@@ -91,7 +91,7 @@ def write(folder: Path, step: str, **files) -> Path:
     settings = {
         "step": step,
         "seed": SEED,
-        "settings": {"block": folder.name} if "features" in files else {},
+        "settings": {"block": int(folder.name)} if "features" in files else {},
     }
     with artifacts.step(settings, folder, inputs, ("afterimage.seeds",)) as at:
         for name, content in files.items():
@@ -177,10 +177,11 @@ def study(params, tmp_path):
                 queries |= (
                     {f"{part}/journey": query_loss[of]} if journey and part != "holdout" else {}
                 )
-            stores = [write(folder / name / "queries", "features", features=queries)]
+            stores = []
             for number, block in enumerate(blocks):
                 made = side("train", np.diag(S)[block], None if rows is None else rows[block])
-                stores.append(write(folder / name / f"train{number}", "features", features=made))
+                made |= queries if number == 0 else {}
+                stores.append(write(folder / name / str(number), "features", features=made))
             return stores
 
         features = network("final", asked)
@@ -195,12 +196,11 @@ def study(params, tmp_path):
             for part, size in sizes.items():
                 queries |= side(part, repeat[OF[part].start :][: min(size, 2)])
             repeated = [
-                write(folder / "repeat" / "queries", "features", features=queries),
                 write(
-                    folder / "repeat" / "train0",
+                    folder / "repeat" / "0",
                     "features",
-                    features=side("train", np.diag(S)[:15]),
-                ),
+                    features=side("train", np.diag(S)[:15]) | queries,
+                )
             ]
         names = [(subset, seed) for seed in range(len(losses)) for subset in range(SUBSETS)]
         names = [names[place] for place in rng(5).permutation(len(names))]
@@ -428,7 +428,7 @@ def test_a_repeat_of_another_network_is_refused(study):
         record = json.loads((store / "run.json").read_text())
         record["inputs"]["model"]["sha256"] = "other"
         (store / "run.json").write_text(json.dumps(record))
-    with pytest.raises(ArtifactError, match=r"repeat/queries does not match .*: model was"):
+    with pytest.raises(ArtifactError, match=r"repeat/0 does not match .*: model was"):
         scores.run(args)
 
 

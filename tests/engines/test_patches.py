@@ -256,6 +256,22 @@ print(found["yaml"], "no such package" in found, dict(found) == real(), len(aske
     assert deferred(code) == ["0", "['PyYAML']", "False", "True", "1"]
 
 
+def test_networks_are_imported_without_the_others_until_they_are_asked_for():
+    code = """
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
+package = "diffusers.models.transformers"
+print(sorted(name.removeprefix(package) for name in sys.modules if name.startswith(package)))
+from diffusers.models.transformers import FluxTransformer2DModel
+from diffusers.models.transformers.dual_transformer_2d import DualTransformer2DModel
+real = sys.modules[package]
+print(real.__file__.endswith("transformers/__init__.py"), FluxTransformer2DModel.__name__)
+print(real.DualTransformer2DModel is DualTransformer2DModel)
+"""
+    found = deferred(code)
+    assert "flux" not in "".join(found[:-3])
+    assert found[-3:] == ["True", "FluxTransformer2DModel", "True"]
+
+
 def test_what_is_there_already_stays():
     code = """
 import scipy.stats

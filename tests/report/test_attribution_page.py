@@ -169,7 +169,7 @@ def make_replicate(results: Path, k: int, everything: bool) -> None:
     files = {"acceleration.csv": pd.DataFrame(costs), "units.parquet": pd.concat(units)}
     store(phase / "acceleration", {"reference": "t100"}, {"shortlist": 4}, files)
     for name, features in VARIANTS.items():
-        store(phase / "features" / name / "final/queries", {"features": features}, {}, {})
+        store(phase / "features" / name / "final/0", {"features": features}, {}, {})
 
 
 @pytest.fixture

@@ -81,7 +81,7 @@ def test_networks_are_retrained_with_the_captions_of_the_arm(captioned, tmp_path
 
 def test_attribution_reads_the_captions_of_the_arm(captioned):
     folder = captioned.results / "attribution/rep0"
-    jobs = ["features/main/final/train0", "features/main/final/queries", "retrain/0"]
+    jobs = ["features/main/final/0", "retrain/0"]
     for job in [*jobs, "counterfactual/again", "counterfactual/das/0"]:
         read = artifacts.read_run(folder / job)["inputs"]["texts"]["path"]
         assert "/encode/general/" in read, job

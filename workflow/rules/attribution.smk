@@ -4,7 +4,8 @@
 OUTPUTS:
     results/{study}/attribution/rep{rep}/queries/    the images to attribute
     results/{study}/attribution/rep{rep}/features/{job}/
-        projected gradients of a network for one block of images
+        projected gradients of a network for one block of training images, in the first
+        block for the queries, too
     results/{study}/attribution/rep{rep}/retrain/{job}/
         losses of the queries under networks retrained on subsets
     results/{study}/attribution/rep{rep}/counterfactual/{job}/
@@ -56,7 +57,7 @@ rule features:
     benchmark:
         "results/{study}/benchmarks/attribution/rep{rep}/features/{job}.tsv"
     wildcard_constraints:
-        job=r"\w+/\w+/\w+",
+        job=r"\w+/\w+/\d+",
     threads: STUDY.cluster.threads
     resources:
         **needs("attribution/features"),

@@ -59,13 +59,12 @@ def read_features(stores: list[Path]) -> dict[str, np.ndarray]:
         ArtifactError: if a file was changed, the stores differ in settings, network or code, or a
             block is missing or out of order.
     """
-    check_consistent(stores, ["model"], ignored=("block", "journey"))
+    check_consistent(stores, ["model", "train", "members"], ignored=("block", "journey"))
     blocks = [artifacts.read_run(store)["config"]["settings"]["block"] for store in stores]
-    train_blocks = [block for block in blocks if block != "queries"]
-    if train_blocks != [f"train{number}" for number in range(len(train_blocks))]:
+    if blocks != list(range(len(blocks))):
         raise ArtifactError(
-            f"{stores[0].parent}: training blocks must come in order, each once, "
-            f"not {', '.join(train_blocks)}"
+            f"{stores[0].parent}: blocks must come in order from 0, each once, "
+            f"not {', '.join(map(str, blocks))}"
         )
     # Which stores have an array, and how large it is in all of them together.
     with ExitStack() as stack:

@@ -3,12 +3,12 @@
 A job is named ``<variant>/<network>/<block>``. The variant selects how features are computed
 (``config.Features``). The network is ``final``, the trained one; ``repeat``, the same with noise
 and probes drawn anew, for some of the images; or an earlier checkpoint of its training, for which
-only the loss readout is computed (TracIn). The block is ``queries`` or a slice of the training
-images. The computation itself is in ``gradients.compute``.
+only the loss readout is computed (TracIn). Block ``n`` is the n-th slice of the training images;
+the first block has the queries, too. The computation itself is in ``gradients.compute``.
 
 The result is ``features.safetensors``, float32, with ``<set>/<feature>``, ``<set>/rows`` and
-``<set>/residual`` for each set of the block (``train``, or the sets of queries); where requested,
-also ``<set>/journey`` for the generated queries.
+``<set>/residual`` for each set of the block (``train``, and in the first block the sets of
+queries); where requested, also ``<set>/journey`` for the generated queries.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
 from afterimage.attribution import queries
-from afterimage.attribution.flags import add_explained
+from afterimage.attribution.flags import add_inputs, add_texts
 from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import FINAL, REPEAT
@@ -36,15 +36,21 @@ from afterimage.images import Images, load_images
 STEP = "attribution/features"
 
 
-def block_of(images: Images, block: str, size: int) -> Images:
-    """Return the images of the training block ``train<n>``: the n-th ``size`` rows."""
-    number = int(block.removeprefix("train"))
-    return images.take(np.arange(len(images))[number * size : (number + 1) * size])
+def block_of(images: Images, block: int, size: int) -> Images:
+    """Return the images of a training block: the ``block``-th ``size`` rows."""
+    return images.take(np.arange(len(images))[block * size : (block + 1) * size])
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    add_explained(parser)
+    add_inputs(parser, "model", "train", "members")
+    add_texts(parser)
+    parser.add_argument(
+        "--queries",
+        type=Path,
+        metavar="DIR",
+        help="result of `afterimage attribution queries`; for the first block",
+    )
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
@@ -60,20 +66,15 @@ def run(args: argparse.Namespace) -> None:
     network, block = settings["network"], settings["block"]
     final = network in (FINAL, REPEAT)
     pipeline = trained_pipeline(args.model, settings["weights"], None if final else network)
-    sets: dict[str, Images]
-    if block == "queries":
-        paths = {name: args.queries / f"{name}.npz" for name in queries.SETS}
-        inputs = {"model": pipeline} | paths
-        sets = {
-            name: images.take(np.arange(len(images))[: settings["queries"]])
-            for name, images in ((name, load_images(path)) for name, path in paths.items())
-        }
-    else:
-        inputs = {"model": pipeline, "train": args.train, "members": args.members}
-        artifacts.check_file(args.members)
-        members = trained_rows(load_images(args.train), pd.read_parquet(args.members))
-        sets = {"train": block_of(members, block, settings["images_per_job"])}
-
+    inputs = {"model": pipeline, "train": args.train, "members": args.members}
+    artifacts.check_file(args.members)
+    members = trained_rows(load_images(args.train), pd.read_parquet(args.members))
+    sets = {"train": block_of(members, block, settings["images_per_job"])}
+    if block == 0:
+        for name in queries.SETS:
+            inputs[name] = args.queries / f"{name}.npz"
+            images = load_images(inputs[name])
+            sets[name] = images.take(np.arange(len(images))[: settings["queries"]])
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
 
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:

@@ -26,6 +26,11 @@ def add_explained(parser: argparse.ArgumentParser) -> None:
     """Declare what a step reads that runs or retrains the explained network: ``--model``,
     ``--train``, ``--members``, ``--queries`` and, for an arm on captions, ``--texts``."""
     add_inputs(parser, "model", "train", "members", "queries")
+    add_texts(parser)
+
+
+def add_texts(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--texts``."""
     parser.add_argument(
         "--texts",
         type=Path,

@@ -13,14 +13,17 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from afterimage import artifacts, config, seeds
 from afterimage.attribution.replicate import root_seed
-from afterimage.diffusion.texts import Texts
 from afterimage.images import Images, load_images
+
+if TYPE_CHECKING:
+    from afterimage.diffusion.texts import Texts
 
 STEP = "attribution/queries"
 EXTRACTED = "extracted"

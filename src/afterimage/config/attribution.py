@@ -326,16 +326,12 @@ class Attribution(Block):
         """
         features_jobs = -(-images // self.images_per_job)
         retrain_jobs = -(-self.subsets * self.seeds // self.networks_per_job)
-        blocks = ["queries", *(f"train{number}" for number in range(features_jobs))]
+        blocks = range(features_jobs)
         networks = [FINAL, *(f"state{number}" for number in range(1, self.checkpoints))]
         features = [f"{MAIN}/{network}/{block}" for network in networks for block in blocks]
         features += [f"{variant}/{FINAL}/{block}" for variant in self.variants for block in blocks]
         if self.repeatability is not None:
-            features += [
-                f"{variant}/{REPEAT}/{block}"
-                for variant in [MAIN, *self.variants]
-                for block in ("queries", "train0")
-            ]
+            features += [f"{variant}/{REPEAT}/0" for variant in [MAIN, *self.variants]]
         jobs = {
             "attribution/features": features,
             "attribution/retrain": [str(number) for number in range(retrain_jobs)],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+from pyarrow import parquet
 
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
@@ -71,10 +71,10 @@ def rows(
     else:
         assert extraction is not None, name
         artifacts.check_file(extraction / "pairs.parquet")
-        pairs = pd.read_parquet(extraction / "pairs.parquet")
+        pairs = parquet.read_table(extraction / "pairs.parquet")
         anchor = artifacts.read_run(extraction)["config"]["settings"]["anchor"]
-        flagged = pairs[f"flagged_{anchor}_{settings['alpha']}"].to_numpy(bool)
-        found = pairs["nearest_source"][flagged & choosing(len(pairs))]
+        flagged = pairs[f"flagged_{anchor}_{settings['alpha']}"].to_numpy()
+        found = pairs["nearest_source"].to_numpy()[flagged & choosing(len(pairs))]
         mask = np.isin(train.sources, found)
         reason = (
             f"the attack on the first half of the generations of {settings['extracted_from']!r} "

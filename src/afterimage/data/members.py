@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
-import pandas as pd
 
 from afterimage.artifacts import ArtifactError
 from afterimage.images import Images
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 def members(images: Images, fraction: float, rng: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.metadata import packages_distributions, version
-from importlib.util import spec_from_loader
+from importlib.util import find_spec, spec_from_loader
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -131,7 +131,10 @@ class _Deferred(ModuleType):
             if self._before is not None:
                 self._before()
         found = getattr(import_module(name), attribute)
-        if importing and (submodule := sys.modules.get(caller.f_locals["name"])) is not None:
+        if (
+            importing
+            and (submodule := sys.modules.get(caller.f_locals.get("name", ""))) is not None
+        ):
             sys.meta_path.insert(0, _Loaded(submodule))
         return found
 
@@ -200,6 +203,9 @@ def defer_imports(texts: bool = False) -> None:
     torch's decompositions. Networks are made on that device without any of them; an operation that
     lacks its kernel is an error. The compiler, which does need them, imports them first.
 
+    Every U-Net of diffusers imports a module of ``diffusers.models.transformers``, and that package
+    all its networks. Modules of the package are found without it.
+
     diffusers looks up which distribution every installed package comes from, which reads the
     metadata of them all, and asks for none as long as only networks are used.
 
@@ -233,5 +239,10 @@ def defer_imports(texts: bool = False) -> None:
     meta_device.put_off_kernels()
     if "diffusers" not in sys.modules:
         importlib.metadata.packages_distributions = _Distributions
+        package = find_spec("diffusers")
+        assert package is not None
+        paths = [f"{path}/models/transformers" for path in package.submodule_search_locations or ()]
+        networks = _Deferred("diffusers.models.transformers", __path__=paths)
+        sys.modules.setdefault(networks.__name__, networks)
         for name in () if texts else TEXT:
             sys.modules.setdefault(name, None)  # type: ignore[arg-type]

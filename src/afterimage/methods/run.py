@@ -41,9 +41,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
+from pyarrow import parquet
 from pydantic import TypeAdapter
 
 from afterimage import artifacts, config, methods, provenance, seeds
@@ -188,7 +189,7 @@ def run(args: argparse.Namespace) -> int | None:
     inputs |= {"others": args.others} if args.others else {}
     entries = (__name__, config.METHODS[arm.method])
 
-    def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pd.DataFrame]:
+    def prepare(hashes: dict[str, str]) -> tuple[TrainingRun, pa.Table]:
         code = provenance.fingerprint(*entries)
         store = Store(args.state, {"config": resolved, "inputs": hashes, "code": code})
         return _prepare(args, resolved, arm, train, model, accelerator, store)
@@ -261,7 +262,7 @@ def _prepare(
     model: AnyModel,
     accelerator: Accelerator,
     store: Store,
-) -> tuple[TrainingRun, pd.DataFrame]:
+) -> tuple[TrainingRun, pa.Table]:
     """Return the run and the table of its members."""
     settings, seed = resolved["settings"], resolved["seed"]
     path = stream_path(arm, resolved["replicate"])
@@ -340,11 +341,10 @@ def _prepare(
         share=args.part,
     )
     columns = {"id": split.ids, "source": split.sources}
-    table = pd.DataFrame(columns | {"trained": trained_on, "forgotten": forgotten})
-    return job, table
+    return job, pa.table(columns | {"trained": trained_on, "forgotten": forgotten})
 
 
-def _write(folder: Path, job: TrainingRun, result: Trained, table: pd.DataFrame) -> None:
+def _write(folder: Path, job: TrainingRun, result: Trained, table: pa.Table) -> None:
     """Write the networks, the tables and the curves of a finished run."""
     save_pipeline(result.average, job.scheduler, folder / "pipeline", job.frozen)
     save_pipeline(result.raw, job.scheduler, folder / "raw", job.frozen)
@@ -352,7 +352,7 @@ def _write(folder: Path, job: TrainingRun, result: Trained, table: pd.DataFrame)
         (folder / name).mkdir()
     if job.kept.is_dir():
         artifacts.link(job.kept, folder / "states")
-    table.to_parquet(folder / "members.parquet", index=False)
+    parquet.write_table(table, folder / "members.parquet")
     for name, rows in result.tables.items():
-        rows.to_parquet(folder / "tables" / f"{name}.parquet", index=False)
+        parquet.write_table(rows, folder / "tables" / f"{name}.parquet")
     shutil.copyfile(job.store.curves, folder / "metrics.jsonl")

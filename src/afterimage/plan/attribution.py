@@ -105,16 +105,21 @@ def _queries(study: Study) -> int:
 # ---- features ------------------------------------------------------------------------------------
 
 
+def _features_inputs(study: Study, job: Job) -> Inputs:
+    first = (job.job or "").endswith("/0")
+    return _with_queries(study, job) if first else _model(study, job)
+
+
 def _features_settings(study: Study, job: Job) -> Settings:
     chosen = asked(study)
     variant, network, block = (job.job or "").split("/")
     served = chosen.attributors_of(variant)
     few = chosen.repeatability if network == REPEAT else None
-    journey = block == "queries" and network == FINAL and "journey_trak" in served
+    journey = block == "0" and network == FINAL and "journey_trak" in served
     return {
         "features": chosen.features_of(variant).model_dump(mode="json"),
         "network": network,
-        "block": block,
+        "block": int(block),
         "images_per_job": few.images if few else chosen.images_per_job,
         "queries": few.queries if few else None,
         "weights": study.sample.weights,
@@ -122,23 +127,28 @@ def _features_settings(study: Study, job: Job) -> Settings:
     }
 
 
+def _projected_images(study: Study, name: str) -> int:
+    """Return how many images a job of features is of, queries included."""
+    chosen = asked(study)
+    _, network, block = name.split("/")
+    trained = work.trained_images(study, chosen.arm)
+    if network == REPEAT and chosen.repeatability is not None:
+        few = chosen.repeatability
+        return min(few.images, trained) + min(3 * few.queries, _queries(study))
+    left = trained - int(block) * chosen.images_per_job
+    images = max(0, min(chosen.images_per_job, left))
+    return images + _queries(study) if block == "0" else images
+
+
 def _features_work(study: Study, name: str) -> Work:
     chosen = asked(study)
-    variant, state, block = name.split("/")
-    settings, final = chosen.features_of(variant), state in (FINAL, REPEAT)
-    readouts = work.readouts_of(settings, final)
-    if state == REPEAT and chosen.repeatability is not None:
-        few = chosen.repeatability
-        drawn = work.trained_images(study, chosen.arm) if block != "queries" else _queries(study)
-        most = few.images if block != "queries" else 3 * few.queries
-        return work.gradients(study, chosen.arm, min(most, drawn), settings, readouts)
-    if block != "queries":
-        first = int(block.removeprefix("train")) * chosen.images_per_job
-        left = work.trained_images(study, chosen.arm) - first
-        count = max(0, min(chosen.images_per_job, left))
-        return work.gradients(study, chosen.arm, count, settings, readouts)
-    total = work.gradients(study, chosen.arm, _queries(study), settings, readouts)
-    if state == FINAL and "journey_trak" in chosen.attributors_of(variant):
+    variant, network, block = name.split("/")
+    settings = chosen.features_of(variant)
+    readouts = work.readouts_of(settings, final=network in (FINAL, REPEAT))
+    images = _projected_images(study, name)
+    total = work.gradients(study, chosen.arm, images, settings, readouts)
+    journey = "journey_trak" in chosen.attributors_of(variant)
+    if journey and (network, block) == (FINAL, "0"):
         count = chosen.queries.generated + chosen.queries.extracted
         total += work.drawing(study, chosen.arm, count)
         total += work.gradients(study, chosen.arm, count, settings, 1)
@@ -147,10 +157,8 @@ def _features_work(study: Study, name: str) -> Work:
 
 def _features_memory(study: Study, name: str) -> Bytes:
     chosen = asked(study)
-    variant, state, _ = name.split("/")
-    few = chosen.repeatability if state == REPEAT else None
-    images = few.images if few else chosen.images_per_job
-    return memory.projected(study, chosen.arm, variant, images)
+    variant = name.partition("/")[0]
+    return memory.projected(study, chosen.arm, variant, _projected_images(study, name))
 
 
 # ---- retrain, counterfactual ---------------------------------------------------------------------
@@ -348,7 +356,7 @@ STEPS = (
         folder=FOLDER + "features/{job}",
         keys=("attribution", "sample"),
         settings=_features_settings,
-        inputs=_with_queries,
+        inputs=_features_inputs,
         addresses=_names("attribution/features"),
         work=_features_work,
         memory=_features_memory,

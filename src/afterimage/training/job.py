@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 from accelerate import Accelerator
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
@@ -162,7 +162,7 @@ class Trained:
     progress: Progress
     spent: Spent
     facts: dict[str, Any] = field(default_factory=dict)
-    tables: dict[str, pd.DataFrame] = field(default_factory=dict)
+    tables: dict[str, pa.Table] = field(default_factory=dict)
 
     @classmethod
     def of_one(

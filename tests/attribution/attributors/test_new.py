@@ -62,7 +62,7 @@ def source(tmp_path, root) -> Path:
     return copy
 
 
-def store(folder: Path, step: str, block: str | None = None) -> artifacts.step:
+def store(folder: Path, step: str, block: int | None = None) -> artifacts.step:
     settings = {} if block is None else {"block": block}
     inputs = dict.fromkeys(("model", "train", "members", *SETS), Path(__file__))
     resolved = {"step": step, "seed": 0, "settings": settings}
@@ -84,12 +84,11 @@ def scores_command(tmp_path) -> tuple[list[str], dict[str, np.ndarray]]:
             images.save(step.folder / f"{name}.npz")
         members = pd.DataFrame({"id": np.arange(IMAGES), "trained": True})
         members.to_parquet(step.folder / "members.parquet")
-    for block, names in {"queries": SETS, "train0": ("train",)}.items():
-        with store(tmp_path / "features" / block, "attribution/features", block) as step:
-            tensors = {f"{name}/loss": features[name] for name in names}
-            tensors |= {f"{name}/rows": np.zeros((sizes[name], 0, 1), np.float32) for name in names}
-            tensors |= {f"{name}/residual": np.ones(sizes[name], np.float32) for name in names}
-            save_file(tensors, step.folder / "features.safetensors")
+    with store(tmp_path / "features", "attribution/features", 0) as step:
+        tensors = {f"{name}/loss": features[name] for name in sizes}
+        tensors |= {f"{name}/rows": np.zeros((sizes[name], 0, 1), np.float32) for name in sizes}
+        tensors |= {f"{name}/residual": np.ones(sizes[name], np.float32) for name in sizes}
+        save_file(tensors, step.folder / "features.safetensors")
     with store(tmp_path / "retrain", "attribution/retrain") as step:
         effects = {
             f"{name}/{target}": rng.standard_normal((SUBSETS, size))
@@ -115,7 +114,7 @@ def scores_command(tmp_path) -> tuple[list[str], dict[str, np.ndarray]]:
         "train": ["images/train.npz"],
         "members": ["images/members.parquet"],
         "queries": ["images"],
-        "features": ["features/queries", "features/train0"],
+        "features": ["features"],
         "retrain": ["retrain"],
         "classifier": ["classifier"],
         "config": ["config.json"],

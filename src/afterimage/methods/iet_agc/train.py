@@ -33,7 +33,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
 import torch
 
 from afterimage import seeds
@@ -367,20 +367,18 @@ class Ensemble:
         }
         return distributed.sent_by(k % distributed.count(), state)
 
-    def tables(self) -> dict[str, pd.DataFrame]:
+    def tables(self) -> dict[str, pa.Table]:
         """Return the samples seen and skipped, by timestep and by image."""
-        columns = ["seen", "skipped"]
-        by_timestep = (
-            pd.DataFrame(self.by_timestep.T.numpy(), columns=columns)
-            .rename_axis("timestep")
-            .reset_index()
-        )
-        by_image = (
-            pd.DataFrame(self.by_image.T.numpy(), columns=columns).rename_axis("row").reset_index()
-        )
+
+        def table(name: str, counts: torch.Tensor) -> pa.Table:
+            seen, skipped = counts.numpy()
+            return pa.table({name: np.arange(len(seen)), "seen": seen, "skipped": skipped})
+
         return {
-            "skips_by_timestep": by_timestep,
-            "skips_by_image": by_image.assign(shard=self.shard_of),
+            "skips_by_timestep": table("timestep", self.by_timestep),
+            "skips_by_image": table("row", self.by_image).append_column(
+                "shard", pa.array(self.shard_of)
+            ),
         }
 
     def tensors(self) -> dict[str, torch.Tensor]:

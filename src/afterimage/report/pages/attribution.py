@@ -251,11 +251,9 @@ class Attribution:
         folders = [phase / "features" / "main" / "repeat" for phase in self.phases]
         if not folders[0].is_dir():
             return ""
-        images, queries = (
-            artifacts.read_run(folders[0] / block)["facts"]["images"]
-            for block in ("train0", "queries")
-        )
-        count, each = max(queries.values()), " for each network" if self.several else ""
+        images = artifacts.read_run(folders[0] / "0")["facts"]["images"]
+        count = max(images[name] for name in SETS)
+        each = " for each network" if self.several else ""
         seconds = sum(
             artifacts.read_run(run.parent)["seconds"]
             for folder in folders
@@ -651,7 +649,7 @@ class Attribution:
 
     def dials(self) -> dict[str, list[tuple[int, str]]]:
         """Return, per setting of the features, its values with the variants that vary it alone."""
-        paths = (self.phases[0] / "features").glob("*/final/queries/run.json")
+        paths = (self.phases[0] / "features").glob("*/final/0/run.json")
         features = {
             path.parts[-4]: artifacts.read_run(path.parent)["config"]["settings"]["features"]
             for path in paths
