@@ -56,11 +56,10 @@ from afterimage.attribution.consistency import (
 from afterimage.attribution.flags import add_inputs
 from afterimage.attribution.judges import copies, differences, lds, subsets
 from afterimage.attribution.judges.repeatability import Draws
-from afterimage.attribution.judges.retraining_effect import TARGETS
 from afterimage.attribution.queries import EXTRACTED, SETS
 from afterimage.attribution.ranking import check_finite, top_images
 from afterimage.attribution.replicate import root_seed
-from afterimage.config.attribution import ATTRIBUTOR_TABLE
+from afterimage.config.attribution import ATTRIBUTOR_TABLE, TARGETS
 from afterimage.data.members import trained_rows
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier

@@ -20,6 +20,9 @@ FINAL = "final"
 REPEAT = "repeat"
 """Name of the same network where noise and probes are drawn anew."""
 
+TARGETS = ("loss", "shift")
+"""What retraining is measured by (``judges.retraining_effect``)."""
+
 
 class Attributor(NamedTuple):
     """What is known of an attributor without importing its code.

@@ -50,7 +50,7 @@ from afterimage.config import (
     Train,
     TransferBlocks,
 )
-from afterimage.config.attribution import GroundTruth
+from afterimage.config.attribution import TARGETS, GroundTruth
 from afterimage.config.stored import validated
 from afterimage.diffusion.model import build_scheduler
 from afterimage.diffusion.noising import Pixels
@@ -299,7 +299,7 @@ def run(args: argparse.Namespace) -> None:
         measured = {
             f"{name}/{target}": np.zeros((len(networks), len(images)))
             for name, images in queries.items()
-            for target in retraining_effect.TARGETS
+            for target in TARGETS
         }
         progress, spent = {}, []
         for row, trained in enumerate(trainings):

@@ -21,12 +21,12 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.gradients.noise import gaussian_noise
 from afterimage.config import ConfigError, GroundTruth
+from afterimage.config.attribution import TARGETS
 from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.noising import levels as midpoints
 from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
 
-TARGETS = ("loss", "shift")
 BATCH = 256
 """Images per batch; bounds the memory."""
 
