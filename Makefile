@@ -22,6 +22,18 @@ export HF_HUB_DISABLE_TELEMETRY := 1
 # it: the first one keeps what it compiled.
 unexport PYTHONDONTWRITEBYTECODE
 
+# Compiles what the steps import, once: of the jobs that start together in a new environment each would do it, and every job where they
+# may not write there.
+define IMPORT_STEPS
+from importlib import import_module
+from afterimage.engines.patches import defer_imports
+from afterimage.plan.jobs import STEPS
+defer_imports()
+for step in STEPS.values():
+    import_module(step.module)
+endef
+export IMPORT_STEPS
+
 # What the environment is made from. This is stored in it, and where it differs the environment is made again.
 MADE_FROM = $$($(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)'; pwd -P; cat "$(LOCK)" pyproject.toml)
 
@@ -68,6 +80,7 @@ setup: ## Make the environment in VENV from LOCK, unless it is there
 	"$(BIN)/pip" install -qq --disable-pip-version-check -c "$(LOCK)" uv && \
 	envs/uv.sh "$(VENV)" pip install --quiet -r "$(LOCK)" && \
 	envs/uv.sh "$(VENV)" pip install --quiet --no-build-isolation --no-deps -e . && \
+	"$(BIN)/python" -c "$$IMPORT_STEPS" && \
 	printf '%s\n' "$$made_from" > "$(VENV)/made-from"
 
 ui: setup ## Show the imported runs in MLflow

@@ -201,7 +201,7 @@ def clone(tmp_path: Path) -> Path:
     stub.write_text('#!/bin/sh\necho "$@" >> installed.txt\n')
     stub.chmod(0o755)
     python = folder / "python"
-    venv = 'mkdir -p "$4/bin"; echo > "$4/pyvenv.cfg"; rm -f "$4/made-from"; ln -sf /bin/true "$4/bin/pip"'
+    venv = 'mkdir -p "$4/bin"; echo > "$4/pyvenv.cfg"; rm -f "$4/made-from"; for program in pip python; do ln -sf /bin/true "$4/bin/$program"; done'
     python.write_text(
         f'#!/bin/sh\nif [ "$1" = -m ]; then {venv}; else exec {sys.executable} "$@"; fi\n'
     )
@@ -250,6 +250,15 @@ def test_what_the_wheel_of_torch_asks_for_beyond_the_lock_is_installed(clone: Pa
     assert "--no-deps" not in lock
     assert lock == ".venv pip install --quiet -r envs/cpu.lock"
     assert package == ".venv pip install --quiet --no-build-isolation --no-deps -e ."
+
+
+def test_the_steps_can_be_imported_to_compile_them() -> None:
+    code = (ROOT / "Makefile").read_text().partition("define IMPORT_STEPS\n")[2]
+    code = (
+        code.partition("endef")[0] + "import sys\nprint('afterimage.training.job' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"]
 
 
 def test_an_interrupted_installation_is_made_again(clone: Path) -> None:

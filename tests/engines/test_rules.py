@@ -95,6 +95,8 @@ def test_inputs_are_those_of_the_job_that_the_wildcards_address(planned):
     flags = planned.flags("attack/extraction")(wildcards(arm="baseline", rep="1"))
     assert f"--samples {root}/sample/baseline/rep1/images.npz" in flags
     assert "--config" not in flags  # rules give it themselves
+    given = planned.flags("attack/extraction", "samples")(wildcards(arm="baseline", rep="1"))
+    assert given == flags.replace(f"--samples {root}/sample/baseline/rep1/images.npz ", "")
 
 
 def test_a_second_attempt_asks_for_twice_as_much(planned):

@@ -35,6 +35,9 @@ def shell_commands(workspace, *arguments: str) -> list[str]:
         if line.startswith("Shell command: afterimage ")
     ]
     assert commands
+    for step in (step for command in commands for step in command.split(" --then ")):
+        flags = [word for word in step.split() if word.startswith("--")]
+        assert len(flags) == len(set(flags)), step
     return commands
 
 

@@ -27,7 +27,7 @@ rule draw_and_attack:
     meets, in one process: extraction (Carlini et al. 2023, section 5.1), quality and diversity with
     held-out controls, and membership inference (section 5.2.1). Each has a store of its own; one
     that is up to date is skipped. The attacks are given the generations as this process wrote them:
-    with slurm/scratch.yaml they are still on the node's disk, and of a flag the last value counts.
+    with slurm/scratch.yaml they are still on the node's disk.
     """
     input:
         unpack(inputs(*TOGETHER)),
@@ -71,8 +71,8 @@ rule draw_and_attack:
         **needs(*TOGETHER),
     params:
         sample=flags("sample"),
-        extraction=flags("attack/extraction"),
-        quality=flags("attack/quality"),
+        extraction=flags("attack/extraction", "samples"),
+        quality=flags("attack/quality", "samples"),
         membership=flags("attack/membership"),
         blocks=lambda wildcards: PARTS.blocks_flag(wildcards.arm, wildcards.rep),
         sample_out=subpath(output.sample_run, parent=True),

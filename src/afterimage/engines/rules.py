@@ -119,9 +119,10 @@ class Rules:
 
         return function
 
-    def flags(self, step: str) -> Callable[[Any], str]:
-        """Return the flags that pass a step's jobs their inputs."""
-        return lambda wildcards: flags_of(self.study, _job(step, wildcards))
+    def flags(self, step: str, *made: str) -> Callable[[Any], str]:
+        """Return the flags that pass a step's jobs their inputs, without those named in ``made``,
+        which its rule gives: their process makes them."""
+        return lambda wildcards: flags_of(self.study, _job(step, wildcards), made)
 
     def needs(self, *steps: str) -> dict[str, Callable[[Any, int], int]]:
         """What a job asks for that does one or several steps after each other, as estimated: gpu,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import PurePosixPath
 
 from afterimage.artifacts import RUN
@@ -40,9 +40,13 @@ def inputs_of(study: Study, job: Job) -> dict[str, str | list[str]]:
     return files | {"config": f"{config}.json", "code": f"{config}.code"}
 
 
-def flags_of(study: Study, job: Job) -> str:
+def flags_of(study: Study, job: Job, omitted: Collection[str] = ()) -> str:
     """Return the flags that pass a job its inputs, quoted for a shell; a store is passed as its
-    folder."""
+    folder.
+
+    Args:
+        omitted: Names of inputs without a flag.
+    """
     root = f"results/{study.study}"
 
     def path(file: str) -> str:
@@ -51,6 +55,8 @@ def flags_of(study: Study, job: Job) -> str:
 
     words: list[str] = []
     for name, value in STEPS[job.step].inputs(study_of(study, job), job).items():
+        if name in omitted:
+            continue
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, dict):
             for key, file in value.items():
