@@ -104,3 +104,13 @@ class Texts:
             return torch.tensor([self.row[str(caption)] for caption in captions])
         except KeyError as error:
             raise ArtifactError(f"the caption {error.args[0]!r} was not encoded") from error
+
+
+def prompts_of(texts: Texts | None, images: Images) -> tuple[Texts, torch.Tensor] | None:
+    """Return the texts with the row of each image's caption, int64, (N,), as networks are given
+    them; None for networks without texts.
+
+    Raises:
+        ArtifactError: naming the first caption or image that was not encoded.
+    """
+    return None if texts is None else (texts, texts.rows_of(images))

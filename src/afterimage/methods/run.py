@@ -69,7 +69,7 @@ from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler, save_pipeline
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.start import facts, start, stored_input
-from afterimage.diffusion.texts import FILE, Texts
+from afterimage.diffusion.texts import FILE, Texts, prompts_of
 from afterimage.images import load_images
 from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
@@ -326,7 +326,7 @@ def _prepare(
             classes or 0,
             train.label_dropout,
             settings["flips"],
-            None if texts is None else (texts, texts.rows_of(images)),
+            prompts_of(texts, images),
             surrogate,
             fusion,
         ),
