@@ -3,9 +3,9 @@
 Jobs never talk to MLflow: many writers on a fresh SQLite store lose runs, and compute nodes may
 have no network. Instead, a single process reads ``run.json`` and ``metrics.jsonl`` of finished
 results, so that the store can be deleted and rebuilt at any time. A study is an experiment, an arm
-a parent run, a replicate its child. A child carries the digest of its ``run.json`` files: a run
-with the same digest is kept, one with another digest is replaced, so that old and new numbers never
-mix.
+a parent run, a replicate its child; one more run, ``report``, has the study's tables and pages. A
+run carries the digest of the ``run.json`` files that it shows: a run with the same digest is kept,
+one with another digest is replaced, so that old and new numbers never mix.
 
 This is the only module that imports MLflow.
 """
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from mlflow.entities import Metric, Run
 
 SQLITE = "sqlite:///"
+REPORT = "(report)"
+"""What stands for an arm in the tags of the run with tables and pages."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,11 +61,11 @@ def run(args: argparse.Namespace) -> None:
     study = config.load(args.study)
     with errors_named(uri):
         check_store(uri)
-    arms = read(study, args.results)
+    finished = read(study, args.results)
     with errors_named(uri):
-        counts = import_study(study, args.results / study.study, arms, uri)
+        counts = import_study(study, args.results / study.study, finished, uri)
     if args.out:
-        artifacts.write_json(args.out, summary(study, arms))
+        artifacts.write_json(args.out, summary(study, finished))
     done = ", ".join(f"{number} {verb}" for verb, number in counts.items())
     print(f"study {study.study!r} is in {without_password(uri)}: {done}")
 
@@ -91,8 +93,15 @@ class Arm(NamedTuple):
     replicates: list[Replicate]
 
 
-def read(study: config.Study, results: Path) -> dict[str, Arm]:
-    """Return every arm of a finished study, with every file checked.
+class Finished(NamedTuple):
+    """The arms of a finished study, and the records of its report, in the order of its jobs."""
+
+    arms: dict[str, Arm]
+    report: list[dict[str, Any]]
+
+
+def read(study: config.Study, results: Path) -> Finished:
+    """Return the results of a finished study, with every file checked.
 
     Raises:
         ArtifactError: if a result is missing, changed, or from settings other than the study's.
@@ -117,13 +126,14 @@ def read(study: config.Study, results: Path) -> dict[str, Arm]:
         # The contents of a run depend on the results and on whether images may be shown.
         digest = _digest([study.report.show_images, *(record for _, record in stores.values())])
         replicates[arm].append(Replicate(number, digest, stores))
-    return {
+    arms = {
         arm: Arm(_digest([report, [replicate.digest for replicate in group]]), group)
         for arm, group in replicates.items()
     }
+    return Finished(arms, report)
 
 
-def summary(study: config.Study, arms: Mapping[str, Arm]) -> dict[str, Any]:
+def summary(study: config.Study, finished: Finished) -> dict[str, Any]:
     """Return a summary of a study in a store: the same for the same results, wherever the store
     is."""
     digests = {
@@ -131,7 +141,7 @@ def summary(study: config.Study, arms: Mapping[str, Arm]) -> dict[str, Any]:
             "digest": arm.digest,
             "replicates": [replicate.digest for replicate in arm.replicates],
         }
-        for name, arm in arms.items()
+        for name, arm in finished.arms.items()
     }
     return {"study": study.study, "arms": digests}
 
@@ -346,16 +356,14 @@ def _keep(client: MlflowClient, runs: list[Run], digest: str) -> str | None:
 # ---- import --------------------------------------------------------------------------------------
 
 
-def import_study(
-    study: config.Study, root: Path, arms: Mapping[str, Arm], uri: str
-) -> dict[str, int]:
+def import_study(study: config.Study, root: Path, finished: Finished, uri: str) -> dict[str, int]:
     """Synchronise the store at ``uri`` with the results in ``root``; return the number of
     replicates made, replaced, ..."""
     client = _client(uri)
     experiment = _experiment(client, study.study, uri)
     existing = _runs(client, experiment)
     counts = {"made": 0, "replaced": 0, "kept": 0, "removed": 0}
-    for name, arm in arms.items():
+    for name, arm in finished.arms.items():
         start, end = _times(
             record for replicate in arm.replicates for _, record in replicate.stores.values()
         )
@@ -376,6 +384,13 @@ def import_study(
         if known is None:
             _fill_parent(client, parent, study, root, name, end)
             client.set_terminated(parent, "FINISHED", end)
+    digest = _digest(finished.report)
+    if _keep(client, existing.pop((REPORT, ""), []), digest) is None:
+        start, end = _times(finished.report)
+        tags = {"afterimage.arm": REPORT, "afterimage.digest": digest}
+        run_id = client.create_run(experiment, start, tags, run_name="report").info.run_id
+        _log_report(client, run_id, study, root)
+        client.set_terminated(run_id, "FINISHED", end)
     for (_, number), runs in existing.items():  # arms and replicates no longer in the study
         _keep(client, runs, digest="")
         counts["removed"] += bool(number)
@@ -385,23 +400,26 @@ def import_study(
 def _fill_parent(
     client: MlflowClient, run_id: str, study: config.Study, root: Path, arm: str, time_ms: int
 ) -> None:
-    """Write the study's settings, the arm's headline numbers (means over replicates), tables and
-    pages to the arm's run."""
+    """Write the study's settings and the arm's headline numbers (means over replicates) to the
+    arm's run."""
     from mlflow.entities import Metric
 
     settings = study.model_dump(
         mode="json", exclude={"arms", "model", "diffusion", "train", "sample", "cluster"}
     )
-    tables = root / "report" / "tables"
-    headline = json.loads((tables / "metrics.json").read_text())[arm]
+    headline = json.loads((root / "report" / "tables" / "metrics.json").read_text())[arm]
     _log(
         client,
         run_id,
         flatten(settings) | flatten({"arm": study.arms[arm].model_dump(mode="json")}),
         [Metric(metric_name(name), value, time_ms, 0) for name, value in headline.items()],
     )
+
+
+def _log_report(client: MlflowClient, run_id: str, study: config.Study, root: Path) -> None:
+    """Copy the study's tables and pages to a run."""
     pages = [root / "report" / "pages" / page / f"{page}.html" for page in jobs.pages(study)]
-    for path in [*sorted(tables.glob("*.csv")), *pages]:
+    for path in [*sorted((root / "report" / "tables").glob("*.csv")), *pages]:
         artifacts.check_file(path)
         client.log_artifact(run_id, str(path), path.parent.name)
 

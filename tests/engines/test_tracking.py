@@ -62,6 +62,7 @@ def test_runs_hold_what_the_results_hold(study: config.Study) -> None:
     assert runs.keys() == {
         "baseline",
         "dedup",
+        "report",
         *(f"{arm}/rep{k}" for arm in study.arms for k in (0, 1)),
     }
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
@@ -95,8 +96,9 @@ def test_runs_hold_what_the_results_hold(study: config.Study) -> None:
     pages = {
         file.path
         for folder in folders
-        for file in client.list_artifacts(parent.info.run_id, folder)
+        for file in client.list_artifacts(runs["report"].info.run_id, folder)
     }
+    assert client.list_artifacts(parent.info.run_id) == []
     assert pages == {"tables/arms.csv", *(f"{page}/{page}.html" for page in folders[1:])}
     forgetting = {file.path for file in client.list_artifacts(child.info.run_id, "forgetting")}
     assert forgetting == {"forgetting/results.csv", "forgetting/relearning.csv"}
@@ -139,6 +141,7 @@ def test_new_tables_replace_parents_and_keep_children(build: Build, study: confi
     assert {name for name in after if ids(after)[name] != ids(before)[name]} == {
         "baseline",
         "dedup",
+        "report",
     }
     assert after["dedup"].data.metrics["unique_images"] == 4.0
 
@@ -164,7 +167,7 @@ def test_import_that_was_killed_is_repaired(
     assert "RUNNING" in {run.info.status for run in shown().values()}
     do_import(study)
     runs = shown()
-    assert len(runs) == 6
+    assert len(runs) == 7
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     client = tracking._client(tracking.default_uri())
     for arm in study.arms:
@@ -184,7 +187,7 @@ def test_arms_and_replicates_that_the_study_dropped_are_removed(
     smaller = config.parse(params)
     build(smaller, Path("results"), only="report")
     assert do_import(smaller) == {"made": 0, "replaced": 0, "kept": 1, "removed": 3}
-    assert shown().keys() == {"baseline", "baseline/rep0"}
+    assert shown().keys() == {"baseline", "baseline/rep0", "report"}
 
 
 def test_results_of_other_settings_are_refused(study: config.Study, params: dict) -> None:
@@ -337,7 +340,7 @@ def test_an_empty_file_becomes_a_store(study: config.Study) -> None:
     Path("new").mkdir()
     Path("new/empty.db").touch()
     assert cli.main(["track", "import", "--uri", "sqlite:///new/empty.db"]) == 0
-    assert len(tracking._client("sqlite:///new/empty.db").search_runs(["1"])) == 6
+    assert len(tracking._client("sqlite:///new/empty.db").search_runs(["1"])) == 7
 
 
 def test_a_fault_in_the_middle_of_an_import_is_named_too(
