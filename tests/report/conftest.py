@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from scipy import stats
 
 from afterimage import artifacts, cli, config, provenance
@@ -20,6 +21,7 @@ from afterimage.attacks import verdict
 from afterimage.images import Images
 from afterimage.plan import jobs
 from afterimage.plan.resolved import modules, resolve, resolved, write_configs
+from afterimage.report.notebook import Notebook
 
 GENERATIONS, PLANTED, SINGLES, HELD_OUT = 400, 32, 60, 200
 
@@ -257,7 +259,7 @@ def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
         ("holdout", 1.0),
     ):
         for metric, value in (
-            ("FD[classifier]", frechet),
+            ("FD_balanced[classifier]", frechet),
             ("KID[classifier]", frechet / 100),
             ("coverage[classifier]", cover),
         ):
@@ -413,6 +415,24 @@ def show(root, tmp_path_factory):
     return run
 
 
+def overlapping(figure: Figure) -> list[tuple[str, str]]:
+    """Return the titles and labels of axes that are drawn over each other."""
+    figure.draw_without_rendering()
+    texts = [
+        text
+        for axes in figure.axes
+        for text in (axes.title, axes.xaxis.label, axes.yaxis.label)
+        if text.get_text() and text.get_visible()
+    ]
+    boxes = [text.get_window_extent() for text in texts]
+    return [
+        (texts[i].get_text(), texts[j].get_text())
+        for i in range(len(texts))
+        for j in range(i)
+        if boxes[i].overlaps(boxes[j])
+    ]
+
+
 def displayed(notebook: Path, made: config.Study, results: Path, figures: Path) -> str:
     """Run a notebook in this process; return its text."""
     shown: list[object] = []
@@ -421,8 +441,15 @@ def displayed(notebook: Path, made: config.Study, results: Path, figures: Path) 
         "figures": str(figures),
     }
     space: dict = {}
+    keep = Notebook.keep
+
+    def kept(book: Notebook, figure: Figure, name: str) -> None:
+        assert not overlapping(figure), name
+        keep(book, figure, name)
+
     with mpl.rc_context({"backend": "agg"}), pytest.MonkeyPatch.context() as patch:
         patch.setattr("IPython.display.display", shown.append)
+        patch.setattr(Notebook, "keep", kept)
         for cell in jupytext.read(notebook).cells:
             if cell.cell_type == "code":
                 exec(cell.source, space)

@@ -60,7 +60,7 @@ def judged(folder: Path, arm: str, sets: list[str], replicate: int) -> None:
                     table.share(
                         f"accuracy_by_label{kind}", rng.random(40) < 0.9, subset=f"label={label}"
                     )
-                for metric in ("FD", "precision", "recall"):
+                for metric in ("FD_balanced", "precision", "recall"):
                     value = 1 + 0.05 * rng.standard_normal()
                     table.number(
                         f"{metric}[classifier]{kind}",

@@ -112,7 +112,7 @@ def test_several_replicates_are_averaged_and_paired_where_arms_share_images(made
     root = made(3, arms=("zeta", "dedup", "again"))
     single = (
         table(root, "quality")
-        .query("metric == 'FD[classifier]' and of == 'generations'")
+        .query("metric == 'FD_balanced[classifier]' and of == 'generations'")
         .pivot(index="replicate", columns="arm", values="value")
     )
     compared = table(root, "comparison").set_index(["arm", "metric"])
@@ -121,18 +121,21 @@ def test_several_replicates_are_averaged_and_paired_where_arms_share_images(made
         "dedup": (stats.ttest_ind(single["dedup"], single["zeta"], equal_var=False), "Welch's t"),
     }
     for arm, (expected, method) in tests.items():
-        row, interval = compared.loc[(arm, "FD[classifier]")], expected.confidence_interval(0.95)
+        row, interval = (
+            compared.loc[(arm, "FD_balanced[classifier]")],
+            expected.confidence_interval(0.95),
+        )
         np.testing.assert_allclose(
             (row["difference_low"], row["difference_high"]), (interval.low, interval.high)
         )
         assert (row["p"], row["method"]) == (pytest.approx(expected.pvalue), method)
         assert row["value"] == pytest.approx(single[arm].mean())
         assert row["margin"] == pytest.approx(0.1 * single["zeta"].mean())
-    assert compared.loc[("dedup", "FD[classifier]"), "verdict"] == "better"
+    assert compared.loc[("dedup", "FD_balanced[classifier]"), "verdict"] == "better"
     arms = table(root, "arms").set_index(["arm", "metric"])
     between = stats.t.interval(0.95, 2, single["zeta"].mean(), stats.sem(single["zeta"]))
     np.testing.assert_allclose(
-        arms.loc[("zeta", "FD[classifier]"), ["low", "high"]].astype(float), between
+        arms.loc[("zeta", "FD_balanced[classifier]"), ["low", "high"]].astype(float), between
     )
     assert set(arms["replicates"]) == {3}
     union = table(root, "union").set_index(["arm", "alpha"]).loc[("zeta", "calibrated")]
@@ -146,7 +149,7 @@ def test_several_replicates_are_averaged_and_paired_where_arms_share_images(made
     points = table(root, "points")
     assert len(points) == 9
     assert (
-        points.set_index(["arm", "replicate"]).loc[("dedup", 2), "FD[classifier]"]
+        points.set_index(["arm", "replicate"]).loc[("dedup", 2), "FD_balanced[classifier]"]
         == single["dedup"][2]
     )
 

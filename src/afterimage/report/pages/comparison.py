@@ -329,7 +329,7 @@ class Comparison:
             options: figures.Style = {"color": of_each, "alpha": 0.45, "linewidth": 0, "zorder": 3}
             axis.scatter(single[self.frechet], single[memory], s=7, **options)
         self._limits(axis, means, (across, up), single[[self.frechet, memory]].to_numpy())
-        axis.set_xlabel(f"{self.frechet} to images that no arm saw (log scale, lower is better)")
+        axis.set_xlabel(f"{self.frechet} to images that no arm saw\n(log scale, lower is better)")
         axis.set_ylabel(f"{name_of(memory)} (lower is better)")
         on_front = comparison.front(means)
         _stairs(axis, means[on_front])
