@@ -20,7 +20,7 @@ from afterimage.config import Forgetting, Train
 from afterimage.diffusion.denoising import denoising
 from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.texts import Texts, prompts_of
+from afterimage.diffusion.texts import Texts, embedded_captions
 from afterimage.images import Images
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
@@ -74,7 +74,7 @@ def relearn(
         classes or 0,
         train.label_dropout,
         flips,
-        prompts_of(texts, images),
+        embedded_captions(texts, images),
     )
     order = Order(seed, path, len(task), train.batch_size)
     learner = Learner(net, train, Accelerator(mixed_precision="no"))

@@ -11,7 +11,7 @@ from afterimage.diffusion.latents import EncodedImages, Latents
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.router import UNet
-from afterimage.diffusion.texts import Texts, prompts_of
+from afterimage.diffusion.texts import Texts, embedded_captions
 from afterimage.images import Images
 
 
@@ -56,5 +56,5 @@ def task_of(
         DDPMScheduler.from_config(scheduler_config),
         labels,
         classes or 0,
-        texts=prompts_of(texts, images),
+        texts=embedded_captions(texts, images),
     )

@@ -106,7 +106,7 @@ class Texts:
             raise ArtifactError(f"the caption {error.args[0]!r} was not encoded") from error
 
 
-def prompts_of(texts: Texts | None, images: Images) -> tuple[Texts, torch.Tensor] | None:
+def embedded_captions(texts: Texts | None, images: Images) -> tuple[Texts, torch.Tensor] | None:
     """Return the texts with the row of each image's caption, int64, (N,), as networks are given
     them; None for networks without texts.
 

@@ -69,7 +69,7 @@ from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler, save_pipeline
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.start import facts, start, stored_input
-from afterimage.diffusion.texts import FILE, Texts, prompts_of
+from afterimage.diffusion.texts import FILE, Texts, embedded_captions
 from afterimage.images import load_images
 from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
@@ -326,7 +326,7 @@ def _prepare(
             classes or 0,
             train.label_dropout,
             settings["flips"],
-            prompts_of(texts, images),
+            embedded_captions(texts, images),
             surrogate,
             fusion,
         ),

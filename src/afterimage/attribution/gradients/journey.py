@@ -22,7 +22,7 @@ from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.pixels import to_uint8
 from afterimage.diffusion.sample import generate
-from afterimage.diffusion.texts import Texts, prompts_of
+from afterimage.diffusion.texts import Texts, embedded_captions
 from afterimage.images import Images
 
 
@@ -67,7 +67,7 @@ def final_image_estimates(
 
     handle = net.register_forward_hook(record)
     try:
-        prompts = prompts_of(texts, images)
+        prompts = embedded_captions(texts, images)
         generate(net, scheduler_config, images.ids, settings, seed, replicate, labels, prompts)
     finally:
         handle.remove()

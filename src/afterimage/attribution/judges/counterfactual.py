@@ -38,7 +38,7 @@ from afterimage.config import ConfigError, GroundTruth, Sample
 from afterimage.config.stored import validated
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.diffusion.start import stored_input
-from afterimage.diffusion.texts import FILE, Texts, prompts_of
+from afterimage.diffusion.texts import FILE, Texts, embedded_captions
 from afterimage.images import load_images
 from afterimage.methods import baseline
 from afterimage.metrics import classifier, distances
@@ -157,7 +157,7 @@ def run(args: argparse.Namespace) -> None:
         queries = load_images(queries_path).take(np.array(positions))
         labels = None if recipe.classes is None else queries.labels
         encoded = texts_for("generated", texts)
-        prompts = prompts_of(encoded, queries)
+        prompts = embedded_captions(encoded, queries)
         sampling = Sample.model_validate(settings["sample"])
         regenerated = generate(
             net, scheduler_config, queries.ids, sampling, seed, replicate, labels, prompts

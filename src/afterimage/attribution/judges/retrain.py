@@ -57,7 +57,7 @@ from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.diffusion.start import start, stored_input
-from afterimage.diffusion.texts import FILE, Texts, prompts_of
+from afterimage.diffusion.texts import FILE, Texts, embedded_captions
 from afterimage.images import Images, load_images
 from afterimage.methods import baseline
 from afterimage.training import stacked
@@ -206,7 +206,7 @@ class Recipe:
                 self.classes or 0,
                 dropout,
                 self.flips,
-                prompts_of(self.texts, images),
+                embedded_captions(self.texts, images),
             ),
             sources=images.sources,
             labels=images.labels,
