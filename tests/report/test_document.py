@@ -134,6 +134,21 @@ def test_attribution_has_its_ceiling_and_repeatability(made):
     assert rows["ceiling"]["LDS of the prediction, held-out images"] == "0.80 (0.70 to 0.90)"
 
 
+def test_scores_from_other_features_are_listed_by_variant(root, made):
+    folder = root / "results" / "digits_attribution" / "report" / "tables"
+    text = Document(folder, "digits_attribution").text()
+    costs = pd.read_csv(folder / "attribution_cost.csv")
+    costs = costs[(costs["replicate"] == "mean") & (costs["queries"] == "generated")]
+    variants = list(dict.fromkeys(costs["variant"]))
+    header = "| attributor | " + " | ".join(f"`{name}`" for name in variants) + " |\n"
+    lines = text.split(header)[1].split("\n\n")[0].splitlines()[1:]
+    shown = {line.split("`")[1]: line.split(" | ")[1:] for line in lines}
+    for row in costs.itertuples():
+        cell = shown[row.attributor][variants.index(row.variant)].removesuffix(" |")
+        assert cell == f"{row.lds:z.2f} ({row.low:z.2f} to {row.high:z.2f})"
+    assert "variants of the features" not in Document(made(1), "made").text()
+
+
 def test_forgetting_lists_every_training(made):
     folder = made(3)
     again = pd.read_csv(folder / "forgetting.csv").query("metric == 'relearn_updates'")

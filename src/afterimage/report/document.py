@@ -395,7 +395,7 @@ class Document:
             )
         if scores["of_ceiling"].notna().any():
             text += " A share has no bounds where the subsets do not exclude a ceiling of 0."
-        return "\n\n".join([markdown(rows), text, *self._counterfactual()])
+        return "\n\n".join([markdown(rows), text, *self._variants(), *self._counterfactual()])
 
     def _told_apart(self, pairs: pd.DataFrame) -> str:
         """Return how many pairs of attributors differ, as a sentence."""
@@ -407,6 +407,30 @@ class Document:
             "subset and adjusted for their number (`attribution_differences.csv`); overlapping "
             "intervals do not tell."
         )
+
+    def _variants(self) -> list[str]:
+        """Return the scores from other features; nothing if the study has no variants."""
+        table = self._table("attribution_cost")
+        if table.empty:
+            return []
+        scores = attribution.shown(table[table["queries"] == "generated"])
+        cells = {(row["attributor"], row["variant"]): row for row in _records(scores)}
+        variants = list(dict.fromkeys(scores["variant"]))
+        rows = [
+            {"attributor": f"`{attributor}`"}
+            | {
+                f"`{variant}`": estimate(cells.get((attributor, variant), {}), "lds", "low", "high")
+                for variant in variants
+            }
+            for attributor in dict.fromkeys(scores["attributor"])
+        ]
+        text = (
+            "LDS of the loss for generations, from the study's variants of the features: `main` is "
+            "none of them, and `two_stage` ranks the first of `main` anew by the study's "
+            "`reference`. Scores that stay the same do not depend on what differs. Intervals are "
+            "of each score by itself: nothing is claimed about differences between columns."
+        )
+        return [markdown(rows), text]
 
     def _counterfactual(self) -> list[str]:
         """Return the generations without the images that made them; nothing if not done."""
