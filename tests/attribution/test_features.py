@@ -176,6 +176,9 @@ def test_the_first_block_has_all_sets_of_queries(command, images):
     later.queries = None
     features.run(later)
     assert artifacts.check_store(later.out)["inputs"].keys() == {"model", "train", "members"}
+    args.queries = None
+    with pytest.raises(ArtifactError, match=r"--queries is missing: block 0 of .* has the queries"):
+        features.run(args)
 
 
 def test_a_repeat_is_of_the_first_images_with_noise_and_probes_drawn_anew(command, images):

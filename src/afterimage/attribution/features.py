@@ -22,6 +22,7 @@ from accelerate import PartialState
 from safetensors.numpy import save_file
 
 from afterimage import artifacts, config
+from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
 from afterimage.attribution.flags import add_inputs, add_texts
 from afterimage.attribution.gradients import compute, journey
@@ -65,6 +66,8 @@ def run(args: argparse.Namespace) -> None:
     feature_settings = config.Features.model_validate(settings["features"])
     network, block = settings["network"], settings["block"]
     final = network in (FINAL, REPEAT)
+    if block == 0 and args.queries is None:
+        raise ArtifactError(f"--queries is missing: block 0 of {args.config} has the queries, too")
     pipeline = trained_pipeline(args.model, settings["weights"], None if final else network)
     inputs = {"model": pipeline, "train": args.train, "members": args.members}
     artifacts.check_file(args.members)
