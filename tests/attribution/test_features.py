@@ -195,6 +195,8 @@ def test_a_repeat_is_of_the_first_images_with_noise_and_probes_drawn_anew(comman
             count = counts[name.partition("/")[0]]
             assert len(values) == count
             assert not count or not np.allclose(values, first[name][:count]), name
+    with pytest.raises(AssertionError):
+        np.testing.assert_allclose(again["train/loss"], again["generated/loss"])
 
 
 def test_without_rows_only_means_are_stored(command):
@@ -295,19 +297,19 @@ def test_blocks_are_put_together_in_order(store):
 )
 def test_what_does_not_belong_together_is_refused_by_name(changes, named, store):
     stores = [store("0", block(1, 2)), store("1", block(3), block=1, **changes)]
-    with pytest.raises(ArtifactError, match=f"1 does not match .*0: {named}$"):
+    with pytest.raises(ArtifactError, match=f"/1 does not match .*/0: {named}$"):
         read_features(stores)
 
 
 def test_a_file_that_changed_since_it_was_written_is_refused(store):
     stores = [store("0", block(1, 2)), store("1", block(3), block=1)]
     save_file(block(4), stores[1] / "features.safetensors")
-    with pytest.raises(ArtifactError, match=r"1/features\.safetensors is not the file"):
+    with pytest.raises(ArtifactError, match=r"/1/features\.safetensors is not the file"):
         read_features(stores)
 
 
 def test_a_job_that_has_not_finished_is_refused(store, tmp_path):
-    with pytest.raises(ArtifactError, match=r"1 has no run\.json"):
+    with pytest.raises(ArtifactError, match=r"/1 has no run\.json"):
         read_features([store("0", block(1, 2)), tmp_path / "1"])
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import jupytext
@@ -424,12 +425,10 @@ def overlapping(figure: Figure) -> list[tuple[str, str]]:
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label)
         if text.get_text() and text.get_visible()
     ]
-    boxes = [text.get_window_extent() for text in texts]
     return [
-        (texts[i].get_text(), texts[j].get_text())
-        for i in range(len(texts))
-        for j in range(i)
-        if boxes[i].overlaps(boxes[j])
+        (one.get_text(), other.get_text())
+        for one, other in combinations(texts, 2)
+        if one.get_window_extent().overlaps(other.get_window_extent())
     ]
 
 

@@ -24,7 +24,7 @@ from safetensors.numpy import save_file
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution import queries
-from afterimage.attribution.flags import add_inputs, add_texts
+from afterimage.attribution.flags import add_inputs
 from afterimage.attribution.gradients import compute, journey
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import FINAL, REPEAT
@@ -45,13 +45,7 @@ def block_of(images: Images, block: int, size: int) -> Images:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_inputs(parser, "model", "train", "members")
-    add_texts(parser)
-    parser.add_argument(
-        "--queries",
-        type=Path,
-        metavar="DIR",
-        help="result of `afterimage attribution queries`; for the first block",
-    )
+    add_inputs(parser, "queries", "texts", required=False)  # queries: for the first block
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )

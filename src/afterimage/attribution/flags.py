@@ -11,29 +11,20 @@ INPUTS = {
     "members": ("PARQUET", "which of them the arm was trained on"),
     "queries": ("DIR", "result of `afterimage attribution queries`"),
     "scores": ("DIR", "result of `afterimage attribution scores`"),
+    "texts": ("DIR", "embeddings of captions, if the arm is conditioned on them"),
 }
 """Input -> what stands for its path in the help, and what it is."""
 
 
-def add_inputs(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Declare a required flag for each of the named ``INPUTS``."""
+def add_inputs(parser: argparse.ArgumentParser, *names: str, required: bool = True) -> None:
+    """Declare a flag for each of the named ``INPUTS``."""
     for name in names:
         metavar, what = INPUTS[name]
-        parser.add_argument(f"--{name}", type=Path, required=True, metavar=metavar, help=what)
+        parser.add_argument(f"--{name}", type=Path, required=required, metavar=metavar, help=what)
 
 
 def add_explained(parser: argparse.ArgumentParser) -> None:
-    """Declare what a step reads that runs or retrains the explained network: ``--model``,
-    ``--train``, ``--members``, ``--queries`` and, for an arm on captions, ``--texts``."""
+    """Declare what a step reads that retrains the explained network: ``--model``, ``--train``,
+    ``--members``, ``--queries`` and, for an arm on captions, ``--texts``."""
     add_inputs(parser, "model", "train", "members", "queries")
-    add_texts(parser)
-
-
-def add_texts(parser: argparse.ArgumentParser) -> None:
-    """Declare ``--texts``."""
-    parser.add_argument(
-        "--texts",
-        type=Path,
-        metavar="DIR",
-        help="embeddings of captions, if the arm is conditioned on them",
-    )
+    add_inputs(parser, "texts", required=False)

@@ -299,7 +299,7 @@ def _prepare(
     fusion = None
     if arm.dual_fusion is not None and texts is not None:
         reference = load_images(args.others)
-        given = (texts, texts.rows_of(reference))
+        given = embedded_captions(texts, reference)
         others = denoising(reference.pixels, latents, scheduler, texts=given)
         fusion = Fusion(others, arm.dual_fusion.image, arm.dual_fusion.caption)
 
