@@ -118,6 +118,22 @@ class Study(workflow.Workspace):
             if rule == "fit"
         }
 
+    def in_vain(self, rule):
+        """Return the number of SLURM jobs of a rule whose work was lost, in a study with one
+        training.
+
+        SLURM may say TIMEOUT of a job that has finished a few seconds after its limit. Snakemake
+        removes what such a job made, and the training, whose state is gone, starts over.
+        """
+        numbers = [number for number, name, _ in self.jobs() if name == rule]
+        finished = [
+            index
+            for index, number in enumerate(numbers[:-1], 1)
+            for log in (self.folder / ".snakemake" / "slurm_logs").rglob(f"{number}.log")
+            if "1 of 1 steps (100%) done" in log.read_text()
+        ]
+        return max(finished, default=0)
+
     def facts(self, arm):
         return json.loads((self.results / "train" / arm / "rep0" / "run.json").read_text())["facts"]
 

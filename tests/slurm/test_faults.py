@@ -118,7 +118,8 @@ def test_a_time_limit_in_the_middle_of_a_training(cluster, untrained, long_local
     facts = study.facts("baseline")
     assert facts["resumed_at"]
     assert facts["updates"] == LONG
-    assert study.trainings()["baseline"] == len(facts["resumed_at"]) + 1, (
+    jobs = study.trainings()["baseline"] - study.in_vain("fit")
+    assert jobs == len(facts["resumed_at"]) + 1, (
         "every job went on where the one before it had stopped"
     )
     for name in ("pipeline", "raw"):

@@ -36,7 +36,7 @@ def test_stopped_after_any_update_it_ends_with_the_same_bits(
     job = make_job(tmp_path / "whole", **VARIANTS[variant])
     whole = baseline.train(job)
     assert whole.progress.update == 7
-    for s in range(6):
+    for s in range(7):
         stopped = make_job(tmp_path / str(s), **VARIANTS[variant])
         stop_at(s)
         with pytest.raises(SystemExit) as left:

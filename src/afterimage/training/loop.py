@@ -158,7 +158,8 @@ def run(
                     saved = store.save(
                         progress.update, tensors, {"curves": curves.tell(), **vars(progress)}
                     )
-                if stopping and progress.update < goal:
+                # After the last update, too: a job past its time limit is lost whole if it ends.
+                if stopping and (progress.update < goal or goal == updates):
                     if main:
                         reason = stop[0] if stop else "a signal to another process"
                         _tell(f"stopped by {reason} after update {progress.update}; saved {saved}")
