@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from afterimage.attacks.prompts import anisotropy, cliques, control, noise_difference, one_step
+from afterimage.diffusion.prediction import clean_image
 from afterimage.metrics import distances
 
 # ---- cliques -------------------------------------------------------------------------------------
@@ -85,13 +86,13 @@ def test_one_step_gives_the_image_back_if_the_prediction_is_exact(kind):
         "flow": noise - image,
     }[kind]
     noisy = signal * image + share * noise
-    torch.testing.assert_close(one_step.denoised(noisy, prediction, signal, kind), image)
+    torch.testing.assert_close(clean_image(noisy, prediction, signal, kind), image)
 
 
 def test_the_confidence_is_the_predicted_noise_in_units_of_the_image():
     noisy, prediction = torch.randn(2, 5, 4, 8, 8).unbind(0)
     signal = 0.1
-    image = one_step.denoised(noisy, prediction, signal, "epsilon")
+    image = clean_image(noisy, prediction, signal, "epsilon")
     sigma = (1 / signal**2 - 1) ** 0.5
     expected = sigma**2 * prediction.square().mean(dim=(1, 2, 3))
     torch.testing.assert_close(one_step.confidence(noisy / signal, image), expected)

@@ -12,6 +12,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import calibration, quality
 from afterimage.config import ConfigError
+from afterimage.diffusion.prompts import prompted
 from afterimage.images import Images
 from afterimage.metrics import classifier, spaces
 
@@ -399,3 +400,46 @@ def test_the_origin_of_similarities_is_the_mean_of_the_reference(digits):
         np.diff(features(digits.pixels[:2]), axis=0),
         np.diff(spaces.pixels(digits.pixels[:2]), axis=0),
     )
+
+
+def captioned(images: Images, captions=None) -> Images:
+    if captions is None:
+        words = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+        captions = np.array([f"the digit {words[label]}" for label in images.labels])
+    return Images.of(images.pixels, labels=images.labels, captions=captions)
+
+
+def test_generations_are_asked_for_the_captions_of_their_prompts(digits, tmp_path):
+    """Whatever the arm was drawn from: here all have the same prompt. Those that show what the
+    training image of the prompt does are aligned as held-out images are, others by chance."""
+    planted = captioned(digits.take(np.arange(300)))
+    reference, holdout = (
+        captioned(digits.take(np.arange(first, first + 600))) for first in (300, 900)
+    )
+    resolved = {"seed": 3, "replicate": 1}
+    rows = prompted(300, 200, resolved)
+    shown = captioned(Images.of(planted.pixels[rows]), np.full(200, "a digit"))
+    measured = (PIXELS, STATISTICS, 3, spaces.pixels, holdout)
+    asked = planted.captions[rows]
+    value = {}
+    for name, images in (("shown", shown), ("shuffled", shown.take(np.arange(200)[::-1]))):
+        table = quality.aligned(images, asked, reference, *measured)
+        value[name] = numbers(table, "generations").loc["text_alignment[pixels]"]
+        real = numbers(table, "holdout").loc["text_alignment[pixels]"]
+    assert real["low"] > 0.9
+    assert value["shown"]["value"] == pytest.approx(real["value"], abs=0.03)
+    assert value["shuffled"]["low"] < 0.55
+    assert value["shuffled"]["value"] < value["shown"]["low"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "captions", "expected"),
+    [("a cat", "a cat", True), ("", "a cat", False), ("a cat", "?!", False)],
+)
+def test_alignment_needs_prompts_and_words(digits, prompts, captions, expected):
+    samples, reference = digits.take(np.arange(3)), digits.take(np.arange(3))
+    pair = (
+        captioned(images, np.full(3, text))
+        for images, text in ((samples, prompts), (reference, captions))
+    )
+    assert quality.prompted_by_words(*pair) is expected

@@ -5,6 +5,7 @@ import pytest
 
 from afterimage import config
 from afterimage.plan.cost import work
+from afterimage.plan.jobs import STEPS
 from afterimage.plan.resolved import resolve
 
 AMBIENT = {"method": "ambient", "level": 300}
@@ -12,6 +13,7 @@ ZEROS = {"base": "conditional", "forget": "zeros", "train": {"updates": 200}}
 SISS = {"method": "siss", "norm_ratio": 0.1} | ZEROS
 ESD = {"method": "esd"} | ZEROS
 UCE = {"method": "uce", "base": "text", "forget": "cats"}
+AMG = {"method": "amg", "base": "baseline"}
 
 
 @pytest.fixture
@@ -69,6 +71,44 @@ def test_uce_trains_nothing(captioned):
     assert resolve(study, "train", "new", 0)["settings"]["arm"]["ridge"] == 0.5
 
 
+def test_a_remedy_at_inference_trains_nothing_and_draws_longer(captioned, digits):
+    study = digits(arms__amg=AMG)
+    assert work.training(study, "amg") == work.Work()
+    assert work.spent(study, "amg").updates == 0
+    drawn = {arm: work.drawing(study, arm, 10).fp32 for arm in ("baseline", "amg")}
+    assert drawn["amg"] == pytest.approx(4 * drawn["baseline"]), "forward, and back in every step"
+    study = captioned({"method": "wen", "base": "text", "target": 1.0, "updates": 7})
+    plain, optimised = (work.drawing(study, arm, 10).fp32 for arm in ("text", "new"))
+    assert optimised == pytest.approx(plain * (1 + 3 * 7 / study.sample.steps))
+
+
+def test_a_remedy_at_inference_is_in_the_settings_of_its_drawing_alone(digits):
+    study = digits(arms__amg=AMG)
+    plain, amg = (resolve(study, "sample", arm, 0)["settings"] for arm in ("baseline", "amg"))
+    assert "remedy" not in plain
+    assert amg == plain | {"remedy": amg["remedy"], "mirrors": study.mirrors}
+    assert amg["remedy"]["dissimilarity"] == 0.3
+    job = STEPS["sample"].job("amg", 0)
+    inputs = STEPS["sample"].inputs(study, job)
+    assert set(inputs) == {"model", "train", "members"}
+    assert "afterimage.methods.amg" in STEPS["sample"].modules(study, job)
+    other = STEPS["sample"].job("baseline", 0)
+    assert set(STEPS["sample"].inputs(study, other)) == {"model"}
+    assert STEPS["sample"].modules(study, other) == ("afterimage.diffusion.sample",)
+
+
+def test_a_remedy_at_inference_has_its_bases_path(digits):
+    study = digits(arms__amg=AMG, paths={"frontier": ["baseline"], "states": 3})
+    assert len(study.path_of("baseline")) == 2
+    assert study.path_of("amg") == study.states_of("amg") == study.path_of("baseline")
+    assert study.frontier_of("amg") == "baseline"
+    hidden = digits(arms__amg=AMG, paths={"frontier": ["baseline"], "arms": []})
+    assert hidden.path_of("amg") == {}
+    job = STEPS["attack/path"].job("amg", 0)
+    assert resolve(study, "attack/path", "amg", 0)["settings"]["remedy"]["method"] == "amg"
+    assert "afterimage.methods.amg" in STEPS["attack/path"].modules(study, job)
+
+
 @pytest.mark.parametrize(
     ("arm", "message"),
     [
@@ -103,11 +143,34 @@ def test_uce_trains_nothing(captioned):
             {"method": "uce", "base": "conditional", "forget": "zeros"},
             "method uce edits cross-attention, .* but the condition is 'label'",
         ),
+        (AMG | {"base": "nobody"}, "arms.new.base = 'nobody' is not an arm"),
+        (AMG | {"train": {"updates": 5}}, "method amg samples base = 'baseline' as it is: train"),
+        (AMG | {"rau_net": {"groups": [1]}}, "as it is: rau_net cannot be given"),
+        (AMG | {"data": "deduplicated"}, "give its data = 'planted' and fraction = 1"),
+        (AMG | {"despecification": 1.0}, "changes the guidance by captions, but base"),
+        (AMG | {"dissimilarity": 0.0}, "are all 0: one must be more"),
+        (AMG | {"neighbours": 100_000}, "neighbours = 100000 is more than the .* different"),
+        (AMG | {"threshold": [0.5, 1.5]}, "threshold"),
+        (
+            {"method": "wen", "base": "conditional", "target": 1.0},
+            "method wen optimises prompts, .* condition = 'label': allowed is 'text'",
+        ),
+        (
+            {"method": "dcr", "base": "baseline"},
+            "method dcr changes prompts, .* condition = 'none': allowed is 'text'",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(digits, arm, message):
     with pytest.raises(config.ConfigError, match=message):
         digits(arms__new=arm)
+
+
+def test_networks_of_a_remedy_at_inference_are_its_bases(digits):
+    with pytest.raises(
+        config.ConfigError, match=r"base = 'amg' trains nothing .* are those of 'baseline'"
+    ):
+        digits(arms__amg=AMG, arms__new={"method": "baseline", "base": "amg"})
 
 
 def test_single_images_and_unconditional_bases_can_be_forgotten(digits):
@@ -138,6 +201,16 @@ def test_siss_needs_noise_predictions(digits):
             "method uce edits weights once .* matched_to cannot be given",
         ),
         (UCE | {"ridge": 0.0}, 0.1, "ridge"),
+        (
+            {"method": "wen", "base": "text", "target": 1.0},
+            0.0,
+            r"the prediction without text, which base = 'text' never learned",
+        ),
+        (
+            {"method": "amg", "base": "text", "deduplication": 1.0},
+            0.1,
+            "deduplication = 1 lowers the guidance by captions, but sample.guidance = 1",
+        ),
     ],
 )
 def test_what_does_not_fit_captions_is_refused(captioned, arm, dropout, message):

@@ -183,6 +183,8 @@ CAPTIONED = {
         "control": "retrained",
     },
     "uce": {"method": "uce", "base": "plain", "forget": "zeros", "control": "retrained"},
+    "dcr": {"method": "dcr", "base": "plain", "control": "plain"},
+    "wen": {"method": "wen", "base": "plain", "target": 0.0, "control": "plain"},
 }
 OF_CAPTIONED = {
     "arm": "general",
@@ -209,6 +211,15 @@ def latent(commands, tmp_path_factory) -> Workspace:
     """A study of the latents of captioned digits, run to the end. Read only."""
     arms = {name: CAPTIONED[name] for name in ("plain", "loyal")}
     arms["erased"] = CAPTIONED["erased"] | {"control": "plain"}
+    arms["amg"] = {
+        "method": "amg",
+        "base": "plain",
+        "despecification": 1.0,
+        "deduplication": 1.0,
+        "neighbours": 20,
+        "threshold": [0.0, 0.0],
+        "control": "plain",
+    }
     autoencoder = {"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5}
     made = clone(tmp_path_factory.mktemp("latent"), commands)
     return of_captions(made, arms=arms, autoencoder=autoencoder)

@@ -115,9 +115,10 @@ def answer(connection: socket.socket) -> None:
     os.environ.clear()
     os.environ.update(environment)
     sys.argv = argv
-    if argv[1:2] == ["train"] and uses_texts(argv[1:]):  # diffusers was imported without peft
-        os.execv(sys.executable, [sys.executable, "-m", "afterimage.cli", *argv[1:]])
-    if argv[1:3] == ["data", "encode"]:  # the step that text packages are not hidden from
+    first = argv[1 : argv.index(THEN)] if THEN in argv else argv[1:]
+    if first[:1] == ["train"] and uses_texts(first):  # diffusers was imported without peft
+        os.execv(sys.executable, [sys.executable, "-m", "afterimage.cli", *first])
+    if uses_texts(first):  # text packages are not hidden from it
         for name in TEXT:
             if sys.modules.get(name, name) is None:
                 del sys.modules[name]
@@ -126,7 +127,7 @@ def answer(connection: socket.socket) -> None:
 
 if __name__ == "__main__":
     from afterimage.cli import COMMANDS as VERBS
-    from afterimage.cli import SINGLE, uses_texts
+    from afterimage.cli import SINGLE, THEN, uses_texts
     from afterimage.engines.patches import TEXT, defer_imports
 
     defer_imports()  # as every step of a study does

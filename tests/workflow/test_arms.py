@@ -23,7 +23,7 @@ def facts(workspace, arm):
 
 def test_the_study_has_every_method_and_every_page(every_arm):
     study = config.load(every_arm.params)
-    needs_captions = {"uce"}  # see test_text_study
+    needs_captions = {"uce", "dcr", "wen"}  # see test_text_study
     assert {arm.method for arm in study.arms.values()} == set(config.METHODS) - needs_captions
     notebooks = {path.stem for path in (every_arm.folder / "notebooks").glob("*.py")}
     assert {*jobs.pages(study), "loyal_selection"} == notebooks

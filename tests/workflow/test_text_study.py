@@ -23,6 +23,7 @@ from afterimage.training.job import stream_path
 pytestmark = pytest.mark.slow
 
 ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal", "erased", "retrained", "esd", "uce"]
+ARMS += ["dcr", "wen"]
 
 
 def test_the_study_runs_to_the_end_and_is_right(captioned):
@@ -39,9 +40,55 @@ def test_arms_are_drawn_from_the_same_prompts(captioned):
     prompts = samples["plain"].captions.tolist()
     known = set(load_images(captioned.results / "data/planting/0/train.npz").captions.tolist())
     assert set(prompts) <= known
-    for arm in ("agc", "rau_net", "loyal", "erased", "retrained", "esd", "uce"):
+    for arm in ("agc", "rau_net", "loyal", "erased", "retrained", "esd", "uce", "dcr", "wen"):
         assert samples[arm].captions.tolist() == prompts
     assert set(samples["none"].captions.tolist()) == {""}
+
+
+@pytest.mark.parametrize("arm", ["dcr", "wen"])
+def test_a_remedy_at_inference_draws_other_images_from_its_bases_networks(arm, captioned):
+    results = captioned.results
+    for weights in ("pipeline", "raw", "states/path1/pipeline"):
+        one, other = (
+            results / "train" / name / "rep0" / weights / "unet/diffusion_pytorch_model.safetensors"
+            for name in (arm, "plain")
+        )
+        assert one.read_bytes() == other.read_bytes()
+    record = artifacts.read_run(results / "train" / arm / "rep0")["facts"]
+    assert (record["updates"], record["images_seen"]) == (0, 0)
+    drawn, plain = (
+        load_images(results / "sample" / name / "rep0" / "images.npz") for name in (arm, "plain")
+    )
+    assert (drawn.pixels != plain.pixels).any(axis=(1, 2, 3)).mean() > 0.5
+    facts = artifacts.read_run(results / "sample" / arm / "rep0")["facts"]["remedy"]
+    assert facts["prompts_changed"] == len(drawn)
+    path = pd.read_csv(results / "attack" / arm / "rep0" / "path" / "results.csv")
+    assert set(path["state"]) == {"path1", "last"}
+
+
+def test_generations_are_compared_with_the_captions_of_their_images(captioned):
+    for arm in ("plain", "general", "dcr"):
+        table = pd.read_csv(captioned.results / "attack" / arm / "rep0" / "quality" / "results.csv")
+        aligned = table[table["metric"] == "text_alignment[classifier]"].set_index("of")["value"]
+        assert set(aligned.index) == {"generations", "holdout"}
+        assert aligned.between(0, 1).all()
+    none = pd.read_csv(captioned.results / "attack/none/rep0/quality/results.csv")
+    assert not none["metric"].str.startswith("text_alignment").any()
+    compared = pd.read_csv(captioned.results / "report/tables/comparison.csv")
+    decided = compared[compared["metric"] == "text_alignment[classifier]"]
+    assert set(decided["arm"]) >= {"general", "agc", "dcr", "wen"}
+
+
+def test_guidance_away_from_training_images_is_done_in_latents(latent):
+    facts = artifacts.read_run(latent.results / "sample" / "amg" / "rep0")["facts"]["remedy"]
+    assert facts["steps_guided"] > 0
+    inputs = artifacts.read_run(latent.results / "sample" / "amg" / "rep0")["inputs"]
+    assert set(inputs) == {"model", "texts", "train", "members", "latents"}
+    drawn, plain = (
+        load_images(latent.results / "sample" / name / "rep0" / "images.npz").pixels
+        for name in ("amg", "plain")
+    )
+    assert (drawn != plain).any()
 
 
 def test_prompts_of_a_variant_are_those_of_the_same_images(captioned):

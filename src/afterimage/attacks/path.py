@@ -27,13 +27,16 @@ from accelerate import PartialState
 from afterimage import artifacts, config
 from afterimage.attacks import adaptive, calibration, twins
 from afterimage.attacks.extraction import match_holdout
-from afterimage.attacks.flags import add_flags, add_texts
+from afterimage.attacks.flags import add_flags, add_latents, add_texts
 from afterimage.attacks.quality import ClassShares
 from afterimage.attacks.target import Target
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.autoencoder import Autoencoder
+from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.model import classes_of
-from afterimage.diffusion.sample import Prompts, generate, load_trained, trained_pipeline
+from afterimage.diffusion.prompts import Prompts
+from afterimage.diffusion.remedy import Files, modules, remedy_of
+from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.diffusion.texts import FILE
 from afterimage.images import Images, load_images
 from afterimage.metrics import quality, spaces
@@ -142,6 +145,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
     add_flags(parser, "model", *INPUTS)
     add_texts(parser)
+    add_latents(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -156,7 +160,9 @@ def run(args: argparse.Namespace) -> None:
     }
     inputs = {name: getattr(args, name) for name in INPUTS} | folders
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
-    with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
+    entries = (__name__, *modules(settings))
+    with artifacts.step(resolved, args.out, inputs, entries) as step:
         for path in (args.members, args.index):
             artifacts.check_file(path)
         train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
@@ -173,13 +179,14 @@ def run(args: argparse.Namespace) -> None:
             load_images(args.reference), config.Quality(**settings["quality"]), args.classifier
         )
         samples = load_images(args.samples).take(np.arange(settings["images"]))
-        prompts = None
-        if args.texts is not None:
-            prompts = Prompts.of(args.texts, args.train, sample.images, resolved)
+        files = Files(args.texts, args.train, args.members, args.latents)
+        prompts = Prompts.of(args.texts, args.train, sample.images, resolved)
         rows = []
         for name, share in states.items():
             pixels = (
-                samples.pixels if name == LAST else _drawn(folders[name], resolved, sample, prompts)
+                samples.pixels
+                if name == LAST
+                else _drawn(folders[name], resolved, sample, prompts, files)
             )
             measured = measures.numbers(pixels).items()
             qualities = [{"metric": metric, "value": value} for metric, value in measured]
@@ -191,7 +198,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _drawn(
-    pipeline: Path, resolved: dict[str, Any], sample: config.Sample, prompts: Prompts | None
+    pipeline: Path,
+    resolved: dict[str, Any],
+    sample: config.Sample,
+    prompts: Prompts | None,
+    files: Files,
 ) -> np.ndarray:
     """Return the generations of a kept network, from the starting noise of the last one's."""
     net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
@@ -207,4 +218,5 @@ def _drawn(
         None if classes is None else ids % classes,
         None if prompts is None else prompts.rows(ids),
         Autoencoder.of(pipeline),
+        remedy_of(resolved, scheduler_config, prompts, files),
     )

@@ -23,14 +23,17 @@ value, low, high. Each metric carries its space:
   ``metrics.quality.balancing_weights``.
 - KID[classifier], KID_sd[classifier] (standard deviation over subsets, no interval), precision,
   recall, density, coverage.
+- text_alignment[classifier], of generations that were drawn from prompts and of held-out images
+  with their captions (``metrics.alignment``). Asked for is the caption of the prompt's image as it
+  is, whatever variant or change of it the arm was drawn from.
 - R[pixels], similarity[pixels] (mean of the same similarities) and similar[pixels] (share of them
   above 0.5).
 
 FID is the name of FD in Inception's space; balanced, it compares with no published FID, and stays
 FD_balanced[inception]. Intervals: both Fréchet distances and class_share_tv, the normal interval
 from a bootstrap over the compared images (weights and shares are those of each resample); KID, the
-basic one from the full sets; precision, density and the three of similarity, a percentile bootstrap
-over the compared images; recall and coverage, over the reference images, whose shares they are.
+basic one from the full sets; precision, density, text_alignment and the three of similarity, a percentile
+bootstrap over the compared images; recall and coverage, over the reference images, whose shares they are.
 Labels play no part but through the classifier.
 """
 
@@ -38,6 +41,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
@@ -52,8 +56,10 @@ from afterimage.attacks import calibration
 from afterimage.attacks.flags import add_flags
 from afterimage.config import ConfigError
 from afterimage.data.members import trained_rows
+from afterimage.diffusion.prompts import prompted
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, intervals, quality, similarity, spaces
+from afterimage.metrics.alignment import WORDS, TextEncoder
 from afterimage.metrics.spaces import Classify, Space
 
 STEP = "attack/quality"
@@ -424,6 +430,57 @@ def replication(
     return pd.DataFrame(rows)
 
 
+def prompted_by_words(samples: Images, reference: Images) -> bool:
+    """Return whether text alignment can be measured: generations were drawn from prompts, and
+    reference images have captions with words."""
+    drawn = bool((samples.captions != "").any())
+    return drawn and any(re.search(WORDS, caption) for caption in reference.captions.tolist())
+
+
+def aligned(
+    samples: Images,
+    asked: np.ndarray,
+    reference: Images,
+    settings: config.Quality,
+    statistics: config.Statistics,
+    seed: int,
+    space: Space,
+    holdout: Images,
+) -> pd.DataFrame:
+    """Measure whether generations show what was asked for, and held-out images their captions.
+
+    Args:
+        samples: The generations.
+        asked: The caption that each was asked for, text (N,).
+        reference: Real images with captions that the model did not see.
+        settings: Of the measures; ``features`` names ``space``.
+        statistics: Of the intervals.
+        seed: Root seed of resamples.
+        space: Maps images to features, see ``spaces``.
+        holdout: Other real images with captions that the model did not see: what can be reached.
+
+    Returns:
+        A table with the columns of ``measure``; a set with one caption alone has no row.
+    """
+    encoder = TextEncoder(reference.captions, space(reference.pixels))
+    metric, rows = f"text_alignment[{settings.features}]", []
+    for name, images, captions in (
+        ("generations", samples, asked),
+        ("holdout", holdout, holdout.captions),
+    ):
+        if len(np.unique(captions)) < 2:
+            continue
+        each = encoder.alignment(space(images.pixels), captions)
+        rng = seeds.numpy_rng(seed, "quality", metric, name)
+        resampled = intervals.resampled(
+            partial(_of_rows, np.mean, each), len(each), statistics.bootstrap, rng
+        )
+        low, high = intervals.percentile(resampled, statistics.confidence)
+        row = {"metric": metric, "of": name, "value": float(each.mean())}
+        rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
 def centred(space: Space, reference: Images) -> Space:
     """Return the space with the mean of the reference images as its origin: what all images of the
     kind share does not count."""
@@ -451,29 +508,22 @@ def run(args: argparse.Namespace) -> None:
         reference = load_images(args.reference)
         samples, holdout = load_images(args.samples), load_images(args.holdout)
         artifacts.check_file(args.members)
-        train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
+        planted = load_images(args.train)
+        train = trained_rows(planted, pd.read_parquet(args.members))
         space, near = (
             spaces.find(settings, args.classifier, name)
             for name in (settings.features, settings.similarity)
         )
         classify = spaces.classes(args.classifier)
-        table = pd.concat(
-            [
-                measure(
-                    samples,
-                    reference,
-                    settings,
-                    statistics,
-                    resolved["seed"],
-                    space,
-                    classify,
-                    holdout=holdout,
-                ),
-                replication(
-                    samples, train, reference, settings, statistics, resolved["seed"], near, holdout
-                ),
-            ]
-        )
+        measured = settings, statistics, resolved["seed"]
+        tables = [
+            measure(samples, reference, *measured, space, classify, holdout=holdout),
+            replication(samples, train, reference, *measured, near, holdout),
+        ]
+        if prompted_by_words(samples, reference):
+            asked = planted.captions[prompted(len(planted), len(samples), resolved)]
+            tables.append(aligned(samples, asked, reference, *measured, space, holdout))
+        table = pd.concat(tables)
         table.to_csv(step.folder / "results.csv", index=False)
         for metric, of, value in zip(table["metric"], table["of"], table["value"], strict=True):
             step.metric(metric if of == "generations" else f"{metric} of {of}", value)

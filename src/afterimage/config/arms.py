@@ -239,6 +239,11 @@ class Arm(Block):
         if self.base is not None:
             base = study.arms[self.base]
             condition = study.condition_of(self.base)
+            if isinstance(base, AtInference):
+                return (
+                    f"base = {self.base!r} trains nothing (method {base.method}): its networks are "
+                    f"those of {base.base!r}, which can be the base"
+                )
             if self.condition is not None and self.condition != condition:
                 return (
                     f"condition = {self.condition!r}, but base = {self.base!r} has condition "
@@ -952,6 +957,160 @@ class Siss(Unlearning):
         return super().refusal(study, name)
 
 
+class AtInference(Arm):
+    """Common to remedies at inference: nothing is trained, and the base's networks are sampled in
+    another way. What they know, and so what membership inference tells, stays the same."""
+
+    base: str
+    """Arm whose networks are sampled (same replicate)."""
+
+    @property
+    def reads_training_images(self) -> bool:
+        """Whether the drawing needs the images that the base was trained on."""
+        return False
+
+    def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
+        return Passes(0)
+
+    def updates_of(self, updates: int, timesteps: int) -> tuple[int, int]:
+        return 0, 0
+
+    @property
+    def networks_held(self) -> int:
+        return 2
+
+    def passes_of_drawing(self, steps: int) -> int:
+        """Return how many forward and backward passes the remedy adds to the drawing of an image,
+        at most."""
+        return 0
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        base = study.arms[self.base]
+        for key in ("train", "matched_to", "rau_net", "captions", "dual_fusion", "without"):
+            if getattr(self, key):
+                return (
+                    f"method {self.method} samples base = {self.base!r} as it is: {key} cannot be "
+                    "given"
+                )
+        if (self.data, self.fraction) != (base.data, base.fraction):
+            return (
+                f"method {self.method} samples base = {self.base!r} as it is: give its data = "
+                f"{base.data!r} and fraction = {base.fraction:g}"
+            )
+        return super().refusal(study, name)
+
+
+class Dcr(AtInference):
+    """Random changes of the prompts (Somepalli et al., NeurIPS 2023: Understanding and mitigating
+    copying in diffusion models, section 7), for arms with captions."""
+
+    method: Literal["dcr"]
+    change: Literal["words", "numbers", "repeated_words", "noise"] = "words"
+    """What is added to a prompt: random tokens of the vocabulary, random numbers below 100,000, or
+    words of its own, each at a random place; or Gaussian noise to its embedding. Prompts that
+    become too long lose their end."""
+    added: Annotated[int, Field(ge=1)] = 4
+    """Words or numbers added to each prompt (released: 4)."""
+    noise: Annotated[float, Field(gt=0)] = 0.1
+    """Standard deviation of the noise, with ``change: noise`` (published: 0.1)."""
+
+    module: ClassVar[str] = "afterimage.methods.dcr"
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        if study.condition_of(name) != "text":
+            return (
+                f"method dcr changes prompts, but base = {self.base!r} has condition = "
+                f"{study.condition_of(name)!r}: allowed is 'text'"
+            )
+        return super().refusal(study, name)
+
+
+class Wen(AtInference):
+    """The embedding of each prompt is optimised until the text pulls the first prediction less far
+    away from that without text (Wen et al., ICLR 2024, section 5.1), for arms with captions."""
+
+    method: Literal["wen"]
+    target: Annotated[float, Field(ge=0)]
+    """l_target: the optimisation stops when the norm of the difference of the two predictions is at
+    most this. The norm grows with the size of images or latents; for Stable Diffusion the authors
+    try 1 to 5."""
+    updates: Annotated[int, Field(ge=1)] = 10
+    """Steps of AdamW, at most (published: 10)."""
+    learning_rate: Annotated[float, Field(gt=0)] = 0.05
+    """Its learning rate (published: 0.05)."""
+
+    module: ClassVar[str] = "afterimage.methods.wen"
+
+    def passes_of_drawing(self, steps: int) -> int:
+        return self.updates
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        if study.condition_of(name) != "text":
+            return (
+                f"method wen optimises prompts, but base = {self.base!r} has condition = "
+                f"{study.condition_of(name)!r}: allowed is 'text'"
+            )
+        if study.train_of(self.base).label_dropout == 0:
+            return (
+                "method wen compares with the prediction without text, which base = "
+                f"{self.base!r} never learned (train.label_dropout = 0)"
+            )
+        return super().refusal(study, name)
+
+
+class Amg(AtInference):
+    """Anti-memorization guidance (Chen et al., CVPR 2024): where the image that a step is heading
+    to is much nearer to one training image than to others, guidance away from it."""
+
+    method: Literal["amg"]
+    dissimilarity: Annotated[float, Field(ge=0)] = 0.3
+    """c3: guidance against the gradient of the similarity."""
+    despecification: Annotated[float, Field(ge=0)] = 0.0
+    """c1: how much less the prompt guides, times the similarity; for arms with captions."""
+    deduplication: Annotated[float, Field(ge=0)] = 0.0
+    """c2: how much the nearest image's caption guides away, times the similarity; for arms with
+    captions."""
+    threshold: tuple[Annotated[float, Field(ge=0, le=1)], Annotated[float, Field(ge=0, le=1)]] = (
+        0.5,
+        0.5,
+    )
+    """Similarity from which there is guidance, in noise and in the image. In between it goes
+    with the square of alpha_bar."""
+    neighbours: Annotated[int, Field(ge=2)] = 50
+    """Training images that the nearest one is compared with: the similarity is 1 - its distance
+    over their mean distance, 0 if they are all as far away."""
+
+    module: ClassVar[str] = "afterimage.methods.amg"
+
+    @property
+    def reads_training_images(self) -> bool:
+        return True
+
+    def passes_of_drawing(self, steps: int) -> int:
+        return steps
+
+    def refusal(self, study: Study, name: str) -> str | None:
+        for key in ("despecification", "deduplication"):
+            if getattr(self, key) and study.condition_of(name) != "text":
+                return (
+                    f"{key} = {getattr(self, key):g} changes the guidance by captions, but base = "
+                    f"{self.base!r} has condition = {study.condition_of(name)!r}"
+                )
+            if getattr(self, key) and study.sample.guidance <= 1:
+                return (
+                    f"{key} = {getattr(self, key):g} lowers the guidance by captions, but "
+                    f"sample.guidance = {study.sample.guidance:g}: more than 1 is needed"
+                )
+        if not any((self.dissimilarity, self.despecification, self.deduplication)):
+            return "dissimilarity, despecification and deduplication are all 0: one must be more"
+        if self.neighbours > study.data.distinct:
+            return (
+                f"neighbours = {self.neighbours} is more than the {study.data.distinct} different "
+                "training images"
+            )
+        return super().refusal(study, name)
+
+
 class DpSgd(Arm):
     """DP-SGD (Abadi et al. 2016) with opacus; Carlini et al. 2023 report that it diverges.
     ``train.clip`` is not used."""
@@ -1005,6 +1164,9 @@ AnyArm = Annotated[
     | Esd
     | Siss
     | Uce
+    | Dcr
+    | Wen
+    | Amg
     | DpSgd,
     Field(discriminator="method"),
 ]

@@ -186,6 +186,9 @@ class Margin(Block):
     arms' distances differ from training to training, so that several replicates are needed."""
     coverage: Annotated[float, Field(ge=0, le=1)] = 0.02
     """Fall of coverage: the share of reference images that lose their nearest generations."""
+    text_alignment: Annotated[float, Field(ge=0, le=1)] = 0.02
+    """Fall of the text alignment of arms with ``condition: text``: the share of other prompts that
+    come to fit better than the one that was asked for."""
 
 
 class Statistics(Block):

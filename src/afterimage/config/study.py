@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 from afterimage.config.arms import (
     AnyArm,
     Arm,
+    AtInference,
     Baseline,
     ForgetSet,
     IetAgc,
@@ -507,11 +508,12 @@ class Study(Attacks):
 
     def path_of(self, arm: str) -> dict[str, float]:
         """Return state -> share of the budget, of the states of an arm's trainings that are
-        attacked, without the last; empty for an arm without a path."""
-        chosen = self.paths
+        attacked, without the last; empty for an arm without a path. Those of a remedy at inference
+        are its base's."""
+        chosen, own = self.paths, self.arms[arm]
         if chosen is None or not (chosen.arms is None or arm in chosen.arms + chosen.frontier):
             return {}
-        return chosen.shares
+        return self.path_of(own.base) if isinstance(own, AtInference) else chosen.shares
 
     def frontier_of(self, arm: str) -> str | None:
         """Return the plain arm whose path an arm's is compared with; None if it has no path, or is

@@ -19,8 +19,8 @@ from __future__ import annotations
 import argparse
 import re
 import time
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +38,23 @@ from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.autoencoder import Autoencoder
+from afterimage.diffusion.guidance import Guided
+from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.model import classes_of, mark_null, null_of, reads_texts
 from afterimage.diffusion.pipelines import open_pipeline
 from afterimage.diffusion.pixels import to_uint8
+from afterimage.diffusion.prompts import Prompts
+from afterimage.diffusion.remedy import Files, Remedy, modules, remedy_of
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.texts import FILE, TEXT, Texts
 from afterimage.images import Images, load_images
 from afterimage.progress import batches
 
 DEFAULT_STEPS = {"ddim": 50, "ddpm": 250}
+NONE = Remedy()
+"""No remedy at inference."""
+REMEDY = ("remedy", "mirrors")
+"""What the settings of a job have besides the block ``sample``, if the arm has such a remedy."""
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,7 +68,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--texts", type=Path, metavar="DIR", help="embeddings of captions, if the arm reads them"
     )
     parser.add_argument(
-        "--train", type=Path, metavar="NPZ", help="images whose captions are the prompts then"
+        "--train", type=Path, metavar="NPZ", help="images, whose captions are the prompts then"
+    )
+    parser.add_argument(
+        "--members",
+        type=Path,
+        metavar="PARQUET",
+        help="the rows of --train that the network was trained on, for remedies that need them",
+    )
+    parser.add_argument(
+        "--latents", type=Path, metavar="DIR", help="their latents, if the network denoises those"
     )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
@@ -153,6 +170,7 @@ def denoise(
     null: int | None = None,
     texts: tuple[torch.Tensor, torch.Tensor] | None = None,
     until: int | None = None,
+    remedy: Remedy = NONE,
 ) -> torch.Tensor:
     """Denoise one batch from noise to images.
 
@@ -170,6 +188,7 @@ def denoise(
         texts: Embeddings of the images' captions, float32, (n, L, D), and the null text, (L, D).
         until: Number of steps to take, in [1, settings.steps]; by default all. The images are then
             as noisy as the next step takes them.
+        remedy: Remedy at inference.
 
     Returns:
         float32, (n, C, H, W), in [-1, 1] up to the scheduler's clipping.
@@ -216,20 +235,12 @@ def denoise(
     if texts is not None:
         given[TEXT], nulls[TEXT] = texts[0], texts[1].expand_as(texts[0])
 
-    def predict(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        if w == 1 or not nulls:
-            return unet(x, t, return_dict=False, **given)[0]
-        if w == 0:
-            return unet(x, t, return_dict=False, **nulls)[0]
-        both = {name: torch.cat([given[name], nulls[name]]) for name in given}
-        prediction = unet(torch.cat([x, x]), t, return_dict=False, **both)[0]
-        conditional, unconditional = prediction.chunk(2)
-        return unconditional + w * (conditional - unconditional)
-
     # Denoise; the check waits for the device, so it comes once at the end.
     x, finite = start, []
+    guided = Guided(unet, given, nulls, w)
+    guided = remedy.conditions(guided, start, scheduler.timesteps[0])
     for t in scheduler.timesteps[:until]:
-        prediction = predict(x, t)
+        prediction = remedy.prediction(guided, x, t)
         x = scheduler.step(
             prediction if takes_variance else prediction[:, :channels],
             t,
@@ -260,6 +271,7 @@ def generate(
     labels: np.ndarray | None = None,
     texts: tuple[Texts, torch.Tensor] | None = None,
     autoencoder: Autoencoder | None = None,
+    remedy: Remedy = NONE,
 ) -> np.ndarray:
     """Return the images with these ``ids``: uint8, (N, H, W, C). A pure function of its arguments.
 
@@ -276,6 +288,7 @@ def generate(
         texts: Embeddings of captions, and the row of each image's prompt, int64 (N,), for a net
             that is conditioned on texts.
         autoencoder: Decodes latents, for a net of those.
+        remedy: Remedy at inference.
 
     Raises:
         ConfigError: if labels or texts are missing or superfluous, or there are too many steps.
@@ -308,10 +321,8 @@ def generate(
         batch_texts = None
         if texts is not None:
             encoded, prompts = texts
-            batch_texts = (
-                encoded.embeddings[prompts[rows]].to(unet.device),
-                encoded.null.to(unet.device),
-            )
+            embeddings = remedy.embeddings(batch_ids, encoded.embeddings[prompts[rows]])
+            batch_texts = embeddings.to(unet.device), encoded.null.to(unet.device)
         null = null_of(unet)
         denoised = denoise(
             unet,
@@ -322,6 +333,7 @@ def generate(
             batch_labels,
             null,
             batch_texts,
+            remedy=remedy,
         )
         images[rows] = to_uint8(denoised if autoencoder is None else autoencoder.decode(denoised))
     return images
@@ -375,6 +387,7 @@ def put_together(
             code, or the images that are missing or occur twice.
     """
     parts: dict[tuple[int, int], tuple[Images, dict[str, Any]]] = {}
+    code = provenance.fingerprint(__name__, *modules(resolved["settings"]))
     for folder in blocks:
         block = artifacts.read_run(folder)["config"].get("block")
         run = artifacts.check_store(folder, resolved | {"block": block})
@@ -384,7 +397,7 @@ def put_together(
                 f"{folder} was drawn from another network than the one that is now in "
                 f"{model['path']}"
             )
-        if run["code_sha256"] != provenance.fingerprint(__name__):
+        if run["code_sha256"] != code:
             raise ArtifactError(
                 f"{folder} was drawn by other code than that of {__name__} and what it imports now"
             )
@@ -406,7 +419,11 @@ def put_together(
         captions=np.concatenate([part.captions for part in images]),
     )
     seconds = sum(part["sampling_seconds"] for part in facts)
-    return whole, facts[0] | drawn(len(whole), seconds)
+    counts: Counter[str] = Counter()
+    for part in facts:
+        counts.update(part.get("remedy", {}))
+    remedy = {"remedy": dict(counts)} if counts else {}
+    return whole, facts[0] | drawn(len(whole), seconds) | remedy
 
 
 def drawn(images: int, seconds: float) -> dict[str, Any]:
@@ -418,58 +435,18 @@ def drawn(images: int, seconds: float) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class Prompts:
-    """The prompts of a replicate's generations: captions of training images, drawn with
-    replacement: the same images for every arm, in the arm's variant of the captions.
-
-    Attributes:
-        captions: text, (N,), one for each generation of the study.
-        texts: Embeddings of captions.
-    """
-
-    captions: np.ndarray
-    texts: Texts
-
-    @classmethod
-    def of(
-        cls, texts: Path | None, train: Path | None, images: int, resolved: dict[str, Any]
-    ) -> Prompts | None:
-        """Return the prompts; None without texts.
-
-        Args:
-            texts: Store of ``data/encode``.
-            train: Training images of the planting.
-            images: N, ``sample.images``.
-            resolved: Config of the job, with ``seed`` and ``replicate``.
-
-        Raises:
-            ConfigError: with one of the two alone.
-        """
-        if texts is None and train is None:
-            return None
-        if texts is None or train is None:
-            raise ConfigError(f"--texts is {texts} and --train is {train}: give both or neither")
-        encoded = Texts.load(texts)
-        captions = encoded.captions_of(load_images(train))
-        rng = seeds.numpy_rng(resolved["seed"], "sample", resolved["replicate"], "prompts")
-        return cls(captions[rng.integers(len(captions), size=images)], encoded)
-
-    def rows(self, ids: np.ndarray) -> tuple[Texts, torch.Tensor]:
-        """Return the embeddings, and the row of the prompt of each generation."""
-        return self.texts, self.texts.rows(self.captions[ids])
-
-
 def draw(
     pipeline: Path,
     resolved: dict[str, Any],
     settings: Sample,
     block: tuple[int, int],
-    prompts: Prompts | None = None,
+    files: Files,
 ) -> tuple[Images, dict[str, Any]]:
     """Return the images of a block, and the facts for ``run.json``."""
     disable_progress_bar()
     unet, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
+    prompts = Prompts.of(files.texts, files.train, settings.images, resolved)
+    remedy = remedy_of(resolved, scheduler_config, prompts, files)
     device = PartialState().device
     classes = classes_of(unet)
     ids = np.arange(*block)
@@ -485,12 +462,15 @@ def draw(
         labels,
         None if prompts is None else prompts.rows(ids),
         Autoencoder.of(pipeline),
+        remedy,
     )
-    facts = {
+    facts: dict[str, Any] = {
         "batch_size": settings.batch_size,
         "device": str(device),
         "threads": torch.get_num_threads(),
     }
+    if remedy.counts:
+        facts["remedy"] = remedy.counts
     captions = None if prompts is None else prompts.captions[ids]
     return Images.of(pixels, ids, labels, captions=captions), facts | drawn(
         len(ids), time.monotonic() - started
@@ -499,7 +479,9 @@ def draw(
 
 def run(args: argparse.Namespace) -> None:
     resolved = artifacts.read_config(args.config, "sample")
-    settings = Sample.model_validate(resolved["settings"])
+    settings = Sample.model_validate(
+        {key: value for key, value in resolved["settings"].items() if key not in REMEDY}
+    )
     pipeline = trained_pipeline(args.model, settings.weights)
     if args.block is not None:
         check_block(args.block, settings)
@@ -507,14 +489,17 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model": pipeline}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"train": args.train} if args.train else {}
+    inputs |= {"members": args.members} if args.members else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
+    entries = (__name__, *modules(resolved["settings"]))
     parts = {} if args.block else {"parts": [folder.name for folder in args.blocks or ()]}
-    with artifacts.step(block_config, args.out, inputs, (__name__,), **parts) as step:
+    with artifacts.step(block_config, args.out, inputs, entries, **parts) as step:
         if args.blocks:
             images, facts = put_together(args.blocks, resolved, step.input_sha256["model"])
         else:
-            prompts = Prompts.of(args.texts, args.train, settings.images, resolved)
             block = args.block or (0, settings.images)
-            images, facts = draw(pipeline, resolved, settings, block, prompts)
+            files = Files(args.texts, args.train, args.members, args.latents)
+            images, facts = draw(pipeline, resolved, settings, block, files)
         images.save(step.folder / "images.npz")
         if args.block is None:
             grid(images.pixels[:64]).save(step.folder / "grid.png")

@@ -213,7 +213,7 @@ def run(args: argparse.Namespace) -> int | None:
             parts=[f"{k}of{args.part[1]}" for k in range(1, args.part[1])],
             threads=torch.get_num_threads(),
             training_seconds=round(progress.seconds, 3),
-            images_per_second=round(result.spent.images_seen / progress.seconds, 1),
+            images_per_second=round(result.spent.images_seen / (progress.seconds or 1), 1),
             resumed_at=progress.resumed_at,
             **facts(model, result.raw),
             **result.facts,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from afterimage.config.arms import AtInference
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT, latents_of, planting_of, texts_of
+from afterimage.plan.sample import remedy_module, remedy_settings
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step, per_replicate
 from afterimage.plan.train import extractions, forget_sets
 
@@ -131,7 +133,7 @@ def _path_images(study: Study) -> int:
 
 def _path_settings(study: Study, job: Job) -> Settings:
     assert job.arm is not None
-    return {
+    return remedy_settings(study, job.arm) | {
         "states": study.path_of(job.arm) | {"last": 1.0},
         "images": _path_images(study),
         "sample": study.sample.model_dump(mode="json"),
@@ -143,13 +145,19 @@ def _path_settings(study: Study, job: Job) -> Settings:
 
 def _path_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
-    return texts_of(study, job.arm) | {
-        "model": f"{_trained(job)}/run.json",
-        **_attacked(study, job),
-        **_controls(study, job),
-        "reference": f"{SPLIT}/reference.npz",
-        "classifier": "data/classifier/run.json",
-    }
+    own = study.arms[job.arm]
+    guarded = isinstance(own, AtInference) and own.reads_training_images
+    return (
+        texts_of(study, job.arm)
+        | (latents_of(study) if guarded else {})
+        | {
+            "model": f"{_trained(job)}/run.json",
+            **_attacked(study, job),
+            **_controls(study, job),
+            "reference": f"{SPLIT}/reference.npz",
+            "classifier": "data/classifier/run.json",
+        }
+    )
 
 
 def _with_path(study: Study) -> Iterable[Address]:
@@ -276,6 +284,7 @@ STEPS = (
         settings=_path_settings,
         inputs=_path_inputs,
         addresses=_with_path,
+        code=lambda study, job: remedy_module(study, job.arm or ""),
         work=_path_work,
         memory=lambda study, name: Bytes(memory.passing(study, name, study.sample.batch_size)),
         size=_searched_on_path,

@@ -25,6 +25,9 @@ METHOD_COLOURS = {
     "siss": "navy",
     "esd": "goldenrod",
     "uce": "black",
+    "dcr": "olive",
+    "wen": "teal",
+    "amg": "crimson",
 }
 OTHER_METHOD = "C7"
 NETWORK_COLOURS = {
@@ -84,6 +87,9 @@ def role_of(settings: Settings) -> str:
         "siss": "SISS",
         "esd": "ESD",
         "uce": "UCE",
+        "dcr": "DCR",
+        "wen": "Wen",
+        "amg": "AMG",
     }
     return names.get(settings["method"]) or settings["method"]
 

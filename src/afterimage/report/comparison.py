@@ -101,6 +101,7 @@ METRICS = {
     "recall": Metric("higher"),
     "density": Metric("higher"),
     "coverage": Metric("higher", "quality", margin="coverage"),
+    "text_alignment": Metric("higher", "quality", margin="text_alignment"),
     "updates": Metric(),
     "updates_per_model": Metric(),
     "network_updates": Metric(),

@@ -149,7 +149,7 @@ class Document:
         self.frechet = frechet_of(deciding)
         self.quality = [
             self.frechet,
-            *(name for name in deciding if name.startswith("coverage[")),
+            *(name for name in deciding if name.startswith(("coverage[", "text_alignment["))),
         ]
 
     def _table(self, name: str) -> pd.DataFrame:
@@ -303,11 +303,17 @@ class Document:
             sentences.append("One training of each arm: differences have no verdict.")
         else:
             margin = self.settings["margin"]
+            aligned = (
+                f" (text alignment: {margin['text_alignment']:g})"
+                if any(name.startswith("text_alignment[") for name in self.quality)
+                else ""
+            )
             sentences.append(
                 "*No difference seen* and *not shown* do not say that there is no difference. "
                 "*Not testable*: the control's copies do not exceed false alarms. Quality is *no "
                 f"worse* where a loss of {100 * margin['relative_fd']:g} % of the control's "
-                f"distance and one of {margin['coverage']:g} in coverage are ruled out. p-values "
+                f"distance and one of {margin['coverage']:g} in coverage{aligned} are ruled out. "
+                "p-values "
                 "are adjusted over all arms with a control (Holm)."
             )
         return " ".join(sentences)

@@ -516,8 +516,9 @@ def loss_curves(folders: Folders) -> pd.DataFrame:
     curves = []
     for (arm, _), folder in folders.items():
         artifacts.check_file(folder / "metrics.jsonl")
-        lines = pd.read_json(folder / "metrics.jsonl", lines=True)
-        curves.append(lines[lines["name"] == "loss"].assign(arm=arm))
+        if (folder / "metrics.jsonl").stat().st_size:  # a remedy at inference trains nothing
+            lines = pd.read_json(folder / "metrics.jsonl", lines=True)
+            curves.append(lines[lines["name"] == "loss"].assign(arm=arm))
     long = pd.concat(curves).rename(columns={"step": "update", "value": "loss"})
     return long.groupby(["arm", "update"], sort=False)["loss"].mean().reset_index()
 

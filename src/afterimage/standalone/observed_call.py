@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from afterimage.attacks.prompts import anisotropy, noise_difference, one_step
+from afterimage.diffusion.prediction import clean_image
 from afterimage.standalone.own_call import GUIDANCE, Batch, Conditions, OwnCall
 
 NETWORKS = ("unet", "transformer")
@@ -254,7 +255,7 @@ def _observe_one_step(
         reason = f"the image of one step of a {type(scheduler).__name__} is not known"
         observation.missing |= {"one_step": reason, "edges": reason}
         return
-    image = one_step.denoised(noisy.float(), guided.float(), signal, kind)
+    image = clean_image(noisy.float(), guided.float(), signal, kind)
     noise = noisy if kind == "flow" or signal == 0 else noisy / signal
     observation.confidence = _numbers(one_step.confidence(noise, image))
     vae = getattr(pipeline, "vae", None)

@@ -224,9 +224,15 @@ class Comparison:
 
     def _margins(self) -> str:
         rise, fall = self.margin["relative_fd"], self.margin["coverage"]
+        texts = any(metric.startswith("text_alignment[") for _, metric in self.known)
+        aligned = (
+            f" and a text alignment {100 * self.margin['text_alignment']:.3g} points below"
+            if texts
+            else ""
+        )
         return (
             f"Fréchet distance {100 * rise:.3g} % above the control's, and a coverage "
-            f"{100 * fall:.3g} points below,"
+            f"{100 * fall:.3g} points below{aligned},"
         )
 
     # ---- what an arm and its control share

@@ -1,0 +1,56 @@
+"""Classifier-free guidance (Ho & Salimans 2022): the predictions of a network for a batch with its
+conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+Conditions = dict[str, torch.Tensor]
+"""Argument of a network -> labels int64, (n,), or embeddings of texts float32, (n, L, D)."""
+
+
+@dataclass(frozen=True)
+class Guided:
+    """A network and the conditions of a batch of n images.
+
+    Attributes:
+        net: Called as ``net(x, t)``, with the conditions by name.
+        given: Conditions of the images; empty for a network without.
+        nulls: Those of no condition; empty if the network does not know them.
+        scale: w: the prediction is null + w (conditional - null).
+    """
+
+    net: torch.nn.Module
+    given: Conditions
+    nulls: Conditions
+    scale: float
+
+    def __call__(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Return the prediction for images, (n, C, H, W), at one timestep."""
+        if self.scale == 1 or not self.nulls:
+            return self.net(x, t, return_dict=False, **self.given)[0]
+        if self.scale == 0:
+            return self.net(x, t, return_dict=False, **self.nulls)[0]
+        conditional, unconditional = self.branches(x, t)
+        return unconditional + self.scale * (conditional - unconditional)
+
+    def branches(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the predictions with conditions and without; in one pass."""
+        both = {name: torch.cat([self.given[name], self.nulls[name]]) for name in self.given}
+        prediction = self.net(torch.cat([x, x]), t, return_dict=False, **both)[0]
+        conditional, unconditional = prediction.chunk(2)
+        return conditional, unconditional
+
+    def with_conditions(self, given: Conditions) -> Guided:
+        """Return the same network with other conditions of the images."""
+        return replace(self, given=given)
+
+    def __getitem__(self, rows: torch.Tensor) -> Guided:
+        """Return the network with the conditions of some images."""
+        given, nulls = (
+            {name: tensor[rows] for name, tensor in conditions.items()}
+            for conditions in (self.given, self.nulls)
+        )
+        return replace(self, given=given, nulls=nulls)
