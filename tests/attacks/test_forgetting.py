@@ -505,6 +505,12 @@ def text_arm(trained, tmp_path_factory):
 PARTS = ("holdout", "reference")
 
 
+def without_embeddings(arm: forgetting.Judge) -> forgetting.Judge:
+    """Seek no embeddings."""
+    arm.settings = arm.settings.model_copy(update={"embedding_images": 0})
+    return arm
+
+
 def test_a_set_by_caption_is_judged_with_its_captions(text_arm):
     arm = text_arm()
     rows = forget.mentions(arm.train.captions, "Zero")
@@ -565,7 +571,7 @@ def test_copies_of_forgotten_images_are_counted_among_generations_for_their_capt
     of_set, share, text_arm, monkeypatch
 ):
     """A model that gives back forgotten images, or others."""
-    arm = text_arm()
+    arm = without_embeddings(text_arm())
     rows = arm.train.labels == 0
     shown = arm.train.take(rows == of_set)
     _, first = np.unique(shown.sources, return_index=True)
@@ -580,9 +586,55 @@ def test_copies_of_forgotten_images_are_counted_among_generations_for_their_capt
     assert found == [4 * share, sources]
 
 
+@pytest.mark.parametrize("kind", ["", "_holdout"])
+def test_images_that_an_embedding_brings_back_are_counted_against_their_own(
+    kind, text_arm, monkeypatch
+):
+    """Of four images one generation shows the first, all show the second, those of the third show
+    the first, and those of the fourth nothing. Held-out images are judged in the same way."""
+    arm = text_arm()
+    keys = {"embedding_images": 4, "embedding_generations": 2, "embedding_updates": 1}
+    arm.settings = arm.settings.model_copy(update=keys)
+    rows, asked = arm.train.labels == 0, []
+
+    def shown(self, net, scheduler_config, images):
+        asked.append(images)
+        noise = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+        if len(asked) == 1 + (kind == "_holdout"):
+            noise[[0, 4, 5]] = images.pixels[0]
+            noise[[2, 3]] = images.pixels[1]
+        return noise
+
+    monkeypatch.setattr(forgetting.Judge, "_for_embeddings", shown)
+    numbers, _ = arm.judge("zeros", rows, 0, np.ones(40, bool))
+    numbers = numbers.set_index(["metric", "alpha"])["count"]
+    other = "" if kind else "_holdout"
+    assert numbers.loc[(f"brought_back{kind}", "fixed")] == 2
+    assert numbers.loc[(f"brought_back{other}", "fixed")] == 0
+    forgotten, control = asked
+    assert set(forgotten.sources) <= set(arm.train.sources[rows])
+    assert set(control.ids) <= set(arm.holdout.ids)
+    assert (control.labels == 0).all()
+    counts = pd.Series(arm.train.sources[rows]).value_counts()
+    most = counts.loc[forgotten.sources].to_numpy()
+    assert most.tolist() == sorted(counts, reverse=True)[:4], "those with the most copies first"
+
+
+def test_embeddings_change_neither_the_network_nor_other_numbers(text_arm):
+    rows = text_arm().train.labels == 0
+    sought, not_sought = (
+        change(text_arm()).judge("zeros", rows, 0, np.ones(40, bool))
+        for change in (lambda arm: arm, without_embeddings)
+    )
+    pd.testing.assert_frame_equal(sought[1], not_sought[1])
+    own = sought[0]["metric"].str.startswith("brought_back")
+    assert own.sum() == 4, "two thresholds, forgotten and held-out images"
+    pd.testing.assert_frame_equal(sought[0][~own].reset_index(drop=True), not_sought[0])
+
+
 def test_prompts_are_the_captions_of_all_forgotten_sources_in_turn(text_arm, monkeypatch):
     """The same for every arm; their starting noise is not that of the arm's generations."""
-    arm, asked = text_arm(), []
+    arm, asked = without_embeddings(text_arm()), []
     original = forgetting.generate
 
     def generate(net, scheduler, ids, settings, seed, replicate, labels, prompts, autoencoder):

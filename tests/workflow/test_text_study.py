@@ -66,6 +66,17 @@ def test_a_remedy_at_inference_draws_other_images_from_its_bases_networks(arm, c
     assert set(path["state"]) == {"path1", "last"}
 
 
+def test_embeddings_are_sought_that_bring_forgotten_images_back(captioned):
+    for arm in ("erased", "retrained", "plain"):
+        table = pd.read_csv(
+            captioned.results / "attack" / arm / "rep0" / "forgetting" / "results.csv"
+        )
+        for metric in ("brought_back", "brought_back_holdout"):
+            rows = table[(table["metric"] == metric) & (table["set"] == "zeros")]
+            assert sorted(rows["alpha"]) == ["calibrated", "fixed"]
+            assert (rows["of"] > 0).all()
+
+
 def test_generations_are_compared_with_the_captions_of_their_images(captioned):
     for arm in ("plain", "general", "dcr"):
         table = pd.read_csv(captioned.results / "attack" / arm / "rep0" / "quality" / "results.csv")

@@ -30,6 +30,8 @@ turn, and
   one label, before and along the relearning;
 - they are compared with the training images, under the thresholds of the extraction attack: how
   many of them are copies of forgotten images, and how many of the forgotten images do they copy?
+- for the forgotten images with the most copies an embedding is sought that brings them back, and for
+  held-out images (see ``dori``);
 - the remaining images' quality, for sets by class or by caption, is that of the arm's generations
   for prompts that no forgotten image has, against reference images outside the set.
 
@@ -40,12 +42,12 @@ The store of the command:
 
 - ``results.csv``: set, then the columns of ``results``. Metrics of subset ``forget``: probability,
   entropy, classified, extracted_images (units: different images), with captions copied (units:
-  generations) and copied_images (units: different images), roc_auc, tpr@<rate>, relearn_updates
-  (first evaluation at which the class is back, units: generations per evaluation; value empty if it
-  never is); of subset ``remain``: accuracy, extracted_images and the quality metrics; of subsets
-  ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real held-out images. For
-  an unconditional arm the subset of generations judged by the classifier is ``all`` instead of
-  ``forget``;
+  generations), copied_images and brought_back (units: different images), roc_auc, tpr@<rate>,
+  relearn_updates (first evaluation at which the class is back, units: generations per evaluation;
+  value empty if it never is); of subset ``remain``: accuracy, extracted_images and the quality
+  metrics; of subsets ``label=<n>``: accuracy_by_label. ``_holdout`` marks the same metric on real
+  held-out images. For an unconditional arm the subset of generations judged by the classifier is
+  ``all`` instead of ``forget``;
 - ``relearning.csv``: set, update, probability (empty for sets of more than one class), loss.
 """
 
@@ -54,6 +56,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +70,7 @@ from scipy.special import entr
 
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
-from afterimage.attacks import adaptive, losses, membership, quality
+from afterimage.attacks import adaptive, dori, losses, membership, quality
 from afterimage.attacks.extraction import Extraction, extract
 from afterimage.attacks.flags import add_flags, add_latents, add_texts
 from afterimage.attacks.relearning import relearn
@@ -310,6 +313,7 @@ class Judge:
             prompts = self._prompts(name, rows)
             pixels = self._drawn(net, scheduler_config, label, prompts)
             self._copied(table, pixels, sources)
+            self._brought_back(table, net, scheduler_config, rows, others)
             if words is not None:
                 seen_as = only_label(self.train.labels[rows])
             if seen_as is not None and self.classify is not None:
@@ -448,6 +452,86 @@ class Judge:
                 table.share("copied", copies, reading, "forget")
                 copied = np.isin(sources, nearest[copies])
                 table.share("copied_images", copied, reading, "forget")
+
+    def _brought_back(
+        self,
+        table: Results,
+        net: UNet2DModel,
+        scheduler_config: dict[str, Any],
+        rows: np.ndarray,
+        others: Images,
+    ) -> None:
+        """Add how many forgotten images some embedding brings back (``dori``), and how many
+        held-out ones: an image is back if one of the generations for its embedding is a copy of it,
+        among the training images and these held-out ones.
+
+        Args:
+            table: Table that the numbers are added to.
+            net: The network.
+            scheduler_config: Config of its scheduler.
+            rows: bool, (N,): mask of the set's rows in the training split.
+            others: Held-out images like those of the set; where there are too few, others.
+        """
+        most, each = self.settings.embedding_images, self.settings.embedding_generations
+        if not most:
+            return
+        forgotten = self._most_copied(rows, most)
+        control = others if len(others) >= len(forgotten) else self.holdout
+        control = control.take(np.arange(len(control)) < len(forgotten))
+        gallery = np.concatenate([self.train.pixels, control.pixels])
+        target = Target(gallery, self.extraction, self.mirrors)
+        numbers = {
+            "": np.concatenate([self.train.sources, np.full(len(control), -1)]),
+            "_holdout": np.concatenate([np.full(len(self.train), -1), control.ids]),
+        }
+        for kind, images, names in (
+            ("", forgotten, forgotten.sources),
+            ("_holdout", control, control.ids),
+        ):
+            scores = target.score(self._for_embeddings(net, scheduler_config, images))
+            shown = numbers[kind][scores.row] == names.repeat(each)
+            for reading in self.extracted.readings:
+                if reading.anchor == self.extraction.anchor:
+                    copies = shown & adaptive.flagged(
+                        scores.relative[reading.anchor], reading.value
+                    )
+                    back = copies.reshape(len(images), each).any(axis=1)
+                    table.share(f"brought_back{kind}", back, reading, "forget")
+
+    def _most_copied(self, rows: np.ndarray, most: int) -> Images:
+        """Return one row of each forgotten source, at most ``most``, those with the most copies
+        first, of equally many in random order."""
+        sources, first, copies = np.unique(
+            self.train.sources[rows], return_index=True, return_counts=True
+        )
+        rng = seeds.numpy_rng(self.seed, "forgetting", self.replicate, "embeddings")
+        order = np.lexsort((rng.permutation(len(sources)), -copies))[:most]
+        return self.train.take(np.flatnonzero(rows)[first[order]])
+
+    def _for_embeddings(
+        self, net: UNet2DModel, scheduler_config: dict[str, Any], images: Images
+    ) -> np.ndarray:
+        """Return generations for an embedding optimised for each image, uint8 (N * G, H, W, C), G
+        for each, one image after the other."""
+        assert self.texts is not None
+        task = task_of(net, scheduler_config, images, self.texts, self.latents)
+        found = dori.optimised(net, task, images.ids, self.texts.null, self.settings, self.seed)
+        texts = replace(self.texts, embeddings=found)
+        each = self.settings.embedding_generations
+        prompts = texts, torch.arange(len(images)).repeat_interleave(each)
+        seed = seeds.derive(self.seed, "forgetting", "embeddings")
+        ids = np.arange(len(images) * each)
+        return generate(
+            net,
+            scheduler_config,
+            ids,
+            self.sample,
+            seed,
+            self.replicate,
+            None,
+            prompts,
+            self.autoencoder,
+        )
 
 
 def headline(numbers: pd.DataFrame) -> dict[str, float]:

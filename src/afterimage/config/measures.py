@@ -162,6 +162,18 @@ class Forgetting(Block):
     """AdamW's step size in the attack."""
     relearn_probability: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """A class is back when the classifier gives it this mean probability."""
+    embedding_images: Annotated[int, Field(ge=0)] = 8
+    """Forgotten images, those with the most copies first, for each of which an adversarial
+    embedding is sought, and as many held-out ones; for arms with captions. 0: none."""
+    embedding_updates: Annotated[int, Field(ge=1)] = 50
+    """Updates of an embedding (published: 50; with some 500 images that nobody trained on come
+    out, too)."""
+    embedding_batch_size: Annotated[int, Field(ge=1)] = 8
+    """Noisy samples of its image per update (published: 8)."""
+    embedding_learning_rate: Annotated[float, Field(gt=0)] = 0.1
+    """Adam's step size (published: 0.1)."""
+    embedding_generations: Annotated[int, Field(ge=1)] = 4
+    """Generations for each embedding."""
 
 
 class Attacks(Block):

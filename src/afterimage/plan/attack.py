@@ -225,6 +225,12 @@ def _forgetting_work(study: Study, name: str) -> Work:
         total += work.passes(flop, settings.relearn_updates * batch, batch, backward=True)
         drawings = prompted + looks * (by_class or (prompted and by_words))
         total += work.drawing(study, name, settings.relearn_images) * drawings
+        if prompted:
+            sought = 2 * min(settings.embedding_images, work.forgotten(study, chosen))
+            size = settings.embedding_batch_size
+            samples = sought * size * settings.embedding_updates
+            total += work.passes(flop, samples, max(size, batch), backward=True, trained=0)
+            total += work.drawing(study, name, sought * settings.embedding_generations)
     return total
 
 

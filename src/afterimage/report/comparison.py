@@ -91,6 +91,8 @@ METRICS = {
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_copied_calibrated": Metric("lower"),
+    "forgotten_brought_back_calibrated": Metric("lower"),
+    "holdout_brought_back_calibrated": Metric(),
     "forgotten_auc": Metric("lower"),
     "FD_balanced": Metric("lower", "quality", margin="relative_fd"),
     "FD": Metric("lower", "quality", margin="relative_fd"),

@@ -39,6 +39,8 @@ FORGETTING = {
     "forgotten_probability": "probability of the forgotten class",
     "forgotten_extracted_calibrated": "forgotten images extracted",
     "forgotten_copied_calibrated": "copies when asked for forgotten captions",
+    "forgotten_brought_back_calibrated": "forgotten images that some embedding brings back",
+    "holdout_brought_back_calibrated": "never-trained images that some embedding draws",
     "forgotten_auc": "membership AUC of forgotten images",
     "remaining_FD_balanced": "FD_balanced, other images",
     "remaining_FD": "FD, other images",

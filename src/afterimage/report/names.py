@@ -17,6 +17,8 @@ NAMES = {
     "membership_auc": "membership AUC",
     "forgotten_probability": "probability of forgotten class",
     "forgotten_extracted_calibrated": "forgotten images extracted",
+    "forgotten_brought_back_calibrated": "forgotten images that an embedding brings back",
+    "holdout_brought_back_calibrated": "never-trained images that an embedding draws",
     "updates": "updates",
     "updates_per_model": "updates per network",
     "network_updates": "updates per network since its first weights",
@@ -31,7 +33,10 @@ NAMES = {
     "epsilon": "epsilon of DP",
 }
 """Metric of the tables -> its name; forget sets and feature spaces follow it in brackets."""
-_SHARES = ("flagged_", "planted_", "twins_", "forgotten_extracted", "mq@")
+_SHARES = (
+    *("flagged_", "planted_", "twins_", "forgotten_extracted", "mq@"),
+    *("forgotten_brought_back", "holdout_brought_back"),
+)
 _FRECHET = ("FD_balanced[", "FD[", "FID[")
 """The Fréchet distances, the one to be shown first."""
 

@@ -91,6 +91,8 @@ FORGOTTEN = {
     ("probability", "none", "all"): "forgotten_probability",
     ("extracted_images", "calibrated", "forget"): "forgotten_extracted_calibrated",
     ("copied", "calibrated", "forget"): "forgotten_copied_calibrated",
+    ("brought_back", "calibrated", "forget"): "forgotten_brought_back_calibrated",
+    ("brought_back_holdout", "calibrated", "forget"): "holdout_brought_back_calibrated",
     ("roc_auc", "none", "forget"): "forgotten_auc",
 }
 """Metric, alpha and subset of the attack ``forgetting`` -> headline number, to which the name of

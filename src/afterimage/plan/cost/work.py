@@ -205,7 +205,7 @@ def drawing(study: Study, arm: str, images: int) -> Work:
     if isinstance(own, AtInference):
         times = own.passes_of_drawing(study.sample.steps)
         flop, batch = (1 + guided) * forward(study, arm), study.sample.batch_size
-        drawn += passes(flop, times * images, batch, backward=True)
+        drawn += passes(flop, times * images, batch, backward=True, trained=0)
     return drawn if study.autoencoder is None else drawn + autoencoding(study, images)
 
 
