@@ -1,10 +1,12 @@
 import argparse
 import json
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
@@ -382,9 +384,8 @@ def test_replication_score_stands_beside_its_floor_and_the_background(digits):
     do among each other."""
     train, holdout = digits.take(np.arange(100)), digits.take(np.arange(100, 300))
     reference = digits.take(np.arange(300, 500))
-    table = quality.replication(
-        train, train, reference, PIXELS, STATISTICS, 0, spaces.pixels, holdout
-    )
+    near = quality.similar_space(PIXELS, Path("no classifier"), reference)
+    table = quality.replication(train, train, PIXELS, STATISTICS, 0, near, holdout)
     r = {of: numbers(table, of).loc["R[pixels]"] for of in ("generations", "holdout", "training")}
     assert r["generations"].value == pytest.approx(1)
     assert r["holdout"].low <= r["holdout"].value <= r["holdout"].high < 1
@@ -400,6 +401,59 @@ def test_the_origin_of_similarities_is_the_mean_of_the_reference(digits):
         np.diff(features(digits.pixels[:2]), axis=0),
         np.diff(spaces.pixels(digits.pixels[:2]), axis=0),
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_a_network_for_copies_can_be_the_space_of_the_replication_score(digits, tmp_path):
+    """Its cosines as they are, not relative to the reference images."""
+    file = tmp_path / "sscd.torchscript.pt"
+    torch.jit.save(torch.jit.trace(Halves(), torch.zeros(2, 3, 320, 320)), file)
+    keys = {
+        "similarity": "sscd",
+        "similarity_weights": str(file),
+        "similarity_sha256": artifacts.sha256(file),
+        "similarity_normalisation": "skew_320",
+    }
+    settings = config.Quality(**keys)
+    train, holdout = digits.take(np.arange(70)), digits.take(np.arange(100, 140))
+    near = quality.similar_space(settings, Path("no classifier"), digits)
+    features = near(train.pixels)
+    assert features.shape == (70, 2)
+    assert features.dtype == np.float64
+    # Left and right half of the squashed image, relative to ImageNet's mean; R, G and B alike.
+    left = train.pixels[:, :, :4].mean(axis=(1, 2, 3)) / 255
+    assert np.corrcoef(left, features[:, 0])[0, 1] > 0.99
+    table = quality.replication(train, train, settings, STATISTICS, 0, near, holdout)
+    assert numbers(table, "generations").loc["R[sscd]", "value"] == pytest.approx(1)
+    file.write_bytes(file.read_bytes() + b"x")
+    with pytest.raises(ArtifactError, match=r"quality.similarity_weights .* sha256"):
+        quality.similar_space(settings, Path("no classifier"), digits)
+
+
+class Halves(torch.nn.Module):
+    """The means of the left and the right half."""
+
+    def forward(self, x):
+        return x.reshape(x.shape[0], 3, 320, 2, 160).mean((1, 2, 4))
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (
+            {"similarity": "sscd"},
+            "similarity = sscd needs similarity_weights .* and similarity_sha",
+        ),
+        (
+            {"similarity": "clip", "similarity_weights": "a"},
+            "needs similarity_weights .* and simil",
+        ),
+        ({"similarity_weights": "a"}, "similarity_weights is for similarity = sscd, clip, dinov2"),
+    ],
+)
+def test_a_network_needs_its_file_and_checksum(keys, message):
+    with pytest.raises(ValueError, match=message):
+        config.Quality(**keys)
 
 
 def captioned(images: Images, captions=None) -> Images:

@@ -5,8 +5,8 @@ import pytest
 from safetensors.numpy import load_file
 
 from afterimage.artifacts import ArtifactError
+from afterimage.attacks.feature_networks import FeatureNetwork
 from afterimage.standalone import features
-from afterimage.standalone.feature_networks import FeatureNetwork
 from afterimage.standalone.features import BATCH, FeatureReader, KeptFeatures
 
 

@@ -13,8 +13,9 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from afterimage import cli
+from afterimage.attacks import feature_networks
 from afterimage.data import pictures
-from afterimage.standalone import audit, feature_networks, features, spaces
+from afterimage.standalone import audit, features, spaces
 from afterimage.standalone.record import Similarities, Similarity
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

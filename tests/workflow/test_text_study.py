@@ -180,7 +180,7 @@ def test_a_study_of_latents_runs_to_the_end_and_is_right(latent):
     assert latent.run("afterimage", "verify").returncode == 0
     assert latent.planned() == {}
     wide = pd.read_csv(latent.results / "report/tables/comparison_wide.csv").set_index("arm")
-    assert list(wide.index) == ["plain", "loyal", "erased"]
+    assert list(wide.index) == ["plain", "loyal", "erased", "amg"]
     images = load_images(latent.results / "data/planting/0/train.npz").pixels
     for arm in wide.index:
         drawn = load_images(latent.results / "sample" / arm / "rep0" / "images.npz").pixels
@@ -193,7 +193,7 @@ def test_a_study_of_latents_runs_to_the_end_and_is_right(latent):
 def test_what_no_training_changes_is_stored_once(latent):
     vae = latent.results / "data" / "autoencoder" / "vae"
     networks = [path.parent for path in latent.results.glob("train/**/vae/config.json")]
-    assert len(networks) == 12  # averaged and last weights of each arm, at the end and on the way
+    assert len(networks) == 16  # averaged and last weights of each arm, at the end and on the way
     for folder in networks:
         for file in artifacts.files_in(vae):
             assert file.samefile(folder / file.name)

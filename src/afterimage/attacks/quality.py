@@ -45,6 +45,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -55,6 +56,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.attacks import calibration
 from afterimage.attacks.flags import add_flags
 from afterimage.config import ConfigError
+from afterimage.config.measures import NETWORKS
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.prompts import prompted
 from afterimage.images import Images, load_images
@@ -378,7 +380,6 @@ def _balls(
 def replication(
     samples: Images,
     train: Images,
-    reference: Images,
     settings: config.Quality,
     statistics: config.Statistics,
     seed: int,
@@ -391,20 +392,18 @@ def replication(
     Args:
         samples: The generations.
         train: The images that the model was trained on.
-        reference: Real images that the model did not see; see ``centred``.
         settings: Of the measures; ``similarity`` names ``space``.
         statistics: Of the intervals.
         seed: Root seed of resamples.
-        space: Maps images to features, see ``spaces``.
+        space: Maps images to features, see ``similar_space``.
         holdout: Other real images that the model did not see: the floor.
 
     Returns:
         A table with the columns of ``measure``.
     """
-    features = centred(space, reference)
-    seen = features(train.pixels)
+    seen = space(train.pixels)
     found = {
-        name: similarity.top1(features(images.pixels), seen)
+        name: similarity.top1(space(images.pixels), seen)
         for name, images in (("generations", samples), ("holdout", holdout))
     }
     found["training"] = similarity.top1(seen, seen, train.sources, train.sources)
@@ -481,6 +480,32 @@ def aligned(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def similar_space(settings: config.Quality, network: Path, reference: Images) -> Space:
+    """Return the space of the replication score: that of a network for copies as it is, in which
+    cosines are published; others relative to the reference images.
+
+    Args:
+        settings: Of the measures.
+        network: Folder of the study's classifier.
+        reference: Real images that the model did not see.
+
+    Raises:
+        ConfigError, ArtifactError: if a file is missing, or is not the one that the study names.
+    """
+    if settings.similarity not in NETWORKS:
+        return centred(spaces.find(settings, network, settings.similarity), reference)
+    from afterimage.attacks import feature_networks
+
+    assert settings.similarity_weights is not None
+    return feature_networks.find(
+        settings.similarity,
+        Path(config.expand(settings.similarity_weights)),
+        settings.similarity_sha256,
+        settings.similarity_normalisation,
+        "quality.similarity_weights",
+    ).of_images
+
+
 def centred(space: Space, reference: Images) -> Space:
     """Return the space with the mean of the reference images as its origin: what all images of the
     kind share does not count."""
@@ -510,15 +535,13 @@ def run(args: argparse.Namespace) -> None:
         artifacts.check_file(args.members)
         planted = load_images(args.train)
         train = trained_rows(planted, pd.read_parquet(args.members))
-        space, near = (
-            spaces.find(settings, args.classifier, name)
-            for name in (settings.features, settings.similarity)
-        )
+        space = spaces.find(settings, args.classifier)
+        near = similar_space(settings, args.classifier, reference)
         classify = spaces.classes(args.classifier)
         measured = settings, statistics, resolved["seed"]
         tables = [
             measure(samples, reference, *measured, space, classify, holdout=holdout),
-            replication(samples, train, reference, *measured, near, holdout),
+            replication(samples, train, *measured, near, holdout),
         ]
         if prompted_by_words(samples, reference):
             asked = planted.captions[prompted(len(planted), len(samples), resolved)]

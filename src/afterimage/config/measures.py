@@ -74,6 +74,10 @@ class Extraction(Block):
     """Images compared at once; bounds memory and does not change the result."""
 
 
+NETWORKS = ("sscd", "clip", "dinov2")
+"""Feature spaces whose network is given by its path."""
+
+
 class Quality(Block):
     """How good and how varied generations are, against reference images that no arm was trained
     on."""
@@ -81,9 +85,17 @@ class Quality(Block):
     features: Literal["classifier", "pixels", "inception"] = "classifier"
     """The named feature space: the study's classifier, raw pixels, or Inception (optional
     extra)."""
-    similarity: Literal["pixels", "classifier", "inception"] = "pixels"
+    similarity: Literal["pixels", "classifier", "inception", "sscd", "clip", "dinov2"] = "pixels"
     """The space of the replication score. The classifier puts all images of a class together, and
-    tells copies from kin badly."""
+    tells copies from kin badly. sscd (Pizzi et al. 2022), the published choice, and clip and dinov2
+    are networks in ``similarity_weights``."""
+    similarity_weights: str | None = None
+    """File of SSCD (TorchScript or ONNX), or folder of CLIP or DINOv2 as transformers saves it."""
+    similarity_sha256: str | None = None
+    """Checksum that it must have; as ``afterimage audit --space`` prints it."""
+    similarity_normalisation: Literal["small_288", "skew_320", "dcr"] = "small_288"
+    """How images become inputs of SSCD: the two ways of its authors, or that of Somepalli et al.
+    (2023)."""
     neighbours: Annotated[int, Field(ge=1)] = 5
     """k of precision, recall, density and coverage."""
     kid_subsets: Annotated[int, Field(ge=1)] = 50
@@ -100,6 +112,16 @@ class Quality(Block):
     def _weights_are_pinned(self) -> Quality:
         spaces = {"features": self.features, "similarity": self.similarity}
         keys = [key for key, space in spaces.items() if space == "inception"]
+        own = self.similarity in NETWORKS
+        for key in ("similarity_weights", "similarity_sha256"):
+            if own != bool(getattr(self, key)):
+                raise ValueError(
+                    f"similarity = {self.similarity} needs similarity_weights (a path) and "
+                    "similarity_sha256"
+                    if own
+                    else f"{key} is for similarity = {', '.join(NETWORKS)}, but similarity = "
+                    f"{self.similarity}"
+                )
         if keys and not (self.inception_weights and self.inception_sha256):
             raise ValueError(
                 f"{keys[0]} = inception needs inception_weights (a path) and inception_sha256"

@@ -27,14 +27,14 @@ from diffusers.utils.logging import disable_progress_bar
 from afterimage import artifacts, config
 from afterimage.attacks import adaptive
 from afterimage.attacks.path import Quality
-from afterimage.attacks.quality import centred
+from afterimage.attacks.quality import similar_space
 from afterimage.attacks.target import Target
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.images import load_images
-from afterimage.metrics import similarity, spaces
+from afterimage.metrics import similarity
 
 STEP = "selection/timestep_ablation"
 
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace) -> None:
         train = trained_rows(load_images(args.train), pd.read_parquet(members))
         target = Target(train.pixels, attack, settings["mirrors"])
         reference = load_images(args.reference)
-        near = centred(spaces.find(measures, args.classifier, measures.similarity), reference)
+        near = similar_space(measures, args.classifier, reference)
         drawn, gallery = Quality(reference, measures, args.classifier), near(train.pixels)
         rows = []
         for low, high in ranges(settings["switch_timesteps"], scheduler["num_train_timesteps"]):

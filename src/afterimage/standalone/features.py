@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from afterimage import artifacts, progress
 from afterimage.artifacts import ArtifactError
-from afterimage.standalone.feature_networks import FeatureNetwork
+from afterimage.attacks.feature_networks import FeatureNetwork
 
 FOLDER = "features"
 BATCH = 16

@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from afterimage import config, seeds
 from afterimage.attacks import calibration, detail, feature_similarity, verdict
 from afterimage.attacks.extraction import Extraction
+from afterimage.attacks.feature_networks import NORMALISATIONS, SPACES, FeatureNetwork, find
 from afterimage.attacks.feature_similarity import FIXED, FeatureSimilarity
 from afterimage.config import ConfigError
 from afterimage.config.data import LARGEST, SMALLEST
@@ -29,7 +30,6 @@ from afterimage.data import pictures
 from afterimage.images import Images, contents
 from afterimage.metrics import classifier, intervals, similarity
 from afterimage.standalone import flags, page
-from afterimage.standalone.feature_networks import NORMALISATIONS, SPACES, FeatureNetwork, find
 from afterimage.standalone.features import FeatureReader, KeptFeatures
 from afterimage.standalone.images import ImageSet
 

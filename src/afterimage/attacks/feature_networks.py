@@ -1,4 +1,5 @@
-"""Feature networks for ``--space``: opened from files, checked, and applied to batches of images.
+"""Feature networks, for ``--space`` and ``quality.similarity``: opened from files, checked, and
+applied to batches of images.
 
 - ``sscd``: the copy-detection networks of Pizzi et al. 2022, as TorchScript (how they are published)
   or ONNX. Such files are programs, so their checksum has to be given. Inputs are scaled in one of
@@ -75,6 +76,8 @@ NORMALISATIONS = {
 """The two of SSCD's authors, by the names in their README, and that of Somepalli et al. 2023, whose
 repository is called DCR."""
 
+BATCH = 32
+"""Images in a batch of a study's."""
 LONGEST = 16
 """Maximum ratio of the sides of an image that keeps its shape, which bounds memory."""
 
@@ -101,7 +104,7 @@ class FeatureNetwork:
 
     Attributes:
         space: One of ``SPACES``.
-        flag: ``--space-weights PATH``, for messages.
+        flag: What gave the weights, with their path, for messages.
         sha256: Of the weights and of all that decides the features with them.
         facts: For the record: weights, their sha256, and how images become inputs.
         smallest: Shorter side in pixels that images are scaled to; 0 if they keep their size.
@@ -116,6 +119,12 @@ class FeatureNetwork:
     smallest: int
     prepare: Callable[[np.ndarray], np.ndarray]
     apply: Callable[[np.ndarray], Any]
+
+    def of_images(self, images: np.ndarray) -> np.ndarray:
+        """Return the features of images, uint8 (N, H, W, C): float64 (N, D)."""
+        parts = [images[first : first + BATCH] for first in range(0, len(images), BATCH)]
+        batches = (np.stack([self.prepare(image) for image in part]) for part in parts)
+        return np.concatenate([self.embed(batch) for batch in batches]).astype(np.float64)
 
     def embed(self, inputs: np.ndarray) -> np.ndarray:
         """Return the features of a batch, float32 (N, D).
@@ -144,7 +153,11 @@ class FeatureNetwork:
 
 
 def find(
-    space: str, weights: Path, sha256: str | None, normalisation: str | None
+    space: str,
+    weights: Path,
+    sha256: str | None,
+    normalisation: str | None,
+    flag: str = "--space-weights",
 ) -> FeatureNetwork:
     """Open a network, after checking its files.
 
@@ -153,14 +166,15 @@ def find(
         weights: File of ``sscd``, folder of the others.
         sha256: What it has to be; needed for ``sscd``.
         normalisation: Key of ``NORMALISATIONS``, for ``sscd``.
+        flag: What gave ``weights``, for messages.
 
     Raises:
         ConfigError: naming the flag, if there is no such file or folder, a file is missing in it,
             or a package is not installed.
-        ArtifactError: naming ``--space-weights``, if a file has another checksum, is of another
+        ArtifactError: naming the flag, if a file has another checksum, is of another
             kind, or is damaged.
     """
-    flag = f"--space-weights {weights}"
+    flag = f"{flag} {weights}"
     if space == "sscd":
         assert sha256 is not None
         assert normalisation is not None

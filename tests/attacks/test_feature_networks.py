@@ -15,9 +15,9 @@ from PIL import Image
 from torch import nn
 
 from afterimage.artifacts import ArtifactError
+from afterimage.attacks import feature_networks
+from afterimage.attacks.feature_networks import find
 from afterimage.config import ConfigError
-from afterimage.standalone import feature_networks
-from afterimage.standalone.feature_networks import find
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 
