@@ -274,6 +274,29 @@ def test_onnx_gives_what_torchscript_gives(tmp_path):
     assert "it cannot be opened as ONNX" in failing(tmp_path / "net.onnx")
 
 
+OF_BYTES = bytes.fromhex(
+    "080812003a86010a170a01691201662204436173742a090a02746f1801a001020a320a0166120179220a5265647563"
+    "654d65616e2a0d0a046178657340014002a001072a0f0a086b65657064696d731800a001021201675a1e0a01691219"
+    "0a17080212130a0312016e0a031201680a031201770a02080362140a0179120f0a0d080112090a0312016e0a020803"
+    "42040a00100d"
+)
+"""The mean of each channel of uint8 images whose channels come last, as onnx.helper writes it."""
+
+
+@pytest.mark.parametrize("normalisation", feature_networks.NORMALISATIONS)
+def test_onnx_that_takes_bytes_is_given_the_resized_image(normalisation, tmp_path):
+    """Such a file normalises by itself."""
+    pytest.importorskip("onnxruntime")
+    (tmp_path / "net.onnx").write_bytes(OF_BYTES)
+    network = sscd(tmp_path / "net.onnx", hashlib.sha256(OF_BYTES).hexdigest(), normalisation)
+    image = np.random.default_rng(0).integers(0, 256, (320, 320, 3), dtype=np.uint8)
+    image[..., 1] //= 2
+    features = network.embed(network.prepare(image)[None])[0]
+    np.testing.assert_allclose(features, image.mean(axis=(0, 1)), atol=3)
+    if normalisation == "skew_320":  # which keeps an image of this size
+        np.testing.assert_allclose(features, image.mean(axis=(0, 1)), rtol=1e-6)
+
+
 def test_onnx_without_its_package_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setattr(feature_networks.importlib.util, "find_spec", lambda name: None)
     (tmp_path / "net.onnx").write_bytes(ONNX)

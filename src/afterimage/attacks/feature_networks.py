@@ -166,7 +166,7 @@ def find(
         weights: File of ``sscd``, folder of the others.
         sha256: What it has to be; needed for ``sscd``.
         normalisation: Key of ``NORMALISATIONS``, for ``sscd``.
-        flag: What gave ``weights``, for messages.
+        flag: What gave ``weights``, for messages; what gave ``sha256`` is called alike.
 
     Raises:
         ConfigError: naming the flag, if there is no such file or folder, a file is missing in it,
@@ -259,7 +259,7 @@ def _sscd(path: Path, flag: str, expected: str, name: str) -> FeatureNetwork:
     if zipfile.is_zipfile(io.BytesIO(raw)):
         kind, apply = "TorchScript", _torchscript(raw, flag)
     elif path.suffix.lower() == ".onnx":
-        kind, apply = "ONNX", _onnx(raw, flag)
+        kind, apply = "ONNX", _onnx(raw, flag, scaling)
     else:
         pickled = raw[:1] == b"\x80"
         what = (
@@ -288,7 +288,8 @@ def _refuse_pointer(path: Path, flag: str) -> None:
 
 def _check_sha256(flag: str, actual: str, expected: str | None) -> None:
     if expected is not None and actual != expected.lower():
-        raise ArtifactError(f"{flag} has sha256 {actual}, but --space-sha256 = {expected}")
+        given = flag.partition(" ")[0].replace("weights", "sha256")
+        raise ArtifactError(f"{flag} has sha256 {actual}, but {given} = {expected}")
 
 
 def _colour(pixels: np.ndarray) -> np.ndarray:
@@ -352,7 +353,9 @@ def _array(output: Any) -> Any:
     return output.float().cpu().numpy() if isinstance(output, torch.Tensor) else output
 
 
-def _onnx(raw: bytes, flag: str) -> Callable[[np.ndarray], Any]:
+def _onnx(raw: bytes, flag: str, scaling: Normalisation) -> Callable[[np.ndarray], Any]:
+    """Return the network of an ONNX file. One that takes uint8 scales values itself, and is given
+    the resized images as they are, with the channels first or last as it takes them."""
     if importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError(
             f"{flag}: ONNX needs onnxruntime, which is not installed; it comes with the extra "
@@ -374,8 +377,16 @@ def _onnx(raw: bytes, flag: str) -> Callable[[np.ndarray], Any]:
             f"{flag}: it has {len(inputs)} inputs and {len(outputs)} outputs; one of each is needed"
         )
     alone = inputs[0].shape[:1] == [1]  # a batch size of 1 is fixed in the file
+    of_bytes, channels_last = inputs[0].type == "tensor(uint8)", inputs[0].shape[-1:] == [3]
+    mean, deviation = (
+        np.array(each, np.float32).reshape(3, 1, 1) for each in (scaling.mean, scaling.std)
+    )
 
     def apply(batch: np.ndarray) -> Any:
+        if of_bytes:
+            batch = np.rint((batch * deviation + mean) * 255).astype(np.uint8)
+        if channels_last:
+            batch = np.ascontiguousarray(batch.transpose(0, 2, 3, 1))
         parts = [batch[row : row + 1] for row in range(len(batch))] if alone else [batch]
         return np.concatenate([session.run(None, {inputs[0].name: part})[0] for part in parts])
 
