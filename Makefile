@@ -40,7 +40,7 @@ MADE_FROM = $$($(PYTHON) -c 'import sys; print(sys.version, sys.base_prefix)'; p
 COMPILE := env -u UV_TORCH_BACKEND UV_INDEX= UV_FIND_LINKS= envs/uv.sh "$(VENV)" pip compile --quiet --universal --python-version 3.11 \
 	--annotation-style line --custom-compile-command "make lock" --extra workflow --group dev pyproject.toml
 
-.PHONY: all test test-slurm check ui docs generate lock clean help setup
+.PHONY: all test test-slurm test-gpu check ui docs generate lock clean help setup
 
 all: setup ## Run the default study (params.yaml) from raw data to report
 	$(IN_VENV) $(BIN)/snakemake --cores $(CORES) all
@@ -55,6 +55,9 @@ test: setup ## Run the tests (PYTEST_ARGS="-k seeds" chooses), two files at a ti
 
 test-slurm: setup ## Run the tests on a throw-away SLURM cluster (root on a Debian-like system; installs slurm)
 	AFTERIMAGE_TEST_SLURM=1 $(IN_VENV) $(BIN)/python -m pytest -n 0 tests/slurm $(PYTEST_ARGS)
+
+test-gpu: setup ## Run the tests that need a GPU (LOCK=envs/gpu.lock)
+	$(IN_VENV) $(BIN)/python -m pytest -n 0 -m gpu tests/gpu $(PYTEST_ARGS)
 
 check: setup ## Lint, format, types, workflow lint, drift of generated files
 	$(IN_VENV) $(BIN)/ruff check .

@@ -426,7 +426,9 @@ def test_a_network_for_copies_can_be_the_space_of_the_replication_score(digits, 
     table = quality.replication(train, train, settings, STATISTICS, 0, near, holdout)
     assert numbers(table, "generations").loc["R[sscd]", "value"] == pytest.approx(1)
     file.write_bytes(file.read_bytes() + b"x")
-    with pytest.raises(ArtifactError, match=r"quality.similarity_weights .* but quality.similarity_sha256 ="):
+    with pytest.raises(
+        ArtifactError, match=r"quality.similarity_weights .* but quality.similarity_sha256 ="
+    ):
         quality.similar_space(settings, Path("no classifier"), digits)
 
 

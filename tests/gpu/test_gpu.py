@@ -1,0 +1,99 @@
+"""What a GPU computes is what the processor does, up to rounding."""
+
+import copy
+
+import faiss
+import numpy as np
+import pytest
+import torch
+
+from afterimage import artifacts, config
+from afterimage.attacks import dori, losses
+from afterimage.config import Diffusion, Model, Sample
+from afterimage.diffusion.model import build_scheduler, build_unet
+from afterimage.diffusion.noising import Pixels, levels
+from afterimage.diffusion.sample import generate
+from afterimage.metrics.neighbours import Gallery
+
+pytestmark = pytest.mark.gpu
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SETTINGS = Model(channels=[16, 32], attention=[False, True], layers_per_block=1, norm_groups=4)
+
+
+@pytest.fixture
+def net():
+    return build_unet(SETTINGS, (8, 8, 1), seed=3).eval()
+
+
+@pytest.fixture
+def task(digits):
+    return Pixels(digits[0][:32], build_scheduler(Diffusion()))
+
+
+def on(device: torch.device, net: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(net).to(device)
+
+
+def test_an_update_has_the_same_gradient(net, task):
+    gradients = {}
+    for device in (CPU, GPU):
+        own = on(device, net)
+        batch = task.batch(np.arange(32), torch.Generator().manual_seed(1)).to(device)
+        task.losses(own, batch).mean().backward()
+        gradients[device] = torch.cat([p.grad.flatten().cpu() for p in own.parameters()])
+    cpu, gpu = gradients[CPU], gradients[GPU]
+    assert torch.nn.functional.cosine_similarity(cpu, gpu, dim=0) > 0.9999
+    assert float((cpu - gpu).norm() / cpu.norm()) < 1e-3
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_generations_are_the_same_pictures(sampler, net, task):
+    """Noise comes from generators on the processor, whatever the device."""
+    sample = Sample(images=16, steps=20, sampler=sampler)
+    scheduler = dict(task.scheduler.config)
+    one, other = (
+        generate(on(device, net), scheduler, np.arange(16), sample, 5) for device in (CPU, GPU)
+    )
+    assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
+
+
+def test_losses_of_images_are_the_same(net, task):
+    at = levels(4, 1000)
+    one, other = (
+        losses.measure(on(device, net), task, np.arange(32), "train", at, 2, 0)
+        for device in (CPU, GPU)
+    )
+    np.testing.assert_allclose(one, other, rtol=1e-3)
+
+
+def test_embeddings_of_images_are_found_in_the_same_place(digits):
+    texts = build_unet(SETTINGS, (8, 8, 1), seed=4, text_width=12).eval()
+    task = Pixels(digits[0][:4], build_scheduler(Diffusion()))
+    settings = config.Forgetting(embedding_updates=5)
+    one, other = (
+        dori.optimised(on(device, texts), task, np.arange(4), torch.zeros((3, 12)), settings, 0)
+        for device in (CPU, GPU)
+    )
+    assert other.device == CPU
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-2)
+
+
+def test_neighbours_are_the_same_to_the_last_bit(digits, monkeypatch):
+    """Proposals come from the GPU, and exact differences decide."""
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this faiss has no GPU index: make LOCK=envs/gpu.lock setup")
+    pixels = digits[0]
+    found = Gallery(pixels[:1500]).nearest(pixels[1500:], 50)
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 0)
+    again = Gallery(pixels[:1500]).nearest(pixels[1500:], 50)
+    assert (found.rows == again.rows).all()
+    assert (found.distances == again.distances).all()
+
+
+def test_a_study_runs_on_it(empty):
+    """From raw data to the pages; trainings and drawings say where they ran."""
+    empty.snakemake("--", "all")
+    for store in ("train/baseline/rep0", "sample/baseline/rep0"):
+        facts = artifacts.read_run(empty.results / store)["facts"]
+        assert facts["device"].startswith("cuda")
+    assert empty.run("afterimage", "verify").returncode == 0
