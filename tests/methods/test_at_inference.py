@@ -197,6 +197,13 @@ def test_amg_in_a_whole_drawing(tmp_path, pair):
     assert torch.equal(drawn(threshold=(1.0, 1.0)), plain)
 
 
+def test_what_a_remedy_reads_must_be_given(tmp_path):
+    with pytest.raises(ConfigError, match="method amg needs the training images: --train is None"):
+        amg.remedy(amg_arm(), drawing(tmp_path))
+    with pytest.raises(ConfigError, match="method dcr changes prompts: --texts and --train"):
+        dcr.remedy(Dcr(method="dcr", base="b"), drawing(tmp_path))
+
+
 # ---- Wen -----------------------------------------------------------------------------------------
 
 

@@ -63,11 +63,14 @@ class TrainingImages:
         """Return those of a replicate, on the device of the process.
 
         Raises:
-            ConfigError: if there are fewer than ``neighbours``.
+            ConfigError: if a file is not given, or there are fewer than ``neighbours``.
         """
         files = drawing.files
-        assert files.train is not None
-        assert files.members is not None
+        if files.train is None or files.members is None:
+            raise ConfigError(
+                f"method amg needs the training images: --train is {files.train}, --members "
+                f"{files.members}"
+            )
         artifacts.check_file(files.members)
         images = trained_rows(load_images(files.train), pd.read_parquet(files.members))
         images = images.take(different(images.pixels)[0])

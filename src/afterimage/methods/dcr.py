@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from afterimage import seeds
-from afterimage.config import Dcr
+from afterimage.config import ConfigError, Dcr
 from afterimage.diffusion.remedy import Drawing, Ids, Remedy
 from afterimage.methods.at_inference import train as train
 
@@ -30,11 +30,15 @@ class ChangedPrompts(Remedy):
     Args:
         arm: Its settings.
         drawing: With prompts and their store.
+
+    Raises:
+        ConfigError: without them.
     """
 
     def __init__(self, arm: Dcr, drawing: Drawing) -> None:
         super().__init__()
-        assert drawing.prompts is not None
+        if drawing.prompts is None:
+            raise ConfigError("method dcr changes prompts: --texts and --train are needed")
         self._arm, self._drawing = arm, drawing
         self._captions = drawing.prompts.captions
         if arm.change != "noise":
