@@ -24,6 +24,7 @@ CASES = {
     "loyal-laion10k": ("loyal-laion10k", []),
     "iet-laion10k, on H200s": ("iet-laion10k", []),
     "erasediff-imagenette": ("erasediff-imagenette", []),
+    "das-artbench2-lora": ("das-artbench2-lora", []),
 }
 GPUS = (8, 32, 128)
 

@@ -10,7 +10,7 @@ from afterimage import config
 from afterimage.config.unet import DEFAULTS
 from afterimage.plan.cost import memory, network, work
 from afterimage.plan.jobs import STEPS
-from afterimage.plan.resolved import resolve
+from afterimage.plan.resolved import resolve, resolved
 
 PIXELS = {
     "_class_name": "UNet2DModel",
@@ -381,6 +381,7 @@ OF_2_1 = STABLE_DIFFUSION | {
         ("loyal-laion10k", OF_2_1, {"plain": 865_910_724, "rau_net": 865_910_724 + 73_734_400}),
         ("iet-laion10k", OF_2_1, {"default": 865_910_724}),
         ("erasediff-imagenette", OF_1_4, {"plain": 859_520_964}),
+        ("das-artbench2-lora", OF_1_4, {"lora": 859_520_964}),
     ],
 )
 def test_studies_at_paper_scale_are_of_the_published_networks(
@@ -397,3 +398,16 @@ def test_studies_at_paper_scale_are_of_the_published_networks(
     for arm in study.arms:
         needed = memory.learning(study, arm).networks
         assert needed < {"a100": 80e9, "h200": 141e9}[study.cluster.device], arm
+
+
+def test_features_of_a_study_of_adapters_are_of_their_weights(root, tmp_path, monkeypatch):
+    """Rank 128 on the 16 transformers of Stable Diffusion 1: 32 times the 797,184 of rank 4."""
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "config.json").write_text(json.dumps(OF_1_4))
+    monkeypatch.setenv("STABLE_DIFFUSION", str(tmp_path))
+    study = config.load(root / "studies" / "das-artbench2-lora.yaml")
+    assert work.attributed_weights(study, "lora") == 32 * 797_184
+    held = memory.projected(study, "lora", "main", 500)
+    assert held.networks < 80e9
+    job = STEPS["attribution/features"].jobs(study)[0]
+    assert resolved(study, job)["settings"]["model"]["lora"] == {"rank": 128, "alpha": None}

@@ -301,7 +301,7 @@ def test_a_surrogate_or_a_known_empty_caption_is_enough(digits):
         ),
         (
             {"attribution": {"arm": "plain"}, "autoencoder": {"kind": "trained"}},
-            "attribution.arm = 'plain': with an autoencoder arms denoise latents, which are not",
+            "attribution.attributors: journey_trak follows the sampling .* list the others",
         ),
         (
             {"loyal_selection": {"base": "plain", "updates": 5, "switch_timesteps": [5]}},
@@ -377,6 +377,20 @@ def test_latents_are_made_once_and_read_by_trainings_and_losses(digits):
     assert len(encoded["images"]) == 1 + 2 * latents.data.plantings
     without = {job.step for job in jobs(study(digits))}
     assert not {"data/autoencoder", "data/latents"} & without
+
+
+def test_attribution_of_latents_reads_them(digits):
+    chosen = {"arm": "plain", "attributors": ["das"], "counterfactual": None}
+    made = study(digits, autoencoder=LATENT, data__resize=16, attribution=chosen)
+    latents = f"results/{made.study}/data/latents/run.json"
+    jobs_of = {
+        step: STEPS[step].jobs(made) for step in ("attribution/features", "attribution/retrain")
+    }
+    for step, made_jobs in jobs_of.items():
+        for job in made_jobs:
+            assert inputs_of(made, job)["latents"] == latents, step
+    features = resolve(made, "attribution/features", None, 0, "main/final/0")["settings"]
+    assert "model" not in features
 
 
 def test_networks_of_latents_are_counted_at_the_latents_size(digits):

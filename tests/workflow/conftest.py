@@ -240,6 +240,8 @@ def adapted(commands, tmp_path_factory) -> Workspace:
         autoencoder={"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5},
         model={"kind": "stored", "path": "unet", "lora": {"rank": 2}},
         paths=None,
+        attribution=OF_CAPTIONED
+        | {"arm": "plain", "attributors": ["das", "dtrak", "tracin", "pixel_l2"]},
     )
 
 

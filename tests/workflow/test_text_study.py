@@ -250,3 +250,19 @@ def test_a_study_of_adapters_runs_to_the_end_and_stores_ordinary_pipelines(adapt
             "'afterimage' in sys.modules)"
         )
         assert adapted.run(sys.executable, "-c", code).stdout.split("\n")[0] == "(1, 8, 8, 1) False"
+
+
+def test_adapters_on_latents_are_attributed(adapted):
+    """Their weights' gradients, and networks whose adapters alone are trained again."""
+    folder = adapted.results / "attribution/rep0"
+    features = artifacts.read_run(folder / "features/main/final/0")
+    assert {"latents", "texts", "unet"} <= set(features["inputs"])
+    assert features["config"]["settings"]["model"]["lora"]["rank"] == 2
+    assert {"latents", "unet"} <= set(artifacts.read_run(folder / "retrain/0")["inputs"])
+    scores = load_file(folder / "scores/main/scores.safetensors")
+    for name in ("das", "dtrak", "tracin", "pixel_l2"):
+        assert scores[f"{name}/generated"].isfinite().all()
+    changes = pd.read_csv(folder / "counterfactual/das/0/changes.csv")
+    assert changes[["l2", "loss", "shift"]].notna().all(axis=None)
+    again = load_images(folder / "counterfactual/again/regenerated.npz")
+    assert again.pixels.shape[1:] == (8, 8, 1)

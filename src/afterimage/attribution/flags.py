@@ -12,6 +12,7 @@ INPUTS = {
     "queries": ("DIR", "result of `afterimage attribution queries`"),
     "scores": ("DIR", "result of `afterimage attribution scores`"),
     "texts": ("DIR", "embeddings of captions, if the arm is conditioned on them"),
+    "latents": ("DIR", "latents of the images, if the arm denoises those"),
 }
 """Input -> what stands for its path in the help, and what it is."""
 
@@ -25,6 +26,7 @@ def add_inputs(parser: argparse.ArgumentParser, *names: str, required: bool = Tr
 
 def add_explained(parser: argparse.ArgumentParser) -> None:
     """Declare what a step reads that retrains the explained network: ``--model``, ``--train``,
-    ``--members``, ``--queries`` and, for an arm on captions, ``--texts``."""
+    ``--members``, ``--queries`` and, for an arm on captions or latents, ``--texts`` and
+    ``--latents``."""
     add_inputs(parser, "model", "train", "members", "queries")
-    add_inputs(parser, "texts", required=False)
+    add_inputs(parser, "texts", "latents", required=False)

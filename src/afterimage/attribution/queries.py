@@ -23,6 +23,7 @@ from afterimage.attribution.replicate import root_seed
 from afterimage.images import Images, load_images
 
 if TYPE_CHECKING:
+    from afterimage.diffusion.latents import EncodedImages
     from afterimage.diffusion.texts import Texts
 
 STEP = "attribution/queries"
@@ -55,6 +56,31 @@ def texts_for(image_set: str, texts: Texts | None) -> Texts | None:
     if texts is None or image_set not in GENERATED:
         return texts
     return replace(texts, row_of_image=None)
+
+
+def latents_for(
+    image_set: str, images: Images, stored: EncodedImages | None, pipeline: Path
+) -> EncodedImages | None:
+    """Return the latents of a set of images, for a network that denoises those: generations are
+    encoded again, others are among the stored ones.
+
+    A generation was decoded and rounded to 8 bits, so that its latent is not the very one that was
+    drawn.
+
+    Args:
+        image_set: Name of the set.
+        images: Its images.
+        stored: Those of ``data/latents``; None for a network of pixels.
+        pipeline: Folder of the explained network's pipeline, with its autoencoder.
+    """
+    if stored is None or image_set not in GENERATED or not len(images):
+        return stored
+    from afterimage.diffusion.autoencoder import Autoencoder
+    from afterimage.diffusion.latents import EncodedImages
+
+    autoencoder = Autoencoder.of(pipeline)
+    assert autoencoder is not None
+    return EncodedImages.of(autoencoder, images.pixels, mirrors=False)
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

@@ -323,10 +323,10 @@ class Study(Attacks):
                 f"attribution.arm = {chosen.arm!r}: it must be trained plainly (method baseline), "
                 "from the start, on all its images alike, with a budget of its own"
             )
-        if self.autoencoder is not None:
+        if self.autoencoder is not None and "journey_trak" in chosen.attributors:
             raise ValueError(
-                f"attribution.arm = {chosen.arm!r}: with an autoencoder arms denoise latents, which "
-                "are not attributed; leave autoencoder or attribution out"
+                "attribution.attributors: journey_trak follows the sampling of images, but with an "
+                "autoencoder latents are sampled; list the others"
             )
         if arm.dual_fusion is not None:
             raise ValueError(

@@ -22,6 +22,8 @@ from torch import nn
 from afterimage.config.unet import Lora
 from afterimage.diffusion.trainable import ADAPTED
 
+ADAPTERS = "pytorch_lora_weights.safetensors"
+"""File of the adapters, beside the network that has them added."""
 BASE = ".base_layer."
 """What the name of an adapted layer's own weight has that it has not without an adapter."""
 

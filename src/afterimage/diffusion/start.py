@@ -12,7 +12,7 @@ import torch
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import AnyModel, ConfigError, StoredModel, TransferBlocks, expand
-from afterimage.diffusion.lora import add_adapters
+from afterimage.diffusion.lora import ADAPTERS, add_adapters
 from afterimage.diffusion.model import build_unet, fill, mark_null, null_of, unet_of
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.stored_network import read_network
@@ -81,6 +81,25 @@ def start(
     hold_others(net, model.trainable)
     if model.lora is not None:
         add_adapters(net, model.lora, seed)
+    return net
+
+
+def with_adapters(model: StoredModel, pipeline: Path) -> UNet:
+    """Return a stored network with the adapters that a training with ``model.lora`` left beside its
+    result, in layers of their own: the same function as the result's network.
+
+    Args:
+        model: The study's ``model`` block.
+        pipeline: Folder of the result.
+
+    Raises:
+        ArtifactError: if the stored weights do not fit the stored config exactly.
+    """
+    net: Any
+    net, _ = read_network(
+        Path(expand(model.path)), None, f"model.path = {model.path!r}", texts=True
+    )
+    net.load_lora_adapter(str(pipeline), prefix="unet", weight_name=ADAPTERS)
     return net
 
 

@@ -10,11 +10,12 @@ from collections.abc import Callable, Iterable
 
 from afterimage.config.attribution import ATTRIBUTORS, FINAL, MAIN, REPEAT, Attribution
 from afterimage.config.study import Study
+from afterimage.config.unet import StoredModel
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
-from afterimage.plan.data import SPLIT, texts_of, training_images
+from afterimage.plan.data import SPLIT, latents_of, texts_of, training_images
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
 from afterimage.plan.train import arm_settings, network_settings
 
@@ -66,7 +67,7 @@ def _explained(study: Study, job: Job) -> Inputs:
 def _model(study: Study, job: Job) -> Inputs:
     arm = asked(study).arm
     model = f"train/{arm}/rep{job.replicate}/run.json"
-    return {"model": model} | texts_of(study, arm) | _explained(study, job)
+    return {"model": model} | texts_of(study, arm) | latents_of(study) | _explained(study, job)
 
 
 def _with_queries(study: Study, job: Job) -> Inputs:
@@ -124,7 +125,17 @@ def _features_settings(study: Study, job: Job) -> Settings:
         "queries": few.queries if few else None,
         "weights": study.sample.weights,
         "journey": study.sample.model_dump(mode="json") if journey else None,
+        **_adapters(study),
     }
+
+
+def _adapters(study: Study) -> Settings:
+    """Return the network whose adapters are the parameters, for a study that trains such
+    (``model.lora``)."""
+    model = study.model
+    if not isinstance(model, StoredModel) or model.lora is None:
+        return {}
+    return {"model": model.model_dump(mode="json")}
 
 
 def _projected_images(study: Study, name: str) -> int:
@@ -354,7 +365,7 @@ STEPS = (
         module="afterimage.attribution.features",
         help="project the gradients of a network for one block of images",
         folder=FOLDER + "features/{job}",
-        keys=("attribution", "sample"),
+        keys=("attribution", "sample", "model"),
         settings=_features_settings,
         inputs=_features_inputs,
         addresses=_names("attribution/features"),

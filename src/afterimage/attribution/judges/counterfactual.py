@@ -32,10 +32,13 @@ from afterimage import artifacts, config, provenance, seeds
 from afterimage.attribution.flags import add_explained, add_inputs
 from afterimage.attribution.judges import retraining_effect
 from afterimage.attribution.judges.retrain import Recipe
-from afterimage.attribution.queries import texts_for
+from afterimage.attribution.queries import latents_for, texts_for
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import ConfigError, GroundTruth, Sample
 from afterimage.config.stored import validated
+from afterimage.diffusion.autoencoder import Autoencoder
+from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.sample import generate, load_trained, trained_pipeline
 from afterimage.diffusion.start import stored_input
 from afterimage.diffusion.texts import FILE, Texts, embedded_captions
@@ -118,6 +121,7 @@ def run(args: argparse.Namespace) -> None:
     }
     inputs |= stored_input(validated(config.AnyModel, settings["model"], "model"))
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
     same_bits()
@@ -129,7 +133,8 @@ def run(args: argparse.Namespace) -> None:
             artifacts.check_file(inputs["scores"])
             scores = load_file(inputs["scores"])[f"{choice}/generated"]
         texts = Texts.load(args.texts) if args.texts else None
-        recipe = Recipe.from_config(resolved, args.train, args.members, texts)
+        latents = EncodedImages.load(args.latents) if args.latents else None
+        recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents)
         removed = images_to_remove(
             choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), root
         )
@@ -160,13 +165,29 @@ def run(args: argparse.Namespace) -> None:
         prompts = embedded_captions(encoded, queries)
         sampling = Sample.model_validate(settings["sample"])
         regenerated = generate(
-            net, scheduler_config, queries.ids, sampling, seed, replicate, labels, prompts
+            net,
+            scheduler_config,
+            queries.ids,
+            sampling,
+            seed,
+            replicate,
+            labels,
+            prompts,
+            Autoencoder.of(pipeline),
         )
         explained, _ = load_trained(pipeline, seed, replicate)
         explained.to(recipe.accelerator.device).eval()
         ground_truth = GroundTruth.model_validate(settings["ground_truth"])
         effects = retraining_effect.measure_effects(
-            net, explained, scheduler_config, queries, "generated", ground_truth, root, encoded
+            net,
+            explained,
+            scheduler_config,
+            queries,
+            "generated",
+            ground_truth,
+            root,
+            encoded,
+            latents_for("generated", queries, latents, pipeline),
         )
         before, after = (
             classifier.embed(args.classifier, pixels) for pixels in (queries.pixels, regenerated)

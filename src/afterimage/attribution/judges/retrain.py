@@ -39,7 +39,7 @@ from afterimage import artifacts, provenance, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attribution.flags import add_explained
 from afterimage.attribution.judges import retraining_effect, subsets
-from afterimage.attribution.queries import SETS, texts_for
+from afterimage.attribution.queries import SETS, latents_for, texts_for
 from afterimage.attribution.replicate import root_seed
 from afterimage.config import (
     AnyArm,
@@ -52,8 +52,10 @@ from afterimage.config import (
 )
 from afterimage.config.attribution import TARGETS, GroundTruth
 from afterimage.config.stored import validated
+from afterimage.diffusion.denoising import denoising
+from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler
-from afterimage.diffusion.noising import Pixels
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import load_trained, trained_pipeline
 from afterimage.diffusion.start import start, stored_input
@@ -103,6 +105,7 @@ class Recipe:
         classes: Number of labels, or None.
         images: The arm's training images, N.
         texts: Embeddings of their captions, if the arm is conditioned on them.
+        latents: Their latents, if the arm denoises those.
         accelerator: Device and precision.
     """
 
@@ -114,11 +117,17 @@ class Recipe:
     classes: int | None
     images: Images
     texts: Texts | None
+    latents: EncodedImages | None
     accelerator: Accelerator
 
     @classmethod
     def from_config(
-        cls, resolved: dict[str, Any], train: Path, members: Path, texts: Texts | None
+        cls,
+        resolved: dict[str, Any],
+        train: Path,
+        members: Path,
+        texts: Texts | None,
+        latents: EncodedImages | None = None,
     ) -> Recipe:
         """Return the recipe of a resolved config.
 
@@ -128,6 +137,7 @@ class Recipe:
             train: Training images (.npz).
             members: Which of them the arm was trained on (.parquet).
             texts: Embeddings of captions, if the arm is conditioned on them.
+            latents: Latents of the images, if the arm denoises those.
 
         Raises:
             ConfigError: unless the arm is trained from scratch by the baseline method, with its own
@@ -156,11 +166,14 @@ class Recipe:
             arm=arm,
             train=train_settings,
             model=validated(AnyModel, settings["model"], "model"),
-            scheduler=build_scheduler(Diffusion.model_validate(settings["diffusion"])),
+            scheduler=build_scheduler(
+                Diffusion.model_validate(settings["diffusion"]), latents=latents is not None
+            ),
             flips=settings["flips"],
             classes=classes_of(images, arm),
             images=images.take(table["trained"].to_numpy()),
             texts=texts,
+            latents=latents,
             accelerator=accelerator_for(train_settings),
         )
 
@@ -176,12 +189,13 @@ class Recipe:
             store: Where the state of the unfinished run is kept.
         """
         images = self.images.take(kept)
+        shape = images.pixels.shape[1:] if self.latents is None else self.latents.shape
 
         def build(blocks: TransferBlocks | None, stream: str) -> UNet:
             init_seed = seeds.derive(seed, *path, stream)
             return start(
                 self.model,
-                images.pixels.shape[1:],
+                shape,
                 self.classes,
                 seed=init_seed,
                 blocks=blocks,
@@ -199,8 +213,9 @@ class Recipe:
             net=build(self.arm.rau_net, "init"),
             build=build,
             scheduler=self.scheduler,
-            task=Pixels(
+            task=denoising(
                 images.pixels,
+                self.latents,
                 self.scheduler,
                 labels,
                 self.classes or 0,
@@ -255,12 +270,17 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model": pipeline, "train": args.train, "members": args.members} | paths
     inputs |= stored_input(validated(AnyModel, resolved["settings"]["model"], "model"))
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
 
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         # Read what is measured: the queries, under the retrained networks and the explained one.
         texts = Texts.load(args.texts) if args.texts else None
-        recipe = Recipe.from_config(resolved, args.train, args.members, texts)
+        latents = EncodedImages.load(args.latents) if args.latents else None
+        recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents)
         queries = {name: load_images(path) for name, path in paths.items()}
+        encoded = {
+            name: latents_for(name, images, latents, pipeline) for name, images in queries.items()
+        }
         scheduler_config = dict(recipe.scheduler.config)
         ground_truth = GroundTruth.model_validate(settings["ground_truth"])
         levels = retraining_effect.noise_levels(
@@ -314,6 +334,7 @@ def run(args: argparse.Namespace) -> None:
                     ground_truth,
                     root,
                     texts_for(name, texts),
+                    encoded[name],
                 )
                 for target, values in effects.items():
                     measured[f"{name}/{target}"][row] = values

@@ -23,6 +23,7 @@ from afterimage.attribution.gradients.noise import gaussian_noise
 from afterimage.config import ConfigError, GroundTruth
 from afterimage.config.attribution import TARGETS
 from afterimage.diffusion.denoising import task_of
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.noising import levels as midpoints
 from afterimage.diffusion.texts import Texts
 from afterimage.images import Images
@@ -55,6 +56,7 @@ def measure_effects(
     settings: GroundTruth,
     seed: int,
     texts: Texts | None = None,
+    latents: EncodedImages | None = None,
 ) -> dict[str, np.ndarray]:
     """Return each image's ``loss`` under ``net`` and ``shift`` from ``explained``, float64 (Q,).
 
@@ -70,13 +72,14 @@ def measure_effects(
         settings: Noise levels and draws.
         seed: Root seed.
         texts: Embeddings of the images' captions, for networks that are conditioned on them.
+        latents: The images' latents, for networks that denoise those.
 
     Raises:
         ConfigError: if there are fewer timesteps than levels.
         ArtifactError: if an image lacks a label that the networks need, its caption was not
             encoded, or a result is NaN or infinite.
     """
-    task = task_of(net, scheduler_config, images, texts)
+    task = task_of(net, scheduler_config, images, texts, latents)
     device = next(net.parameters()).device
     levels = noise_levels(settings, scheduler_config["num_train_timesteps"])
     effects = {target: np.zeros(len(images)) for target in TARGETS}

@@ -13,6 +13,7 @@ from afterimage.config import Study
 from afterimage.config.autoencoder import TrainedAutoencoder
 from afterimage.plan.cost import work
 from afterimage.plan.cost.work import (
+    attributed_weights,
     denoised,
     networks,
     readouts_of,
@@ -85,7 +86,7 @@ def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
     gradients, and the features."""
     assert study.attribution is not None
     settings = study.attribution.features_of(variant)
-    size, readouts = weights(study, arm), readouts_of(settings)
+    size, readouts = attributed_weights(study, arm), readouts_of(settings)
     k = size if settings.projection == "none" else settings.dimension
     largest = (
         18 * max(study.model.channels) ** 2

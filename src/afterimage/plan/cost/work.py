@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from afterimage.config import AtInference, Features, Study
 from afterimage.config.autoencoder import TrainedAutoencoder
+from afterimage.config.unet import StoredModel
 from afterimage.plan.cost import network
 
 UPDATE = 4
@@ -115,6 +116,12 @@ def weights(study: Study, arm: str) -> int:
 def trained_weights(study: Study, arm: str) -> int:
     """Return how many of them a training changes."""
     return sum(net.trained for net, _ in networks(study, arm))
+
+
+def attributed_weights(study: Study, arm: str) -> int:
+    """Return how many weights' gradients are features: all, or those of adapters alone."""
+    adapters = isinstance(study.model, StoredModel) and study.model.lora is not None
+    return trained_weights(study, arm) if adapters else weights(study, arm)
 
 
 def trained_images(study: Study, arm: str) -> int:
@@ -225,7 +232,7 @@ def reference_images(study: Study) -> int:
 def gradients(study: Study, arm: str, images: int, settings: Features, readouts: int) -> Work:
     """Return the work of projected gradients: a forward pass, and one backward pass and one
     projection per readout."""
-    size, batches = weights(study, arm), math.ceil(images / settings.batch_size)
+    size, batches = attributed_weights(study, arm), math.ceil(images / settings.batch_size)
     flop = (1 + 2 * readouts) * forward(study, arm)
     flop += PROJECTION[settings.projection] * size * readouts
     if settings.projection == "gaussian":  # its matrix is drawn anew for every batch
