@@ -31,4 +31,5 @@ def test_arms_are_paired_with_controls_that_were_given_the_same_images(params, s
     assert not paired_with_control(study, "halves")  # each draws its own half
     told = resolve(study, "report/tables")["settings"]
     assert told["paired"] == {"plain": False, "half": False, "arm": is_paired, "halves": False}
-    assert told["margin"] == {"relative_fd": 0.1, "coverage": 0.02}
+    assert told["margin"] == study.statistics.margin.model_dump()
+    assert set(told["margin"]) == {"relative_fd", "coverage", "text_alignment"}
