@@ -173,6 +173,12 @@ def test_networks_of_a_remedy_at_inference_are_its_bases(digits):
         config.ConfigError, match=r"base = 'amg' trains nothing .* are those of 'baseline'"
     ):
         digits(arms__amg=AMG, arms__new={"method": "baseline", "base": "amg"})
+    matched = {"method": "baseline", "matched_to": {"arm": "amg", "by": "updates"}}
+    with pytest.raises(config.ConfigError, match=r"matched_to.arm = 'amg' trains nothing"):
+        digits(arms__amg=AMG, arms__new=matched)
+    chosen = {"base": "amg", "updates": 5, "switch_timesteps": [5]}
+    with pytest.raises(config.ConfigError, match=r"loyal_selection.base = 'amg': it must be one"):
+        digits(arms__amg=AMG, loyal_selection=chosen)
 
 
 def test_single_images_and_unconditional_bases_can_be_forgotten(digits):

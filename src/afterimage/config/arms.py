@@ -226,6 +226,11 @@ class Arm(Block):
         not."""
         if self.matched_to is not None and self.train.keys() & {"updates", "epochs"}:
             return "give matched_to or train.updates (train.epochs), not both"
+        if self.matched_to is not None and isinstance(study.arms[self.matched_to.arm], AtInference):
+            return (
+                f"matched_to.arm = {self.matched_to.arm!r} trains nothing, so that there is no "
+                "budget to take"
+            )
         if self.matched_to is not None and self.matched_to.by == "passes":
             probe = 1_000_000
             total, _ = self.updates_of(probe, study.diffusion.timesteps)

@@ -416,7 +416,12 @@ class Study(Attacks):
                 f"{allowed('arms', chosen.base, self.arms)}"
             )
         base = self.arms[chosen.base]
-        if not base.single_network or self.rau_net_of(chosen.base) is not None or base.fraction < 1:
+        if (
+            not base.single_network
+            or isinstance(base, AtInference)
+            or self.rau_net_of(chosen.base) is not None
+            or base.fraction < 1
+        ):
             raise ValueError(
                 f"loyal_selection.base = {chosen.base!r}: it must be one network without rau_net, "
                 "trained on all its images"
