@@ -40,6 +40,9 @@ METHOD_PACKAGES = {
     "salun": {"methods.salun", "methods.unlearning"},
     "siss": {"methods.siss", "methods.unlearning"},
     "selective_amnesia": {"methods.selective_amnesia", "methods.unlearning"},
+    "dcr": {"methods.dcr", "methods.at_inference"},
+    "wen": {"methods.wen", "methods.at_inference"},
+    "amg": {"methods.amg", "methods.at_inference"},
 }
 """What a method has besides the module of its name."""
 

@@ -175,11 +175,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def uses_texts(words: list[str]) -> bool:
     """Return whether a command uses the packages of texts: to embed captions, also as a remedy at
-    inference changes them, or to train adapters (``remedy`` and ``model.lora`` of its resolved
-    config)."""
+    inference changes them, or to train or attribute adapters (``remedy`` and ``model.lora`` of its
+    resolved config)."""
     if words[:2] == ["data", "encode"]:
         return True
-    if words[:2] not in (["train", "run"], ["sample", "draw"], ["attack", "path"]):
+    if words[:1] not in (["train"], ["sample"], ["attack"], ["attribution"]):
         return False
     flags = argparse.ArgumentParser(add_help=False, exit_on_error=False)
     flags.add_argument("--config", default="")
@@ -187,9 +187,8 @@ def uses_texts(words: list[str]) -> bool:
     try:
         resolved = json.loads(Path(flags.parse_known_args(words)[0].config).read_text())
         settings = resolved["settings"]
-        if words[0] == "train":
-            return settings["model"].get("lora") is not None
-        return settings.get("remedy", {}).get("method") == "dcr"
+        adapters = settings.get("model", {}).get("lora") is not None
+        return adapters or settings.get("remedy", {}).get("method") == "dcr"
     except unsound:
         return False  # told by the command itself
 

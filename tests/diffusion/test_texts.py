@@ -218,8 +218,9 @@ def test_prompts_are_captions_of_training_images_as_often_as_they_occur(tmp_path
     assert 0.72 < first.count("a") / 4000 < 0.78  # 0.75 with deviation 0.007
     assert captions(0) == first != captions(1)
     assert sample.Prompts.of(None, None, 4, {}) is None
-    with pytest.raises(ConfigError, match=r"--texts is None and --train is .*: give both"):
-        sample.Prompts.of(None, file, 4, {})
+    assert sample.Prompts.of(None, file, 4, {}) is None
+    with pytest.raises(ConfigError, match=r"--texts is .*: give --train too"):
+        sample.Prompts.of(tmp_path, None, 4, {})
 
 
 # ---- losses --------------------------------------------------------------------------------------

@@ -116,7 +116,8 @@ def answer(connection: socket.socket) -> None:
     os.environ.update(environment)
     sys.argv = argv
     first = argv[1 : argv.index(THEN)] if THEN in argv else argv[1:]
-    if first[:1] == ["train"] and uses_texts(first):  # diffusers was imported without peft
+    # Adapters: diffusers was imported without peft.
+    if first[:1] in (["train"], ["attribution"]) and uses_texts(first):
         os.execv(sys.executable, [sys.executable, "-m", "afterimage.cli", *first])
     if uses_texts(first):  # text packages are not hidden from it
         for name in TEXT:
