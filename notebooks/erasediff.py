@@ -50,8 +50,11 @@ book.say(page.summary(study))
 # generations of the other labels against reference images of the same; all generations where
 # the set has no class of its own or the arm no labels. **extracted**: forgotten images given
 # back, calibrated threshold. **copied**: of generations drawn for the captions of forgotten
-# images, those that copy one of them, calibrated threshold. **AUC**: how well losses tell forgotten
-# from held-out images; 0.5 is not at all. **back after**: updates of the relearning attack.
+# images, those that copy one of them, calibrated threshold. **brought back**: of the forgotten
+# images with the most copies, those of which some optimised text embedding draws a copy, and
+# **never-trained** the same of images that no network saw, the control. **AUC**: how well losses
+# tell forgotten from held-out images; 0.5 is not at all. **back after**: updates of the relearning
+# attack.
 
 # %%
 for name in page.sets:

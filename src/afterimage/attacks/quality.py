@@ -61,7 +61,6 @@ from afterimage.data.members import trained_rows
 from afterimage.diffusion.prompts import prompted
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, intervals, quality, similarity, spaces
-from afterimage.metrics.alignment import WORDS, TextEncoder
 from afterimage.metrics.spaces import Classify, Space
 
 STEP = "attack/quality"
@@ -416,16 +415,8 @@ def replication(
         )
         for metric, statistic, each in measures:
             rng = seeds.numpy_rng(seed, "quality", metric, name)
-            resampled = intervals.resampled(
-                partial(_of_rows, statistic, each), len(each), statistics.bootstrap, rng
-            )
-            low, high = intervals.percentile(resampled, statistics.confidence)
-            row = {
-                "metric": f"{metric}[{settings.similarity}]",
-                "of": name,
-                "value": float(statistic(each)),
-            }
-            rows.append(row | {"low": low, "high": high})
+            title = f"{metric}[{settings.similarity}]"
+            rows.append(_row(title, name, statistic, each, statistics, rng))
     return pd.DataFrame(rows)
 
 
@@ -433,7 +424,7 @@ def prompted_by_words(samples: Images, reference: Images) -> bool:
     """Return whether text alignment can be measured: generations were drawn from prompts, and
     reference images have captions with words."""
     drawn = bool((samples.captions != "").any())
-    return drawn and any(re.search(WORDS, caption) for caption in reference.captions.tolist())
+    return drawn and any(re.search(r"\w", caption) for caption in reference.captions.tolist())
 
 
 def aligned(
@@ -461,6 +452,8 @@ def aligned(
     Returns:
         A table with the columns of ``measure``; a set with one caption alone has no row.
     """
+    from afterimage.metrics.alignment import TextEncoder  # imports much of scikit-learn
+
     encoder = TextEncoder(reference.captions, space(reference.pixels))
     metric, rows = f"text_alignment[{settings.features}]", []
     for name, images, captions in (
@@ -471,12 +464,7 @@ def aligned(
             continue
         each = encoder.alignment(space(images.pixels), captions)
         rng = seeds.numpy_rng(seed, "quality", metric, name)
-        resampled = intervals.resampled(
-            partial(_of_rows, np.mean, each), len(each), statistics.bootstrap, rng
-        )
-        low, high = intervals.percentile(resampled, statistics.confidence)
-        row = {"metric": metric, "of": name, "value": float(each.mean())}
-        rows.append(row | {"low": low, "high": high})
+        rows.append(_row(metric, name, np.mean, each, statistics, rng))
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
@@ -511,6 +499,23 @@ def centred(space: Space, reference: Images) -> Space:
     kind share does not count."""
     centre = space(reference.pixels).mean(axis=0)
     return lambda pixels: space(pixels) - centre
+
+
+def _row(
+    metric: str,
+    of: str,
+    statistic: Callable[[np.ndarray], Any],
+    each: np.ndarray,
+    statistics: config.Statistics,
+    rng: np.random.Generator,
+) -> dict[str, Any]:
+    """Return a row of the table: a statistic of one number per image, (N,), with a percentile
+    bootstrap over the images."""
+    resampled = intervals.resampled(
+        partial(_of_rows, statistic, each), len(each), statistics.bootstrap, rng
+    )
+    low, high = intervals.percentile(resampled, statistics.confidence)
+    return {"metric": metric, "of": of, "value": float(statistic(each)), "low": low, "high": high}
 
 
 def _of_rows(statistic: Callable[[np.ndarray], Any], each: np.ndarray, rows: np.ndarray) -> float:

@@ -31,7 +31,7 @@ FORGOTTEN = {
     "probability of the class": ("probability", "none"),
     "images extracted": ("extracted_images", "calibrated"),
     "copies for forgotten captions": ("copied", "calibrated"),
-    "images that an embedding brings back": ("brought_back", "calibrated"),
+    "images brought back": ("brought_back", "calibrated"),
     "membership AUC": ("roc_auc", "none"),
 }
 """Evidence that images are not forgotten -> its metric and alpha; lower is better."""
@@ -219,8 +219,8 @@ class Unlearning:
         row["extracted"] = self.extracted(name, arm)
         row["copied"] = self.cell(self.of_forgotten(name, arm, "copied", "calibrated"), unit="%")
         for title, metric in (
-            ("brought back by an embedding", "brought_back"),
-            ("never-trained images so drawn", "brought_back_holdout"),
+            ("brought back", "brought_back"),
+            ("never-trained", "brought_back_holdout"),
         ):
             row[title] = self.cell(self.of_forgotten(name, arm, metric, "calibrated"), unit="%")
         row["AUC"] = self.cell(self.of_forgotten(name, arm, "roc_auc"))
