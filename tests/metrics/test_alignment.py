@@ -79,6 +79,16 @@ def test_a_hand_made_ranking():
     np.testing.assert_allclose(encoder.alignment(image, asked), [1, 2 / 3, 0, 1 / 3])
 
 
+def test_the_origin_of_the_space_does_not_matter():
+    captions, features, _ = pairs(100)
+    asked, shown, _ = pairs(60, seed=1)
+    near, far = (
+        TextEncoder(captions, features + offset).alignment(shown + offset, asked)
+        for offset in (0.0, 5.0)
+    )
+    np.testing.assert_allclose(near, far)
+
+
 def test_captions_without_a_word_are_refused():
     with pytest.raises(ValueError, match="empty vocabulary"):
         TextEncoder(np.array(["?!", "..."]), np.zeros((2, 3)))
