@@ -181,6 +181,8 @@ class Arm(Block):
     """Whether networks can be conditioned on captions."""
     pass_time: ClassVar[float] = 1.0
     """Time of a forward and backward pass, in those of plain training."""
+    reads_training_images: ClassVar[bool] = False
+    """Whether drawing generations needs the training images."""
 
     @property
     def is_plain(self) -> bool:
@@ -216,6 +218,11 @@ class Arm(Block):
     def networks_held(self) -> int:
         """Number of networks held in memory during training."""
         return 1
+
+    def passes_of_drawing(self, steps: int) -> int:
+        """Return how many forward and backward passes the method adds to the drawing of an image,
+        at most."""
+        return 0
 
     def processes(self, gpus: int) -> int:
         """Return the number of processes that train it on ``gpus`` available GPUs."""
@@ -969,11 +976,6 @@ class AtInference(Arm):
     base: str
     """Arm whose networks are sampled (same replicate)."""
 
-    @property
-    def reads_training_images(self) -> bool:
-        """Whether the drawing needs the images that the base was trained on."""
-        return False
-
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
         return Passes(0)
 
@@ -983,11 +985,6 @@ class AtInference(Arm):
     @property
     def networks_held(self) -> int:
         return 2
-
-    def passes_of_drawing(self, steps: int) -> int:
-        """Return how many forward and backward passes the remedy adds to the drawing of an image,
-        at most."""
-        return 0
 
     def refusal(self, study: Study, name: str) -> str | None:
         base = study.arms[self.base]
@@ -1086,10 +1083,7 @@ class Amg(AtInference):
     over their mean distance, 0 if they are all as far away."""
 
     module: ClassVar[str] = "afterimage.methods.amg"
-
-    @property
-    def reads_training_images(self) -> bool:
-        return True
+    reads_training_images: ClassVar[bool] = True
 
     def passes_of_drawing(self, steps: int) -> int:
         return steps

@@ -9,6 +9,7 @@ the replicate and the image's id.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -70,9 +71,13 @@ class ChangedPrompts(Remedy):
             return str(rng.integers(LARGEST))
         if self._arm.change == "repeated_words":
             return own[rng.integers(len(own))] if own else ""
+        return self._tokenizer.decode([self._tokens[rng.integers(len(self._tokens))]]).strip()
+
+    @cached_property
+    def _tokens(self) -> list[int]:
+        """The tokens of the vocabulary that stand for text."""
         special = set(self._tokenizer.all_special_ids)
-        tokens = [token for token in range(len(self._tokenizer)) if token not in special]
-        return self._tokenizer.decode([tokens[rng.integers(len(tokens))]]).strip()
+        return [token for token in range(len(self._tokenizer)) if token not in special]
 
     @torch.no_grad()
     def _embed(self, prompts: list[str]) -> torch.Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from afterimage.config.arms import AtInference
 from afterimage.config.study import Study
 from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.measured import Size, all_images
@@ -145,11 +144,9 @@ def _path_settings(study: Study, job: Job) -> Settings:
 
 def _path_inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
-    own = study.arms[job.arm]
-    guarded = isinstance(own, AtInference) and own.reads_training_images
     return (
         texts_of(study, job.arm)
-        | (latents_of(study) if guarded else {})
+        | (latents_of(study) if study.arms[job.arm].reads_training_images else {})
         | {
             "model": f"{_trained(job)}/run.json",
             **_attacked(study, job),

@@ -23,8 +23,7 @@ def _memory(study: Study, name: str) -> Bytes:
 def _inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
     inputs = {"model": f"train/{job.arm}/rep{job.replicate}/run.json"} | prompts_of(study, job)
-    arm = study.arms[job.arm]
-    if isinstance(arm, AtInference) and arm.reads_training_images:
+    if study.arms[job.arm].reads_training_images:
         inputs |= {
             "train": f"{planting_of(study, job.replicate)}/train.npz",
             "members": f"train/{job.arm}/rep{job.replicate}/members.parquet",

@@ -34,8 +34,13 @@ NAMES = {
 }
 """Metric of the tables -> its name; forget sets and feature spaces follow it in brackets."""
 _SHARES = (
-    *("flagged_", "planted_", "twins_", "forgotten_extracted", "mq@"),
-    *("forgotten_brought_back", "holdout_brought_back"),
+    "flagged_",
+    "planted_",
+    "twins_",
+    "forgotten_extracted",
+    "mq@",
+    "forgotten_brought_back",
+    "holdout_brought_back",
 )
 _FRECHET = ("FD_balanced[", "FD[", "FID[")
 """The Fréchet distances, the one to be shown first."""

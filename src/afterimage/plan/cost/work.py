@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from afterimage.config import AtInference, Features, Study
+from afterimage.config import Features, Study
 from afterimage.config.autoencoder import TrainedAutoencoder
 from afterimage.config.unet import StoredModel
 from afterimage.plan.cost import network
@@ -208,11 +208,9 @@ def drawing(study: Study, arm: str, images: int) -> Work:
     guided = study.condition_of(arm) != "none" and study.sample.guidance not in (0, 1)
     one_step = passes((1 + guided) * forward(study, arm), images, study.sample.batch_size)
     drawn = one_step * study.sample.steps
-    own = study.arms[arm]
-    if isinstance(own, AtInference):
-        times = own.passes_of_drawing(study.sample.steps)
-        flop, batch = (1 + guided) * forward(study, arm), study.sample.batch_size
-        drawn += passes(flop, times * images, batch, backward=True, trained=0)
+    times = study.arms[arm].passes_of_drawing(study.sample.steps)
+    flop, batch = (1 + guided) * forward(study, arm), study.sample.batch_size
+    drawn += passes(flop, times * images, batch, backward=True, trained=0)
     return drawn if study.autoencoder is None else drawn + autoencoding(study, images)
 
 
