@@ -417,18 +417,19 @@ def show(root, tmp_path_factory):
 
 
 def overlapping(figure: Figure) -> list[tuple[str, str]]:
-    """Return the titles and labels of axes that are drawn over each other."""
+    """Return the titles, labels of axes and legends below them that are drawn over each other."""
     figure.draw_without_rendering()
-    texts = [
-        text
+    drawn = [
+        (text.get_text(), text.get_window_extent())
         for axes in figure.axes
         for text in (axes.title, axes.xaxis.label, axes.yaxis.label)
         if text.get_text() and text.get_visible()
     ]
+    drawn += [("legend", legend.get_window_extent()) for legend in figure.legends]
     return [
-        (one.get_text(), other.get_text())
-        for one, other in combinations(texts, 2)
-        if one.get_window_extent().overlaps(other.get_window_extent())
+        (one, other)
+        for (one, here), (other, there) in combinations(drawn, 2)
+        if here.overlaps(there)
     ]
 
 

@@ -102,15 +102,16 @@ def legend_right(axis: Axes) -> None:
 
 
 def legend_below(figure: Figure, entries: Mapping[str, Any], title: str = "") -> None:
-    """Write a legend below a figure.
+    """Write a legend below all that a figure shows so far.
 
     Args:
         entries: Label -> artist.
     """
     if entries:
+        lowest = figure.get_tightbbox().y0 / figure.get_figheight()
         options: Style = {
             "loc": "upper center",
-            "bbox_to_anchor": (0.5, 0),
+            "bbox_to_anchor": (0.5, min(lowest, 0)),
             "ncol": min(len(entries), 5),
         }
         figure.legend(list(entries.values()), list(entries), title=title or None, **options)
