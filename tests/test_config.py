@@ -92,6 +92,51 @@ def test_error_names_key_value_and_allowed(params, path, value, words):
         assert word in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("train", "arm", "words"),
+    [
+        ({"channels_last": True, "optimizer": "adamw_8bit"}, {}, ["channels_last", "'adamw_8bit'"]),
+        (
+            {"precision": "fp16"},
+            {"method": "gradient_ascent", "base": "baseline", "forget": "zeros"},
+            ["arms.own", "precision = 'fp16'", "gradient_ascent", "allowed are fp32 and bf16"],
+        ),
+        (
+            {"compile": True},
+            {"method": "dp_sgd", "noise_multiplier": 1.0},
+            ["arms.own", "compile of train", "dp_sgd"],
+        ),
+        (
+            {"optimizer": "adamw_8bit"},
+            {"method": "iet_agc", "shards": 2, "rounds": 2, "optimizer_sync": "average"},
+            ["arms.own", "optimizer_sync = 'average'", "allowed is keep"],
+        ),
+    ],
+    ids=lambda value: value.get("method", "") if isinstance(value, dict) else "",
+)
+def test_arithmetic_that_a_method_does_not_know_is_refused(params, train, arm, words):
+    params["forget"] = {"zeros": {"label": 0}}
+    params["arms"] = {"baseline": {"method": "baseline"}}
+    for key in ("loyal_selection", "attribution"):
+        params[key] = None
+    params["paths"] = {"frontier": ["baseline"]}
+    assert config.parse(params)
+    params["arms"]["own"] = (arm or {"method": "baseline"}) | {"train": train}
+    with pytest.raises(config.ConfigError) as error:
+        config.parse(params)
+    for word in words:
+        assert word in str(error.value)
+
+
+@pytest.mark.parametrize("key", ["gradient_checkpointing", "compile"])
+def test_networks_trained_at_once_are_trained_plainly(params, key):
+    params["attribution"] = TRACED | {"stacked": True}
+    assert config.parse(params)
+    params["arms"][TRACED["arm"]]["train"] = {key: True}
+    with pytest.raises(config.ConfigError, match=f"attribution.stacked.*train.{key} = True"):
+        config.parse(params)
+
+
 def test_missing_key_is_named(params):
     del params["sample"]
     with pytest.raises(config.ConfigError, match="sample: missing"):

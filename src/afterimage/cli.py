@@ -163,9 +163,12 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "afterimage":
             raise
-        needed = "texts need the extra `text`: pip install '.[text]'"
-        if error.name.split(".")[0] not in TEXT:
-            needed = "studies need the extra `workflow`: pip install '.[workflow]'"
+        package = error.name.split(".")[0]
+        needed = "studies need the extra `workflow`: pip install '.[workflow]'"
+        if package in TEXT:
+            needed = "texts need the extra `text`: pip install '.[text]'"
+        if package == "bitsandbytes":
+            needed = "adamw_8bit needs the extra `adam8bit`: pip install '.[adam8bit]'"
         message = f"{error.name} is not installed; {needed}"
     except (ConfigError, ArtifactError) as error:
         message = str(error)

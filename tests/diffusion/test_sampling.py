@@ -186,6 +186,28 @@ def test_batch_size_changes_no_more_than_rounding(trained, sampler):
         assert (gap > 0).mean() <= 0.001
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_half_precision_is_the_networks_alone(sampler, trained):
+    """The sampler's state stays in single precision, and the image is the same picture."""
+    net, scheduler = trained
+    start = torch.randn((8, 1, 8, 8), generator=torch_rng(3))
+    seen = []
+    hook = net.conv_in.register_forward_hook(lambda layer, x, out: seen.append(out.dtype))
+    images = {}
+    try:
+        for precision in ("fp32", "bf16"):
+            settings = Sample(images=8, steps=10, sampler=sampler, precision=precision)
+            images[precision] = denoise(
+                net, scheduler, start, [torch_rng(i) for i in range(8)], settings
+            )
+    finally:
+        hook.remove()
+    assert seen == [torch.float32] * 10 + [torch.bfloat16] * 10
+    assert images["bf16"].dtype == torch.float32
+    difference = images["bf16"] - images["fp32"]
+    assert 0 < float(difference.square().mean().sqrt()) < 0.05
+
+
 def test_an_image_depends_on_seed_replicate_and_id_only(trained):
     net, scheduler = trained
     settings = Sample(images=4, steps=5, batch_size=4)

@@ -3,7 +3,7 @@
 import pytest
 
 from afterimage import config
-from afterimage.plan.cost import estimate, measured, work
+from afterimage.plan.cost import estimate, measured, memory, work
 from afterimage.plan.jobs import STEPS, selection_jobs
 from afterimage.plan.jobs import jobs as jobs_of
 from afterimage.training.job import budget
@@ -253,6 +253,29 @@ def test_guidance_doubles_the_passes_of_conditional_arms_alone(digits):
     for arm, factor in (("conditional", 2), ("baseline", 1)):
         one, guided = (work.drawing(digits(sample__guidance=w), arm, 64) for w in (1.0, 3.0))
         assert guided.fp32 == factor * one.fp32
+
+
+def test_half_precision_halves_the_flop_of_drawing_on_a_gpu(digits):
+    work_of = {
+        precision: work.drawing(digits(sample__precision=precision), "baseline", 64)
+        for precision in ("fp32", "bf16")
+    }
+    assert work_of["bf16"].bf16 == work_of["fp32"].fp32
+    assert work_of["bf16"].fp32 == 0
+    device = estimate.DEVICES["a100"]
+    seconds = {
+        precision: estimate.seconds(done, device, 1) - done.launches * device.launch
+        for precision, done in work_of.items()
+    }
+    assert seconds["bf16"] == pytest.approx(seconds["fp32"] / 2)
+
+
+def test_moments_of_eight_bits_take_a_byte_each(digits):
+    plain, eight = (
+        memory.learning(digits(train__optimizer=name), "baseline").networks
+        for name in ("adamw", "adamw_8bit")
+    )
+    assert plain - eight == 6 * work.trained_weights(digits(), "baseline")
 
 
 def test_budgets_are_those_of_the_trainings(digits):

@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from pydantic import TypeAdapter
 from safetensors.torch import save_file
@@ -28,7 +27,7 @@ from afterimage.methods import baseline
 from afterimage.plan.resolved import resolve
 from afterimage.provenance import digest
 from afterimage.training.checkpoint import Store
-from afterimage.training.job import TrainingRun
+from afterimage.training.job import TrainingRun, accelerator_for
 from afterimage.training.learner import Learner
 
 MODEL = {"channels": [8, 16], "attention": [False, True], "layers_per_block": 1, "norm_groups": 4}
@@ -143,9 +142,7 @@ def make_job(digits):
             labels=labels,
             forgotten=np.zeros(images, bool) if forgotten is None else forgotten,
             base=base,
-            accelerator=Accelerator(
-                mixed_precision={"fp32": "no", "bf16": "bf16"}[settings.precision]
-            ),
+            accelerator=accelerator_for(settings),
             store=Store(state, identity),
         )
 

@@ -1,5 +1,6 @@
 """A run that was stopped anywhere and started again ends with the same bits."""
 
+import importlib.util
 import signal
 
 import pytest
@@ -12,6 +13,9 @@ VARIANTS = {
     "plain": {},
     "accumulation and warm-up": {"accumulation": 2, "warmup": 4, "weight_decay": 0.1},
     "bf16": {"precision": "bf16"},
+    "fp16": {"precision": "fp16"},
+    "8 bits": {"optimizer": "adamw_8bit"},
+    "channels last, checkpointing": {"channels_last": True, "gradient_checkpointing": True},
     "conditional, flips, dropout": {
         "condition": "label",
         "flips": True,
@@ -33,6 +37,8 @@ def assert_equal(a, b) -> None:
 def test_stopped_after_any_update_it_ends_with_the_same_bits(
     variant, tmp_path, make_job, stop_at, curves
 ):
+    if variant == "8 bits" and importlib.util.find_spec("bitsandbytes") is None:
+        pytest.skip("bitsandbytes is not installed: pip install '.[adam8bit]'")
     job = make_job(tmp_path / "whole", **VARIANTS[variant])
     whole = baseline.train(job)
     assert whole.progress.update == 7

@@ -177,6 +177,8 @@ class Arm(Block):
     """Whether the result is a single network, from which any method can start."""
     per_sample_gradients: ClassVar[bool] = False
     """Whether the gradients of all images of a micro-batch are in memory at once."""
+    scales_losses: ClassVar[bool] = False
+    """Whether an update is one gradient and one step, as fp16 needs."""
     takes_texts: ClassVar[bool] = True
     """Whether networks can be conditioned on captions."""
     pass_time: ClassVar[float] = 1.0
@@ -304,6 +306,21 @@ class Arm(Block):
                 "which only method baseline supports; here decay must be none and warmup a number "
                 "of updates"
             )
+        return self._arithmetic_refused(train)
+
+    def _arithmetic_refused(self, train: Train) -> str | None:
+        """Return why the method cannot compute as ``train`` says; None if it can."""
+        if train.precision == "fp16" and not self.scales_losses:
+            return (
+                f"precision = 'fp16' of train is not supported by method {self.method}; allowed "
+                "are fp32 and bf16"
+            )
+        for key in ("gradient_checkpointing", "compile"):
+            if self.per_sample_gradients and getattr(train, key):
+                return (
+                    f"{key} of train is not supported by method {self.method}, which takes the "
+                    "gradient of each image"
+                )
         return None
 
     def _blocks_refused(self, study: Study, blocks: TransferBlocks | None) -> str | None:
@@ -343,6 +360,7 @@ class Baseline(Arm):
 
     module: ClassVar[str] = "afterimage.methods.baseline"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    scales_losses: ClassVar[bool] = True
     follows_budget: ClassVar[bool] = True
 
     @property
@@ -365,6 +383,7 @@ class Ambient(Arm):
 
     module: ClassVar[str] = "afterimage.methods.ambient"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    scales_losses: ClassVar[bool] = True
     follows_budget: ClassVar[bool] = True
 
     def passes(self, updates: int, batch_size: int, timesteps: int) -> Passes:
@@ -486,6 +505,7 @@ class IetAgc(Arm):
 
     module: ClassVar[str] = "afterimage.methods.iet_agc.train"
     shares: ClassVar[Literal["batch", "shards"] | None] = "shards"
+    scales_losses: ClassVar[bool] = True
 
     @property
     def lora_refused(self) -> str | None:
@@ -520,6 +540,11 @@ class IetAgc(Arm):
             return (
                 f"{updates} updates cannot be shared equally by rounds = "
                 f"{self.rounds}{of_shards}; the nearest number that can is {nearest}"
+            )
+        if self.optimizer_sync != "keep" and study.train_of(name).optimizer == "adamw_8bit":
+            return (
+                f"optimizer_sync = {self.optimizer_sync!r}: moments of train.optimizer = "
+                "'adamw_8bit' are in codes; allowed is keep"
             )
         if self.augment_below is not None and study.autoencoder is not None:
             return (
@@ -576,6 +601,7 @@ class Loyal(Arm):
 
     module: ClassVar[str] = "afterimage.methods.loyal"
     shares: ClassVar[Literal["batch", "shards"] | None] = "batch"
+    scales_losses: ClassVar[bool] = True
     single_network: ClassVar[bool] = False
 
     @property

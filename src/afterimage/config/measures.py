@@ -27,6 +27,8 @@ class Sample(Block):
     the unconditional one. Papers that write (1 + w) eps_c - w eps_null mean 1 + w."""
     batch_size: Annotated[int, Field(ge=1)] = 256
     """Images denoised at once; bounds memory and does not change the result."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Arithmetic of the network; images and the sampler stay fp32."""
 
 
 class Extraction(Block):

@@ -350,6 +350,15 @@ class Study(Attacks):
                     f"attribution.{key} = {count} is more than diffusion.timesteps = "
                     f"{self.diffusion.timesteps}"
                 )
+        own = self.train_of(chosen.arm)
+        plain = Train(updates=1)
+        for key in ("precision", "optimizer", "gradient_checkpointing", "compile"):
+            value = getattr(own, key)
+            if chosen.stacked and value not in (getattr(plain, key), "bf16"):
+                raise ValueError(
+                    f"attribution.stacked: networks trained at once cannot have train.{key} = "
+                    f"{value!r}"
+                )
         if chosen.stacked and self.model.dropout:
             raise ValueError(
                 "attribution.stacked: networks trained at once cannot have dropout "

@@ -112,8 +112,19 @@ class Train(Block):
     """Decay of the moving average of the weights; 0 keeps the last weights."""
     clip: Annotated[float, Field(gt=0)] | None = 1.0
     """Largest gradient norm; null does not clip."""
-    precision: Literal["fp32", "bf16"] = "fp32"
-    """Arithmetic of the forward and backward pass; weights and averages stay fp32."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the forward and backward pass; weights and averages stay fp32. ``fp16``, for
+    GPUs without bf16, scales the loss and leaves out the updates that overflow."""
+    optimizer: Literal["adamw", "adamw_8bit"] = "adamw"
+    """AdamW with its moments in fp32, or in 8 bits (Dettmers et al. 2022), which takes a quarter of
+    their memory and needs the extra ``adam8bit``."""
+    gradient_checkpointing: bool = False
+    """Keep the activations of few layers and compute the others again in the backward pass: less
+    memory, more time, the same gradients."""
+    channels_last: bool = False
+    """Keep the weights of convolutions with channels last, as tensor cores read them."""
+    compile: bool = False
+    """Compile the network first (``torch.compile``). It takes minutes, once per job."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of labels replaced by the null label, or of captions replaced by the empty one, in
     conditional arms (classifier-free guidance)."""
@@ -138,6 +149,10 @@ class Train(Block):
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"accumulation = {self.accumulation} does not divide batch_size = {self.batch_size}"
+            )
+        if self.channels_last and self.optimizer == "adamw_8bit":
+            raise ValueError(
+                "channels_last: optimizer = 'adamw_8bit' lays weights out anew; allowed is adamw"
             )
         return self
 

@@ -237,7 +237,7 @@ def denoise(
 
     # Denoise; the check waits for the device, so it comes once at the end.
     x, finite = start, []
-    guided = Guided(unet, given, nulls, w)
+    guided = Guided(unet, given, nulls, w, settings.precision)
     guided = remedy.conditions(guided, start, scheduler.timesteps[0])
     for t in scheduler.timesteps[:until]:
         prediction = remedy.prediction(guided, x, t)

@@ -23,6 +23,8 @@ or latents), equal images counting once.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pandas as pd
 import torch
 from accelerate import PartialState
@@ -148,7 +150,7 @@ class AntiMemorizationGuidance(Remedy):
             if arm.deduplication:
                 s2 = (arm.deduplication * sigma[rows]).view(-1, 1, 1, 1).clamp(0)
                 texts = self._images.embeddings(nearest[rows]).to(x.device)
-                other = some.net(x[rows], t, return_dict=False, **{TEXT: texts})[0]
+                other = some.predicted(x[rows], t, {TEXT: texts})
                 change -= s2.minimum(room - s1) * (other - unconditional)[:, :channels]
         changed = prediction.clone()
         changed[rows, :channels] += change
@@ -170,7 +172,7 @@ class AntiMemorizationGuidance(Remedy):
                 {name: tensor.clone() for name, tensor in conditions.items()}
                 for conditions in (guided.given, guided.nulls)
             )
-            own = Guided(guided.net, given, nulls, guided.scale)
+            own = replace(guided, given=given, nulls=nulls)
             sigma, _ = self._images.similarity(self._heading(x, own(x, t), kept))
             (gradient,) = torch.autograd.grad(sigma.sum(), x)
         return gradient

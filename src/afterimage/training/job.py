@@ -233,8 +233,9 @@ def classes_of(images: Images, arm: Arm) -> int | None:
 
 def accelerator_for(train: Train) -> Accelerator:
     """Return the accelerator of a run: its precision, on an accelerator device if there is one."""
-    # By default accelerate treats several processes on a CPU as as many independent runs.
+    # By default accelerate treats several processes on a CPU as as many independent runs. In fp16
+    # the learner scales its losses itself, on a CPU too.
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
-        mixed_precision={"fp32": "no", "bf16": "bf16"}[train.precision],
+        mixed_precision="bf16" if train.precision == "bf16" else "no",
     )

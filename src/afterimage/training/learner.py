@@ -1,6 +1,10 @@
 """One network in training: AdamW, linear warm-up, gradient clipping and a moving average of the
 weights.
 
+With ``precision: fp16`` the loss is multiplied before the backward pass, so that small gradients do
+not become 0, and the gradients are divided again (Micikevicius et al. 2018; torch's
+``GradScaler``). An update whose gradients overflow changes nothing but the factor, which it halves.
+
 The average is a copy of the network in torch's ``AveragedModel``, with constant decay,
 e <- mu e + (1 - mu) theta, started at the initial weights. (diffusers' ``EMAModel`` always ramps
 its decay up. torch's own ``update_parameters`` comes to the same bits, but spends five times as
@@ -12,10 +16,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.modeling_utils import ModelMixin
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel
 
@@ -45,6 +50,10 @@ class Networks(NamedTuple):
 
     raw: torch.nn.Module
     average: torch.nn.Module
+
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""``train.precision`` -> the type that products are computed in."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -101,18 +110,22 @@ class Learner:
         if accelerator.device.type == "cpu":
             keep_freed_memory()
             use_cheap_layers(self.net)
+        if settings.channels_last:
+            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = AveragedModel(self.net)
         # The first call copies: the average starts at the initial weights.
         self.average.update_parameters(self.net)
         # Weights that are not trained stay equal to their average.
         self._weights, self._averages = _trained(self.net), _trained(self.average.module)
-        self.optimizer = torch.optim.AdamW(
-            self._weights,
-            lr=settings.learning_rate,
-            betas=(settings.betas[0], settings.betas[1]),
-            weight_decay=settings.weight_decay,
-            fused=True,
+        self.optimizer = _optimizer(self._weights, settings)
+        self.scaler = torch.GradScaler(
+            accelerator.device.type, enabled=settings.precision == "fp16"
         )
+        # Not in the average: nothing is computed with it.
+        if settings.gradient_checkpointing:
+            cast(ModelMixin, self.net).enable_gradient_checkpointing()
+        if settings.compile:
+            self.net.compile()
 
     def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
         """Perform update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and
@@ -143,10 +156,10 @@ class Learner:
         for micro_batch in batch_slice.to(self.accelerator.device).split(
             self.settings.accumulation
         ):
-            with self.accelerator.autocast():
+            with self._autocast():
                 losses, weights = objective(self.net, micro_batch)
             total = (losses * weights).sum()
-            self.accelerator.backward(total / len(batch))
+            self.scaler.scale(total / len(batch)).backward()
             loss += total.item()
             weight += weights.sum().item()
         if self.shared:
@@ -165,7 +178,7 @@ class Learner:
 
     def step(self, s: int) -> dict[str, float]:
         """Take the optimiser step of update ``s``; return gradient norm (before clipping) and
-        learning rate.
+        learning rate; in fp16 whether the gradients overflowed, too, and 0 as their norm then.
 
         Raises:
             NonFiniteError: before the weights are changed.
@@ -173,44 +186,84 @@ class Learner:
         rate = learning_rate(self.settings, s, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.scaler.unscale_(self.optimizer)
         total = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
         norm = total.item()
         if not math.isfinite(norm):
-            raise NonFiniteError(f"the gradient norm is {norm}")
+            if self.scaler.get_scale() <= 1:  # also without a scaler
+                raise NonFiniteError(f"the gradient norm is {norm}")
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+            return {"grad_norm": 0.0, "learning_rate": rate, "overflow": 1.0}
         if self.settings.clip and norm + 1e-6 > self.settings.clip:  # torch would multiply by 1 too
             clip_grads_with_norm_(self.net.parameters(), self.settings.clip, total)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._weights, 1 - self.settings.ema)
-        return {"grad_norm": norm, "learning_rate": rate}
+        overflow = {"overflow": 0.0} if self.scaler.is_enabled() else {}
+        return {"grad_norm": norm, "learning_rate": rate} | overflow
+
+    def _autocast(self) -> torch.autocast:
+        dtype = PRECISIONS[self.settings.precision]
+        return torch.autocast(
+            self.accelerator.device.type, dtype, enabled=dtype is not torch.float32
+        )
 
     def networks(self) -> Networks:
         """Return the network and the average of its weights, not copied."""
         return Networks(self.net, self.average.module)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return the state of a resumable run: weights, average and the optimiser's moments."""
+        """Return the state of a resumable run: weights, average, the optimiser's moments, and the
+        factor of the loss with the number of updates since it changed."""
         tensors = {f"net.{name}": value for name, value in self.net.state_dict().items()}
         tensors |= {f"average.{name}": value for name, value in self.average.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        for index, weight in enumerate(self._weights):
+            for name, value in self.optimizer.state.get(weight, {}).items():
+                value = torch.as_tensor(value)  # bitsandbytes counts steps in an int,
+                own = value.clone() if name.startswith("qmap") else value  # and shares its maps
+                tensors[f"optimizer.{index}.{name}"] = own
+        if self.scaler.is_enabled():
+            scale = self.scaler.state_dict()
+            numbers = [scale["scale"], float(scale["_growth_tracker"])]
+            tensors["scaler"] = torch.tensor(numbers, dtype=torch.float64)
         return tensors
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
         """Restore the state that ``tensors`` returned."""
         states: dict[str, dict[str, torch.Tensor]] = {"net": {}, "average": {}, "optimizer": {}}
+        if self.scaler.is_enabled():
+            scale, unchanged = tensors.pop("scaler").tolist()
+            kept = {"scale": scale, "_growth_tracker": int(unchanged)}
+            self.scaler.load_state_dict(self.scaler.state_dict() | kept)
         for name, value in tensors.items():
             owner, key = name.split(".", 1)
             states[owner][key] = value
         self.net.load_state_dict(states["net"])
         self.average.load_state_dict(states["average"])
-        moments: dict[int, dict[str, torch.Tensor]] = {}
+        moments: dict[int, dict[str, torch.Tensor | int]] = {}
         for name, value in states["optimizer"].items():
             index, key = name.split(".", 1)
-            moments.setdefault(int(index), {})[key] = value
+            weight = self._weights[int(index)]
+            if value.shape == weight.shape:  # fused AdamW takes moments to lie as their weight does
+                value = torch.empty_like(weight, dtype=value.dtype).copy_(value)
+            counted = key == "step" and self.settings.optimizer == "adamw_8bit"
+            moments.setdefault(int(index), {})[key] = int(value) if counted else value
         self.optimizer.load_state_dict(
             {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
+
+
+def _optimizer(weights: list[torch.Tensor], settings: Train) -> torch.optim.Optimizer:
+    """Return the optimiser of some weights."""
+    rate, decay = settings.learning_rate, settings.weight_decay
+    betas = settings.betas[0], settings.betas[1]
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr=rate, betas=betas, weight_decay=decay, fused=True)
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(weights, lr=rate, betas=betas, weight_decay=decay)
 
 
 def _trained(net: torch.nn.Module) -> list[torch.Tensor]:

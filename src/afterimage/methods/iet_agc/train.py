@@ -211,6 +211,7 @@ class Shard:
             counts[1].index_add_(0, index, skipped.long())
         if skipped.all() and self.arm.on_all_skipped == "skip":
             values |= {"grad_norm": 0.0, "learning_rate": learning_rate(self.job.train, s)}
+            values |= {"overflow": 0.0}
         else:
             values |= self.learner.step(s)
         return values | {
@@ -289,6 +290,7 @@ class Ensemble:
         names = ["loss", "grad_norm", "learning_rate"]
         names += ["skipped"] if self.arm.agc_threshold else []
         names += ["augmented"] if self.arm.augment_below else []
+        names += ["overflow"] if self.job.train.precision == "fp16" else []
         numbers = torch.zeros(self.arm.shards, len(names), dtype=torch.float64)
         for k, shard in self.own.items():
             try:

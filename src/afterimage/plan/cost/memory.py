@@ -49,6 +49,7 @@ def learning(study: Study, arm: str) -> Bytes:
     own, train = study.arms[arm], study.train_of(arm)
     held = weights(study, arm) * own.networks_held
     moved = trained_weights(study, arm) * own.networks_held
+    moments = 2 * (1 if train.optimizer == "adamw_8bit" else SINGLE)
     batch = train.batch_size / train.accumulation
     activations = (
         batch
@@ -59,8 +60,8 @@ def learning(study: Study, arm: str) -> Bytes:
         activations = 4 * activations + 6 * batch * weights(study, arm) * SINGLE
     images = study.data.split.train * values(study)
     return Bytes(
-        (2 * held + 3 * moved) * SINGLE + activations,
-        3 * images + (2 * held + 2 * moved) * SINGLE,
+        (2 * held + moved) * SINGLE + moved * moments + activations,
+        3 * images + 2 * held * SINGLE + moved * moments,
     )
 
 

@@ -181,7 +181,8 @@ def passes(
     is."""
     whole = images * flop * (2 + trained if backward else 1)
     launches = math.ceil(images / batch) * (UPDATE if backward else 1)
-    return Work(**{precision: whole, "launches": launches})
+    arithmetic = "fp32" if precision == "fp32" else "bf16"  # fp16 is as fast
+    return Work(**{arithmetic: whole, "launches": launches})
 
 
 def training(study: Study, arm: str) -> Work:
@@ -206,11 +207,10 @@ def training(study: Study, arm: str) -> Work:
 def drawing(study: Study, arm: str, images: int) -> Work:
     """Return the work of drawing generations."""
     guided = study.condition_of(arm) != "none" and study.sample.guidance not in (0, 1)
-    one_step = passes((1 + guided) * forward(study, arm), images, study.sample.batch_size)
-    drawn = one_step * study.sample.steps
-    times = study.arms[arm].passes_of_drawing(study.sample.steps)
     flop, batch = (1 + guided) * forward(study, arm), study.sample.batch_size
-    drawn += passes(flop, times * images, batch, backward=True, trained=0)
+    drawn = passes(flop, images, batch, study.sample.precision) * study.sample.steps
+    times = study.arms[arm].passes_of_drawing(study.sample.steps)
+    drawn += passes(flop, times * images, batch, study.sample.precision, backward=True, trained=0)
     return drawn if study.autoencoder is None else drawn + autoencoding(study, images)
 
 
