@@ -2,15 +2,20 @@
 
 import importlib.util
 
+import numpy as np
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from diffusers import DDPMPipeline
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from afterimage.diffusion.model import save_pipeline
 from afterimage.methods import baseline
+from afterimage.methods.iet_agc import train as iet_agc
+from afterimage.training import learner as learner_module
 from afterimage.training.learner import Learner, NonFiniteError, plain
+from afterimage.training.loop import DivergedError
 from afterimage.training.order import Order
 
 
@@ -159,3 +164,133 @@ def test_moments_of_eight_bits_learn_nearly_the_same(make_job, tmp_path):
     large = [s for w, s in learner.optimizer.state.items() if w.numel() >= 4096]
     assert large
     assert all(state["state1"].dtype == torch.uint8 for state in large)
+
+
+# ---- without waiting for the device --------------------------------------------------------------
+
+
+class Reads(TorchDispatchMode):
+    """Counts the numbers that are read from tensors, for which a GPU would be waited for."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def unseen(monkeypatch):
+    """Return a function that has learners from then on compute as on a GPU."""
+    return lambda: monkeypatch.setattr(learner_module, "waits", lambda device, settings: False)
+
+
+AGC = {"method": "iet_agc", "shards": 1, "rounds": 1, "agc_threshold": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (baseline, {}),
+        (baseline, {"clip": 0.1, "accumulation": 2}),
+        (baseline, {"precision": "fp16"}),
+        (iet_agc, {"arm": AGC, "images": 40}),
+    ],
+    ids=["plain", "clipped", "fp16", "agc"],
+)
+def test_it_learns_the_same_without_waiting(module, settings, make_job, tmp_path, unseen, curves):
+    jobs = [make_job(tmp_path / name, updates=12, **settings) for name in ("waits", "goes on")]
+    expected = module.train(jobs[0])
+    unseen()
+    found = module.train(jobs[1])
+    for one, other in ((found.raw, expected.raw), (found.average, expected.average)):
+        for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-5, atol=1e-7)
+    told, wanted = (curves(job.store.curves) for job in jobs)
+    assert [point["name"] for point in told] == [point["name"] for point in wanted]
+    values = ([point["value"] for point in points] for points in (told, wanted))
+    np.testing.assert_allclose(*values, rtol=1e-5)
+
+
+@pytest.mark.parametrize("waits", [True, False])
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_update_that_is_not_to_be_made_changes_nothing(
+    precision, waits, make_job, tmp_path, unseen
+):
+    if not waits:
+        unseen()
+    job = make_job(tmp_path, batch_size=8, precision=precision, clip=0.5, ema=0.5)
+    learner, batch = Learner(job.net, job.train, job.accelerator), batch_of(job)
+    moved = []
+    for s, skip in enumerate([False, True, False, True, True]):
+        before = {name: value.clone() for name, value in learner.tensors().items()}
+        learner.gradient(batch, plain(job.task))
+        numbers = learner.step(s, torch.tensor(skip))
+        after = learner.tensors()
+        moved.append(
+            [
+                name
+                for name in after.keys() & before.keys() - {"scaler"}
+                if not torch.equal(after[name], before[name])
+            ]
+        )
+        assert (float(numbers["grad_norm"]) == 0) == skip
+    assert [bool(names) for names in moved] == [True, False, True, False, False]
+
+
+@pytest.mark.parametrize("arm", [{}, AGC], ids=["plain", "agc"])
+def test_an_update_reads_nothing_from_the_device(arm, make_job, tmp_path, unseen):
+    unseen()
+    job = make_job(tmp_path, "text", arm=arm, accumulation=2)
+    if arm:
+        update = iet_agc.Ensemble(job).update
+    else:
+        learner = Learner(job.net, job.train, job.accelerator)
+        batch = batch_of(job)
+
+        def update(s):
+            return learner.update(s, batch, plain(job.task))
+
+    update(0)
+    with Reads() as reads:
+        update(1)
+    assert reads.count == 0
+
+
+@pytest.mark.parametrize("at", [3, 4])
+def test_a_loss_that_is_not_finite_is_told_at_the_next_reading(
+    at, make_job, tmp_path, unseen, monkeypatch
+):
+    """By its own number; no state is saved after it, and the weights are those before it."""
+    unseen()
+    job = make_job(tmp_path, updates=9, log_every=5, checkpoint_every=3)
+    losses = type(job.task).losses
+    seen, weights = [], []
+
+    def broken(self, net, batch):
+        seen.append(len(seen) + 1)
+        weights.append(net.conv_in.weight.detach().clone())
+        return losses(self, net, batch) + (torch.nan if seen[-1] == at else 0)  # finite gradients
+
+    monkeypatch.setattr(type(job.task), "losses", broken)
+    with pytest.raises(DivergedError, match=f"at update {at} the loss is nan") as error:
+        baseline.train(job)
+    if len(weights) > at:
+        assert torch.equal(weights[at], weights[at - 1])
+    saved = job.store.saved()
+    assert [folder.name for folder in saved] == ([] if at == 3 else ["update-00000003"])
+    assert ("no state" in str(error.value)) == (at == 3)
+
+
+def test_an_overflow_at_any_factor_is_told_too(make_job, tmp_path, unseen):
+    unseen()
+    job = make_job(tmp_path, precision="fp16")
+    learner, batch = Learner(Steep(), job.train, job.accelerator), batch_of(job)
+
+    def infinite(net, part):
+        return (net.weight * 0).sqrt().expand(len(part)), torch.ones(len(part))
+
+    overflows = [float(learner.update(s, batch, infinite)["overflow"]) for s in range(18)]
+    assert overflows[:16] == [1.0] * 16
+    assert np.isnan(overflows[17])
+    assert learner.net.weight.item() == 1

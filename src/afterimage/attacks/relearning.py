@@ -7,6 +7,7 @@ in the same order under the same noise.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,7 +23,7 @@ from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.texts import Texts, embedded_captions
 from afterimage.images import Images
-from afterimage.training.learner import Learner, plain
+from afterimage.training.learner import Learner, NonFiniteError, plain
 from afterimage.training.order import Order
 
 
@@ -87,5 +88,7 @@ def relearn(
             net.train()
         if s < settings.relearn_updates:
             torch.manual_seed(order.dropout_seed(s))
-            learner.update(s, task.batch(order.rows(s), order.generator(s)), plain(task))
+            told = learner.update(s, task.batch(order.rows(s), order.generator(s)), plain(task))
+            if not math.isfinite(float(told["loss"])):
+                raise NonFiniteError(f"the loss at relearning update {s + 1} is {told['loss']}")
     return pd.DataFrame(looks)

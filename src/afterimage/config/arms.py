@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from afterimage.config.base import Block, Share
 from afterimage.config.texts import ORIGINAL
-from afterimage.config.training import Model
+from afterimage.config.training import Model, Train
 from afterimage.config.unet import StoredModel, Trainable
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.noising import Batch, Renoise
 from afterimage.training import distributed
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, Objective, plain
+from afterimage.training.learner import Learner, Number, Objective, plain
 from afterimage.training.order import Order
 from afterimage.training.task import Task
 
@@ -46,7 +46,7 @@ def fit(job: TrainingRun, objective: Objective, renoise: Renoise | None = None) 
     learner = Learner(job.net, settings, job.accelerator, job.updates, shared=True)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         torch.manual_seed(order.dropout_seed(s) + distributed.index())
         batch = job.task.batch(order.rows(s), order.generator(s), renoise=renoise)
         return learner.update(s, batch, objective)

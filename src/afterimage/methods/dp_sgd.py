@@ -41,7 +41,7 @@ from afterimage import seeds
 from afterimage.config import ConfigError, DpSgd
 from afterimage.diffusion.noising import Batch
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, NonFiniteError
+from afterimage.training.learner import Learner, Number
 from afterimage.training.order import Order
 from afterimage.training.task import Task
 
@@ -142,7 +142,7 @@ class PrivateLearner(Learner):
             expected_batch_size=job.train.batch_size,
         )
 
-    def private_gradient(self, batch: Batch, noise: torch.Generator) -> float:
+    def private_gradient(self, batch: Batch, noise: torch.Generator) -> Number:
         """Set the weights' gradients; return the batch's summed loss divided by the *expected*
         batch size, as the gradient is.
 
@@ -155,7 +155,8 @@ class PrivateLearner(Learner):
         """
         self.private.zero_grad(set_to_none=True)
         self.private.generator = noise
-        loss, batch = 0.0, batch.to(self.accelerator.device)
+        batch = batch.to(self.accelerator.device)
+        loss = torch.zeros((), dtype=torch.float64, device=self.numbers_on)
         size = max(1, -(-len(batch) // self.settings.accumulation))
         for start in range(0, max(1, len(batch)), size):
             with self.accelerator.autocast():
@@ -163,12 +164,11 @@ class PrivateLearner(Learner):
             for weight, gradient in zip(self.private.params, gradients, strict=True):
                 weight.grad_sample = gradient
             self.private.clip_and_accumulate()
-            loss += losses.sum().item()
-        if not math.isfinite(loss):
-            raise NonFiniteError(f"the loss is {loss}")
+            loss += losses.sum().to(self.numbers_on)
+        told = self.told("loss", loss / self.settings.batch_size)
         self.private.add_noise()
         self.private.scale_grad()
-        return loss / self.settings.batch_size
+        return told
 
 
 class Seen:
@@ -209,7 +209,7 @@ def train(job: TrainingRun) -> Trained:
     learner, seen = PrivateLearner(job, sigma, arm.max_grad_norm), Seen()
     order = Order(job.seed, job.path, images, settings.batch_size)
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         rows = poisson(job.seed, job.path, s, images, rate)
         noise = torch.Generator(job.accelerator.device).manual_seed(
             seeds.derive(job.seed, *job.path, "privacy", s)

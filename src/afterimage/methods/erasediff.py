@@ -34,7 +34,7 @@ from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch, Change
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, NonFiniteError, plain
+from afterimage.training.learner import Learner, NonFiniteError, Number, plain
 
 
 @dataclass(frozen=True)
@@ -249,8 +249,8 @@ def train(job: TrainingRun) -> Trained:
     inner = Inner(job, targets) if arm.runs_inner_steps else None
     retime = retiming(job)
 
-    def update(s: int) -> dict[str, float]:
-        logs = {}
+    def update(s: int) -> dict[str, Number]:
+        logs: dict[str, Number] = {}
 
         # Gradient of the forgetting loss, q.
         remain = sides.batch("remain", s, retime=retime)
@@ -274,7 +274,7 @@ def train(job: TrainingRun) -> Trained:
         logs["loss"] = learner.gradient(remain, objective)
         r = gradients(net)
         qr = dot(q, r)
-        turn = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
+        turn = direction(dot(r, r), qr, qq, arm, float(logs.get("gap", 0.0)))
         logs |= {
             "lambda": turn.weight,
             "cosine": turn.cosine,

@@ -39,7 +39,7 @@ from afterimage.diffusion.texts import TEXT
 from afterimage.diffusion.trainable import hold_others
 from afterimage.methods.unlearning import Sides, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, plain
+from afterimage.training.learner import Learner, Number, plain
 
 
 def guided_away(conditional: torch.Tensor, unconditional: torch.Tensor, arm: Esd) -> torch.Tensor:
@@ -147,7 +147,7 @@ def train(job: TrainingRun) -> Trained:
     frozen = copy.deepcopy(job.net).eval()
     erasing, objective = Erasing(job, job.net, frozen), plain(job.task)
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         batch = erasing.batch(s)
         learner.net.train()
         seed_dropout(erasing.sides, s, "forget")

@@ -12,7 +12,7 @@ from afterimage.config import GradientAscent
 from afterimage.diffusion.model import load_weights
 from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, plain
+from afterimage.training.learner import Learner, Number, plain
 
 
 def train(job: TrainingRun) -> Trained:
@@ -33,8 +33,8 @@ def train(job: TrainingRun) -> Trained:
     )
     shares: dict[Side, float] = {"forget": arm.remain - 1, "remain": arm.remain}
 
-    def update(s: int) -> dict[str, float]:
-        losses: dict[Side, float] = {}
+    def update(s: int) -> dict[str, Number]:
+        losses: dict[Side, Number] = {}
         terms: list[list[torch.Tensor]] = []
         for side, share in shares.items():
             batch = sides.batch(side, s)

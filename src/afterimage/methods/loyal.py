@@ -26,7 +26,7 @@ from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.router import TimestepRouter, UNet
 from afterimage.training import distributed
 from afterimage.training.job import Spent, Trained, TrainingRun
-from afterimage.training.learner import Learner, Networks, plain
+from afterimage.training.learner import Learner, Networks, Number, plain
 from afterimage.training.order import Order
 
 
@@ -59,7 +59,7 @@ def train(job: TrainingRun) -> Trained:
 
     updates = sum(shares.values())
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         name, step = turn(s, shares["front"], updates)
         order = orders[name]
         torch.manual_seed(order.dropout_seed(step) + distributed.index())

@@ -30,7 +30,7 @@ from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout, wrong_labels
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, plain
+from afterimage.training.learner import Learner, Number, plain
 
 
 def largest(values: list[torch.Tensor], share: float) -> list[torch.Tensor]:
@@ -127,7 +127,7 @@ def train(job: TrainingRun) -> Trained:
         learner.net.train()
         return replace(batch.to(job.accelerator.device), target=target)
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         seed_dropout(sides, s, "forget")
         forget_loss = learner.gradient(relabelled(s), objective)
         forget = gradients(learner.net)

@@ -48,7 +48,7 @@ from afterimage.diffusion.sample import generate
 from afterimage.diffusion.texts import Texts
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, plain
+from afterimage.training.learner import Learner, Number, plain
 
 STEPS = 50
 """DDIM steps of the replayed images (at most the number of timesteps), unguided. Released: 1,000
@@ -80,14 +80,14 @@ def elastic(
     start: list[torch.Tensor],
     information: list[torch.Tensor],
     strength: float,
-) -> tuple[float, list[torch.Tensor]]:
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Return the penalty strength x sum F (theta - theta*)^2, and its gradient per weight."""
     moved = [weight.detach() - anchor for weight, anchor in zip(weights, start, strict=True)]
     pull = [2 * strength * f * change for f, change in zip(information, moved, strict=True)]
     penalty = torch.stack(
         [(gradient * change).sum() / 2 for gradient, change in zip(pull, moved, strict=True)]
     ).sum()
-    return penalty.item(), pull
+    return penalty, pull
 
 
 def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
@@ -260,7 +260,7 @@ def train(job: TrainingRun) -> Trained:
     start = [weight.detach().clone() for weight in weights]
     strength = arm.ewc / math.prod(surrogate_of(0).noisy.shape[1:])
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         seed_dropout(forget, s, "forget")
         forget_loss = learner.gradient(surrogate_of(s), objective)
         pushed = gradients(job.net)

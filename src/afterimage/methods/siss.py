@@ -45,7 +45,7 @@ from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, Objective
+from afterimage.training.learner import Learner, Number, Objective
 from afterimage.training.order import Order
 from afterimage.training.task import Task
 
@@ -190,7 +190,7 @@ def train(job: TrainingRun) -> Trained:
     pairs, objective = Pairs(job), weighted(job.task)
     factor, forget_factor = pairs.factors
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         kept, forgotten = pairs.batches(s)
         seed_dropout(pairs.sides, s)
         forget_loss = learner.gradient(forgotten, objective)
@@ -209,8 +209,8 @@ def train(job: TrainingRun) -> Trained:
             "loss": loss,
             "forget_loss": forget_loss,
             "forget_factor": subtracted,
-            "weight": kept.weights.mean().item(),
-            "forget_weight": forgotten.weights.mean().item(),
+            "weight": kept.weights.mean(),
+            "forget_weight": forgotten.weights.mean(),
         } | learner.step(s)
 
     progress = job.run(update, {"learner": learner}, learner.networks)

@@ -3,7 +3,6 @@ images."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from typing import Literal
 
@@ -13,7 +12,7 @@ import torch
 from afterimage.artifacts import ArtifactError
 from afterimage.diffusion.noising import Batch, Change
 from afterimage.training.job import TrainingRun
-from afterimage.training.learner import Learner, NonFiniteError
+from afterimage.training.learner import Learner, Number
 from afterimage.training.order import Order
 from afterimage.training.task import Task
 
@@ -74,22 +73,19 @@ def gradients(net: torch.nn.Module) -> list[torch.Tensor]:
     return [weight.grad.clone() for weight in net.parameters() if weight.grad is not None]
 
 
-def loss_of(learner: Learner, task: Task, batch: Batch) -> float:
+def loss_of(learner: Learner, task: Task, batch: Batch) -> Number:
     """Return the mean loss on ``batch``, computed as ``Learner.gradient`` does, but without a
     gradient.
 
     Raises:
         NonFiniteError: if it is NaN or infinite.
     """
-    total = 0.0
+    total = torch.zeros((), dtype=torch.float64, device=learner.numbers_on)
     with torch.no_grad(), learner.accelerator.autocast():
         device, pieces = learner.accelerator.device, learner.settings.accumulation
         for micro_batch in batch.to(device).split(pieces):
-            total += task.losses(learner.net, micro_batch).sum().item()
-    loss = total / len(batch)
-    if not math.isfinite(loss):
-        raise NonFiniteError(f"the loss is {loss}")
-    return loss
+            total += task.losses(learner.net, micro_batch).sum().to(learner.numbers_on)
+    return learner.told("loss", total / len(batch))
 
 
 def wrong_labels(

@@ -21,7 +21,7 @@ from afterimage.diffusion.router import UNet
 from afterimage.images import Images
 from afterimage.training import distributed, loop
 from afterimage.training.checkpoint import Store
-from afterimage.training.learner import Learner, Networks
+from afterimage.training.learner import Learner, Networks, Number
 from afterimage.training.loop import Part, Progress
 from afterimage.training.task import Task
 
@@ -83,7 +83,7 @@ class TrainingRun:
 
     def run(
         self,
-        update: Callable[[int], Mapping[str, float]],
+        update: Callable[[int], Mapping[str, Number]],
         parts: Mapping[str, Part],
         networks: Callable[[], Networks],
         *,
@@ -103,7 +103,7 @@ class TrainingRun:
         calls = self.updates if updates is None else updates
         marks = {name: max(1, int(calls * share)) for name, share in self.states.items()}
 
-        def update_and_keep(s: int) -> Mapping[str, float]:
+        def update_and_keep(s: int) -> Mapping[str, Number]:
             values = update(s)
             names = [name for name, mark in marks.items() if mark == s + 1]
             if names:

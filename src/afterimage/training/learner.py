@@ -5,6 +5,10 @@ With ``precision: fp16`` the loss is multiplied before the backward pass, so tha
 not become 0, and the gradients are divided again (Micikevicius et al. 2018; torch's
 ``GradScaler``). An update whose gradients overflow changes nothing but the factor, which it halves.
 
+On a GPU an update does not wait for the device: its numbers are tensors, which the loop reads when
+it needs them (``training.loop``), and the optimiser itself leaves the weights alone where they are
+not finite. On a CPU, where nothing is gained by that, they are read at once.
+
 The average is a copy of the network in torch's ``AveragedModel``, with constant decay,
 e <- mu e + (1 - mu) theta, started at the initial weights. (diffusers' ``EMAModel`` always ramps
 its decay up. torch's own ``update_parameters`` comes to the same bits, but spends five times as
@@ -16,7 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from accelerate import Accelerator
@@ -56,6 +60,10 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 """``train.precision`` -> the type that products are computed in."""
 
 
+Number = float | torch.Tensor
+"""A number of an update; on a GPU a tensor, (), that nobody has waited for."""
+
+
 class NonFiniteError(ArithmeticError):
     """A loss or gradient norm that is NaN or infinite."""
 
@@ -88,11 +96,15 @@ class Learner:
     Args:
         net: The network, initialised; moved to the accelerator's device.
         settings: The arm's ``train`` block.
-        accelerator: Device and precision.
+        accelerator: The device.
         updates: The budget; required if the learning rate follows it.
         shared: All processes of the run train this one network: each processes its slice of every
             batch, and the gradients are summed. All processes keep the same state, equal to that
             of a single process up to the order of summation.
+
+    Attributes:
+        waits: Whether the numbers of an update are read at once.
+        numbers_on: The device that they are summed on.
     """
 
     def __init__(
@@ -121,23 +133,26 @@ class Learner:
         self.scaler = torch.GradScaler(
             accelerator.device.type, enabled=settings.precision == "fp16"
         )
+        self.waits = waits(accelerator.device, settings)
+        self.numbers_on = torch.device("cpu") if self.waits else accelerator.device
+        self._finite = torch.ones((), dtype=torch.bool, device=accelerator.device)
         # Not in the average: nothing is computed with it.
         if settings.gradient_checkpointing:
             cast(ModelMixin, self.net).enable_gradient_checkpointing()
         if settings.compile:
             self.net.compile()
 
-    def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, float]:
+    def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, Number]:
         """Perform update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and
         learning rate.
 
         Raises:
             NonFiniteError: before the weights are changed.
         """
-        loss = self.gradient(batch, objective)
-        return {"loss": loss} | self.step(s)
+        numbers: dict[str, Number] = {"loss": self.gradient(batch, objective)}
+        return numbers | self.step(s)
 
-    def gradient(self, batch: Batch, objective: Objective) -> float:
+    def gradient(self, batch: Batch, objective: Objective) -> Number:
         """Set the weights' gradients to those of ``objective`` on ``batch``; return the loss.
 
         With ``accumulation`` the batch is processed in micro-batches. Their gradients are summed,
@@ -149,7 +164,7 @@ class Learner:
             NonFiniteError: if the loss is NaN or infinite.
         """
         self.optimizer.zero_grad()
-        loss = weight = 0.0
+        sums = torch.zeros(2, dtype=torch.float64, device=self.numbers_on)
         batch_slice = (
             batch.split(distributed.count())[distributed.index()] if self.shared else batch
         )
@@ -160,25 +175,37 @@ class Learner:
                 losses, weights = objective(self.net, micro_batch)
             total = (losses * weights).sum()
             self.scaler.scale(total / len(batch)).backward()
-            loss += total.item()
-            weight += weights.sum().item()
+            sums += torch.stack([total.detach(), weights.sum()]).to(self.numbers_on)
+        gradients = [p.grad for p in self.net.parameters() if p.grad is not None]
         if self.shared:
-            loss, weight = distributed.total(
-                torch.tensor([loss, weight], dtype=torch.float64)
-            ).tolist()
-            distributed.add([p.grad for p in self.net.parameters() if p.grad is not None])
-        if weight not in (0, len(batch)):
-            torch._foreach_mul_(
-                [p.grad for p in self.net.parameters() if p.grad is not None], len(batch) / weight
-            )
-        loss = loss / weight if weight else 0.0
-        if not math.isfinite(loss):
-            raise NonFiniteError(f"the loss is {loss}")
-        return loss
+            sums = distributed.total(sums)
+            distributed.add(gradients)
+        loss, weight = sums
+        if not self.waits or weight.item() not in (0, len(batch)):
+            whole = torch.where(weight == 0, 1.0, len(batch) / weight)
+            torch._foreach_mul_(gradients, whole.float())
+        return self.told("loss", torch.where(weight == 0, 0.0, loss / weight))
 
-    def step(self, s: int) -> dict[str, float]:
+    def told(self, name: str, value: torch.Tensor) -> Number:
+        """Return a number of this update, (), which must be finite for the weights to change.
+
+        Raises:
+            NonFiniteError: if it is not, where the learner waits for it.
+        """
+        if not self.waits:
+            self._finite &= value.isfinite()
+            return value
+        number = value.item()
+        if not math.isfinite(number):
+            raise NonFiniteError(f"the {name} is {number}")
+        return number
+
+    def step(self, s: int, unless: torch.Tensor | None = None) -> dict[str, Number]:
         """Take the optimiser step of update ``s``; return gradient norm (before clipping) and
         learning rate; in fp16 whether the gradients overflowed, too, and 0 as their norm then.
+
+        Args:
+            unless: bool, (): the update changes nothing if it is true.
 
         Raises:
             NonFiniteError: before the weights are changed.
@@ -186,23 +213,60 @@ class Learner:
         rate = learning_rate(self.settings, s, self.updates)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        numbers = self._step(unless) if self.waits else self._step_unseen(unless)
+        return {"learning_rate": rate, **numbers}
+
+    def _step(self, unless: torch.Tensor | None) -> dict[str, Number]:
+        if unless is not None and unless.item():
+            return self._without_overflow(0.0)
         self.scaler.unscale_(self.optimizer)
-        total = get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
+        total = self._norm()
         norm = total.item()
         if not math.isfinite(norm):
             if self.scaler.get_scale() <= 1:  # also without a scaler
                 raise NonFiniteError(f"the gradient norm is {norm}")
             self.scaler.step(self.optimizer)
             self.scaler.update()
-            return {"grad_norm": 0.0, "learning_rate": rate, "overflow": 1.0}
+            return {"grad_norm": 0.0, "overflow": 1.0}
         if self.settings.clip and norm + 1e-6 > self.settings.clip:  # torch would multiply by 1 too
             clip_grads_with_norm_(self.net.parameters(), self.settings.clip, total)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         with torch.no_grad():
             torch._foreach_lerp_(self._averages, self._weights, 1 - self.settings.ema)
-        overflow = {"overflow": 0.0} if self.scaler.is_enabled() else {}
-        return {"grad_norm": norm, "learning_rate": rate} | overflow
+        return self._without_overflow(norm)
+
+    def _without_overflow(self, norm: float) -> dict[str, Number]:
+        return {"grad_norm": norm, **({"overflow": 0.0} if self.scaler.is_enabled() else {})}
+
+    def _step_unseen(self, unless: torch.Tensor | None) -> dict[str, Number]:
+        """Do what ``_step`` does, without waiting for the device: fused AdamW leaves its weights
+        alone where ``found_inf`` is not 0."""
+        factor = self.scaler.scale(torch.ones_like(self._finite, dtype=torch.float32))
+        self.scaler.unscale_(self.optimizer)
+        norm = self._norm()
+        infinite = ~norm.isfinite()
+        stay = infinite | ~self._finite if unless is None else infinite | ~self._finite | unless
+        if self.settings.clip:
+            clip_grads_with_norm_(self.net.parameters(), self.settings.clip, norm)
+        optimizer: Any = self.optimizer
+        optimizer.found_inf, optimizer.grad_scale = stay.float(), None
+        optimizer.step()
+        self.scaler.update()
+        with torch.no_grad():
+            share = torch.where(stay, 0.0, 1 - self.settings.ema)
+            torch._foreach_lerp_(self._averages, self._weights, [share] * len(self._weights))
+        self._finite = torch.ones_like(self._finite)
+        if unless is not None:
+            norm = torch.where(unless, 0.0, norm)
+        if not self.scaler.is_enabled():
+            return {"grad_norm": norm}
+        # An overflow at any factor is told by a number that is not finite, which ends the run.
+        overflow = torch.where(factor > 1, infinite.float(), torch.where(infinite, math.nan, 0.0))
+        return {"grad_norm": torch.where(infinite, 0.0, norm), "overflow": overflow}
+
+    def _norm(self) -> torch.Tensor:
+        return get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
 
     def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.settings.precision]
@@ -253,6 +317,12 @@ class Learner:
         self.optimizer.load_state_dict(
             {"state": moments, "param_groups": self.optimizer.state_dict()["param_groups"]}
         )
+
+
+def waits(device: torch.device, settings: Train) -> bool:
+    """Return whether the numbers of an update are read at once: everywhere but on CUDA devices,
+    and where the optimiser cannot leave weights alone by itself."""
+    return device.type != "cuda" or settings.optimizer != "adamw"
 
 
 def _optimizer(weights: list[torch.Tensor], settings: Train) -> torch.optim.Optimizer:

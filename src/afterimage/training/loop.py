@@ -10,6 +10,9 @@ the state, and exit with status 75 (``EX_TEMPFAIL``: requeue the job). A second 
 once. A process that is to spend only a share of the budget exits in the same way when it has, but
 with status 0.
 
+The numbers of an update may be tensors on a device, which goes on meanwhile: they are read for a
+point of the curves and before a state is saved, and a loss that is not finite ends the run there.
+
 Where a method trains in several processes, all of them call ``run``. ``update`` must return the
 same numbers in each. The main process writes, and saves what ``tensors`` returns in it; a signal to
 any process stops all of them after the same update.
@@ -36,9 +39,11 @@ from tqdm import tqdm
 from afterimage.artifacts import ArtifactError
 from afterimage.training import distributed
 from afterimage.training.checkpoint import Store
-from afterimage.training.learner import NonFiniteError
+from afterimage.training.learner import NonFiniteError, Number
 
 REQUEUE = 75
+FINITE = ("loss", "grad_norm", "overflow")
+"""Numbers without which a run cannot go on."""
 LINE_EVERY = 30.0
 """Minimum seconds between two lines of progress when there is no terminal."""
 
@@ -65,17 +70,17 @@ class Progress:
         update: Finished updates.
         seconds: Time in the loop, over all attempts up to their last checkpoint.
         resumed_at: Updates at which the run was resumed from a checkpoint.
-        pending: Name -> the values since the last point of the curves.
+        pending: Name -> the values since the last point of the curves; floats in a saved state.
     """
 
     update: int = 0
     seconds: float = 0.0
     resumed_at: list[int] = field(default_factory=list)
-    pending: dict[str, list[float]] = field(default_factory=dict)
+    pending: dict[str, list[Number]] = field(default_factory=dict)
 
 
 def run(
-    update: Callable[[int], Mapping[str, float]],
+    update: Callable[[int], Mapping[str, Number]],
     parts: Mapping[str, Part],
     store: Store,
     *,
@@ -128,11 +133,17 @@ def run(
                 progress.pending.setdefault(name, []).append(value)
             bar.update()
             stopping = distributed.anywhere(bool(stop))
+            logging = progress.update % log_every == 0 or progress.update == updates
+            saving = progress.update % checkpoint_every == 0 or progress.update == goal or stopping
+            if logging or saving:
+                _read(progress, store)
             now = time.monotonic()
 
             # Add a point to the curves.
-            if progress.update % log_every == 0 or progress.update == updates:
-                point = {name: fmean(values) for name, values in progress.pending.items()}
+            if logging:
+                point = {
+                    name: fmean(map(float, values)) for name, values in progress.pending.items()
+                }
                 point["images_per_second"] = (progress.update - counted) * batch_size / (now - mark)
                 for name, value in sorted(point.items()):
                     curves.write(
@@ -150,7 +161,7 @@ def run(
                 progress.pending, counted, mark = {}, progress.update, now
 
             # Save a checkpoint; exit after a signal.
-            if progress.update % checkpoint_every == 0 or progress.update == goal or stopping:
+            if saving:
                 progress.seconds = now - started
                 tensors = _gather(parts)
                 if main:
@@ -172,6 +183,27 @@ def run(
             )
         raise SystemExit(0)
     return progress
+
+
+def _read(progress: Progress, store: Store) -> None:
+    """Replace the tensors among the numbers since the last point by what is in them; the device is
+    waited for once.
+
+    Raises:
+        DivergedError: if one that must be finite is not.
+    """
+    for name, values in progress.pending.items():
+        unread = [i for i, value in enumerate(values) if isinstance(value, torch.Tensor)]
+        if not unread:
+            continue
+        numbers = torch.stack([torch.as_tensor(values[i]).double() for i in unread]).tolist()
+        for i, number in zip(unread, numbers, strict=True):
+            values[i] = number
+            if name in FINITE and not math.isfinite(number):
+                s = progress.update - len(values) + i
+                raise _diverged(
+                    NonFiniteError(f"the {name.replace('_', ' ')} is {number}"), s, store
+                )
 
 
 def _tell(line: str) -> None:

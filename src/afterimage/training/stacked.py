@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from afterimage.config import ConfigError, Train
 from afterimage.diffusion.noising import Batch
 from afterimage.training.job import Spent, Trained, TrainingRun
-from afterimage.training.learner import Learner, Networks, Objective, plain
+from afterimage.training.learner import Learner, Networks, Number, Objective, plain
 from afterimage.training.order import Order
 
 
@@ -116,7 +116,7 @@ class StackLearner(Learner):
         )
         self.count, self.clip = len(nets), settings.clip or math.inf
 
-    def gradient(self, batch: Batch, objective: Objective) -> float:
+    def gradient(self, batch: Batch, objective: Objective) -> Number:
         """Set every network's gradient to that of its own items in ``batch``, clipped; return the
         mean loss.
 
@@ -131,17 +131,17 @@ class StackLearner(Learner):
         shrink = (self.clip / (norms + 1e-6)).clamp(max=1)
         for gradient in gradients:
             gradient.mul_(shrink.view(-1, *[1] * (gradient.dim() - 1)))
-        self._norm = norms.mean().item()
+        self._mean_norm = self.told("gradient norm", norms.mean())
         return loss
 
-    def step(self, s: int) -> dict[str, float]:
+    def step(self, s: int, unless: torch.Tensor | None = None) -> dict[str, Number]:
         """Take the optimiser step of update ``s``; return mean gradient norm (before clipping) and
         learning rate.
 
         Raises:
             NonFiniteError: before the weights are changed.
         """
-        return super().step(s) | {"grad_norm": self._norm}
+        return super().step(s, unless) | {"grad_norm": self._mean_norm}
 
     def networks_of(self, j: int, net: torch.nn.Module) -> Networks:
         """Return network ``j`` with its last weights (``net`` itself) and with their moving
@@ -167,7 +167,7 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
     learner = StackLearner([job.net for job in jobs], settings, first.accelerator, first.updates)
     orders = [Order(job.seed, job.path, len(job.task), settings.batch_size) for job in jobs]
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         batches = [
             job.task.batch(order.rows(s), order.generator(s))
             for job, order in zip(jobs, orders, strict=True)

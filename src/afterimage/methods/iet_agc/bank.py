@@ -62,7 +62,7 @@ class Bank:
         by_timestep = torch.argsort(timesteps, stable=True)
         ordered = timesteps[by_timestep]
         turns = torch.arange(len(ordered)) - torch.searchsorted(ordered, ordered)
-        for turn in range(int(turns.max()) + 1):
+        for turn in range(turns.numpy().max() + 1):
             samples = by_timestep[turns == turn]
             t, loss = timesteps[samples].to(losses.device), losses[samples.to(losses.device)]
             self.level[t] = self.decay * self.level[t] + (1 - self.decay) * loss

@@ -45,7 +45,7 @@ from afterimage.methods.iet_agc.bank import Bank
 from afterimage.methods.iet_agc.shards import assign, redistribute
 from afterimage.training import distributed
 from afterimage.training.job import Spent, Trained, TrainingRun
-from afterimage.training.learner import Learner, Networks, NonFiniteError, learning_rate
+from afterimage.training.learner import Learner, Networks, NonFiniteError, Number
 from afterimage.training.order import Order
 
 """Several processes can share one run."""
@@ -68,7 +68,7 @@ def train(job: TrainingRun) -> Trained:
     ensemble = Ensemble(job)
     steps = steps_per_round(job.updates, arm)
 
-    def update(s: int) -> dict[str, float]:
+    def update(s: int) -> dict[str, Number]:
         values = ensemble.update(s)
         if (s + 1) % steps == 0:
             ensemble.average((s + 1) // steps)
@@ -162,10 +162,11 @@ class Shard:
         # remains valid.
         path = job.path if arm.shards == 1 else (*job.path, "shard", k)
         self.order = Order(job.seed, path, len(rows), job.train.batch_size)
-        self.by_image = torch.zeros(2, len(job.task), dtype=torch.int64)
-        self.by_timestep = torch.zeros(2, timesteps, dtype=torch.int64)
+        counted = {"dtype": torch.int64, "device": job.accelerator.device}
+        self.by_image = torch.zeros(2, len(job.task), **counted)
+        self.by_timestep = torch.zeros(2, timesteps, **counted)
 
-    def update(self, s: int) -> dict[str, float]:
+    def update(self, s: int) -> dict[str, Number]:
         """Perform local step ``s``; return its loss, gradient norm and learning rate, and the
         shares of samples skipped and augmented.
 
@@ -203,21 +204,22 @@ class Shard:
             kept.append(keep)
             return loss, keep.to(loss.dtype)
 
-        values = {"loss": self.learner.gradient(batch, objective)}
+        loss = self.learner.gradient(batch, objective)
         self.bank.update(batch.timesteps, torch.cat(losses))
-        skipped = ~torch.cat(kept).cpu()
+        skipped = ~torch.cat(kept)
         for counts, index in ((self.by_image, batch.rows), (self.by_timestep, batch.timesteps)):
-            counts[0].index_add_(0, index, torch.ones_like(index))
-            counts[1].index_add_(0, index, skipped.long())
-        if skipped.all() and self.arm.on_all_skipped == "skip":
-            values |= {"grad_norm": 0.0, "learning_rate": learning_rate(self.job.train, s)}
-            values |= {"overflow": 0.0}
-        else:
-            values |= self.learner.step(s)
-        return values | {
-            "skipped": int(skipped.sum()) / len(batch),
-            "augmented": augmented / len(batch),
-        }
+            places = index.to(device, non_blocking=True)
+            counts[0].index_add_(0, places, torch.ones_like(places))
+            counts[1].index_add_(0, places, skipped.long())
+        unless = skipped.all() if self.arm.on_all_skipped == "skip" else None
+        return (
+            {"loss": loss}
+            | self.learner.step(s, unless)
+            | {
+                "skipped": skipped.double().mean(),
+                "augmented": augmented / len(batch),
+            }
+        )
 
     def _drawn(self, s: int, count: int) -> torch.Tensor:
         """Return a random number for each sample of local step ``s``; those with the least are
@@ -277,10 +279,10 @@ class Ensemble:
         indices = range(distributed.index(), arm.shards, distributed.count())
         self.own = {k: Shard(job, k, np.flatnonzero(self.shard_of == k)) for k in indices}
         shard = self.own[indices[0]]
-        self.by_image = torch.zeros_like(shard.by_image)
-        self.by_timestep = torch.zeros_like(shard.by_timestep)
+        self.by_image = torch.zeros_like(shard.by_image, device="cpu")
+        self.by_timestep = torch.zeros_like(shard.by_timestep, device="cpu")
 
-    def update(self, s: int) -> dict[str, float]:
+    def update(self, s: int) -> dict[str, Number]:
         """Perform local step ``s`` of every shard; return the shards' mean numbers, the same in
         every process.
 
@@ -291,15 +293,20 @@ class Ensemble:
         names += ["skipped"] if self.arm.agc_threshold else []
         names += ["augmented"] if self.arm.augment_below else []
         names += ["overflow"] if self.job.train.precision == "fp16" else []
-        numbers = torch.zeros(self.arm.shards, len(names), dtype=torch.float64)
+        waits = next(iter(self.own.values())).learner.waits
+        device = torch.device("cpu") if waits else self.job.accelerator.device
+        numbers = torch.zeros(self.arm.shards, len(names), dtype=torch.float64, device=device)
         for k, shard in self.own.items():
             try:
                 values = shard.update(s)
             except NonFiniteError:
                 numbers[k] = math.nan
             else:
-                numbers[k] = torch.tensor([values[name] for name in names], dtype=torch.float64)
+                for column, name in enumerate(names):
+                    numbers[k, column] = values[name]
         numbers = distributed.total(numbers)
+        if not waits:
+            return dict(zip(names, numbers.mean(0), strict=True))
         bad = numbers.isnan().any(1).nonzero().flatten().tolist()
         if bad:
             raise NonFiniteError(
@@ -322,11 +329,14 @@ class Ensemble:
                 elif name.startswith("optimizer.") and self.arm.optimizer_sync == "reset":
                     tensor.zero_()  # moments and step count: what a new AdamW starts from
         by_image = distributed.total(
-            sum((shard.by_image for shard in self.own.values()), torch.zeros_like(self.by_image))
+            sum(
+                (shard.by_image.cpu() for shard in self.own.values()),
+                torch.zeros_like(self.by_image),
+            )
         )
         by_timestep = distributed.total(
             sum(
-                (shard.by_timestep for shard in self.own.values()),
+                (shard.by_timestep.cpu() for shard in self.own.values()),
                 torch.zeros_like(self.by_timestep),
             )
         )
