@@ -48,6 +48,10 @@ class Batch:
         """Return the batch on ``device``."""
         return self._map(lambda tensor: tensor.to(device, non_blocking=True))
 
+    def pinned(self) -> Batch:
+        """Return the batch in memory that a GPU copies from while the processor goes on."""
+        return self._map(lambda tensor: tensor.pin_memory())
+
     def split(self, parts: int) -> list[Batch]:
         """Cut the batch into ``parts`` equal micro-batches."""
         size = len(self) // parts

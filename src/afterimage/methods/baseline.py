@@ -16,6 +16,7 @@ from afterimage.config import Baseline
 from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.noising import Batch, Renoise
 from afterimage.training import distributed
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, Objective, plain
 from afterimage.training.order import Order
@@ -46,10 +47,14 @@ def fit(job: TrainingRun, objective: Objective, renoise: Renoise | None = None) 
     learner = Learner(job.net, settings, job.accelerator, job.updates, shared=True)
     order = Order(job.seed, job.path, len(job.task), settings.batch_size)
 
+    def batch(s: int) -> Batch:
+        return job.task.batch(order.rows(s), order.generator(s), renoise=renoise)
+
+    batches = Ahead(batch, job.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
         torch.manual_seed(order.dropout_seed(s) + distributed.index())
-        batch = job.task.batch(order.rows(s), order.generator(s), renoise=renoise)
-        return learner.update(s, batch, objective)
+        return learner.update(s, batches(s), objective)
 
     progress = job.run(update, {"learner": learner}, learner.networks)
     return Trained.of_one(learner, progress, progress.update * settings.batch_size)

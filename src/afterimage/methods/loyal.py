@@ -23,8 +23,10 @@ import torch
 
 from afterimage.config import ConfigError, Loyal
 from afterimage.diffusion.model import load_weights
+from afterimage.diffusion.noising import Batch
 from afterimage.diffusion.router import TimestepRouter, UNet
 from afterimage.training import distributed
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, Networks, Number, plain
 from afterimage.training.order import Order
@@ -59,12 +61,17 @@ def train(job: TrainingRun) -> Trained:
 
     updates = sum(shares.values())
 
+    def batch(s: int) -> Batch:
+        name, step = turn(s, shares["front"], updates)
+        rows, generator = orders[name].rows(step), orders[name].generator(step)
+        return job.task.batch(rows, generator, timesteps=ranges[name])
+
+    batches = Ahead(batch, job.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
         name, step = turn(s, shares["front"], updates)
-        order = orders[name]
-        torch.manual_seed(order.dropout_seed(step) + distributed.index())
-        batch = job.task.batch(order.rows(step), order.generator(step), timesteps=ranges[name])
-        return learners[name].update(step, batch, plain(job.task))
+        torch.manual_seed(orders[name].dropout_seed(step) + distributed.index())
+        return learners[name].update(step, batches(s), plain(job.task))
 
     front_average, tail_average = (
         cast(UNet, learners[name].average.module) for name in ("front", "tail")

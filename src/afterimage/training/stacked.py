@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from afterimage.config import ConfigError, Train
 from afterimage.diffusion.noising import Batch
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, Networks, Number, Objective, plain
 from afterimage.training.order import Order
@@ -167,12 +168,18 @@ def train(jobs: Sequence[TrainingRun]) -> list[Trained]:
     learner = StackLearner([job.net for job in jobs], settings, first.accelerator, first.updates)
     orders = [Order(job.seed, job.path, len(job.task), settings.batch_size) for job in jobs]
 
+    def batch(s: int) -> Batch:
+        return in_turn(
+            [
+                job.task.batch(order.rows(s), order.generator(s))
+                for job, order in zip(jobs, orders, strict=True)
+            ]
+        )
+
+    batches = Ahead(batch, first.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
-        batches = [
-            job.task.batch(order.rows(s), order.generator(s))
-            for job, order in zip(jobs, orders, strict=True)
-        ]
-        return learner.update(s, in_turn(batches), plain(first.task))
+        return learner.update(s, batches(s), plain(first.task))
 
     progress = first.run(
         update,

@@ -44,6 +44,7 @@ from afterimage.methods.iet_agc.augment import vary
 from afterimage.methods.iet_agc.bank import Bank
 from afterimage.methods.iet_agc.shards import assign, redistribute
 from afterimage.training import distributed
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Spent, Trained, TrainingRun
 from afterimage.training.learner import Learner, Networks, NonFiniteError, Number
 from afterimage.training.order import Order
@@ -152,7 +153,8 @@ class Shard:
 
     def __init__(self, job: TrainingRun, k: int, rows: np.ndarray) -> None:
         arm = _arm(job)
-        self.job, self.arm, self.rows = job, arm, rows
+        self.job, self.arm = job, arm
+        self.take(rows)
         self.learner = Learner(copy.deepcopy(job.net), job.train, job.accelerator)
         timesteps = job.scheduler.config["num_train_timesteps"]
         self.bank = Bank(
@@ -174,9 +176,9 @@ class Shard:
             NonFiniteError: before the weights are changed.
         """
         torch.manual_seed(self.order.dropout_seed(s))
-        rows, device = self.rows[self.order.rows(s)], self.job.accelerator.device
-        batch = self.job.task.batch(rows, self.order.generator(s))
-        varied = self._varied(s, rows).to(device) if self.arm.augment_below else batch
+        device = self.job.accelerator.device
+        batch = self._batches(s)
+        varied = self._varied(s).to(device) if self.arm.augment_below else batch
         losses: list[torch.Tensor] = []
         kept: list[torch.Tensor] = []
         drawn = self._drawn(s, len(batch)).to(device) if self.arm.skipping == "random" else None
@@ -227,12 +229,23 @@ class Shard:
         generator = seeds.torch_rng(self.job.seed, *self.order.path, "skipping", s)
         return torch.rand(count, generator=generator, dtype=torch.float64)
 
-    def _varied(self, s: int, rows: np.ndarray) -> Batch:
+    def take(self, rows: np.ndarray) -> None:
+        """Train on some images from now on, int64 (n,): as many as before."""
+        self.rows = rows
+        self._batches = Ahead(self._batch, self.job.accelerator.device)
+
+    def _batch(self, s: int) -> Batch:
+        """Return the batch of local step ``s``."""
+        return self.job.task.batch(self.rows[self.order.rows(s)], self.order.generator(s))
+
+    def _varied(self, s: int) -> Batch:
         """Return the batch of local step ``s`` with every image augmented, but the same timesteps,
         noise and labels."""
         generator = seeds.torch_rng(self.job.seed, *self.order.path, "augment", s)
         return self.job.task.batch(
-            rows, self.order.generator(s), lambda images: vary(images, generator)
+            self.rows[self.order.rows(s)],
+            self.order.generator(s),
+            lambda images: vary(images, generator),
         )
 
     def tensors(self) -> dict[str, torch.Tensor]:
@@ -368,7 +381,7 @@ class Ensemble:
     def _place(self, shard_of: np.ndarray) -> None:
         self.shard_of = shard_of
         for k, shard in self.own.items():
-            shard.rows = np.flatnonzero(shard_of == k)
+            shard.take(np.flatnonzero(shard_of == k))
 
     def _state(self, k: int, prefixes: tuple[str, ...] = ("",)) -> dict[str, torch.Tensor]:
         """Return the state of shard ``k``, broadcast by its process; the others receive it into
