@@ -1,6 +1,7 @@
 """How an update is computed: precision, layout, checkpointing of activations, compiled or not."""
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -294,3 +295,26 @@ def test_an_overflow_at_any_factor_is_told_too(make_job, tmp_path, unseen):
     assert overflows[:16] == [1.0] * 16
     assert np.isnan(overflows[17])
     assert learner.net.weight.item() == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"precision": "fp16"}], ids=str)
+def test_a_run_that_does_not_wait_resumes_with_the_same_bits(
+    settings, make_job, tmp_path, unseen, stop_at, curves
+):
+    """From a state that was written while it went on, too."""
+    unseen()
+    job = make_job(tmp_path / "whole", updates=9, **settings)
+    whole = baseline.train(job)
+    for s in (1, 4, 8):
+        stop_at(s)
+        with pytest.raises(SystemExit):
+            baseline.train(make_job(tmp_path / str(s), updates=9, **settings))
+        again = make_job(tmp_path / str(s), updates=9, **settings)
+        if s == 4:  # the state of the signal is lost, that of update 3 is there
+            shutil.rmtree(again.store.saved()[0])
+        resumed = baseline.train(again)
+        assert resumed.progress.resumed_at == [3 if s == 4 else s + 1]
+        for one, other in ((whole.raw, resumed.raw), (whole.average, resumed.average)):
+            for mine, theirs in zip(one.parameters(), other.parameters(), strict=True):
+                assert torch.equal(mine, theirs)
+        assert curves(again.store.curves) == curves(job.store.curves)

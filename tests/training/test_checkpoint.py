@@ -2,11 +2,13 @@
 
 import json
 import shutil
+import threading
 
 import pytest
 import torch
 
 from afterimage.artifacts import ArtifactError
+from afterimage.training import checkpoint
 from afterimage.training.checkpoint import Store
 
 TENSORS = {"a/net.weight": torch.arange(6.0).reshape(2, 3), "a/steps": torch.tensor(3)}
@@ -24,6 +26,39 @@ def test_what_is_saved_comes_back(store):
     assert found.facts == {"seconds": 1.5}
     assert found.tensors.keys() == TENSORS.keys()
     assert all(torch.equal(found.tensors[name], tensor) for name, tensor in TENSORS.items())
+
+
+def test_a_state_that_is_written_meanwhile_is_that_of_its_moment(store, monkeypatch):
+    """Whatever becomes of its tensors and numbers; the next one waits for it."""
+    go_on, original = threading.Event(), checkpoint.save_file
+
+    def slow(tensors, path):
+        assert go_on.wait(10)
+        original(tensors, path)
+
+    monkeypatch.setattr(checkpoint, "save_file", slow)
+    tensors, facts = {"weight": torch.arange(3.0)}, {"pending": {"loss": [1.0]}}
+    folder = store.save(1, tensors, facts, meanwhile=True)
+    tensors["weight"] += 1
+    facts["pending"]["loss"].append(2.0)
+    assert store.saved() == []
+    go_on.set()
+    store.save(2, tensors, facts)
+    assert folder in store.saved()
+    shutil.rmtree(store.saved()[0])
+    found = store.load()
+    assert found.tensors["weight"].tolist() == [0, 1, 2]
+    assert found.facts == {"pending": {"loss": [1.0]}}
+
+
+def test_a_state_that_could_not_be_written_is_told(store, monkeypatch):
+    def full(tensors, path):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(checkpoint, "save_file", full)
+    store.save(1, TENSORS, {}, meanwhile=True)
+    with pytest.raises(OSError, match="no space left"):
+        store.save(2, TENSORS, {})
 
 
 def test_nothing_saved_is_none(store):

@@ -209,8 +209,8 @@ def train(job: TrainingRun) -> Trained:
             "loss": loss,
             "forget_loss": forget_loss,
             "forget_factor": subtracted,
-            "weight": kept.weights.mean(),
-            "forget_weight": forgotten.weights.mean(),
+            "weight": kept.weights.mean().item(),
+            "forget_weight": forgotten.weights.mean().item(),
         } | learner.step(s)
 
     progress = job.run(update, {"learner": learner}, learner.networks)

@@ -7,10 +7,12 @@ named after the hash of everything the run depends on: ``STATE / <hash> / update
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,21 +57,52 @@ class Store:
         self.folder = Path(root) / digest(identity)[:16]
         self.folder.mkdir(parents=True, exist_ok=True)
         self.curves = self.folder / "metrics.jsonl"
+        self._thread = ThreadPoolExecutor(1)
+        self._written: Future[None] | None = None
 
     def saved(self) -> list[Path]:
         """Return the folders of the saved states, newest first."""
         return sorted(self.folder.glob("update-*"), reverse=True)
 
-    def save(self, update: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any]) -> Path:
-        """Save a state and remove all but the last two; return its folder."""
-        target = self.folder / f"update-{update:08d}"
+    def save(
+        self,
+        update: int,
+        tensors: dict[str, torch.Tensor],
+        facts: dict[str, Any],
+        *,
+        meanwhile: bool = False,
+    ) -> Path:
+        """Save a state and remove all but the last two; return its folder.
+
+        Args:
+            update: Number of finished updates.
+            tensors: The state, on any device.
+            facts: Plain JSON values.
+            meanwhile: Return when the state is copied: the training goes on while a thread writes
+                it. What goes wrong there is raised by the next call.
+        """
+        if self._written is not None:
+            self._written.result()
+            self._written = None
+        folder = self.folder / f"update-{update:08d}"
+        copies = {
+            name: tensor.detach().to("cpu", copy=meanwhile).contiguous()
+            for name, tensor in tensors.items()
+        }
+        if meanwhile:
+            written = copy.deepcopy(facts)
+            self._written = self._thread.submit(self._write, folder, update, copies, written)
+        else:
+            self._write(folder, update, copies, facts)
+        return folder
+
+    def _write(
+        self, target: Path, update: int, tensors: dict[str, torch.Tensor], facts: dict[str, Any]
+    ) -> None:
         partial = self.folder / f".{target.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir()
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            partial / "state.safetensors",
-        )
+        save_file(tensors, partial / "state.safetensors")
         _sync(partial / "state.safetensors")
         record = {
             "update": update,
@@ -83,7 +116,6 @@ class Store:
         _sync(self.folder)
         for old in self.saved()[KEEP:]:
             shutil.rmtree(old)
-        return target
 
     def load(self) -> Checkpoint | None:
         """Return the newest intact checkpoint; None if there is none.

@@ -15,7 +15,7 @@ point of the curves and before a state is saved, and a loss that is not finite e
 
 Where a method trains in several processes, all of them call ``run``. ``update`` must return the
 same numbers in each. The main process writes, and saves what ``tensors`` returns in it; a signal to
-any process stops all of them after the same update.
+any process stops all of them after the same update, soon after.
 """
 
 from __future__ import annotations
@@ -42,6 +42,9 @@ from afterimage.training.checkpoint import Store
 from afterimage.training.learner import NonFiniteError, Number
 
 REQUEUE = 75
+ASK_EVERY = 8
+"""Updates between two questions of several processes whether one got a signal, for which they and
+their devices wait for each other; those that wait in every update ask in every update."""
 FINITE = ("loss", "grad_norm", "overflow")
 """Numbers without which a run cannot go on."""
 LINE_EVERY = 30.0
@@ -132,7 +135,9 @@ def run(
             for name, value in values.items():
                 progress.pending.setdefault(name, []).append(value)
             bar.update()
-            stopping = distributed.anywhere(bool(stop))
+            asking = distributed.count() == 1 or progress.update % ASK_EVERY == 0
+            asking |= progress.update == goal or _read_at_once(values)
+            stopping = asking and distributed.anywhere(bool(stop))
             logging = progress.update % log_every == 0 or progress.update == updates
             saving = progress.update % checkpoint_every == 0 or progress.update == goal or stopping
             if logging or saving:
@@ -166,9 +171,10 @@ def run(
                 tensors = _gather(parts)
                 if main:
                     os.fsync(curves.fileno())
-                    saved = store.save(
-                        progress.update, tensors, {"curves": curves.tell(), **vars(progress)}
-                    )
+                    facts = {"curves": curves.tell(), **vars(progress)}
+                    last = progress.update == goal or stopping
+                    meanwhile = not (last or _read_at_once(values))
+                    saved = store.save(progress.update, tensors, facts, meanwhile=meanwhile)
                 # After the last update, too: a job past its time limit is lost whole if it ends.
                 if stopping and (progress.update < goal or goal == updates):
                     if main:
@@ -183,6 +189,10 @@ def run(
             )
         raise SystemExit(0)
     return progress
+
+
+def _read_at_once(values: Mapping[str, Number]) -> bool:
+    return not any(isinstance(value, torch.Tensor) for value in values.values())
 
 
 def _read(progress: Progress, store: Store) -> None:
