@@ -592,7 +592,7 @@ def near_threshold(tmp_path, make, **train):
 def test_samples_just_above_the_limit_are_learned_from_as_augmented(accumulation, tmp_path, make):
     shard, batch, losses, aimed = near_threshold(tmp_path, make, accumulation=accumulation)
     fresh = lone_shard(shard.job).learner.net
-    varied = shard._varied(0, batch.rows.numpy())
+    varied = shard._varied(0)
     assert torch.equal(varied.timesteps, batch.timesteps)
     assert torch.equal(varied.target, batch.target)
     assert not torch.equal(varied.noisy, batch.noisy)
