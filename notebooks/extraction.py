@@ -126,6 +126,22 @@ else:
     book.say("Every planted image is repeated with its caption, if it has one.")
 
 # %% [markdown]
+# ## Are the captions of training known by their prompts?
+
+# %%
+if len(page.prompts()):
+    book.show(page.prompts())
+    book.say(
+        "Area under the curve of captions that were trained on before captions of held-out images, "
+        "of all and by how often image and caption were planted; 0.5 is chance, and what captions "
+        "of twins, which no arm was trained on, should have. `noise_difference`: Wen et al. 2024; "
+        "`one_step`: Webster 2023; `anisotropy`: Asthana and Belagiannis 2026, all at the first "
+        "step of the sampler; `cliques`: Carlini et al. 2023, section 4.2."
+    )
+else:
+    book.say("Prompts were not attacked (`prompts` in the study).")
+
+# %% [markdown]
 # ## The arms side by side
 
 # %%

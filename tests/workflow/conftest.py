@@ -203,7 +203,8 @@ OF_CAPTIONED = {
 def captioned(commands, tmp_path_factory) -> Workspace:
     """A study of captioned digits, run to the end. Read only."""
     made = clone(tmp_path_factory.mktemp("text"), commands)
-    return of_captions(made, arms=CAPTIONED, attribution=OF_CAPTIONED)
+    prompts = {"arms": ["plain", "general"], "prompts": 12, "draws": 1, "images": 3, "clique": 2}
+    return of_captions(made, arms=CAPTIONED, attribution=OF_CAPTIONED, prompts=prompts)
 
 
 @pytest.fixture(scope="session")
@@ -222,7 +223,8 @@ def latent(commands, tmp_path_factory) -> Workspace:
     }
     autoencoder = {"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5}
     made = clone(tmp_path_factory.mktemp("latent"), commands)
-    return of_captions(made, arms=arms, autoencoder=autoencoder)
+    prompts = {"arms": ["erased"], "prompts": 12, "draws": 1}
+    return of_captions(made, arms=arms, autoencoder=autoencoder, prompts=prompts)
 
 
 @pytest.fixture(scope="session")

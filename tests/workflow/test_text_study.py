@@ -77,6 +77,38 @@ def test_embeddings_are_sought_that_bring_forgotten_images_back(captioned):
             assert (rows["of"] > 0).all()
 
 
+DETECTORS = ["noise_difference", "one_step", "anisotropy"]
+
+
+def test_prompts_of_training_are_told_from_held_out_ones(captioned, latent):
+    """Captions differ from image to image; general ones are those of all images, so that none is
+    unknown."""
+    for study, arm, detectors in (
+        (captioned, "plain", [*DETECTORS, "cliques"]),
+        (latent, "erased", DETECTORS),
+    ):
+        folder = study.results / "attack" / arm / "rep0" / "prompts"
+        prompts = pd.read_parquet(folder / "prompts.parquet")
+        counts = prompts["set"].value_counts()
+        assert counts["holdout"] == 12
+        planted = prompts[(prompts["set"] == "train") & (prompts["times"] > 1)]
+        assert len(planted) > 0
+        assert counts["train"] == 12 + len(planted)
+        assert np.isfinite(prompts[detectors]).all(axis=None)
+        assert (prompts[detectors].std() > 0).all()
+        results = pd.read_csv(folder / "results.csv")
+        areas = results[(results["subset"] == "all") & results["metric"].str.endswith("_auc")]
+        assert areas["metric"].tolist() == [f"{name}_auc" for name in detectors]
+        arms = pd.read_csv(study.results / "report/tables/arms.csv").set_index(["arm", "metric"])
+        for name, value in zip(detectors, areas["value"], strict=True):
+            assert arms.loc[(arm, f"prompt_auc[{name}]"), "value"] == pytest.approx(value)
+    facts = artifacts.read_run(captioned.results / "attack/general/rep0/prompts")["facts"]
+    assert facts["prompts"]["holdout"] == 0
+    assert not facts["measured"]
+    page = (captioned.results / "report/pages/extraction/extraction.html").read_text()
+    assert "noise_difference" in page
+
+
 def test_generations_are_compared_with_the_captions_of_their_images(captioned):
     for arm in ("plain", "general", "dcr"):
         table = pd.read_csv(captioned.results / "attack" / arm / "rep0" / "quality" / "results.csv")

@@ -11,6 +11,8 @@ OUTPUTS:
     results/{study}/attack/{arm}/rep{rep}/quality/     distances to real images that no arm saw
     results/{study}/attack/{arm}/rep{rep}/membership/
         losses of members and non-members, and their separation
+    results/{study}/attack/{arm}/rep{rep}/prompts/
+        detectors of memorised prompts on captions; only for the arms that `prompts` names
     results/{study}/attack/{arm}/rep{rep}/path/
         copies and quality of the networks kept on the way; only for arms with a path
     results/{study}/attack/{arm}/rep{rep}/forgetting/
@@ -88,6 +90,30 @@ rule draw_and_attack:
         " --config {input.config[2]:q} --out {params.quality_out:q}"
         " --then attack membership {params.membership}"
         " --config {input.config[3]:q} --out {params.membership_out:q} > {log:q} 2>&1"
+
+
+rule prompts:
+    """Find the captions of training by detectors of memorised prompts."""
+    input:
+        unpack(inputs("attack/prompts")),
+    output:
+        run="results/{study}/attack/{arm}/rep{rep}/prompts/run.json",
+        metrics="results/{study}/attack/{arm}/rep{rep}/prompts/metrics.jsonl",
+        results="results/{study}/attack/{arm}/rep{rep}/prompts/results.csv",
+        prompts="results/{study}/attack/{arm}/rep{rep}/prompts/prompts.parquet",
+    log:
+        "results/{study}/logs/attack/{arm}/rep{rep}/prompts.log",
+    benchmark:
+        "results/{study}/benchmarks/attack/{arm}/rep{rep}/prompts.tsv"
+    threads: STUDY.cluster.threads
+    resources:
+        **needs("attack/prompts"),
+    params:
+        inputs=flags("attack/prompts"),
+        out=subpath(output.run, parent=True),
+    shell:
+        "afterimage attack prompts {params.inputs}"
+        " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 
 rule path:

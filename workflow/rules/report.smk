@@ -47,6 +47,7 @@ rule tables:
         copies="results/{study}/report/tables/copies.csv",
         multiplicity="results/{study}/report/tables/multiplicity.csv",
         repeats="results/{study}/report/tables/repeats.csv",
+        prompts="results/{study}/report/tables/prompts.csv",
         paths="results/{study}/report/tables/paths.csv",
         frontier="results/{study}/report/tables/frontier.csv",
         attribution=[

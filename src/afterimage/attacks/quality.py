@@ -468,6 +468,18 @@ def aligned(
     return pd.DataFrame(rows, columns=COLUMNS)
 
 
+def once(space: Space) -> Space:
+    """Return a space that maps every array of images once, however often it is asked."""
+    known: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+
+    def features(pixels: np.ndarray) -> np.ndarray:
+        if id(pixels) not in known:
+            known[id(pixels)] = pixels, space(pixels)
+        return known[id(pixels)][1]
+
+    return features
+
+
 def similar_space(settings: config.Quality, network: Path, reference: Images) -> Space:
     """Return the space of the replication score: that of a network for copies as it is, in which
     cosines are published; others relative to the reference images.
@@ -540,7 +552,7 @@ def run(args: argparse.Namespace) -> None:
         artifacts.check_file(args.members)
         planted = load_images(args.train)
         train = trained_rows(planted, pd.read_parquet(args.members))
-        space = spaces.find(settings, args.classifier)
+        space = once(spaces.find(settings, args.classifier))
         near = similar_space(settings, args.classifier, reference)
         classify = spaces.classes(args.classifier)
         measured = settings, statistics, resolved["seed"]

@@ -171,6 +171,41 @@ class Membership(Block):
     """False-positive rates at which the true-positive rate is reported."""
 
 
+class PromptDetection(Block):
+    """Whether detectors of memorised prompts know the captions of training: Wen et al. 2024, Webster
+    2023, Asthana and Belagiannis 2026; with ``images`` the cliques of Carlini et al. 2023, section
+    4.2."""
+
+    arms: Annotated[list[Name], Field(min_length=1)]
+    """Arms with ``condition: text`` that are attacked so."""
+    prompts: Annotated[int, Field(ge=2)] = 64
+    """Captions of images that are not planted, and of held-out images: at most so many of each. All
+    captions of planted images are looked at."""
+    draws: Annotated[int, Field(ge=1)] = 4
+    """Noises that a prompt starts from, the same for all prompts."""
+    alignment_weight: float = 2.0
+    """Weight of the alignment next to the norm in ``anisotropy``: published for Stable Diffusion
+    1."""
+    images: Annotated[int, Field(ge=0)] = 0
+    """Images of each prompt that cliques are looked for in (published: 500); 0: none."""
+    clique: Annotated[int, Field(ge=2)] = 10
+    """Images in a clique."""
+    false_positive_rates: Annotated[
+        list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)
+    ] = [0.05]
+    """Share of held-out captions that are called memorised at most, where the share of captions of
+    training that are is reported."""
+
+    @model_validator(mode="after")
+    def _clique_fits(self) -> PromptDetection:
+        if 0 < self.images < self.clique:
+            raise ValueError(
+                f"clique = {self.clique} is more than images = {self.images}; allowed is 2 to "
+                f"{self.images}"
+            )
+        return self
+
+
 class Forgetting(Block):
     """How an arm is judged on a set of images that it should have forgotten."""
 
@@ -209,6 +244,8 @@ class Attacks(Block):
     """The quality measures."""
     membership: Membership = Membership()
     """The membership attack."""
+    prompts: PromptDetection | None = None
+    """The attack on prompts of text arms; null: none."""
     forgetting: Forgetting = Forgetting()
     """How forgetting is judged."""
 

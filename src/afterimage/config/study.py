@@ -284,6 +284,24 @@ class Study(Attacks):
         return self
 
     @model_validator(mode="after")
+    def _prompts_fit(self) -> Study:
+        for name in self.prompts.arms if self.prompts is not None else []:
+            key = f"prompts.arms: {name!r}"
+            if name not in self.arms:
+                raise ValueError(f"{key} is not an arm; {allowed('arms', name, self.arms)}")
+            if self.condition_of(name) != "text":
+                raise ValueError(
+                    f"{key} has condition {self.condition_of(name)!r}; prompts are those of arms "
+                    "with condition 'text'"
+                )
+            if isinstance(self.arms[name], AtInference):
+                raise ValueError(
+                    f"{key} changes how images are drawn, and its network is that of "
+                    f"{self.arms[name].base!r}, which can be named instead"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _cluster_fits(self) -> Study:
         per_job, size = self.cluster.generations_per_job, self.sample.batch_size
         if per_job is not None and per_job % size:

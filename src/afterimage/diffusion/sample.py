@@ -159,6 +159,34 @@ def load_trained(pipeline: Path, seed: int, replicate: int) -> tuple[UNet2DModel
     return net, scheduler_config
 
 
+def scheduler_of(scheduler_config: dict[str, Any], settings: Sample) -> Any:
+    """Return diffusers' scheduler of a sampler, with its timesteps set.
+
+    Args:
+        scheduler_config: Config of the scheduler that the network was trained with.
+        settings: Sampler and steps.
+
+    Raises:
+        ConfigError: if there are more steps than training timesteps.
+    """
+    timesteps = scheduler_config["num_train_timesteps"]
+    if settings.steps > timesteps:
+        raise ConfigError(
+            f"sample.steps = {settings.steps} is more than the model's {timesteps} timesteps"
+        )
+    kind: Any = {"ddim": DDIMScheduler, "ddpm": DDPMScheduler}[settings.sampler]
+    scheduler = kind.from_config(scheduler_config)
+    scheduler.set_timesteps(settings.steps)
+    if scheduler.timesteps.max() >= timesteps:
+        raise ConfigError(
+            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of "
+            f"{scheduler.config['steps_offset']} the first step is at timestep "
+            f"{scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are "
+            "allowed"
+        )
+    return scheduler
+
+
 @torch.inference_mode()
 def denoise(
     unet: torch.nn.Module,
@@ -198,27 +226,8 @@ def denoise(
             without a null label.
         ArtifactError: naming the first step, if a prediction or an image is not finite.
     """
-    # Set up the scheduler.
-    timesteps = scheduler_config["num_train_timesteps"]
-    if settings.steps > timesteps:
-        raise ConfigError(
-            f"sample.steps = {settings.steps} is more than the model's {timesteps} timesteps"
-        )
-    scheduler: Any
-    if settings.sampler == "ddim":
-        scheduler = DDIMScheduler.from_config(scheduler_config)
-        extra: dict[str, Any] = {"eta": settings.eta}
-    else:
-        scheduler = DDPMScheduler.from_config(scheduler_config)
-        extra = {}
-    scheduler.set_timesteps(settings.steps)
-    if scheduler.timesteps.max() >= timesteps:
-        raise ConfigError(
-            f"sample.steps = {settings.steps}: with the scheduler's steps_offset of "
-            f"{scheduler.config['steps_offset']} the first step is at timestep "
-            f"{scheduler.timesteps.max()}, and the model has 0 to {timesteps - 1}; fewer steps are "
-            "allowed"
-        )
+    scheduler = scheduler_of(scheduler_config, settings)
+    extra: dict[str, Any] = {"eta": settings.eta} if settings.sampler == "ddim" else {}
     w, channels = settings.guidance, start.shape[1]
     if labels is not None and w != 1 and null is None:
         raise ConfigError(f"sample.guidance = {w}: the network has no null label; allowed is 1")

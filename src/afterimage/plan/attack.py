@@ -122,6 +122,36 @@ def _membership_work(study: Study, name: str) -> Work:
     return work.losses(study, name, images, settings.timesteps, settings.draws, flips=data.flips)
 
 
+# ---- prompts -------------------------------------------------------------------------------------
+
+
+def _prompts_settings(study: Study, job: Job) -> Settings:
+    assert study.prompts is not None
+    settings = study.prompts.model_dump(mode="json", exclude={"arms"}) | _statistics(study)
+    return settings | {"sample": study.sample.model_dump(mode="json")}
+
+
+def _prompts_inputs(study: Study, job: Job) -> Inputs:
+    inputs = _membership_inputs(study, job)
+    return {name: path for name, path in inputs.items() if name != "latents"}
+
+
+def _prompted(study: Study) -> Iterable[Address]:
+    arms = [] if study.prompts is None else study.prompts.arms
+    return [cell for cell in per_replicate(study) if cell["arm"] in arms]
+
+
+def _prompts_work(study: Study, name: str) -> Work:
+    assert study.prompts is not None
+    settings, data = study.prompts, study.data
+    planted = sum(plant.images for plant in data.plant)
+    unplanted = min(settings.prompts, data.distinct - planted)
+    prompts = 2 * planted + unplanted + min(settings.prompts, data.split.holdout)
+    # Two passes at two timesteps from every noise.
+    total = work.passes(work.forward(study, name), 4 * settings.draws * prompts, 128)
+    return total + work.drawing(study, name, settings.images * prompts)
+
+
 # ---- path ----------------------------------------------------------------------------------------
 
 
@@ -275,6 +305,20 @@ STEPS = (
         addresses=per_replicate,
         work=_membership_work,
         memory=lambda study, name: Bytes(memory.passing(study, name, 256)),
+        networks=True,
+    ),
+    Step(
+        name="attack/prompts",
+        verb="prompts",
+        module="afterimage.attacks.prompt_detection",
+        help="find the captions of training by detectors of memorised prompts",
+        folder=FOLDER + "prompts",
+        keys=("prompts", "sample", "statistics", "data"),
+        settings=_prompts_settings,
+        inputs=_prompts_inputs,
+        addresses=_prompted,
+        work=_prompts_work,
+        memory=lambda study, name: Bytes(memory.passing(study, name, study.sample.batch_size)),
         networks=True,
     ),
     Step(

@@ -15,6 +15,7 @@ NAMES = {
     "flagged_generations": "generations flagged, published threshold",
     "flagged_holdout": "held-out images flagged, published threshold",
     "membership_auc": "membership AUC",
+    "prompt_auc": "AUC of prompts",
     "forgotten_probability": "probability of forgotten class",
     "forgotten_extracted_calibrated": "forgotten images extracted",
     "forgotten_brought_back_calibrated": "forgotten images that an embedding brings back",

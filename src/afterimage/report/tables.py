@@ -10,8 +10,8 @@ show.
   (see ``frontier``), ``path.csv``: every number of every state; without rows in a study without
   paths;
 - ``points.csv``: memorization and quality of every replicate;
-- ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``forgetting.csv``: every number of every
-  replicate (of the last, of the arms that are judged on it);
+- ``extraction.csv``, ``quality.csv``, ``membership.csv``, ``prompts.csv``, ``forgetting.csv``:
+  every number of every replicate (of the last two, of the arms that are judged by them);
 - ``copies.csv``: extraction against multiplicity, over all replicates; ``multiplicity.csv``: its
   shares at the calibrated alpha;
 - ``repeats.csv``: extraction by what was planted, image, caption, both or neither (or carrier, an
@@ -267,7 +267,7 @@ def points(
 
     Args:
         results: Attack -> its numbers with columns arm and replicate: ``extraction``, ``quality``,
-            ``membership``, ``forgetting``.
+            ``membership``, ``prompts``, ``forgetting``.
         facts: (arm, replicate) -> facts about the budget in its training's ``run.json``.
         anchor: Whose neighbours normalise the headline's distances.
         confidence: Confidence of the intervals.
@@ -310,6 +310,12 @@ def points(
     membership = results["membership"]
     for row in membership[membership["metric"] == "roc_auc"].to_dict("records"):
         rows.append(_point(row, "membership_auc"))
+    for row in results["prompts"].to_dict("records"):
+        detector, auc, kind = row["metric"].partition("_auc")
+        if auc:
+            group = "twins" if kind == "_twins" else row["subset"]
+            name = detector if group == "all" else f"{detector}, {group}"
+            rows.append(_point(row, f"prompt_auc[{name}]"))
     for row in results["forgetting"].to_dict("records"):
         if name := FORGOTTEN.get((row["metric"], row["alpha"], row["subset"])):
             rows.append(_point(row, f"{name}[{row['set']}]"))

@@ -310,6 +310,27 @@ class Extraction:
                 )
         return rows
 
+    # ---- prompts
+
+    def prompts(self) -> Table:
+        """Return one row per arm and detector of memorised prompts: the area under the curve of
+        captions of training before held-out ones, of all and by how they were planted; no rows if
+        prompts were not attacked."""
+        known = [metric for metric in self.metrics if metric.startswith("prompt_auc[")]
+        groups: dict[str, dict[str, str]] = {}
+        for metric in known:
+            detector, _, group = (
+                metric.removeprefix("prompt_auc[").removesuffix("]").partition(", ")
+            )
+            groups.setdefault(detector, {})[group or "all"] = metric
+        rows: Table = []
+        for arm in self.arms:
+            for detector, named in groups.items():
+                areas = {group: self.value(arm, metric) for group, metric in named.items()}
+                if areas["all"]:
+                    rows.append({"arm": format.bold(arm), "detector": detector, **areas})
+        return rows
+
     # ---- side by side
 
     def side_by_side(self) -> Figure:
