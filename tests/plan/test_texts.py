@@ -353,10 +353,6 @@ LATENT = {"kind": "trained", "channels": [8, 16]}
             {"arms": {"a": {"method": "iet_agc", "condition": "text", "augment_below": 1.5}}},
             "arms.a: augment_below = 1.5 changes images, but networks see latents",
         ),
-        (
-            {"arms": FORGETTING, "forget": SETS},
-            "arms.amnesia: method selective_amnesia is not supported with an autoencoder",
-        ),
     ],
 )
 def test_what_does_not_go_with_latents_is_refused(digits, changed, message):

@@ -5,11 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from afterimage.config import Diffusion, Model
+from afterimage import seeds
+from afterimage.config import Diffusion, Model, Sample
 from afterimage.diffusion.latents import EncodedImages, Latents
 from afterimage.diffusion.model import build_scheduler, build_unet, load_weights, save_pipeline
+from afterimage.diffusion.sample import denoised_batches
 from afterimage.images import contents
-from afterimage.methods import find
+from afterimage.methods import find, selective_amnesia
 
 from .conftest import MODEL, WORDS, embedded
 
@@ -18,6 +20,8 @@ ARMS = [
     {"method": "siss", "norm_ratio": 0.1},
     {"method": "esd", "steps": 3, "trainable": "noxattn"},
     {"method": "uce"},
+    {"method": "selective_amnesia", "ewc": 0.01, "fisher_samples": 4, "fisher_timesteps": 2}
+    | {"replay_images": 6},
 ]
 
 
@@ -62,3 +66,23 @@ def test_it_trains_a_network_of_latents(arm, latent_job):
     after = result.raw.state_dict()
     assert all(value.isfinite().all() for value in after.values())
     assert any(not torch.equal(value, start[name]) for name, value in after.items())
+
+
+def test_selective_amnesia_replays_latents_as_the_base_draws_them(latent_job):
+    """Before they would be decoded: no rounding to eight bits, and what they are is fixed."""
+    job = latent_job(ARMS[-1])
+    replay = selective_amnesia.drawn_from_captions(job)
+    rows = torch.arange(6)
+    latents = replay.task.clean(rows, torch.zeros(6, dtype=torch.bool))
+    assert latents.shape == (6, 4, 4, 4)
+    settings = Sample(images=6, steps=50, batch_size=job.train.batch_size)
+    seed = seeds.derive(job.seed, *job.path, "replay")
+    drawn = denoised_batches(
+        job.net, dict(job.scheduler.config), range(6), settings, seed, texts=replay.task.texts
+    )
+    assert torch.equal(latents, torch.cat([batch for _, batch in drawn]))
+    again = [replay.task.drawn(rows, rows < 0, torch.Generator().manual_seed(s)) for s in (0, 1)]
+    assert torch.equal(*again)
+    prompts = replay.task.texts[1]
+    assert torch.equal(job.task.texts[1][replay.sources], prompts)
+    assert (replay.forgotten == (job.labels[replay.sources] == 0)).all()

@@ -277,6 +277,8 @@ def run(args: argparse.Namespace) -> None:
         results = attack(prompts, detectors, settings.false_positive_rates, statistics, seed)
         prompts.to_parquet(step.folder / "prompts.parquet", index=False)
         results.to_csv(step.folder / "results.csv", index=False)
+        for name, count in counts.items():
+            step.metric(f"{name}_prompts", count)
         overall = results[results["subset"] == "all"]
         for metric, value in zip(overall["metric"], overall["value"], strict=True):
             step.metric(metric, value)

@@ -816,8 +816,6 @@ class SelectiveAmnesia(Unlearning):
         if refused is not None:
             return refused
         chosen = study.forget[self.forget]
-        if study.autoencoder is not None:
-            return "method selective_amnesia is not supported with an autoencoder"
         if study.condition_of(name) == "text":
             if chosen.caption is None:
                 return (

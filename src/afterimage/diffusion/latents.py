@@ -128,3 +128,26 @@ class Latents(Pixels):
         mean = self.clean(rows, mirrored)
         deviation = self.encoded.deviation[self.row[rows], mirrored.long()]
         return mean + deviation * torch.randn(mean.shape, generator=generator)
+
+
+class DrawnLatents(Pixels):
+    """Denoising of latents that a network drew: of no image, and nothing is drawn of them.
+
+    Args:
+        latents: float32, (N, c, h, w), on the CPU.
+        settings: As ``Pixels`` takes them after the images; there are no mirror images.
+    """
+
+    def __init__(self, latents: torch.Tensor, *settings: Any, **named: Any) -> None:
+        super().__init__(np.zeros((len(latents), 1, 1, 1), np.uint8), *settings, **named)
+        assert not self.flips
+        self.latents = latents
+
+    @property
+    def shape(self) -> torch.Size:
+        """Channels, height and width of a latent."""
+        return self.latents.shape[1:]
+
+    def clean(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
+        """Return the latents at ``rows``."""
+        return self.latents[rows]

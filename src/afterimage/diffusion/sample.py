@@ -20,7 +20,7 @@ import argparse
 import re
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -287,6 +287,42 @@ def generate(
     Memory is bounded by ``settings.batch_size`` images in addition to the result.
 
     Args:
+        unet, scheduler_config, ids, settings, seed, replicate, labels, texts, remedy: As
+            ``denoised_batches`` takes them.
+        autoencoder: Decodes latents, for a net of those.
+
+    Raises:
+        ConfigError: as in ``denoised_batches``.
+        ArtifactError: as in ``denoise``.
+    """
+    size = unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    channels = unet.config["in_channels"]
+    shape = (height, width, channels) if autoencoder is None else autoencoder.shape(height, width)
+    images = np.empty((len(ids), *shape), np.uint8)
+    drawn = denoised_batches(
+        unet, scheduler_config, ids, settings, seed, replicate, labels, texts, remedy
+    )
+    for rows, denoised in drawn:
+        images[rows] = to_uint8(denoised if autoencoder is None else autoencoder.decode(denoised))
+    return images
+
+
+def denoised_batches(
+    unet: UNet,
+    scheduler_config: dict[str, Any],
+    ids: Sequence[int] | np.ndarray,
+    settings: Sample,
+    seed: int,
+    replicate: int = 0,
+    labels: np.ndarray | None = None,
+    texts: tuple[Texts, torch.Tensor] | None = None,
+    remedy: Remedy = NONE,
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Yield the images, or latents, with these ``ids`` in batches: their rows, and float32,
+    (n, C, H, W).
+
+    Args:
         unet: The network, on the device to use.
         scheduler_config: Config of the scheduler that the network was trained with.
         ids: Ids of the images; each seeds its image's noise.
@@ -296,7 +332,6 @@ def generate(
         labels: int64, (N,), for a label-conditional net.
         texts: Embeddings of captions, and the row of each image's prompt, int64 (N,), for a net
             that is conditioned on texts.
-        autoencoder: Decodes latents, for a net of those.
         remedy: Remedy at inference.
 
     Raises:
@@ -317,8 +352,6 @@ def generate(
     size = unet.config["sample_size"]
     height, width = (size, size) if isinstance(size, int) else size
     channels = unet.config["in_channels"]
-    shape = (height, width, channels) if autoencoder is None else autoencoder.shape(height, width)
-    images = np.empty((len(ids), *shape), np.uint8)
     for first in batches(len(ids), settings.batch_size, "drawn", "generations"):
         rows = slice(first, first + settings.batch_size)
         batch_ids = ids[rows]
@@ -332,20 +365,20 @@ def generate(
             encoded, prompts = texts
             embeddings = remedy.embeddings(batch_ids, encoded.embeddings[prompts[rows]])
             batch_texts = embeddings.to(unet.device), encoded.null.to(unet.device)
-        null = null_of(unet)
-        denoised = denoise(
-            unet,
-            scheduler_config,
-            start,
-            generators,
-            settings,
-            batch_labels,
-            null,
-            batch_texts,
-            remedy=remedy,
+        yield (
+            rows,
+            denoise(
+                unet,
+                scheduler_config,
+                start,
+                generators,
+                settings,
+                batch_labels,
+                null_of(unet),
+                batch_texts,
+                remedy=remedy,
+            ),
         )
-        images[rows] = to_uint8(denoised if autoencoder is None else autoencoder.decode(denoised))
-    return images
 
 
 def grid(images: np.ndarray, columns: int = 8, pixels: int = 64) -> Image.Image:

@@ -42,9 +42,10 @@ import torch
 
 from afterimage import seeds
 from afterimage.config import Sample, SelectiveAmnesia
+from afterimage.diffusion.latents import DrawnLatents, Latents
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch, Pixels
-from afterimage.diffusion.sample import generate
+from afterimage.diffusion.sample import denoised_batches, generate
 from afterimage.diffusion.texts import Texts
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
 from afterimage.training.job import Trained, TrainingRun
@@ -124,19 +125,21 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
         yield summands(int(row), seeds.torch_rng(job.seed, *job.path, "fisher", i))
 
 
-def generations(
+def replayed(
     job: TrainingRun,
     stream: str,
     labels: np.ndarray | None = None,
     texts: tuple[Texts, torch.Tensor] | None = None,
-) -> np.ndarray:
-    """Return ``replay_images`` images drawn from the job's network, uint8 (N, H, W, C).
+    classes: int = 0,
+) -> Pixels:
+    """Return the denoising of ``replay_images`` images, or latents, drawn from the job's network.
 
     Args:
         job: The run.
         stream: Name of their random stream.
         labels: Their labels, int64 (N,), for a network with labels.
         texts: Embeddings, and the row of each image's, int64 (N,), for a network with captions.
+        classes: Number of labels.
     """
     arm = job.arm
     assert isinstance(arm, SelectiveAmnesia)
@@ -144,9 +147,13 @@ def generations(
     settings = Sample(images=arm.replay_images, steps=steps, batch_size=job.train.batch_size)
     seed = seeds.derive(job.seed, *job.path, stream)
     ids = np.arange(arm.replay_images)
-    return generate(
-        job.net, dict(job.scheduler.config), ids, settings, seed, labels=labels, texts=texts
-    )
+    given = job.net, dict(job.scheduler.config), ids, settings, seed
+    if isinstance(job.task, Latents):
+        drawn = denoised_batches(*given, labels=labels, texts=texts)
+        latents = torch.cat([batch.float().cpu().clone() for _, batch in drawn])
+        return DrawnLatents(latents, job.scheduler, labels, classes, texts=texts)
+    images = generate(*given, labels=labels, texts=texts)
+    return Pixels(images, job.scheduler, labels, classes, texts=texts)
 
 
 def drawn(job: TrainingRun, label: int) -> TrainingRun:
@@ -160,7 +167,7 @@ def drawn(job: TrainingRun, label: int) -> TrainingRun:
     assert isinstance(arm, SelectiveAmnesia)
     assert classes is not None
     labels = np.arange(arm.replay_images) % classes
-    task = Pixels(generations(job, "replay", labels), job.scheduler, labels, classes)
+    task = replayed(job, "replay", labels, classes=classes)
     return replace(job, task=task, labels=labels, forgotten=labels == label)
 
 
@@ -174,10 +181,9 @@ def drawn_from_captions(job: TrainingRun) -> TrainingRun:
     order = seeds.numpy_rng(job.seed, *job.path, "replay captions").permutation(len(task))
     rows = np.resize(order, arm.replay_images)
     texts = task.texts[0], task.texts[1][rows]
-    replayed = Pixels(generations(job, "replay", texts=texts), job.scheduler, texts=texts)
     return replace(
         job,
-        task=replayed,
+        task=replayed(job, "replay", texts=texts),
         sources=job.sources[rows],
         labels=job.labels[rows],
         forgotten=job.forgotten[rows],
@@ -210,7 +216,7 @@ def surrogate_of_text(job: TrainingRun) -> Callable[[int], Batch]:
     assert task.surrogate is not None
     texts = replace(task.texts[0], embeddings=task.surrogate[None])
     same = torch.zeros(arm.replay_images, dtype=torch.int64)
-    images = Pixels(generations(job, "surrogate images", texts=(texts, same)), job.scheduler)
+    images = replayed(job, "surrogate images", texts=(texts, same))
     sides = Sides(job, ("forget",))
 
     def batch(s: int) -> Batch:
