@@ -319,6 +319,7 @@ STEPS = (
         addresses=_prompted,
         work=_prompts_work,
         memory=lambda study, name: Bytes(memory.passing(study, name, study.sample.batch_size)),
+        size=None,
         networks=True,
     ),
     Step(
