@@ -107,6 +107,8 @@ def test_prompts_of_training_are_told_from_held_out_ones(captioned, latent):
     assert not facts["measured"]
     page = (captioned.results / "report/pages/extraction/extraction.html").read_text()
     assert "noise_difference" in page
+    assert "caption, 4 times" in page
+    assert "copies=4" not in page[page.index("known by their prompts") :][:20_000]
 
 
 def test_generations_are_compared_with_the_captions_of_their_images(captioned):

@@ -323,10 +323,15 @@ class Extraction:
                 metric.removeprefix("prompt_auc[").removesuffix("]").partition(", ")
             )
             groups.setdefault(detector, {})[group or "all"] = metric
+        apart = any(group.startswith("repeat=") for named in groups.values() for group in named)
         rows: Table = []
         for arm in self.arms:
             for detector, named in groups.items():
-                areas = {group: self.value(arm, metric) for group, metric in named.items()}
+                areas = {
+                    _group_name(group): self.value(arm, metric)
+                    for group, metric in named.items()
+                    if not (apart and group.startswith("copies="))  # the same captions again
+                }
                 if areas["all"]:
                     rows.append({"arm": format.bold(arm), "detector": detector, **areas})
         return rows
@@ -458,3 +463,14 @@ def floor_of(metric: str) -> str:
         if "generations" in metric
         else f"{metric} of holdout"
     )
+
+
+def _group_name(group: str) -> str:
+    """Return the name of a group of captions, ``copies=<n>`` or ``repeat=<what> times=<n>``."""
+    what, _, times = group.removeprefix("repeat=").partition(" times=")
+    if times:
+        return what if what == "neither" else f"{what}, {times} times"
+    if group.startswith("copies="):
+        number = group.removeprefix("copies=")
+        return f"{number} copy" if number == "1" else f"{number} copies"
+    return group
