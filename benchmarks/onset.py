@@ -24,6 +24,8 @@ from afterimage.standalone.looks import Watch
 
 LOOK, FULL = 256, 2048
 STATES, FIRST = 8, 0.1
+SHARES = np.geomspace(FIRST, 1, STATES)
+"""Share of the budget that each state has spent."""
 SEED = 20260301
 COMMON: dict[str, Any] = {
     "seed": SEED,
@@ -81,9 +83,8 @@ def networks(training: Path, updates: int) -> list[tuple[int, Path]]:
     states = sorted(
         training.glob("states/path*"), key=lambda path: int(path.name.removeprefix("path"))
     )
-    shares = np.geomspace(FIRST, 1, STATES)
     folders = [*(state / "pipeline" for state in states), training / "pipeline"]
-    return [(round(share * updates), path) for share, path in zip(shares, folders, strict=True)]
+    return [(round(share * updates), path) for share, path in zip(SHARES, folders, strict=True)]
 
 
 def drawn(pipeline: Path, replicate: int, ids: np.ndarray) -> np.ndarray:
@@ -138,9 +139,7 @@ if __name__ == "__main__":
     for name, study in STUDIES.items():
         results = train(args.folder, name, args.trainings, args.cores)
         updates = study["train"]["updates"]
-        place = {
-            round(share * updates): k for k, share in enumerate(np.geomspace(FIRST, 1, STATES))
-        }
+        place = {round(share * updates): k for k, share in enumerate(SHARES)}
         for replicate in range(args.trainings):
             found = onsets(results, replicate, updates)
             known = None not in found.values()

@@ -174,8 +174,10 @@ def test_arm_overrides_the_budget(params):
     assert study.train_of("baseline").learning_rate == study.train.learning_rate
 
 
-ATTACKS = {step for step in STEPS if step.startswith("attack/")} - {"attack/path"}
-REPORTS = {step for step in STEPS if step.startswith(("report/", "selection/"))}
+RUN = {name: step for name, step in STEPS.items() if name != "attack/prompts"}
+"""All steps but the attack on prompts, which no arm here has."""
+ATTACKS = {step for step in RUN if step.startswith("attack/")} - {"attack/path"}
+REPORTS = {step for step in RUN if step.startswith(("report/", "selection/"))}
 
 
 JOBS = {
@@ -203,7 +205,7 @@ def digests(params):
     study = config.parse(params | {"attribution": params["attribution"] or TRACED})
     jobs = {
         (step, arm): resolved_of(study, step, arm)
-        for step, by in STEPS.items()
+        for step, by in RUN.items()
         for arm in (study.arms if "arm" in by.address else [None])
     }
     return {job: digest(settings) for job, settings in jobs.items()}
@@ -350,7 +352,7 @@ def test_digest_ignores_the_order_of_keys(order):
 
 def test_resolved_config_is_plain_json(params):
     study = config.parse(params | {"attribution": TRACED})
-    for step, by in STEPS.items():
+    for step, by in RUN.items():
         settings = resolved_of(study, step, "baseline" if "arm" in by.address else None)
         assert json.loads(json.dumps(settings)) == settings
 

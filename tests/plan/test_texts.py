@@ -248,14 +248,15 @@ def test_variants_and_styles_that_do_not_fit_are_refused(digits, changed, messag
         ),
         (
             {
-                "arms": FORGETTING | {"label": {"method": "baseline", "condition": "label"}},
+                "arms": FORGETTING | {"other": FORGETTING["erased"] | {"captions": "one"}},
+                "text": {"captions": {"one": {"kind": "fixed", "caption": "a digit"}}},
                 "forget": SETS,
                 "attribution": {
-                    "arm": "label",
-                    "remedied": {"before": "plain", "after": ["erased"]},
+                    "arm": "plain",
+                    "remedied": {"before": "plain", "after": ["other"]},
                 },
             },
-            "attribution.remedied.before = 'plain': arms with condition = 'text' are not supported",
+            "attribution.remedied.after = 'other' reads the captions 'one', 'plain' 'original'",
         ),
     ],
 )

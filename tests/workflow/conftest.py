@@ -197,6 +197,7 @@ OF_CAPTIONED = {
     "counterfactual": {"queries": 1, "remove": 5, "attributors": ["das"]},
     "checkpoints": 2,
 }
+REMEDIED = {"before": "plain", "after": ["erased"], "queries": 4, "attributors": ["das"]}
 
 
 @pytest.fixture(scope="session")
@@ -204,7 +205,8 @@ def captioned(commands, tmp_path_factory) -> Workspace:
     """A study of captioned digits, run to the end. Read only."""
     made = clone(tmp_path_factory.mktemp("text"), commands)
     prompts = {"arms": ["plain", "general"], "prompts": 12, "draws": 1, "images": 3, "clique": 2}
-    return of_captions(made, arms=CAPTIONED, attribution=OF_CAPTIONED, prompts=prompts)
+    attribution = OF_CAPTIONED | {"remedied": REMEDIED}
+    return of_captions(made, arms=CAPTIONED, attribution=attribution, prompts=prompts)
 
 
 @pytest.fixture(scope="session")

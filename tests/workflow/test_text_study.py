@@ -111,6 +111,16 @@ def test_prompts_of_training_are_told_from_held_out_ones(captioned, latent):
     assert "copies=4" not in page[page.index("known by their prompts") :][:20_000]
 
 
+def test_the_influence_of_forgotten_captions_is_compared(captioned):
+    folder = captioned.results / "attribution/rep0/remedied/erased"
+    assert "texts" in artifacts.read_run(folder)["inputs"]
+    influence = pd.read_csv(folder / "influence.csv")
+    assert set(influence["network"]) == {"before", "after"}
+    counts = influence.groupby("network")["count"].sum()
+    assert counts.tolist() == [4, 4]
+    assert influence["auc"].between(0, 1).all()
+
+
 def test_generations_are_compared_with_the_captions_of_their_images(captioned):
     for arm in ("plain", "general", "dcr"):
         table = pd.read_csv(captioned.results / "attack" / arm / "rep0" / "quality" / "results.csv")

@@ -409,10 +409,15 @@ class Study(Attacks):
                     f"attribution.remedied.{key} = {name!r} is not an arm; "
                     f"{allowed('arms', name, self.arms)}"
                 )
-            if self.condition_of(name) == "text":
+            if isinstance(self.model, StoredModel) and self.model.lora is not None:
                 raise ValueError(
-                    f"attribution.remedied.{key} = {name!r}: arms with condition = 'text' are not "
-                    "supported"
+                    f"attribution.remedied.{key} = {name!r} trains adapters alone (model.lora), "
+                    "whose influence is not compared"
+                )
+            if self.captions_of(name) != self.captions_of(chosen.before):
+                raise ValueError(
+                    f"attribution.remedied.after = {name!r} reads the captions "
+                    f"{self.captions_of(name)!r}, {chosen.before!r} {self.captions_of(chosen.before)!r}"
                 )
             if not self.arms[name].single_network:
                 raise ValueError(

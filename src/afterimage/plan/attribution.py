@@ -321,6 +321,8 @@ def _remedied_inputs(study: Study, job: Job) -> Inputs:
     remedied = asked(study).remedied
     assert remedied is not None
     return {
+        **texts_of(study, remedied.before),
+        **latents_of(study),
         "before": f"train/{remedied.before}/rep{job.replicate}/run.json",
         "after": f"train/{job.job}/rep{job.replicate}/run.json",
         "train": training_images(study, remedied.before, job.replicate),

@@ -33,11 +33,15 @@ from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.attribution.flags import add_inputs
 from afterimage.attribution.gradients import compute
+from afterimage.attribution.queries import latents_for, texts_for
 from afterimage.attribution.replicate import root_seed
 from afterimage.config.attribution import readouts_of
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.denoising import task_of
+from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.sample import load_trained, trained_pipeline
+from afterimage.diffusion.texts import FILE, Texts
 from afterimage.images import Images, load_images
 from afterimage.metrics.neighbours import Gallery
 
@@ -63,6 +67,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="generations of the network without the remedy",
     )
     add_inputs(parser, "train", "scores")
+    add_inputs(parser, "texts", "latents", required=False)
     parser.add_argument(
         "--config", type=Path, required=True, metavar="JSON", help="resolved config of this job"
     )
@@ -96,8 +101,22 @@ def attribution_inputs(
     readouts: Sequence[str],
     seed: int,
     replicate: int,
+    texts: Texts | None = None,
+    latents: EncodedImages | None = None,
 ) -> AttributionInputs:
-    """Return the features of one network, without checkpoints and retrained networks."""
+    """Return the features of one network, without checkpoints and retrained networks.
+
+    Args:
+        pipeline: The network.
+        train: The training images.
+        queries: Generations; with texts, with their prompts.
+        settings: Of the features.
+        readouts: What is read out of the network.
+        seed: Root seed of the study.
+        replicate: Replicate of the arms.
+        texts: Embeddings, for a network that is conditioned on captions.
+        latents: Those of the training images, for a network that denoises those.
+    """
     net, scheduler_config = load_trained(pipeline, seed, replicate)
     net.to(PartialState().device)
     seed = root_seed(seed, replicate)
@@ -105,7 +124,13 @@ def attribution_inputs(
     def image_features(images: Images, image_set: str) -> ImageFeatures:
         projected = compute.project_gradients(
             net,
-            task_of(net, scheduler_config, images),
+            task_of(
+                net,
+                scheduler_config,
+                images,
+                texts_for(image_set, texts),
+                latents_for(image_set, images, latents, pipeline),
+            ),
             images.ids,
             image_set,
             settings,
@@ -136,6 +161,8 @@ def run(args: argparse.Namespace) -> None:
     lds_path = args.scores / "lds.csv"
     inputs = {**pipelines, "members": members["before"], "members_after": members["after"]}
     inputs |= {"train": args.train, "samples": args.samples, "lds": lds_path}
+    inputs |= {"texts": args.texts / FILE} if args.texts else {}
+    inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     entries = (__name__, *dict.fromkeys(config.ATTRIBUTORS[name] for name in names))
 
     with artifacts.step(resolved, args.out, inputs, entries) as step:
@@ -160,10 +187,20 @@ def run(args: argparse.Namespace) -> None:
 
         # Score with both networks.
         readouts = readouts_of(names)
+        texts = Texts.load(args.texts) if args.texts else None
+        latents = EncodedImages.load(args.latents) if args.latents else None
         rows = []
         for network, pipeline in pipelines.items():
             network_inputs = attribution_inputs(
-                pipeline, train, queries, features, readouts, seed, resolved["replicate"]
+                pipeline,
+                train,
+                queries,
+                features,
+                readouts,
+                seed,
+                resolved["replicate"],
+                texts,
+                latents,
             )
             for name in names:
                 scores = attributors.scorer(name, network_inputs)(regulariser[name])
