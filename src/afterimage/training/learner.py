@@ -232,8 +232,7 @@ class Learner:
             clip_grads_with_norm_(self.net.parameters(), self.settings.clip, total)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        with torch.no_grad():
-            torch._foreach_lerp_(self._averages, self._weights, 1 - self.settings.ema)
+        self._follow(None)
         return self._without_overflow(norm)
 
     def _without_overflow(self, norm: float) -> dict[str, Number]:
@@ -253,9 +252,7 @@ class Learner:
         optimizer.found_inf, optimizer.grad_scale = stay.float(), None
         optimizer.step()
         self.scaler.update()
-        with torch.no_grad():
-            share = torch.where(stay, 0.0, 1 - self.settings.ema)
-            torch._foreach_lerp_(self._averages, self._weights, [share] * len(self._weights))
+        self._follow(None if unless is None and not self.scaler.is_enabled() else stay)
         self._finite = torch.ones_like(self._finite)
         if unless is not None:
             norm = torch.where(unless, 0.0, norm)
@@ -264,6 +261,18 @@ class Learner:
         # An overflow at any factor is told by a number that is not finite, which ends the run.
         overflow = torch.where(factor > 1, infinite.float(), torch.where(infinite, math.nan, 0.0))
         return {"grad_norm": torch.where(infinite, 0.0, norm), "overflow": overflow}
+
+    @torch.no_grad()
+    def _follow(self, stay: torch.Tensor | None) -> None:
+        """Move the average towards the weights, unless ``stay``, bool (), is true."""
+        share = 1 - self.settings.ema
+        if stay is None:
+            torch._foreach_lerp_(self._averages, self._weights, share)
+            return
+        # With tensors for weights the same function starts a kernel for every tensor.
+        way = torch._foreach_sub(self._weights, self._averages)
+        torch._foreach_mul_(way, torch.where(stay, 0.0, share))
+        torch._foreach_add_(self._averages, way)
 
     def _norm(self) -> torch.Tensor:
         return get_total_norm([p.grad for p in self.net.parameters() if p.grad is not None])
