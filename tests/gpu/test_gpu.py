@@ -13,7 +13,11 @@ from afterimage.config import Diffusion, Model, Sample
 from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.noising import Pixels, levels
 from afterimage.diffusion.sample import generate
+from afterimage.methods.iet_agc import train as iet_agc
 from afterimage.metrics.neighbours import Gallery
+from afterimage.training.ahead import Ahead
+from afterimage.training.learner import Learner, plain
+from afterimage.training.order import Order
 
 pytestmark = pytest.mark.gpu
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -44,6 +48,38 @@ def test_an_update_has_the_same_gradient(net, task):
     cpu, gpu = gradients[CPU], gradients[GPU]
     assert torch.nn.functional.cosine_similarity(cpu, gpu, dim=0) > 0.9999
     assert float((cpu - gpu).norm() / cpu.norm()) < 1e-3
+
+
+AGC = {"method": "iet_agc", "shards": 1, "rounds": 1, "agc_threshold": 0.9}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"arm": AGC}],
+    ids=["fp32", "bf16", "fp16", "agc"],
+)
+def test_an_update_waits_for_nothing(settings, make_job, tmp_path):
+    """torch raises an error where the processor would wait for the device."""
+    job = make_job(tmp_path, "text", images=40, **settings)
+    if "arm" in settings:
+        update = iet_agc.Ensemble(job).update
+    else:
+        learner = Learner(job.net, job.train, job.accelerator)
+        order = Order(job.seed, job.path, len(job.task), job.train.batch_size)
+        batches = Ahead(
+            lambda s: job.task.batch(order.rows(s), order.generator(s)), job.accelerator.device
+        )
+
+        def update(s):
+            return learner.update(s, batches(s), plain(job.task))
+
+    update(0)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        numbers = update(1)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert numbers["loss"].device.type == "cuda"
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
