@@ -211,6 +211,7 @@ def test_every_job_of_a_study_has_a_cost(digits):
         "data/encode",
         "data/autoencoder",
         "data/latents",
+        "attack/prompts",
     }
     for job in jobs:
         found = estimate.job_cost(study, job)

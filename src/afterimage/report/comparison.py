@@ -88,6 +88,7 @@ METRICS = {
     "remaining_FID": Metric("lower", "rest", margin="relative_fd"),
     "remaining_coverage": Metric("higher", "rest", margin="coverage"),
     "membership_auc": Metric("lower"),
+    "prompt_auc": Metric(),  # of all captions, of groups of them and of twins
     "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_copied_calibrated": Metric("lower"),
