@@ -183,7 +183,7 @@ class Learner:
         loss, weight = sums
         if not self.waits or weight.item() not in (0, len(batch)):
             whole = torch.where(weight == 0, 1.0, len(batch) / weight)
-            torch._foreach_mul_(gradients, whole.float())
+            torch._foreach_mul_(gradients, whole.float().to(self.accelerator.device))
         return self.told("loss", torch.where(weight == 0, 0.0, loss / weight))
 
     def told(self, name: str, value: torch.Tensor) -> Number:

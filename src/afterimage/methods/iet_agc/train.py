@@ -164,9 +164,9 @@ class Shard:
         # remains valid.
         path = job.path if arm.shards == 1 else (*job.path, "shard", k)
         self.order = Order(job.seed, path, len(rows), job.train.batch_size)
-        counted = {"dtype": torch.int64, "device": job.accelerator.device}
-        self.by_image = torch.zeros(2, len(job.task), **counted)
-        self.by_timestep = torch.zeros(2, timesteps, **counted)
+        counts_on = self.learner.numbers_on
+        self.by_image = torch.zeros(2, len(job.task), dtype=torch.int64, device=counts_on)
+        self.by_timestep = torch.zeros(2, timesteps, dtype=torch.int64, device=counts_on)
 
     def update(self, s: int) -> dict[str, Number]:
         """Perform local step ``s``; return its loss, gradient norm and learning rate, and the
@@ -208,9 +208,9 @@ class Shard:
 
         loss = self.learner.gradient(batch, objective)
         self.bank.update(batch.timesteps, torch.cat(losses))
-        skipped = ~torch.cat(kept)
+        skipped = ~torch.cat(kept).to(self.learner.numbers_on)
         for counts, index in ((self.by_image, batch.rows), (self.by_timestep, batch.timesteps)):
-            places = index.to(device, non_blocking=True)
+            places = index.to(skipped.device, non_blocking=True)
             counts[0].index_add_(0, places, torch.ones_like(places))
             counts[1].index_add_(0, places, skipped.long())
         unless = skipped.all() if self.arm.on_all_skipped == "skip" else None
@@ -306,9 +306,9 @@ class Ensemble:
         names += ["skipped"] if self.arm.agc_threshold else []
         names += ["augmented"] if self.arm.augment_below else []
         names += ["overflow"] if self.job.train.precision == "fp16" else []
-        waits = next(iter(self.own.values())).learner.waits
-        device = torch.device("cpu") if waits else self.job.accelerator.device
-        numbers = torch.zeros(self.arm.shards, len(names), dtype=torch.float64, device=device)
+        learner = next(iter(self.own.values())).learner
+        shape, device = (self.arm.shards, len(names)), learner.numbers_on
+        numbers = torch.zeros(shape, dtype=torch.float64, device=device)
         for k, shard in self.own.items():
             try:
                 values = shard.update(s)
@@ -318,7 +318,7 @@ class Ensemble:
                 for column, name in enumerate(names):
                     numbers[k, column] = values[name]
         numbers = distributed.total(numbers)
-        if not waits:
+        if not learner.waits:
             return dict(zip(names, numbers.mean(0), strict=True))
         bad = numbers.isnan().any(1).nonzero().flatten().tolist()
         if bad:
