@@ -9,6 +9,7 @@ import torch
 
 from afterimage import config
 from afterimage.attacks import prompt_detection, twins
+from afterimage.attacks.membership import Known
 from afterimage.attacks.prompt_detection import Detectors, asked
 from afterimage.config import Diffusion
 from afterimage.diffusion.model import build_scheduler
@@ -61,7 +62,7 @@ def sets():
 def test_every_caption_is_asked_for_once_and_held_out_ones_are_unknown(sets):
     train, holdout, planted = sets
     texts = texts_of(train, holdout, planted.twins)
-    table = asked(train, np.ones(6, bool), holdout, planted, texts, 64, 0)
+    table = asked(Known(train, np.ones(6, bool), holdout, planted), texts, 64, 0)
     by_set = table.groupby("set")["prompt"].apply(sorted).to_dict()
     assert by_set == {
         "train": ["carried", "one", "planted", "two"],
@@ -77,14 +78,15 @@ def test_captions_of_images_that_were_not_trained_on_are_neither(sets):
     train, holdout, planted = sets
     texts = texts_of(train, holdout, planted.twins)
     trained = train.captions != "one"
-    table = asked(train, trained, holdout, planted, texts, 64, 0)
+    table = asked(Known(train, trained, holdout, planted), texts, 64, 0)
     assert "one" not in set(table["prompt"])
 
 
 def test_planted_captions_are_all_asked_for_others_are_drawn(sets):
     train, holdout, planted = sets
     texts = texts_of(train, holdout, planted.twins)
-    tables = [asked(train, np.ones(6, bool), holdout, planted, texts, 2, seed) for seed in range(9)]
+    known = Known(train, np.ones(6, bool), holdout, planted)
+    tables = [asked(known, texts, 2, seed) for seed in range(9)]
     for table in tables:
         assert {"planted", "carried"} <= set(table["prompt"])
         assert (table["set"] == "holdout").sum() == 2

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import math
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -81,6 +82,62 @@ def one_per_source(images: Images, trained: np.ndarray) -> np.ndarray:
     return np.sort(order[first])
 
 
+@dataclass(frozen=True)
+class Known:
+    """What is known of an arm's training images, and the images that it was not trained on.
+
+    Attributes:
+        train: Training images of the planting.
+        trained: Mask of those that the arm was trained on, bool (N,).
+        holdout: Held-out images.
+        planted: The planted ground truth, with the twins.
+    """
+
+    train: Images
+    trained: np.ndarray
+    holdout: Images
+    planted: twins.Planted
+
+    @classmethod
+    def read(cls, args: argparse.Namespace) -> Known:
+        """Load the files ``INPUTS`` of a command.
+
+        Raises:
+            ArtifactError: if a file is damaged.
+        """
+        for path in (args.members, args.index):
+            artifacts.check_file(path)
+        train, holdout = load_images(args.train), load_images(args.holdout)
+        trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
+        planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
+        return cls(train, trained, holdout, planted)
+
+    def sets(self) -> dict[str, tuple[Images, pd.DataFrame]]:
+        """Return the sets train (one row per source), holdout and twin: their images, and set, id,
+        source, copies, repeat, times, label and trained of each."""
+        rows = one_per_source(self.train, self.trained)
+        unplanted = {"copies": 0, "repeat": "neither", "times": 0}
+        sets = {
+            "train": (
+                self.train.take(rows),
+                self.planted.of(self.train.sources[rows]),
+                self.trained[rows],
+            ),
+            "holdout": (
+                self.holdout,
+                pd.DataFrame(unplanted, index=range(len(self.holdout))),
+                False,
+            ),
+            "twin": (self.planted.twins, self.planted.of(self.planted.sources), False),
+        }
+        described = {}
+        for name, (images, as_planted, is_member) in sets.items():
+            table = pd.DataFrame({"set": name, "id": images.ids, "source": images.sources})
+            table = table.join(as_planted).assign(label=images.labels, trained=is_member)
+            described[name] = images, table
+        return described
+
+
 def attack(
     scores: pd.DataFrame, rates: list[float], statistics: config.Statistics, seed: int
 ) -> pd.DataFrame:
@@ -123,18 +180,8 @@ def run(args: argparse.Namespace) -> None:
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Load the images.
-        for path in (args.members, args.index):
-            artifacts.check_file(path)
-        train, holdout = load_images(args.train), load_images(args.holdout)
-        trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
-        planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
-        rows = one_per_source(train, trained)
-        unplanted = {"copies": 0, "repeat": "neither", "times": 0}
-        sets = {
-            "train": (train.take(rows), planted.of(train.sources[rows]), trained[rows]),
-            "holdout": (holdout, pd.DataFrame(unplanted, index=range(len(holdout))), False),
-            "twin": (planted.twins, planted.of(planted.sources), False),
-        }
+        known = Known.read(args)
+        sets = known.sets()
 
         # Measure the losses.
         net, scheduler_config = load_trained(pipeline, resolved["seed"], resolved["replicate"])
@@ -143,7 +190,7 @@ def run(args: argparse.Namespace) -> None:
         latents = EncodedImages.load(args.latents) if args.latents else None
         timesteps = levels(settings.timesteps, scheduler_config["num_train_timesteps"])
         tables = []
-        for set_name, (images, as_planted, is_member) in sets.items():
+        for set_name, (images, described) in sets.items():
             if not len(images):
                 continue
             measured = losses.measure(
@@ -156,10 +203,8 @@ def run(args: argparse.Namespace) -> None:
                 resolved["seed"],
                 flips=flips,
             )
-            table = pd.DataFrame({"set": set_name, "id": images.ids, "source": images.sources})
-            table = table.join(as_planted).assign(label=images.labels, trained=is_member)
             columns = [f"loss_{t}" for t in timesteps]
-            table = table.assign(loss=measured.mean(axis=1))
+            table = described.assign(loss=measured.mean(axis=1))
             table = table.join(pd.DataFrame(measured, columns=columns))
             tables.append(table)
         scores = pd.concat(tables, ignore_index=True)
@@ -172,8 +217,8 @@ def run(args: argparse.Namespace) -> None:
         for metric, value in zip(overall["metric"], overall["value"], strict=True):
             step.metric(metric, value)
         step.note(
-            members=int(trained[rows].sum()),
-            non_members=len(holdout),
-            twins=len(planted.twins),
+            members=int(sets["train"][1]["trained"].sum()),
+            non_members=len(known.holdout),
+            twins=len(known.planted.twins),
             timesteps=timesteps,
         )

@@ -40,66 +40,45 @@ from afterimage.attacks import membership, twins
 from afterimage.attacks.flags import add_flags, add_texts
 from afterimage.attacks.prompts import anisotropy, cliques, noise_difference, one_step
 from afterimage.attacks.table import Results
-from afterimage.data.members import trained_rows
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.guidance import Guided
+from afterimage.diffusion.model import shape_of
 from afterimage.diffusion.prediction import clean_image
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import generate, load_trained, scheduler_of, trained_pipeline
 from afterimage.diffusion.texts import FILE, TEXT, Texts
-from afterimage.images import Images, load_images
 from afterimage.metrics import ranking
 
 STEP = "attack/prompts"
-INPUTS = ("train", "members", "holdout", "twins", "index")
-"""Files that are read besides the network and the texts."""
 FEWEST = 2
 """Captions of a set."""
 BATCH = 64
 """Prompts that the network sees at once."""
 
 
-def asked(
-    train: Images,
-    trained: np.ndarray,
-    holdout: Images,
-    planted: twins.Planted,
-    texts: Texts,
-    most: int,
-    seed: int,
-) -> pd.DataFrame:
+def asked(known: membership.Known, texts: Texts, most: int, seed: int) -> pd.DataFrame:
     """Return the prompts: the rows of ``prompts.parquet`` without the detectors' numbers.
 
     Args:
-        train: Training images of the planting.
-        trained: Mask of those that the arm was trained on, bool (N,).
-        holdout: Held-out images.
-        planted: The planted ground truth.
+        known: The images.
         texts: Embeddings of the arm's variant of the captions.
         most: Unplanted captions, and held-out ones, of which more are drawn from.
         seed: Root seed.
     """
-    rows = membership.one_per_source(train, trained)
-    rows = rows[trained[rows]]
-    known = set(texts.captions_of(train))
-    unplanted = {"copies": 0, "repeat": "neither", "times": 0}
-    sets = (
-        ("train", train.take(rows), planted.of(train.sources[rows])),
-        ("holdout", holdout, pd.DataFrame(unplanted, index=range(len(holdout)))),
-        ("twin", planted.twins, planted.of(planted.sources)),
-    )
+    of_training = set(texts.captions_of(known.train))
     tables = []
-    for name, images, as_planted in sets:
-        table = pd.DataFrame({"set": name, "id": images.ids, "source": images.sources})
-        table = table.join(as_planted.reset_index(drop=True))
-        table["prompt"] = texts.captions_of(images)
+    for name, (images, described) in known.sets().items():
+        table = described.assign(prompt=texts.captions_of(images))
+        if name == "train":
+            table = table[table["trained"]]
+        table = table.drop(columns=["label", "trained"])
         # Of the images with one caption, the one that was planted most often speaks for it, not
         # those that carry its caption.
         order = table.assign(carrier=table["repeat"] == "carrier", often=-table["times"])
         table = table.loc[order.sort_values(["carrier", "often", "id"]).index]
         table = table.drop_duplicates("prompt").sort_values("id")
         if name != "train":
-            table = table[~table["prompt"].isin(known)]
+            table = table[~table["prompt"].isin(of_training)]
         single = table[table["times"] <= 1] if name != "twin" else table.iloc[:0]
         rng = seeds.numpy_rng(seed, "prompts", name)
         kept = rng.permutation(len(single))[:most]
@@ -134,43 +113,31 @@ class Detectors:
             prompts: text, (n,).
         """
         device, rows = self.net.device, texts.rows(prompts)
+        scheduler, noises = scheduler_of(self.scheduler_config, self.sample), self._noises()
         found = {name: np.zeros(len(rows)) for name in ("noise_difference", "one_step", "cosine")}
         for start in range(0, len(rows), BATCH):
             some = slice(start, start + BATCH)
             given = {TEXT: texts.embeddings[rows[some]].to(device)}
             nulls = {TEXT: texts.null.to(device).expand_as(given[TEXT])}
             guided = Guided(self.net, given, nulls, self.sample.guidance, self.sample.precision)
-            for draw in range(self.settings.draws):
-                for name, values in self._observed(guided, draw, len(given[TEXT])).items():
-                    found[name][some] += values.double().cpu().numpy() / self.settings.draws
+            for noise in noises:
+                x = noise.expand(len(given[TEXT]), -1, -1, -1)
+                for name, values in _observed(guided, scheduler, x).items():
+                    found[name][some] += values.double().cpu().numpy() / len(noises)
         cosine = found.pop("cosine")
         weight = self.settings.alignment_weight
         return found | {"anisotropy": found["noise_difference"] + weight * cosine}
 
-    def _observed(self, guided: Guided, draw: int, count: int) -> dict[str, torch.Tensor]:
-        scheduler = scheduler_of(self.scheduler_config, self.sample)
-        first = scheduler.timesteps[0]
-        late = torch.tensor(round(anisotropy.LATE * self.scheduler_config["num_train_timesteps"]))
-        size = self.net.config["sample_size"]
-        sides = (size, size) if isinstance(size, int) else size
-        channels = self.net.config["in_channels"]
-        generator = seeds.torch_rng(self.seed, "prompts", "noise", draw)
-        noise = torch.randn((1, channels, *sides), generator=generator).to(self.net.device)
-        x = noise.expand(count, -1, -1, -1)
-        conditional, unconditional = (part[:, :channels] for part in guided.branches(x, first))
-        signal = float(scheduler.alphas_cumprod[first].sqrt())
-        kind = scheduler.config["prediction_type"]
-        prediction = unconditional + guided.scale * (conditional - unconditional)
-        image = clean_image(x, prediction, signal, kind)
-        conditional_late, unconditional_late = guided.branches(x, late)
-        cosine = anisotropy.alignment(
-            unconditional_late[:, :channels], conditional_late[:, :channels]
-        )
-        return {
-            "noise_difference": noise_difference.magnitude(unconditional, conditional),
-            "one_step": one_step.confidence(x / signal, image),
-            "cosine": cosine,
-        }
+    def _noises(self) -> list[torch.Tensor]:
+        """Return the noises that every prompt starts from, each (1, C, H, W)."""
+        height, width, channels = shape_of(self.net)
+        return [
+            torch.randn(
+                (1, channels, height, width),
+                generator=seeds.torch_rng(self.seed, "prompts", "noise", draw),
+            ).to(self.net.device)
+            for draw in range(self.settings.draws)
+        ]
 
     def diameters(
         self, texts: Texts, prompts: np.ndarray, autoencoder: Autoencoder | None, replicate: int
@@ -193,6 +160,22 @@ class Detectors:
         return np.array(
             [cliques.tightest(cliques.pairwise(own), size).diameter for own in of_prompts]
         )
+
+
+def _observed(guided: Guided, scheduler: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return what is seen of each prompt at the first step from noise ``x``, (n, C, H, W)."""
+    first, channels = scheduler.timesteps[0], x.shape[1]
+    late = torch.tensor(round(anisotropy.LATE * scheduler.config["num_train_timesteps"]))
+    conditional, unconditional = (part[:, :channels] for part in guided.branches(x, first))
+    signal = float(scheduler.alphas_cumprod[first].sqrt())
+    prediction = guided.combined(conditional, unconditional)
+    image = clean_image(x, prediction, signal, scheduler.config["prediction_type"])
+    conditional_late, unconditional_late = (part[:, :channels] for part in guided.branches(x, late))
+    return {
+        "noise_difference": noise_difference.magnitude(unconditional, conditional),
+        "one_step": one_step.confidence(x / signal, image),
+        "cosine": anisotropy.alignment(unconditional_late, conditional_late),
+    }
 
 
 def attack(
@@ -229,7 +212,7 @@ def attack(
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's flags."""
-    add_flags(parser, "model", *INPUTS)
+    add_flags(parser, "model", *membership.INPUTS)
     add_texts(parser)
 
 
@@ -242,18 +225,13 @@ def run(args: argparse.Namespace) -> None:
     statistics = config.Statistics(**keys.pop("statistics"))
     settings = config.PromptDetection(arms=[resolved["arm"]], **keys)
     pipeline = trained_pipeline(args.model, sample.weights)
-    inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
+    inputs = {name: getattr(args, name) for name in membership.INPUTS} | {"model": pipeline}
     inputs |= {"texts": args.texts / FILE}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Choose the prompts.
-        for path in (args.members, args.index):
-            artifacts.check_file(path)
-        train, holdout = load_images(args.train), load_images(args.holdout)
-        trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
-        planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         texts = Texts.load(args.texts)
         seed, replicate = resolved["seed"], resolved["replicate"]
-        prompts = asked(train, trained, holdout, planted, texts, settings.prompts, seed)
+        prompts = asked(membership.Known.read(args), texts, settings.prompts, seed)
         counts = {
             name: int((prompts["set"] == name).sum()) for name in ("train", "holdout", "twin")
         }

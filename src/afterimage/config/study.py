@@ -368,11 +368,15 @@ class Study(Attacks):
                     f"attribution.{key} = {count} is more than diffusion.timesteps = "
                     f"{self.diffusion.timesteps}"
                 )
-        own = self.train_of(chosen.arm)
-        plain = Train(updates=1)
-        for key in ("precision", "optimizer", "gradient_checkpointing", "compile"):
-            value = getattr(own, key)
-            if chosen.stacked and value not in (getattr(plain, key), "bf16"):
+        known: dict[str, tuple[str | bool, ...]] = {
+            "precision": ("fp32", "bf16"),
+            "optimizer": ("adamw",),
+            "gradient_checkpointing": (False,),
+            "compile": (False,),
+        }
+        for key, values in known.items():
+            value = getattr(self.train_of(chosen.arm), key)
+            if chosen.stacked and value not in values:
                 raise ValueError(
                     f"attribution.stacked: networks trained at once cannot have train.{key} = "
                     f"{value!r}"

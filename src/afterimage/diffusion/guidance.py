@@ -35,7 +35,10 @@ class Guided:
             return self.predicted(x, t, self.given)
         if self.scale == 0:
             return self.predicted(x, t, self.nulls)
-        conditional, unconditional = self.branches(x, t)
+        return self.combined(*self.branches(x, t))
+
+    def combined(self, conditional: torch.Tensor, unconditional: torch.Tensor) -> torch.Tensor:
+        """Return the prediction that is made of those with conditions and without."""
         return unconditional + self.scale * (conditional - unconditional)
 
     def branches(self, x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

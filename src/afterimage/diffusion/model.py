@@ -166,6 +166,13 @@ def reads_texts(unet: UNet) -> bool:
     return unet.config.get("cross_attention_dim") is not None
 
 
+def shape_of(unet: UNet) -> tuple[int, int, int]:
+    """Return height, width and channels of what a network denoises."""
+    size = unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width, unet.config["in_channels"]
+
+
 def classes_of(unet: UNet) -> int | None:
     """Return the number of labels of a conditional net, excluding the null label; None for an
     unconditional net.

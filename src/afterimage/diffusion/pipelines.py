@@ -23,7 +23,7 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_ddim import DDIMScheduler
 
 from afterimage.artifacts import ArtifactError
-from afterimage.diffusion.model import FROZEN, classes_of, null_of, reads_texts
+from afterimage.diffusion.model import FROZEN, classes_of, null_of, reads_texts, shape_of
 from afterimage.diffusion.rau_net import redraw
 from afterimage.diffusion.stored_files import (
     BAD_CONFIG,
@@ -85,9 +85,7 @@ class Opened:
     @property
     def shape(self) -> tuple[int, int, int]:
         """Height, width and channels of its images."""
-        size = self.net.config["sample_size"]
-        height, width = (size, size) if isinstance(size, int) else size
-        return height, width, self.net.config["in_channels"]
+        return shape_of(self.net)
 
     @property
     def timesteps(self) -> int:
@@ -371,11 +369,8 @@ def _of_checkpoint(
 @torch.inference_mode()
 def _run_once(net: UNet2DModel, scheduler_config: dict[str, Any], name: str) -> None:
     """Run the network once on noise of its own image size, and one step of the sampler."""
-    size = net.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    x = torch.randn(
-        (1, net.config["in_channels"], height, width), generator=torch.Generator().manual_seed(0)
-    )
+    height, width, channels = shape_of(net)
+    x = torch.randn((1, channels, height, width), generator=torch.Generator().manual_seed(0))
     condition: dict[str, torch.Tensor] = {}
     if classes_of(net) is not None:
         condition["class_labels"] = torch.zeros(1, dtype=torch.int64)

@@ -40,7 +40,7 @@ from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.guidance import Guided
 from afterimage.diffusion.latents import FILE as LATENTS
-from afterimage.diffusion.model import classes_of, mark_null, null_of, reads_texts
+from afterimage.diffusion.model import classes_of, mark_null, null_of, reads_texts, shape_of
 from afterimage.diffusion.pipelines import open_pipeline
 from afterimage.diffusion.pixels import to_uint8
 from afterimage.diffusion.prompts import Prompts
@@ -295,9 +295,7 @@ def generate(
         ConfigError: as in ``denoised_batches``.
         ArtifactError: as in ``denoise``.
     """
-    size = unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = unet.config["in_channels"]
+    height, width, channels = shape_of(unet)
     shape = (height, width, channels) if autoencoder is None else autoencoder.shape(height, width)
     images = np.empty((len(ids), *shape), np.uint8)
     drawn = denoised_batches(
@@ -349,9 +347,7 @@ def denoised_batches(
             f"the network is {'' if texts is None else 'not '}conditioned on texts, but they were "
             f"{'not ' if texts is None else ''}given"
         )
-    size = unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    channels = unet.config["in_channels"]
+    height, width, channels = shape_of(unet)
     for first in batches(len(ids), settings.batch_size, "drawn", "generations"):
         rows = slice(first, first + settings.batch_size)
         batch_ids = ids[rows]
