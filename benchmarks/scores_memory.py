@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from afterimage.attribution import attributors, scratch
+from afterimage import scratch
+from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.config.attribution import ATTRIBUTOR_TABLE, readouts_of
 from afterimage.images import Images

@@ -13,7 +13,7 @@ import time
 import numpy as np
 import pytest
 
-from afterimage import artifacts, provenance
+from afterimage import artifacts, provenance, scratch
 from afterimage.artifacts import ArtifactError
 from afterimage.images import Images, load_images
 
@@ -66,6 +66,30 @@ def test_images_round_trip_without_pickle(tmp_path):
     for name in names:
         np.testing.assert_array_equal(getattr(again, name), getattr(images, name))
     assert again.take(np.array([1, 0])).caption_sources.tolist() == ["ü", "a"]
+
+
+@pytest.mark.parametrize("write", [np.savez, np.savez_compressed])
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_large_images_are_mapped_where_they_can_be(tmp_path, monkeypatch, write, order):
+    images = some_images(5)
+    images.save(tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as arrays:
+        arrays = dict(arrays)
+    write(tmp_path / "x.npz", **arrays | {"images": np.asarray(images.pixels, order=order)})
+    before = (tmp_path / "x.npz").read_bytes()
+    monkeypatch.setattr(scratch, "LARGEST_IN_MEMORY", 0)
+    again = load_images(tmp_path / "x.npz", check=False)
+    mapped = write is np.savez and order == "C"
+    assert (getattr(again.pixels, "filename", None) is not None) == mapped
+    np.testing.assert_array_equal(again.pixels, images.pixels)
+    some = again.take(np.array([4, 0]))
+    np.testing.assert_array_equal(some.pixels, images.pixels[[4, 0]])
+    some.save(tmp_path / "some.npz")
+    np.testing.assert_array_equal(
+        load_images(tmp_path / "some.npz", check=False).pixels, images.pixels[[4, 0]]
+    )
+    again.pixels[:] = 0  # a private copy
+    assert (tmp_path / "x.npz").read_bytes() == before
 
 
 @pytest.mark.parametrize(

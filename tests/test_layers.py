@@ -11,6 +11,7 @@ PACKAGE = Path(afterimage.__file__).parent
 FLOORS = (
     {"config", "provenance", "seeds", "progress", "meta_device"},
     {"artifacts"},
+    {"scratch"},
     {"images"},
     {"metrics", "diffusion"},
     {"plan"},

@@ -1,22 +1,31 @@
-"""Sets of images in memory and in files, one row per image."""
+"""Sets of images in memory and in files, one row per image.
+
+Pixels may be many times what fits into memory: those of a large set are mapped, from its file when
+it is opened, and from a file without a name where rows of it are taken (``scratch``). Then a row is
+read when it is asked for.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import struct
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from afterimage import scratch
 from afterimage.artifacts import ArtifactError, check_file
 
 
 @dataclass(frozen=True)
 class Images:
-    """A set of images in memory.
+    """A set of images.
 
     Attributes:
-        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 represents [0, 1].
+        pixels: uint8, (N, H, W, C) with C = 1 or 3; 0..255 represents [0, 1]. Memory-mapped where
+            they are large.
         ids: int64 or text, (N,), unique: identifies the row.
         labels: int64, (N,); -1 without a label.
         sources: like ``ids``, (N,): the original image of the row. Planted copies of one image
@@ -89,7 +98,7 @@ class Images:
     def take(self, rows: np.ndarray) -> Images:
         """Return some of the rows (positions or a mask)."""
         return Images(
-            self.pixels[rows],
+            scratch.taken(self.pixels, rows),
             self.ids[rows],
             self.labels[rows],
             self.sources[rows],
@@ -99,9 +108,9 @@ class Images:
         )
 
     def save(self, path: Path) -> None:
-        """Write one compressed ``.npz`` without pickled objects."""
+        """Write one ``.npz`` without pickled objects, and without compression: it can be mapped."""
         with Path(path).open("wb") as stream:
-            np.savez_compressed(
+            np.savez(
                 stream,
                 images=self.pixels,
                 ids=self.ids,
@@ -144,7 +153,8 @@ def different(pixels: np.ndarray, flips: bool = False) -> tuple[np.ndarray, np.n
 
 
 def load_images(path: Path, check: bool = True) -> Images:
-    """Open a stored image set, first checking the file against the ``run.json`` of its store.
+    """Open a stored image set, first checking the file against the ``run.json`` of its store. Large
+    pixels are not read but mapped.
 
     Raises:
         ArtifactError: if the file is missing, truncated, or not the one that ``run.json``
@@ -155,8 +165,12 @@ def load_images(path: Path, check: bool = True) -> Images:
         check_file(path)
     try:
         with np.load(path, allow_pickle=False) as arrays:
+            member = arrays.zip.getinfo("images.npy")
+            mapped = None
+            if member.file_size > scratch.LARGEST_IN_MEMORY:
+                mapped = _mapped(path, member)
             return Images(
-                arrays["images"],
+                arrays["images"] if mapped is None else mapped,
                 arrays["ids"],
                 arrays["labels"],
                 arrays["sources"],
@@ -166,3 +180,24 @@ def load_images(path: Path, check: bool = True) -> Images:
             )
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise ArtifactError(f"{path} cannot be read as an image set: {error}") from error
+
+
+def _mapped(path: Path, member: zipfile.ZipInfo) -> np.ndarray | None:
+    """Map an array of an ``.npz``, as a private copy: nothing is written to the file. None if it is
+    compressed or stored column by column, so that it has to be read."""
+    if member.compress_type != zipfile.ZIP_STORED:
+        return None
+    with path.open("rb") as stream:
+        stream.seek(member.header_offset + _LOCAL_HEADER.size - 4)
+        stream.seek(sum(struct.unpack("<2H", stream.read(4))), 1)
+        if np.lib.format.read_magic(stream) != (1, 0):
+            return None
+        shape, columns, dtype = np.lib.format.read_array_header_1_0(stream)
+        if columns or dtype.hasobject:
+            return None
+        return np.memmap(path, dtype, "c", stream.tell(), shape)
+
+
+_LOCAL_HEADER = struct.Struct("<4s5H3L2H")
+"""What is in front of a file in a zip, but for its name and what is ``extra``, whose lengths are
+its last two numbers."""

@@ -12,9 +12,9 @@ import pytest
 from diffusers import UNet2DModel
 from safetensors.numpy import load_file, save_file
 
-from afterimage import artifacts, config
+from afterimage import artifacts, config, scratch
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import features, scratch
+from afterimage.attribution import features
 from afterimage.attribution.consistency import read_features
 from afterimage.attribution.gradients import compute
 from afterimage.attribution.queries import SETS

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from afterimage import config
+from afterimage import config, scratch
 from afterimage.attacks import adaptive, mq
 from afterimage.config import ConfigError
 from afterimage.images import different
@@ -83,7 +83,7 @@ class Target:
             raise ConfigError("extraction needs at least 1 training image")
         self.neighbours = min(settings.neighbours, len(self.rows) - 1)
         self.mq_neighbours = min(settings.mq_neighbours, len(self.rows))
-        gallery = images if len(self.rows) == len(images) else images[self.rows]
+        gallery = images if len(self.rows) == len(images) else scratch.taken(images, self.rows)
         self._gallery = Gallery(gallery, settings.tiles if settings.distance == "tiled" else 1)
         self._plain = self._gallery if settings.distance == "l2" else Gallery(gallery)
         self._means = np.full(len(self.rows), np.nan)  # of each gallery image, on demand

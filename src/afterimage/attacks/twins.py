@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from afterimage import scratch
 from afterimage.artifacts import ArtifactError
 from afterimage.images import Images
 from afterimage.metrics import ranking
@@ -134,7 +135,8 @@ def swap(train: Images, planted: Planted) -> Images:
 
     def taken(values: np.ndarray, others: np.ndarray, sources: np.ndarray) -> np.ndarray:
         position = known.get_indexer(pd.Index(sources))
-        changed = values.astype(np.promote_types(values.dtype, others.dtype))  # longer texts fit
+        wider = np.promote_types(values.dtype, others.dtype)  # longer texts fit
+        changed = scratch.joined([values.astype(wider, copy=False)])
         changed[position >= 0] = others[position[position >= 0]]
         return changed
 

@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 from safetensors import safe_open
 
-from afterimage import artifacts
+from afterimage import artifacts, scratch
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import scratch
 from afterimage.attribution.queries import SETS
 
 

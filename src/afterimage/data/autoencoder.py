@@ -26,7 +26,7 @@ import torch
 from accelerate import PartialState
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts, config, scratch, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.config.autoencoder import StoredAutoencoder, TrainedAutoencoder
@@ -96,9 +96,12 @@ def errors(autoencoder: Autoencoder, images: np.ndarray, means: torch.Tensor) ->
         images: uint8, (N, H, W, C).
         means: Their mean latents, float32, (N, c, h, w).
     """
-    restored = to_uint8(autoencoder.decode(means.to(autoencoder.vae.device)))
-    differences = (restored.astype(np.float64) - images) / 255
-    return np.sqrt((differences**2).mean(axis=(1, 2, 3)))
+    errors = np.empty(len(images))
+    for some in scratch.blocks(len(images), images[:1].size):
+        restored = to_uint8(autoencoder.decode(means[some].to(autoencoder.vae.device)))
+        differences = (restored.astype(np.float64) - images[some]) / 255
+        errors[some] = np.sqrt((differences**2).mean(axis=(1, 2, 3)))
+    return errors
 
 
 def fit(

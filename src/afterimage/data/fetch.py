@@ -81,7 +81,7 @@ def fetch(settings: dict[str, Any], seed: int) -> tuple[Images, dict[str, Any]]:
     test = images.official_test
     manifest |= {
         "images": len(images),
-        "pixels_sha256": hashlib.sha256(images.pixels.tobytes()).hexdigest(),
+        "pixels_sha256": hashlib.sha256(images.pixels.data).hexdigest(),
         "counts": {
             "class": count(images.labels),
             "official_train": count(images.labels[~test]),

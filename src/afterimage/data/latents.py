@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afterimage import artifacts
+from afterimage import artifacts, scratch
 from afterimage.data.autoencoder import errors
 from afterimage.diffusion.autoencoder import FOLDER, Autoencoder
 from afterimage.diffusion.latents import EncodedImages
@@ -43,12 +43,13 @@ def run(args: argparse.Namespace) -> None:
     inputs |= {f"images{number}": path for number, path in enumerate(args.images)}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         autoencoder = Autoencoder.load(stored)
-        images = np.concatenate([load_images(path).pixels for path in args.images])
+        images = scratch.joined([load_images(path).pixels for path in args.images])
         first, times = different(images)
-        encoded = EncodedImages.of(autoencoder, images[first], step.settings["flips"])
+        once = scratch.taken(images, first)
+        encoded = EncodedImages.of(autoencoder, once, step.settings["flips"])
         encoded.save(step.folder)
         artifacts.link(stored, step.folder / FOLDER)
-        off = np.repeat(errors(autoencoder, images[first], encoded.mean[:, 0]), times)
+        off = np.repeat(errors(autoencoder, once, encoded.mean[:, 0]), times)
         step.metric("reconstruction_rmse_median", float(np.median(off)))
         step.metric("reconstruction_rmse_largest", float(off.max()))
         step.note(images=len(encoded.row), latent=list(encoded.shape))

@@ -36,7 +36,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from afterimage import artifacts, seeds
+from afterimage import artifacts, scratch, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.data import changes
@@ -263,7 +263,7 @@ def manifest(planting: Planting, pool: Images, plant: list[dict[str, Any]]) -> d
         },
         "distinct_training_sources": len(np.unique(planting.train.sources)),
         "pixels_sha256": {
-            name: hashlib.sha256(part.pixels.tobytes()).hexdigest() for name, part in parts.items()
+            name: hashlib.sha256(part.pixels.data).hexdigest() for name, part in parts.items()
         },
         "planted": [
             group
@@ -295,7 +295,7 @@ def _near(twins: np.ndarray, train: Images, perturbed: pd.Series, flips: bool) -
     with, so the search is repeated without them.
     """
     near = np.zeros(len(twins), bool)
-    for gallery in (train.pixels, train.pixels[~perturbed.to_numpy()]):
+    for gallery in (train.pixels, scratch.taken(train.pixels, ~perturbed.to_numpy())):
         if len(twins):
             near |= near_duplicates.find(twins, gallery, flips).rows >= 0
     return near
@@ -313,7 +313,7 @@ def _training_set(
     """Return the shuffled training images and their rows of the index; ``further`` are the rows of
     ``_further``."""
     rows = [(row, row, 1, 0) for row in once.tolist()]
-    pixels = list(pool.pixels[once])
+    pixels = [pool.pixels[row] for row in once]
     kinds, styles = [""] * len(once), ["neither"] * len(once)
     waiting, lenders, carriers = (iter(part.tolist()) for part in (planted, *further))
     for place, group in enumerate(plant):
@@ -346,14 +346,15 @@ def _training_set(
     order = seeds.numpy_rng(seed, "planting", number, "order").permutation(len(rows))
     original_row, caption_row, copies, copy_number = np.array(rows, np.int64)[order].T
     train = Images.of(
-        np.stack(pixels)[order],
+        scratch.stacked([pixels[place] for place in order]),
         labels=pool.labels[original_row],
         sources=pool.ids[original_row],
         official_test=pool.official_test[original_row],
         captions=pool.captions[caption_row],
         caption_sources=pool.ids[caption_row],
     )
-    perturbed = (train.pixels != pool.pixels[original_row]).any(axis=(1, 2, 3))
+    pairs = zip(train.pixels, original_row, strict=True)
+    perturbed = np.array([(image != pool.pixels[row]).any() for image, row in pairs])
     columns = {
         "copies": copies,
         "copy": copy_number,

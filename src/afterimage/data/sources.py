@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from afterimage import config as configs
+from afterimage import scratch
 from afterimage.artifacts import ArtifactError
 from afterimage.config.data import Crop, ResizeFilter
 from afterimage.data import pictures, zips
@@ -124,6 +125,7 @@ def _read(
     frames: dict[str, int] = {}
     labels: Counter[int] = Counter()
     transparent = resized = row = 0
+    pile = scratch.Pile()
     for record in contents.records:
         first, row = row, row + 1
         labels[record.label] += 1
@@ -151,7 +153,7 @@ def _read(
                     record.official_test,
                     record.caption,
                     record.variants,
-                    pixels,
+                    pile.keep(pixels),
                 )
             )
             transparent += picture.transparent
@@ -203,7 +205,7 @@ def _read(
 
     # Build the arrays and the manifest.
     images = Images.of(
-        np.stack([entry.pixels for entry in loaded]),
+        scratch.stacked([entry.pixels for entry in loaded]),
         ids=np.array([entry.id for entry in loaded], np.int64),
         labels=np.array([entry.label if reading.labels else -1 for entry in loaded], np.int64),
         official_test=np.array([entry.official_test for entry in loaded], bool),

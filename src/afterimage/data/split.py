@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from afterimage import artifacts, config, seeds
+from afterimage import artifacts, config, scratch, seeds
 from afterimage.data import planting
 from afterimage.data.fetch import count
 from afterimage.images import Images, contents, load_images
@@ -149,10 +149,10 @@ def _pool(
     """
     rng = seeds.numpy_rng(seed, "split", "pool")
     rows = np.sort(rng.choice(candidates, size, replace=False))
-    alone = near_duplicates.alone(images.pixels[rows], flips)
+    alone = near_duplicates.alone(scratch.taken(images.pixels, rows), flips)
     spare = rng.permutation(np.setdiff1d(candidates, rows))
     _, position, times = np.unique(
-        contents(images.pixels[candidates]), return_inverse=True, return_counts=True
+        contents(images.pixels)[candidates], return_inverse=True, return_counts=True
     )
     doubled = np.zeros(len(images), bool)
     doubled[candidates] = times[position] > 1
@@ -161,7 +161,7 @@ def _pool(
         added, spare = spare[:missing], spare[missing:]
         gone = rng.choice(rows[~alone], len(added), replace=False)
         rows = np.sort(np.concatenate([np.setdiff1d(rows, gone), added]))
-        alone = near_duplicates.alone(images.pixels[rows], flips)
+        alone = near_duplicates.alone(scratch.taken(images.pixels, rows), flips)
     return rows, alone
 
 
@@ -172,7 +172,7 @@ def _manifest(parts: dict[str, Images], left_out: pd.DataFrame) -> dict[str, Any
             name: {"images": len(part), "class": count(part.labels)} for name, part in parts.items()
         },
         "pixels_sha256": {
-            name: hashlib.sha256(part.pixels.tobytes()).hexdigest() for name, part in parts.items()
+            name: hashlib.sha256(part.pixels.data).hexdigest() for name, part in parts.items()
         },
         "dropped": {
             f"{kind}_{name}": int(((left_out["like"] == like) & (left_out["exact"] == exact)).sum())
@@ -278,7 +278,7 @@ def _duplicates(
     """Return the rows that duplicate an image of any gallery."""
     tables = []
     for gallery in galleries:
-        result = near_duplicates.find(images.pixels[rows], gallery.pixels, flips)
+        result = near_duplicates.find(scratch.taken(images.pixels, rows), gallery.pixels, flips)
         duplicate = result.rows >= 0
         tables.append(
             pd.DataFrame(

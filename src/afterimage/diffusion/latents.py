@@ -15,7 +15,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from afterimage import artifacts
+from afterimage import artifacts, scratch
 from afterimage.artifacts import ArtifactError
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.noising import Pixels
@@ -43,7 +43,7 @@ class EncodedImages:
     @classmethod
     def of(cls, autoencoder: Autoencoder, images: np.ndarray, mirrors: bool) -> EncodedImages:
         """Encode images, uint8 (N, H, W, C), with their mirror images or without."""
-        images = images[different(images)[0]]
+        images = scratch.taken(images, different(images)[0])
         views = [images, images[:, :, ::-1]][: 1 + mirrors]
         means, deviations = zip(*map(autoencoder.moments, views), strict=True)
         return cls(_rows(contents(images)), torch.stack(means, 1), torch.stack(deviations, 1))

@@ -136,7 +136,8 @@ class Pixels:
             raise ArtifactError(
                 f"labels must lie in [0, {classes}), but go from {labels.min()} to {labels.max()}"
             )
-        self.images = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        # Rows are copied where they are used.
+        self.images = torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2)
         self.labels = None if labels is None else torch.from_numpy(labels)
         self.scheduler, self.classes = scheduler, classes
         self.label_dropout, self.flips, self.texts = label_dropout, flips, texts
@@ -231,7 +232,7 @@ class Pixels:
     def clean(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:
         """Return the images at ``rows`` as the network sees them, float32, (B, C, H, W), those in
         the mask ``mirrored``, bool (B,), mirrored."""
-        clean = self.images[rows].float() / 127.5 - 1
+        clean = self.images[rows].contiguous().float() / 127.5 - 1
         return torch.where(mirrored[:, None, None, None], clean.flip(-1), clean)
 
     def drawn(

@@ -34,7 +34,7 @@ from diffusers.utils.logging import disable_progress_bar
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from afterimage import artifacts, provenance, seeds
+from afterimage import artifacts, provenance, scratch, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.autoencoder import Autoencoder
@@ -451,7 +451,7 @@ def put_together(
         expected = end
     images, facts = zip(*(parts[block] for block in spans), strict=True)
     whole = Images.of(
-        np.concatenate([part.pixels for part in images]),
+        scratch.joined([part.pixels for part in images]),
         np.concatenate([part.ids for part in images]),
         np.concatenate([part.labels for part in images]),
         captions=np.concatenate([part.captions for part in images]),

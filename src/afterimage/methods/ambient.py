@@ -62,7 +62,7 @@ class NoisedOnce:
         self.shares = torch.where(above, fixed / squares, 0.0).float()
         self.kappa = torch.where(above, 1 - fixed / squares, 1.0).float()
         self.seed, self.path, self.shape = job.seed, job.path, job.task.shape
-        pixels = job.task.images.permute(0, 2, 3, 1).contiguous().numpy()
+        pixels = job.task.images.permute(0, 2, 3, 1).numpy()
         self.digests = [digest.tobytes().hex() for digest in contents(pixels)]
 
     def noise(self, rows: torch.Tensor, mirrored: torch.Tensor) -> torch.Tensor:

@@ -101,7 +101,8 @@ class Network(nn.Module):
 
 
 def _to_tensor(pixels: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(0, 3, 1, 2)))
+    # Rows are copied where they are used.
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(0, 3, 1, 2)
 
 
 def _centre_square(pixels: torch.Tensor) -> torch.Tensor:
@@ -175,8 +176,8 @@ def fit(
     # Build the network.
     levels = np.arange(256) / 255
     counts = np.zeros((pixels.shape[1], 256), np.int64)  # exact, and no floating copy of the images
-    for image in pixels[train].numpy():
-        counts += [np.bincount(channel.ravel(), minlength=256) for channel in image]
+    for row in train:
+        counts += [np.bincount(channel.ravel(), minlength=256) for channel in pixels[row].numpy()]
     shares = counts / counts.sum(axis=1, keepdims=True)
     mean = shares @ levels
     deviation = np.sqrt((shares * (levels - mean[:, None]) ** 2).sum(axis=1))
@@ -203,7 +204,7 @@ def fit(
         total_loss, hits = 0.0, 0
         network.train()
         for rows in train[torch.randperm(len(train), generator=rng)].split(settings.batch_size):
-            batch, target = pixels[rows], targets[rows]
+            batch, target = pixels[rows].contiguous(), targets[rows]
             if task == "rotations":
                 target = torch.randint(4, (len(rows),), generator=rng)
                 batch = _turned(batch, target)
@@ -237,7 +238,8 @@ def _apply(network: Network, pixels: torch.Tensor, batch: int, function: Any) ->
     network.eval()
     device = next(network.parameters()).device
     batch = max(1, min(batch, PIXELS // pixels[0, 0].numel()))
-    return torch.cat([function(part.to(device)).cpu() for part in pixels.split(batch)])
+    parts = (part.contiguous().to(device) for part in pixels.split(batch))
+    return torch.cat([function(part).cpu() for part in parts])
 
 
 def load(folder: Path) -> tuple[Network, Description]:

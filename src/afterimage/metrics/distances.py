@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from afterimage import scratch
 from afterimage.config import ConfigError
 
 
@@ -23,7 +24,7 @@ def cut(images: np.ndarray, tiles: int = 1) -> np.ndarray:
         tiles: Tiles per side; 1 keeps each image whole.
 
     Returns:
-        Same dtype, (N, tiles^2, d) with d values per tile; a view where no data has to move.
+        Same dtype, (N, tiles^2, d) with d values per tile; a view with one tile.
 
     Raises:
         ConfigError: if ``tiles`` does not divide both sides.
@@ -33,8 +34,13 @@ def cut(images: np.ndarray, tiles: int = 1) -> np.ndarray:
         raise ConfigError(
             f"extraction.tiles = {tiles} must divide the image's sides, {height} and {width}"
         )
+    if tiles == 1:
+        return images.reshape(count, 1, -1)
     grid = images.reshape(count, tiles, height // tiles, tiles, width // tiles, channels)
-    return grid.swapaxes(2, 3).reshape(count, tiles * tiles, -1)
+    flat = scratch.empty((count, tiles * tiles, images[:1].size // tiles**2), images.dtype)
+    for some in scratch.blocks(count, images[:1].size):
+        flat[some] = grid[some].swapaxes(2, 3).reshape(flat[some].shape)
+    return flat
 
 
 def squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ from functools import cache
 import numpy as np
 import torch
 
+from afterimage import scratch
+
 LARGEST = (2**31 - 1) // 255**2
 """Values of an image or tile, at most: their sum of squared differences fits into int32."""
 
@@ -95,7 +97,11 @@ class IntegerGallery:
 
 def _signed(cut: np.ndarray) -> torch.Tensor:
     """Return uint8 tiles (N, T, d) less 128, int8 (T, N, d)."""
-    return torch.from_numpy(np.ascontiguousarray((cut ^ 128).view(np.int8).swapaxes(0, 1)))
+    count, tiles, values = cut.shape
+    signed = scratch.empty((tiles, count, values), np.int8)
+    for some in scratch.blocks(count, tiles * values):
+        signed[:, some] = (cut[some] ^ 128).view(np.int8).swapaxes(0, 1)
+    return torch.from_numpy(signed)
 
 
 def _squared_norms(tiles: torch.Tensor) -> torch.Tensor:

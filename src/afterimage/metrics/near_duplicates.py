@@ -24,6 +24,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from afterimage import scratch
 from afterimage.images import different
 from afterimage.metrics.neighbours import Gallery
 
@@ -64,7 +65,7 @@ def find(images: np.ndarray, gallery: np.ndarray, flips: bool) -> NearDuplicates
         ConfigError: for an empty gallery, or images of another kind or shape.
     """
     rows, _ = different(gallery, flips)
-    search = Gallery(gallery[rows])
+    search = Gallery(scratch.taken(gallery, rows))
     nearest = search.nearest(images, 1, flips=flips)
     found, distances = nearest.rows[:, 0], nearest.distances[:, 0]
 
@@ -100,7 +101,7 @@ def alone(images: np.ndarray, flips: bool) -> np.ndarray:
     rows, times = different(images, flips)
     single = times == 1
     if len(rows) > 1:
-        search, every = Gallery(images[rows]), np.arange(len(rows))
+        search, every = Gallery(scratch.taken(images, rows)), np.arange(len(rows))
         nearest = search.nearest(search.images, 1, exclude=every, flips=flips)
         found, distances = nearest.rows[:, 0], nearest.distances[:, 0]
         others = min(NEIGHBOURS, len(search) - 2)

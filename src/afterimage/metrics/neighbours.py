@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 import faiss
 import numpy as np
 
+from afterimage import scratch
 from afterimage.config import ConfigError
 from afterimage.metrics import distances
 
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
 _EXTRA = 32  # proposals beyond the k requested
 _PAIR_VALUES = 2**18  # values of image pairs compared at once: fits the processor's cache
+_QUERY_VALUES = 2**27  # values of a block of queries, at most
 _SCREEN_PAIRS = 2**22  # float32 distances held at once by the screen
 _UNIT = 2.0**-24
 _GPU_PROPOSALS = 2048  # the maximum that faiss selects on a GPU
@@ -63,8 +65,8 @@ class Nearest:
 class Gallery:
     """A searchable set of images.
 
-    Holds a copy of them in float32, or in int8 where integers decide; all other memory is bounded:
-    by the block of queries for proposals, by constants for comparisons.
+    Holds a copy of them in float32, or in int8 where integers decide, memory-mapped where it is
+    large (``scratch``); all other memory is bounded: by the block of queries for proposals, by constants for comparisons.
     """
 
     def __init__(self, images: np.ndarray, tiles: int = 1):
@@ -101,10 +103,7 @@ class Gallery:
     @cached_property
     def _vectors(self) -> np.ndarray:
         """The centred images, float32 (N, T, d)."""
-        vectors = np.empty(self._cut.shape, np.float32)
-        for block in _slices(len(self), 1024):
-            vectors[block] = self._centred(self._cut[block])
-        return vectors
+        return self._centred(self._cut)
 
     @cached_property
     def _norms(self) -> np.ndarray:
@@ -141,7 +140,7 @@ class Gallery:
             exclude: int, (Q,): for each query one gallery row to ignore (its own, for images of
                 the gallery).
             flips: Compare the mirrored query too; the smaller distance to a gallery image counts.
-            block: Queries per block.
+            block: Queries per block, at most.
 
         Raises:
             ConfigError: for queries of another dtype or shape, values that are not finite, or more
@@ -157,6 +156,7 @@ class Gallery:
         rows = np.empty((len(queries), k), np.int64)
         squares = np.empty((len(queries), k))
         screened = 0
+        block = min(block, max(1, _QUERY_VALUES // self.images[0].size))
         for part in _slices(len(queries), block):
             ignored = None if exclude is None else exclude[part]
             nearest = self._search(queries[part], k, ignored)
@@ -209,7 +209,10 @@ class Gallery:
             raise ConfigError("query images hold values that are not finite")
 
     def _centred(self, cut: np.ndarray) -> np.ndarray:
-        return np.subtract(cut, self._centre, dtype=np.float64).astype(np.float32)
+        centred = scratch.empty(cut.shape, np.float32)
+        for some in scratch.blocks(len(cut), cut[:1].size):
+            centred[some] = np.subtract(cut[some], self._centre, dtype=np.float64)
+        return centred
 
     def _search(
         self, queries: np.ndarray, k: int, exclude: np.ndarray | None
@@ -339,7 +342,7 @@ def _slices(count: int, size: int) -> Iterator[slice]:
 def _squared_norms(vectors: np.ndarray) -> np.ndarray:
     """Return float64 squared norms of float32 vectors over their last axis."""
     norms = np.empty(vectors.shape[:-1])
-    for part in _slices(len(vectors), 1024):
+    for part in scratch.blocks(len(vectors), vectors[:1].size):
         wide = vectors[part].astype(np.float64)
         norms[part] = np.einsum("...d,...d->...", wide, wide)
     return norms

@@ -6,8 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from afterimage import scratch
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import attributors, scratch
+from afterimage.attribution import attributors
 from afterimage.attribution.attributors.inputs import AttributionInputs, ImageFeatures
 from afterimage.config.attribution import ATTRIBUTOR_TABLE, ATTRIBUTORS, Attribution
 from afterimage.images import Images

@@ -26,7 +26,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from afterimage.attribution import scratch
+from afterimage import scratch
 from afterimage.attribution.attributors.inputs import AttributionInputs
 
 

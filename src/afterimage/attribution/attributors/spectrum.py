@@ -23,8 +23,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from afterimage import scratch
 from afterimage.artifacts import ArtifactError
-from afterimage.attribution import scratch
 from afterimage.attribution.attributors.inner_products import inner
 
 
