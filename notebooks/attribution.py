@@ -125,6 +125,19 @@ else:
 book.say(page.leverage())
 
 # %% [markdown]
+# ## Concepts that captions are composed of
+# Where captions name concepts (a colour and a shape), the images with the words of a query are
+# those that it owes them to. The **area** is the probability that such an image scores above one
+# with another word of the same concept: 0.5 is chance. No image shows a *held out* combination,
+# so that only images with one of the words can explain it.
+
+# %%
+if len(page.concepts()):
+    book.keep(page.concepts_figure(), "attribution_concepts")
+else:
+    book.say("The study names no concepts (`attribution.concepts`).")
+
+# %% [markdown]
 # ## First choices
 
 # %%

@@ -82,6 +82,16 @@ def scores(sets: tuple[str, ...], copies: bool, shift: float) -> dict[str, pd.Da
         for query in range(4 if copies else 0)
     ]
     columns = ["attributor", "query", "copies", "recall", "chance"]
+    areas = [
+        {"attributor": name, "queries": queries, "query": query, "concept": concept}
+        | {"word": "red", "combination": "held out" if query < 2 else "trained"}
+        | {"area": 0.4 + 0.1 * query}
+        for name in ATTRIBUTORS
+        for queries in sets
+        for concept in ("colour", "shape")
+        for query in range(4 if copies else 0)
+    ]
+    columns_of_concepts = ["attributor", "queries", "query", "concept", "combination", "area"]
     leverage = pd.DataFrame({"regulariser": [0.1, 1.0], "auc": [0.9, 0.4]})
     return {
         "lds.csv": pd.DataFrame(rows),
@@ -90,6 +100,7 @@ def scores(sets: tuple[str, ...], copies: bool, shift: float) -> dict[str, pd.Da
         "paired.parquet": pd.concat(paired, ignore_index=True),
         "regularisers.csv": pd.DataFrame(regularisers),
         "copies.csv": pd.DataFrame(recall, columns=columns),
+        "concepts.csv": pd.DataFrame(areas, columns=columns_of_concepts),
         "leverage.csv": leverage if copies else leverage[:0],
         "first.parquet": pd.concat(first, ignore_index=True),
     }
@@ -189,7 +200,7 @@ def study(params, tmp_path):
 
 
 def names_of_figures(replicates: int) -> set[str]:
-    names = ["lds", "regularisers", "copies", "counterfactual", "remedied", "cost"]
+    names = ["lds", "regularisers", "copies", "concepts", "counterfactual", "remedied", "cost"]
     names += ["timesteps_dimension", *(f"regenerated_rep{k}" for k in range(replicates))]
     names += [f"first_rep{k}_{query}" for k in range(replicates) for query in range(3)]
     return {f"attribution_{name}" for name in names}

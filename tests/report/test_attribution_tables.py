@@ -231,6 +231,55 @@ def test_a_changed_store_is_refused(removed):
         attribution.counterfactual(stores.counterfactual, 0.95)
 
 
+@pytest.fixture
+def conceptual(tmp_path):
+    """Return a function that stores the areas of two attributors for two networks."""
+
+    def make(*areas: dict[str, list[float]]) -> Stores:
+        settings = {"replicates": len(areas), "counterfactual": [], "variants": False}
+        stores = Stores(tmp_path / "results", settings)
+        for k, folder in enumerate(stores.scores):
+            rows = [
+                {"attributor": name, "queries": "generated", "query": query, "concept": "colour"}
+                | {"word": "red", "combination": "trained" if query else None, "area": area}
+                for name, values in areas[k].items()
+                for query, area in enumerate([0.0, *values])
+            ]
+            store(folder, {"concepts.csv": pd.DataFrame(rows)})
+        return stores
+
+    return make
+
+
+def test_areas_of_concepts_are_means_over_queries(conceptual):
+    first, second = {"das": [0.5, 0.7, 0.9]}, {"das": [0.8, 1.0], "trak": [0.4, 0.6]}
+    stores = conceptual(first, second)
+    table = attribution.concepts(stores.scores, 0.95)
+    assert tuple(table.columns) == attribution.CONCEPTS
+    cells = rows_of(table, "replicate", "attributor")
+    # The queries whose combination is not known are left out.
+    assert cells[0, "das"]["images"] == 3
+    assert cells[0, "das"]["area"] == pytest.approx(0.7)
+    low, high = ttest_1samp([0.5, 0.7, 0.9], 0).confidence_interval(0.95)
+    assert cells[0, "das"]["low"] == pytest.approx(low)
+    assert cells[0, "das"]["high"] == min(high, 1)
+    mean = cells["mean", "das"]
+    assert (mean["networks"], mean["images"]) == (2, 5)
+    assert mean["area"] == pytest.approx((0.7 + 0.9) / 2)
+    assert cells["mean", "trak"]["networks"] == 1
+
+
+@pytest.mark.parametrize("queries", [8, 40])
+def test_intervals_of_areas_hold_the_mean(queries):
+    """Areas lie below 1, most of them close to it."""
+    rng, held = np.random.default_rng(queries), 0
+    for _ in range(400):
+        values = rng.beta(8, 2, queries)
+        _, low, high, _ = attribution.networks.mean([values], 0.95)
+        held += low <= 0.8 <= high
+    assert 0.915 <= held / 400 <= 0.985
+
+
 def test_costs_of_two_networks_are_averaged(tmp_path):
     settings = {"replicates": 2, "counterfactual": [], "variants": True}
     stores = Stores(tmp_path, settings)

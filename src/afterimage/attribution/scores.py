@@ -1,8 +1,9 @@
 """``afterimage attribution scores``: compute the scores of every attributor and evaluate them.
 
-Two evaluations: the linear data-modelling score (LDS) against retrained networks (``judges.lds``),
-for each set of queries; and, for extracted generations, whether the copies of the training image
-that they show come first (``judges.copies``). Regularisers and empirical influences are fitted to
+Three evaluations: the linear data-modelling score (LDS) against retrained networks
+(``judges.lds``), for each set of queries; for extracted generations, whether the copies of the
+training image that they show come first (``judges.copies``); and, for captions that are composed of
+concepts, whether images with those of a query do (``judges.concepts``). Regularisers and empirical influences are fitted to
 the first half of the subsets; results are reported on the second. Retraining is measured by two
 targets (``judges.retraining_effect``): the loss, as published, and the shift of the prediction.
 Empirical influences, and the scores that are stored, are those for the loss.
@@ -25,6 +26,8 @@ The result:
   subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m
   copies among the m top-ranked images), chance;
+- ``concepts.csv``: one row per attributor, query and concept: queries, query, word, combination, area
+  (``judges.concepts``); empty unless the study names concepts;
 - ``first.parquet``: the top-ranked training images of every query, for every attributor:
   attributor, queries, query, rank, id, score;
 - ``leverage.csv``: for every regulariser, how well a low leverage separates images with copies from
@@ -54,7 +57,7 @@ from afterimage.attribution.consistency import (
     read_retraining_effects,
 )
 from afterimage.attribution.flags import add_inputs
-from afterimage.attribution.judges import copies, differences, lds, subsets
+from afterimage.attribution.judges import concepts, copies, differences, lds, subsets
 from afterimage.attribution.judges.repeatability import Draws
 from afterimage.attribution.queries import EXTRACTED, SETS
 from afterimage.attribution.ranking import check_finite, top_images
@@ -173,12 +176,14 @@ class Evaluation:
         columns: Set -> the slice of its queries among those of all sets.
         masks: Which training images each subset keeps, bool (M, N).
         effects: ``<set>/<target>`` -> measurements of the retrained networks, float64 (S, M, Q).
+        concepts: Concept -> its words.
         lds_rows: Rows of ``lds.csv``.
         correlations: (set, target) -> attributor -> its correlations with the measurements.
         repeatability: (attributor, set) -> agreement of its scores under two draws of the noise,
             with the regulariser chosen for the loss.
         regulariser_tables: Parts of ``regularisers.csv``.
         copies_tables: Parts of ``copies.csv``.
+        concept_tables: Parts of ``concepts.csv``.
         first_tables: Parts of ``first.parquet``.
         scores: Tensors of ``scores.safetensors``.
     """
@@ -190,11 +195,13 @@ class Evaluation:
     columns: dict[str, slice]
     masks: np.ndarray
     effects: dict[str, np.ndarray]
+    concepts: dict[str, list[str]]
     lds_rows: list[dict[str, object]] = field(default_factory=list)
     correlations: dict[tuple[str, str], dict[str, lds.Correlations]] = field(default_factory=dict)
     repeatability: dict[tuple[str, str], float] = field(default_factory=dict)
     regulariser_tables: list[pd.DataFrame] = field(default_factory=list)
     copies_tables: list[pd.DataFrame] = field(default_factory=list)
+    concept_tables: list[pd.DataFrame] = field(default_factory=list)
     first_tables: list[pd.DataFrame] = field(default_factory=list)
     scores: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -235,6 +242,10 @@ class Evaluation:
             if set_name == EXTRACTED:
                 recall = copies.recall(scores, self.train.sources, self.queries[set_name].sources)
                 self.copies_tables.append(recall.assign(attributor=name))
+            if self.concepts:
+                asked = self.queries[set_name].captions
+                areas = concepts.areas(scores, self.train.captions, asked, self.concepts)
+                self.concept_tables.append(areas.assign(attributor=name, queries=set_name))
         return chosen
 
     def _choose(
@@ -334,6 +345,12 @@ class Evaluation:
             return pd.DataFrame(columns=[*copies.COLUMNS, "attributor"])
         return pd.concat(self.copies_tables)
 
+    def concepts_table(self) -> pd.DataFrame:
+        """Return ``concepts.csv``."""
+        if not self.concept_tables:
+            return pd.DataFrame(columns=[*concepts.COLUMNS, "attributor", "queries"])
+        return pd.concat(self.concept_tables)
+
 
 def run(args: argparse.Namespace) -> None:
     """Score with all attributors, evaluate, and store the results."""
@@ -369,6 +386,7 @@ def run(args: argparse.Namespace) -> None:
             },
             masks=subsets.masks(train.labels, settings["share"], subset_count, seed),
             effects=read_retraining_effects(args.retrain, subset_count, settings["seeds"]),
+            concepts=settings["concepts"],
         )
 
         # Score and evaluate.
@@ -403,6 +421,8 @@ def run(args: argparse.Namespace) -> None:
             step.folder / "regularisers.csv", index=False
         )
         copies_table.to_csv(step.folder / "copies.csv", index=False)
+        concepts_table = evaluation.concepts_table()
+        concepts_table.to_csv(step.folder / "concepts.csv", index=False)
         pd.concat(evaluation.first_tables).to_parquet(step.folder / "first.parquet", index=False)
         save_file(evaluation.scores, step.folder / "scores.safetensors")
         leverage_table(attribution_inputs, settings["regularisers"]).to_csv(
@@ -415,6 +435,9 @@ def run(args: argparse.Namespace) -> None:
         mean_recall = copies_table.groupby("attributor", sort=False)["recall"].mean()
         for name, value in mean_recall.items():
             step.metric(f"copies_first/{name}", value)
+        mean_area = concepts_table.groupby(["queries", "concept", "attributor"], sort=False)["area"]
+        for (set_name, concept, name), value in mean_area.mean().items():
+            step.metric(f"concepts/{set_name}/{concept}/{name}", value)
         step.note(
             training_images=len(train),
             reported_subsets=subset_count - subset_count // 2,

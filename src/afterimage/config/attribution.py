@@ -237,6 +237,11 @@ class Attribution(Block):
     """Checkpoints of TracIn and GAS, evenly spaced over the training, including the last."""
     images_per_job: Annotated[int, Field(ge=1)] = 1024
     """Images per job that computes features."""
+    concepts: dict[
+        Name, Annotated[list[Annotated[str, Field(pattern=r"\S")]], Field(min_length=2)]
+    ] = {}
+    """Concept, such as colour -> its words, such as red and green. Captions are composed of one word
+    of each: images that have the words of a query are known to be those that matter."""
     repeatability: Repeatability | None = Repeatability()
     """Rank correlation of each score with itself under other noise; null skips it."""
     counterfactual: Counterfactual | None = None
@@ -284,6 +289,18 @@ class Attribution(Block):
                     f"remedied.attributors: {name!r} is not computed from the gradients of one "
                     "network"
                 )
+        return self
+
+    @model_validator(mode="after")
+    def _concepts_tell_captions_apart(self) -> Attribution:
+        known: dict[str, str] = {}
+        for concept, words in self.concepts.items():
+            for word in (" ".join(text.casefold().split()) for text in words):
+                if word in known:
+                    raise ValueError(
+                        f"concepts.{concept}: {word!r} is a word of {known[word]!r} already"
+                    )
+                known[word] = concept
         return self
 
     @model_validator(mode="after")

@@ -30,6 +30,11 @@ class SourceBlock(Block):
     known_shape: ClassVar[Shape | None] = None
     """Shape of the images as stored; None if only the files tell."""
 
+    @property
+    def captioned(self) -> bool:
+        """Whether the images have captions."""
+        return getattr(self, "caption_column", None) is not None
+
 
 class SklearnDigits(SourceBlock):
     """The 1,797 8x8 grey digits that scikit-learn ships; needs no network."""
@@ -41,6 +46,24 @@ class SklearnDigits(SourceBlock):
     )
 
     kind: Literal["sklearn-digits"]
+
+
+class Shapes(SourceBlock):
+    """Coloured shapes on grey, drawn by rule, with captions such as "a red circle": concepts whose
+    combinations are known (after Okawa et al. 2023); needs no network."""
+
+    reader: ClassVar[str] = "afterimage.data.shapes"
+    known_shape: ClassVar[Shape | None] = (16, 16, 3)
+    licence: ClassVar[str] = "none: drawn by a program"
+
+    kind: Literal["shapes"]
+    each: Annotated[int, Field(ge=1)]
+    """Images of each combination of a colour and a shape."""
+
+    @property
+    def captioned(self) -> bool:
+        """Yes."""
+        return True
 
 
 class HuggingFace(SourceBlock):
@@ -136,7 +159,8 @@ class ArrayFile(SourceBlock):
 
 
 Source = Annotated[
-    SklearnDigits | HuggingFace | Parquet | ImageFolder | ArrayFile, Field(discriminator="kind")
+    SklearnDigits | Shapes | HuggingFace | Parquet | ImageFolder | ArrayFile,
+    Field(discriminator="kind"),
 ]
 
 

@@ -128,10 +128,10 @@ class Study(Attacks):
     @model_validator(mode="after")
     def _captions_exist(self) -> Study:
         no_captions = (
-            "data.source.caption_column is not given; sources with captions are parquet and "
-            "huggingface"
+            "data.source.caption_column is not given; sources with captions are parquet, "
+            "huggingface and shapes"
         )
-        if getattr(self.data.source, "caption_column", None) is None:
+        if not self.data.source.captioned:
             for key, needed in (
                 ("methods", "caption" in self.dedup.methods),
                 ("same_caption", self.dedup.same_caption),
@@ -169,6 +169,11 @@ class Study(Attacks):
         column = getattr(self.data.source, "caption_column", None)
         variants = {} if self.text is None else self.text.captions
         for name, variant in variants.items():
+            if isinstance(variant, ColumnCaptions) and column is None:
+                raise ValueError(
+                    f"text.captions.{name}.column = {variant.column!r}: the source "
+                    f"{self.data.source.kind!r} has no columns"
+                )
             if isinstance(variant, ColumnCaptions) and variant.column == column:
                 raise ValueError(
                     f"text.captions.{name}.column = {column!r} is data.source.caption_column: that "
@@ -350,6 +355,18 @@ class Study(Attacks):
             raise ValueError(
                 f"attribution.arm = {chosen.arm!r}: dual_fusion is not repeated when networks are "
                 "trained on subsets; name an arm without"
+            )
+        if chosen.concepts and (
+            self.condition_of(chosen.arm) != "text" or arm.captions is not None
+        ):
+            raise ValueError(
+                f"attribution.concepts: they are words of the captions as they are, but "
+                f"attribution.arm = {chosen.arm!r} "
+                + (
+                    f"is trained with captions = {arm.captions!r}"
+                    if arm.captions is not None
+                    else "is not trained with condition = 'text'"
+                )
             )
         if chosen.replicates > self.replicates:
             raise ValueError(

@@ -241,7 +241,7 @@ def _counterfactual_work(study: Study, name: str) -> Work:
 
 def _scores_settings(study: Study, job: Job) -> Settings:
     chosen = asked(study)
-    keys = {"regularisers", "subsets", "seeds", "share"}
+    keys = {"regularisers", "subsets", "seeds", "share", "concepts"}
     return chosen.model_dump(mode="json", include=keys) | {
         "attributors": chosen.attributors_of(job.job or ""),
         "confidence": study.statistics.confidence,

@@ -26,6 +26,8 @@ BASELINE = "pixel_l2"
 """The choice that others are compared with: the images with the nearest pixels."""
 AGAIN, RANDOM = "again", "random"
 """The choice that takes nothing out, and the one by chance."""
+COMBINATIONS = ("trained", "held out")
+"""Whether some training image shows the concepts of a query together, or none does."""
 CHANGES = ("l2", "distance", "rise")
 """Measures of a counterfactual picture: distance of the pixels, of a classifier's features (1 -
 cosine), and the loss of the query less that of ``again``."""
@@ -46,6 +48,11 @@ COUNTERFACTUAL = (
     *("ratio", "ratio_low", "ratio_high"),
 )
 """Columns of ``counterfactual``."""
+CONCEPTS = (
+    *("replicate", "networks", "attributor", "queries", "concept", "combination"),
+    *("images", "area", "low", "high"),
+)
+"""Columns of ``concepts``."""
 COST = (
     *("replicate", "networks", "variant", "attributor", "queries", "seconds"),
     *("lds", "low", "high", "agreement", "first"),
@@ -97,6 +104,7 @@ def tables(stores: Stores, confidence: float) -> dict[str, pd.DataFrame]:
         "attribution": scores(stores.scores, confidence),
         "attribution_differences": differences(stores.scores, confidence),
         "attribution_counterfactual": counterfactual(stores.counterfactual, confidence),
+        "attribution_concepts": concepts(stores.scores, confidence),
         "attribution_cost": cost(stores.acceleration, confidence),
     }
 
@@ -207,6 +215,35 @@ def counterfactual(stores: Sequence[Sequence[Path]], confidence: float) -> pd.Da
     tested = ~table["choice"].isin([AGAIN, BASELINE])
     adjusted = _adjusted(table[tested], ["replicate", "measure"])["p_adjusted"]
     return table.assign(p_adjusted=adjusted.reindex(table.index))
+
+
+def concepts(stores: Sequence[Path], confidence: float) -> pd.DataFrame:
+    """Return ``attribution_concepts.csv``, columns ``CONCEPTS``: how well scores tell the images
+    that share a concept with a query from others.
+
+    The mean over queries, each of which is independent of the others given the network and the
+    images that it was trained on, with Student's interval.
+
+    Args:
+        stores: Of each replicate, the main scores.
+        confidence: Coverage of the intervals.
+    """
+    keys = ["attributor", "queries", "concept", "combination"]
+    parts = [_read(store / "concepts.csv").assign(replicate=k) for k, store in enumerate(stores)]
+    groups = [(k, [part]) for k, part in enumerate(parts)]
+    rows = []
+    for replicate, some in [*groups, *([(MEAN, parts)] if len(parts) > 1 else [])]:
+        by_key = [_by_keys(part.dropna(subset="combination"), keys) for part in some]
+        for key in dict.fromkeys(chain(*by_key)):
+            areas = [cells[key]["area"].to_numpy() for cells in by_key if key in cells]
+            value, low, high, _ = networks.mean(areas, confidence)
+            row = {"replicate": replicate, "networks": len(areas)} | dict(
+                zip(keys, key, strict=True)
+            )
+            row |= {"images": sum(map(len, areas)), "area": value}
+            low, high = np.clip([low, high], 0, 1)
+            rows.append(row | {"low": low, "high": high})
+    return pd.DataFrame(rows, columns=list(CONCEPTS))
 
 
 def changes_of(stores: Sequence[Path]) -> pd.DataFrame:

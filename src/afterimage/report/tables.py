@@ -24,7 +24,8 @@ show.
 - ``attribution.csv``: the linear data-modelling score of every attributor, with its ceiling and
   repeatability; ``attribution_differences.csv``: every pair of attributors;
   ``attribution_counterfactual.csv``: generations without the images that made them;
-  ``attribution_cost.csv``: cheaper features; of each explained network and of all together (see
+  ``attribution_concepts.csv``: images with a query's words, where captions are composed of
+  concepts; ``attribution_cost.csv``: cheaper features; of each explained network and of all together (see
   ``attribution``), without rows in a study without attribution.
 """
 

@@ -18,7 +18,16 @@ from matplotlib.figure import Figure
 from afterimage import artifacts
 from afterimage.images import Images, load_images
 from afterimage.report import figures, format
-from afterimage.report.attribution import AGAIN, BASELINE, MEAN, RANDOM, Stores, changes_of, shown
+from afterimage.report.attribution import (
+    AGAIN,
+    BASELINE,
+    COMBINATIONS,
+    MEAN,
+    RANDOM,
+    Stores,
+    changes_of,
+    shown,
+)
 from afterimage.report.format import Table
 from afterimage.report.notebook import Notebook, by_keys
 from afterimage.report.published import DTRAK
@@ -380,6 +389,44 @@ class Attribution:
                 f"from {100 * some['auc'].min():.0f} to {100 * some['auc'].max():.0f} %."
             )
         return "\n\n".join(said)
+
+    # ---- concepts
+
+    def concepts(self) -> pd.DataFrame:
+        """Return ``attribution_concepts.csv``, of all networks together."""
+        return shown(self.book.table("attribution_concepts"))
+
+    def concepts_figure(self) -> Figure:
+        """Draw how well each attributor tells images with a query's word, by concept.
+
+        Queries whose combination of words is in no training image are drawn hollow.
+        """
+        table = self.concepts()
+        names = list(dict.fromkeys(table["concept"]))
+        figure, axes = figures.row_panels(self.order, len(names), width=4.2, height=0.27)
+        cells = [(q, c) for q in self.sets for c in COMBINATIONS]
+        cells = [
+            cell
+            for cell in cells
+            if ((table["queries"] == cell[0]) & (table["combination"] == cell[1])).any()
+        ]
+        entries: dict[str, Any] = {}
+        for axis, concept in zip(axes, names, strict=True):
+            by_cell = table[table["concept"] == concept].set_index(["queries", "combination"])
+            for shift, cell in zip(np.linspace(-0.27, 0.27, len(cells)), cells, strict=True):
+                queries, combination = cell
+                some = by_cell.loc[[cell]].set_index("attributor").reindex(self.order)
+                at, colour = np.arange(len(some)) + shift, COLOURS[queries]
+                face = colour if combination == COMBINATIONS[0] else "white"
+                axis.hlines(at, some["low"], some["high"], color=colour, linewidth=1)
+                style: figures.Style = {"color": colour, "markersize": 4, "markerfacecolor": face}
+                (dots,) = axis.plot(some["area"], at, "o", **style)
+                entries[f"{SETS[queries]}, {combination} combinations"] = dots
+            axis.axvline(0.5, color="0.7", linewidth=0.8)
+            axis.set(xlabel=f"area for the {concept}, {self.book.level} intervals", xlim=(0, 1.02))
+        figures.legend_below(figure, entries)
+        figure.tight_layout()
+        return figure
 
     # ---- first choices
 

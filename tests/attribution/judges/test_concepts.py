@@ -1,0 +1,68 @@
+"""Known concepts: which images count, which combinations are held out, and closed forms of areas."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from afterimage.artifacts import ArtifactError
+from afterimage.attribution.judges.concepts import COLUMNS, areas, words_of
+
+CONCEPTS = {"colour": ["red", "blue"], "shape": ["circle", "square"]}
+TRAIN = np.array(
+    ["a red square", "a blue circle", "a blue square", "A  RED square", "blue, and red", "nothing"]
+)
+
+
+def test_a_caption_has_a_concept_if_it_has_one_of_its_words():
+    assert words_of(TRAIN, CONCEPTS["colour"]).tolist() == [0, 1, 1, 0, -1, -1]
+    assert words_of(TRAIN, CONCEPTS["shape"]).tolist() == [1, 0, 1, 1, -1, -1]
+    assert words_of(np.array(["redder", "not so red"]), ["red", "so"]).tolist() == [-1, -1]
+
+
+def table(scores: list[list[float]], *queries: str) -> pd.DataFrame:
+    return areas(np.array(scores, float), TRAIN, np.array(queries), CONCEPTS)
+
+
+def test_an_area_is_of_images_with_the_word_against_those_with_another():
+    # The last two images have no colour or shape of their own, and count nowhere.
+    found = table([[3, 1, 2, 4, 9, 9], [1, 1, 1, 1, 9, 9]], "a red circle", "a blue square")
+    assert list(found.columns) == COLUMNS
+    rows = found.set_index(["query", "concept"])
+    assert rows.loc[(0, "colour"), "area"] == 1.0  # 3 and 4 against 1 and 2
+    assert rows.loc[(0, "shape"), "area"] == 0.0  # 1 against 3, 2 and 4
+    assert rows.loc[1, "area"].tolist() == [0.5, 0.5]
+    assert rows["word"].tolist() == ["red", "circle", "blue", "square"]
+
+
+def test_a_combination_without_a_training_image_is_held_out():
+    found = table([[0] * 6] * 3, "a red circle", "a blue circle", "something red")
+    assert found["combination"].tolist()[:4] == ["held out"] * 2 + ["trained"] * 2
+    # Without a shape, nothing is known of the combination; the colour counts all the same.
+    assert found.loc[found["query"] == 2, "concept"].tolist() == ["colour"]
+    assert found.loc[found["query"] == 2, "combination"].isna().all()
+
+
+def test_queries_without_any_word_have_no_rows():
+    assert list(table([[0] * 6], "nothing").columns) == COLUMNS
+    assert table([[0] * 6], "nothing").empty
+
+
+def test_a_word_of_no_training_image_is_named():
+    concepts = {"colour": ["red", "green"]}
+    with pytest.raises(ArtifactError, match=r"concepts\.colour: 'green' .* none of the 6"):
+        areas(np.zeros((1, 6)), TRAIN, np.array(["a red square"]), concepts)
+
+
+def test_scores_that_say_nothing_have_the_area_of_chance():
+    rng = np.random.default_rng(0)
+    words = [f"a {c} {s}" for c in CONCEPTS["colour"] for s in CONCEPTS["shape"]]
+    train, queries = (np.array(words)[rng.integers(4, size=n)] for n in (300, 200))
+    found = areas(rng.normal(size=(200, 300)), train, queries, CONCEPTS)
+    assert len(found) == 400
+    # The standard deviation of an area of 150 against 150 by chance is 0.033.
+    assert found["area"].mean() == pytest.approx(0.5, abs=5 * 0.033 / np.sqrt(400))
+    # One that knows the colour alone.
+    colour = words_of(queries, CONCEPTS["colour"])[:, None] == words_of(train, CONCEPTS["colour"])
+    mean = areas(colour.astype(float), train, queries, CONCEPTS).groupby("concept")["area"].mean()
+    assert mean["colour"] == 1.0
+    assert mean["shape"] == pytest.approx(0.5, abs=0.05)
