@@ -279,6 +279,17 @@ def test_moments_of_eight_bits_take_a_byte_each(digits):
     assert plain - eight == 6 * work.trained_weights(digits(), "baseline")
 
 
+def test_checkpointing_takes_a_third_more_time_and_keeps_less(digits):
+    plain, again = digits(), digits(train__gradient_checkpointing=True)
+    held, less = (memory.learning(study, "baseline").networks for study in (plain, again))
+    (net, _), *_ = work.networks(plain, "baseline")
+    train = plain.train_of("baseline")
+    saved = train.batch_size / train.accumulation * (net.values - net.checkpointed)
+    assert held - less == pytest.approx(memory.SINGLE * saved)
+    once, twice = (work.training(study, "baseline") for study in (plain, again))
+    assert twice.fp32 == pytest.approx(once.fp32 * 4 / 3)
+
+
 def test_budgets_are_those_of_the_trainings(digits):
     """Where a budget is the arm's own, the training's code says the same."""
     study = digits()

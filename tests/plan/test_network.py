@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 
 import pytest
 import torch
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from afterimage.config import ConfigError, Model, TransferBlocks
@@ -104,6 +106,52 @@ def test_kept_activations_are_those_that_autograd_keeps(settings, side, batch):
     inputs = torch.randn(batch, 3, side, side), torch.zeros(batch, dtype=torch.int64)
     kept = kept_by_autograd(net, *inputs) / batch
     assert network.unet(model, side, side, 3).values == pytest.approx(kept, rel=0.1)
+
+
+class Allocated(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and not yet freed, and the most at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self._note(tensor.untyped_storage())
+        return result
+
+    def _note(self, storage: torch.UntypedStorage) -> None:
+        key, size = storage._cdata, storage.nbytes()
+        if key in self._known or not size:
+            return
+        self._known.add(key)
+        self.now += size
+        self.most = max(self.most, self.now)
+        weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize(("settings", "side", "batch"), [(DIGITS, 16, 64), (DEEP, 32, 16)])
+@pytest.mark.parametrize("again", [False, True])
+def test_memory_is_what_a_training_allocates(settings, side, batch, again):
+    """The most at once over forward and backward pass, gradients and all."""
+    model = Model(**settings)
+    net = build_unet(model, (side, side, 3))
+    if again:
+        net.enable_gradient_checkpointing()
+    inputs = torch.randn(batch, 3, side, side), torch.zeros(batch, dtype=torch.int64)
+    with Allocated() as allocated:
+        net(*inputs).sample.square().mean().backward()
+    found = network.unet(model, side, side, 3)
+    counted = 4 * batch * (found.checkpointed if again else found.values)
+    assert counted == pytest.approx(allocated.most, rel=0.15)
+    assert found.checkpointed < 0.75 * found.values
 
 
 def test_sides_are_rounded_up_to_such_as_the_levels_can_halve():

@@ -53,7 +53,10 @@ def learning(study: Study, arm: str) -> Bytes:
     batch = train.batch_size / train.accumulation
     activations = (
         batch
-        * max(net.values for net, _ in networks(study, arm))
+        * max(
+            net.checkpointed if train.gradient_checkpointing else net.values
+            for net, _ in networks(study, arm)
+        )
         * (SINGLE if train.precision == "fp32" else SINGLE * 0.6)
     )
     if own.per_sample_gradients:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -33,12 +34,16 @@ class Network(NamedTuple):
         parameters: Weights.
         values: Activations that a forward pass keeps for its backward pass.
         trained: Weights that a training changes, adapters included.
+        checkpointed: Activations that are there at once with gradient checkpointing (Chen et al.
+            2016), as diffusers does it: what goes into each block, and what the largest keeps while
+            it is computed again.
     """
 
     flop: int
     parameters: int
     values: int
     trained: int
+    checkpointed: int
 
 
 def unet(
@@ -131,12 +136,16 @@ def _count(settings: dict[str, Any]) -> Network:
         net, arguments, adapters = make[settings["kind"]](settings)
     weights = {weight.untyped_storage()._cdata for weight in net.parameters()}
     kept: dict[int, torch.UntypedStorage] = {}
+    largest = 0
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             kept[storage._cdata] = storage
         return tensor
+
+    def values() -> int:
+        return sum(storage.nbytes() for storage in kept.values()) // torch.float32.itemsize
 
     class FusedAttention(TorchFunctionMode):
         """Keeps of attention what fused kernels keep; the meta device keeps every weight."""
@@ -153,11 +162,32 @@ def _count(settings: dict[str, Any]) -> Network:
     hooks = saved_tensors_hooks(keep, lambda tensor: tensor)
     with FlopCounterMode(display=False) as flop, hooks, FusedAttention():
         net(**arguments)
+    everything = values()
+
+    def block(function: Callable[..., Any], *inputs: Any) -> Any:
+        """Run a block whose activations are not kept, but for what goes into it."""
+        nonlocal kept, largest
+        for tensor in inputs:
+            if isinstance(tensor, torch.Tensor):
+                keep(tensor)
+        before, kept = kept, {}
+        result = function(*inputs)
+        largest, kept = max(largest, values()), before
+        return result
+
+    checkpointed = 0
+    if settings["kind"] != "autoencoder":
+        kept.clear()
+        net.enable_gradient_checkpointing(block)
+        with hooks, FusedAttention():
+            net(**arguments)
+        checkpointed = values() + largest
     return Network(
         flop.get_total_flops(),
         sum(weight.numel() for weight in net.parameters()),
-        sum(storage.nbytes() for storage in kept.values()) // torch.float32.itemsize,
+        everything,
         adapters or sum(weight.numel() for weight in net.parameters() if weight.requires_grad),
+        checkpointed,
     )
 
 

@@ -175,12 +175,13 @@ def passes(
     *,
     backward: bool = False,
     trained: float = 1.0,
+    again: bool = False,
 ) -> Work:
     """Return the work of images going through a network in batches; with ``backward`` back again,
     too, and an update of a share of the weights, in proportion to which half of a backward pass
-    is."""
-    whole = images * flop * (2 + trained if backward else 1)
-    launches = math.ceil(images / batch) * (UPDATE if backward else 1)
+    is, with another forward pass if activations are computed ``again``."""
+    whole = images * flop * (2 + again + trained if backward else 1)
+    launches = math.ceil(images / batch) * (UPDATE + again if backward else 1)
     arithmetic = "fp32" if precision == "fp32" else "bf16"  # fp16 is as fast
     return Work(**{arithmetic: whole, "launches": launches})
 
@@ -200,6 +201,7 @@ def training(study: Study, arm: str) -> Work:
         train.precision,
         backward=True,
         trained=trained_weights(study, arm) / weights(study, arm),
+        again=train.gradient_checkpointing,
     )
     return there_and_back + passes(flop, count.forward * size, batch, train.precision)
 
