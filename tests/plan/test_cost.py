@@ -280,7 +280,7 @@ def test_moments_of_eight_bits_take_a_byte_each(digits):
 
 
 def test_checkpointing_takes_a_third_more_time_and_keeps_less(digits):
-    plain, again = digits(), digits(train__gradient_checkpointing=True)
+    plain, again = digits(), digits(arms__baseline__train={"gradient_checkpointing": True})
     held, less = (memory.learning(study, "baseline").networks for study in (plain, again))
     (net, _), *_ = work.networks(plain, "baseline")
     train = plain.train_of("baseline")

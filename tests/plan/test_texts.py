@@ -288,19 +288,6 @@ def test_a_surrogate_or_a_known_empty_caption_is_enough(digits):
             "arms.a: condition = 'text' is not supported by method dp_sgd",
         ),
         (
-            {
-                "arms": {
-                    "a": {
-                        "method": "baseline",
-                        "condition": "text",
-                        "dual_fusion": {"image": 0.1, "caption": 0.5},
-                    }
-                },
-                "attribution": {"arm": "a"},
-            },
-            "attribution.arm = 'a': dual_fusion is not repeated when networks are trained on",
-        ),
-        (
             {"attribution": {"arm": "plain"}, "autoencoder": {"kind": "trained"}},
             "attribution.attributors: journey_trak follows the sampling .* list the others",
         ),
@@ -317,10 +304,16 @@ def test_what_does_not_go_with_texts_is_refused(digits, changed, message):
 
 def test_dual_fusion_reads_other_pictures(digits):
     arms = {"plain": TEXT, "fused": TEXT | {"dual_fusion": {}}}
-    made = study(digits, arms=arms, autoencoder=LATENT, data__resize=16)
+    attribution = {"arm": "fused", "attributors": ["das", "pixel_l2"]}
+    attribution |= {"counterfactual": {"attributors": ["das"]}}
+    changed = {"arms": arms, "attribution": attribution, "autoencoder": LATENT}
+    made = study(digits, **changed, data__resize=16)
     reference = f"results/{made.study}/data/split/reference.npz"
     assert inputs_of(made, STEPS["train"].job("fused", 0))["others"] == reference
     assert "others" not in inputs_of(made, STEPS["train"].job("plain", 0))
+    for name, job in (("retrain", "0"), ("counterfactual", "again")):
+        retrained = STEPS[f"attribution/{name}"].job(job=job, replicate=0)
+        assert inputs_of(made, retrained)["others"] == reference
     assert reference in inputs_of(made, STEPS["data/latents"].job())["images"]
     assert not made.arms["fused"].is_plain
     for arm, message in (

@@ -156,6 +156,7 @@ CAPTIONED = {
         "method": "baseline",
         "condition": "text",
         "captions": "general",
+        "dual_fusion": {"image": 0.2, "caption": 0.5},
         "control": "plain",
     },
     "agc": {

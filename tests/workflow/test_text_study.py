@@ -161,7 +161,8 @@ def test_prompts_of_a_variant_are_those_of_the_same_images(captioned):
 
 
 def test_networks_are_retrained_with_the_captions_of_the_arm(captioned, tmp_path):
-    """On all images, in the arm's own stream, a network is the arm's, bit for bit."""
+    """On all images, in the arm's own stream, a network is the arm's, bit for bit, with what is
+    mixed into its batches."""
     results = captioned.results
     config = json.loads((results / "config/attribution/rep0/retrain/0.json").read_text())
     train, members = (
@@ -169,7 +170,9 @@ def test_networks_are_retrained_with_the_captions_of_the_arm(captioned, tmp_path
         for path in ("data/planting/0/train.npz", "train/general/rep0/members.parquet")
     )
     texts = Texts.load(results / "data/encode/general")
-    recipe = Recipe.from_config(config, train, members, texts)
+    others = results / "data/split/reference.npz"
+    recipe = Recipe.from_config(config, train, members, texts, others=others)
+    assert recipe.fusion is not None
     everything, stream = np.ones(len(recipe.images), bool), stream_path(recipe.arm, 0)
     store = Store(tmp_path, {})
     retrained = baseline.train(recipe.training_run(everything, config["seed"], stream, store))

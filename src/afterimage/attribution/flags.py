@@ -13,6 +13,7 @@ INPUTS = {
     "scores": ("DIR", "result of `afterimage attribution scores`"),
     "texts": ("DIR", "embeddings of captions, if the arm is conditioned on them"),
     "latents": ("DIR", "latents of the images, if the arm denoises those"),
+    "others": ("NPZ", "pictures that are mixed into training images, if the arm has dual_fusion"),
 }
 """Input -> what stands for its path in the help, and what it is."""
 
@@ -26,7 +27,7 @@ def add_inputs(parser: argparse.ArgumentParser, *names: str, required: bool = Tr
 
 def add_explained(parser: argparse.ArgumentParser) -> None:
     """Declare what a step reads that retrains the explained network: ``--model``, ``--train``,
-    ``--members``, ``--queries`` and, for an arm on captions or latents, ``--texts`` and
-    ``--latents``."""
+    ``--members``, ``--queries`` and, for an arm on captions or latents, ``--texts``,
+    ``--latents`` and ``--others``."""
     add_inputs(parser, "model", "train", "members", "queries")
-    add_inputs(parser, "texts", "latents", required=False)
+    add_inputs(parser, "texts", "latents", "others", required=False)

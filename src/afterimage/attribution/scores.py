@@ -435,9 +435,9 @@ def run(args: argparse.Namespace) -> None:
         mean_recall = copies_table.groupby("attributor", sort=False)["recall"].mean()
         for name, value in mean_recall.items():
             step.metric(f"copies_first/{name}", value)
-        mean_area = concepts_table.groupby(["queries", "concept", "attributor"], sort=False)["area"]
-        for (set_name, concept, name), value in mean_area.mean().items():
-            step.metric(f"concepts/{set_name}/{concept}/{name}", value)
+        by_concept = concepts_table.groupby(["queries", "concept", "attributor"], sort=False)
+        for *names_of_area, value in by_concept["area"].mean().reset_index().to_numpy():
+            step.metric("/".join(["concepts", *names_of_area]), value)
         step.note(
             training_images=len(train),
             reported_subsets=subset_count - subset_count // 2,

@@ -351,11 +351,6 @@ class Study(Attacks):
                 "attribution.attributors: journey_trak follows the sampling of images, but with an "
                 "autoencoder latents are sampled; list the others"
             )
-        if arm.dual_fusion is not None:
-            raise ValueError(
-                f"attribution.arm = {chosen.arm!r}: dual_fusion is not repeated when networks are "
-                "trained on subsets; name an arm without"
-            )
         if chosen.concepts and (
             self.condition_of(chosen.arm) != "text" or arm.captions is not None
         ):

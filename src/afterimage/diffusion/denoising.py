@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
+from afterimage.config.arms import DualFusion
+from afterimage.diffusion.fusion import Fusion
 from afterimage.diffusion.latents import EncodedImages, Latents
 from afterimage.diffusion.model import classes_of
 from afterimage.diffusion.noising import Pixels
@@ -25,6 +27,19 @@ def denoising(
     if latents is None:
         return Pixels(images, *settings, **named)
     return Latents(images, latents, *settings, **named)
+
+
+def fusion_with(
+    reference: Images,
+    settings: DualFusion,
+    texts: Texts,
+    latents: EncodedImages | None,
+    scheduler: DDPMScheduler,
+) -> Fusion:
+    """Return what is mixed into training batches: reference images, with their captions."""
+    given = embedded_captions(texts, reference)
+    others = denoising(reference.pixels, latents, scheduler, texts=given)
+    return Fusion(others, settings.image, settings.caption)
 
 
 def task_of(

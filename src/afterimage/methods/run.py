@@ -62,8 +62,7 @@ from afterimage.config.stored import validated
 from afterimage.data import forget
 from afterimage.data.members import members
 from afterimage.diffusion.autoencoder import FOLDER
-from afterimage.diffusion.denoising import denoising
-from afterimage.diffusion.fusion import Fusion
+from afterimage.diffusion.denoising import denoising, fusion_with
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler, save_pipeline
@@ -298,10 +297,8 @@ def _prepare(
         surrogate = texts.embedding(settings["forget"][arm.forget]["surrogate"])
     fusion = None
     if arm.dual_fusion is not None and texts is not None:
-        reference = load_images(args.others)
-        given = embedded_captions(texts, reference)
-        others = denoising(reference.pixels, latents, scheduler, texts=given)
-        fusion = Fusion(others, arm.dual_fusion.image, arm.dual_fusion.caption)
+        others = load_images(args.others)
+        fusion = fusion_with(others, arm.dual_fusion, texts, latents, scheduler)
 
     def build(blocks: TransferBlocks | None, stream: str) -> UNet:
         network_seed = seeds.derive(seed, *path, stream)

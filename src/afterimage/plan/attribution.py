@@ -17,7 +17,7 @@ from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT, latents_of, texts_of, training_images
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step
-from afterimage.plan.train import arm_settings, network_settings
+from afterimage.plan.train import arm_settings, network_settings, others_of
 
 FOLDER = "attribution/rep{rep}/"
 CLASSIFIER = "data/classifier/run.json"
@@ -72,6 +72,10 @@ def _model(study: Study, job: Job) -> Inputs:
 
 def _with_queries(study: Study, job: Job) -> Inputs:
     return _model(study, job) | {"queries": _of(job, "queries")}
+
+
+def _retrained_arm(study: Study, job: Job) -> Inputs:
+    return _with_queries(study, job) | others_of(study, asked(study).arm)
 
 
 def _features(study: Study, job: Job, prefix: str) -> list[str]:
@@ -222,7 +226,7 @@ def _counterfactual_settings(study: Study, job: Job) -> Settings:
 
 def _counterfactual_inputs(study: Study, job: Job) -> Inputs:
     scores = {"scores": _of(job, f"scores/{MAIN}"), "classifier": CLASSIFIER}
-    return _with_queries(study, job) | scores
+    return _retrained_arm(study, job) | scores
 
 
 def _counterfactual_work(study: Study, name: str) -> Work:
@@ -384,7 +388,7 @@ STEPS = (
         folder=FOLDER + "retrain/{job}",
         keys=("attribution", "arms", "model", "diffusion", "train", "data", "sample"),
         settings=_retrain_settings,
-        inputs=_with_queries,
+        inputs=_retrained_arm,
         addresses=_names("attribution/retrain"),
         work=_retrain_work,
         memory=_retrain_memory,

@@ -40,6 +40,11 @@ def forget_sets(study: Study, names: list[str]) -> dict[str, Any]:
     return {name: study.forget[name].model_dump(mode="json") for name in names}
 
 
+def others_of(study: Study, arm: str) -> Inputs:
+    """Return the pictures that are mixed into an arm's training images; nothing for other arms."""
+    return {"others": f"{SPLIT}/reference.npz"} if study.arms[arm].dual_fusion is not None else {}
+
+
 def extractions(study: Study, job: Job, names: list[str]) -> dict[str, str]:
     """Return set -> the attack that defines it, for the forget sets of extracted images."""
     origins = {name: study.forget[name].extracted_from for name in names}
@@ -69,8 +74,7 @@ def _inputs(study: Study, job: Job) -> Inputs:
     if arm.matched_to is not None:
         inputs["matched"] = f"train/{arm.matched_to.arm}/rep{job.replicate}/run.json"
     inputs |= texts_of(study, job.arm) | latents_of(study)
-    if arm.dual_fusion is not None:
-        inputs["others"] = f"{SPLIT}/reference.npz"
+    inputs |= others_of(study, job.arm)
     for run in extractions(study, job, study.own_forget_sets(job.arm)).values():
         inputs["extraction"] = run  # an arm has at most one such set
     return inputs

@@ -122,6 +122,7 @@ def run(args: argparse.Namespace) -> None:
     inputs |= stored_input(validated(config.AnyModel, settings["model"], "model"))
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
+    inputs |= {"others": args.others} if args.others else {}
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
     same_bits()
@@ -134,7 +135,7 @@ def run(args: argparse.Namespace) -> None:
             scores = load_file(inputs["scores"])[f"{choice}/generated"]
         texts = Texts.load(args.texts) if args.texts else None
         latents = EncodedImages.load(args.latents) if args.latents else None
-        recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents)
+        recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents, args.others)
         removed = images_to_remove(
             choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), root
         )

@@ -52,7 +52,8 @@ from afterimage.config import (
 )
 from afterimage.config.attribution import TARGETS, GroundTruth
 from afterimage.config.stored import validated
-from afterimage.diffusion.denoising import denoising
+from afterimage.diffusion.denoising import denoising, fusion_with
+from afterimage.diffusion.fusion import Fusion
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.model import build_scheduler
@@ -106,6 +107,7 @@ class Recipe:
         images: The arm's training images, N.
         texts: Embeddings of their captions, if the arm is conditioned on them.
         latents: Their latents, if the arm denoises those.
+        fusion: What is mixed into training batches, if the arm has dual fusion.
         accelerator: Device and precision.
     """
 
@@ -118,6 +120,7 @@ class Recipe:
     images: Images
     texts: Texts | None
     latents: EncodedImages | None
+    fusion: Fusion | None
     accelerator: Accelerator
 
     @classmethod
@@ -128,6 +131,7 @@ class Recipe:
         members: Path,
         texts: Texts | None,
         latents: EncodedImages | None = None,
+        others: Path | None = None,
     ) -> Recipe:
         """Return the recipe of a resolved config.
 
@@ -138,6 +142,7 @@ class Recipe:
             members: Which of them the arm was trained on (.parquet).
             texts: Embeddings of captions, if the arm is conditioned on them.
             latents: Latents of the images, if the arm denoises those.
+            others: Pictures for dual fusion (.npz), if the arm has it.
 
         Raises:
             ConfigError: unless the arm is trained from scratch by the baseline method, with its own
@@ -162,18 +167,22 @@ class Recipe:
         if not np.array_equal(table["id"], images.ids):
             raise ArtifactError(f"{members} does not list the images of {train}")
         train_settings = Train.model_validate(arm.train)
+        diffusion = Diffusion.model_validate(settings["diffusion"])
+        scheduler = build_scheduler(diffusion, latents=latents is not None)
+        fusion = None
+        if arm.dual_fusion is not None and texts is not None and others is not None:
+            fusion = fusion_with(load_images(others), arm.dual_fusion, texts, latents, scheduler)
         return cls(
             arm=arm,
             train=train_settings,
             model=validated(AnyModel, settings["model"], "model"),
-            scheduler=build_scheduler(
-                Diffusion.model_validate(settings["diffusion"]), latents=latents is not None
-            ),
+            scheduler=scheduler,
             flips=settings["flips"],
             classes=classes_of(images, arm),
             images=images.take(table["trained"].to_numpy()),
             texts=texts,
             latents=latents,
+            fusion=fusion,
             accelerator=accelerator_for(train_settings),
         )
 
@@ -222,6 +231,7 @@ class Recipe:
                 dropout,
                 self.flips,
                 embedded_captions(self.texts, images),
+                fusion=self.fusion,
             ),
             sources=images.sources,
             labels=images.labels,
@@ -271,12 +281,13 @@ def run(args: argparse.Namespace) -> None:
     inputs |= stored_input(validated(AnyModel, resolved["settings"]["model"], "model"))
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
+    inputs |= {"others": args.others} if args.others else {}
 
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         # Read what is measured: the queries, under the retrained networks and the explained one.
         texts = Texts.load(args.texts) if args.texts else None
         latents = EncodedImages.load(args.latents) if args.latents else None
-        recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents)
+        recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents, args.others)
         queries = {name: load_images(path) for name, path in paths.items()}
         encoded = {
             name: latents_for(name, images, latents, pipeline) for name, images in queries.items()
