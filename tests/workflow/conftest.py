@@ -227,7 +227,11 @@ def latent(commands, tmp_path_factory) -> Workspace:
     autoencoder = {"kind": "trained", "channels": [8, 8], "norm_groups": 4, "updates": 5}
     made = clone(tmp_path_factory.mktemp("latent"), commands)
     prompts = {"arms": ["erased"], "prompts": 12, "draws": 1}
-    return of_captions(made, arms=arms, autoencoder=autoencoder, prompts=prompts)
+    attribution = {key: value for key, value in OF_CAPTIONED.items() if key != "counterfactual"}
+    attribution |= {"arm": "plain", "attributors": ["das"], "repeatability": None}
+    attribution |= {"remedied": REMEDIED, "concepts": {"line": ["thick", "thin"]}}
+    blocks = {"autoencoder": autoencoder, "prompts": prompts, "attribution": attribution}
+    return of_captions(made, arms=arms, **blocks)
 
 
 @pytest.fixture(scope="session")

@@ -111,9 +111,12 @@ def test_prompts_of_training_are_told_from_held_out_ones(captioned, latent):
     assert "copies=4" not in page[page.index("known by their prompts") :][:20_000]
 
 
-def test_the_influence_of_forgotten_captions_is_compared(captioned):
-    folder = captioned.results / "attribution/rep0/remedied/erased"
-    assert "texts" in artifacts.read_run(folder)["inputs"]
+@pytest.mark.parametrize("kind", ["captioned", "latent"])
+def test_the_influence_of_forgotten_captions_is_compared(kind, request):
+    folder = request.getfixturevalue(kind).results / "attribution/rep0/remedied/erased"
+    inputs = artifacts.read_run(folder)["inputs"]
+    assert "texts" in inputs
+    assert ("latents" in inputs) == (kind == "latent")
     influence = pd.read_csv(folder / "influence.csv")
     assert set(influence["network"]) == {"before", "after"}
     counts = influence.groupby("network")["count"].sum()
@@ -235,6 +238,20 @@ def test_a_study_of_latents_runs_to_the_end_and_is_right(latent):
         network = latent.results / "train" / arm / "rep0" / "pipeline" / "unet"
         text = "".join(path.read_text() for path in network.rglob("config.json"))
         assert '"in_channels": 4' in text
+
+
+def test_concepts_are_words_of_captions(latent):
+    """Half of the digits are thick by their captions, and half thin."""
+    table = pd.read_csv(latent.results / "report/tables/attribution_concepts.csv")
+    assert set(zip(table["attributor"], table["concept"], strict=True)) == {("das", "line")}
+    images = table.set_index("queries")["images"]
+    assert images[["holdout", "generated"]].tolist() == [4, 4]
+    assert (table["combination"] == "trained").all()
+    assert table["area"].between(0, 1).all()
+    queries = load_images(latent.results / "attribution/rep0/queries/generated.npz")
+    own = pd.read_csv(latent.results / "attribution/rep0/scores/main/concepts.csv")
+    own = own[own["queries"] == "generated"]
+    assert own["word"].tolist() == [text.split(", ")[1] for text in queries.captions]
 
 
 def test_what_no_training_changes_is_stored_once(latent):
