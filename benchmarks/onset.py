@@ -65,11 +65,11 @@ STUDIES: dict[str, dict[str, Any]] = {
 }
 
 
-def train(folder: Path, name: str, trainings: int, cores: int) -> Path:
+def train(folder: Path, study: dict[str, Any], cores: int) -> Path:
     """Train a study's networks, or those that are missing; return the folder of its results."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{name}.yaml"
-    study = COMMON | STUDIES[name] | {"study": f"onset_{name}", "replicates": trainings}
+    study = COMMON | study
+    file = folder / f"{study['study']}.yaml"
     file.write_text(yaml.safe_dump(study, sort_keys=False))
     root = Path(__file__).parent.parent
     command = ["snakemake", "--quiet", f"-c{cores}", "--snakefile", str(root / "Snakefile")]
@@ -78,13 +78,13 @@ def train(folder: Path, name: str, trainings: int, cores: int) -> Path:
     return folder / "results" / study["study"]
 
 
-def networks(training: Path, updates: int) -> list[tuple[int, Path]]:
+def networks(training: Path, updates: int, shares: np.ndarray = SHARES) -> list[tuple[int, Path]]:
     """Return the updates and the pipeline of each state of a training, the last included."""
     states = sorted(
         training.glob("states/path*"), key=lambda path: int(path.name.removeprefix("path"))
     )
     folders = [*(state / "pipeline" for state in states), training / "pipeline"]
-    return [(round(share * updates), path) for share, path in zip(SHARES, folders, strict=True)]
+    return [(round(share * updates), path) for share, path in zip(shares, folders, strict=True)]
 
 
 def drawn(pipeline: Path, replicate: int, ids: np.ndarray) -> np.ndarray:
@@ -137,7 +137,8 @@ if __name__ == "__main__":
     args = parser.parse_args()
     rows = []
     for name, study in STUDIES.items():
-        results = train(args.folder, name, args.trainings, args.cores)
+        named = {"study": f"onset_{name}", "replicates": args.trainings}
+        results = train(args.folder, study | named, args.cores)
         updates = study["train"]["updates"]
         place = {round(share * updates): k for k, share in enumerate(SHARES)}
         for replicate in range(args.trainings):
