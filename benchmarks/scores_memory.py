@@ -44,6 +44,23 @@ def anonymous() -> float:
     return int(found[1]) / 2**20
 
 
+class Peak:
+    """The largest ``anonymous`` memory since the last start."""
+
+    def __init__(self) -> None:
+        self.gigabytes = 0.0
+        threading.Thread(target=self._look, daemon=True).start()
+
+    def start(self) -> None:
+        """Forget what was before."""
+        self.gigabytes = anonymous()
+
+    def _look(self) -> None:
+        while True:
+            self.gigabytes = max(self.gigabytes, anonymous())
+            time.sleep(0.2)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=50_000)
@@ -81,25 +98,18 @@ def main() -> None:
     )
     stored = sum(map(np.size, [*inputs.train.features.values(), inputs.train.rows]))
     print(f"features of the training images: {4 * stored / 2**30:.1f} GB", flush=True)
-    peak, done = anonymous(), threading.Event()
-
-    def look() -> None:
-        nonlocal peak
-        while not done.wait(0.2):
-            peak = max(peak, anonymous())
-
-    threading.Thread(target=look, daemon=True).start()
-    print(f"before: {peak:.1f} GB")
+    print(f"before: {anonymous():.1f} GB")
+    peak = Peak()
     for name in args.attributors:
-        started, peak = time.perf_counter(), anonymous()
+        started = time.perf_counter()
+        peak.start()
         scores_at = attributors.scorer(name, inputs)
         grid = np.logspace(-6, 6, args.regularisers) if ATTRIBUTOR_TABLE[name].regularised else [1]
         for relative in grid:
             scores = scores_at(relative)
             assert scores.shape == (args.queries, args.images)
         seconds = time.perf_counter() - started
-        print(f"{name:24} {seconds:7.0f} s, at most {peak:5.1f} GB", flush=True)
-    done.set()
+        print(f"{name:24} {seconds:7.0f} s, at most {peak.gigabytes:5.1f} GB", flush=True)
 
 
 if __name__ == "__main__":
