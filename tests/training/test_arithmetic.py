@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afterimage.diffusion.model import save_pipeline
-from afterimage.methods import baseline
+from afterimage.methods import baseline, erasediff, siss
 from afterimage.methods.iet_agc import train as iet_agc
 from afterimage.training import learner as learner_module
 from afterimage.training.learner import Learner, NonFiniteError, plain
@@ -256,6 +256,40 @@ def test_an_update_reads_nothing_from_the_device(arm, make_job, tmp_path, unseen
     with Reads() as reads:
         update(1)
     assert reads.count == 0
+
+
+@pytest.mark.parametrize(
+    ("module", "arm"),
+    [
+        (erasediff, {"method": "erasediff"}),
+        (erasediff, {"method": "erasediff", "barrier": "gap"}),
+        (erasediff, {"method": "erasediff", "barrier": "cosine", "target": "uniform"}),
+        (siss, {"method": "siss", "norm_ratio": 0.1}),
+    ],
+)
+def test_an_update_that_combines_gradients_reads_nothing_from_the_device(
+    module, arm, unlearner, tmp_path, unseen, monkeypatch
+):
+    expected = module.train(unlearner(tmp_path / "waits", arm, updates=6))
+    unseen()
+    job, updates = unlearner(tmp_path / "goes on", arm, updates=6), []
+
+    def capture(self, update, *_):
+        updates.append(update)
+        raise StopIteration
+
+    with monkeypatch.context() as patched:
+        patched.setattr(type(job), "run", capture)
+        with pytest.raises(StopIteration):
+            module.train(job)
+    (update,) = updates
+    update(0)
+    with Reads() as reads:
+        update(1)
+    assert reads.count == 0
+    found = module.train(unlearner(tmp_path / "once more", arm, updates=6))
+    for mine, theirs in zip(found.raw.parameters(), expected.raw.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("at", [3, 4])

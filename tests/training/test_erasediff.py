@@ -36,8 +36,10 @@ def settings(barrier: str, eta: float = 0.1, **more) -> EraseDiff:
 def solve(r, q, barrier: str, eta: float = 0.1, gap: float = 0.0):
     """Return lambda, delta and the barrier for two vectors."""
     r, q = np.array(r, float), np.array(q, float)
-    found = direction(r @ r, q @ r, q @ q, settings(barrier, eta), gap)
-    return found.weight, r + found.weight * q, found.barrier
+    products = (torch.tensor(value, dtype=torch.float64) for value in (r @ r, q @ r, q @ q))
+    found = direction(*products, settings(barrier, eta), gap)
+    weight = found.weight.item()
+    return weight, r + weight * q, None if found.barrier is None else found.barrier.item()
 
 
 # ---- the direction -------------------------------------------------------------------------------
@@ -85,8 +87,9 @@ def test_where_the_rest_is_at_its_optimum_the_barrier_decides(barrier, weight):
     found, delta, _ = solve((0, 0), (2, -2), barrier, gap=3.0)
     assert found == pytest.approx(weight)
     assert delta == pytest.approx((2 * weight, -2 * weight))
-    pure = direction(0.0, 0.0, 8.0, settings("fixed", weight=1.0))
-    assert pure.weight * np.array((2, -2)) == pytest.approx((2, -2))
+    products = torch.tensor([0.0, 0.0, 8.0], dtype=torch.float64)
+    pure = direction(*products, settings("fixed", weight=1.0))
+    assert pure.weight.item() * np.array((2, -2)) == pytest.approx((2, -2))
 
 
 vectors = st.integers(1, 6).flatmap(
@@ -569,7 +572,8 @@ def test_shared_adam_is_one_optimiser_whose_weights_are_put_back(unlearner, tmp_
             step(gradient(targets.batch(own, i)), 2e-3)
         net.load_state_dict(start)
         q, r = gradient(targets.batch(sides, s)), gradient(sides.batch("remain", s))
-        step(torch._foreach_add(r, q, alpha=0.4), job.train.learning_rate)
+        weighted = torch._foreach_mul(q, torch.tensor(0.4))
+        step(torch._foreach_add(r, weighted), job.train.learning_rate)
     pairs = zip(result.raw.parameters(), net.parameters(), strict=True)
     assert all(torch.equal(one, other) for one, other in pairs)
     assert result.facts["inner_updates"] == 6

@@ -21,7 +21,6 @@ forgetting against retention.
 from __future__ import annotations
 
 import copy
-import math
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -34,7 +33,7 @@ from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch, Change
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
 from afterimage.training.job import Trained, TrainingRun
-from afterimage.training.learner import Learner, NonFiniteError, Number, plain
+from afterimage.training.learner import Learner, Number, plain
 
 
 @dataclass(frozen=True)
@@ -47,13 +46,17 @@ class Direction:
         barrier: a, the lower bound on <q, delta>; None for rules without a barrier.
     """
 
-    weight: float
-    cosine: float
-    barrier: float | None
+    weight: torch.Tensor
+    cosine: torch.Tensor
+    barrier: torch.Tensor | None
 
 
-def direction(rr: float, qr: float, qq: float, arm: EraseDiff, gap: float = 0.0) -> Direction:
+def direction(
+    rr: torch.Tensor, qr: torch.Tensor, qq: torch.Tensor, arm: EraseDiff, gap: Number = 0.0
+) -> Direction:
     """Return lambda by the arm's rule; 0 if q is zero and the rule is adaptive.
+
+    All are float64, (), on the device of the gradients, of which none is read.
 
     Args:
         rr: |r|^2.
@@ -65,18 +68,20 @@ def direction(rr: float, qr: float, qq: float, arm: EraseDiff, gap: float = 0.0)
             = weight, are those of the released code.
         gap: g.
     """
-    cosine = qr / (math.sqrt(qq) * math.sqrt(rr)) if qq > 0 and rr > 0 else 0.0
+    cosine = torch.where((qq > 0) & (rr > 0), qr / (qq.sqrt() * rr.sqrt()), 0.0)
     if arm.barrier == "fixed":
-        return Direction(arm.weight, cosine, None)
+        return Direction(torch.full_like(qq, arm.weight), cosine, None)
     if arm.barrier == "cosine":
-        return Direction(max(0.0, arm.eta - cosine) if qq > 0 else 0.0, cosine, None)
-    barrier = arm.eta * (qq if arm.barrier == "gradnorm" else max(gap, 0.0))
-    return Direction(max(0.0, (barrier - qr) / qq) if qq > 0 else 0.0, cosine, barrier)
+        return Direction(torch.where(qq > 0, (arm.eta - cosine).clamp(min=0), 0.0), cosine, None)
+    least = qq if arm.barrier == "gradnorm" else torch.as_tensor(gap).to(qq).clamp(min=0)
+    barrier = arm.eta * least
+    return Direction(torch.where(qq > 0, ((barrier - qr) / qq).clamp(min=0), 0.0), cosine, barrier)
 
 
-def dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
-    """Return the inner product of two gradients, each a list of tensors, one per weight."""
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).double().sum().item()
+def dot(a: list[torch.Tensor], b: list[torch.Tensor]) -> torch.Tensor:
+    """Return the inner product of two gradients, each a list of tensors, one per weight; float64,
+    ()."""
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).double().sum()
 
 
 def antithetic(timesteps: torch.Tensor, count: int) -> torch.Tensor:
@@ -219,14 +224,14 @@ class Inner:
 class Pushes:
     """The number of updates with nonzero lambda, i.e. in which the forget set moved the weights."""
 
-    def __init__(self) -> None:
-        self.count = torch.zeros((), dtype=torch.int64)
+    def __init__(self, device: torch.device) -> None:
+        self.count = torch.zeros((), dtype=torch.int64, device=device)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return {"count": self.count}
 
     def load(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.count = tensors["count"]
+        self.count = tensors["count"].to(self.count.device)
 
 
 def train(job: TrainingRun) -> Trained:
@@ -244,7 +249,8 @@ def train(job: TrainingRun) -> Trained:
     assert job.base is not None
     load_weights(job.net, job.base)
     learner = Learner(job.net, settings, job.accelerator)
-    net, objective, sides, pushes = learner.net, plain(job.task), Sides(job), Pushes()
+    net, objective, sides = learner.net, plain(job.task), Sides(job)
+    pushes = Pushes(job.accelerator.device)
     targets = Targets(job, net if arm.target_network == "current" else copy.deepcopy(net))
     inner = Inner(job, targets) if arm.runs_inner_steps else None
     retime = retiming(job)
@@ -260,8 +266,7 @@ def train(job: TrainingRun) -> Trained:
         logs["forget_loss"] = learner.gradient(forget, objective)
         q = gradients(net)
         qq = dot(q, q)
-        if not math.isfinite(qq):
-            raise NonFiniteError(f"the norm of the forgetting gradient is {math.sqrt(qq)}")
+        learner.told("norm of the forgetting gradient", qq.sqrt())
 
         # Gap to the minimum of the forgetting loss, g.
         if inner is not None:
@@ -274,7 +279,7 @@ def train(job: TrainingRun) -> Trained:
         logs["loss"] = learner.gradient(remain, objective)
         r = gradients(net)
         qr = dot(q, r)
-        turn = direction(dot(r, r), qr, qq, arm, float(logs.get("gap", 0.0)))
+        turn = direction(dot(r, r), qr, qq, arm, logs.get("gap", 0.0))
         logs |= {
             "lambda": turn.weight,
             "cosine": turn.cosine,
@@ -286,15 +291,14 @@ def train(job: TrainingRun) -> Trained:
         # Step along delta = r + lambda q.
         trainable = [weight for weight in net.parameters() if weight.grad is not None]
         before = [weight.detach().clone() for weight in trainable]
-        for weight, delta in zip(
-            trainable, torch._foreach_add(r, q, alpha=turn.weight), strict=True
-        ):
+        deltas = torch._foreach_add(r, torch._foreach_mul(q, turn.weight.float()))
+        for weight, delta in zip(trainable, deltas, strict=True):
             weight.grad = delta
         logs |= learner.step(s)
         logs["descent_made"] = dot(
             q, [old - new.detach() for old, new in zip(before, trainable, strict=True)]
         )
-        pushes.count += turn.weight > 0
+        pushes.count = pushes.count + (turn.weight > 0)
         return logs
 
     progress = job.run(update, {"learner": learner, "pushes": pushes}, learner.networks)

@@ -42,6 +42,7 @@ from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
+from torch.nn.utils import get_total_norm
 
 from afterimage import seeds
 from afterimage.config import Siss
@@ -127,11 +128,6 @@ def weighted(task: Task) -> Objective:
         return losses, torch.ones_like(losses)
 
     return objective
-
-
-def norm(gradient: list[torch.Tensor]) -> float:
-    """Return the Euclidean norm of a gradient, a list of tensors, one per weight."""
-    return float(torch.nn.utils.get_total_norm(gradient))
 
 
 class Pairs:
@@ -236,10 +232,11 @@ def train(job: TrainingRun) -> Trained:
         seed_dropout(pairs.sides, s)
         loss = learner.gradient(kept, objective)
         pulled = [factor * gradient for gradient in gradients(learner.net)]
-        subtracted = forget_factor
+        subtracted: Number = forget_factor
         if arm.norm_ratio is not None:
-            size = norm(pushed)
-            subtracted = arm.norm_ratio * norm(pulled) / size if size > 0 else 0.0
+            size = get_total_norm(pushed)
+            ratio = arm.norm_ratio * get_total_norm(pulled) / size
+            subtracted = torch.where(size > 0, ratio, 0.0)
         trainable = [weight for weight in learner.net.parameters() if weight.grad is not None]
         for weight, pull, push in zip(trainable, pulled, pushed, strict=True):
             weight.grad = pull - subtracted * push
@@ -247,8 +244,8 @@ def train(job: TrainingRun) -> Trained:
             "loss": loss,
             "forget_loss": forget_loss,
             "forget_factor": subtracted,
-            "weight": kept.weights.mean().item(),
-            "forget_weight": forgotten.weights.mean().item(),
+            "weight": kept.weights.mean(),
+            "forget_weight": forgotten.weights.mean(),
         } | learner.step(s)
 
     progress = job.run(update, {"learner": learner}, learner.networks)
