@@ -106,7 +106,7 @@ def test_measured_times_hold_for_a_third_study_within_a_factor_of_four(root, mon
     assert ANOTHER[step] / 4 < found < 4 * ANOTHER[step]
 
 
-UNMEASURED = {"attribution/acceleration", "data/encode"}
+UNMEASURED = {"attribution/acceleration"}
 """Steps that no study in the table has; they take the default of ``measured``."""
 
 

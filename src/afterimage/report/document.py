@@ -350,9 +350,13 @@ class Document:
             rows.append(row)
         never = (
             "Compare with the arm that never saw the images, if there is one: forgetting means "
-            "to be like it. *Updates to relearn* are those of plain training on the images until "
-            "the model shows them again, one number for each training."
+            "to be like it."
         )
+        if (numbers["metric"] == "relearn_updates").any():  # of sets of one label
+            never += (
+                " *Updates to relearn* are those of plain training on the images until the model "
+                "shows them again, one number for each training."
+            )
         return "\n\n".join([markdown(rows), never])
 
     def _attribution(self) -> str:
