@@ -352,11 +352,18 @@ def _scores() -> dict[str, pd.DataFrame]:
         )
         for row in pairs
     )
+    areas = [
+        {"attributor": name, "queries": "generated", "query": query, "concept": "colour"}
+        | {"word": "red", "combination": "trained", "area": area + 0.1 * query}
+        for name, area in (("das_revised", 0.7), ("pixel_l2", 0.5))
+        for query in range(3)
+    ]
     return {
         "lds.csv": pd.DataFrame(rows),
         "units.parquet": units,
         "differences.csv": pd.DataFrame(pairs),
         "paired.parquet": paired,
+        "concepts.csv": pd.DataFrame(areas),
     }
 
 
