@@ -93,7 +93,8 @@ book.say(page.chosen_sets())
 if page.curves():
     book.keep(page.losses(), "steps")
 else:
-    book.say("No arm on this page starts from another.")
+    book.say("No arm on this page starts from another and is trained.")
+book.say(page.at_once())
 
 # %% [markdown]
 # Each method's own losses, logarithmic: that of the rest, and that which it takes the forgotten
@@ -134,6 +135,8 @@ else:
 for name in page.sets:
     if len(page.by_class(name)):
         book.keep(page.classes(name), f"classes_{name}")
+if not any(len(page.by_class(name)) for name in page.sets):
+    book.say("No forget set is a class.")
 
 # %% [markdown]
 # Share of the generations, in percent, that the classifier sees as the class that was asked for,

@@ -3,6 +3,7 @@ from them."""
 
 from __future__ import annotations
 
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from afterimage.images import Images
 from afterimage.metrics import ranking
 from afterimage.plan import jobs
 from afterimage.plan.resolved import resolved
+from afterimage.report.notebook import Notebook
+from afterimage.report.pages.erasediff import Unlearning
 
 BASE = {"base": "conditional", "train": {"updates": 20}}
 ARMS = {
@@ -174,6 +177,22 @@ def test_every_figure_and_the_published_table(study, show):
     assert text.count("not within 8") == 3  # salun: in both tables and under the curves
     assert "the forgotten images moved the weights in 17 of 1500 updates" in text
     assert "baseline" not in text
+
+
+def test_an_arm_that_is_changed_in_one_step_is_named_and_has_no_panel(study, tmp_path):
+    made, built = study(1, show_images=True)
+    results = tmp_path / "results"
+    shutil.copytree(built, results)
+    curve = results / "train" / "salun" / "rep0" / "metrics.jsonl"
+    first = curve.read_text().splitlines()
+    curve.write_text("\n".join(line for line in first if '"step": 5,' in line))
+    page = Unlearning(Notebook(results, tmp_path / "figures", 0.95), list(made.arms), 1)
+    assert "salun" not in page.curves()
+    assert "erasediff" in page.curves()
+    assert page.at_once() == "Changed in one step, without a curve: salun."
+    whole = Unlearning(Notebook(built, tmp_path / "figures", 0.95), list(made.arms), 1)
+    assert "salun" in whole.curves()
+    assert whole.at_once() == ""
 
 
 def test_one_training_gives_no_verdict(study, show):

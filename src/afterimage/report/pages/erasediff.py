@@ -361,16 +361,24 @@ class Unlearning:
     # ---- along the steps
 
     def curves(self) -> dict[str, pd.DataFrame]:
-        """Return the training curves of the arms that start from another.
+        """Return the training curves of the arms that start from another, in several updates.
 
         One column per name, by update.
         """
+        return {arm: curve for arm, curve in self._steps().items() if len(curve) > 1}
+
+    def _steps(self) -> dict[str, pd.DataFrame]:
         curves = {}
         for arm in self.arms:
             if self.own[arm]["base"]:
                 lines = pd.read_json(self.book.folder("train", arm, "metrics.jsonl"), lines=True)
                 curves[arm] = lines.pivot_table(index="step", columns="name", values="value")
         return curves
+
+    def at_once(self) -> str:
+        """Return which arms have no curve, as a sentence; nothing if none."""
+        arms = [arm for arm, curve in self._steps().items() if len(curve) < 2]
+        return f"Changed in one step, without a curve: {', '.join(arms)}." if arms else ""
 
     def losses(self) -> Figure:
         """Draw the losses of each method by update."""
