@@ -31,6 +31,7 @@ confidence = 0.95
 from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.extraction import DISTANCES, THRESHOLDS, Extraction
+from afterimage.report.prompts import NOTE
 
 book = Notebook(results, figures, confidence, plantings)
 page = Extraction(book, arms, replicates)
@@ -131,13 +132,7 @@ else:
 # %%
 if len(page.prompts()):
     book.show(page.prompts())
-    book.say(
-        "Area under the curve of captions that were trained on before captions of held-out images, "
-        "of all and by how often image and caption were planted; 0.5 is chance, and what captions "
-        "of twins, which no arm was trained on, should have. `noise_difference`: Wen et al. 2024; "
-        "`one_step`: Webster 2023; `anisotropy`: Asthana and Belagiannis 2026, all at the first "
-        "step of the sampler; `cliques`: Carlini et al. 2023, section 4.2."
-    )
+    book.say(NOTE)
 else:
     book.say("Prompts were not attacked (`prompts` in the study).")
 

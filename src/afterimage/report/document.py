@@ -21,7 +21,15 @@ import pandas as pd
 from matplotlib import pyplot as plt
 
 from afterimage import artifacts
-from afterimage.report import attribution, comparison, figures, format, frontier, verdicts
+from afterimage.report import (
+    attribution,
+    comparison,
+    figures,
+    format,
+    frontier,
+    prompts,
+    verdicts,
+)
 from afterimage.report.names import frechet_of, name_of, unit_of
 from afterimage.report.path_figures import PathFigures
 
@@ -171,6 +179,7 @@ class Document:
             "Copying at equal quality": self._at_equal_quality(),
             "Arms": self._arms(),
             **self._forgetting(),
+            "Prompts": self._prompts(),
             "Attribution": self._attribution(),
             "Deduplication": self._deduplication(),
             "What was spent": self._spent(),
@@ -358,6 +367,15 @@ class Document:
                 "shows them again, one number for each training."
             )
         return "\n\n".join([markdown(rows), never])
+
+    def _prompts(self) -> str:
+        rows = []
+        for arm in dict.fromkeys(self.arms["arm"]):
+            for detector, groups in prompts.areas(dict.fromkeys(self.arms["metric"])).items():
+                areas = {group: self._value(arm, metric) for group, metric in groups.items()}
+                if areas[prompts.ALL]:
+                    rows.append({"arm": f"`{arm}`", "detector": f"`{detector}`", **areas})
+        return "\n\n".join([markdown(rows), prompts.NOTE]) if rows else ""
 
     def _attribution(self) -> str:
         whole, pairs = self._table("attribution"), self._table("attribution_differences")

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from afterimage import artifacts
 from afterimage.images import Images, load_images
-from afterimage.report import figures, format
+from afterimage.report import figures, format, prompts
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, is_share, name_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
@@ -316,23 +316,11 @@ class Extraction:
         """Return one row per arm and detector of memorised prompts: the area under the curve of
         captions of training before held-out ones, of all and by how they were planted; no rows if
         prompts were not attacked."""
-        known = [metric for metric in self.metrics if metric.startswith("prompt_auc[")]
-        groups: dict[str, dict[str, str]] = {}
-        for metric in known:
-            detector, _, group = (
-                metric.removeprefix("prompt_auc[").removesuffix("]").partition(", ")
-            )
-            groups.setdefault(detector, {})[group or "all"] = metric
-        apart = any(group.startswith("repeat=") for named in groups.values() for group in named)
         rows: Table = []
         for arm in self.arms:
-            for detector, named in groups.items():
-                areas = {
-                    _group_name(group): self.value(arm, metric)
-                    for group, metric in named.items()
-                    if not (apart and group.startswith("copies="))  # the same captions again
-                }
-                if areas["all"]:
+            for detector, groups in prompts.areas(self.metrics).items():
+                areas = {group: self.value(arm, metric) for group, metric in groups.items()}
+                if areas[prompts.ALL]:
                     rows.append({"arm": format.bold(arm), "detector": detector, **areas})
         return rows
 
@@ -463,14 +451,3 @@ def floor_of(metric: str) -> str:
         if "generations" in metric
         else f"{metric} of holdout"
     )
-
-
-def _group_name(group: str) -> str:
-    """Return the name of a group of captions, ``copies=<n>`` or ``repeat=<what> times=<n>``."""
-    what, _, times = group.removeprefix("repeat=").partition(" times=")
-    if times:
-        return what if what == "neither" else f"{what}, {times} times"
-    if group.startswith("copies="):
-        number = group.removeprefix("copies=")
-        return f"{number} copy" if number == "1" else f"{number} copies"
-    return group
