@@ -75,14 +75,17 @@ class Pile:
 
     def __init__(self) -> None:
         self._room = np.empty(0, np.uint8)
-        self._used = 0
+        self._used = self._rooms = 0
 
     def keep(self, array: np.ndarray) -> np.ndarray:
         """Return a copy of an array, uint8: of the first ones in memory, of later ones in files."""
         if self._used + array.size > len(self._room):
-            # A first room of this size is in memory, and each one after it in a file.
-            size = LARGEST_IN_MEMORY + bool(len(self._room))
-            self._room, self._used = empty((max(size, array.size),), np.uint8), 0
+            # As much room again as there is, in memory; beyond what is kept there, in a file.
+            size = max(array.size, min(self._rooms, LARGEST_IN_MEMORY))
+            if self._rooms + size > LARGEST_IN_MEMORY:
+                size = max(size, LARGEST_IN_MEMORY + 1)
+            self._room, self._used = empty((size,), np.uint8), 0
+            self._rooms += size
         start, self._used = self._used, self._used + array.size
         kept = self._room[start : self._used].reshape(array.shape)
         kept[...] = array

@@ -14,7 +14,7 @@ import pytest
 
 import afterimage
 from afterimage import provenance
-from afterimage.config.data import Data, HuggingFace, Parquet, SklearnDigits, SourceBlock
+from afterimage.config.data import Data, HuggingFace, Parquet, Shapes, SklearnDigits, SourceBlock
 from afterimage.data import sources
 from afterimage.images import load_images
 
@@ -91,10 +91,12 @@ def test_the_fingerprint_of_a_source_has_its_own_reader_only(block):
 
 
 def test_the_known_shape_is_that_of_the_images():
-    known = [block for block in SourceBlock.__subclasses__() if block.known_shape is not None]
-    assert known == [SklearnDigits]
-    images, _ = sources.read(SklearnDigits(kind="sklearn-digits"))
-    assert images.pixels.shape[1:] == SklearnDigits.known_shape
+    known = {block for block in SourceBlock.__subclasses__() if block.known_shape is not None}
+    drawn = [SklearnDigits(kind="sklearn-digits"), Shapes(kind="shapes", each=1)]
+    assert known == {type(source) for source in drawn}
+    for source in drawn:
+        images, _ = sources.read(source)
+        assert images.pixels.shape[1:] == source.known_shape
 
 
 @pytest.mark.parametrize(

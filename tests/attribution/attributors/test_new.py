@@ -103,6 +103,7 @@ def scores_command(tmp_path) -> tuple[list[str], dict[str, np.ndarray]]:
     settings = {
         "attributors": ["toy"],
         "regularisers": [1.0],
+        "concepts": {},
         "subsets": SUBSETS,
         "seeds": 1,
         "share": 0.5,
