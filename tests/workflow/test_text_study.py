@@ -257,7 +257,8 @@ def test_concepts_are_words_of_captions(latent):
 def test_what_no_training_changes_is_stored_once(latent):
     vae = latent.results / "data" / "autoencoder" / "vae"
     networks = [path.parent for path in latent.results.glob("train/**/vae/config.json")]
-    assert len(networks) == 16  # averaged and last weights of each arm, at the end and on the way
+    # Averaged and last weights of each arm, at the end and on the way, and a state to attribute.
+    assert len(networks) == 18
     for folder in networks:
         for file in artifacts.files_in(vae):
             assert file.samefile(folder / file.name)

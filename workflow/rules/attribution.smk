@@ -108,6 +108,7 @@ rule scores:
         paired="results/{study}/attribution/rep{rep}/scores/{job}/paired.parquet",
         regularisers="results/{study}/attribution/rep{rep}/scores/{job}/regularisers.csv",
         copies="results/{study}/attribution/rep{rep}/scores/{job}/copies.csv",
+        concepts="results/{study}/attribution/rep{rep}/scores/{job}/concepts.csv",
         first="results/{study}/attribution/rep{rep}/scores/{job}/first.parquet",
         leverage="results/{study}/attribution/rep{rep}/scores/{job}/leverage.csv",
         scores="results/{study}/attribution/rep{rep}/scores/{job}/scores.safetensors",

@@ -52,7 +52,7 @@ rule tables:
         frontier="results/{study}/report/tables/frontier.csv",
         attribution=[
             f"results/{{study}}/report/tables/attribution{table}.csv"
-            for table in ("", "_differences", "_counterfactual", "_cost")
+            for table in ("", "_differences", "_counterfactual", "_concepts", "_cost")
         ],
         union="results/{study}/report/tables/union.csv",
         loss="results/{study}/report/tables/loss.csv",
