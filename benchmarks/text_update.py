@@ -29,7 +29,7 @@ from diffusers.training_utils import EMAModel
 from torch.nn import functional
 from torch.utils.data import DataLoader, TensorDataset
 from training import captured
-from transformers import CLIPTextModel, CLIPTokenizerFast
+from transformers import AutoTokenizer, CLIPTextModel
 
 from afterimage.attribution.judges.retrain import Recipe
 from afterimage.diffusion.latents import EncodedImages
@@ -74,7 +74,7 @@ def by_recipe(training: TrainingRun, recipe: Recipe, pipeline: Path, encode: boo
     rates = get_scheduler("constant", optimizer)
     vae: Any = AutoencoderKL.from_pretrained(pipeline / "vae").requires_grad_(False)
     encoder = CLIPTextModel.from_pretrained(pipeline / "text_encoder").requires_grad_(False)
-    tokenizer = CLIPTokenizerFast.from_pretrained(pipeline / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(pipeline / "tokenizer")
     tokens = tokenizer(
         recipe.images.captions.tolist(),
         padding="max_length",
