@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from scipy.special import expit
 
@@ -37,6 +37,7 @@ def test_unlearning_goes_the_other_way():
 
 
 @given(some_paths, st.lists(numbers, min_size=1, max_size=5))
+@example([(0.0, 0.0), (5e-324, 0.0)], [1.0])
 def test_a_worse_quality_never_costs_copies_and_reversal_changes_nothing(path, at):
     quality, copying = of(path)
     at = np.sort(np.array(at))

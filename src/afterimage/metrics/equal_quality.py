@@ -39,7 +39,8 @@ def least_copying(quality: np.ndarray, copying: np.ndarray, at: np.ndarray) -> n
     low, high = np.minimum(first, second), np.maximum(first, second)
     crossed = (low <= at[:, None]) & (at[:, None] <= high) & (low < high)  # (G, K - 1), the lines
     length = np.where(low < high, second - first, 1)
-    along = np.clip((at[:, None] - first) / length, 0, 1)  # used where crossed
+    with np.errstate(over="ignore"):  # far beyond a line of next to no length
+        along = np.clip((at[:, None] - first) / length, 0, 1)  # used where crossed
     on_line = np.where(crossed, copying[:-1] + along * (copying[1:] - copying[:-1]), np.inf)
     least = np.minimum(within.min(axis=1), on_line.min(axis=1, initial=np.inf))
     return np.where(np.isinf(least), np.nan, least)
