@@ -15,10 +15,8 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from onset import COMMON, LOOK, TRAINED, drawn, networks, train
+from onset import COMMON, LOOK, TRAINED, drawn, known_images, networks, train
 
-from afterimage.data.members import trained_rows
-from afterimage.images import load_images
 from afterimage.standalone.looks import Watch
 
 PAIRS = {64: 512, 128: 1024}
@@ -46,10 +44,7 @@ def study(images: int, seed: int) -> dict[str, Any]:
 def watched(results: Path, images: int, seed: int) -> Watch:
     """Return the looks at a training, up to the first that shows copies."""
     training = results / "train" / "plain" / "rep0"
-    members = pd.read_parquet(training / "members.parquet")
-    known = trained_rows(load_images(results / "data/planting/0/train.npz"), members)
-    holdout = load_images(results / "data/split/holdout.npz")
-    watch = Watch(known, holdout, LOOK, STATES, seed=seed)
+    watch = Watch(*known_images(results, 0), LOOK, STATES, seed=seed)
     shares = np.geomspace(FIRST, 1, STATES)
     for update, pipeline in networks(training, BUDGET * images, shares):
         watch.look(drawn(pipeline, 0, np.arange(LOOK)), update)

@@ -19,7 +19,7 @@ import yaml
 from afterimage import config
 from afterimage.data.members import trained_rows
 from afterimage.diffusion.sample import generate, load_trained
-from afterimage.images import load_images
+from afterimage.images import Images, load_images
 from afterimage.standalone.looks import Watch
 
 LOOK, FULL = 256, 2048
@@ -94,12 +94,17 @@ def drawn(pipeline: Path, replicate: int, ids: np.ndarray) -> np.ndarray:
     return generate(net, scheduler, ids, settings, SEED, replicate)
 
 
+def known_images(results: Path, replicate: int) -> tuple[Images, Images]:
+    """Return the images of a training, and those held out."""
+    members = pd.read_parquet(results / f"train/plain/rep{replicate}/members.parquet")
+    images = load_images(results / "data/planting/0/train.npz")
+    return trained_rows(images, members), load_images(results / "data/split/holdout.npz")
+
+
 def onsets(results: Path, replicate: int, updates: int) -> dict[str, float | None]:
     """Return the update from which the watch and the full attack say that a training copies."""
     training = results / "train" / "plain" / f"rep{replicate}"
-    members = pd.read_parquet(training / "members.parquet")
-    images = trained_rows(load_images(results / "data/planting/0/train.npz"), members)
-    holdout = load_images(results / "data/split/holdout.npz")
+    images, holdout = known_images(results, replicate)
     watch = Watch(images, holdout, LOOK, STATES, seed=SEED)
     full = Watch(images, holdout, FULL, 1, seed=SEED)
     truth = None

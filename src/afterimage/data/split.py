@@ -113,7 +113,8 @@ def split(
     )
 
     # Draw the pool, and all training sets that are made of it.
-    rows, alone = _pool(images, candidates, size, 2 * planted, flips, seed)
+    content = contents(images.pixels)
+    rows, alone = _pool(images, content, candidates, size, 2 * planted, flips, seed)
     pool = images.take(rows)
     galleries = [pool]
     if planted:
@@ -122,7 +123,7 @@ def split(
 
     # Draw the controls.
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(everything, rows)
-    holdout, reference, left_out = _controls(images, rest, galleries, settings, seed)
+    holdout, reference, left_out = _controls(images, content, rest, galleries, settings, seed)
 
     parts = {"pool": pool, "holdout": images.take(holdout), "reference": images.take(reference)}
     table = pd.DataFrame(
@@ -132,13 +133,20 @@ def split(
 
 
 def _pool(
-    images: Images, candidates: np.ndarray, size: int, single: int, flips: bool, seed: int
+    images: Images,
+    content: np.ndarray,
+    candidates: np.ndarray,
+    size: int,
+    single: int,
+    flips: bool,
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the pool, ascending, and whether each has no duplicate or near-duplicate
     among them, bool.
 
     Args:
         images: All images.
+        content: Digests of all images (``images.contents``).
         candidates: The rows to draw from.
         size: Number of images in the pool.
         single: How many of them must have no duplicate or near-duplicate. While there are fewer,
@@ -151,9 +159,7 @@ def _pool(
     rows = np.sort(rng.choice(candidates, size, replace=False))
     alone = near_duplicates.alone(scratch.taken(images.pixels, rows), flips)
     spare = rng.permutation(np.setdiff1d(candidates, rows))
-    _, position, times = np.unique(
-        contents(images.pixels)[candidates], return_inverse=True, return_counts=True
-    )
+    _, position, times = np.unique(content[candidates], return_inverse=True, return_counts=True)
     doubled = np.zeros(len(images), bool)
     doubled[candidates] = times[position] > 1
     spare = spare[np.argsort(doubled[spare], kind="stable")]
@@ -184,12 +190,18 @@ def _manifest(parts: dict[str, Images], left_out: pd.DataFrame) -> dict[str, Any
 
 
 def _controls(
-    images: Images, rest: np.ndarray, galleries: list[Images], settings: dict[str, Any], seed: int
+    images: Images,
+    content: np.ndarray,
+    rest: np.ndarray,
+    galleries: list[Images],
+    settings: dict[str, Any],
+    seed: int,
 ) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
     """Draw the controls as if there were no near-duplicates, then replace near-duplicates.
 
     Args:
         images: All images.
+        content: Digests of all images (``images.contents``).
         rest: The rows to draw from.
         galleries: The pool and the training sets.
         settings: As in ``split``.
@@ -200,7 +212,6 @@ def _controls(
     """
     # Draw holdout and reference from the images that are not byte-identical to a training image.
     sizes, flips = settings["split"], settings["flips"]
-    content = contents(images.pixels)
     known = np.concatenate([contents(part.pixels) for part in galleries])
     clean = rest[~np.isin(content[rest], known)]
     rngs = {name: seeds.numpy_rng(seed, "split", name) for name in ("holdout", "reference")}

@@ -320,6 +320,10 @@ def test_what_cannot_be_retrained_or_measured_is_refused(command):
     with pytest.raises(ConfigError, match=r"attribution\.arm: .* base = 'other'"):
         retrain.run(args)
     args = command()
+    change(args, "arm", "dual_fusion", value={"image": 0.1, "caption": 0.5})
+    with pytest.raises(ConfigError, match=r"dual_fusion = .* but --others is None"):
+        retrain.run(args)
+    args = command()
     change(args, "attribution", "ground_truth", "timesteps", value=1001)
     with pytest.raises(ConfigError, match=r"ground_truth\.timesteps = 1001"):
         retrain.run(args)

@@ -170,6 +170,11 @@ class Recipe:
         diffusion = Diffusion.model_validate(settings["diffusion"])
         scheduler = build_scheduler(diffusion, latents=latents is not None)
         fusion = None
+        if (arm.dual_fusion is None) != (others is None):
+            raise ConfigError(
+                f"the arm has dual_fusion = {arm.dual_fusion!r}, but --others is {others}: give "
+                "both or neither"
+            )
         if arm.dual_fusion is not None and texts is not None and others is not None:
             fusion = fusion_with(load_images(others), arm.dual_fusion, texts, latents, scheduler)
         return cls(
