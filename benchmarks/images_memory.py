@@ -27,10 +27,10 @@ from afterimage.data.split import split
 from afterimage.images import Images, load_images
 
 
-def pictures(folder: Path, count: int, side: int) -> None:
-    """Write JPEG files, or those that are missing."""
+def pictures(folder: Path, count: int, side: int, first: int = 0) -> None:
+    """Write JPEG files, or those that are missing; each number, from ``first`` on, is another."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number in range(count):
+    for number in range(first, first + count):
         file = folder / f"{number:06}.jpg"
         if file.exists():
             continue

@@ -6,27 +6,24 @@ is generated from these classes (``afterimage config schema``), and a test compa
 change, or rerun, that step.
 """
 
+from afterimage.config.arm import Arm, ForgetSet, Match, TransferBlocks
 from afterimage.config.arms import (
     METHODS,
     Ambient,
     Amg,
     AnyArm,
-    Arm,
     AtInference,
     Baseline,
     Dcr,
     DpSgd,
     EraseDiff,
     Esd,
-    ForgetSet,
     GradientAscent,
     IetAgc,
     Loyal,
-    Match,
     SalUn,
     SelectiveAmnesia,
     Siss,
-    TransferBlocks,
     Uce,
     Unlearning,
     Wen,

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from afterimage.config.arms import Arm, Variant
+from afterimage.config.arm import Arm, Variant
 from afterimage.config.base import Block, Name
 
 

@@ -8,16 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from afterimage.config.arms import (
-    AnyArm,
-    Arm,
-    AtInference,
-    Baseline,
-    ForgetSet,
-    IetAgc,
-    TransferBlocks,
-    Unlearning,
-)
+from afterimage.config.arm import Arm, ForgetSet, TransferBlocks
+from afterimage.config.arms import AnyArm, AtInference, Baseline, IetAgc, Unlearning
 from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.autoencoder import Autoencoder
 from afterimage.config.base import ConfigError, Name

@@ -21,7 +21,8 @@ from pydantic import (
     WrapValidator,
 )
 
-from afterimage.config.arms import AnyArm, Arm
+from afterimage.config.arm import Arm
+from afterimage.config.arms import AnyArm
 from afterimage.config.base import LONGEST, Block, Name
 from afterimage.config.explain import allowed, explain
 from afterimage.config.training import Train, overridden

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from afterimage.config.arms import DualFusion
+from afterimage.config.arm import DualFusion
 from afterimage.diffusion.fusion import Fusion
 from afterimage.diffusion.latents import EncodedImages, Latents
 from afterimage.diffusion.model import classes_of

@@ -30,7 +30,7 @@ from torch import nn
 from torch.nn import functional
 
 from afterimage.config import ConfigError
-from afterimage.config.arms import Variant
+from afterimage.config.arm import Variant
 
 VARIANTS = tuple(variant for variant in get_args(Variant) if variant != "none")
 

@@ -23,7 +23,8 @@ from afterimage import scratch
 LARGEST = (2**31 - 1) // 255**2
 """Values of an image or tile, at most: their sum of squared differences fits into int32."""
 
-_PAIRS = 2**21  # int32 distances held at once: fits the processor's cache
+_PAIRS = 2**23  # int32 distances held at once: 32 MiB
+_COLUMNS = 4096  # images in one product, which the processor's cache then holds
 _CHECKED = (64, 1000)  # shape of the products that are checked
 _NEVER = np.iinfo(np.int32).max
 
@@ -86,12 +87,13 @@ class IntegerGallery:
         """Return the squared distances of all pairs over their worst tile, int32 (Q, N)."""
         queries = _signed(cut)
         norms = _squared_norms(queries)
-        worst: torch.Tensor | None = None
+        worst = torch.zeros((len(cut), self._tiles.shape[1]), dtype=torch.int32)
         for tile, gallery in enumerate(self._tiles):
-            squares = torch._int_mm(queries[tile], gallery.t())
-            squares.mul_(-2).add_(self._norms[tile]).add_(norms[tile][:, None])
-            worst = squares if worst is None else torch.maximum(worst, squares, out=worst)
-        assert worst is not None
+            for start in range(0, len(gallery), _COLUMNS):
+                part = slice(start, start + _COLUMNS)
+                squares = torch._int_mm(queries[tile], gallery[part].t())
+                squares.mul_(-2).add_(self._norms[tile, part]).add_(norms[tile][:, None])
+                torch.maximum(worst[:, part], squares, out=worst[:, part])
         return worst
 
 
