@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -44,9 +45,12 @@ def tiles_of(seed, shape, levels):
     size=st.integers(2, 90),
     k=st.integers(1, 90),
     own=st.booleans(),
+    large=st.booleans(),
 )
 @settings(max_examples=150, deadline=None)
-def test_equals_all_pairs_with_ties_by_the_lower_row(seed, levels, tiles, values, size, k, own):
+def test_equals_all_pairs_with_ties_by_the_lower_row(
+    seed, levels, tiles, values, size, k, own, large
+):
     gallery = tiles_of(seed, (size, tiles, values), levels)
     k = min(k, size - own)
     queries = gallery[:20] if own else tiles_of(seed + 1, (7, tiles, values), levels)
@@ -54,7 +58,9 @@ def test_equals_all_pairs_with_ties_by_the_lower_row(seed, levels, tiles, values
     squares = every_square(queries, gallery)
     if own:
         squares[exclude, exclude] = 2**31 - 1
-    rows, found = IntegerGallery(gallery).nearest(queries, k, exclude)
+    most = (1, 3) if large else (integer_search.LARGEST, integer_search._VALUES)
+    with mock.patch.multiple(integer_search, LARGEST=most[0], _VALUES=most[1]):
+        rows, found = IntegerGallery(gallery).nearest(queries, k, exclude)
     wanted_rows, wanted = first(squares, k)
     np.testing.assert_array_equal(rows, wanted_rows)
     np.testing.assert_array_equal(found, wanted)
@@ -67,6 +73,20 @@ def test_the_largest_image_of_extreme_values_does_not_overflow():
     assert rows.tolist() == [[1, 0]]
     assert found.tolist() == [[0, 255**2 * integer_search.LARGEST]]
     assert 255**2 * (integer_search.LARGEST + 1) > 2**31 - 1, "it is the largest"
+
+
+@needs_integers
+def test_larger_images_of_extreme_values_do_not_overflow_either():
+    values = 5 * integer_search.LARGEST
+    black = np.zeros((1, 1, values), np.uint8)
+    gallery = np.concatenate([black, black + 255, black + 128])
+    rows, found = IntegerGallery(gallery).nearest(black + 255, 3, None)
+    assert rows.tolist() == [[1, 2, 0]]
+    assert found.tolist() == [[0, 127**2 * values, 255**2 * values]]
+    norms = integer_search._squared_norms(
+        integer_search._signed(gallery), integer_search.torch.int64
+    )
+    assert norms.tolist() == [[128**2 * values, 127**2 * values, 0]]
 
 
 @needs_integers
@@ -94,13 +114,9 @@ def test_large_searches_are_done_by_integers_with_the_same_result(monkeypatch, t
     np.testing.assert_array_equal(by_floats.distances, by_integers.distances)
 
 
-@pytest.mark.parametrize("broken", ["values", "processor"])
-def test_what_integers_cannot_hold_or_get_wrong_is_searched_by_floats(monkeypatch, broken):
+def test_what_integers_get_wrong_is_searched_by_floats(monkeypatch):
     monkeypatch.setattr(neighbours, "_INTEGER_FROM", 0)
-    if broken == "values":
-        monkeypatch.setattr(integer_search, "LARGEST", 8 * 8 - 1)
-    else:
-        monkeypatch.setattr(integer_search, "trusted", lambda values: False)
+    monkeypatch.setattr(integer_search, "trusted", lambda values: False)
     monkeypatch.setattr(integer_search, "IntegerGallery", lambda cut: pytest.fail("integers"))
     gallery = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1)).astype(np.uint8)
     assert Gallery(gallery).nearest(gallery, 1).rows[:, 0].tolist() == list(range(60))

@@ -1,8 +1,9 @@
 """Exact nearest neighbours of uint8 images by integer matrix products.
 
 Pixels less 128 are int8, and |q - g|^2 = |q|^2 + |g|^2 - 2qg. Each term and each partial sum fits
-into int32 as long as an image, or a tile of the tiled distance, has at most ``LARGEST`` values. So
-all distances are exact: there is no error to bound, and nothing to compare a second time.
+into int32 as long as an image, or a tile of the tiled distance, has at most ``LARGEST`` values. Of
+larger ones, the products of parts are added in int64. So all distances
+are exact: there is no error to bound, and nothing to compare a second time.
 
 The product is that of ``torch._int_mm``, which is several times as fast as float32 where the
 processor has instructions for it (VNNI, AMX). On processors without them its kernels add pairs of
@@ -14,6 +15,7 @@ searched in this way before ``trusted`` has multiplied extreme values and compar
 from __future__ import annotations
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -21,25 +23,25 @@ import torch
 from afterimage import scratch
 
 LARGEST = (2**31 - 1) // 255**2
-"""Values of an image or tile, at most: their sum of squared differences fits into int32."""
+"""Values whose sum of squared differences fits into int32."""
 
-_PAIRS = 2**23  # int32 distances held at once: 32 MiB
+_PAIRS = 2**23  # distances held at once: 32 MiB in int32
 _COLUMNS = 4096  # images in one product, which the processor's cache then holds
+_VALUES = 2**15  # values of images in one product, at most
 _CHECKED = (64, 1000)  # shape of the products that are checked
-_NEVER = np.iinfo(np.int32).max
 
 
 @cache
 def trusted(values: int) -> bool:
-    """Return whether integer products over ``values`` values are right on this processor.
+    """Return whether integer products over ``values`` values, or the first ``LARGEST`` of them, are
+    right on this processor.
 
     Half of the checked rows are of extreme values, all products of which have one sign: sums of
     pairs of these are the first to leave 16 bits.
     """
     rng = np.random.default_rng(0)
-    queries, gallery = (
-        rng.choice(np.array([-128, 127], np.int8), (count, values)) for count in _CHECKED
-    )
+    shapes = ((count, min(values, LARGEST)) for count in _CHECKED)
+    queries, gallery = (rng.choice(np.array([-128, 127], np.int8), shape) for shape in shapes)
     queries[::2], gallery[::2] = -128, -128
     products = torch._int_mm(torch.from_numpy(queries), torch.from_numpy(gallery).t())
     return bool(
@@ -53,12 +55,16 @@ class IntegerGallery:
     Holds a copy of them in int8; all other memory is bounded by a constant.
 
     Args:
-        cut: Images cut into tiles (``distances.cut``), uint8 (N, T, d), with d at most ``LARGEST``.
+        cut: Images cut into tiles (``distances.cut``), uint8 (N, T, d).
     """
 
     def __init__(self, cut: np.ndarray) -> None:
+        values = cut.shape[2]
+        self._dtype = torch.int32 if values <= LARGEST else torch.int64
+        edges = np.linspace(0, values, 1 + -(-values // _VALUES)).astype(int).tolist()
+        self._parts = [slice(*part) for part in pairwise(edges)]  # none of a single value
         self._tiles = _signed(cut)
-        self._norms = _squared_norms(self._tiles)
+        self._norms = _squared_norms(self._tiles, self._dtype)
 
     def nearest(
         self, cut: np.ndarray, k: int, exclude: np.ndarray | None
@@ -79,22 +85,32 @@ class IntegerGallery:
             part = slice(start, start + step)
             found = self._squares(cut[part])
             if exclude is not None:
-                found[torch.arange(len(found)), torch.from_numpy(exclude[part])] = _NEVER
+                never = torch.iinfo(found.dtype).max
+                found[torch.arange(len(found)), torch.from_numpy(exclude[part])] = never
             rows[part], squares[part] = _smallest(found, k)
         return rows, squares
 
     def _squares(self, cut: np.ndarray) -> torch.Tensor:
-        """Return the squared distances of all pairs over their worst tile, int32 (Q, N)."""
+        """Return the squared distances of all pairs over their worst tile, (Q, N), int32 or
+        int64."""
         queries = _signed(cut)
-        norms = _squared_norms(queries)
-        worst = torch.zeros((len(cut), self._tiles.shape[1]), dtype=torch.int32)
+        norms = _squared_norms(queries, self._dtype)
+        worst = torch.zeros((len(cut), self._tiles.shape[1]), dtype=self._dtype)
         for tile, gallery in enumerate(self._tiles):
             for start in range(0, len(gallery), _COLUMNS):
                 part = slice(start, start + _COLUMNS)
-                squares = torch._int_mm(queries[tile], gallery[part].t())
+                squares = self._products(queries[tile], gallery[part])
                 squares.mul_(-2).add_(self._norms[tile, part]).add_(norms[tile][:, None])
                 torch.maximum(worst[:, part], squares, out=worst[:, part])
         return worst
+
+    def _products(self, queries: torch.Tensor, gallery: torch.Tensor) -> torch.Tensor:
+        """Return the products of int8 rows (Q, d) and (N, d), (Q, N), int32 or int64."""
+        first, *others = self._parts
+        products = torch._int_mm(queries[:, first], gallery[:, first].t()).to(self._dtype)
+        for part in others:
+            products += torch._int_mm(queries[:, part], gallery[:, part].t())
+        return products
 
 
 def _signed(cut: np.ndarray) -> torch.Tensor:
@@ -106,12 +122,13 @@ def _signed(cut: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(signed)
 
 
-def _squared_norms(tiles: torch.Tensor) -> torch.Tensor:
-    """Return the squared norms of int8 tiles (T, N, d), int32 (T, N)."""
-    norms = torch.empty(tiles.shape[:2], dtype=torch.int32)
-    for start in range(0, tiles.shape[1], 1024):
-        part = tiles[:, start : start + 1024].to(torch.int32)
-        norms[:, start : start + 1024] = (part * part).sum(dim=2, dtype=torch.int32)
+def _squared_norms(tiles: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Return the squared norms of int8 tiles (T, N, d), (T, N)."""
+    count, number, values = tiles.shape
+    norms = torch.empty((count, number), dtype=dtype)
+    for some in scratch.blocks(number, count * values):
+        part = tiles[:, some].to(torch.int32)
+        norms[:, some] = (part * part).sum(dim=2, dtype=dtype)
     return norms
 
 

@@ -112,14 +112,14 @@ class Gallery:
 
     @cached_property
     def _integers(self) -> IntegerGallery | None:
-        """The images as integers; None where they are none, are few, or where integer products
-        cannot hold them or are not right."""
+        """The images as integers; None where they are none, are few, or where integer products are
+        not right."""
         if not self._integer or self.images.size < _INTEGER_FROM:
             return None
         from afterimage.metrics import integer_search
 
         values = self._cut.shape[2]
-        if values > integer_search.LARGEST or not integer_search.trusted(values):
+        if not integer_search.trusted(values):
             return None
         return integer_search.IntegerGallery(self._cut)
 
