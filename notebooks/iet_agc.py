@@ -121,8 +121,8 @@ if page.skipping:
 
 # %%
 book.keep(page.losses_figure(), "losses")
-if page.losses():
-    shaded = [row for row, losses in enumerate(page.losses()) if losses.arm in page.iet]
+if page.losses:
+    shaded = [row for row, losses in enumerate(page.losses) if losses.arm in page.iet]
     book.show(page.losses_table(), shaded=shaded)
     book.say(f"Brackets: {book.level} intervals {format.spread(replicates)}.")
 else:
@@ -139,8 +139,9 @@ book.show(page.claims())
 book.say(page.decided())
 
 # %% [markdown]
-# Verdicts follow from the intervals alone and hold for this study's data, network and budget; the
-# paper generates 65,536 images. None is corrected for how many there are; one training decides
+# Verdicts follow from p-values, paired by replicate and adjusted for the number of differences
+# judged (Holm), so that an interval that leaves out zero may be undecided. They hold for this
+# study's data, network and budget; the paper generates 65,536 images. One training decides
 # nothing. FD_balanced is taken at the reference's class shares. Plain FD, which stands here where
 # no classifier knows classes, measures class shares too, which planted copies skew: an arm that
 # copies less may have a lower one without drawing better.

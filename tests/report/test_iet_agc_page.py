@@ -4,6 +4,7 @@ training."""
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from pathlib import Path
 
@@ -163,10 +164,19 @@ def test_controls_are_named_with_what_is_equal(study, show):
 
 def test_nothing_is_claimed_over_a_floor_or_a_longer_training(study, show):
     """The fine-tune's networks move half as far as its control's."""
-    verdict = {pair: said for pair, (_, said) in claims(show("iet_agc", *study(3))[0]).items()}
+    verdict = {pair: said for pair, (_, said) in claims(show("iet_agc", *study(6))[0]).items()}
     assert verdict["iet_agc", "short"] == "not testable"
     for pair in (("iet_agc", "baseline"), ("finetuned", "trained_on")):
         assert verdict[pair].endswith("the other was trained longer"), pair
+
+
+def test_verdicts_are_adjusted_for_all_differences_of_the_page(study, show):
+    """Three trainings show each difference alone, and not among so many."""
+    text, _ = show("iet_agc", *study(3))
+    assert claims(text)["finetuned", "trained_on"][1].startswith("undecided here")
+    judged = re.search(r"(\d+) differences are judged on this page", text)
+    assert judged is not None
+    assert int(judged[1]) > 10
 
 
 def test_one_training_gives_no_verdict(study, show):

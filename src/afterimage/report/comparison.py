@@ -30,7 +30,7 @@ The rules by which a verdict follows from numbers are in ``verdicts``; here are 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -259,11 +259,24 @@ class Replicates(NamedTuple):
         return self._replace(control=worse).difference()
 
 
+class Difference(NamedTuple):
+    """A difference of an arm to another in one number.
+
+    Attributes:
+        change: It, with its interval.
+        method: By which the interval is made.
+        p: Two-sided p-value of no difference; NaN where several trainings do not tell.
+    """
+
+    change: Interval
+    method: str
+    p: float = math.nan
+
+
 def difference(
     own: pd.DataFrame, control: pd.DataFrame, confidence: float, is_paired: bool = True
-) -> tuple[Interval, str]:
-    """Return the difference of an arm to its control in one metric, with its interval, and by which
-    method.
+) -> Difference:
+    """Return the difference of an arm to its control in one metric.
 
     Args:
         own: Rows of ``tables.points`` of the arm, one per replicate.
@@ -273,50 +286,54 @@ def difference(
     """
     replicates = Replicates.of(own, control, is_paired)
     if replicates.several():
-        change = _floats(replicates.difference().interval(confidence))
+        estimate = replicates.difference()
+        change = _floats(estimate.interval(confidence))
         if not math.isnan(change.low):
-            return change, PAIRED if is_paired else WELCH
+            method = PAIRED if is_paired else WELCH
+            return Difference(change, method, float(estimate.p_value()))
         inside = _floats(square_and_add(widest(own), widest(control)))
         inside = inside._replace(value=change.value)
-        return inside, "" if math.isnan(inside.low) else WITHIN
+        return Difference(inside, "" if math.isnan(inside.low) else WITHIN)
     return _of_one_training(own, control, confidence)
 
 
-def _of_one_training(
-    own: pd.DataFrame, control: pd.DataFrame, confidence: float
-) -> tuple[Interval, str]:
+def _of_one_training(own: pd.DataFrame, control: pd.DataFrame, confidence: float) -> Difference:
     pairs = own.merge(control, on="replicate", suffixes=("", "_control")).dropna(
         subset=["value", "value_control"]
     )
     if pairs.empty:
-        return Interval(math.nan, math.nan, math.nan), ""
+        return Difference(Interval(math.nan, math.nan, math.nan), "")
     row = pairs.iloc[0]
     if not (math.isnan(row["count"]) or math.isnan(row["count_control"])):
         shares = [
             wilson(int(row[f"count{side}"]), int(row[f"of{side}"]), confidence)
             for side in ("", "_control")
         ]
-        return _floats(square_and_add(*shares)), "score"
+        return Difference(_floats(square_and_add(*shares)), "score")
     ends = [
         Interval(*(row[f"{name}{side}"] for name in Interval._fields)) for side in ("", "_control")
     ]
     change = _floats(square_and_add(*ends))
-    return change, "" if math.isnan(change.low) else "square-and-add"
+    return Difference(change, "" if math.isnan(change.low) else "square-and-add")
 
 
 # ---- verdicts on one number
 
 
-def judge(change: Interval, better: str, method: str) -> str:
-    """Return what the interval of a difference says of an arm, without adjustment.
+def judged(table: Sequence[tuple[Difference, str]], confidence: float) -> list[str]:
+    """Return what each difference of a table says of its arm, by p-values that are adjusted for how
+    many there are (Holm).
 
     Args:
-        change: The difference.
-        better: ``lower`` or ``higher``.
-        method: Of ``difference``: ``WITHIN`` is not measured, and any other than ``PAIRED`` and
-            ``WELCH`` is that of one training, which gives no verdict.
+        table: The differences, each with the better side of zero, ``lower`` or ``higher``.
+        confidence: Share of such tables without a false verdict where nothing differs, at least.
     """
-    return _untold(change, method) or str(rules.by_interval(change, better))
+    p_adjusted = over.holm(np.array([found.p for found, _ in table], float))
+    return [
+        _untold(found.change, found.method)
+        or str(rules.by_p_value(found.change.value, p, better, 1 - confidence))
+        for (found, better), p in zip(table, p_adjusted, strict=True)
+    ]
 
 
 def _untold(change: Interval, method: str) -> str:
@@ -421,7 +438,7 @@ class _Comparison:
         other = self.cells[control, metric]
         theirs, _ = over_replicates(other, self.confidence)
         row |= {f"control_{name}": number for name, number in theirs._asdict().items()}
-        change, method = difference(own, other, self.confidence, self.paired.get(arm, False))
+        change, method, _ = difference(own, other, self.confidence, self.paired.get(arm, False))
         ends = ("difference", "difference_low", "difference_high")
         row |= dict(zip(ends, change, strict=True)) | {"method": method}
         if rule.margin:

@@ -5,7 +5,7 @@ A *set* is a forget set of the study; every number is of an arm that is judged o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from afterimage.data import forget
 from afterimage.images import load_images
 from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
-from afterimage.report.comparison import Interval
+from afterimage.report.comparison import Difference, Interval
 from afterimage.report.format import Table
 from afterimage.report.names import in_space
 from afterimage.report.notebook import Notebook
@@ -40,6 +40,8 @@ WORDS = {
     comparison.WORSE: format.bold("higher"),
 }
 """Verdict -> its wording for a number for which lower is better."""
+Asked = tuple[str, str, str]
+"""An arm, another arm, and the number in which they are compared."""
 RELEARNED = {
     "probability": "mean probability of the class, new generations",
     "loss": "mean loss of the forgotten images",
@@ -593,13 +595,24 @@ class Unlearning:
         """Return the names of the numbers that arms are compared in."""
         return "P_psi", "extracted", "AUC", f"{self.frechet} of the rest"
 
-    def against(self, measure: str, name: str, arm: str, other: str) -> tuple[Interval, str] | None:
-        """Return an arm's difference to another and the verdict; None if a number is missing."""
-        values, others = (self.measured(measure, name, which) for which in (arm, other))
-        if not (len(values) and len(others)):
-            return None
-        change, method = comparison.difference(values, others, self.book.confidence)
-        return change, comparison.judge(change, "lower", method)
+    def judged(self, name: str, asked: Iterable[Asked]) -> dict[Asked, tuple[Difference, str]]:
+        """Return differences of arms to others, and the verdicts, adjusted for how many there are.
+
+        Args:
+            name: The forget set.
+            asked: What is compared, each an arm, another arm and a number of ``compared_in``; left
+                out where a number is missing.
+        """
+        found = {}
+        for arm, other, measure in asked:
+            values, others = (self.measured(measure, name, which) for which in (arm, other))
+            if len(values) and len(others):
+                found[arm, other, measure] = comparison.difference(
+                    values, others, self.book.confidence
+                )
+        table = [(difference, "lower") for difference in found.values()]
+        verdicts = comparison.judged(table, self.book.confidence)
+        return dict(zip(found, zip(found.values(), verdicts, strict=True), strict=True))
 
     def against_base_and_retrained(self, name: str) -> pd.DataFrame:
         """Return one row per arm that starts from another.
@@ -607,14 +620,22 @@ class Unlearning:
         Its differences, and updates to relearn.
         """
         arms, never = self.judged_on(name), self.retrained(name)
+        base_of = {arm: base for arm in arms if (base := self.own[arm]["base"]) in arms}
+        found = self.judged(
+            name,
+            (
+                (arm, other, measure)
+                for arm, base in base_of.items()
+                for other in filter(None, (base, never))
+                for measure in self.compared_in()
+            ),
+        )
         rows: Table = []
-        for arm in arms:
-            if (base := self.own[arm]["base"]) not in arms:
-                continue
+        for arm in base_of:
             row: dict[str, object] = {"arm": format.bold(arm)}
-            for other in filter(None, (base, never)):
-                for measure in self.compared_in():
-                    row[f"{measure}, to {other}"] = worded(self.against(measure, name, arm, other))
+            for (one, other, measure), result in found.items():
+                if one == arm:
+                    row[f"{measure}, to {other}"] = worded(*result)
             if back := self.relearned(name, arm):
                 compared = f" ({never}: {self.relearned(name, never)})" if never else ""
                 row[f"back after{compared}"] = back
@@ -636,25 +657,26 @@ class Unlearning:
         arms = self.judged_on(name) if self.definitions[name]["label"] is not None else []
         erasing = [arm for arm in arms if self.role[arm].startswith("EraseDiff")]
         others = [arm for arm in arms if self.role[arm] in ERASEDIFF and arm not in erasing]
-        pairs = ((arm, other) for arm in erasing for other in others)
-        return [row for pair in pairs for row in self._published_pair(name, *pair)]
-
-    def _published_pair(self, name: str, arm: str, other: str) -> Iterator[dict[str, object]]:
-        published = [ERASEDIFF[self.role[which]] for which in (arm, other)]
-        for measure, key in (("P_psi", "probability"), (f"{self.frechet} of the rest", "fid")):
-            value, others = (getattr(row, key) for row in published)
-            result = self.against(measure, name, arm, other)
-            if result is not None:
-                yield {
+        keys = {"P_psi": "probability", f"{self.frechet} of the rest": "fid"}
+        asked = [(arm, other, measure) for arm in erasing for other in others for measure in keys]
+        rows: Table = []
+        for (arm, other, measure), (found, verdict) in self.judged(name, asked).items():
+            value, another = (
+                getattr(ERASEDIFF[self.role[which]], keys[measure]) for which in (arm, other)
+            )
+            is_lower = value < another
+            published = f"{'lower' if is_lower else 'higher'} ({value} against {another})"
+            rows.append(
+                {
                     "arm": arm,
                     "against": other,
                     "measure": measure,
-                    "published (second-hand)": (
-                        f"{'lower' if value < others else 'higher'} ({value} against {others})"
-                    ),
-                    "here": worded(result),
-                    "the order": order(result[1], value < others),
+                    "published (second-hand)": published,
+                    "here": worded(found, verdict),
+                    "the order": order(verdict, is_lower),
                 }
+            )
+        return rows
 
 
 def with_exact_intervals(numbers: pd.DataFrame) -> pd.DataFrame:
@@ -664,13 +686,12 @@ def with_exact_intervals(numbers: pd.DataFrame) -> pd.DataFrame:
     return numbers.assign(**ends)
 
 
-def worded(found: tuple[Interval, str] | None) -> str:
-    """Return a difference and its verdict, as HTML; empty for None."""
-    if found is None:
-        return ""
-    change, verdict = found
-    difference = format.interval(*change, sign="+")
-    return format.Markup("{}: {}").format(WORDS.get(verdict, verdict), difference)
+def worded(found: Difference, verdict: str) -> str:
+    """Return a difference and its verdict, as HTML."""
+    words = WORDS.get(verdict, verdict)
+    if found.method == comparison.WITHIN:
+        words = "the same in all trainings"
+    return format.Markup("{}: {}").format(words, format.interval(*found.change, sign="+"))
 
 
 def order(verdict: str, lower: bool) -> str:

@@ -13,10 +13,11 @@ from matplotlib.figure import Figure
 
 from afterimage import artifacts
 from afterimage.attacks.twins import WITH_CAPTIONS
+from afterimage.metrics import replicates as over
 from afterimage.metrics.ranking import roc_auc
 from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
-from afterimage.report.comparison import Interval, over_replicates, student
+from afterimage.report.comparison import Difference, Interval, over_replicates, student
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of
 from afterimage.report.notebook import Notebook
@@ -34,7 +35,7 @@ MEMORISED = {False: ("0.65", "others"), True: ("C3", "memorised by plain trainin
 WORDS = {
     comparison.BETTER: "holds here",
     comparison.WORSE: "the opposite holds here",
-    comparison.UNSEEN: "undecided here: the interval covers no difference",
+    comparison.UNSEEN: "undecided here: no difference is shown",
     comparison.UNMEASURED: "not measured here",
     comparison.ONE_TRAINING: comparison.ONE_TRAINING,
     comparison.NOT_TESTABLE: comparison.NOT_TESTABLE,
@@ -58,6 +59,7 @@ class Change(NamedTuple):
     Attributes:
         kind: ``default`` (plain training) or ``control`` (of equal budget).
         tau: Threshold of MQ; None for the Fréchet distance.
+        found: arm - other.
         relative: Change relative to the other arm; NaN if its number is 0.
     """
 
@@ -66,9 +68,9 @@ class Change(NamedTuple):
     other: str
     number: str
     tau: float | None
-    difference: Interval
+    found: Difference
     relative: float
-    verdict: str
+    verdict: str = ""
 
     @property
     def unit(self) -> format.Unit:
@@ -82,8 +84,8 @@ class Skipping(NamedTuple):
     arm: str
     planted: float
     other: float
-    gap: Interval
-    verdict: str
+    found: Difference
+    verdict: str = ""
 
 
 class Losses(NamedTuple):
@@ -91,21 +93,21 @@ class Losses(NamedTuple):
 
     Attributes:
         memorised, others: Median losses.
-        gap: Difference of the mean logarithms of the losses.
+        found: Difference of the mean logarithms of the losses.
         auc: How well the loss separates them.
     """
 
     arm: str
     memorised: float
     others: float
-    gap: Interval
+    found: Difference
     auc: float
-    verdict: str
+    verdict: str = ""
 
     @property
     def ratio(self) -> Interval:
         """Ratio of the geometric means."""
-        return Interval(*np.exp(self.gap))
+        return Interval(*np.exp(self.found.change))
 
 
 class IetAgc:
@@ -123,6 +125,11 @@ class IetAgc:
         shown: The arms that those of the method are compared with, then these.
         generations: Per replicate.
         frechet: The Fréchet distance.
+        changes: Differences of the arms of the method to plain training and to their controls.
+        losses: Per arm, how the losses of memorised images differ; without those where one side is
+            empty.
+        planted: Per arm, how often it skips images planted several times; none where nothing is
+            planted.
     """
 
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
@@ -148,6 +155,9 @@ class IetAgc:
         quality = quality[quality["metric"] == self.frechet]
         self.quality = quality.assign(count=np.nan, of=np.nan)
         self.changes = list(self._changes())
+        self.losses = [losses for arm in self.shown if (losses := self._losses(arm)) is not None]
+        self.planted = list(self._skipping_of_planted())
+        self._judge()
 
     def _default(self, arm: str) -> str | None:
         """Return the plain training with the full budget that otherwise equals an arm."""
@@ -345,17 +355,36 @@ class IetAgc:
             values, others = self.distance(arm), self.distance(other)
         else:
             values, others = self.mq_at(arm, tau), self.mq_at(other, tau)
-        difference, method = comparison.difference(values, others, self.book.confidence)
-        verdict = comparison.judge(difference, "lower", method)
-        if tau is not None:
-            exceeding = (self.copies(arm, tau), self.copies(other, tau))
-            verdict = comparison.above_false_alarms(verdict, *exceeding)
-            if verdict == comparison.BETTER and self.trained_less(arm, other):
-                verdict = comparison.TRAINED_LESS
+        found = comparison.difference(values, others, self.book.confidence)
         before = others["value"].mean()
         relative = values["value"].mean() / before - 1 if before else np.nan
         number = self.frechet if tau is None else f"MQ at {tau:g}"
-        return Change(arm, kind, other, number, tau, difference, relative, verdict)
+        return Change(arm, kind, other, number, tau, found, relative)
+
+    # ---- verdicts
+
+    def _judge(self) -> None:
+        """Give every difference its verdict, adjusted for all of them together."""
+        table = [(change.found, "lower") for change in self.changes]
+        table += [(losses.found, "lower") for losses in self.losses]
+        table += [(skipping.found, "higher") for skipping in self.planted]
+        verdicts = iter(comparison.judged(table, self.book.confidence))
+        self.changes = [
+            change._replace(verdict=self._of_change(change, next(verdicts)))
+            for change in self.changes
+        ]
+        self.losses = [losses._replace(verdict=next(verdicts)) for losses in self.losses]
+        self.planted = [skipping._replace(verdict=next(verdicts)) for skipping in self.planted]
+
+    def _of_change(self, change: Change, verdict: str) -> str:
+        """Return the verdict on a change, given what its difference says."""
+        if change.tau is None:
+            return verdict
+        exceeding = (self.copies(arm, change.tau) for arm in (change.arm, change.other))
+        verdict = comparison.above_false_alarms(verdict, *exceeding)
+        if verdict == comparison.BETTER and self.trained_less(change.arm, change.other):
+            return comparison.TRAINED_LESS
+        return verdict
 
     def changes_figure(self) -> Figure:
         """Draw the differences of each arm of the method to plain training, and to its control."""
@@ -373,7 +402,7 @@ class IetAgc:
         for axis, number in zip(axes, numbers, strict=True):
             for change in (change for change in self.changes if change.number == number):
                 scale, y = 100 if change.unit else 1, place[change.arm, change.kind, change.other]
-                value, low, high = (scale * end for end in change.difference)
+                value, low, high = (scale * end for end in change.found.change)
                 colour = figures.verdict_colour(change.verdict)
                 axis.plot([low, high], [y, y], color=colour, linewidth=1.3)
                 axis.plot(value, y, "o", color=colour, markersize=4)
@@ -393,7 +422,10 @@ class IetAgc:
         """Return a sentence that explains the intervals of the differences."""
         paired = f"paired over {self.replicates} replicates"
         kind = paired if self.replicates > 1 else format.spread(1)
-        return f"Arm minus the arm that it is compared with, {self.book.level} intervals ({kind})."
+        return (
+            f"Arm minus the arm that it is compared with, {self.book.level} intervals ({kind}), "
+            "not adjusted; the colours follow p-values that are (below)."
+        )
 
     def chain(self) -> str:
         """Return MQ under plain training, the method and its control, in Markdown."""
@@ -510,47 +542,39 @@ class IetAgc:
         figure.tight_layout()
         return figure
 
-    def skipping_of_planted(self) -> list[Skipping]:
-        """Return how often each arm skips images planted several times.
-
-        None where nothing is planted.
-        """
-        skipping = []
+    def _skipping_of_planted(self) -> Iterator[Skipping]:
         for arm in self.skipping:
             sources = self.skips_of_sources(arm)
             planted = sources["copies"] > 1
             if planted.any() and not planted.all():
                 means = sources.groupby(["replicate", planted])["share"].mean().unstack()
-                gap = self._gap(
+                found = self._gap(
                     (means[True] - means[False]).to_numpy(),
                     sources["share"][planted],
                     sources["share"][~planted],
                 )
-                ends = means[True].mean(), means[False].mean()
-                skipping.append(Skipping(arm, *ends, gap, self._verdict(gap, "higher")))
-        return skipping
+                yield Skipping(arm, means[True].mean(), means[False].mean(), found)
 
-    def _gap(self, gaps: np.ndarray, own: Any, others: Any) -> Interval:
+    def _gap(self, gaps: np.ndarray, own: Any, others: Any) -> Difference:
         """A difference of means: Student's interval between replicates, Welch's within the one."""
         if len(gaps) > 1:
-            return student(gaps, self.book.confidence)
+            interval = student(gaps, self.book.confidence)
+            return Difference(interval, comparison.PAIRED, float(over.mean(gaps).p_value()))
         from scipy.stats import ttest_ind
 
         test = ttest_ind(own, others, equal_var=False)
         ends = test.confidence_interval(self.book.confidence)
-        return Interval(float(gaps[0]), float(ends.low), float(ends.high))
-
-    def _verdict(self, gap: Interval, better: str) -> str:
-        method = comparison.PAIRED if self.replicates > 1 else "within one training"
-        return comparison.judge(gap, better, method)
+        interval = Interval(float(gaps[0]), float(ends.low), float(ends.high))
+        return Difference(interval, "within one training")
 
     def skipping_sentences(self) -> str:
-        """Return ``skipping_of_planted``, a line per arm, in Markdown."""
+        """Return ``planted``, a line per arm, in Markdown."""
         lines = [
             f"**{arm}**: images planted more than once were skipped in {100 * planted:.1f} % of "
             f"their visits, others in {100 * other:.1f} %; difference in points, with its "
-            f"{self.book.level} interval: {format.interval(*gap, unit='points', sign='+')}."
-            for arm, planted, other, gap, _ in self.skipping_of_planted()
+            f"{self.book.level} interval: "
+            f"{format.interval(*found.change, unit='points', sign='+')}."
+            for arm, planted, other, found, _ in self.planted
         ]
         return "  \n".join(lines) or "Nothing is planted in this study."
 
@@ -606,13 +630,6 @@ class IetAgc:
         figures.legend_below(figure, entries)
         return figure
 
-    def losses(self) -> list[Losses]:
-        """Return, per arm, how the losses of memorised images differ.
-
-        None where one side is empty.
-        """
-        return [losses for arm in self.shown if (losses := self._losses(arm)) is not None]
-
     def _losses(self, arm: str) -> Losses | None:
         rows = self.losses_of(arm)
         pairs = []
@@ -624,10 +641,10 @@ class IetAgc:
         if not pairs:
             return None
         gaps = np.array([memorised.mean() - others.mean() for memorised, others in pairs])
-        gap = self._gap(gaps, *pairs[0])
+        found = self._gap(gaps, *pairs[0])
         medians = rows.groupby("memorised")["loss"].median()
         auc = float(np.mean([roc_auc(*pair) for pair in pairs]))
-        return Losses(arm, medians[True], medians[False], gap, auc, self._verdict(gap, "lower"))
+        return Losses(arm, medians[True], medians[False], found, auc)
 
     def losses_table(self) -> Table:
         """Return ``losses``, one row per arm."""
@@ -639,7 +656,7 @@ class IetAgc:
                 "ratio of mean losses (geometric)": format.interval(*losses.ratio),
                 "AUC of the loss": f"{losses.auc:.3f}",
             }
-            for losses in self.losses()
+            for losses in self.losses
         ]
 
     # ---- claims
@@ -649,15 +666,15 @@ class IetAgc:
         rows = [
             self._claim_of_change(change) for change in self.changes if change.tau in (None, 0.5)
         ]
-        for losses in self.losses():
+        for losses in self.losses:
             if losses.arm == self.reference():
                 statement = "images that plain training memorises have a lower loss"
                 ratio = format.Markup("ratio {}").format(format.interval(*losses.ratio))
                 known = IET_AGC["losses"]
                 rows.append(self._claim(losses.arm, statement, known, ratio, WORDS[losses.verdict]))
-        for skipping in self.skipping_of_planted():
+        for skipping in self.planted:
             statement = "images planted more than once are skipped more often"
-            gap = format.interval(*skipping.gap, unit="points", sign="+")
+            gap = format.interval(*skipping.found.change, unit="points", sign="+")
             number = format.Markup("{} points").format(gap)
             known = Claim("not reported", "")
             rows.append(
@@ -666,9 +683,10 @@ class IetAgc:
         return rows
 
     def decided(self) -> str:
-        """Return the number of deciding intervals, and their basis, as a sentence."""
+        """Return the number of differences that were judged, and their basis, as a sentence."""
+        count = len(self.changes) + len(self.losses) + len(self.planted)
         return (
-            f"{len(self.claims())} intervals decide here, of {self.generations:,} generations and "
+            f"{count} differences are judged on this page, of {self.generations:,} generations and "
             f"{self.replicates} replicate(s)."
         )
 
@@ -692,7 +710,7 @@ class IetAgc:
         elif not (settings["shards"] > 1 and settings["agc_threshold"] > 0):
             known = Claim("one part alone: not read", "")
         other = "plain training" if change.kind == "default" else "its control"
-        number = format.interval(*change.difference, unit=change.unit, sign="+")
+        number = format.interval(*change.found.change, unit=change.unit, sign="+")
         number += format.Markup(" points") if change.unit else format.Markup("")
         if pd.notna(change.relative):
             number += format.Markup(f" ({100 * change.relative:+.0f} %)")
