@@ -21,7 +21,7 @@ from afterimage.standalone.looks import Watch
 
 PAIRS = {64: 512, 128: 1024}
 """Images of the training that foretells -> of the one that is foretold."""
-BUDGET, STATES, FIRST = 16, 10, 0.125
+BUDGET, STATES, FIRST = 10, 8, 0.2
 """Updates per image, and the states that are looked at."""
 WITHIN = 1.5
 """Factor that a forecast should be within."""
