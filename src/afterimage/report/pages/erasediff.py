@@ -6,6 +6,7 @@ A *set* is a forget set of the study; every number is of an arm that is judged o
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -367,9 +368,11 @@ class Unlearning:
 
         One column per name, by update.
         """
-        return {arm: curve for arm, curve in self._steps().items() if len(curve) > 1}
+        return {arm: curve for arm, curve in self._steps.items() if len(curve) > 1}
 
+    @cached_property
     def _steps(self) -> dict[str, pd.DataFrame]:
+        """The training curves of all arms that start from another."""
         curves = {}
         for arm in self.arms:
             if self.own[arm]["base"]:
@@ -379,7 +382,7 @@ class Unlearning:
 
     def at_once(self) -> str:
         """Return which arms have no curve, as a sentence; nothing if none."""
-        arms = [arm for arm, curve in self._steps().items() if len(curve) < 2]
+        arms = [arm for arm, curve in self._steps.items() if len(curve) < 2]
         return f"Changed in one step, without a curve: {', '.join(arms)}." if arms else ""
 
     def losses(self) -> Figure:
