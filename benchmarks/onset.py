@@ -1,10 +1,11 @@
 """How early or late `afterimage watch` says that a training starts to copy, and how often it is wrong.
 
-    python benchmarks/onset.py FOLDER docs/onset.csv [--trainings 10] [--cores 2]
+    python benchmarks/onset.py FOLDER docs/onset.csv [--studies copying-emoji clean-emoji] [--trainings 10] [--cores 2]
 
-Trains digits with kept states in FOLDER, where an interrupted run goes on: on 300 images with planted copies, and on 1,000 images
-without any, so briefly that nothing is copied. At each state the rule of `watch` looks at 256 generations; the full attack looks at
-2,048 others, each state at 5 % for itself. One row per training: the update from which each says that it copies (empty: never).
+Trains digits, and emoji of 8 x 8 pixels, with kept states in FOLDER, where an interrupted run goes on: on images with planted copies,
+and on images without any, so briefly that nothing is copied. At each state the rule of `watch` looks at 256 generations; the full
+attack looks at 2,048 others, each state at 5 % for itself. One row per training: the update from which each says that
+it copies (empty: never). Rows of studies that are not asked for stay. Emoji are read from the folder in AFTERIMAGE_DATA.
 """
 
 import argparse
@@ -46,8 +47,15 @@ COMMON: dict[str, Any] = {
     "quality": {"features": "classifier"},
 }
 TRAINED = {"batch_size": 64, "learning_rate": 3.0e-3, "ema": 0.99, "checkpoint_every": 10**6}
+EMOJI = {
+    "kind": "parquet",
+    "path": "${AFTERIMAGE_DATA}/emoji/train.parquet",
+    "image_column": "image",
+    "label_column": "category",
+    "licence": "Apache-2.0",
+}
 STUDIES: dict[str, dict[str, Any]] = {
-    "copying": {
+    "copying-digits": {
         "data": {
             "source": {"kind": "sklearn-digits"},
             "split": {"train": 300, "holdout": 600, "reference": 300},
@@ -55,12 +63,29 @@ STUDIES: dict[str, dict[str, Any]] = {
         },
         "train": TRAINED | {"updates": 800},
     },
-    "clean": {
+    "clean-digits": {
         "data": {
             "source": {"kind": "sklearn-digits"},
             "split": {"train": 1000, "holdout": 600, "reference": 100},
         },
         "train": TRAINED | {"updates": 400},
+    },
+    "copying-emoji": {
+        "data": {
+            "source": EMOJI,
+            "resize": 8,
+            "split": {"train": 300, "holdout": 600, "reference": 300},
+            "plant": [{"copies": 8, "images": 8}, {"copies": 16, "images": 8}],
+        },
+        "train": TRAINED | {"updates": 800},
+    },
+    "clean-emoji": {
+        "data": {
+            "source": EMOJI,
+            "resize": 8,
+            "split": {"train": 600, "holdout": 500, "reference": 100},
+        },
+        "train": TRAINED | {"updates": 200},
     },
 }
 
@@ -88,7 +113,7 @@ def networks(training: Path, updates: int, shares: np.ndarray = SHARES) -> list[
 
 
 def drawn(pipeline: Path, replicate: int, ids: np.ndarray) -> np.ndarray:
-    """Return generations of a network, uint8 (n, 8, 8, 1)."""
+    """Return generations of a network, uint8 (n, H, W, C)."""
     net, scheduler = load_trained(pipeline, SEED, replicate)
     settings = config.Sample(images=len(ids), sampler="ddpm", steps=20, batch_size=256)
     return generate(net, scheduler, ids, settings, SEED, replicate)
@@ -114,6 +139,8 @@ def onsets(results: Path, replicate: int, updates: int) -> dict[str, float | Non
         if truth is None:
             full.looks.clear()  # each state is attacked for itself
             truth = update if full.look(pixels[LOOK:], update).copies else None
+        if truth is not None and watch.onset:
+            break
     return {"watch": watch.onset.update if watch.onset else None, "full": truth}
 
 
@@ -127,7 +154,12 @@ def markdown(table: pd.DataFrame) -> str:
     for name, rows in table.groupby("study", sort=False):
         both = rows.dropna()
         late = both["late"]
-        cells = [f"{len(rows)} {name}", rows["watch"].notna().sum(), rows["full"].notna().sum()]
+        kind, _, source = str(name).partition("-")
+        cells = [
+            f"{source}, {len(rows)} {kind}",
+            rows["watch"].notna().sum(),
+            rows["full"].notna().sum(),
+        ]
         cells += [(late == 0).sum(), (late == 1).sum(), (late > 1).sum(), (late < 0).sum()]
         lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
@@ -137,12 +169,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path, help="folder of the trainings")
     parser.add_argument("out", type=Path, help="CSV file to write")
+    parser.add_argument("--studies", nargs="+", choices=STUDIES, default=list(STUDIES))
     parser.add_argument("--trainings", type=int, default=10, help="of each kind")
     parser.add_argument("--cores", type=int, default=2)
     args = parser.parse_args()
     rows = []
-    for name, study in STUDIES.items():
-        named = {"study": f"onset_{name}", "replicates": args.trainings}
+    for name in args.studies:
+        study = STUDIES[name]
+        named = {"study": f"onset_{name.replace('-', '_')}", "replicates": args.trainings}
         results = train(args.folder, study | named, args.cores)
         updates = study["train"]["updates"]
         place = {round(share * updates): k for k, share in enumerate(SHARES)}
@@ -153,5 +187,8 @@ if __name__ == "__main__":
             rows.append({"study": name, "training": replicate, **found, "late": late})
             print(rows[-1], flush=True)
     table = pd.DataFrame(rows)
+    if args.out.exists():
+        before = pd.read_csv(args.out)
+        table = pd.concat([before[~before["study"].isin(args.studies)], table])
     table.to_csv(args.out, index=False)
     print(markdown(table))
