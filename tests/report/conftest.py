@@ -355,6 +355,7 @@ def _scores() -> dict[str, pd.DataFrame]:
     areas = [
         {"attributor": name, "queries": "generated", "query": query, "concept": "colour"}
         | {"word": "red", "combination": "trained", "area": area + 0.1 * query}
+        | {"images_error": 0.02}
         for name, area in (("das_revised", 0.7), ("pixel_l2", 0.5))
         for query in range(3)
     ]

@@ -85,13 +85,14 @@ def scores(sets: tuple[str, ...], copies: bool, shift: float) -> dict[str, pd.Da
     areas = [
         {"attributor": name, "queries": queries, "query": query, "concept": concept}
         | {"word": "red", "combination": "held out" if query < 2 else "trained"}
-        | {"area": 0.4 + 0.1 * query}
+        | {"area": 0.4 + 0.1 * query, "images_error": 0.02}
         for name in ATTRIBUTORS
         for queries in sets
         for concept in ("colour", "shape")
         for query in range(4 if copies else 0)
     ]
-    columns_of_concepts = ["attributor", "queries", "query", "concept", "combination", "area"]
+    columns_of_concepts = ["attributor", "queries", "query", "concept", "combination"]
+    columns_of_concepts += ["area", "images_error"]
     leverage = pd.DataFrame({"regulariser": [0.1, 1.0], "auc": [0.9, 0.4]})
     return {
         "lds.csv": pd.DataFrame(rows),

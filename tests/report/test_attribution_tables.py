@@ -242,6 +242,7 @@ def conceptual(tmp_path):
             rows = [
                 {"attributor": name, "queries": "generated", "query": query, "concept": "colour"}
                 | {"word": "red", "combination": "trained" if query else None, "area": area}
+                | {"images_error": 0.0 if k == 0 else 0.3}
                 for name, values in areas[k].items()
                 for query, area in enumerate([0.0, *values])
             ]
@@ -266,6 +267,8 @@ def test_areas_of_concepts_are_means_over_queries(conceptual):
     mean = cells["mean", "das"]
     assert (mean["networks"], mean["images"]) == (2, 5)
     assert mean["area"] == pytest.approx((0.7 + 0.9) / 2)
+    # The error over images of the second network counts, halved as a part of a mean of two.
+    assert mean["low"] == pytest.approx(0.8 - 1.96 * np.hypot(0.3 / 2, 0.0764), abs=0.01)
     assert cells["mean", "trak"]["networks"] == 1
 
 

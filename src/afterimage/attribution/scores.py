@@ -26,8 +26,8 @@ The result:
   subsets;
 - ``copies.csv``: one row per attributor and extracted query: copies, recall (the share of the m
   copies among the m top-ranked images), chance;
-- ``concepts.csv``: one row per attributor, query and concept: queries, query, word, combination, area
-  (``judges.concepts``); empty unless the study names concepts;
+- ``concepts.csv``: one row per attributor, query and concept: queries, query, word, combination,
+  area, images_error (``judges.concepts``); empty unless the study names concepts;
 - ``first.parquet``: the top-ranked training images of every query, for every attributor:
   attributor, queries, query, rank, id, score;
 - ``leverage.csv``: for every regulariser, how well a low leverage separates images with copies from

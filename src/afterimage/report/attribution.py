@@ -221,8 +221,8 @@ def concepts(stores: Sequence[Path], confidence: float) -> pd.DataFrame:
     """Return ``attribution_concepts.csv``, columns ``CONCEPTS``: how well scores tell the images
     that share a concept with a query from others.
 
-    The mean over queries, each of which is independent of the others given the network and the
-    images that it was trained on, with Student's interval.
+    The mean over queries, with an interval for other queries and other training images, given the
+    network: Student's, with the errors over both.
 
     Args:
         stores: Of each replicate, the main scores.
@@ -235,8 +235,10 @@ def concepts(stores: Sequence[Path], confidence: float) -> pd.DataFrame:
     for replicate, some in [*groups, *([(MEAN, parts)] if len(parts) > 1 else [])]:
         by_key = [_by_keys(part.dropna(subset="combination"), keys) for part in some]
         for key in dict.fromkeys(chain(*by_key)):
-            areas = [cells[key]["area"].to_numpy() for cells in by_key if key in cells]
-            value, low, high, _ = networks.mean(areas, confidence)
+            cells = [each[key] for each in by_key if key in each]
+            areas = [cell["area"].to_numpy() for cell in cells]
+            shared = [float(cell["images_error"].iloc[0]) for cell in cells]
+            value, low, high, _ = networks.mean(areas, confidence, shared)
             row = {"replicate": replicate, "networks": len(areas)} | dict(
                 zip(keys, key, strict=True)
             )

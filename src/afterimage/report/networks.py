@@ -29,7 +29,7 @@ class Estimate(NamedTuple):
     p: float = math.nan
 
 
-def mean(units: Sequence[np.ndarray], confidence: float) -> Estimate:
+def mean(units: Sequence[np.ndarray], confidence: float, shared: Sequence[float] = ()) -> Estimate:
     """Return the mean over networks of the means of their units.
 
     Student's interval, with the degrees of freedom of Welch and Satterthwaite; of one network it is
@@ -39,9 +39,15 @@ def mean(units: Sequence[np.ndarray], confidence: float) -> Estimate:
     Args:
         units: Of each network, floating (n_k,).
         confidence: Coverage of the interval.
+        shared: Of each network, another standard error of its mean, which its units have in common;
+            taken as known. None by default.
     """
     value = float(np.mean([values.mean() for values in units]))
     squared, freedom = _error([_squared_error(values) for values in units], units)
+    if len(shared):
+        further = float(np.square(shared).sum()) / len(shared) ** 2
+        freedom *= (1 + further / squared) ** 2 if squared > 0 else math.inf
+        squared += further
     error = math.sqrt(squared)
     half = float(stdtrit(freedom, (1 + confidence) / 2)) * error
     p = float(2 * stdtr(freedom, -abs(value) / error)) if error > _ROUNDING else math.nan

@@ -5,20 +5,25 @@ of a query are known. An attributor should score them above images with another 
 concept. A combination that was held out of the training images (Okawa et al. 2023, "Compositional
 abilities emerge multiplicatively") is of particular use: no image shows it, so that a generation of
 it can only owe its parts to images that share one of them.
+
+Queries share the training images: scores that say nothing have an area off 0.5 in all queries
+alike, if they are alike. So a mean over queries has two errors, one over queries and one over
+training images, which is that of the mean of DeLong's placements (1988, Biometrics 44:837).
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.stats import rankdata
 
 from afterimage.artifacts import ArtifactError
 from afterimage.data.forget import mentions
-from afterimage.metrics.ranking import roc_auc
 
-COLUMNS = ["query", "concept", "word", "combination", "area"]
+COLUMNS = ["query", "concept", "word", "combination", "area", "images_error"]
 TRAINED, HELD_OUT = "trained", "held out"
 """Whether some training image shows all concepts of a query together."""
 
@@ -52,8 +57,10 @@ def areas(
     Returns:
         One row per query and concept, for queries whose caption has one of the concept's words:
         ``query`` (its position), ``concept``, ``word``, ``combination`` (``TRAINED`` or
-        ``HELD_OUT``; NaN where the caption lacks another concept), and ``area`` (under the ROC
-        curve; the probability that an image with the word scores above one with another word).
+        ``HELD_OUT``; None where the caption lacks another concept), ``area`` (under the ROC curve;
+        the probability that an image with the word scores above one with another word), and
+        ``images_error``, the standard error over training images of the mean area of all queries of
+        this concept and combination.
 
     Raises:
         ArtifactError: if no training image has one of the words, naming it.
@@ -69,13 +76,33 @@ def areas(
             )
     trained = set(zip(*(known[concept].tolist() for concept in concepts), strict=True))
     rows = []
+    influences = defaultdict(list)
     for query, own in enumerate(zip(*(asked[c].tolist() for c in concepts), strict=True)):
-        combination = TRAINED if own in trained else HELD_OUT
+        combination = (TRAINED if own in trained else HELD_OUT) if min(own) >= 0 else None
         for concept, word in zip(concepts, own, strict=True):
             if word < 0:
                 continue
-            same, others = known[concept] == word, known[concept] >= 0
-            area = roc_auc(scores[query, others & ~same], scores[query, same])
-            name = concepts[concept][word]
-            rows.append((query, concept, name, combination if min(own) >= 0 else np.nan, area))
-    return pd.DataFrame(rows, columns=COLUMNS)
+            area, influence = _area(scores[query], known[concept], word)
+            influences[concept, combination].append(influence)
+            rows.append((query, concept, concepts[concept][word], combination, area))
+    errors = {key: float(np.linalg.norm(np.mean(each, axis=0))) for key, each in influences.items()}
+    complete = [(*row, errors[row[1], row[3]]) for row in rows]
+    return pd.DataFrame(complete, columns=COLUMNS)
+
+
+def _area(scores: np.ndarray, words: np.ndarray, word: int) -> tuple[float, np.ndarray]:
+    """Return the area of a query's scores, (N,), for images with ``word`` against those with
+    another one, and the influence of each image on it, (N,).
+
+    The sum of squares of the influences estimates the area's variance over images.
+    """
+    same, others = np.flatnonzero(words == word), np.flatnonzero((words >= 0) & (words != word))
+    ranks = rankdata(scores[np.concatenate([same, others])])
+    below = (ranks[: len(same)] - rankdata(scores[same])) / len(others)
+    above = 1 - (ranks[len(same) :] - rankdata(scores[others])) / len(same)
+    area = below.mean()
+    influence = np.zeros(len(scores))
+    for rows, placements in ((same, below), (others, above)):
+        count = len(rows)
+        influence[rows] = (placements - area) / np.sqrt(count * max(count - 1, 1))
+    return float(area), influence
