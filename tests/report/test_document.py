@@ -61,7 +61,8 @@ def made(root, make_up, truth, tmp_path_factory) -> Callable[..., Path]:
 def table(text: str, heading: str) -> dict[str, dict[str, str]]:
     """Return the first table below a heading: first cell -> heading -> cell."""
     section = text.split(f"## {heading}\n", 1)[1]
-    lines = [line for line in section.split("\n## ")[0].splitlines() if line.startswith("| ")]
+    first = section[section.index("| ") :].split("\n\n")[0]
+    lines = first.splitlines()
     header, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
     return {row[0].strip("`"): dict(zip(header, row, strict=True)) for row in rows}
 
@@ -132,6 +133,17 @@ def test_attribution_has_its_ceiling_and_repeatability(made):
     assert rows["das_revised"]["repeatability"] == "0.77 / 0.77"
     assert rows["pixel_l2"]["repeatability"] == ""  # it uses no gradients
     assert rows["ceiling"]["LDS of the prediction, held-out images"] == "0.80 (0.70 to 0.90)"
+
+
+def test_areas_of_concepts_are_those_of_the_table(made):
+    folder = made(1)
+    text = Document(folder, "made").text()
+    row = pd.read_csv(folder / "attribution_concepts.csv").set_index("attributor").loc["pixel_l2"]
+    line = next(
+        line for line in text.split("colour, trained comb")[1].splitlines() if "l2`" in line
+    )
+    assert line == f"| `pixel_l2` | {row.area:.2f} ({row.low:.2f} to {row.high:.2f}) |"
+    assert row.area == pytest.approx(0.6)
 
 
 def test_scores_from_other_features_are_listed_by_variant(root, made):

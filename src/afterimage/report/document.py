@@ -425,7 +425,8 @@ class Document:
             )
         if scores["of_ceiling"].notna().any():
             text += " A share has no bounds where the subsets do not exclude a ceiling of 0."
-        return "\n\n".join([markdown(rows), text, *self._variants(), *self._counterfactual()])
+        parts = [*self._concepts(), *self._variants(), *self._counterfactual()]
+        return "\n\n".join([markdown(rows), text, *parts])
 
     def _told_apart(self, pairs: pd.DataFrame) -> str:
         """Return how many pairs of attributors differ, as a sentence."""
@@ -437,6 +438,32 @@ class Document:
             "subset and adjusted for their number (`attribution_differences.csv`); overlapping "
             "intervals do not tell."
         )
+
+    def _concepts(self) -> list[str]:
+        """Return how well scores tell images that share a concept with a query; nothing if the
+        study names none."""
+        if "attribution_concepts.csv" not in self.record["outputs"]:
+            return []  # tables of a version that knew no concepts
+        table = self._table("attribution_concepts")
+        table = attribution.shown(table[table["queries"].isin(SETS)])
+        if table.empty:
+            return []
+        keys = ["concept", "combination", "queries"]
+        rows: dict[str, Row] = {}
+        for area in _records(table):
+            concept, combination, queries = (area[key] for key in keys)
+            row = rows.setdefault(area["attributor"], {"attributor": f"`{area['attributor']}`"})
+            heading = f"{concept}, {combination} combinations, {SETS[queries]}"
+            row[heading] = estimate(area, "area", "low", "high")
+        text = (
+            "For captions that are composed of concepts: the probability that a training image "
+            "with the query's word scores above one with another word of the same concept (0.5 is "
+            "chance). No training image shows a held out combination. Intervals are for other "
+            "queries and other training images, of each number by itself and not adjusted: of "
+            "scores without meaning one in twenty would leave out 0.5, and nothing is claimed "
+            "about differences."
+        )
+        return [markdown(list(rows.values())), text]
 
     def _variants(self) -> list[str]:
         """Return the scores from other features; nothing if the study has no variants."""
