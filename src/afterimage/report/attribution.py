@@ -233,7 +233,7 @@ def concepts(stores: Sequence[Path], confidence: float) -> pd.DataFrame:
     groups = [(k, [part]) for k, part in enumerate(parts)]
     rows = []
     for replicate, some in [*groups, *([(MEAN, parts)] if len(parts) > 1 else [])]:
-        by_key = [_by_keys(part.dropna(subset="combination"), keys) for part in some]
+        by_key = [_by_keys(part.dropna(subset=["combination", "area"]), keys) for part in some]
         for key in dict.fromkeys(chain(*by_key)):
             cells = [each[key] for each in by_key if key in each]
             areas = [cell["area"].to_numpy() for cell in cells]
