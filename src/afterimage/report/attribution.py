@@ -26,8 +26,6 @@ BASELINE = "pixel_l2"
 """The choice that others are compared with: the images with the nearest pixels."""
 AGAIN, RANDOM = "again", "random"
 """The choice that takes nothing out, and the one by chance."""
-COMBINATIONS = ("trained", "held out")
-"""Whether some training image shows the concepts of a query together, or none does."""
 CHANGES = ("l2", "distance", "rise")
 """Measures of a counterfactual picture: distance of the pixels, of a classifier's features (1 -
 cosine), and the loss of the query less that of ``again``."""

@@ -26,8 +26,11 @@ from afterimage.artifacts import ArtifactError
 from afterimage.data.forget import mentions
 
 COLUMNS = ["query", "concept", "word", "combination", "area", "images_error"]
-TRAINED, HELD_OUT = "trained", "held out"
-"""Whether some training image shows all concepts of a query together."""
+TRAINED, RELATED, HELD_OUT = "trained", "related", "held out"
+"""Whether some training image shows all concepts of a query together, and if so whether the word is
+also one of a held out combination among the queries. Scores may favour the images with a word for
+every query (large circles), which cancels in a mean over words, but not where there is one word: so
+``RELATED`` queries are the control of ``HELD_OUT`` ones."""
 
 
 def words_of(captions: np.ndarray, words: Sequence[str]) -> np.ndarray:
@@ -59,8 +62,8 @@ def areas(
 
     Returns:
         One row per query and concept, for queries whose caption has one of the concept's words:
-        ``query`` (its position), ``concept``, ``word``, ``combination`` (``TRAINED`` or
-        ``HELD_OUT``; None where the caption lacks another concept), ``area`` (under the ROC curve;
+        ``query`` (its position), ``concept``, ``word``, ``combination`` (``TRAINED``, ``RELATED``
+        or ``HELD_OUT``; None where the caption lacks another concept), ``area`` (under the ROC curve;
         the probability that an image with the word scores above one with another word of the
         concept, both without the query's other words; NaN where there is no such pair), and
         ``images_error``, the standard error over training images of the mean area of all queries of
@@ -79,15 +82,21 @@ def areas(
                 f"concept in none of the {len(train)} training images' captions"
             )
     trained = set(zip(*(known[concept].tolist() for concept in concepts), strict=True))
+    combinations = list(zip(*(asked[c].tolist() for c in concepts), strict=True))
+    held_out = [own for own in combinations if min(own) >= 0 and own not in trained]
     rows = []
     influences = defaultdict(list)
-    for query, own in enumerate(zip(*(asked[c].tolist() for c in concepts), strict=True)):
+    for query, own in enumerate(combinations):
         shared = {c: (w >= 0) & (known[c] == w) for c, w in zip(concepts, own, strict=True)}
         count = np.sum(list(shared.values()), axis=0)
-        combination = (TRAINED if own in trained else HELD_OUT) if min(own) >= 0 else None
-        for concept, word in zip(concepts, own, strict=True):
+        for place, (concept, word) in enumerate(zip(concepts, own, strict=True)):
             if word < 0:
                 continue
+            combination = None
+            if min(own) >= 0:
+                is_related = any(other[place] == word for other in held_out)
+                combination = RELATED if is_related else TRAINED
+                combination = combination if own in trained else HELD_OUT
             no_other = count == shared[concept]
             comparable = np.where(no_other, known[concept], -1)
             area, influence = _area(scores[query], comparable, word)
