@@ -435,7 +435,8 @@ def run(args: argparse.Namespace) -> None:
         mean_recall = copies_table.groupby("attributor", sort=False)["recall"].mean()
         for name, value in mean_recall.items():
             step.metric(f"copies_first/{name}", value)
-        by_concept = concepts_table.groupby(["queries", "concept", "attributor"], sort=False)
+        known = concepts_table.dropna(subset="area")
+        by_concept = known.groupby(["queries", "concept", "attributor"], sort=False)
         for *names_of_area, value in by_concept["area"].mean().reset_index().to_numpy():
             step.metric("/".join(["concepts", *names_of_area]), value)
         step.note(

@@ -26,8 +26,6 @@ BASELINE = "pixel_l2"
 """The choice that others are compared with: the images with the nearest pixels."""
 AGAIN, RANDOM = "again", "random"
 """The choice that takes nothing out, and the one by chance."""
-COMBINATIONS = ("trained", "held out")
-"""Whether some training image shows the concepts of a query together, or none does."""
 CHANGES = ("l2", "distance", "rise")
 """Measures of a counterfactual picture: distance of the pixels, of a classifier's features (1 -
 cosine), and the loss of the query less that of ``again``."""
@@ -233,7 +231,7 @@ def concepts(stores: Sequence[Path], confidence: float) -> pd.DataFrame:
     groups = [(k, [part]) for k, part in enumerate(parts)]
     rows = []
     for replicate, some in [*groups, *([(MEAN, parts)] if len(parts) > 1 else [])]:
-        by_key = [_by_keys(part.dropna(subset="combination"), keys) for part in some]
+        by_key = [_by_keys(part.dropna(subset=["combination", "area"]), keys) for part in some]
         for key in dict.fromkeys(chain(*by_key)):
             cells = [each[key] for each in by_key if key in each]
             areas = [cell["area"].to_numpy() for cell in cells]

@@ -27,19 +27,35 @@ def table(scores: list[list[float]], *queries: str) -> pd.DataFrame:
 
 
 def test_an_area_is_of_images_with_the_word_against_those_with_another():
-    # The last two images have no colour or shape of their own, and count nowhere.
-    found = table([[3, 1, 2, 4, 9, 9], [1, 1, 1, 1, 9, 9]], "a red circle", "a blue square")
+    # The last two images have no colour or shape of their own, and count nowhere; the circle does
+    # not count for the colour, nor do red images for the shape.
+    found = table([[3, 5, 2, 4, 9, 9], [1, 1, 1, 1, 9, 9]], "a red circle", "a blue circle")
     assert list(found.columns) == COLUMNS
     rows = found.set_index(["query", "concept"])
-    assert rows.loc[(0, "colour"), "area"] == 1.0  # 3 and 4 against 1 and 2
-    assert rows.loc[(0, "shape"), "area"] == 0.0  # 1 against 3, 2 and 4
-    assert rows.loc[1, "area"].tolist() == [0.5, 0.5]
-    assert rows["word"].tolist() == ["red", "circle", "blue", "square"]
+    assert rows.loc[(0, "colour"), "area"] == 1.0  # 3 and 4 against 2
+    assert rows.loc[(0, "shape"), "area"] == 1.0  # 5 against 2
+    assert rows.loc[(1, "colour"), "area"] == 0.5
+    assert np.isnan(rows.loc[(1, "shape"), "area"])  # all circles are blue
+    assert rows["word"].tolist() == ["red", "circle", "blue", "circle"]
+
+
+def test_a_score_that_knows_the_colour_alone_says_nothing_of_shapes():
+    """Not of a held out combination either, whose shape is never of its colour."""
+    words = [f"a {c} {s}" for c in CONCEPTS["colour"] for s in CONCEPTS["shape"]]
+    words += [f"a green {shape}" for shape in CONCEPTS["shape"]]
+    train = np.array([text for text in words if text != "a red circle"] * 10)
+    concepts = CONCEPTS | {"colour": ["red", "blue", "green"]}
+    queries = np.array(["a red circle", "a blue square"])
+    colours = concepts["colour"]
+    scores = words_of(queries, colours)[:, None] == words_of(train, colours)
+    found = areas(scores.astype(float), train, queries, concepts).set_index(["query", "concept"])
+    assert found["area"].tolist() == [1.0, 0.5, 1.0, 0.5]
+    assert found["combination"].tolist() == ["held out"] * 2 + ["trained"] * 2
 
 
 def test_a_combination_without_a_training_image_is_held_out():
     found = table([[0] * 6] * 3, "a red circle", "a blue circle", "something red")
-    assert found["combination"].tolist()[:4] == ["held out"] * 2 + ["trained"] * 2
+    assert found["combination"].tolist()[:4] == ["held out"] * 2 + ["trained", "related"]
     # Without a shape, nothing is known of the combination; the colour counts all the same.
     assert found.loc[found["query"] == 2, "concept"].tolist() == ["colour"]
     assert found.loc[found["query"] == 2, "combination"].isna().all()

@@ -1,8 +1,10 @@
 """Known concepts: a picture of a red circle owes its red to red images and its shape to circles.
 
 Where captions are composed of concepts (a colour and a shape), the training images that show those
-of a query are known. An attributor should score them above images with another word of the same
-concept. A combination that was held out of the training images (Okawa et al. 2023, "Compositional
+of a query are known. An attributor should score images that share one word with the query above
+images that share none. (Images that share another word do not count: of a combination that nobody
+trained on, red circles, the circles are all of other colours, so that a score that knows the colour
+alone would seem to take them for the wrong shape.) A combination that was held out of the training images (Okawa et al. 2023, "Compositional
 abilities emerge multiplicatively") is of particular use: no image shows it, so that a generation of
 it can only owe its parts to images that share one of them.
 
@@ -24,8 +26,11 @@ from afterimage.artifacts import ArtifactError
 from afterimage.data.forget import mentions
 
 COLUMNS = ["query", "concept", "word", "combination", "area", "images_error"]
-TRAINED, HELD_OUT = "trained", "held out"
-"""Whether some training image shows all concepts of a query together."""
+TRAINED, RELATED, HELD_OUT = "trained", "related", "held out"
+"""Whether some training image shows all concepts of a query together, and if so whether the word is
+also one of a held out combination among the queries. Scores may favour the images with a word for
+every query (large circles), which cancels in a mean over words, but not where there is one word: so
+``RELATED`` queries are the control of ``HELD_OUT`` ones."""
 
 
 def words_of(captions: np.ndarray, words: Sequence[str]) -> np.ndarray:
@@ -46,7 +51,8 @@ def areas(
     queries: np.ndarray,
     concepts: Mapping[str, Sequence[str]],
 ) -> pd.DataFrame:
-    """Return how well scores tell the images with a query's word from those with another one.
+    """Return how well scores tell the images that share a word alone with a query from those that
+    share none.
 
     Args:
         scores: Q x N, finite.
@@ -56,9 +62,10 @@ def areas(
 
     Returns:
         One row per query and concept, for queries whose caption has one of the concept's words:
-        ``query`` (its position), ``concept``, ``word``, ``combination`` (``TRAINED`` or
-        ``HELD_OUT``; None where the caption lacks another concept), ``area`` (under the ROC curve;
-        the probability that an image with the word scores above one with another word), and
+        ``query`` (its position), ``concept``, ``word``, ``combination`` (``TRAINED``, ``RELATED``
+        or ``HELD_OUT``; None where the caption lacks another concept), ``area`` (under the ROC curve;
+        the probability that an image with the word scores above one with another word of the
+        concept, both without the query's other words; NaN where there is no such pair), and
         ``images_error``, the standard error over training images of the mean area of all queries of
         this concept and combination.
 
@@ -75,28 +82,41 @@ def areas(
                 f"concept in none of the {len(train)} training images' captions"
             )
     trained = set(zip(*(known[concept].tolist() for concept in concepts), strict=True))
+    combinations = list(zip(*(asked[c].tolist() for c in concepts), strict=True))
+    held_out = [own for own in combinations if min(own) >= 0 and own not in trained]
     rows = []
     influences = defaultdict(list)
-    for query, own in enumerate(zip(*(asked[c].tolist() for c in concepts), strict=True)):
-        combination = (TRAINED if own in trained else HELD_OUT) if min(own) >= 0 else None
-        for concept, word in zip(concepts, own, strict=True):
+    for query, own in enumerate(combinations):
+        shared = {c: (w >= 0) & (known[c] == w) for c, w in zip(concepts, own, strict=True)}
+        count = np.sum(list(shared.values()), axis=0)
+        for place, (concept, word) in enumerate(zip(concepts, own, strict=True)):
             if word < 0:
                 continue
-            area, influence = _area(scores[query], known[concept], word)
-            influences[concept, combination].append(influence)
+            combination = None
+            if min(own) >= 0:
+                is_related = any(other[place] == word for other in held_out)
+                combination = RELATED if is_related else TRAINED
+                combination = combination if own in trained else HELD_OUT
+            no_other = count == shared[concept]
+            comparable = np.where(no_other, known[concept], -1)
+            area, influence = _area(scores[query], comparable, word)
+            if not np.isnan(area):
+                influences[concept, combination].append(influence)
             rows.append((query, concept, concepts[concept][word], combination, area))
     errors = {key: float(np.linalg.norm(np.mean(each, axis=0))) for key, each in influences.items()}
-    complete = [(*row, errors[row[1], row[3]]) for row in rows]
+    complete = [(*row, errors.get((row[1], row[3]), np.nan)) for row in rows]
     return pd.DataFrame(complete, columns=COLUMNS)
 
 
 def _area(scores: np.ndarray, words: np.ndarray, word: int) -> tuple[float, np.ndarray]:
     """Return the area of a query's scores, (N,), for images with ``word`` against those with
-    another one, and the influence of each image on it, (N,).
+    another one, and the influence of each image on it, (N,); NaN without a pair.
 
     The sum of squares of the influences estimates the area's variance over images.
     """
     same, others = np.flatnonzero(words == word), np.flatnonzero((words >= 0) & (words != word))
+    if not len(same) or not len(others):
+        return np.nan, np.full(len(scores), np.nan)
     ranks = rankdata(scores[np.concatenate([same, others])])
     below = (ranks[: len(same)] - rankdata(scores[same])) / len(others)
     above = 1 - (ranks[len(same) :] - rankdata(scores[others])) / len(same)

@@ -21,7 +21,6 @@ from afterimage.report import figures, format
 from afterimage.report.attribution import (
     AGAIN,
     BASELINE,
-    COMBINATIONS,
     MEAN,
     RANDOM,
     Stores,
@@ -39,6 +38,12 @@ SETS = {
 }
 """Set of queries -> its name."""
 COLOURS = {"holdout": "C0", "generated": "C1", "extracted": "C2"}
+MARKERS: dict[str, figures.Style] = {
+    "trained": {},
+    "related": {"fillstyle": "left", "markerfacecoloralt": "white"},
+    "held out": {"markerfacecolor": "white"},
+}
+"""Kind of a query's combination of concepts (``judges.concepts``) -> its marker."""
 TARGETS = {"loss": "LDS", "shift": "LDS of the shift"}
 """What retraining is measured by -> title of the score."""
 PICTURED = ("das", "das_revised", "dtrak", "trak", "ggn_influence", "pixel_l2")
@@ -399,12 +404,13 @@ class Attribution:
     def concepts_figure(self) -> Figure:
         """Draw how well each attributor tells images with a query's word, by concept.
 
-        Queries whose combination of words is in no training image are drawn hollow.
+        Queries whose combination of words is in no training image are drawn hollow, those that
+        share the concept's word with them half so.
         """
         table = self.concepts()
         names = list(dict.fromkeys(table["concept"]))
         figure, axes = figures.row_panels(self.order, len(names), width=4.2, height=0.27)
-        cells = [(q, c) for q in self.sets for c in COMBINATIONS]
+        cells = [(q, c) for q in self.sets for c in MARKERS]
         cells = [
             cell
             for cell in cells
@@ -417,9 +423,9 @@ class Attribution:
                 queries, combination = cell
                 some = by_cell.loc[[cell]].set_index("attributor").reindex(self.order)
                 at, colour = np.arange(len(some)) + shift, COLOURS[queries]
-                face = colour if combination == COMBINATIONS[0] else "white"
                 axis.hlines(at, some["low"], some["high"], color=colour, linewidth=1)
-                style: figures.Style = {"color": colour, "markersize": 4, "markerfacecolor": face}
+                style: figures.Style = {"color": colour, "markersize": 4}
+                style |= MARKERS[combination]
                 (dots,) = axis.plot(some["area"], at, "o", **style)
                 entries[f"{SETS[queries]}, {combination} combinations"] = dots
             axis.axvline(0.5, color="0.7", linewidth=0.8)
