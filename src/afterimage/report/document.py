@@ -448,20 +448,20 @@ class Document:
         table = attribution.shown(table[table["queries"].isin(SETS)])
         if table.empty:
             return []
-        keys = ["concept", "combination", "queries"]
-        rows: dict[str, Row] = {}
+        rows: dict[tuple[str, str], Row] = {}
         for area in _records(table):
-            concept, combination, queries = (area[key] for key in keys)
-            row = rows.setdefault(area["attributor"], {"attributor": f"`{area['attributor']}`"})
-            heading = f"{concept}, {combination} combinations, {SETS[queries]}"
-            row[heading] = estimate(area, "area", "low", "high")
+            attributor, queries = area["attributor"], area["queries"]
+            named = {"attributor": f"`{attributor}`", "queries": SETS[queries]}
+            row = rows.setdefault((attributor, queries), named)
+            row[f"{area['concept']}, {area['combination']}"] = estimate(area, "area", "low", "high")
         text = (
             "For captions that are composed of concepts: the probability that a training image "
-            "with the query's word scores above one with another word of the same concept (0.5 is "
-            "chance). No training image shows a held out combination. Intervals are for other "
-            "queries and other training images, of each number by itself and not adjusted: of "
-            "scores without meaning one in twenty would leave out 0.5, and nothing is claimed "
-            "about differences."
+            "that shares this word alone with the query scores above one that shares none of its "
+            "words (0.5 is chance). No training image shows a *held out* combination; *related* "
+            "ones were trained and share the word with it, its control: scores may favour the "
+            "images with a word for every query. Intervals are for other queries and other "
+            "training images, of each number by itself and not adjusted: of scores without meaning "
+            "one in twenty would leave out 0.5, and nothing is claimed about differences."
         )
         return [markdown(list(rows.values())), text]
 
