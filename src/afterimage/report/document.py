@@ -448,12 +448,24 @@ class Document:
         table = attribution.shown(table[table["queries"].isin(SETS)])
         if table.empty:
             return []
-        rows: dict[tuple[str, str], Row] = {}
-        for area in _records(table):
-            attributor, queries = area["attributor"], area["queries"]
-            named = {"attributor": f"`{attributor}`", "queries": SETS[queries]}
-            row = rows.setdefault((attributor, queries), named)
-            row[f"{area['concept']}, {area['combination']}"] = estimate(area, "area", "low", "high")
+        keys = ["attributor", "queries", "concept", "combination"]
+        cells = {tuple(area[key] for key in keys): area for area in _records(table)}
+        shown = [
+            (concept, combination)
+            for concept in dict.fromkeys(table["concept"])
+            for combination in ("trained", "related", "held out")
+            if ((table["concept"] == concept) & (table["combination"] == combination)).any()
+        ]
+        rows: list[Row] = [
+            {"attributor": f"`{attributor}`", "queries": SETS[queries]}
+            | {
+                ", ".join(cell): estimate(
+                    cells.get((attributor, queries, *cell), {}), "area", "low", "high"
+                )
+                for cell in shown
+            }
+            for attributor, queries in dict.fromkeys(key[:2] for key in cells)
+        ]
         text = (
             "For captions that are composed of concepts: the probability that a training image "
             "that shares this word alone with the query scores above one that shares none of its "
@@ -463,7 +475,7 @@ class Document:
             "training images, of each number by itself and not adjusted: of scores without meaning "
             "one in twenty would leave out 0.5, and nothing is claimed about differences."
         )
-        return [markdown(list(rows.values())), text]
+        return [markdown(rows), text]
 
     def _variants(self) -> list[str]:
         """Return the scores from other features; nothing if the study has no variants."""
