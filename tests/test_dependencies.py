@@ -9,7 +9,7 @@ import pytest
 
 from afterimage import config, provenance
 
-BASE = {"artifacts", "images", "progress", "provenance", "seeds"}
+BASE = {"artifacts", "images", "progress", "provenance", "scratch", "seeds"}
 """Stores, images, fingerprints and random streams, which every step needs."""
 
 TRAINING = BASE | {"data.forget", "data.members", "diffusion", "methods.run", "training"}

@@ -186,13 +186,6 @@ def test_single_images_and_unconditional_bases_can_be_forgotten(digits):
     assert digits(arms__new=one | {"mixture": 0}, forget__one={"ids": [3]}).arms
 
 
-def test_siss_needs_noise_predictions(digits):
-    with pytest.raises(
-        config.ConfigError, match=r"method siss needs diffusion.prediction = 'epsil"
-    ):
-        digits(arms__new=SISS, diffusion__prediction="v_prediction")
-
-
 @pytest.mark.parametrize(
     ("arm", "dropout", "message"),
     [

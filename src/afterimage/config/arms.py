@@ -978,12 +978,6 @@ class Siss(Unlearning):
         return Passes(2 * updates)
 
     def refusal(self, study: Study, name: str) -> str | None:
-        prediction = study.diffusion.prediction
-        if prediction != "epsilon":
-            return (
-                "method siss needs diffusion.prediction = 'epsilon', of which its importance "
-                f"weights are made, but it is {prediction!r}"
-            )
         condition = study.condition_of(name)
         if condition != "none" and self.mixture in (0, 1):
             return (

@@ -24,6 +24,10 @@ update. (The released code fixes the norm itself, and recommends a tenth of that
 gradient.) ``images: remain`` draws x from the images that remain (as released): then the factors are
 1 and s k / (n - k), of the same expectation.
 
+The paper predicts noise. A network that predicts v or the clean image (``diffusion.prediction``) has
+the loss that it was trained with instead: both are functions of m, x and eps_x, so that the same
+weights make either term unbiased.
+
 With labels or captions q is the density of m and the condition. Where those of x and a differ, no
 noisy image is one of both, and the weights are 1 / (1 - lambda) or 1 / lambda, and 0. Dropped labels
 and captions are dropped from both. Both gradients are computed apart, for their norms, from the same
@@ -34,7 +38,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -146,7 +150,9 @@ class Pairs:
         self.remain = self.arm.images == "remain"
         self.sides = Sides(job)
         self.order = Order(job.seed, (*job.path, "all"), len(job.task), job.train.batch_size)
-        self.sigma = (1 - job.scheduler.alphas_cumprod).sqrt()
+        abar = job.scheduler.alphas_cumprod
+        self.signal, self.sigma = abar.sqrt(), (1 - abar).sqrt()
+        self.kind = job.scheduler.config["prediction_type"]
 
     @property
     def factors(self) -> tuple[float, float]:
@@ -172,7 +178,39 @@ class Pairs:
             len(forgotten), generator=seeds.torch_rng(job.seed, *job.path, "mixture", s)
         )
         mixture, sigma = self.arm.mixture, self.sigma[noisy_kept.timesteps]
-        return mixed(noisy_kept, noisy_forgotten, coins < mixture, sigma, mixture)
+        first, second = self._of_noise(noisy_kept), self._of_noise(noisy_forgotten)
+        made_kept, made_forgotten = mixed(first, second, coins < mixture, sigma, mixture)
+        return (
+            self._of_prediction(made_kept, noisy_kept),
+            self._of_prediction(made_forgotten, noisy_forgotten),
+        )
+
+    def _levels(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return sqrt(abar) and sqrt(1 - abar) of each sample, (B, 1, 1, 1)."""
+        signal, sigma = (root[batch.timesteps] for root in (self.signal, self.sigma))
+        return signal[:, None, None, None], sigma[:, None, None, None]
+
+    def _of_noise(self, batch: Batch) -> Batch:
+        """Return a batch with its noise as the targets, whatever the network predicts."""
+        signal, sigma = self._levels(batch)
+        if self.kind == "v_prediction":
+            return replace(batch, target=signal * batch.target + sigma * batch.noisy)
+        if self.kind == "sample":
+            return replace(batch, target=(batch.noisy - signal * batch.target) / sigma)
+        return batch
+
+    def _of_prediction(self, batch: WeightedBatch, side: Batch) -> WeightedBatch:
+        """Return a batch of the mixture with targets of the network's kind in the place of noise.
+
+        Args:
+            batch: One term's samples.
+            side: The same images, before they were mixed.
+        """
+        signal, sigma = self._levels(batch)
+        if self.kind == "v_prediction":
+            clean = signal * side.noisy - sigma * side.target
+            return replace(batch, target=signal * batch.target - sigma * clean)
+        return replace(batch, target=side.target) if self.kind == "sample" else batch
 
 
 def train(job: TrainingRun) -> Trained:
