@@ -64,9 +64,9 @@ book.say(format.brackets(confidence, replicates))
 book.say(page.guidance())
 
 # %% [markdown]
-# *trained on* counts the forgotten images that were in the arm's own training data, including
-# those that it was then made to forget; 0 marks an arm that never saw them, whose extractions are
-# false alarms. (A fine-tuned arm shows 0 as well: its base saw them.) Published values:
+# *trained on* counts the forgotten images that the arm's weights have seen, in its own training or
+# in that of the arms that it starts from, including those that it was then made to forget; 0 marks
+# an arm that never saw them, whose extractions are false alarms. Published values:
 # EraseDiff's table for CIFAR-10 (conditional DDPM, class airplane), **second-hand**, copied from
 # a public note on the paper and not checked against the paper itself; other images, another
 # classifier, another feature space and other guidance: compare orders, not values.

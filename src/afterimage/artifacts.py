@@ -14,7 +14,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -314,6 +314,11 @@ def read_run(folder: Path, record: str = RUN) -> dict[str, Any]:
         ) from error
     except json.JSONDecodeError as error:
         raise ArtifactError(f"{path} is not readable: {error}") from error
+
+
+def numbered(name: str, paths: Sequence[Path]) -> dict[str, Path]:
+    """Return ``paths`` as inputs of a step: ``name`` for the first, ``name/1`` for the second."""
+    return {f"{name}/{place}" if place else name: path for place, path in enumerate(paths)}
 
 
 def check_file(path: Path) -> None:

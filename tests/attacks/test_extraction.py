@@ -426,11 +426,32 @@ def stores(planting, digits, tmp_path):
     paths = {name: split / f"{file}.npz" for name, file in names.items()}
     return argparse.Namespace(
         **paths,
-        members=split / "members.parquet",
+        members=[split / "members.parquet"],
         index=split / "index.parquet",
         config=tmp_path / "config.json",
         out=tmp_path / "out",
     )
+
+
+def test_images_that_only_the_base_saw_are_attacked_too(stores, tmp_path):
+    """Image 3 is not among the arm's own."""
+    extraction.run(stores)
+    base = tmp_path / "base"
+    base.mkdir()
+    members = pd.read_parquet(stores.members[0])
+    assert members.loc[members["id"] == 3, "trained"].tolist() == [False]
+    members.assign(trained=members["id"] == 3).to_parquet(base / "members.parquet")
+    listed = {"members.parquet": artifacts.sha256(base / "members.parquet")}
+    artifacts.write_json(base / "run.json", {"outputs": listed})
+    both = argparse.Namespace(
+        **vars(stores) | {"members": [*stores.members, base / "members.parquet"]}
+    )
+    both.out = tmp_path / "both"
+    extraction.run(both)
+    own, all_seen = (pd.read_parquet(out / "images.parquet") for out in (stores.out, both.out))
+    assert set(all_seen["id"]) - set(own["id"]) == {3}
+    inputs = artifacts.read_run(both.out)["inputs"]
+    assert {"members", "members/1"} <= set(inputs)
 
 
 def test_the_verb_stores_all_tables(stores):

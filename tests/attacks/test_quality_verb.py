@@ -347,7 +347,7 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     arguments = argparse.Namespace(
         samples=split / "images.npz",
         train=split / "train.npz",
-        members=split / "members.parquet",
+        members=[split / "members.parquet"],
         reference=split / "reference.npz",
         holdout=split / "holdout.npz",
         classifier=network,

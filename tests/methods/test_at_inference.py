@@ -55,7 +55,7 @@ def drawing(tmp_path, pixels=None, texts=None, captions=("one", "two"), **schedu
             members = pd.DataFrame({"id": train.ids, "trained": True})
             members.to_parquet(step.folder / "members.parquet")
         files = Files(
-            train=tmp_path / "store/train.npz", members=tmp_path / "store/members.parquet"
+            train=tmp_path / "store/train.npz", members=[tmp_path / "store/members.parquet"]
         )
     prompts = None if texts is None else Prompts(np.array(captions), texts)
     made = build_scheduler(Diffusion.model_validate(scheduler))

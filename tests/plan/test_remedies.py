@@ -99,6 +99,19 @@ def test_a_remedy_at_inference_is_in_the_settings_of_its_drawing_alone(digits):
     assert STEPS["sample"].modules(study, other) == ("afterimage.diffusion.sample",)
 
 
+def test_attacks_read_what_the_arms_on_the_way_were_trained_on(digits):
+    tuned = {"method": "baseline", "base": "baseline"}
+    study = digits(arms__tuned=tuned, arms__amg=AMG | {"base": "tuned"})
+    for step in ("attack/extraction", "attack/membership", "attack/quality", "sample"):
+        job = STEPS[step].job("amg", 2)
+        assert STEPS[step].inputs(study, job)["members"] == [
+            f"train/{arm}/rep2/members.parquet" for arm in ("amg", "tuned", "baseline")
+        ]
+    job = STEPS["attack/extraction"].job("baseline", 0)
+    inputs = STEPS["attack/extraction"].inputs(study, job)
+    assert inputs["members"] == ["train/baseline/rep0/members.parquet"]
+
+
 def test_a_remedy_at_inference_has_its_bases_path(digits):
     study = digits(arms__amg=AMG, paths={"frontier": ["baseline"], "states": 3})
     assert len(study.path_of("baseline")) == 2

@@ -45,11 +45,11 @@ import pandas as pd
 from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import adaptive, calibration, detail, mq, twins, verdict
-from afterimage.attacks.flags import add_flags
+from afterimage.attacks.flags import add_flags, files_of
 from afterimage.attacks.table import Reading, Results
 from afterimage.attacks.target import Scores, Target
 from afterimage.attacks.twins import Planted
-from afterimage.data.members import trained_rows
+from afterimage.data.members import seen, trained_rows
 from afterimage.images import Images, contents, different, load_images
 from afterimage.metrics import near_duplicates, ranking
 
@@ -466,18 +466,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Attack one arm's generations and store the results."""
     resolved = artifacts.read_config(args.config, STEP)
-    inputs = {name: getattr(args, name) for name in INPUTS}
+    inputs = files_of(args, INPUTS)
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         settings = dict(step.settings)
         mirrors, statistics = (
             settings.pop("mirrors"),
             config.Statistics(**settings.pop("statistics")),
         )
-        for path in (args.members, args.index):
-            artifacts.check_file(path)
+        artifacts.check_file(args.index)
         result = extract(
             load_images(args.samples),
-            trained_rows(load_images(args.train), pd.read_parquet(args.members)),
+            trained_rows(load_images(args.train), seen(args.members)),
             config.Extraction(**settings),
             statistics,
             resolved["seed"],

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
+
+from afterimage import artifacts
 
 HELP = {
     "model": "result of `afterimage train run`",
     "samples": "generations (.npz)",
     "train": "training images of the planting (.npz)",
-    "members": "the rows of --train that the arm trained on (.parquet)",
+    "members": "the rows of --train that the arm trained on (.parquet), and those of the arms that "
+    "it starts from",
     "holdout": "held-out images of the split (.npz)",
     "reference": "reference images of the split (.npz)",
     "twins": "never-trained twins of the planted images (.npz)",
@@ -36,8 +40,15 @@ def add_latents(parser: argparse.ArgumentParser) -> None:
 def add_flags(parser: argparse.ArgumentParser, *inputs: str) -> None:
     """Declare ``--config``, ``--out`` and one required flag for each of ``inputs``."""
     for name in inputs:
-        parser.add_argument(f"--{name}", type=Path, required=True, help=HELP[name])
+        number = {"nargs": "+"} if name == "members" else {}
+        parser.add_argument(f"--{name}", type=Path, required=True, help=HELP[name], **number)
     parser.add_argument(
         "--config", type=Path, required=True, help="resolved config of this step (JSON)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+
+
+def files_of(args: argparse.Namespace, inputs: Iterable[str]) -> dict[str, Path]:
+    """Return the files of ``inputs``, by name."""
+    files = {name: getattr(args, name) for name in inputs}
+    return files | artifacts.numbered("members", files["members"])

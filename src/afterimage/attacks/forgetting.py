@@ -72,13 +72,13 @@ from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import adaptive, dori, losses, membership, quality
 from afterimage.attacks.extraction import Extraction, extract
-from afterimage.attacks.flags import add_flags, add_latents, add_texts
+from afterimage.attacks.flags import add_flags, add_latents, add_texts, files_of
 from afterimage.attacks.relearning import relearn
 from afterimage.attacks.table import Results
 from afterimage.attacks.target import Target
 from afterimage.config import ConfigError
 from afterimage.data import forget
-from afterimage.data.members import trained_rows
+from afterimage.data.members import seen, trained_rows
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.latents import FILE as LATENTS
@@ -187,7 +187,7 @@ class Judge:
         network: Folder of the study's classifier.
         samples: The arm's generations.
         train: The training split.
-        trained: bool, (N,): mask of the rows that the arm trained on.
+        trained: bool, (N,): mask of the rows that the arm's weights have seen.
         holdout: Real images that no arm saw: the control.
         reference: Other real images, against which quality is measured.
         texts: Embeddings of captions, for an arm that is conditioned on them.
@@ -584,16 +584,15 @@ def run(args: argparse.Namespace) -> None:
     sets = resolved["settings"]["sets"]
     stores = extractions(args.extraction, sets)
     pipeline = trained_pipeline(args.model, resolved["settings"]["sample"]["weights"])
-    inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
+    inputs = files_of(args, INPUTS) | {"model": pipeline}
     inputs |= {f"extraction/{name}": folder / "pairs.parquet" for name, folder in stores.items()}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     same_bits()
     disable_progress_bar()
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
-        artifacts.check_file(args.members)
         train = load_images(args.train)
-        trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
+        trained = np.isin(train.ids, trained_rows(train, seen(args.members)).ids)
         images = {
             name: load_images(getattr(args, name)) for name in ("samples", "holdout", "reference")
         }

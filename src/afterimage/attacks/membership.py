@@ -31,9 +31,9 @@ from accelerate import PartialState
 
 from afterimage import artifacts, config
 from afterimage.attacks import losses, twins
-from afterimage.attacks.flags import add_flags, add_latents, add_texts
+from afterimage.attacks.flags import add_flags, add_latents, add_texts, files_of
 from afterimage.attacks.table import Results
-from afterimage.data.members import trained_rows
+from afterimage.data.members import seen, trained_rows
 from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.latents import EncodedImages
@@ -105,10 +105,9 @@ class Known:
         Raises:
             ArtifactError: if a file is damaged.
         """
-        for path in (args.members, args.index):
-            artifacts.check_file(path)
+        artifacts.check_file(args.index)
         train, holdout = load_images(args.train), load_images(args.holdout)
-        trained = np.isin(train.ids, trained_rows(train, pd.read_parquet(args.members)).ids)
+        trained = np.isin(train.ids, trained_rows(train, seen(args.members)).ids)
         planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         return cls(train, trained, holdout, planted)
 
@@ -175,7 +174,7 @@ def run(args: argparse.Namespace) -> None:
     pipeline = trained_pipeline(args.model, keys.pop("weights"))
     flips, statistics = keys.pop("flips"), config.Statistics(**keys.pop("statistics"))
     settings = config.Membership(**keys)
-    inputs = {name: getattr(args, name) for name in INPUTS} | {"model": pipeline}
+    inputs = files_of(args, INPUTS) | {"model": pipeline}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:

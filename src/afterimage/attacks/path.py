@@ -27,10 +27,10 @@ from accelerate import PartialState
 from afterimage import artifacts, config
 from afterimage.attacks import adaptive, calibration, twins
 from afterimage.attacks.extraction import match_holdout
-from afterimage.attacks.flags import add_flags, add_latents, add_texts
+from afterimage.attacks.flags import add_flags, add_latents, add_texts, files_of
 from afterimage.attacks.quality import ClassShares
 from afterimage.attacks.target import Target
-from afterimage.data.members import trained_rows
+from afterimage.data.members import seen, trained_rows
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.model import classes_of
@@ -158,14 +158,13 @@ def run(args: argparse.Namespace) -> None:
         name: trained_pipeline(args.model, sample.weights, None if name == LAST else name)
         for name in states
     }
-    inputs = {name: getattr(args, name) for name in INPUTS} | folders
+    inputs = files_of(args, INPUTS) | folders
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     entries = (__name__, *modules(settings))
     with artifacts.step(resolved, args.out, inputs, entries) as step:
-        for path in (args.members, args.index):
-            artifacts.check_file(path)
-        train = trained_rows(load_images(args.train), pd.read_parquet(args.members))
+        artifacts.check_file(args.index)
+        train = trained_rows(load_images(args.train), seen(args.members))
         planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         copies = Copies(
             train,

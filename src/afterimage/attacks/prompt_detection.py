@@ -37,7 +37,7 @@ from accelerate import PartialState
 
 from afterimage import artifacts, config, seeds
 from afterimage.attacks import membership, twins
-from afterimage.attacks.flags import add_flags, add_texts
+from afterimage.attacks.flags import add_flags, add_texts, files_of
 from afterimage.attacks.prompts import anisotropy, cliques, noise_difference, one_step
 from afterimage.attacks.table import Results
 from afterimage.diffusion.autoencoder import Autoencoder
@@ -225,7 +225,7 @@ def run(args: argparse.Namespace) -> None:
     statistics = config.Statistics(**keys.pop("statistics"))
     settings = config.PromptDetection(arms=[resolved["arm"]], **keys)
     pipeline = trained_pipeline(args.model, sample.weights)
-    inputs = {name: getattr(args, name) for name in membership.INPUTS} | {"model": pipeline}
+    inputs = files_of(args, membership.INPUTS) | {"model": pipeline}
     inputs |= {"texts": args.texts / FILE}
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         # Choose the prompts.

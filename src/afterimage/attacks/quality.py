@@ -54,10 +54,10 @@ import pandas as pd
 from afterimage import artifacts, config, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import calibration
-from afterimage.attacks.flags import add_flags
+from afterimage.attacks.flags import add_flags, files_of
 from afterimage.config import ConfigError
 from afterimage.config.measures import NETWORKS
-from afterimage.data.members import trained_rows
+from afterimage.data.members import seen, trained_rows
 from afterimage.diffusion.prompts import prompted
 from afterimage.images import Images, load_images
 from afterimage.metrics import classifier, intervals, quality, similarity, spaces
@@ -542,16 +542,15 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
     """Measure one arm's generations and store the table."""
     resolved = artifacts.read_config(args.config, STEP)
-    inputs = {name: getattr(args, name) for name in INPUTS}
+    inputs = files_of(args, INPUTS)
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         own = dict(step.settings)
         statistics = config.Statistics(**own.pop("statistics"))
         settings = config.Quality(**own)
         reference = load_images(args.reference)
         samples, holdout = load_images(args.samples), load_images(args.holdout)
-        artifacts.check_file(args.members)
         planted = load_images(args.train)
-        train = trained_rows(planted, pd.read_parquet(args.members))
+        train = trained_rows(planted, seen(args.members))
         space = once(spaces.find(settings, args.classifier))
         near = similar_space(settings, args.classifier, reference)
         classify = spaces.classes(args.classifier)

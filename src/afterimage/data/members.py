@@ -1,12 +1,18 @@
-"""The rows of the training split that an arm trains on."""
+"""The rows of the training split that an arm trains on, and those that its weights have seen.
+
+An arm that starts from another one has seen that one's images, too: a network that was fine-tuned
+without some of them may still give them back.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from afterimage.artifacts import ArtifactError
+from afterimage.artifacts import ArtifactError, check_file
 from afterimage.images import Images
 
 if TYPE_CHECKING:
@@ -24,8 +30,30 @@ def members(images: Images, fraction: float, rng: np.random.Generator) -> np.nda
     return np.isin(images.sources, sampled)
 
 
+def seen(tables: Sequence[Path]) -> pd.DataFrame:
+    """Return an arm's table of members, in which ``trained`` marks all rows that its weights have
+    seen.
+
+    Args:
+        tables: ``members.parquet`` of the arm, and of the arms that it starts from.
+
+    Raises:
+        ArtifactError: for a damaged file, or tables of different rows.
+    """
+    import pandas as pd
+
+    for path in tables:
+        check_file(path)
+    members, *others = (pd.read_parquet(path) for path in tables)
+    for path, other in zip(tables[1:], others, strict=True):
+        if not members["id"].equals(other["id"]):
+            raise ArtifactError(f"{path} lists other images than {tables[0]}")
+        members["trained"] |= other["trained"]
+    return members
+
+
 def trained_rows(train: Images, members: pd.DataFrame) -> Images:
-    """Return the images that an arm trained on, those marked ``trained`` in its table of members.
+    """Return the images that are marked ``trained`` in a table of members.
 
     Raises:
         ArtifactError: if the members are not rows of ``train``, or none is marked as trained.

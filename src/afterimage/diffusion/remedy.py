@@ -27,8 +27,8 @@ class Files(NamedTuple):
     """Store of ``data/encode``."""
     train: Path | None = None
     """Training images of the planting."""
-    members: Path | None = None
-    """Table of those that the network was trained on."""
+    members: Sequence[Path] = ()
+    """Tables of those that the network was trained on (``data.members``)."""
     latents: Path | None = None
     """Store of ``data/latents``."""
 

@@ -73,6 +73,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--members",
         type=Path,
+        nargs="+",
+        default=[],
         metavar="PARQUET",
         help="the rows of --train that the network was trained on, for remedies that need them",
     )
@@ -527,7 +529,7 @@ def run(args: argparse.Namespace) -> None:
     inputs = {"model": pipeline}
     inputs |= {"texts": args.texts / FILE} if args.texts else {}
     inputs |= {"train": args.train} if args.train else {}
-    inputs |= {"members": args.members} if args.members else {}
+    inputs |= artifacts.numbered("members", args.members)
     inputs |= {"latents": args.latents / LATENTS} if args.latents else {}
     entries = (__name__, *modules(resolved["settings"]))
     parts = {} if args.block else {"parts": [folder.name for folder in args.blocks or ()]}

@@ -25,14 +25,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import pandas as pd
 import torch
 from accelerate import PartialState
 from diffusers.schedulers.scheduling_ddpm import DDPMScheduler
 
-from afterimage import artifacts
 from afterimage.config import Amg, ConfigError
-from afterimage.data.members import trained_rows
+from afterimage.data.members import seen, trained_rows
 from afterimage.diffusion.guidance import Guided
 from afterimage.diffusion.latents import EncodedImages
 from afterimage.diffusion.pixels import to_float
@@ -68,13 +66,12 @@ class TrainingImages:
             ConfigError: if a file is not given, or there are fewer than ``neighbours``.
         """
         files = drawing.files
-        if files.train is None or files.members is None:
+        if files.train is None or not files.members:
             raise ConfigError(
                 f"method amg needs the training images: --train is {files.train}, --members "
-                f"{files.members}"
+                f"{' '.join(map(str, files.members)) or None}"
             )
-        artifacts.check_file(files.members)
-        images = trained_rows(load_images(files.train), pd.read_parquet(files.members))
+        images = trained_rows(load_images(files.train), seen(files.members))
         images = images.take(different(images.pixels)[0])
         if len(images) < neighbours:
             raise ConfigError(

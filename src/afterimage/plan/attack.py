@@ -10,6 +10,7 @@ from afterimage.plan.cost.measured import Size, all_images
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import SPLIT, latents_of, planting_of, texts_of
+from afterimage.plan.members import members_of
 from afterimage.plan.sample import remedy_module, remedy_settings
 from afterimage.plan.step import Address, Inputs, Job, Settings, Step, per_replicate
 from afterimage.plan.train import extractions, forget_sets
@@ -39,7 +40,7 @@ def _attacked(study: Study, job: Job) -> Inputs:
     """Return the inputs of an attack on generations."""
     return {
         "samples": f"sample/{job.arm}/rep{job.replicate}/images.npz",
-        "members": f"{_trained(job)}/members.parquet",
+        "members": members_of(study, job),
         "train": f"{planting_of(study, job.replicate)}/train.npz",
     }
 
@@ -110,7 +111,7 @@ def _membership_inputs(study: Study, job: Job) -> Inputs:
         | _controls(study, job)
         | {
             "model": f"{_trained(job)}/run.json",
-            "members": f"{_trained(job)}/members.parquet",
+            "members": members_of(study, job),
             "train": f"{planting_of(study, job.replicate)}/train.npz",
         }
     )

@@ -8,6 +8,7 @@ from afterimage.plan.cost import memory, work
 from afterimage.plan.cost.memory import Bytes
 from afterimage.plan.cost.work import Work
 from afterimage.plan.data import latents_of, planting_of, prompts_of
+from afterimage.plan.members import members_of
 from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 
@@ -22,12 +23,13 @@ def _memory(study: Study, name: str) -> Bytes:
 
 def _inputs(study: Study, job: Job) -> Inputs:
     assert job.arm is not None
-    inputs = {"model": f"train/{job.arm}/rep{job.replicate}/run.json"} | prompts_of(study, job)
+    inputs: Inputs = {"model": f"train/{job.arm}/rep{job.replicate}/run.json"} | prompts_of(
+        study, job
+    )
     if study.arms[job.arm].reads_training_images:
-        inputs |= {
-            "train": f"{planting_of(study, job.replicate)}/train.npz",
-            "members": f"train/{job.arm}/rep{job.replicate}/members.parquet",
-        } | latents_of(study)
+        inputs["train"] = f"{planting_of(study, job.replicate)}/train.npz"
+        inputs["members"] = members_of(study, job)
+        inputs |= latents_of(study)
     return inputs
 
 
