@@ -206,7 +206,8 @@ def _forecast(watch: Watch, images: int) -> str:
     return (
         f"Forecast: a training on {images} different images, {images / watch.different:.3g} times "
         f"the {watch.different} here, starts to copy between updates {bounds[0]} and {bounds[1]}, "
-        "if it has the same network, batch size, learning rate and share of duplicates."
+        "if it has the same network, batch size, learning rate and share of duplicates; in "
+        "trainings that this was measured on it started then or later, never earlier."
     )
 
 
