@@ -129,8 +129,9 @@ book.say(page.leverage())
 # Where captions name concepts (a colour and a shape), the images with the words of a query are
 # those that it owes them to. The **area** is the probability that an image that shares this word
 # alone with the query scores above one that shares none of its words: 0.5 is chance. No image
-# shows a *held out* combination, so that only images with one of the words can explain it; compare
-# it with *related* ones, which were trained and share the concept's word with it. Intervals are for other queries and other training images, and not adjusted.
+# shows a *held out* combination, so that only images with one of the words can explain it;
+# compare it with *related* ones, which were trained and share the concept's word with it.
+# Intervals are for other queries and other training images, and not adjusted.
 
 # %%
 if len(page.concepts()):

@@ -167,10 +167,11 @@ book.say(f"Differences with {book.level} intervals.")
 
 # %% [markdown]
 # The rules are those of the comparison page: one training gives no verdict, and p-values are
-# adjusted for the number of differences in the table (Holm). An arm has forgotten, as far as these attacks can tell, if it is lower
-# than its base in P_psi, no higher than the retrained arm in what is extracted and in AUC, and
-# needs as many updates to relearn. *No difference seen* does not say that there is none: that the
-# adjusted p-value is not small enough, even where the interval leaves out zero.
+# adjusted for the number of differences in the table (Holm). An arm has forgotten, as far as
+# these attacks can tell, if it is lower than its base in P_psi, no higher than the retrained arm
+# in what is extracted and in AUC, and needs as many updates to relearn. *No difference seen* does
+# not say that there is none, only that the adjusted p-value is not small enough; the interval may
+# leave out zero all the same.
 
 # %%
 for name in page.sets:

@@ -96,11 +96,15 @@ def test_orders_are_held_against_the_published_ones(verdict, lower, said):
 
 def test_differences_in_words():
     change = Interval(-0.25, -0.5, -0.125)
-    found = erasediff.worded((change, verdicts.BETTER))
+    told = comparison.Difference(change, comparison.PAIRED, 0.01)
+    found = erasediff.worded(told, verdicts.BETTER)
     assert found == "<b>lower</b>: -0.25 <small>[-0.5, -0.125]</small>"
-    found = erasediff.worded((change, verdicts.UNSEEN))
+    found = erasediff.worded(told, verdicts.UNSEEN)
     assert found.startswith("no difference seen: -0.25")
-    assert erasediff.worded(None) == ""
+    equal = comparison.Difference(change, comparison.WITHIN)
+    assert erasediff.worded(equal, verdicts.UNMEASURED).startswith("the same in all trainings: ")
+    unknown = comparison.Difference(Interval(NAN, NAN, NAN), "")
+    assert erasediff.worded(unknown, verdicts.UNMEASURED).startswith("not measured")
 
 
 def test_pairs_are_counted_by_their_order():
