@@ -141,7 +141,7 @@ def test_guidance_away_from_training_images_is_done_in_latents(latent):
     facts = artifacts.read_run(latent.results / "sample" / "amg" / "rep0")["facts"]["remedy"]
     assert facts["steps_guided"] > 0
     inputs = artifacts.read_run(latent.results / "sample" / "amg" / "rep0")["inputs"]
-    assert set(inputs) == {"model", "texts", "train", "members", "latents"}
+    assert set(inputs) == {"model", "texts", "train", "members", "members/1", "latents"}
     drawn, plain = (
         load_images(latent.results / "sample" / name / "rep0" / "images.npz").pixels
         for name in ("amg", "plain")
