@@ -291,7 +291,7 @@ class Study(Attacks):
                     f"{key} has condition {self.condition_of(name)!r}; prompts are those of arms "
                     "with condition 'text'"
                 )
-            if isinstance(self.arms[name], AtInference):
+            if not self.arms[name].trains:
                 raise ValueError(
                     f"{key} changes how images are drawn, and its network is that of "
                     f"{self.arms[name].base!r}, which can be named instead"
@@ -458,7 +458,7 @@ class Study(Attacks):
         base = self.arms[chosen.base]
         if (
             not base.single_network
-            or isinstance(base, AtInference)
+            or not base.trains
             or self.rau_net_of(chosen.base) is not None
             or base.fraction < 1
         ):

@@ -26,6 +26,8 @@ BASELINE = "pixel_l2"
 """The choice that others are compared with: the images with the nearest pixels."""
 AGAIN, RANDOM = "again", "random"
 """The choice that takes nothing out, and the one by chance."""
+COMBINATIONS = ("trained", "related", "held out")
+"""Kinds of a query's combination of concepts (``judges.concepts``), in the order shown."""
 CHANGES = ("l2", "distance", "rise")
 """Measures of a counterfactual picture: distance of the pixels, of a classifier's features (1 -
 cosine), and the loss of the query less that of ``again``."""

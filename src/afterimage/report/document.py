@@ -453,7 +453,7 @@ class Document:
         shown = [
             (concept, combination)
             for concept in dict.fromkeys(table["concept"])
-            for combination in ("trained", "related", "held out")
+            for combination in attribution.COMBINATIONS
             if ((table["concept"] == concept) & (table["combination"] == combination)).any()
         ]
         rows: list[Row] = [

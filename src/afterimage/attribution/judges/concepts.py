@@ -83,7 +83,7 @@ def areas(
             )
     trained = set(zip(*(known[concept].tolist() for concept in concepts), strict=True))
     combinations = list(zip(*(asked[c].tolist() for c in concepts), strict=True))
-    held_out = [own for own in combinations if min(own) >= 0 and own not in trained]
+    held_out = {own for own in combinations if min(own) >= 0} - trained
     rows = []
     influences = defaultdict(list)
     for query, own in enumerate(combinations):
@@ -92,11 +92,13 @@ def areas(
         for place, (concept, word) in enumerate(zip(concepts, own, strict=True)):
             if word < 0:
                 continue
-            combination = None
-            if min(own) >= 0:
+            if min(own) < 0:
+                combination = None
+            elif own in held_out:
+                combination = HELD_OUT
+            else:
                 is_related = any(other[place] == word for other in held_out)
                 combination = RELATED if is_related else TRAINED
-                combination = combination if own in trained else HELD_OUT
             no_other = count == shared[concept]
             comparable = np.where(no_other, known[concept], -1)
             area, influence = _area(scores[query], comparable, word)

@@ -21,6 +21,7 @@ from afterimage.report import figures, format
 from afterimage.report.attribution import (
     AGAIN,
     BASELINE,
+    COMBINATIONS,
     MEAN,
     RANDOM,
     Stores,
@@ -43,7 +44,7 @@ MARKERS: dict[str, figures.Style] = {
     "related": {"fillstyle": "left", "markerfacecoloralt": "white"},
     "held out": {"markerfacecolor": "white"},
 }
-"""Kind of a query's combination of concepts (``judges.concepts``) -> its marker."""
+"""Kind of a query's combination of concepts -> its marker."""
 TARGETS = {"loss": "LDS", "shift": "LDS of the shift"}
 """What retraining is measured by -> title of the score."""
 PICTURED = ("das", "das_revised", "dtrak", "trak", "ggn_influence", "pixel_l2")
@@ -410,7 +411,7 @@ class Attribution:
         table = self.concepts()
         names = list(dict.fromkeys(table["concept"]))
         figure, axes = figures.row_panels(self.order, len(names), width=4.2, height=0.27)
-        cells = [(q, c) for q in self.sets for c in MARKERS]
+        cells = [(q, c) for q in self.sets for c in COMBINATIONS]
         cells = [
             cell
             for cell in cells

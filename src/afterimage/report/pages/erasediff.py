@@ -615,7 +615,10 @@ class Unlearning:
                 )
         table = [(difference, "lower") for difference in found.values()]
         verdicts = comparison.judged(table, self.book.confidence)
-        return dict(zip(found, zip(found.values(), verdicts, strict=True), strict=True))
+        return {
+            key: (difference, verdict)
+            for (key, difference), verdict in zip(found.items(), verdicts, strict=True)
+        }
 
     def against_base_and_retrained(self, name: str) -> pd.DataFrame:
         """Return one row per arm that starts from another.
