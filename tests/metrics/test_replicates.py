@@ -79,6 +79,31 @@ def test_the_detectable_difference_has_the_power_that_it_names():
     assert np.isnan(replicates.detectable(NAN, 4, 0.05))
 
 
+def test_a_mean_share_is_never_surer_than_its_pooled_counts():
+    of = np.full((3, 3), 512)
+    found = replicates.mean_share(np.array([[0, 0, 0], [256, 256, 257], [0, 20, 500]]), of, 0.95)
+    assert np.isnan([found.low[0], found.high[0]]).all()
+    low, high = exact_limits(769, 3 * 512, 0.95)
+    assert (found.low[1], found.high[1]) == (low, high)
+    assert (found.low[2], found.high[2]) == (0, 1)
+    np.testing.assert_allclose(found.value, [0, 769 / 1536, 520 / 1536])
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.3, 0.6])
+@pytest.mark.parametrize("rate", [0.0005, 0.002, 0.01, 0.05, 0.2, 0.5])
+@pytest.mark.parametrize("trainings", [3, 5, 10])
+def test_intervals_of_mean_shares_cover_as_often_as_they_say(trainings, rate, spread):
+    """The truth is the mean share of trainings; tables without spread have no interval."""
+    rng, tables = np.random.default_rng(0), 2000
+    odds = special.logit(rate)
+    shares = special.expit(odds + spread * rng.standard_normal((tables, trainings)))
+    found = replicates.mean_share(rng.binomial(512, shares), np.full(shares.shape, 512), 0.95)
+    truth = special.expit(odds + spread * rng.standard_normal(100_000)).mean()
+    measured = ~np.isnan(found.low)
+    covered = ((found.low <= truth) & (truth <= found.high))[measured].mean()
+    assert covered >= 0.9
+
+
 def test_log_odds_of_known_shares():
     found = replicates.log_odds(np.array([0, 5, 10]), np.array([10, 10, 10]))
     np.testing.assert_allclose(found, [np.log(0.5 / 10.5), 0, np.log(10.5 / 0.5)])

@@ -203,12 +203,47 @@ def test_equal_replicates_have_no_spread():
 
 
 def test_confidence_is_that_of_the_study():
-    own = points(*(("a", k, "FD[x]", value) for k, value in enumerate((1.0, 2.0, 4.0))))
+    own = points(*(("a", k, "FD[x]", value) for k, value in enumerate((21.0, 22.0, 24.0))))
     for confidence in (0.6, 0.99):
         interval, kind = comparison.over_replicates(own, confidence)
         expected = stats.t.interval(confidence, 2, own["value"].mean(), stats.sem(own["value"]))
         np.testing.assert_allclose(interval[1:], expected)
         assert kind == "between replicates"
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "ends"),
+    [
+        ("FD_balanced[x]", (0.1, 0.2, 1.0), (0, None)),
+        ("FD_balanced[x] of holdout", (0.1, 0.2, 1.0), (0, None)),
+        ("coverage[x]", (0.1, 0.9, 0.9), (0, 1)),
+        ("KID[x]", (0.1, 0.2, 1.0), (None, None)),
+        ("R[pixels]", (-0.9, 0.9, 0.9), (-1, 1)),
+        ("number of another attack", (0.1, 0.2, 1.0), (None, None)),
+    ],
+)
+def test_intervals_end_where_a_number_does(metric, values, ends):
+    own = points(*(("a", k, metric, value) for k, value in enumerate(values)))
+    found, _ = comparison.over_replicates(own, 0.95)
+    low, high = stats.t.interval(0.95, 2, np.mean(values), stats.sem(values))
+    assert found.value == pytest.approx(np.mean(values))
+    expected = [
+        end if outer is None else outer for end, outer in zip((low, high), ends, strict=True)
+    ]
+    assert found[1:] == pytest.approx(expected)
+
+
+def test_intervals_of_counts_hold_what_few_copies_leave_open():
+    """Student's interval of 0, 0 and 1 of 512 goes from -0.2 to 0.3 %, exact limits to 0.36 %."""
+    own = points(
+        *(share("a", "flagged_generations", count, 512, k) for k, count in enumerate((0, 0, 1)))
+    )
+    found, kind = comparison.over_replicates(own, 0.95)
+    low, high = stats.binomtest(1, 1536).proportion_ci(0.95)
+    assert kind == "between replicates"
+    assert found.value == pytest.approx(1 / 1536)
+    assert found.low == 0 < low
+    assert found.high == pytest.approx(high)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

@@ -58,6 +58,29 @@ def mean(values: np.ndarray) -> Estimate:
     return paired(values, np.zeros_like(values))
 
 
+def mean_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Interval:
+    """Return the mean of shares over replicates with its interval; without one where all are equal.
+
+    Student's interval, within 0 and 1 and never narrower at either end than the exact limits of the
+    pooled counts, which bound what counts of almost zero leave open. In simulations with 3 to 10
+    replicates of 512 units, shares from 0.05 to 50 % and a standard deviation of 0 to 0.6 of the
+    log-odds between trainings it covers 91 to 100 % at a nominal 95 %; with one of 1.2 80 to 100 %.
+
+    Args:
+        count: Counted units, (..., R).
+        of: All units, (..., R).
+        confidence: Coverage of the interval.
+    """
+    between = mean(count / of).interval(confidence)
+    low, high = exact_limits(count.sum(axis=-1), of.sum(axis=-1), confidence)
+    unknown = np.isnan(between.low)
+    return Interval(
+        between.value,
+        np.where(unknown, np.nan, np.fmin(between.low, low).clip(0)),
+        np.where(unknown, np.nan, np.fmax(between.high, high).clip(None, 1)),
+    )
+
+
 def paired(arm: np.ndarray, control: np.ndarray) -> Estimate:
     """Return the mean of the differences of two arms, (..., R), replicate by replicate.
 

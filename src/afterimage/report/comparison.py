@@ -4,10 +4,11 @@ The rules by which a verdict follows from numbers are in ``verdicts``; here are 
 
 - ``METRICS`` says of every compared number which direction is better, and whether it decides about
   memorization, quality or forgetting, or is only shown.
-- With several replicates a difference has Student's interval: paired by replicate where an arm and
-  its control were given the same images, Welch's where they were not. With one, it is that of two
-  independent values with intervals of their own, by the square-and-add method, and gives no
-  verdict: it says nothing about another training.
+- With several replicates a number has Student's interval, which ends where its values do and for
+  shares is no narrower than that of the pooled counts. A difference has Student's, too: paired by
+  replicate where an arm and its control were given the same images, Welch's where they were not.
+  With one, it is that of two independent values with intervals of their own, by the square-and-add
+  method, and gives no verdict: it says nothing about another training.
 - Replicates that all have the same difference have no spread. The interval shown is then that
   within the trainings (exact for counts of zero), and the difference counts as not measured.
 - The primary number of memorization is judged by its p-value adjusted over all arms with a control
@@ -64,12 +65,15 @@ class Metric(NamedTuple):
             are judged on forgetting), or empty: shown only.
         alarms: The same count of images that no model saw, for counts of copies: the false alarms.
         margin: Key of ``statistics.margin``, for numbers that decide about quality.
+        least, most: Between what it lies whatever a model does; its intervals end there.
     """
 
     better: str = ""
     decides: str = ""
     alarms: str = ""
     margin: str = ""
+    least: float = 0.0
+    most: float = math.inf
 
 
 METRICS = {
@@ -82,29 +86,29 @@ METRICS = {
     "flagged_holdout": Metric(),
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower", alarms="mq@0.5 (share) of holdout"),
-    "R": Metric("lower"),
+    "R": Metric("lower", least=-1, most=1),
     "remaining_FD_balanced": Metric("lower", "rest", margin="relative_fd"),
     "remaining_FD": Metric("lower", "rest", margin="relative_fd"),
     "remaining_FID": Metric("lower", "rest", margin="relative_fd"),
-    "remaining_coverage": Metric("higher", "rest", margin="coverage"),
-    "membership_auc": Metric("lower"),
-    "prompt_auc": Metric(),  # of all captions, of groups of them and of twins
-    "forgotten_probability": Metric("lower", "forgetting"),
+    "remaining_coverage": Metric("higher", "rest", margin="coverage", most=1),
+    "membership_auc": Metric("lower", most=1),
+    "prompt_auc": Metric(most=1),  # of all captions, of groups of them and of twins
+    "forgotten_probability": Metric("lower", "forgetting", most=1),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_copied_calibrated": Metric("lower"),
     "forgotten_brought_back_calibrated": Metric("lower"),
     "holdout_brought_back_calibrated": Metric(),
-    "forgotten_auc": Metric("lower"),
+    "forgotten_auc": Metric("lower", most=1),
     "FD_balanced": Metric("lower", "quality", margin="relative_fd"),
     "FD": Metric("lower", "quality", margin="relative_fd"),
     "FID": Metric("lower", "quality", margin="relative_fd"),
-    "class_share_tv": Metric("lower"),
-    "KID": Metric("lower"),
-    "precision": Metric("higher"),
-    "recall": Metric("higher"),
+    "class_share_tv": Metric("lower", most=1),
+    "KID": Metric("lower", least=-math.inf),
+    "precision": Metric("higher", most=1),
+    "recall": Metric("higher", most=1),
     "density": Metric("higher"),
-    "coverage": Metric("higher", "quality", margin="coverage"),
-    "text_alignment": Metric("higher", "quality", margin="text_alignment"),
+    "coverage": Metric("higher", "quality", margin="coverage", most=1),
+    "text_alignment": Metric("higher", "quality", margin="text_alignment", most=1),
     "updates": Metric(),
     "updates_per_model": Metric(),
     "network_updates": Metric(),
@@ -208,17 +212,30 @@ def widest(points: pd.DataFrame) -> Interval:
 def over_replicates(points: pd.DataFrame, confidence: float) -> tuple[Interval, str]:
     """Return a number's mean over replicates with its interval, and of what kind that is.
 
-    Replicates that are all equal (none flagged in any) say nothing about their spread: what is left
-    is the interval within them.
+    Between replicates it is Student's, of shares with counts ``replicates.mean_share``'s, and ends
+    where the number's values do. Replicates that are all equal (none flagged in any) say nothing
+    about their spread: what is left is the interval within them.
 
     Args:
         points: Rows of ``tables.points``, of one arm and metric.
     """
     if len(points) > 1:
-        between = student(points["value"].to_numpy(float), confidence)
+        between = _between(points, confidence)
         if not math.isnan(between.low) or points["value"].isna().any():
             return between, "between replicates"
     return widest(points), "within the replicate"
+
+
+def _between(points: pd.DataFrame, confidence: float) -> Interval:
+    counted = points[["count", "of"]].to_numpy(float).T
+    if not np.isnan(counted).any():
+        return _floats(over.mean_share(*counted, confidence))
+    interval = student(points["value"].to_numpy(float), confidence)
+    rule = METRICS.get(points["metric"].iloc[0].partition(" of ")[0].partition("[")[0])
+    if rule is None:
+        return interval
+    low, high = np.maximum(interval.low, rule.least), np.minimum(interval.high, rule.most)
+    return Interval(interval.value, float(low), float(high))
 
 
 class Replicates(NamedTuple):

@@ -386,7 +386,7 @@ def headline(numbers: pd.DataFrame, confidence: float) -> pd.DataFrame:
     replicates and interval.
 
     With one replicate, or several that are all equal, the interval is that within the replicate;
-    else Student's t between them.
+    else that between them (``comparison.over_replicates``).
 
     Args:
         numbers: The table of ``points``.
