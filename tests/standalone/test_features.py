@@ -59,13 +59,13 @@ def test_features_have_unit_length_and_the_order_of_the_images(tmp_path):
 
 
 def test_images_of_several_sizes_are_batched_by_size(tmp_path):
-    small, large = images(40), images(40, 12, 1)
+    small, large = images(2 * BATCH + 1), images(2 * BATCH + 1, 12, 1)
     mixed = [image for pair in zip(small, large, strict=True) for image in pair]
     network = Network()
     found = read(network, tmp_path, mixed)[0]
     np.testing.assert_allclose(found[::2], expected(small), rtol=1e-5)
     np.testing.assert_allclose(found[1::2], expected(large), rtol=1e-5)
-    assert len(network.batches) == 6  # 16, 16 and 8 of each
+    assert sorted(shape[0] for shape in network.batches) == [1, 1, *[BATCH] * 4]
 
 
 def test_few_inputs_wait_for_others_of_their_size(tmp_path, monkeypatch):
@@ -173,8 +173,14 @@ def test_an_image_without_features_is_named(tmp_path, value, words):
 @pytest.mark.parametrize(
     ("output", "words"),
     [
-        (lambda inputs: inputs, r"for 16 images of 8x8 the network returns shape \(16, 3, 8, 8\)"),
-        (lambda inputs: inputs[0, 0], r"returns shape \(8, 8\); features have shape \(16, D\)"),
+        (
+            lambda inputs: inputs,
+            rf"for {BATCH} images of 8x8 the network returns shape \({BATCH}, 3, 8, 8\)",
+        ),
+        (
+            lambda inputs: inputs[0, 0],
+            rf"returns shape \(8, 8\); features have shape \({BATCH}, D\)",
+        ),
         (lambda inputs: (inputs, inputs), "returns tuple, not one array"),
     ],
 )
@@ -184,7 +190,7 @@ def test_outputs_that_are_no_features_are_refused(tmp_path, output, words):
             return output(inputs)
 
     with pytest.raises(ArtifactError, match=words):
-        read(Other(), tmp_path, images(16))
+        read(Other(), tmp_path, images(BATCH))
 
 
 def test_images_below_the_size_of_the_input_are_counted(tmp_path):
