@@ -78,7 +78,7 @@ from afterimage.attacks.table import Results
 from afterimage.attacks.target import Target
 from afterimage.config import ConfigError
 from afterimage.data import forget
-from afterimage.data.members import seen, trained_rows
+from afterimage.data.members import seen, trained_mask
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.latents import FILE as LATENTS
@@ -592,7 +592,7 @@ def run(args: argparse.Namespace) -> None:
     disable_progress_bar()
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         train = load_images(args.train)
-        trained = np.isin(train.ids, trained_rows(train, seen(args.members)).ids)
+        trained = trained_mask(train, seen(args.members))
         images = {
             name: load_images(getattr(args, name)) for name in ("samples", "holdout", "reference")
         }

@@ -33,7 +33,7 @@ from afterimage import artifacts, config
 from afterimage.attacks import losses, twins
 from afterimage.attacks.flags import add_flags, add_latents, add_texts, files_of
 from afterimage.attacks.table import Results
-from afterimage.data.members import seen, trained_rows
+from afterimage.data.members import seen, trained_mask
 from afterimage.diffusion.denoising import task_of
 from afterimage.diffusion.latents import FILE as LATENTS
 from afterimage.diffusion.latents import EncodedImages
@@ -107,7 +107,7 @@ class Known:
         """
         artifacts.check_file(args.index)
         train, holdout = load_images(args.train), load_images(args.holdout)
-        trained = np.isin(train.ids, trained_rows(train, seen(args.members)).ids)
+        trained = trained_mask(train, seen(args.members))
         planted = twins.read(pd.read_parquet(args.index), load_images(args.twins))
         return cls(train, trained, holdout, planted)
 

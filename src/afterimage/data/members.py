@@ -52,8 +52,8 @@ def seen(tables: Sequence[Path]) -> pd.DataFrame:
     return members
 
 
-def trained_rows(train: Images, members: pd.DataFrame) -> Images:
-    """Return the images that are marked ``trained`` in a table of members.
+def trained_mask(train: Images, members: pd.DataFrame) -> np.ndarray:
+    """Return the mask, bool (N,), of the images that are marked ``trained`` in a table of members.
 
     Raises:
         ArtifactError: if the members are not rows of ``train``, or none is marked as trained.
@@ -66,4 +66,9 @@ def trained_rows(train: Images, members: pd.DataFrame) -> Images:
         )
     if not len(ids):
         raise ArtifactError("members marks no training image as trained")
-    return train.take(np.isin(train.ids, ids))
+    return np.isin(train.ids, ids)
+
+
+def trained_rows(train: Images, members: pd.DataFrame) -> Images:
+    """Return the images that ``trained_mask`` marks."""
+    return train.take(trained_mask(train, members))

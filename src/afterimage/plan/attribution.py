@@ -111,8 +111,8 @@ def _queries(study: Study) -> int:
 
 
 def _features_inputs(study: Study, job: Job) -> Inputs:
-    first = (job.job or "").endswith("/0")
-    return _with_queries(study, job) if first else _model(study, job)
+    _, _, block = (job.job or "").split("/")
+    return _with_queries(study, job) if block == "0" else _model(study, job)
 
 
 def _features_settings(study: Study, job: Job) -> Settings:
