@@ -39,6 +39,7 @@ _SHARES = (
     "planted_",
     "twins_",
     "forgotten_extracted",
+    "forgotten_copied",
     "mq@",
     "forgotten_brought_back",
     "holdout_brought_back",
