@@ -217,6 +217,7 @@ def test_confidence_is_that_of_the_study():
         ("FD_balanced[x]", (0.1, 0.2, 1.0), (0, None)),
         ("FD_balanced[x] of holdout", (0.1, 0.2, 1.0), (0, None)),
         ("coverage[x]", (0.1, 0.9, 0.9), (0, 1)),
+        ("roc_auc", (0.7, 0.8, 1.0), (None, 1)),
         ("KID[x]", (0.1, 0.2, 1.0), (None, None)),
         ("R[pixels]", (-0.9, 0.9, 0.9), (-1, 1)),
         ("number of another attack", (0.1, 0.2, 1.0), (None, None)),

@@ -65,15 +65,12 @@ class Metric(NamedTuple):
             are judged on forgetting), or empty: shown only.
         alarms: The same count of images that no model saw, for counts of copies: the false alarms.
         margin: Key of ``statistics.margin``, for numbers that decide about quality.
-        least, most: Between what it lies whatever a model does; its intervals end there.
     """
 
     better: str = ""
     decides: str = ""
     alarms: str = ""
     margin: str = ""
-    least: float = 0.0
-    most: float = math.inf
 
 
 METRICS = {
@@ -86,29 +83,29 @@ METRICS = {
     "flagged_holdout": Metric(),
     "unique_images": Metric("lower"),
     "mq@0.5 (share)": Metric("lower", alarms="mq@0.5 (share) of holdout"),
-    "R": Metric("lower", least=-1, most=1),
+    "R": Metric("lower"),
     "remaining_FD_balanced": Metric("lower", "rest", margin="relative_fd"),
     "remaining_FD": Metric("lower", "rest", margin="relative_fd"),
     "remaining_FID": Metric("lower", "rest", margin="relative_fd"),
-    "remaining_coverage": Metric("higher", "rest", margin="coverage", most=1),
-    "membership_auc": Metric("lower", most=1),
-    "prompt_auc": Metric(most=1),  # of all captions, of groups of them and of twins
-    "forgotten_probability": Metric("lower", "forgetting", most=1),
+    "remaining_coverage": Metric("higher", "rest", margin="coverage"),
+    "membership_auc": Metric("lower"),
+    "prompt_auc": Metric(),  # of all captions, of groups of them and of twins
+    "forgotten_probability": Metric("lower", "forgetting"),
     "forgotten_extracted_calibrated": Metric("lower", "forgetting"),
     "forgotten_copied_calibrated": Metric("lower"),
     "forgotten_brought_back_calibrated": Metric("lower"),
     "holdout_brought_back_calibrated": Metric(),
-    "forgotten_auc": Metric("lower", most=1),
+    "forgotten_auc": Metric("lower"),
     "FD_balanced": Metric("lower", "quality", margin="relative_fd"),
     "FD": Metric("lower", "quality", margin="relative_fd"),
     "FID": Metric("lower", "quality", margin="relative_fd"),
-    "class_share_tv": Metric("lower", most=1),
-    "KID": Metric("lower", least=-math.inf),
-    "precision": Metric("higher", most=1),
-    "recall": Metric("higher", most=1),
+    "class_share_tv": Metric("lower"),
+    "KID": Metric("lower"),
+    "precision": Metric("higher"),
+    "recall": Metric("higher"),
     "density": Metric("higher"),
-    "coverage": Metric("higher", "quality", margin="coverage", most=1),
-    "text_alignment": Metric("higher", "quality", margin="text_alignment", most=1),
+    "coverage": Metric("higher", "quality", margin="coverage"),
+    "text_alignment": Metric("higher", "quality", margin="text_alignment"),
     "updates": Metric(),
     "updates_per_model": Metric(),
     "network_updates": Metric(),
@@ -124,6 +121,29 @@ METRICS = {
 }
 """What is compared, in the order in which it is read. A name goes on with a feature space or a
 forget set in brackets."""
+
+LIMITS = {
+    "R": (-1.0, 1.0),
+    **dict.fromkeys(
+        (
+            *("membership_auc", "prompt_auc", "forgotten_auc", "roc_auc"),
+            *("forgotten_probability", "probability", "class_share_tv", "precision", "recall"),
+            *("coverage", "remaining_coverage", "text_alignment"),
+        ),
+        (0.0, 1.0),
+    ),
+    **dict.fromkeys(
+        (
+            *("FD_balanced", "FD", "FID", "density", "entropy"),
+            *("remaining_FD_balanced", "remaining_FD", "remaining_FID"),
+            *("unique_images", "unique_images_calibrated", "setup_seconds", "training_seconds"),
+        ),
+        (0.0, math.inf),
+    ),
+}
+"""Between what a number lies whatever a model does, for those that are no counted shares; without
+the part in brackets. ``roc_auc``, ``probability`` and ``entropy`` are those of the attack
+``forgetting``."""
 
 MEMORIZATION = (PRIMARY, "planted_extracted_calibrated")
 """Counts of copies that are drawn against quality; the first one decides."""
@@ -227,14 +247,13 @@ def over_replicates(points: pd.DataFrame, confidence: float) -> tuple[Interval, 
 
 
 def _between(points: pd.DataFrame, confidence: float) -> Interval:
-    counted = points[["count", "of"]].to_numpy(float).T
-    if not np.isnan(counted).any():
-        return _floats(over.mean_share(*counted, confidence))
+    count, of = points["count"].to_numpy(float), points["of"].to_numpy(float)
+    if not np.isnan([count, of]).any():
+        return _floats(over.mean_share(count, of, confidence))
     interval = student(points["value"].to_numpy(float), confidence)
-    rule = METRICS.get(points["metric"].iloc[0].partition(" of ")[0].partition("[")[0])
-    if rule is None:
-        return interval
-    low, high = np.maximum(interval.low, rule.least), np.minimum(interval.high, rule.most)
+    stem = points["metric"].iloc[0].partition(" of ")[0].partition("[")[0]
+    least, most = LIMITS.get(stem, (-math.inf, math.inf))
+    low, high = np.maximum(interval.low, least), np.minimum(interval.high, most)
     return Interval(interval.value, float(low), float(high))
 
 
