@@ -88,7 +88,7 @@ class Known:
 
     Attributes:
         train: Training images of the planting.
-        trained: Mask of those that the arm was trained on, bool (N,).
+        trained: Mask of those that the arm's weights have seen, bool (N,).
         holdout: Held-out images.
         planted: The planted ground truth, with the twins.
     """

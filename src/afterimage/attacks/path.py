@@ -53,7 +53,7 @@ class Copies:
     """The extraction attack's calibrated count of copies, prepared for any number of generations.
 
     Args:
-        train: The images that the arm was trained on.
+        train: The images that the arm's weights have seen.
         holdout: Real images that no arm saw.
         planted: The planted images among ``train``.
         settings: Of the attack.
