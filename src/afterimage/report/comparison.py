@@ -251,7 +251,7 @@ def _between(points: pd.DataFrame, confidence: float) -> Interval:
     if not np.isnan([count, of]).any():
         return _floats(over.mean_share(count, of, confidence))
     interval = student(points["value"].to_numpy(float), confidence)
-    stem = points["metric"].iloc[0].partition(" of ")[0].partition("[")[0]
+    stem = points["metric"].iloc[0].partition("[")[0]
     least, most = LIMITS.get(stem, (-math.inf, math.inf))
     low, high = np.maximum(interval.low, least), np.minimum(interval.high, most)
     return Interval(interval.value, float(low), float(high))
