@@ -1,7 +1,11 @@
 """Fixtures that several test folders use."""
 
 import os
+import runpy
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -12,6 +16,32 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture(scope="session")
 def root() -> Path:
     return ROOT
+
+
+@pytest.fixture(scope="session")
+def script() -> Callable[[str], dict[str, Any]]:
+    """Run a file of ``benchmarks``, by its name, and return what it defines."""
+
+    def run(name: str) -> dict[str, Any]:
+        folder = str(ROOT / "benchmarks")
+        sys.path.insert(0, folder)  # they import each other
+        try:
+            return runpy.run_path(f"{folder}/{name}.py")
+        finally:
+            sys.path.remove(folder)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def shown() -> Callable[[str, str], str]:
+    """Return what a page of ``docs`` shows between the marks of a table."""
+
+    def between(page: str, mark: str) -> str:
+        text = (ROOT / "docs" / page).read_text()
+        return text.split(f"<!-- {mark} -->\n")[1].split(f"\n<!-- /{mark} -->")[0]
+
+    return between
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """The documented error rate and power of an audit are those of the committed table, and the table
 those of the code."""
 
-import runpy
-
 import pandas as pd
 import pytest
 from scipy.stats import binom
 
 
 @pytest.fixture(scope="module")
-def power(root):
-    return runpy.run_path(str(root / "benchmarks" / "audit_power.py"))
+def power(script):
+    return script("audit_power")
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +16,8 @@ def table(root):
     return pd.read_csv(root / "docs" / "audit-power.csv")
 
 
-def test_the_page_shows_the_table(root, power, table):
-    page = (root / "docs" / "auditing.md").read_text()
-    shown = page.split("<!-- audit-power -->\n")[1].split("\n<!-- /audit-power -->")[0]
-    assert shown == power["markdown"](table)
+def test_the_page_shows_the_table(shown, power, table):
+    assert shown("auditing.md", "audit-power") == power["markdown"](table)
 
 
 def test_the_table_is_what_the_code_gives(power, table):

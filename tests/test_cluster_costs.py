@@ -1,15 +1,13 @@
 """The documented costs of the GPU studies are those of the committed table, and the table those of
 the simulation."""
 
-import runpy
-
 import pandas as pd
 import pytest
 
 
 @pytest.fixture(scope="module")
-def cluster(root):
-    return runpy.run_path(str(root / "benchmarks" / "cluster.py"))
+def cluster(script):
+    return script("cluster")
 
 
 @pytest.fixture(scope="module")
@@ -17,10 +15,8 @@ def table(root):
     return pd.read_csv(root / "docs" / "cluster.csv")
 
 
-def test_the_page_shows_the_table(root, cluster, table):
-    page = (root / "docs" / "cluster.md").read_text()
-    shown = page.split("<!-- cluster -->\n")[1].split("\n<!-- /cluster -->")[0]
-    assert shown == cluster["markdown"](table)
+def test_the_page_shows_the_table(shown, cluster, table):
+    assert shown("cluster.md", "cluster") == cluster["markdown"](table)
 
 
 @pytest.mark.slow

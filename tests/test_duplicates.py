@@ -1,16 +1,14 @@
 """The documented shares of near-duplicates found are those of the committed table, and the table
 those of the code."""
 
-import runpy
-
 import pandas as pd
 import pytest
 from scipy.stats import binom
 
 
 @pytest.fixture(scope="module")
-def duplicates(root):
-    return runpy.run_path(str(root / "benchmarks" / "duplicates.py"))
+def duplicates(script):
+    return script("duplicates")
 
 
 @pytest.fixture(scope="module")
@@ -18,10 +16,8 @@ def table(root):
     return pd.read_csv(root / "docs" / "duplicates.csv")
 
 
-def test_the_page_shows_the_table(root, duplicates, table):
-    page = (root / "docs" / "remedies.md").read_text()
-    shown = page.split("<!-- duplicates -->\n")[1].split("\n<!-- /duplicates -->")[0]
-    assert shown == duplicates["markdown"](table)
+def test_the_page_shows_the_table(shown, duplicates, table):
+    assert shown("remedies.md", "duplicates") == duplicates["markdown"](table)
 
 
 @pytest.mark.slow

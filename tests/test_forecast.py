@@ -1,20 +1,13 @@
 """The documented forecasts are those of the committed table."""
 
-import runpy
-import sys
-
 import numpy as np
 import pandas as pd
 import pytest
 
 
 @pytest.fixture(scope="module")
-def forecast(root):
-    sys.path.insert(0, str(root / "benchmarks"))
-    try:
-        return runpy.run_path(str(root / "benchmarks" / "forecast.py"))
-    finally:
-        sys.path.remove(str(root / "benchmarks"))
+def forecast(script):
+    return script("forecast")
 
 
 @pytest.fixture(scope="module")
@@ -22,10 +15,8 @@ def table(root):
     return pd.read_csv(root / "docs" / "forecast.csv")
 
 
-def test_the_page_shows_the_table(root, forecast, table):
-    page = (root / "docs" / "watching.md").read_text()
-    shown = page.split("<!-- forecast -->\n")[1].split("\n<!-- /forecast -->")[0]
-    assert shown == forecast["markdown"](table)
+def test_the_page_shows_the_table(shown, forecast, table):
+    assert shown("watching.md", "forecast") == forecast["markdown"](table)
 
 
 def test_there_are_ten_pairs(forecast, table):

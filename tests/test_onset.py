@@ -1,14 +1,12 @@
 """The documented onsets of the watch are those of the committed table."""
 
-import runpy
-
 import pandas as pd
 import pytest
 
 
 @pytest.fixture(scope="module")
-def onset(root):
-    return runpy.run_path(str(root / "benchmarks" / "onset.py"))
+def onset(script):
+    return script("onset")
 
 
 @pytest.fixture(scope="module")
@@ -16,10 +14,8 @@ def table(root):
     return pd.read_csv(root / "docs" / "onset.csv")
 
 
-def test_the_page_shows_the_table(root, onset, table):
-    page = (root / "docs" / "watching.md").read_text()
-    shown = page.split("<!-- onset -->\n")[1].split("\n<!-- /onset -->")[0]
-    assert shown == onset["markdown"](table)
+def test_the_page_shows_the_table(shown, onset, table):
+    assert shown("watching.md", "onset") == onset["markdown"](table)
 
 
 def test_there_are_ten_trainings_of_either_kind(onset, table):

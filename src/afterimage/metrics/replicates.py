@@ -73,11 +73,10 @@ def mean_share(count: np.ndarray, of: np.ndarray, confidence: float) -> Interval
     """
     between = mean(count / of).interval(confidence)
     low, high = exact_limits(count.sum(axis=-1), of.sum(axis=-1), confidence)
-    unknown = np.isnan(between.low)
     return Interval(
         between.value,
-        np.where(unknown, np.nan, np.fmin(between.low, low).clip(0)),
-        np.where(unknown, np.nan, np.fmax(between.high, high).clip(None, 1)),
+        np.minimum(between.low, low).clip(0),
+        np.maximum(between.high, high).clip(None, 1),
     )
 
 

@@ -252,9 +252,8 @@ def _between(points: pd.DataFrame, confidence: float) -> Interval:
         return _floats(over.mean_share(count, of, confidence))
     interval = student(points["value"].to_numpy(float), confidence)
     stem = points["metric"].iloc[0].partition("[")[0]
-    least, most = LIMITS.get(stem, (-math.inf, math.inf))
-    low, high = np.maximum(interval.low, least), np.minimum(interval.high, most)
-    return Interval(interval.value, float(low), float(high))
+    ends = np.clip(interval[1:], *LIMITS.get(stem, (-math.inf, math.inf)))
+    return _floats(Interval(interval.value, *ends))
 
 
 class Replicates(NamedTuple):

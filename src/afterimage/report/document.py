@@ -606,7 +606,8 @@ class Document:
         )
         odds = "Odds of a copy: at equal quality, times those of plain training. "
         if self.replicates > 1:
-            odds += "Differences are judged by p-values that are adjusted for the number of arms (Holm). "
+            odds += "Differences are judged by p-values that are adjusted for the number of arms "
+            odds += "(Holm). "
         text = (
             f"Study `{self.study}`, {trainings}; {self.level} intervals in brackets. "
             f"{odds if self.has_paths else ''}All arms, and what is not known: "
