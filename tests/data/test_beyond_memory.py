@@ -21,7 +21,7 @@ from afterimage.metrics import neighbours
 SIDE, COUNT = 224, 260
 BYTES = COUNT * SIDE * SIDE * 3
 SETTINGS = {
-    "split": {"train": 140, "holdout": 30, "reference": 60, "official": False},
+    "split": {"train": 140, "holdout": 30, "reference": 60, "fusion": 0, "official": False},
     "plant": [{"copies": 4, "images": 5, "perturbation": {"noise": 0.02, "brightness": 0.0}}],
     "plantings": 1,
     "flips": False,

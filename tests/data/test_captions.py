@@ -84,7 +84,7 @@ def test_planted_copies_and_twins_keep_their_captions():
         captions=[f"number {n}" * (1 + n % 2) for n in range(40)],
     )
     settings = {
-        "split": {"train": 30, "holdout": 4, "reference": None, "official": False},
+        "split": {"train": 30, "holdout": 4, "reference": None, "fusion": 0, "official": False},
         "plant": [{"copies": 4, "images": 3, "perturbation": None}],
         "plantings": 1,
         "flips": False,

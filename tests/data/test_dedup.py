@@ -270,7 +270,7 @@ def stored(request, tmp_path):
     """A stored split of smooth images, with and without colour."""
     pixels = smooth(140, channels=request.param)
     settings = {
-        "split": {"train": 70, "holdout": 20, "reference": None, "official": False},
+        "split": {"train": 70, "holdout": 20, "reference": None, "fusion": 0, "official": False},
         "plant": PLANT,
         "plantings": 1,
         "flips": False,
@@ -371,7 +371,7 @@ def test_a_clean_case_is_solved_whole(stored, resolved, features):
 def test_every_kind_that_was_planted_has_a_recall(tmp_path, resolved):
     changes = [{"kind": "mirror"}, {"kind": "shift", "pixels": 1}, {"kind": "jpeg", "quality": 90}]
     settings = {
-        "split": {"train": 60, "holdout": 20, "reference": None, "official": False},
+        "split": {"train": 60, "holdout": 20, "reference": None, "fusion": 0, "official": False},
         "plant": [{"copies": 4, "images": 5, "perturbation": None, "perturb": changes}],
         "plantings": 1,
         "flips": False,

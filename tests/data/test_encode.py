@@ -25,13 +25,14 @@ CAPTIONS = {
     "pool": ["a red circle", "a blue square", "a red circle", "two squares, one red"],
     "holdout": ["a blue circle", "a blue square"],
     "reference": ["a red square"],
+    "fusion": ["a blue triangle"],
 }
 SETTINGS = {"vocabulary": 300, "length": 20, "width": 16, "layers": 1, "heads": 2}
 
 
 @pytest.fixture
 def parts(tmp_path):
-    """The three sets of images, stored."""
+    """The four sets of images, stored."""
     settings = {"step": "data/split", "arm": None, "replicate": None, "seed": 3, "settings": {}}
     with artifacts.step(settings, tmp_path / "split", {}, ("afterimage.seeds",)) as step:
         for name, captions in CAPTIONS.items():
@@ -117,7 +118,7 @@ def test_weights_follow_from_the_seed_alone(encoded):
 
 
 def test_a_caption_that_is_too_long_is_named(encoded):
-    message = r"text.length = 4: \d of 5 captions have more tokens \(at most \d+\), such as 'a"
+    message = r"text.length = 4: \d of 6 captions have more tokens \(at most \d+\), such as 'a"
     with pytest.raises(ConfigError, match=message):
         encoded(length=4)
 
@@ -142,7 +143,7 @@ def test_the_command_imports_text_packages(parts, tmp_path, resolved):
     command = [sys.executable, "-m", "afterimage.cli", "data", "encode", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert len(Texts.load(tmp_path / "encode").row) == 5
+    assert len(Texts.load(tmp_path / "encode").row) == 6
 
 
 def test_heads_divide_the_width():

@@ -37,10 +37,13 @@ def images(
     )
 
 
-def study(train, holdout, reference=None, official=False, plant=(), flips=False, plantings=1):
+def study(
+    train, holdout, reference=None, official=False, plant=(), flips=False, plantings=1, fusion=0
+):
+    sizes = {"train": train, "holdout": holdout, "reference": reference, "fusion": fusion}
     groups = [{"copies": c, "images": n, "perturbation": p} for c, n, p in plant]
     return {
-        "split": {"train": train, "holdout": holdout, "reference": reference, "official": official},
+        "split": sizes | {"official": official},
         "plant": groups,
         "plantings": plantings,
         "flips": flips,
@@ -84,8 +87,9 @@ def studies(draw):
         draw(st.none() | st.integers(2, 10)),
     )
     official = draw(st.booleans())
+    fusion = 0 if reference is None else draw(st.integers(0, 5))
     spare = draw(st.integers(0, 5))
-    outside = holdout + (reference or 2) + spare
+    outside = holdout + (reference or 2) + fusion + spare
     source = images(
         others + 2 * planted + outside,
         classes=draw(st.integers(1, 6)),
@@ -101,6 +105,7 @@ def studies(draw):
             official,
             plant,
             plantings=draw(st.integers(1, 3)) if plant else 1,
+            fusion=fusion,
         ),
         draw(st.integers(0, 2**40)),
     )
@@ -113,7 +118,8 @@ def test_parts_are_disjoint_and_complete(drawn):
     parts, index, _, manifest = planted(source, settings, seed)
     several = sum(group["images"] for group in settings["plant"])
     assert len(parts["train"]) == settings["split"]["train"]
-    assert len(parts["holdout"]) == settings["split"]["holdout"]
+    for name in ("holdout", "fusion"):
+        assert len(parts[name]) == settings["split"][name]
     assert len(parts["twins"]) == several
     pool = np.concatenate([np.unique(parts["train"].sources), parts["twins"].ids])
     assert sorted(pool) == parts["pool"].ids.tolist()
@@ -135,7 +141,7 @@ def test_every_row_is_its_source_and_controls_are_never_trained_on(drawn):
     parts, index, _, _ = planted(source, settings, seed)
     row_of = {number: row for row, number in enumerate(source.ids.tolist())}
     trained = {image.tobytes() for image in parts["train"].pixels}
-    for name in ("holdout", "reference", "twins"):
+    for name in ("holdout", "reference", "fusion", "twins"):
         part = parts[name]
         rows = [row_of[number] for number in part.ids.tolist()]
         assert np.array_equal(part.ids, part.sources)
@@ -216,7 +222,7 @@ def test_the_seed_decides_everything(drawn):
 
 
 def test_another_seed_draws_anew():
-    source, settings = images(200), study(60, 40, 30, plant=[(4, 5, None)])
+    source, settings = images(200), study(60, 40, 30, plant=[(4, 5, None)], fusion=20)
     (first, *_), (second, *_) = planted(source, settings, 1), planted(source, settings, 2)
     for name in first:
         assert set(first[name].sources.tolist()) != set(second[name].sources.tolist())
@@ -332,6 +338,7 @@ def test_digits_are_split_as_they_were():
         "train": "896a813808",
         "holdout": "b5099e8b64",
         "reference": "30b3c1912c",
+        "fusion": "e3b0c44298",  # nothing
         "twins": "9c56b32276",
     }
 
@@ -358,7 +365,7 @@ def test_plantings_share_their_images_and_controls(drawn):
     assert np.array_equal(again.train.sources, made[1].train.sources)
     pd.testing.assert_frame_equal(again.index, made[1].index)
     for number in range(settings["plantings"]):
-        for control in ("holdout", "reference"):
+        for control in ("holdout", "reference", "fusion"):
             nearest = near_duplicates.find(
                 parts[control].pixels, made[number].train.pixels, settings["flips"]
             )
@@ -568,24 +575,29 @@ def test_no_control_is_a_near_duplicate_of_a_training_image(drawn, flips):
     _, source, settings, seed = drawn
     settings |= {"flips": flips, "plantings": 1}
     parts, index, left_out, manifest = planted(source, settings, seed)
+    used = ("holdout", "reference", "fusion", "twins")
     originals = parts["train"].take(~index.loc[index["part"] == "train", "perturbed"].to_numpy())
-    for name in ("holdout", "reference", "twins"):
+    for name in used:
         for against in (parts["train"], originals):
             assert (
                 near_duplicates.find(parts[name].pixels, against.pixels, flips).rows == -1
             ).all()
-    assert (
-        near_duplicates.find(parts["reference"].pixels, parts["holdout"].pixels, flips).rows == -1
-    ).all()
+    for name, other in (
+        ("reference", "holdout"),
+        ("fusion", "holdout"),
+        ("fusion", "reference"),
+    ):
+        nearest = near_duplicates.find(parts[name].pixels, parts[other].pixels, flips)
+        assert (nearest.rows == -1).all()
 
-    used = np.concatenate(
+    in_use = np.concatenate(
         [
             np.unique(parts["train"].sources),
-            *(parts[name].ids for name in ("holdout", "reference", "twins")),
+            *(parts[name].ids for name in used),
         ]
     )
-    assert len(np.unique(used)) == len(used)
-    assert not set(left_out["id"]) & set(used.tolist())
+    assert len(np.unique(in_use)) == len(in_use)
+    assert not set(left_out["id"]) & set(in_use.tolist())
     assert left_out["id"].is_unique
     row_of = {number: row for row, number in enumerate(source.ids.tolist())}
     for row in left_out.to_dict("records"):
@@ -660,6 +672,7 @@ def test_known_near_duplicates_are_left_out_and_named(official):
         "train": 60,
         "holdout": 40,
         "reference": 30,
+        "fusion": 0,
         "twins": 5,
     }
 
@@ -732,6 +745,12 @@ def test_too_few_images_that_are_no_near_duplicates_are_named():
         r".* and \d+ of held-out images",
     ):
         split(many, study(5, 25, 40), 0)
+    with pytest.raises(
+        ConfigError,
+        match=r"data\.split\.fusion: 60 images are asked for, but only \d+ are left after \d+ "
+        r"duplicates and near-duplicates of reference images",
+    ):
+        split(many, study(5, 5, 10, fusion=60), 0)
     with pytest.raises(
         ConfigError,
         match=r"data\.plant asks for 4 images with a twin each, 8 in all, but only 0 of the images",

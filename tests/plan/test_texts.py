@@ -307,21 +307,30 @@ def test_dual_fusion_reads_other_pictures(digits):
     attribution = {"arm": "fused", "attributors": ["das", "pixel_l2"]}
     attribution |= {"counterfactual": {"attributors": ["das"]}}
     changed = {"arms": arms, "attribution": attribution, "autoencoder": LATENT}
-    made = study(digits, **changed, data__resize=16)
-    reference = f"results/{made.study}/data/split/reference.npz"
-    assert inputs_of(made, STEPS["train"].job("fused", 0))["others"] == reference
+    sizes = {"train": 400, "holdout": 80, "reference": 70}
+    with pytest.raises(
+        config.ConfigError, match=r"arms.fused: dual_fusion needs data.split.fusion"
+    ):
+        study(digits, **changed, data__resize=16, data__split=sizes)
+    made = study(digits, **changed, data__resize=16, data__split=sizes | {"fusion": 30})
+    others = f"results/{made.study}/data/split/fusion.npz"
+    assert inputs_of(made, STEPS["train"].job("fused", 0))["others"] == others
     assert "others" not in inputs_of(made, STEPS["train"].job("plain", 0))
     for name, job in (("retrain", "0"), ("counterfactual", "again")):
         retrained = STEPS[f"attribution/{name}"].job(job=job, replicate=0)
-        assert inputs_of(made, retrained)["others"] == reference
-    assert reference in inputs_of(made, STEPS["data/latents"].job())["images"]
+        assert inputs_of(made, retrained)["others"] == others
+    for job in jobs(made):
+        if job.step.startswith(("attack/", "data/classifier", "data/dedup", "data/autoencoder")):
+            assert others not in str(inputs_of(made, job))  # nothing is measured against them
+    assert others in inputs_of(made, STEPS["data/latents"].job())["images"]
     assert not made.arms["fused"].is_plain
     for arm, message in (
         ({"method": "baseline", "dual_fusion": {}}, "dual_fusion is for arms with condition"),
         (FORGETTING["erased"] | {"dual_fusion": {}}, "makes its base forget: dual_fusion cannot"),
     ):
+        changed = {"arms": {"plain": TEXT, "new": arm}, "forget": {"cats": {"caption": "cat"}}}
         with pytest.raises(config.ConfigError, match=message):
-            study(digits, arms={"plain": TEXT, "new": arm}, forget={"cats": {"caption": "cat"}})
+            study(digits, **changed, data__split=sizes | {"fusion": 30})
 
 
 LATENT = {"kind": "trained", "channels": [8, 16]}
@@ -364,7 +373,7 @@ def test_latents_are_made_once_and_read_by_trainings_and_losses(digits):
     judged = study(digits, autoencoder=LATENT, data__resize=16, arms=arms, forget={"cats": CATS})
     assert "latents" in inputs_of(judged, STEPS["attack/forgetting"].job("erased", 0))
     encoded = inputs_of(latents, STEPS["data/latents"].job())
-    assert len(encoded["images"]) == 1 + 2 * latents.data.plantings
+    assert len(encoded["images"]) == 2 + 2 * latents.data.plantings
     without = {job.step for job in jobs(study(digits))}
     assert not {"data/autoencoder", "data/latents"} & without
 

@@ -82,6 +82,7 @@ def test_arms_with_other_captions_have_rows_of_their_own(
         "fused": loyal | general | {"control": "loyal", "dual_fusion": {}},
     }
     params["data"]["source"] = {"kind": "parquet", "path": "a", "caption_column": "text"}
+    params["data"]["split"]["fusion"] = 50
     params["model"]["attention"] = [True] * len(params["model"]["channels"])
     params |= {"arms": arms, "forget": {}, "loyal_selection": None, "attribution": None}
     params["text"] = {"captions": {"general": {"kind": "general"}}}

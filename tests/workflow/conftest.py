@@ -277,6 +277,7 @@ def of_captions(made: Workspace, **blocks: Any) -> Workspace:
         "path": "digits.parquet",
         "caption_column": "text",
     }
+    study["data"]["split"] |= {"reference": 100, "fusion": 20}
     study["data"]["plant"] = [
         {"copies": 4, "images": 2, "repeat": style} for style in ("both", "image", "caption")
     ]

@@ -173,7 +173,7 @@ def test_networks_are_retrained_with_the_captions_of_the_arm(captioned, tmp_path
         for path in ("data/planting/0/train.npz", "train/general/rep0/members.parquet")
     )
     texts = Texts.load(results / "data/encode/general")
-    others = results / "data/split/reference.npz"
+    others = results / "data/split/fusion.npz"
     recipe = Recipe.from_config(config, train, members, texts, others=others)
     assert recipe.fusion is not None
     everything, stream = np.ones(len(recipe.images), bool), stream_path(recipe.arm, 0)

@@ -3,7 +3,8 @@
 OUTPUTS:
     results/{study}/data/fetch/      the source as one checked array file
     results/{study}/data/split/
-        the pool of distinct images for training sets and twins, holdout, reference, left-out images
+        the pool of distinct images for training sets and twins, holdout, reference, images for dual
+        fusion, left-out images
     results/{study}/data/encode/{job}/
         embeddings of all captions in one of their variants, for arms that are conditioned on them
     results/{study}/data/planting/{job}/
@@ -44,7 +45,7 @@ rule fetch:
 
 
 rule split:
-    """Draw the pool of training images, and held-out and reference images."""
+    """Draw the pool of training images, and held-out, reference and fusion images."""
     input:
         unpack(inputs("data/split")),
     output:
@@ -54,6 +55,7 @@ rule split:
         pool_table="results/{study}/data/split/pool.parquet",
         holdout="results/{study}/data/split/holdout.npz",
         reference="results/{study}/data/split/reference.npz",
+        fusion="results/{study}/data/split/fusion.npz",
         left_out="results/{study}/data/split/left_out.parquet",
         manifest="results/{study}/data/split/manifest.json",
     log:

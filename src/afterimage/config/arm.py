@@ -121,8 +121,8 @@ class TransferBlocks(Block):
 
 
 class DualFusion(Block):
-    """Dual fusion (Li et al. 2023): a reference image of the study, and its caption, are mixed into
-    every training image and its caption, another one in each update."""
+    """Dual fusion (Li et al. 2023): an image of ``data.split.fusion``, and its caption, are mixed
+    into every training image and its caption, another one in each update."""
 
     image: Share | Literal[0] = 0.1
     """Weight of the other image, or latent (the authors' w_lat)."""
@@ -281,6 +281,10 @@ class Arm(Block):
             return (
                 "dual_fusion is for arms with condition = 'text', but the condition is "
                 f"{study.condition_of(name)!r}"
+            )
+        if self.dual_fusion is not None and not study.data.split.fusion:
+            return (
+                "dual_fusion needs data.split.fusion, the number of images to draw for it; it is 0"
             )
         if study.condition_of(name) == "text":
             if not self.takes_texts:

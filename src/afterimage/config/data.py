@@ -280,7 +280,7 @@ class Plant(Block):
 
 
 class Split(Block):
-    """Sizes of the training, held-out and reference splits, drawn from the study's seed."""
+    """Sizes of the training, held-out, reference and fusion splits, drawn from the study's seed."""
 
     train: Annotated[int, Field(ge=2)]
     """Number of training images, including planted copies."""
@@ -289,9 +289,22 @@ class Split(Block):
     reference: Annotated[int, Field(ge=2)] | None = None
     """Real images for reference statistics and for the feature classifier; None uses all that
     remain."""
+    fusion: Annotated[int, Field(ge=0)] = 0
+    """Real images that arms with ``dual_fusion`` mix into their training images; in no other split,
+    so that no generation is measured against an image that its arm was trained on. Needs
+    ``reference``."""
     official: bool = False
     """Draw training images only from the source's official training split, and all others only from
     its official test split."""
+
+    @model_validator(mode="after")
+    def _leaves_images_for_fusion(self) -> Split:
+        if self.fusion and self.reference is None:
+            raise ValueError(
+                f"fusion = {self.fusion} needs split.reference: without it the reference takes all "
+                "images that remain"
+            )
+        return self
 
 
 class Data(Block):
@@ -345,13 +358,14 @@ class Data(Block):
         if self.images is not None:
             lent = sum((p.copies - 1) * p.images for p in self.plant if p.repeat == "image")
             needed = self.distinct + twins + lent
-            needed += self.split.holdout + (self.split.reference or 2)
+            needed += self.split.holdout + (self.split.reference or 2) + self.split.fusion
             if needed > self.images:
                 captions = f"{lent} whose captions copies have, " if lent else ""
+                fusion = f", {self.split.fusion} fusion" if self.split.fusion else ""
                 raise ValueError(
                     f"images = {self.images} is too few: {self.distinct} distinct for training, "
                     f"{twins} twins, {captions}{self.split.holdout} holdout and "
-                    f"{self.split.reference or 'at least 2'} reference need {needed}"
+                    f"{self.split.reference or 'at least 2'} reference{fusion} need {needed}"
                 )
         return self
 

@@ -6,8 +6,8 @@ byte pairs (Sennrich et al. 2016) learned from the captions of the pool as they 
 weights. The encoder's last hidden states condition the networks, as in Stable Diffusion.
 
 The store: ``tokenizer/`` and ``text_encoder/``, which transformers opens; ``captions.json``, the
-different captions of the pool, the held-out and the reference images, and the surrogates of the
-study's forget sets (``surrogates`` of the settings, if there are any), sorted; and
+different captions of the pool and of the held-out, reference and fusion images, and the surrogates
+of the study's forget sets (``surrogates`` of the settings, if there are any), sorted; and
 ``texts.safetensors`` with ``embeddings``, float32 (captions, length, width) in that order, and
 ``null``, that of the empty caption. For another variant than ``original`` the captions are its
 texts (``data.captions``), and the file has, too, ``images``, int64 (images), the ids of all images,
@@ -42,7 +42,7 @@ from afterimage.images import load_images
 if TYPE_CHECKING:
     from transformers import CLIPTextModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-PARTS = ("pool", "holdout", "reference")
+PARTS = ("pool", "holdout", "reference", "fusion")
 BEGIN, END, PADDING = "<|begin|>", "<|end|>", "<|padding|>"
 STORED = ("tokenizer", "text_encoder")
 """Folders of a stored tokenizer and encoder."""

@@ -1,4 +1,5 @@
-"""``afterimage data split``: draw the pool of training images, and held-out and reference images.
+"""``afterimage data split``: draw the pool of training images, held-out and reference images, and
+images for dual fusion.
 
 It follows Carlini et al. 2023, section 7.1. The pool has the distinct images that the training sets
 and the twins of all plantings (``data.planting``) are made of. Held-out and reference images are
@@ -6,6 +7,9 @@ controls: none is a duplicate or near-duplicate (``metrics.near_duplicates``) of
 pool or of a training image of any planting, such as a perturbed copy, and no reference image is one
 of a held-out image. Such images are replaced, and listed in ``left_out.parquet``; all other images
 keep their split, and the pool does not depend on them.
+
+Arms with dual fusion (``config.arm.DualFusion``) mix further images into their training images. They
+are drawn last, from the images of no other part that duplicate neither those nor a reference image.
 
 The pool is drawn at random. It may contain duplicates from the source itself; images are replaced
 only where too few without a duplicate or near-duplicate, which alone are planted, would be among
@@ -70,8 +74,8 @@ def split(
         seed: The study's seed.
 
     Returns:
-        The parts ``pool``, ``holdout`` and ``reference``, ids as in ``images``; the table of the
-        pool:
+        The parts ``pool``, ``holdout``, ``reference`` and ``fusion``, ids as in ``images``; the
+        table of the pool:
 
         - id, source, label: of the image
         - alone: whether it has neither a duplicate nor a near-duplicate in the pool
@@ -123,9 +127,11 @@ def split(
 
     # Draw the controls.
     rest = everything[images.official_test] if sizes["official"] else np.setdiff1d(everything, rows)
-    holdout, reference, left_out = _controls(images, content, rest, galleries, settings, seed)
-
+    holdout, reference, spare, left_out = _controls(
+        images, content, rest, galleries, settings, seed
+    )
     parts = {"pool": pool, "holdout": images.take(holdout), "reference": images.take(reference)}
+    parts["fusion"] = images.take(_fusion(images, spare, parts["reference"], settings, seed))
     table = pd.DataFrame(
         {"id": pool.ids, "source": pool.sources, "label": pool.labels, "alone": alone}
     )
@@ -196,7 +202,7 @@ def _controls(
     galleries: list[Images],
     settings: dict[str, Any],
     seed: int,
-) -> tuple[np.ndarray, np.ndarray, pd.DataFrame]:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, pd.DataFrame]:
     """Draw the controls as if there were no near-duplicates, then replace near-duplicates.
 
     Args:
@@ -208,7 +214,8 @@ def _controls(
         seed: The study's seed.
 
     Returns:
-        The rows of holdout and reference, and the table of images that were left out.
+        The rows of holdout and reference, those that are left and duplicate no image of the
+        galleries and the holdout, and the table of images that were left out.
     """
     # Draw holdout and reference from the images that are not byte-identical to a training image.
     sizes, flips = settings["split"], settings["flips"]
@@ -241,7 +248,24 @@ def _controls(
     others = rngs["reference"].permutation(np.setdiff1d(free, kept))
     added = 0 if sizes["reference"] is None else sizes["reference"] - len(kept)
     reference = np.sort(np.concatenate([kept, others[:added]]))
-    return holdout, reference, _left_out(images, drawn, like_pool, like_holdout)
+    spare = np.setdiff1d(free, reference)
+    return holdout, reference, spare, _left_out(images, drawn, like_pool, like_holdout)
+
+
+def _fusion(
+    images: Images, spare: np.ndarray, reference: Images, settings: dict[str, Any], seed: int
+) -> np.ndarray:
+    """Draw the rows for dual fusion, ascending, from those that are left."""
+    sizes = settings["split"]
+    if not sizes["fusion"]:
+        return np.array([], int)
+    like_reference = _duplicates(images, spare, [reference], settings["flips"])["row"]
+    clean = np.setdiff1d(spare, like_reference)
+    lost = f" after {len(like_reference)} duplicates and near-duplicates of reference images"
+    official = sizes["official"]
+    _enough("data.split.fusion", sizes["fusion"], "images", len(clean), official, "test", lost)
+    rng = seeds.numpy_rng(seed, "split", "fusion")
+    return np.sort(rng.choice(clean, sizes["fusion"], replace=False))
 
 
 def _replace_holdout(

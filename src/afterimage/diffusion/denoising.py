@@ -30,15 +30,15 @@ def denoising(
 
 
 def fusion_with(
-    reference: Images,
+    images: Images,
     settings: DualFusion,
     texts: Texts,
     latents: EncodedImages | None,
     scheduler: DDPMScheduler,
 ) -> Fusion:
-    """Return what is mixed into training batches: reference images, with their captions."""
-    given = embedded_captions(texts, reference)
-    others = denoising(reference.pixels, latents, scheduler, texts=given)
+    """Return what is mixed into training batches: images, with their captions."""
+    given = embedded_captions(texts, images)
+    others = denoising(images.pixels, latents, scheduler, texts=given)
     return Fusion(others, settings.image, settings.caption)
 
 

@@ -64,7 +64,7 @@ def _split_size(study: Study, name: str) -> Size:
     """Every image is compared with the pool and with every training set: near-duplicates leave the
     other parts."""
     split = study.data.split
-    images = split.train + split.holdout + work.reference_images(study)
+    images = split.train + split.holdout + work.reference_images(study) + split.fusion
     return Size(images * work.values(study), split.train * (1 + study.data.plantings))
 
 
@@ -106,7 +106,8 @@ def _encode_settings(study: Study, job: Job) -> Settings:
 
 def _encode_inputs(study: Study, job: Job) -> Inputs:
     assert study.text is not None
-    inputs: Inputs = {part: f"{SPLIT}/{part}.npz" for part in ("pool", "holdout", "reference")}
+    parts = ("pool", "holdout", "reference", "fusion")
+    inputs: Inputs = {part: f"{SPLIT}/{part}.npz" for part in parts}
     if isinstance(study.text.captions.get(job.job or ""), ColumnCaptions):
         inputs["columns"] = "data/fetch/captions.parquet"
     return inputs
@@ -123,9 +124,7 @@ def _autoencoder_settings(study: Study, job: Job) -> Settings:
 def _latents_inputs(study: Study, job: Job) -> Inputs:
     """Return the images that networks are trained on or attacked with; those that are left after
     deduplication are among them."""
-    images = [f"{SPLIT}/holdout.npz"]
-    if any(arm.dual_fusion is not None for arm in study.arms.values()):
-        images.append(f"{SPLIT}/reference.npz")
+    images = [f"{SPLIT}/holdout.npz", f"{SPLIT}/fusion.npz"]
     for number in range(study.data.plantings):
         images += [f"{PLANTING}/{number}/{part}.npz" for part in ("train", "twins")]
     return {"autoencoder": f"{AUTOENCODER}/run.json", "images": images}
@@ -135,7 +134,7 @@ def _encoding(study: Study, name: str) -> Work:
     """Encode every image, with its mirror image if trainings mirror, and decode it once."""
     split, plantings = study.data.split, study.data.plantings
     twins = sum(plant.images for plant in study.data.plant)
-    images = split.holdout + plantings * (split.train + twins)
+    images = split.holdout + split.fusion + plantings * (split.train + twins)
     return work.autoencoding(study, images * (1 + study.data.flips))
 
 
@@ -197,7 +196,7 @@ STEPS = (
         name=SPLIT,
         verb="split",
         module="afterimage.data.split",
-        help="draw the pool of training images, and held-out and reference images",
+        help="draw the pool of training images, and held-out, reference and fusion images",
         folder=SPLIT,
         keys=("data",),
         settings=_split_settings,

@@ -42,7 +42,7 @@ def forget_sets(study: Study, names: list[str]) -> dict[str, Any]:
 
 def others_of(study: Study, arm: str) -> Inputs:
     """Return the pictures that are mixed into an arm's training images; nothing for other arms."""
-    return {"others": f"{SPLIT}/reference.npz"} if study.arms[arm].dual_fusion is not None else {}
+    return {"others": f"{SPLIT}/fusion.npz"} if study.arms[arm].dual_fusion is not None else {}
 
 
 def extractions(study: Study, job: Job, names: list[str]) -> dict[str, str]:
