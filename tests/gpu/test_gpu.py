@@ -13,11 +13,14 @@ from afterimage.config import Diffusion, Model, Sample
 from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.noising import Pixels, levels
 from afterimage.diffusion.sample import generate
+from afterimage.methods import dp_sgd, find
 from afterimage.methods.iet_agc import train as iet_agc
 from afterimage.metrics.neighbours import Gallery
 from afterimage.training.ahead import Ahead
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
+
+from .conftest import UNLEARNERS
 
 pytestmark = pytest.mark.gpu
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -50,6 +53,14 @@ def test_an_update_has_the_same_gradient(net, task):
     assert float((cpu - gpu).norm() / cpu.norm()) < 1e-3
 
 
+@pytest.fixture
+def waiting_is_an_error():
+    """torch raises an error where the processor would wait for the device, from the call of what
+    this returns to the end of the test."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
 AGC = {"method": "iet_agc", "shards": 1, "rounds": 1, "agc_threshold": 0.9}
 
 
@@ -58,8 +69,7 @@ AGC = {"method": "iet_agc", "shards": 1, "rounds": 1, "agc_threshold": 0.9}
     [{}, {"precision": "bf16"}, {"precision": "fp16"}, {"arm": AGC}],
     ids=["fp32", "bf16", "fp16", "agc"],
 )
-def test_an_update_waits_for_nothing(settings, make_job, tmp_path):
-    """torch raises an error where the processor would wait for the device."""
+def test_an_update_waits_for_nothing(settings, make_job, tmp_path, waiting_is_an_error):
     job = make_job(tmp_path, "text", images=40, **settings)
     if "arm" in settings:
         update = iet_agc.Ensemble(job).update
@@ -74,12 +84,41 @@ def test_an_update_waits_for_nothing(settings, make_job, tmp_path):
             return learner.update(s, batches(s), plain(job.task))
 
     update(0)
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        numbers = update(1)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert numbers["loss"].device.type == "cuda"
+    waiting_is_an_error()
+    assert update(1)["loss"].device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", [name for name in UNLEARNERS if name != "esd, sampled"])
+def test_an_update_of_an_unlearner_waits_for_nothing(
+    name, unlearner, tmp_path, update_of, waiting_is_an_error
+):
+    """Its batches are made ahead, too."""
+    arm = UNLEARNERS[name]
+    update = update_of(find(arm["method"]).train, unlearner(tmp_path, arm))
+    update(0)
+    waiting_is_an_error()
+    assert update(1)["loss"].device.type == "cuda"
+
+
+def test_a_private_update_waits_for_nothing(make_job, tmp_path, update_of, waiting_is_an_error):
+    arm = {"method": "dp_sgd", "noise_multiplier": 1.0}
+    update = update_of(dp_sgd.train, make_job(tmp_path, arm=arm))
+    update(0)
+    waiting_is_an_error()
+    assert update(1)["loss"].device.type == "cuda"
+
+
+@pytest.mark.parametrize("name", UNLEARNERS)
+def test_an_unlearner_ends_at_the_same_weights(name, unlearner, tmp_path, monkeypatch):
+    """With batches made ahead in pinned memory, as with those that are made when they are asked
+    for."""
+    arm = UNLEARNERS[name]
+    train = find(arm["method"]).train
+    found = train(unlearner(tmp_path / "ahead", arm, updates=4)).raw
+    monkeypatch.setattr(Ahead, "__call__", lambda batches, s: batches._make(s))
+    expected = train(unlearner(tmp_path / "asked", arm, updates=4)).raw
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])

@@ -56,6 +56,29 @@ def embedded() -> Texts:
     return Texts({text: row for row, text in enumerate(texts)}, embeddings, torch.zeros(4, 12))
 
 
+ERASE = {"method": "erasediff"}
+UNLEARNERS = {
+    "erasediff": ERASE,
+    "its inner steps": ERASE | {"barrier": "gap", "inner_updates": 2},
+    "its released targets": ERASE | {"target": "released_relabel"},
+    "its weight by the angle": ERASE | {"barrier": "cosine", "target": "uniform"},
+    "its uniform targets": ERASE | {"target": "released_uniform", "forget_timesteps": "remain"},
+    "salun": {"method": "salun", "saliency_samples": 8},
+    "selective_amnesia": {
+        "method": "selective_amnesia",
+        "condition": "label",
+        "replay_images": 20,
+        "fisher_samples": 2,
+        "fisher_timesteps": 2,
+    },
+    "gradient_ascent": {"method": "gradient_ascent", "remain": 0.5},
+    "siss": {"method": "siss", "norm_ratio": 0.1},
+    "esd": {"method": "esd", "inputs": "noised"},
+    "esd, sampled": {"method": "esd", "steps": 3},
+}
+"""Some arms that unlearn, one of each method and the branches of EraseDiff."""
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
     """Sums come in one order; accelerate forgets the precision of the test before."""
@@ -187,6 +210,26 @@ def unlearner(make_job, digits, tmp_path_factory):
         )
 
     return make
+
+
+@pytest.fixture
+def update_of(monkeypatch):
+    """Return a function that gives the ``update`` that a method passes to the loop."""
+
+    def get(train, job):
+        updates = []
+
+        def capture(self, update, *_):
+            updates.append(update)
+            raise StopIteration
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(job), "run", capture)
+            with pytest.raises(StopIteration):
+                train(job)
+        return updates[0]
+
+    return get
 
 
 @pytest.fixture

@@ -12,12 +12,14 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from afterimage.diffusion.model import save_pipeline
-from afterimage.methods import baseline, erasediff, siss
+from afterimage.methods import baseline, dp_sgd, find
 from afterimage.methods.iet_agc import train as iet_agc
 from afterimage.training import learner as learner_module
 from afterimage.training.learner import Learner, NonFiniteError, plain
 from afterimage.training.loop import DivergedError
 from afterimage.training.order import Order
+
+from .conftest import UNLEARNERS
 
 
 def batch_of(job):
@@ -258,38 +260,39 @@ def test_an_update_reads_nothing_from_the_device(arm, make_job, tmp_path, unseen
     assert reads.count == 0
 
 
-@pytest.mark.parametrize(
-    ("module", "arm"),
-    [
-        (erasediff, {"method": "erasediff"}),
-        (erasediff, {"method": "erasediff", "barrier": "gap"}),
-        (erasediff, {"method": "erasediff", "barrier": "cosine", "target": "uniform"}),
-        (siss, {"method": "siss", "norm_ratio": 0.1}),
-    ],
-)
+@pytest.mark.parametrize("name", [name for name in UNLEARNERS if name != "esd, sampled"])
 def test_an_update_that_combines_gradients_reads_nothing_from_the_device(
-    module, arm, unlearner, tmp_path, unseen, monkeypatch
+    name, unlearner, tmp_path, unseen, update_of
 ):
-    expected = module.train(unlearner(tmp_path / "waits", arm, updates=6))
+    arm = UNLEARNERS[name]
+    train = find(arm["method"]).train
+    expected = train(unlearner(tmp_path / "waits", arm, updates=6))
     unseen()
-    job, updates = unlearner(tmp_path / "goes on", arm, updates=6), []
-
-    def capture(self, update, *_):
-        updates.append(update)
-        raise StopIteration
-
-    with monkeypatch.context() as patched:
-        patched.setattr(type(job), "run", capture)
-        with pytest.raises(StopIteration):
-            module.train(job)
-    (update,) = updates
+    update = update_of(train, unlearner(tmp_path / "goes on", arm, updates=6))
     update(0)
     with Reads() as reads:
         update(1)
     assert reads.count == 0
-    found = module.train(unlearner(tmp_path / "once more", arm, updates=6))
+    found = train(unlearner(tmp_path / "once more", arm, updates=6))
     for mine, theirs in zip(found.raw.parameters(), expected.raw.parameters(), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [[0, 5, 7], []])
+def test_a_private_update_reads_nothing_from_the_device(
+    rows, make_job, tmp_path, unseen, update_of, monkeypatch
+):
+    """Nor does one whose batch is empty."""
+    unseen()
+    arm = {"method": "dp_sgd", "noise_multiplier": 1.0}
+    job = make_job(tmp_path, arm=arm, accumulation=2)
+    monkeypatch.setattr(dp_sgd, "poisson", lambda *_: np.array(rows, np.int64))
+    update = update_of(dp_sgd.train, job)
+    update(0)
+    with Reads() as reads:
+        numbers = update(1)
+    assert reads.count == 0
+    assert numbers["batch"] == len(rows)
 
 
 @pytest.mark.parametrize("at", [3, 4])

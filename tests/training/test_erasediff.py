@@ -195,7 +195,7 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
         batch_size=64,
         forgotten=np.arange(40) < 20,
     )
-    batch = targets.batch(sides, 3)
+    batch = targets.of(targets.drawn(sides, 3))
     assert not batch.target.requires_grad
     assert torch.equal(batch.condition["class_labels"], job.task.labels[batch.rows])
     plain_batch = sides.batch("forget", 3)
@@ -216,7 +216,7 @@ def test_relabelled_target_is_the_prediction_for_another_label(unlearner, tmp_pa
     assert distance.amin(0).max() < 1e-5
     assert (used != batch.condition["class_labels"]).all()
     assert len(set(used.tolist())) == 10
-    assert targets.batch(sides, 3).target.equal(batch.target)
+    assert targets.of(targets.drawn(sides, 3)).target.equal(batch.target)
 
 
 def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, monkeypatch):
@@ -228,14 +228,14 @@ def test_with_the_right_label_there_is_nothing_to_forget(unlearner, tmp_path, mo
     """
     job, targets, sides = targets_of(unlearner, tmp_path / "state", "relabel")
     wrong = Learner(job.net, job.train, job.accelerator).gradient(
-        targets.batch(sides, 0), plain(job.task)
+        targets.of(targets.drawn(sides, 0)), plain(job.task)
     )
     assert wrong > 1e-6
     monkeypatch.setattr(
         erasediff, "wrong_labels", lambda labels, classes, generator, one_draw: labels
     )
     learner = Learner(job.net, job.train, job.accelerator)
-    assert learner.gradient(targets.batch(sides, 0), plain(job.task)) < 1e-10
+    assert learner.gradient(targets.of(targets.drawn(sides, 0)), plain(job.task)) < 1e-10
     assert max(gradient.abs().max() for gradient in gradients(job.net)) < 1e-5
 
 
@@ -270,7 +270,7 @@ def test_released_relabelling_drops_labels_and_units_on_both_sides(unlearner, tm
         label_dropout=0.4,
         batch_size=500,
     )
-    batch = targets.batch(sides, 0)
+    batch = targets.of(targets.drawn(sides, 0))
     wrong = targets.condition(batch, torch.Generator().manual_seed(0))
     here, there = (given["class_labels"] == 10 for given in (batch.condition, wrong))
     for dropped, share in ((here, 0.4), (there, 0.4), (here & there, 0.16)):
@@ -279,7 +279,7 @@ def test_released_relabelling_drops_labels_and_units_on_both_sides(unlearner, tm
         )
     again = targets.predict(replace(batch, condition=wrong))
     assert not torch.equal(targets.predict(replace(batch, condition=wrong)), again)
-    assert torch.equal(targets.batch(sides, 0).target, batch.target)
+    assert torch.equal(targets.of(targets.drawn(sides, 0)).target, batch.target)
 
 
 def test_relabelling_needs_two_labels(unlearner, tmp_path):
@@ -298,7 +298,7 @@ def test_uniform_target_and_what_corrupts_the_images(target, condition, unlearne
     job, targets, sides = targets_of(
         unlearner, tmp_path / "state", target, condition=condition, batch_size=200
     )
-    batch = targets.batch(sides, 1)
+    batch = targets.of(targets.drawn(sides, 1))
     count = batch.target.numel()
     assert batch.target.min() >= 0
     assert batch.target.max() < 1
@@ -414,7 +414,10 @@ class OneBatch:
     def __init__(self, batch) -> None:
         self.one = batch
 
-    def batch(self, sides, i, retime=None):
+    def drawn(self, sides, i, retime=None):
+        return i
+
+    def of(self, draw):
         return self.one
 
 
@@ -428,7 +431,7 @@ def test_gap_is_what_the_inner_steps_gain(unlearner, tmp_path):
             job, arm=job.arm.model_copy(update={"inner_updates": k, "inner_learning_rate": 1e-4})
         )
         learner = Learner(job.net, job.train, job.accelerator)
-        batch = targets.batch(sides, 0)
+        batch = targets.of(targets.drawn(sides, 0))
         minimum = Inner(job, OneBatch(batch)).descend(learner, 0)
         gained.append(loss_of(learner, job.task, batch) - loss_of(minimum, job.task, batch))
         pairs = zip(minimum.net.parameters(), learner.net.parameters(), strict=True)
@@ -461,7 +464,7 @@ def test_inner_steps_start_anew_and_leave_the_outer_state_alone(unlearner, tmp_p
     learner = Learner(job.net, job.train, job.accelerator)
     for s in range(2):
         seed_dropout(sides, s, "forget")
-        learner.update(s, targets.batch(sides, s), plain(job.task))
+        learner.update(s, targets.of(targets.drawn(sides, s)), plain(job.task))
     before = {name: value.clone() for name, value in learner.tensors().items()}
     kept = gradients(learner.net)
     inner = Inner(job, targets)
@@ -569,9 +572,9 @@ def test_shared_adam_is_one_optimiser_whose_weights_are_put_back(unlearner, tmp_
     for s in range(3):
         start = copy.deepcopy(net.state_dict())
         for i in (2 * s, 2 * s + 1):
-            step(gradient(targets.batch(own, i)), 2e-3)
+            step(gradient(targets.of(targets.drawn(own, i))), 2e-3)
         net.load_state_dict(start)
-        q, r = gradient(targets.batch(sides, s)), gradient(sides.batch("remain", s))
+        q, r = gradient(targets.of(targets.drawn(sides, s))), gradient(sides.batch("remain", s))
         weighted = torch._foreach_mul(q, torch.tensor(0.4))
         step(torch._foreach_add(r, weighted), job.train.learning_rate)
     pairs = zip(result.raw.parameters(), net.parameters(), strict=True)
@@ -597,7 +600,7 @@ def test_fixed_weight_gives_the_gradient_of_the_weighted_sum(target, unlearner, 
     job = unlearner(tmp_path / "state", arm, updates=1, clip=None)
     other, targets, sides = targets_of(unlearner, tmp_path / "other", target)
     loss = other.task.losses(other.net, sides.batch("remain", 0)).mean()
-    loss = loss + 0.7 * other.task.losses(other.net, targets.batch(sides, 0)).mean()
+    loss = loss + 0.7 * other.task.losses(other.net, targets.of(targets.drawn(sides, 0))).mean()
     loss.backward()
     erasediff.train(job)
     for a, b in zip(job.net.parameters(), other.net.parameters(), strict=True):
@@ -618,7 +621,7 @@ def test_without_the_rest_it_is_pure_forgetting(unlearner, tmp_path, monkeypatch
     other, targets, sides = targets_of(unlearner, tmp_path / "other", "relabel")
     learner = Learner(other.net, other.train, other.accelerator)
     for s in range(3):
-        learner.update(s, targets.batch(sides, s), plain(other.task))
+        learner.update(s, targets.of(targets.drawn(sides, s)), plain(other.task))
     assert all(
         torch.equal(a, b)
         for a, b in zip(found.raw.parameters(), learner.net.parameters(), strict=True)
@@ -680,7 +683,7 @@ def test_recorded_products_are_those_of_the_gradient_and_the_step(unlearner, ser
     job = unlearner(tmp_path / "state", {"method": "erasediff"}, updates=1, clip=None)
     other, targets, sides = targets_of(unlearner, tmp_path / "other", "relabel")
     old = copy.deepcopy(other.net)
-    other.task.losses(other.net, targets.batch(sides, 0)).mean().backward()
+    other.task.losses(other.net, targets.of(targets.drawn(sides, 0))).mean().backward()
     erasediff.train(job)
     asked = made = 0.0
     for q, before, after in zip(
@@ -701,7 +704,7 @@ def test_frozen_blocks_are_neither_moved_nor_counted(unlearner, series, tmp_path
     job = unlearner(tmp_path / "state", arm, updates=2, log_every=1)
     other, targets, sides = targets_of(unlearner, tmp_path / "other", "relabel", blocks)
     start = copy.deepcopy(other.net.state_dict())
-    other.task.losses(other.net, targets.batch(sides, 0)).mean().backward()
+    other.task.losses(other.net, targets.of(targets.drawn(sides, 0))).mean().backward()
     assert len(gradients(other.net)) < len(list(other.net.parameters()))
     square = sum(gradient.square().sum().item() for gradient in gradients(other.net))
     erasediff.train(job)

@@ -80,7 +80,8 @@ def test_target_of_erasediff_is_the_prediction_for_the_surrogate(surrogate, forg
     job = at_base(
         forgetful(ERASE, surrogate=surrogate, dropout=0.5, label_dropout=0.5, batch_size=32)
     )
-    batch = Targets(job, job.net).batch(Sides(job), 3)
+    targets = Targets(job, job.net)
+    batch = targets.of(targets.drawn(Sides(job), 3))
     assert torch.equal(batch.condition[TEXT], torch.stack([text(job, "zero")] * 32))
     assert job.forgotten[batch.rows].all()
     job.net.eval()

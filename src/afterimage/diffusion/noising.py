@@ -4,7 +4,7 @@ equation 14 per sample."""
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol, cast
 
 import numpy as np
@@ -46,11 +46,8 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """Return the batch on ``device``."""
-        return self._map(lambda tensor: tensor.to(device, non_blocking=True))
-
-    def pinned(self) -> Batch:
-        """Return the batch in memory that a GPU copies from while the processor goes on."""
-        return self._map(lambda tensor: tensor.pin_memory())
+        batch: Batch = each_tensor(self, lambda tensor: tensor.to(device, non_blocking=True))
+        return batch
 
     def split(self, parts: int) -> list[Batch]:
         """Cut the batch into ``parts`` equal micro-batches."""
@@ -59,10 +56,8 @@ class Batch:
 
     def __getitem__(self, rows: slice | torch.Tensor | None) -> Batch:
         """Return some samples; of tensors without the dimension of the batch, a batch of one."""
-        return self._map(lambda tensor: tensor[rows])
-
-    def _map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
-        return replace(self, **each_tensor(vars(self), change))
+        batch: Batch = each_tensor(self, lambda tensor: tensor[rows])
+        return batch
 
 
 class Noising(NamedTuple):

@@ -40,6 +40,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from afterimage import seeds
 from afterimage.config import ConfigError, DpSgd
 from afterimage.diffusion.noising import Batch
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number
 from afterimage.training.order import Order
@@ -109,7 +110,8 @@ def sample_gradients(losses: Losses, batch: Batch) -> tuple[list[torch.Tensor], 
         name: weight.detach() for name, weight in losses.named_parameters() if weight.requires_grad
     }
     if not len(batch):
-        return [weight.new_zeros((0, *weight.shape)) for weight in weights.values()], torch.zeros(0)
+        none = [weight.new_zeros((0, *weight.shape)) for weight in weights.values()]
+        return none, batch.noisy.new_zeros(0)
 
     def loss(weights: dict[str, torch.Tensor], sample: dict[str, Any]) -> torch.Tensor:
         single = Batch(**sample)[None]
@@ -209,15 +211,20 @@ def train(job: TrainingRun) -> Trained:
     learner, seen = PrivateLearner(job, sigma, arm.max_grad_norm), Seen()
     order = Order(job.seed, job.path, images, settings.batch_size)
 
+    def drawn(s: int) -> Batch:
+        return job.task.batch(poisson(job.seed, job.path, s, images, rate), order.generator(s))
+
+    batches = Ahead(drawn, job.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
-        rows = poisson(job.seed, job.path, s, images, rate)
+        batch = batches(s)
         noise = torch.Generator(job.accelerator.device).manual_seed(
             seeds.derive(job.seed, *job.path, "privacy", s)
         )
         torch.manual_seed(order.dropout_seed(s))
-        loss = learner.private_gradient(job.task.batch(rows, order.generator(s)), noise)
-        seen.images += len(rows)
-        return {"loss": loss, "batch": len(rows)} | learner.step(s)
+        loss = learner.private_gradient(batch, noise)
+        seen.images += len(batch)
+        return {"loss": loss, "batch": len(batch)} | learner.step(s)
 
     progress = job.run(update, {"learner": learner, "seen": seen}, learner.networks)
     return Trained.of_one(

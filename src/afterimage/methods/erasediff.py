@@ -32,6 +32,7 @@ from afterimage.diffusion.condition import Condition
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch, Change
 from afterimage.methods.unlearning import Sides, gradients, loss_of, seed_dropout, wrong_labels
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, plain
 
@@ -96,6 +97,21 @@ def antithetic(timesteps: torch.Tensor, count: int) -> torch.Tensor:
     return torch.cat([first, count - 1 - first])[: len(timesteps)]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """A forget batch as far as it does not depend on a network.
+
+    Attributes:
+        batch: The batch; its targets are the true noise if they are yet to be predicted.
+        condition: Labels or texts that its targets are predicted for; None if it has them already.
+        seed: Seed of the network's dropout in that prediction.
+    """
+
+    batch: Batch
+    condition: Condition | None
+    seed: int
+
+
 class Targets:
     """The forget set with substitute targets, at timesteps of its own or given ones.
 
@@ -125,9 +141,8 @@ class Targets:
                 f"{classes_of(job.net) or 0}"
             )
 
-    def batch(self, sides: Sides, i: int, retime: Change | None = None) -> Batch:
-        """Return the ``i``-th forget batch of ``sides``: a pure function of the seed, ``i`` and the
-        network.
+    def drawn(self, sides: Sides, i: int, retime: Change | None = None) -> Draw:
+        """Return the ``i``-th forget batch of ``sides``: a pure function of the seed and ``i``.
 
         Args:
             retime: Maps the drawn timesteps to those used.
@@ -135,17 +150,24 @@ class Targets:
         batch = sides.batch("forget", i, keep_labels=not self.released, retime=retime)
         order = sides.orders["forget"]
         generator = seeds.torch_rng(order.seed, *order.path, "target", i)
+        seed = seeds.derive(order.seed, *order.path, "target dropout", i)
         if self.predicts:
-            condition = self.condition(batch, generator)
-            torch.manual_seed(seeds.derive(order.seed, *order.path, "target dropout", i))
-            return replace(batch, target=self.predict(replace(batch, condition=condition)))
+            return Draw(batch, self.condition(batch, generator), seed)
         noise = torch.rand(batch.target.shape, generator=generator)
         if self.released:
             share = (1 - self.job.scheduler.alphas_cumprod[batch.timesteps]).sqrt()[
                 :, None, None, None
             ]
-            return replace(batch, noisy=batch.noisy + share * (noise - batch.target), target=noise)
-        return replace(batch, target=noise)
+            batch = replace(batch, noisy=batch.noisy + share * (noise - batch.target))
+        return Draw(replace(batch, target=noise), None, seed)
+
+    def of(self, draw: Draw) -> Batch:
+        """Return a forget batch with its targets: a pure function of ``draw`` and the network."""
+        if draw.condition is None:
+            return draw.batch
+        torch.manual_seed(draw.seed)
+        asked = replace(draw.batch, condition=draw.condition)
+        return replace(draw.batch, target=self.predict(asked))
 
     def condition(self, batch: Batch, generator: torch.Generator) -> Condition:
         """Return the labels or texts that the targets are predicted for."""
@@ -202,7 +224,8 @@ class Inner:
         self.sides = Sides(replace(job, path=(*job.path, "inner")))
         self.task, self.targets, self.steps = job.task, targets, job.arm.inner_updates
         self.shared = job.arm.inner_adam == "shared"
-        self.retime = retiming(job)
+        draw = partial(targets.drawn, self.sides, retime=retiming(job))
+        self.draws = Ahead(draw, job.accelerator.device)
 
     def descend(self, outer: Learner, s: int) -> Learner:
         """Return the copy after the inner steps of update ``s``, started from the weights of
@@ -215,7 +238,7 @@ class Inner:
                 if weight.requires_grad:
                     self.learner.optimizer.state[weight] = outer.optimizer.state[original]
         for i in range(s * self.steps, (s + 1) * self.steps):
-            batch = self.targets.batch(self.sides, i, self.retime)
+            batch = self.targets.of(self.draws(i))
             seed_dropout(self.sides, i, "forget")
             self.learner.update(i, batch, plain(self.task))
         return self.learner
@@ -255,13 +278,22 @@ def train(job: TrainingRun) -> Trained:
     inner = Inner(job, targets) if arm.runs_inner_steps else None
     retime = retiming(job)
 
+    def draw(s: int) -> tuple[Batch, Draw]:
+        """Return remaining batch ``s`` and forget batch ``s``."""
+        remain = sides.batch("remain", s, retime=retime)
+        of_remain = arm.forget_timesteps == "remain"
+        return remain, targets.drawn(
+            sides, s, (lambda _: remain.timesteps) if of_remain else retime
+        )
+
+    draws = Ahead(draw, job.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
         logs: dict[str, Number] = {}
 
         # Gradient of the forgetting loss, q.
-        remain = sides.batch("remain", s, retime=retime)
-        of_remain = arm.forget_timesteps == "remain"
-        forget = targets.batch(sides, s, (lambda _: remain.timesteps) if of_remain else retime)
+        remain, drawn = draws(s)
+        forget = targets.of(drawn)
         seed_dropout(sides, s, "forget")
         logs["forget_loss"] = learner.gradient(forget, objective)
         q = gradients(net)

@@ -38,6 +38,7 @@ from afterimage.diffusion.sample import denoise
 from afterimage.diffusion.texts import TEXT
 from afterimage.diffusion.trainable import hold_others
 from afterimage.methods.unlearning import Sides, seed_dropout
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, plain
 
@@ -73,25 +74,33 @@ class Erasing:
         scheduler = DDIMScheduler.from_config(self.scheduler_config)
         scheduler.set_timesteps(self.arm.steps)
         self.timesteps = scheduler.timesteps
+        self._draws = Ahead(self._drawn, job.accelerator.device)
 
     def step(self, s: int) -> int:
         """Return the number of sampling steps before update ``s``."""
         generator = seeds.torch_rng(self.job.seed, *self.job.path, "step", s)
         return int(torch.randint(self.arm.steps, (), generator=generator))
 
+    def _drawn(self, s: int) -> tuple[Batch, Condition, torch.Tensor | None]:
+        """Return noised images of the forget set, no condition for each, and noise to sample from,
+        float32, (B, C, H, W), if inputs are sampled: a pure function of the seed and ``s``."""
+        drawn = self.sides.batch("forget", s, keep_labels=True)
+        null = self.task.without(drawn.condition, torch.ones(len(drawn), dtype=torch.bool))
+        if self.arm.inputs == "noised":
+            return drawn, null, None
+        generator = seeds.torch_rng(self.job.seed, *self.job.path, "start", s)
+        return drawn, null, torch.randn(drawn.noisy.shape, generator=generator)
+
     def batch(self, s: int) -> Batch:
         """Return the batch of update ``s``, on the device: a pure function of the seed, ``s`` and
         the networks."""
-        job, device = self.job, self.job.accelerator.device
-        drawn = self.sides.batch("forget", s, keep_labels=True)
-        without = self.task.without(drawn.condition, torch.ones(len(drawn), dtype=torch.bool))
-        null = each_tensor(without, lambda tensor: tensor.to(device))
-        noised = drawn.to(device)
+        device = self.job.accelerator.device
+        noised, null, start = each_tensor(
+            self._draws(s), lambda tensor: tensor.to(device, non_blocking=True)
+        )
         rows, noisy, timesteps = noised.rows, noised.noisy, noised.timesteps
         condition = noised.condition
-        if self.arm.inputs != "noised":
-            generator = seeds.torch_rng(job.seed, *job.path, "start", s)
-            start = torch.randn(noisy.shape, generator=generator).to(device)
+        if start is not None:
             noisy = self.sampled(start, condition, self.step(s))
             timesteps = torch.full_like(timesteps, int(self.timesteps[self.step(s)]))
         conditional, unconditional = (

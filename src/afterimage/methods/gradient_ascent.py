@@ -10,7 +10,9 @@ import torch
 
 from afterimage.config import GradientAscent
 from afterimage.diffusion.model import load_weights
+from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Side, Sides, gradients, loss_of, seed_dropout
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, plain
 
@@ -33,11 +35,16 @@ def train(job: TrainingRun) -> Trained:
     )
     shares: dict[Side, float] = {"forget": arm.remain - 1, "remain": arm.remain}
 
+    def drawn(s: int) -> dict[Side, Batch]:
+        return {side: sides.batch(side, s) for side in shares}
+
+    batches = Ahead(drawn, job.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
         losses: dict[Side, Number] = {}
         terms: list[list[torch.Tensor]] = []
-        for side, share in shares.items():
-            batch = sides.batch(side, s)
+        for side, batch in batches(s).items():
+            share = shares[side]
             seed_dropout(sides, s, side)
             if share:
                 losses[side] = learner.gradient(batch, objective)

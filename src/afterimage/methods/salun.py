@@ -26,9 +26,11 @@ import torch
 
 from afterimage import seeds
 from afterimage.config import ConfigError, SalUn
+from afterimage.diffusion.condition import Condition
 from afterimage.diffusion.model import classes_of, load_weights
 from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout, wrong_labels
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, plain
 
@@ -56,12 +58,13 @@ def forgetting_gradient(job: TrainingRun, learner: Learner, batches: int) -> lis
     """Return the gradient of the ordinary loss on ``batches`` batches of the forget set, summed,
     without any dropout."""
     sides = Sides(replace(job, path=(*job.path, "saliency")))
+    forgotten = Ahead(partial(sides.batch, "forget", keep_labels=True), job.accelerator.device)
     learner.net.eval()
     total = [
         torch.zeros_like(weight) for weight in learner.net.parameters() if weight.requires_grad
     ]
     for i in range(batches):
-        learner.gradient(sides.batch("forget", i, keep_labels=True), plain(job.task))
+        learner.gradient(forgotten(i), plain(job.task))
         torch._foreach_add_(total, gradients(learner.net))
     learner.net.train()
     return total
@@ -94,8 +97,8 @@ def train(job: TrainingRun) -> Trained:
 
     # Find the salient weights.
     started = time.monotonic()
-    batches = -(-arm.saliency_samples // settings.batch_size)
-    mask = largest(forgetting_gradient(job, learner, batches), arm.saliency)
+    saliency_batches = -(-arm.saliency_samples // settings.batch_size)
+    mask = largest(forgetting_gradient(job, learner, saliency_batches), arm.saliency)
     setup_seconds = time.monotonic() - started
 
     # Keep the others where they are.
@@ -109,12 +112,18 @@ def train(job: TrainingRun) -> Trained:
     learner.optimizer.register_step_post_hook(hold_the_rest)
 
     # Train.
-    def relabelled(s: int) -> Batch:
-        """Return forget batch ``s`` with the predictions for wrong labels as targets, on the
-        device."""
-        batch = sides.batch("forget", s, keep_labels=True)
+    def drawn(s: int) -> tuple[Batch, Condition, Batch]:
+        """Return forget batch ``s``, its wrong labels, and the batch of remaining images."""
+        forget = sides.batch("forget", s, keep_labels=True)
         wrong = partial(wrong_labels, generator=seeds.torch_rng(job.seed, *job.path, "relabel", s))
-        condition = job.task.instead(batch.rows, following if arm.relabel == "next" else wrong)
+        condition = job.task.instead(forget.rows, following if arm.relabel == "next" else wrong)
+        return forget, condition, sides.batch("remain", s)
+
+    batches = Ahead(drawn, job.accelerator.device)
+
+    def relabelled(batch: Batch, condition: Condition) -> Batch:
+        """Return a forget batch with the predictions for wrong labels as targets, on the
+        device."""
         relabelled_batch = replace(batch, condition=condition).to(job.accelerator.device)
         learner.net.eval()
         with torch.no_grad(), job.accelerator.autocast():
@@ -128,11 +137,12 @@ def train(job: TrainingRun) -> Trained:
         return replace(batch.to(job.accelerator.device), target=target)
 
     def update(s: int) -> dict[str, Number]:
+        forgotten, condition, remaining = batches(s)
         seed_dropout(sides, s, "forget")
-        forget_loss = learner.gradient(relabelled(s), objective)
+        forget_loss = learner.gradient(relabelled(forgotten, condition), objective)
         forget = gradients(learner.net)
         seed_dropout(sides, s, "remain")
-        loss = learner.gradient(sides.batch("remain", s), objective)
+        loss = learner.gradient(remaining, objective)
         for weight, gradient, salient in zip(weights, forget, mask, strict=True):
             assert weight.grad is not None
             weight.grad = (gradient + arm.remain_weight * weight.grad) * salient
@@ -147,7 +157,7 @@ def train(job: TrainingRun) -> Trained:
         facts={
             "salient_weights": int(sum(part.sum() for part in mask)),
             "forward_only_passes": progress.update,
-            "setup_backward_passes": batches,
+            "setup_backward_passes": saliency_batches,
             "setup_seconds": round(setup_seconds, 3),
         },
     )

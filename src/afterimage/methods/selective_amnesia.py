@@ -48,6 +48,7 @@ from afterimage.diffusion.noising import Batch, Pixels
 from afterimage.diffusion.sample import denoised_batches, generate
 from afterimage.diffusion.texts import Texts
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, plain
 
@@ -266,12 +267,18 @@ def train(job: TrainingRun) -> Trained:
     start = [weight.detach().clone() for weight in weights]
     strength = arm.ewc / math.prod(surrogate_of(0).noisy.shape[1:])
 
+    def both(s: int) -> tuple[Batch, Batch]:
+        return surrogate_of(s), sides.batch("remain", s, keep_labels=True)
+
+    batches = Ahead(both, job.accelerator.device)
+
     def update(s: int) -> dict[str, Number]:
+        surrogates, remaining = batches(s)
         seed_dropout(forget, s, "forget")
-        forget_loss = learner.gradient(surrogate_of(s), objective)
+        forget_loss = learner.gradient(surrogates, objective)
         pushed = gradients(job.net)
         seed_dropout(sides, s, "remain")
-        loss = learner.gradient(sides.batch("remain", s, keep_labels=True), objective)
+        loss = learner.gradient(remaining, objective)
         penalty, pull = elastic(weights, start, information, strength)
         for weight, gradient, towards_start in zip(weights, pushed, pull, strict=True):
             assert weight.grad is not None

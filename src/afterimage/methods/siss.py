@@ -49,6 +49,7 @@ from afterimage.config import Siss
 from afterimage.diffusion.model import load_weights
 from afterimage.diffusion.noising import Batch
 from afterimage.methods.unlearning import Sides, gradients, seed_dropout
+from afterimage.training.ahead import Ahead
 from afterimage.training.job import Trained, TrainingRun
 from afterimage.training.learner import Learner, Number, Objective
 from afterimage.training.order import Order
@@ -223,9 +224,10 @@ def train(job: TrainingRun) -> Trained:
     learner = Learner(job.net, settings, job.accelerator)
     pairs, objective = Pairs(job), weighted(job.task)
     factor, forget_factor = pairs.factors
+    batches = Ahead(pairs.batches, job.accelerator.device)
 
     def update(s: int) -> dict[str, Number]:
-        kept, forgotten = pairs.batches(s)
+        kept, forgotten = batches(s)
         seed_dropout(pairs.sides, s)
         forget_loss = learner.gradient(forgotten, objective)
         pushed = gradients(learner.net)

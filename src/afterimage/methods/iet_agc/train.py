@@ -177,11 +177,11 @@ class Shard:
         """
         torch.manual_seed(self.order.dropout_seed(s))
         device = self.job.accelerator.device
-        batch = self._batches(s)
-        varied = self._varied(s).to(device) if self.arm.augment_below else batch
+        batch, augmented_batch, numbers = self._batches(s)
+        varied = batch if augmented_batch is None else augmented_batch.to(device)
+        drawn = None if numbers is None else numbers.to(device, non_blocking=True)
         losses: list[torch.Tensor] = []
         kept: list[torch.Tensor] = []
-        drawn = self._drawn(s, len(batch)).to(device) if self.arm.skipping == "random" else None
         augmented = 0
 
         def objective(
@@ -234,9 +234,13 @@ class Shard:
         self.rows = rows
         self._batches = Ahead(self._batch, self.job.accelerator.device)
 
-    def _batch(self, s: int) -> Batch:
-        """Return the batch of local step ``s``."""
-        return self.job.task.batch(self.rows[self.order.rows(s)], self.order.generator(s))
+    def _batch(self, s: int) -> tuple[Batch, Batch | None, torch.Tensor | None]:
+        """Return the batch of local step ``s``, and where they are used the same augmented and the
+        numbers by which samples are skipped at random."""
+        batch = self.job.task.batch(self.rows[self.order.rows(s)], self.order.generator(s))
+        varied = None if self.arm.augment_below is None else self._varied(s)
+        drawn = self._drawn(s, len(batch)) if self.arm.skipping == "random" else None
+        return batch, varied, drawn
 
     def _varied(self, s: int) -> Batch:
         """Return the batch of local step ``s`` with every image augmented, but the same timesteps,
