@@ -1,5 +1,7 @@
 """Samplers against closed forms, guidance, and independence of the batch size."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -206,6 +208,31 @@ def test_half_precision_is_the_networks_alone(sampler, trained):
     assert images["bf16"].dtype == torch.float32
     difference = images["bf16"] - images["fp32"]
     assert 0 < float(difference.square().mean().sqrt()) < 0.05
+
+
+def test_a_network_that_is_laid_out_otherwise_draws_the_same(trained, monkeypatch):
+    """Compiled once for all drawings, with weights that are channels last; neither is the
+    default."""
+    compiled = []
+    original = nn.Module.compile
+
+    def compile_(self, *args, **named):
+        compiled.append(type(self).__name__)
+        return original(self, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    net, scheduler = copy.deepcopy(trained[0]), trained[1]
+    settings = Sample(images=8, steps=5, batch_size=4)
+    expected = generate(net, scheduler, range(8), settings, seed=9)
+    assert net.conv_in.weight.is_contiguous()
+    assert compiled == []
+    switched = settings.model_copy(update={"channels_last": True, "compile": True})
+    for _ in range(2):
+        found = generate(net, scheduler, range(8), switched, seed=9)
+        assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
+    assert compiled == ["UNet2DModel"]
+    assert net.mid_block.resnets[0].conv1.weight.is_contiguous(memory_format=torch.channels_last)
+    assert not net.mid_block.resnets[0].conv1.weight.is_inference()
 
 
 def test_an_image_depends_on_seed_replicate_and_id_only(trained):

@@ -17,6 +17,7 @@ from afterimage.methods import dp_sgd, find
 from afterimage.methods.iet_agc import train as iet_agc
 from afterimage.metrics.neighbours import Gallery
 from afterimage.training.ahead import Ahead
+from afterimage.training.determinism import same_bits
 from afterimage.training.learner import Learner, plain
 from afterimage.training.order import Order
 
@@ -121,6 +122,16 @@ def test_an_unlearner_ends_at_the_same_weights(name, unlearner, tmp_path, monkey
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_an_arm_may_leave_out_determinism():
+    before = torch.get_deterministic_debug_mode()
+    try:
+        torch.set_deterministic_debug_mode("default")
+        same_bits(deterministic=False)
+        assert not torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.set_deterministic_debug_mode(before)
+
+
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
 def test_generations_are_the_same_pictures(sampler, net, task):
     """Noise comes from generators on the processor, whatever the device."""
@@ -128,6 +139,18 @@ def test_generations_are_the_same_pictures(sampler, net, task):
     scheduler = dict(task.scheduler.config)
     one, other = (
         generate(on(device, net), scheduler, np.arange(16), sample, 5) for device in (CPU, GPU)
+    )
+    assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize("switch", ["channels_last", "compile"])
+def test_a_network_that_is_laid_out_otherwise_draws_the_same_pictures(switch, sampler, net, task):
+    plain = Sample(images=16, steps=20, sampler=sampler)
+    scheduler = dict(task.scheduler.config)
+    one, other = (
+        generate(on(GPU, net), scheduler, np.arange(16), sample, 5)
+        for sample in (plain, plain.model_copy(update={switch: True}))
     )
     assert np.abs(one.astype(int) - other.astype(int)).max() <= 2
 

@@ -145,6 +145,8 @@ def test_a_compiled_network_learns_the_same(make_job, tmp_path, monkeypatch):
     expected = baseline.train(make_job(tmp_path / "plain"))
     found = baseline.train(make_job(tmp_path / "compiled", compile=True))
     assert compiled == ["UNet2DModel"]
+    assert found.raw._compiled_call_impl is not None
+    assert found.average._compiled_call_impl is None
     for one, other in zip(found.raw.parameters(), expected.raw.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
     assert found.raw.state_dict().keys() == expected.raw.state_dict().keys()

@@ -1,6 +1,7 @@
 """``afterimage train run``, from the command line's arguments to the store."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from afterimage import artifacts, cli, provenance
 from afterimage.config import Match, Train
 from afterimage.data.members import members
 from afterimage.images import Images, load_images
+from afterimage.methods import run
 from afterimage.training.job import budget
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
@@ -50,6 +52,28 @@ def test_same_command_same_bytes(study, tmp_path):
     one, two = (artifacts.read_run(tmp_path / out)["outputs"] for out in ("one", "two"))
     one.pop("metrics.jsonl"), two.pop("metrics.jsonl")
     assert one == two
+
+
+@pytest.mark.parametrize(
+    ("deterministic", "gpu", "restricted"),
+    [(True, True, True), (False, True, False), (True, False, True), (False, False, True)],
+)
+def test_only_on_a_gpu_may_an_arm_leave_out_determinism(
+    deterministic, gpu, restricted, study, tmp_path, monkeypatch
+):
+    modes = []
+    monkeypatch.setattr(torch, "set_deterministic_debug_mode", modes.append)
+    monkeypatch.setattr(run, "same_bits", partial(on_a_gpu, run.same_bits, gpu, monkeypatch))
+    cli.main(study({"train": {"deterministic": deterministic}}))
+    assert artifacts.read_run(tmp_path / "out")
+    assert modes == (["error"] if restricted else [])
+
+
+def on_a_gpu(function, gpu, monkeypatch, *args):
+    """Call a function while torch says whether there is a GPU."""
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.accelerator, "is_available", lambda: gpu)
+        function(*args)
 
 
 def test_averaged_and_last_weights_differ_unless_there_is_no_average(study, tmp_path):

@@ -29,6 +29,10 @@ class Sample(Block):
     """Images denoised at once; bounds memory and does not change the result."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """Arithmetic of the network; images and the sampler stay fp32."""
+    channels_last: bool = False
+    """Keep the weights of convolutions with channels last, as tensor cores read them."""
+    compile: bool = False
+    """Compile the network first (``torch.compile``). It takes minutes, once per job."""
 
 
 class Extraction(Block):

@@ -125,6 +125,9 @@ class Train(Block):
     """Keep the weights of convolutions with channels last, as tensor cores read them."""
     compile: bool = False
     """Compile the network first (``torch.compile``). It takes minutes, once per job."""
+    deterministic: bool = True
+    """Use deterministic algorithms alone, so that a training on a GPU has the same bits when it is
+    repeated or resumed. Others may be faster. On a CPU the bits are always the same."""
     label_dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """Share of labels replaced by the null label, or of captions replaced by the empty one, in
     conditional arms (classifier-free guidance)."""

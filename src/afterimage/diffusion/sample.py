@@ -40,6 +40,7 @@ from afterimage.config import ConfigError, Sample
 from afterimage.diffusion.autoencoder import Autoencoder
 from afterimage.diffusion.guidance import Guided
 from afterimage.diffusion.latents import FILE as LATENTS
+from afterimage.diffusion.layout import lay_out
 from afterimage.diffusion.model import classes_of, mark_null, null_of, reads_texts, shape_of
 from afterimage.diffusion.pipelines import open_pipeline
 from afterimage.diffusion.pixels import to_uint8
@@ -323,7 +324,7 @@ def denoised_batches(
     (n, C, H, W).
 
     Args:
-        unet: The network, on the device to use.
+        unet: The network, on the device to use; laid out as the settings say.
         scheduler_config: Config of the scheduler that the network was trained with.
         ids: Ids of the images; each seeds its image's noise.
         settings: The study's ``sample`` block; ``images`` and ``weights`` are not used.
@@ -349,6 +350,7 @@ def denoised_batches(
             f"the network is {'' if texts is None else 'not '}conditioned on texts, but they were "
             f"{'not ' if texts is None else ''}given"
         )
+    lay_out(unet, settings)
     height, width, channels = shape_of(unet)
     for first in batches(len(ids), settings.batch_size, "drawn", "generations"):
         rows = slice(first, first + settings.batch_size)

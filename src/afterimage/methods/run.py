@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> int | None:
     train = Train.model_validate(arm.train)
 
     # Set up the device, which makes the processes known to each other, and the inputs.
-    same_bits()
+    same_bits(train.deterministic)
     accelerator = accelerator_for(train)
     _check(args, arm, train, resolved["settings"])
     method = methods.find(arm.method)

@@ -7,8 +7,14 @@ import os
 import torch
 
 
-def same_bits() -> None:
-    """Restrict torch to deterministic algorithms, in this process from now on."""
+def same_bits(deterministic: bool = True) -> None:
+    """Restrict torch to deterministic algorithms, in this process from now on.
+
+    Args:
+        deterministic: ``train.deterministic``; False restricts it on a CPU alone.
+    """
+    if not deterministic and torch.accelerator.is_available():
+        return
     # cuBLAS reads its variable when it starts; memory need not be filled for that.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # Same as `use_deterministic_algorithms(True)`, which would import torch's compilers as well.

@@ -30,6 +30,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from afterimage.config import Train
 from afterimage.diffusion.cpu import keep_freed_memory, use_cheap_layers
+from afterimage.diffusion.layout import lay_out
 from afterimage.diffusion.noising import Batch
 from afterimage.training import distributed
 from afterimage.training.task import Task
@@ -122,8 +123,7 @@ class Learner:
         if accelerator.device.type == "cpu":
             keep_freed_memory()
             use_cheap_layers(self.net)
-        if settings.channels_last:
-            self.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        lay_out(self.net, settings)
         self.average = AveragedModel(self.net)
         # The first call copies: the average starts at the initial weights.
         self.average.update_parameters(self.net)
@@ -139,8 +139,6 @@ class Learner:
         # Not in the average: nothing is computed with it.
         if settings.gradient_checkpointing:
             cast(ModelMixin, self.net).enable_gradient_checkpointing()
-        if settings.compile:
-            self.net.compile()
 
     def update(self, s: int, batch: Batch, objective: Objective) -> dict[str, Number]:
         """Perform update ``s`` on ``batch``; return its loss, gradient norm (before clipping) and

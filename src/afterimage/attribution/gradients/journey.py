@@ -68,7 +68,8 @@ def final_image_estimates(
     handle = net.register_forward_hook(record)
     try:
         prompts = embedded_captions(texts, images)
-        generate(net, scheduler_config, images.ids, settings, seed, replicate, labels, prompts)
+        eager = settings.model_copy(update={"compile": False})  # a hook is not to be compiled
+        generate(net, scheduler_config, images.ids, eager, seed, replicate, labels, prompts)
     finally:
         handle.remove()
     return {t: np.concatenate(batches) for t, batches in estimates.items()}

@@ -125,7 +125,6 @@ def run(args: argparse.Namespace) -> None:
     inputs |= {"others": args.others} if args.others else {}
     inputs |= {} if choice in (AGAIN, RANDOM) else {"scores": args.scores / "scores.safetensors"}
     entries = (__name__, config.METHODS["baseline"])
-    same_bits()
 
     with artifacts.step(resolved, args.out, inputs, entries) as step:
         # Choose the images to remove.
@@ -136,6 +135,7 @@ def run(args: argparse.Namespace) -> None:
         texts = Texts.load(args.texts) if args.texts else None
         latents = EncodedImages.load(args.latents) if args.latents else None
         recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents, args.others)
+        same_bits(recipe.train.deterministic)
         removed = images_to_remove(
             choice, int(number or 0), counterfactual.remove, scores, len(recipe.images), root
         )

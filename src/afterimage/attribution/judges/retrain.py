@@ -278,7 +278,6 @@ def run(args: argparse.Namespace) -> None:
     networks = networks_of_job(
         settings["subsets"], settings["seeds"], settings["networks_per_job"], int(resolved["job"])
     )
-    same_bits()
     entries = (__name__,)
     pipeline = trained_pipeline(args.model, weights)
     paths = {name: args.queries / f"{name}.npz" for name in SETS}
@@ -293,6 +292,7 @@ def run(args: argparse.Namespace) -> None:
         texts = Texts.load(args.texts) if args.texts else None
         latents = EncodedImages.load(args.latents) if args.latents else None
         recipe = Recipe.from_config(resolved, args.train, args.members, texts, latents, args.others)
+        same_bits(recipe.train.deterministic)
         queries = {name: load_images(path) for name, path in paths.items()}
         encoded = {
             name: latents_for(name, images, latents, pipeline) for name, images in queries.items()
