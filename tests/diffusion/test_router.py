@@ -61,6 +61,17 @@ def test_every_form_of_a_timestep_goes_to_its_network(router, t, part, form):
         assert torch.equal(router(x, form(t)).sample, expected)
 
 
+@pytest.mark.parametrize("form", [int, torch.tensor, lambda t: torch.tensor([t] * 3)])
+@pytest.mark.parametrize(("t", "part"), [(499, "front"), (500, "tail")])
+def test_the_choice_reads_nothing_from_the_device_of_the_images(t, part, form):
+    """Nothing can be read from the device ``meta``, which has shapes alone."""
+    router, called = TimestepRouter(net(1), net(2), 500).to("meta"), []
+    for name in ("front", "tail"):
+        getattr(router, name).register_forward_hook(lambda *_, name=name: called.append(name))
+    assert router(noise(3, 1, 8, 8).to("meta"), form(t)).sample.shape == (3, 1, 8, 8)
+    assert called == [part]
+
+
 @pytest.mark.parametrize(("tau", "part"), [(0, "tail"), (T, "front")])
 def test_at_the_ends_one_network_does_all(tau, part):
     """Router known answer 6: tau = 0 and tau = T."""

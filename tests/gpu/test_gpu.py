@@ -12,6 +12,7 @@ from afterimage.attacks import dori, losses
 from afterimage.config import Diffusion, Model, Sample
 from afterimage.diffusion.model import build_scheduler, build_unet
 from afterimage.diffusion.noising import Pixels, levels
+from afterimage.diffusion.router import TimestepRouter
 from afterimage.diffusion.sample import generate
 from afterimage.methods import dp_sgd, find
 from afterimage.methods.iet_agc import train as iet_agc
@@ -120,6 +121,15 @@ def test_an_unlearner_ends_at_the_same_weights(name, unlearner, tmp_path, monkey
     expected = train(unlearner(tmp_path / "asked", arm, updates=4)).raw
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("t", [100, 900])
+def test_a_router_chooses_without_waiting(t, net, waiting_is_an_error):
+    router = on(GPU, TimestepRouter(net, copy.deepcopy(net), 500))
+    x = torch.zeros((4, 1, 8, 8), device=GPU)
+    router(x, torch.tensor(t))
+    waiting_is_an_error()
+    assert router(x, torch.tensor(t)).sample.device.type == "cuda"
 
 
 def test_an_arm_may_leave_out_determinism():

@@ -83,8 +83,10 @@ class TimestepRouter(UNet2DModel):
             return_dict: Return ``UNet2DOutput``, or a tuple.
             named_condition: The same by name.
         """
-        times = torch.as_tensor(timestep, device=sample.device).expand(len(sample))
-        early = times < self.switch_timestep
+        # Compared where they are: on the host, as in sampling, a choice waits for no device.
+        given = torch.as_tensor(timestep)
+        early = (given < self.switch_timestep).expand(len(sample))
+        times = given.to(sample.device, non_blocking=True).expand(len(sample))
         arguments = (sample, times, *condition)
         if early.all():
             prediction = self.front(*arguments, return_dict=False, **named_condition)[0]
