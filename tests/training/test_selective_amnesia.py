@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from afterimage import config
 from afterimage.config import ConfigError, Diffusion, Sample
@@ -98,6 +99,19 @@ def test_all_timesteps_are_taken_once_each(unlearner, tmp_path):
     for summands in likelihoods(job):
         list(summands)
     assert torch.cat(seen).tolist() == list(range(1000))
+
+
+def test_fisher_information_has_the_precision_of_the_training(unlearner, tmp_path):
+    seen = {}
+    for precision in ("fp32", "bf16"):
+        job, types = at_base(unlearner, tmp_path / precision, precision=precision), set()
+        job.net.conv_in.register_forward_hook(lambda _, x, out, types=types: types.add(out.dtype))
+        seen[precision] = fisher(list(job.net.parameters()), likelihoods(job))
+        assert types == {{"fp32": torch.float32, "bf16": torch.bfloat16}[precision]}
+        AcceleratorState._reset_state(reset_partial_state=True)  # it forgets its precision
+    one, other = (torch.cat([part.flatten() for part in found]) for found in seen.values())
+    assert other.dtype == torch.float32
+    assert 0 < float((other - one).norm() / one.norm()) < 0.2
 
 
 def test_fisher_information_does_not_depend_on_the_batch_size(unlearner, tmp_path):

@@ -93,7 +93,9 @@ def train(job: TrainingRun) -> Trained:
         Sides(job),
         plain(job.task),
     )
-    weights = [weight for weight in learner.net.parameters() if weight.requires_grad]
+    weights: list[torch.Tensor] = [
+        weight for weight in learner.net.parameters() if weight.requires_grad
+    ]
 
     # Find the salient weights.
     started = time.monotonic()
@@ -102,12 +104,14 @@ def train(job: TrainingRun) -> Trained:
     setup_seconds = time.monotonic() - started
 
     # Keep the others where they are.
-    start = [weight.detach().clone() for weight in weights]
+    salient = [part.to(weight.dtype) for part, weight in zip(mask, weights, strict=True)]
+    held = [weight.detach().where(~part, 0.0) for part, weight in zip(mask, weights, strict=True)]
 
+    @torch.no_grad()
     def hold_the_rest(*_: object) -> None:
         """Undo weight decay where the mask is 0."""
-        for weight, salient, value in zip(weights, mask, start, strict=True):
-            weight.data = torch.where(salient, weight.data, value)
+        torch._foreach_mul_(weights, salient)
+        torch._foreach_add_(weights, held)
 
     learner.optimizer.register_step_post_hook(hold_the_rest)
 
@@ -143,9 +147,10 @@ def train(job: TrainingRun) -> Trained:
         forget = gradients(learner.net)
         seed_dropout(sides, s, "remain")
         loss = learner.gradient(remaining, objective)
-        for weight, gradient, salient in zip(weights, forget, mask, strict=True):
-            assert weight.grad is not None
-            weight.grad = (gradient + arm.remain_weight * weight.grad) * salient
+        both = [weight.grad for weight in weights if weight.grad is not None]
+        torch._foreach_mul_(both, arm.remain_weight)
+        torch._foreach_add_(both, forget)
+        torch._foreach_mul_(both, salient)
         return {"loss": loss, "forget_loss": forget_loss} | learner.step(s)
 
     progress = job.run(update, {"learner": learner}, learner.networks)

@@ -117,7 +117,9 @@ def likelihoods(job: TrainingRun) -> Iterator[Iterator[torch.Tensor]]:
         )
         for start in range(0, levels, size):
             micro_batch = batch[start : start + size].to(job.accelerator.device)
-            yield scale * task.losses(job.net, micro_batch).sum()
+            with job.accelerator.autocast():
+                likelihood = scale * task.losses(job.net, micro_batch).sum()
+            yield likelihood
 
     rows = np.resize(
         seeds.numpy_rng(job.seed, *job.path, "fisher").permutation(len(task)), arm.fisher_samples
