@@ -279,6 +279,21 @@ def test_moments_of_eight_bits_take_a_byte_each(digits):
     assert plain - eight == 6 * work.trained_weights(digits(), "baseline")
 
 
+def test_relearning_is_in_fp32_and_in_one_pass_whatever_the_training_is(digits):
+    arm = {"precision": "bf16", "accumulation": 4, "gradient_checkpointing": True}
+    held, same, larger = (
+        STEPS["attack/forgetting"].memory(study, "baseline").networks
+        for study in (
+            digits(),
+            digits(arms__baseline__train=arm),
+            digits(forgetting__relearn_batch_size=64),
+        )
+    )
+    (net, _), *_ = work.networks(digits(), "baseline")
+    assert held == same
+    assert larger - held == 32 * net.values * memory.SINGLE
+
+
 def test_checkpointing_takes_a_third_more_time_and_keeps_less(digits):
     plain, again = digits(), digits(arms__baseline__train={"gradient_checkpointing": True})
     held, less = (memory.learning(study, "baseline").networks for study in (plain, again))

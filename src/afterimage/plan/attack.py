@@ -263,7 +263,7 @@ def _forgetting_work(study: Study, name: str) -> Work:
 
 
 def _forgetting_memory(study: Study, name: str) -> Bytes:
-    relearned = memory.learning(study, name).networks
+    relearned = memory.relearning(study, name)
     return Bytes(relearned + memory.passing(study, name, study.sample.batch_size))
 
 

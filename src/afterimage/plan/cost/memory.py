@@ -68,6 +68,15 @@ def learning(study: Study, arm: str) -> Bytes:
     )
 
 
+def relearning(study: Study, arm: str) -> float:
+    """Return the bytes that relearning holds on the device that networks run on: plain training of
+    all weights on batches of its own size, whatever the arm's ``train`` says: in fp32, without
+    accumulation and without computing activations again."""
+    kept = max(net.values for net, _ in networks(study, arm))
+    batch = study.forgetting.relearn_batch_size
+    return SINGLE * (5.0 * weights(study, arm) + batch * kept)
+
+
 def passing(study: Study, arm: str, batch: int) -> float:
     """Return the bytes of forward passes without gradients: the weights, and some six tensors of
     the finest level."""
