@@ -1,11 +1,13 @@
 """Detectors of memorised prompts in a study: which captions are asked for, and closed forms."""
 
+from dataclasses import replace
 from types import MappingProxyType
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy import stats
 
 from afterimage import config
 from afterimage.attacks import prompt_detection, twins
@@ -148,6 +150,87 @@ def test_alignment_is_taken_where_there_is_little_noise():
     weighted = detectors(alignment_weight=1.0).numbers(texts, some.captions)["anisotropy"]
     signs = np.mean([float(-torch.sign(noise_of(draw)).mean()) for draw in range(4)])
     np.testing.assert_allclose(weighted - norm, signs, rtol=1e-5)
+
+
+def test_medoids_are_compared_with_images_that_were_seen_and_no_near_duplicates(sets):
+    """Two prompts give an image that was trained on and one that was not; held-out images that are
+    training images are no control."""
+    train, holdout, planted = sets
+    rng = np.random.default_rng(0)
+    shape = (4, 4, 1)
+    train = replace(train, pixels=rng.integers(0, 256, (6, *shape), np.uint8))
+    pixels = rng.integers(0, 256, (5, *shape), np.uint8)
+    pixels[1] = train.pixels[4]
+    holdout = replace(holdout, pixels=pixels)
+    trained = train.captions != "two"
+    known = Known(train, trained, holdout, planted)
+    drawn = np.stack([np.stack([train.pixels[row]] * 4) for row in (4, 5)])
+    drawn[:, 3] = rng.integers(0, 256, (2, *shape), np.uint8)
+    chosen = config.PromptDetection(arms=["plain"], images=4, clique=3)
+    given = (np.array(["one", "two"]), known, texts_of(train, holdout, planted.twins), chosen)
+    found, facts = prompt_detection._extracted(drawn, *given, seed=0, delta=0.01, flips=False)
+    assert found[["clique", "flagged", "clique_mean"]].to_numpy().tolist() == [[3, True, 0]] * 2
+    assert found["within"].tolist() == found["own"].tolist() == [True, False]
+    assert found["nearest"][0] == 4
+    assert not found["within_holdout"].any()
+    assert (found["holdout_l2"] > 0).all()
+    across = prompt_detection.cliques.across(
+        drawn, prompt_detection.seeds.numpy_rng(0, "prompts", "across")
+    )
+    assert facts["edge"] == np.quantile(across, 0.01) > 0
+    assert (facts["training_images"], facts["holdout_images"]) == (5, 4)
+    assert facts["searches_given_up"] == 0
+
+
+def extracted_prompts() -> pd.DataFrame:
+    """Eight captions of training, of which those planted four times are extracted; four of
+    held-out images, one flagged; two twins."""
+    sets = ["train"] * 8 + ["holdout"] * 4 + ["twin"] * 2
+    planted = np.array([True] * 3 + [False] * 11)
+    table = pd.DataFrame({"set": sets, "cliques": np.arange(14.0), "flagged": planted})
+    table["copies"] = np.where(planted, 4, [1] * 8 + [0] * 4 + [4] * 2)
+    table = table.assign(repeat=np.where(table["copies"] > 1, "both", "neither"))
+    table = table.assign(times=table["copies"], within=planted, own=planted & (np.arange(14) > 0))
+    table.loc[[8, 13], "flagged"] = True
+    table.loc[13, "within"] = True
+    return table.assign(within_holdout=[True] + [False] * 13, holdout_l2=0.5)
+
+
+def test_shares_of_prompts_are_those_of_their_groups():
+    results = prompt_detection.attack(extracted_prompts(), ["cliques"], [0.5], STATISTICS, 0)
+    rows = results[results["metric"].str.startswith("prompts_")].set_index(["metric", "subset"])
+    counts = {key: (row["count"], row["of"]) for key, row in rows.iterrows()}
+    assert counts == {
+        ("prompts_flagged", "all"): (3, 8),
+        ("prompts_extracted", "all"): (3, 8),
+        ("prompts_own", "all"): (2, 8),
+        ("prompts_false", "all"): (1, 8),
+        ("prompts_flagged", "copies=1"): (0, 5),
+        ("prompts_extracted", "copies=1"): (0, 5),
+        ("prompts_own", "copies=1"): (0, 5),
+        ("prompts_false", "copies=1"): (0, 5),
+        ("prompts_flagged", "copies=4"): (3, 3),
+        ("prompts_extracted", "copies=4"): (3, 3),
+        ("prompts_own", "copies=4"): (2, 3),
+        ("prompts_false", "copies=4"): (1, 3),
+        ("prompts_flagged", "twins"): (1, 2),
+        ("prompts_extracted", "twins"): (1, 2),
+        ("prompts_false", "twins"): (0, 2),
+        ("prompts_flagged", "holdout"): (1, 4),
+        ("prompts_extracted", "holdout"): (0, 4),
+        ("prompts_false", "holdout"): (0, 4),
+    }
+    exact = stats.binomtest(3, 8).proportion_ci(0.95, method="exact")
+    ends = rows.loc[("prompts_extracted", "all"), ["exact_low", "exact_high"]].astype(float)
+    np.testing.assert_allclose(ends, [exact.low, exact.high])
+
+
+def test_what_is_not_measured_has_no_share():
+    without = extracted_prompts().assign(holdout_l2=np.nan)
+    for prompts, detectors in ((without, ["cliques"]), (without, [])):
+        results = prompt_detection.attack(prompts, detectors, [0.5], STATISTICS, 0)
+        assert "prompts_false" not in set(results["metric"])
+        assert ("prompts_extracted" in set(results["metric"])) == bool(detectors)
 
 
 def test_large_numbers_are_those_of_training():

@@ -65,6 +65,72 @@ def test_a_search_that_is_given_up_is_said(monkeypatch):
     assert cliques.tightest(between, 5).bounded
 
 
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 7))
+@settings(max_examples=60, deadline=None)
+def test_the_largest_clique_is_that_of_all_subsets(seed, count):
+    values = np.random.default_rng(seed).integers(1, 8, (count, count)) / 8  # with ties
+    between = np.triu(values, 1) + np.triu(values, 1).T
+    clique = cliques.largest(between, 0.5)
+    joined = {(row,): [0.0] for row in range(count)}
+    for size in range(2, count + 1):
+        for rows in combinations(range(count), size):
+            inside = [between[pair] for pair in combinations(rows, 2)]
+            if max(inside) <= 0.5:
+                joined[rows] = inside
+    best = min(joined, key=lambda rows: (-len(rows), np.mean(joined[rows]), rows))
+    assert len(clique.members) == len(best)
+    assert clique.mean == pytest.approx(np.mean(joined[best]))
+    assert clique.diameter == max(joined[clique.members])
+    assert not clique.bounded
+
+
+def test_of_equally_large_cliques_the_one_that_agrees_best_is_taken():
+    between = np.ones((5, 5))
+    for a, b, distance in ((0, 1, 0.3), (2, 3, 0.2), (3, 4, 0.2)):
+        between[a, b] = between[b, a] = distance
+    np.fill_diagonal(between, 0)
+    assert cliques.largest(between, 0.3) == cliques.Clique(0.2, 0.2, (2, 3), False)
+    assert cliques.largest(between, 0.25).members == (2, 3)
+    assert cliques.largest(between, 0.1) == cliques.Clique(0, 0, (0,), False)
+    assert cliques.largest(between, np.nan).members == (0,)
+
+
+def test_a_search_for_the_largest_that_is_given_up_is_said(monkeypatch):
+    """Three groups of four: every choice of one of each is a clique."""
+    group = np.arange(12) % 3
+    between = np.where(group[:, None] == group, 0.9, 0.1)
+    np.fill_diagonal(between, 0)
+    assert len(cliques.largest(between, 0.5).members) == 3
+    assert not cliques.largest(between, 0.5).bounded
+    monkeypatch.setattr(cliques, "MOST_CLIQUES", 5)
+    assert cliques.largest(between, 0.5).bounded
+
+
+def test_the_medoid_is_nearest_to_the_others_of_its_clique():
+    places = np.array([0.0, 0.9, 0.4, 0.5, 0.3])
+    between = np.abs(places[:, None] - places)
+    assert cliques.medoid(between, (0, 2, 3, 4)) == 2  # sums 1.2, 0.6, 0.8, 0.6: the lower row
+    assert cliques.medoid(between, (1, 2, 3)) == 3
+    assert cliques.medoid(between, (1,)) == 1
+
+
+def test_pairs_across_are_of_other_prompts_and_other_noises():
+    """Images that are all grey of a level of their own: the distance tells the two levels."""
+    levels = np.array([[0, 1, 2], [10, 21, 42], [60, 101, 152]], np.uint8)
+    images = np.broadcast_to(levels[:, :, None, None, None], (3, 3, 4, 4, 1))
+    found = cliques.across(images, np.random.default_rng(0))
+    allowed = {
+        abs(int(levels[a, i]) - int(levels[b, j]))
+        for a, b in combinations(range(3), 2)
+        for i in range(3)
+        for j in range(3)
+        if i != j
+    }
+    assert set(np.rint(255 * found).astype(int)) == allowed
+    assert len(found) == cliques.ACROSS
+    assert np.isnan(cliques.across(images[:1], np.random.default_rng(0))).all()
+
+
 # ---- the network's predictions -------------------------------------------------------------------
 
 

@@ -12,7 +12,8 @@ OUTPUTS:
     results/{study}/attack/{arm}/rep{rep}/membership/
         losses of members and non-members, and their separation
     results/{study}/attack/{arm}/rep{rep}/prompts/
-        detectors of memorised prompts on captions; only for the arms that `prompts` names
+        detectors of memorised prompts on captions, and training images that these give away; only
+        for the arms that `prompts` names
     results/{study}/attack/{arm}/rep{rep}/path/
         copies and quality of the networks kept on the way; only for arms with a path
     results/{study}/attack/{arm}/rep{rep}/forgetting/
@@ -93,7 +94,8 @@ rule draw_and_attack:
 
 
 rule prompts:
-    """Find the captions of training by detectors of memorised prompts."""
+    """Find the captions of training by detectors of memorised prompts, and training images by the
+    images of a caption that agree (Carlini et al. 2023, section 4.2)."""
     input:
         unpack(inputs("attack/prompts")),
     output:
@@ -101,6 +103,7 @@ rule prompts:
         metrics="results/{study}/attack/{arm}/rep{rep}/prompts/metrics.jsonl",
         results="results/{study}/attack/{arm}/rep{rep}/prompts/results.csv",
         prompts="results/{study}/attack/{arm}/rep{rep}/prompts/prompts.parquet",
+        ranked="results/{study}/attack/{arm}/rep{rep}/prompts/ranked.csv",
     log:
         "results/{study}/logs/attack/{arm}/rep{rep}/prompts.log",
     benchmark:

@@ -5,7 +5,8 @@ held-out images. A detector's number is large for a memorised prompt: ``noise_di
 al. 2024), ``one_step`` (Webster 2023) and ``anisotropy`` (Asthana and Belagiannis 2026) at the
 first step of the study's sampler, averaged over the noises; and ``cliques``, if images are drawn,
 minus the diameter of those that agree best (Carlini et al. 2023, section 4.2). See
-``attacks.prompts``.
+``attacks.prompts``. If images are drawn, they are also searched for training images
+(``prompt_extraction``).
 
 Captions are those of the arm's variant, each counted once. A held-out image's caption that an image
 of the training set has, too, is no held-out text and is left out, as is a twin's.
@@ -14,14 +15,23 @@ The store of the command:
 
 - ``prompts.parquet``: one row per caption: set (train, holdout, twin), id and source of its image,
   copies, repeat and times (as planted, see ``twins.Planted``; 0, neither and 0 for a held-out
-  image), prompt, and the number of every detector;
+  image), prompt, and the number of every detector; if images are drawn, the columns of
+  ``prompt_extraction``, too;
 - ``results.csv``: with the columns of ``table.Results``, for every detector ``<detector>_auc``, the
   area under the curve of captions of training before held-out ones, and
   ``<detector>_tpr@<rate>``; with ``_by_copies`` or ``_by_repeat`` before the rate for what was
   planted (``twins.subsets``), and ``_twins`` for twins, the control, whose area should be one half.
+  If images are drawn, the shares of prompts ``prompt_extraction.SHARES`` of captions of training
+  (subset all, and by what was planted), of twins and of held-out images (subsets twins, holdout);
+  a caption that no image of the training set has can have no image of its own, and without held-out
+  images there is no ``prompts_false``;
+- ``ranked.csv``: the captions of training in the order of how well their images agree
+  (``prompt_extraction.ranked``); without rows if no images are drawn.
 
 With fewer than ``FEWEST`` captions of training or of held-out images nothing is measured, and the
-facts say so.
+facts say so. They also have the largest distance of two images that are joined (``edge``), the
+number of prompts for which a search for cliques was given up, and how many different training
+images and how many held-out ones the medoids are compared with.
 """
 
 from __future__ import annotations
@@ -36,7 +46,7 @@ import torch
 from accelerate import PartialState
 
 from afterimage import artifacts, config, seeds
-from afterimage.attacks import membership, twins
+from afterimage.attacks import membership, prompt_extraction, twins
 from afterimage.attacks.flags import add_flags, add_texts, files_of
 from afterimage.attacks.prompts import anisotropy, cliques, noise_difference, one_step
 from afterimage.attacks.table import Results
@@ -47,7 +57,8 @@ from afterimage.diffusion.prediction import clean_image
 from afterimage.diffusion.router import UNet
 from afterimage.diffusion.sample import generate, load_trained, scheduler_of, trained_pipeline
 from afterimage.diffusion.texts import FILE, TEXT, Texts
-from afterimage.metrics import ranking
+from afterimage.images import different
+from afterimage.metrics import near_duplicates, ranking
 
 STEP = "attack/prompts"
 FEWEST = 2
@@ -139,11 +150,11 @@ class Detectors:
             for draw in range(self.settings.draws)
         ]
 
-    def diameters(
+    def drawn(
         self, texts: Texts, prompts: np.ndarray, autoencoder: Autoencoder | None, replicate: int
     ) -> np.ndarray:
-        """Return the diameter of the images of each prompt that agree best, float64 (n,)."""
-        images, size = self.settings.images, self.settings.clique
+        """Return the images of each prompt, uint8 (n, images, H, W, C)."""
+        images = self.settings.images
         ids = np.tile(np.arange(images), len(prompts))  # the same noises for every prompt
         rows = texts.rows(np.repeat(prompts, images))
         pixels = generate(
@@ -156,10 +167,7 @@ class Detectors:
             texts=(texts, rows),
             autoencoder=autoencoder,
         )
-        of_prompts = pixels.reshape(len(prompts), images, *pixels.shape[1:])
-        return np.array(
-            [cliques.tightest(cliques.pairwise(own), size).diameter for own in of_prompts]
-        )
+        return pixels.reshape(len(prompts), images, *pixels.shape[1:])
 
 
 def _observed(guided: Guided, scheduler: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -207,7 +215,46 @@ def attack(
             separate(members[mask], subset, kind)
         if len(twin):
             separate(twin, kind="_twins")
+    if "cliques" in detectors:
+        groups = [("all", members)]
+        groups += [(subset, members[mask]) for _, subset, mask in twins.subsets(members)]
+        groups += [("twins", twin)] if len(twin) else []
+        for subset, group in [*groups, ("holdout", others)]:
+            for name, mask in prompt_extraction.shares(group).items():
+                impossible = name == "prompts_own" and subset in ("twins", "holdout")
+                without = name == "prompts_false" and group["holdout_l2"].isna().any()
+                if not (impossible or without):
+                    table.share(name, mask, subset=subset)
     return table.frame()
+
+
+def _extracted(
+    drawn: np.ndarray,
+    prompts: np.ndarray,
+    known: membership.Known,
+    texts: Texts,
+    settings: config.PromptDetection,
+    seed: int,
+    delta: float,
+    flips: bool,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Return the columns of ``prompts.parquet`` that the images of each prompt give, and facts."""
+    across = cliques.across(drawn, seeds.numpy_rng(seed, "prompts", "across"))
+    edge = float(np.quantile(across, settings.edge_quantile))
+    agreed, given_up = prompt_extraction.agreement(drawn, settings.clique, edge)
+    medoids = drawn[np.arange(len(drawn)), agreed["medoid"]]
+    train = known.train.take(known.trained)
+    alike = near_duplicates.find(known.holdout.pixels, train.pixels, flips).rows >= 0
+    holdout = known.holdout.take(~alike)
+    near = prompt_extraction.compared(
+        medoids, prompts, train, texts.captions_of(train), holdout, delta, flips
+    )
+    return agreed.join(near), {
+        "edge": None if np.isnan(edge) else edge,
+        "searches_given_up": given_up,
+        "training_images": len(different(train.pixels, flips)[0]),
+        "holdout_images": len(holdout),
+    }
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +268,7 @@ def run(args: argparse.Namespace) -> None:
     # Read the settings.
     resolved = artifacts.read_config(args.config, STEP)
     keys = dict(resolved["settings"])
+    delta, flips = keys.pop("delta"), keys.pop("mirrors")
     sample = config.Sample(**keys.pop("sample"))
     statistics = config.Statistics(**keys.pop("statistics"))
     settings = config.PromptDetection(arms=[resolved["arm"]], **keys)
@@ -231,7 +279,8 @@ def run(args: argparse.Namespace) -> None:
         # Choose the prompts.
         texts = Texts.load(args.texts)
         seed, replicate = resolved["seed"], resolved["replicate"]
-        prompts = asked(membership.Known.read(args), texts, settings.prompts, seed)
+        known = membership.Known.read(args)
+        prompts = asked(known, texts, settings.prompts, seed)
         counts = {
             name: int((prompts["set"] == name).sum()) for name in ("train", "holdout", "twin")
         }
@@ -242,17 +291,23 @@ def run(args: argparse.Namespace) -> None:
         observed = Detectors(net, scheduler_config, sample, settings, seed)
         captions = prompts["prompt"].to_numpy(str)
         numbers = observed.numbers(texts, captions)
+        prompts, detectors = prompts.assign(**numbers), list(numbers)
         if settings.images:
-            drawn = observed.diameters(texts, captions, Autoencoder.of(pipeline), replicate)
-            numbers["cliques"] = -drawn
-        prompts = prompts.assign(**numbers)
-        if not np.isfinite(prompts[list(numbers)].to_numpy()).all():
+            drawn = observed.drawn(texts, captions, Autoencoder.of(pipeline), replicate)
+            found, facts = _extracted(drawn, captions, known, texts, settings, seed, delta, flips)
+            prompts, detectors = prompts.join(found), [*detectors, "cliques"]
+            step.note(**facts)
+        if not np.isfinite(prompts[detectors].to_numpy()).all():
             raise artifacts.ArtifactError("a detector's number is not finite")
 
         # Attack, and write the results.
         enough = min(counts["train"], counts["holdout"]) >= FEWEST
-        detectors = list(numbers) if enough else []
+        detectors = detectors if enough else []
         results = attack(prompts, detectors, settings.false_positive_rates, statistics, seed)
+        ranked = pd.DataFrame(columns=prompt_extraction.RANKED)
+        if "cliques" in detectors:
+            ranked = prompt_extraction.ranked(prompts[prompts["set"] == "train"])
+        ranked.to_csv(step.folder / "ranked.csv", index=False)
         prompts.to_parquet(step.folder / "prompts.parquet", index=False)
         results.to_csv(step.folder / "results.csv", index=False)
         for name, count in counts.items():

@@ -61,7 +61,8 @@ class Extraction(Block):
     that normalises; or, as published, among all training rows, where a generation near an image
     with more than ``neighbours`` exact copies is never flagged."""
     delta: Annotated[float, Field(gt=0)] = 0.15
-    """Radius of the eidetic count k, in normalised l2."""
+    """Radius in normalised l2: of the eidetic count k, and around the training image that a prompt
+    gives away."""
     mq_thresholds: Annotated[list[Annotated[float, Field(gt=0)]], Field(min_length=1)] = [
         0.15,
         0.2,
@@ -178,7 +179,7 @@ class Membership(Block):
 class PromptDetection(Block):
     """Whether detectors of memorised prompts know the captions of training: Wen et al. 2024, Webster
     2023, Asthana and Belagiannis 2026; with ``images`` the cliques of Carlini et al. 2023, section
-    4.2."""
+    4.2, and the training images that they extract."""
 
     arms: Annotated[list[Name], Field(min_length=1)]
     """Arms with ``condition: text`` that are attacked so."""
@@ -194,6 +195,9 @@ class PromptDetection(Block):
     """Images of each prompt that cliques are looked for in (published: 500); 0: none."""
     clique: Annotated[int, Field(ge=2)] = 10
     """Images in a clique."""
+    edge_quantile: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    """Two images of a prompt are joined if they are as close as this share of the pairs of images
+    of different prompts are; the paper does not say which threshold it took."""
     false_positive_rates: Annotated[
         list[Annotated[float, Field(gt=0, lt=1)]], Field(min_length=1)
     ] = [0.05]

@@ -129,7 +129,8 @@ def _membership_work(study: Study, name: str) -> Work:
 def _prompts_settings(study: Study, job: Job) -> Settings:
     assert study.prompts is not None
     settings = study.prompts.model_dump(mode="json", exclude={"arms"}) | _statistics(study)
-    return settings | {"sample": study.sample.model_dump(mode="json")}
+    compared = {"delta": study.extraction.delta, "mirrors": study.mirrors}
+    return settings | compared | {"sample": study.sample.model_dump(mode="json")}
 
 
 def _prompts_inputs(study: Study, job: Job) -> Inputs:
@@ -312,9 +313,10 @@ STEPS = (
         name="attack/prompts",
         verb="prompts",
         module="afterimage.attacks.prompt_detection",
-        help="find the captions of training by detectors of memorised prompts",
+        help="find the captions of training by detectors of memorised prompts, and training images "
+        "by the images of a caption that agree (Carlini et al. 2023)",
         folder=FOLDER + "prompts",
-        keys=("prompts", "sample", "statistics", "data"),
+        keys=("prompts", "extraction", "sample", "statistics", "data"),
         settings=_prompts_settings,
         inputs=_prompts_inputs,
         addresses=_prompted,

@@ -2,9 +2,13 @@
 
 Many images are drawn from one prompt. Two of them are joined if their tiled distance is below a
 threshold, and the prompt is flagged if ``size`` of them are all joined with each other. No
-threshold was published. Here the statistic is the smallest threshold at which there is such a
-clique: the diameter of the ``size`` images that agree best. Held-out prompts say which diameters
-occur by chance.
+threshold was published. There are two ways without one:
+
+- ``tightest``: the statistic is the smallest threshold at which there is such a clique, the
+  diameter of the ``size`` images that agree best. Held-out prompts say which diameters occur by
+  chance;
+- ``largest``: the threshold is a low quantile of the distances between images of different prompts
+  (``across``), which agree by chance alone, and the statistic is the size of the largest clique.
 """
 
 from __future__ import annotations
@@ -25,20 +29,24 @@ SIZE = 10
 MOST_CLIQUES = 100_000
 """Maximal cliques that are looked at for one threshold; beyond that there is none."""
 
+ACROSS = 10_000
+"""Pairs of images of different prompts that are compared."""
+
 _PAIRS = 1024
 """Pairs of images compared at once."""
 
 
 @dataclass(frozen=True)
 class Clique:
-    """The images of a prompt that agree best.
+    """Images of a prompt that agree.
 
     Attributes:
-        diameter: Largest distance between two of them.
-        mean: Mean distance between two of them, by which the paper ranks prompts.
+        diameter: Largest distance between two of them; 0 for a single image.
+        mean: Mean distance between two of them, by which the paper ranks prompts; 0 for a single
+            image.
         members: Their rows, ascending.
         bounded: Whether a search was given up after ``MOST_CLIQUES``, so that there may be a
-            tighter clique.
+            tighter or larger clique.
     """
 
     diameter: float
@@ -67,6 +75,34 @@ def pairwise(images: np.ndarray, tiles: int = TILES) -> np.ndarray:
     return result
 
 
+def across(images: np.ndarray, rng: np.random.Generator, tiles: int = TILES) -> np.ndarray:
+    """Return the tiled distances of ``ACROSS`` random pairs of images of different prompts.
+
+    The two images of a pair have different numbers, as those of one prompt have: images of one
+    number are drawn from the same noise, and resemble each other for that.
+
+    Args:
+        images: uint8, (P, M, H, W, C), the M >= 2 images of each prompt.
+        rng: The stream to draw pairs from.
+        tiles: Tiles per side.
+
+    Returns:
+        float64, (ACROSS,); NaN if there is only one prompt.
+    """
+    prompts, each = images.shape[:2]
+    if prompts == 1:
+        return np.full(ACROSS, np.nan)
+    first, number = rng.integers(prompts, size=ACROSS), rng.integers(each, size=ACROSS)
+    second = (first + rng.integers(1, prompts, size=ACROSS)) % prompts
+    other = (number + rng.integers(1, each, size=ACROSS)) % each
+    result = np.empty(ACROSS)
+    for start in range(0, ACROSS, _PAIRS):
+        some = slice(start, start + _PAIRS)
+        a, b = images[first[some], number[some]], images[second[some], other[some]]
+        result[some] = distances.between(a, b, tiles)
+    return result
+
+
 def tightest(between: np.ndarray, size: int) -> Clique:
     """Return the clique of ``size`` images whose diameter is smallest.
 
@@ -86,8 +122,45 @@ def tightest(between: np.ndarray, size: int) -> Clique:
             low = middle + 1
         else:
             high, members = middle, clique
-    inside = between[np.ix_(members, members)][np.triu_indices(size, 1)]
-    return Clique(float(inside.max()), float(inside.mean()), members, bounded)
+    return Clique(*_inside(between, members), members, bounded)
+
+
+def largest(between: np.ndarray, threshold: float) -> Clique:
+    """Return the clique of most images; of equally large ones that with the smallest mean distance,
+    and of these the one with the lowest rows.
+
+    Args:
+        between: Distances, (M, M), M >= 1.
+        threshold: Largest distance of two images that are joined; NaN joins none.
+    """
+    graph = networkx.from_numpy_array((between <= threshold) & ~np.eye(len(between), dtype=bool))
+    best: tuple[int, float, tuple[int, ...]] = (0, 0.0, ())
+    bounded = False
+    for number, clique in enumerate(networkx.find_cliques(graph)):
+        if number == MOST_CLIQUES:
+            bounded = True
+            break
+        if len(clique) >= -best[0]:
+            members = tuple(sorted(clique))
+            best = min(best, (-len(members), _inside(between, members)[1], members))
+    return Clique(*_inside(between, best[2]), best[2], bounded)
+
+
+def medoid(between: np.ndarray, members: tuple[int, ...]) -> int:
+    """Return the row of the member whose mean distance to the others is smallest, the lowest of
+    equal ones.
+
+    Args:
+        between: Distances, (M, M).
+        members: Rows, ascending.
+    """
+    return members[int(between[np.ix_(members, members)].sum(axis=1).argmin())]
+
+
+def _inside(between: np.ndarray, members: tuple[int, ...]) -> tuple[float, float]:
+    """Return the largest and the mean distance of two members; zeros for a single one."""
+    inside = between[np.ix_(members, members)][np.triu_indices(len(members), 1)]
+    return (float(inside.max()), float(inside.mean())) if len(inside) else (0.0, 0.0)
 
 
 def _clique(joined: np.ndarray, size: int) -> tuple[tuple[int, ...] | None, bool]:
