@@ -31,7 +31,7 @@ confidence = 0.95
 from afterimage.report import format
 from afterimage.report.notebook import Notebook
 from afterimage.report.pages.extraction import DISTANCES, THRESHOLDS, Extraction
-from afterimage.report.prompts import NOTE
+from afterimage.report.prompts import EXTRACTED, NOT_EXTRACTED, NOTE
 
 book = Notebook(results, figures, confidence, plantings)
 page = Extraction(book, arms, replicates)
@@ -136,6 +136,30 @@ if len(page.prompts()):
 else:
     book.say("Prompts were not attacked (`prompts` in the study).")
 
+# %% [markdown]
+# ## Which training images do captions give away?
+#
+# The attack on Stable Diffusion (Carlini et al. 2023, section 4.2): many images are drawn from one
+# caption, and those that agree with each other are taken for a memory. Nothing but the caption is
+# needed for that; training images only tell whether it was one.
+
+# %%
+if page.prompted:
+    book.show(page.prompts_extracted())
+    book.say(f"{EXTRACTED} {format.brackets(confidence, replicates)}")
+    book.keep(page.prompts_ranked(), "prompts_ranked")
+    book.show(page.prompts_published())
+else:
+    book.say(NOT_EXTRACTED)
+
+# %% [markdown]
+# In the figure captions of training are believed one after the other, from the one whose images
+# agree best: to the right more are extracted, and what is drawn is the share of the flagged ones
+# that were right. A ranking that is worth something starts at the top. The grey line is what the
+# same radius finds among held-out images: where it is as high as the other, nearness within that
+# radius is no sign of memory in these images. *Precision when all are found* is the right end of
+# the line; precision among the first, *before the first that is not*, its left end at 100 %. The
+# published numbers are of a model and a data set that are larger by orders of magnitude.
 # %% [markdown]
 # ## The arms side by side
 

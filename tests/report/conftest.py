@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from afterimage import artifacts, cli, config, provenance
-from afterimage.attacks import verdict
+from afterimage.attacks import prompt_detection, prompt_extraction, verdict
 from afterimage.images import Images
 from afterimage.plan import jobs
 from afterimage.plan.resolved import modules, resolve, resolved, write_configs
@@ -105,6 +105,8 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                 attacks[job.step](step.folder, truth[job.arm], rng)
                 if job.step == "attack/extraction":
                     step.note(**_answer(truth[job.arm]))
+            elif job.step == "attack/prompts":
+                prompts(wanted_config["settings"], job.replicate, step.folder)
             elif job.step == "attack/path":
                 _path(step.folder, wanted_config["settings"]["states"], truth[job.arm], rng)
                 step.note(generations=GENERATIONS)
@@ -382,6 +384,30 @@ def _membership(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
         _share("tpr@0.01", 10, PLANTED + SINGLES),
     ]
     pd.concat(rows).to_csv(folder / "results.csv", index=False)
+
+
+def prompts(settings: dict, replicate: int, folder: Path) -> None:
+    """Make up an attack on prompts: of ten captions of training, six of them planted, the first
+    5 - ``replicate`` in the order of their mean distance are extracted, and one more is flagged; of
+    four held-out ones one is flagged. Without images only the detectors' numbers."""
+    table = pd.DataFrame({"set": ["train"] * 10 + ["holdout"] * 4, "one_step": np.arange(14.0)})
+    table["copies"] = [4] * 6 + [1] * 4 + [0] * 4
+    table = table.assign(repeat=np.where(table["copies"] > 1, "both", "neither"))
+    table = table.assign(times=table["copies"])
+    ranked = pd.DataFrame(columns=prompt_extraction.RANKED)
+    detectors = ["one_step"]
+    if settings["images"]:
+        place, last = np.arange(14), 5 - replicate
+        near, flagged = place < last, (place <= last) | (place == 10)
+        table = table.assign(cliques=-place, clique_mean=place / 100, flagged=flagged, within=near)
+        table = table.assign(own=place > 0, within_holdout=place == 1, holdout_l2=0.3)
+        table = table.assign(nearest_source=place // 2)
+        ranked = prompt_extraction.ranked(table[table["set"] == "train"])
+        detectors.append("cliques")
+    statistics = config.Statistics(bootstrap=20)
+    results = prompt_detection.attack(table, detectors, [0.05], statistics, 0)
+    results.to_csv(folder / "results.csv", index=False)
+    ranked.to_csv(folder / "ranked.csv", index=False)
 
 
 def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Generator) -> None:

@@ -369,13 +369,24 @@ class Document:
         return "\n\n".join([markdown(rows), never])
 
     def _prompts(self) -> str:
-        rows = []
+        rows, metrics = [], dict.fromkeys(self.arms["metric"])
         for arm in dict.fromkeys(self.arms["arm"]):
-            for detector, groups in prompts.areas(dict.fromkeys(self.arms["metric"])).items():
+            for detector, groups in prompts.areas(metrics).items():
                 areas = {group: self._value(arm, metric) for group, metric in groups.items()}
                 if areas[prompts.ALL]:
                     rows.append({"arm": f"`{arm}`", "detector": f"`{detector}`", **areas})
-        return "\n\n".join([markdown(rows), prompts.NOTE]) if rows else ""
+        if not rows:
+            return ""
+        extracted = [
+            {"arm": f"`{found.arm}`", "captions": found.group, "of": str(found.of)}
+            | {
+                heading: f"{count}: {self._value(found.arm, metric)}"
+                for heading, (count, metric) in found.shares.items()
+            }
+            for found in prompts.extracted(self._table("prompts"))
+        ]
+        said = [markdown(extracted), prompts.EXTRACTED] if extracted else [prompts.NOT_EXTRACTED]
+        return "\n\n".join([markdown(rows), prompts.NOTE, *said])
 
     def _attribution(self) -> str:
         whole, pairs = self._table("attribution"), self._table("attribution_differences")

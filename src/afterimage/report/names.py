@@ -41,6 +41,7 @@ _SHARES = (
     "forgotten_extracted",
     "forgotten_copied",
     "mq@",
+    "prompts_",
     "forgotten_brought_back",
     "holdout_brought_back",
 )

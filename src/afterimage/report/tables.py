@@ -14,6 +14,8 @@ show.
   every number of every replicate (of the last two, of the arms that are judged by them);
 - ``copies.csv``: extraction against multiplicity, over all replicates; ``multiplicity.csv``: its
   shares at the calibrated alpha;
+- ``prompts_ranked.csv``: what is extracted from the prompts of every replicate whose images agree
+  best (``attacks.prompt_extraction.ranked``); without rows where no images are drawn for it;
 - ``repeats.csv``: extraction by what was planted, image, caption, both or neither (or carrier, an
   image that carries a planted caption), and how often (Somepalli et al. 2023); without rows where
   images are planted with their captions only;
@@ -180,6 +182,11 @@ def run(args: argparse.Namespace) -> None:
             "comparison_wide": comparison.wide(compared),
             "points": comparison.replicate_points(numbers),
             **results,
+            "prompts_ranked": (
+                _concatenate(attacks["prompts"], "ranked.csv")
+                if attacks["prompts"]
+                else nothing[["arm", "replicate"]]
+            ),
             "copies": copies,
             "repeats": repeats,
             "multiplicity": copies[copies["alpha"] == "calibrated"][["arm", "copies", "share"]],
@@ -317,6 +324,8 @@ def points(
             group = "twins" if kind == "_twins" else row["subset"]
             name = detector if group == "all" else f"{detector}, {group}"
             rows.append(_point(row, f"prompt_auc[{name}]"))
+        elif row["metric"].startswith("prompts_"):
+            rows.append(_point(row, f"{row['metric']}[{row['subset']}]"))
     for row in results["forgetting"].to_dict("records"):
         if name := FORGOTTEN.get((row["metric"], row["alpha"], row["subset"])):
             rows.append(_point(row, f"{name}[{row['set']}]"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,6 +17,7 @@ from afterimage.report import figures, format, prompts
 from afterimage.report.format import Table
 from afterimage.report.names import frechet_of, is_share, name_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
+from afterimage.report.published import STABLE_DIFFUSION
 
 OWN, CONTROL, HELD_OUT = "C0", "0.55", "black"
 """Colours of an arm, of the arm it is compared with (naming every arm would take more colours than
@@ -323,6 +325,69 @@ class Extraction:
                 if areas[prompts.ALL]:
                     rows.append({"arm": format.bold(arm), "detector": detector, **areas})
         return rows
+
+    def prompts_extracted(self) -> Table:
+        """Return one row per arm and group of captions: how many are flagged, and how many give a
+        training image away; no rows if that was not measured."""
+        return [
+            {"arm": format.bold(found.arm), "captions": found.group, "of": found.of}
+            | {
+                heading: Markup("{}: {}").format(count, self.value(found.arm, metric))
+                for heading, (count, metric) in found.shares.items()
+            }
+            for found in prompts.extracted(self.book.table("prompts"))
+        ]
+
+    @property
+    def prompted(self) -> list[str]:
+        """The arms whose prompts were searched for training images."""
+        return [arm for arm in self.arms if self.has(arm, "prompts_extracted[all]")]
+
+    def prompts_ranked(self) -> Figure:
+        """Draw precision against the number of captions extracted (figure 4 of Carlini et al. 2023)
+        of each arm, one line per training."""
+        ranked = self.book.table("prompts_ranked")
+        figure, axes = figures.grid(len(self.prompted), 4, 2.6, 2.1, sharex=True, sharey=True)
+        style: figures.Style = {"marker": ".", "markersize": 4, "linewidth": 1, "alpha": 0.8}
+        for axis, arm in zip(axes, self.prompted, strict=True):
+            for _, curve in ranked[ranked["arm"] == arm].groupby("replicate"):
+                for column, colour in (("false", CONTROL), ("extracted", OWN)):
+                    share = curve[column] / curve["flagged"]
+                    axis.plot(curve["extracted"], share, color=colour, **style)
+            axis.set_title(arm, fontsize=8)
+            axis.set(xlim=(0, None), ylim=(-0.04, 1.04))
+            figures.percent_axis(axis, "y")
+        figure.supxlabel("captions extracted, those whose images agree best first", fontsize=9)
+        figure.supylabel("share of those flagged", fontsize=9)
+        figure.tight_layout()
+        entries = {"extracted (precision)": figures.dot(OWN, ".")}
+        figures.legend_below(
+            figure, entries | {"as near to a held-out image": figures.dot(CONTROL, ".")}
+        )
+        return figure
+
+    def prompts_published(self) -> Table:
+        """Return what is published of Stable Diffusion next to each arm's captions of training, one
+        number per training."""
+        ranked, numbers = self.book.table("prompts_ranked"), self.book.table("prompts")
+        asked = numbers[(numbers["metric"] == "prompts_flagged") & (numbers["subset"] == "all")]
+        cells: dict[str, dict[str, list[str]]] = {}
+        for arm in self.prompted:
+            for k in range(self.replicates):
+                folder = self.book.folder("attack", arm, "prompts", replicate=k)
+                settings = artifacts.read_run(folder)["config"]["settings"]
+                of = asked[(asked["arm"] == arm) & (asked["replicate"] == k)]["of"].item()
+                curve = ranked[(ranked["arm"] == arm) & (ranked["replicate"] == k)]
+                for name, text in prompts.as_published(curve, of, settings).items():
+                    cells.setdefault(name, {}).setdefault(arm, []).append(text)
+        return [
+            {"quantity": name, "published": known.statement, "evidence": known.evidence}
+            | {
+                format.bold(arm): ", ".join(texts if len(set(texts)) > 1 else texts[:1])
+                for arm, texts in cells.get(name, {}).items()
+            }
+            for name, known in STABLE_DIFFUSION.items()
+        ]
 
     # ---- side by side
 
