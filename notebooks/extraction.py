@@ -157,9 +157,10 @@ else:
 # agree best: to the right more are extracted, and what is drawn is the share of the flagged ones
 # that were right. A ranking that is worth something starts at the top. The grey line is what the
 # same radius finds among held-out images: where it is as high as the other, nearness within that
-# radius is no sign of memory in these images. *Precision when all are found* is the right end of
-# the line; precision among the first, *before the first that is not*, its left end at 100 %. The
-# published numbers are of a model and a data set that are larger by orders of magnitude.
+# radius is no sign of memory in these images. *Extracted before the first that is not* is how far
+# precision stays at 100 %; *when all are found*, where the number extracted ends. The published
+# numbers are of a model and a data set that are larger by orders of magnitude.
+
 # %% [markdown]
 # ## The arms side by side
 

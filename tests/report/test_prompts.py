@@ -58,15 +58,18 @@ def test_extracted_captions_are_counted_over_all_trainings():
 def test_quantities_are_those_that_are_published():
     settings = {"images": 500, "clique": 10, "delta": 0.15}
     curve = pd.DataFrame(
-        {"flagged": [1, 2, 4, 5], "extracted": [1, 2, 3, 4], "images": [1, 1, 2, 3]}
+        {"flagged": [1, 2, 4, 5, 9], "extracted": [1, 2, 3, 4, 4], "images": [1, 1, 2, 3, 3]}
     )
     curve = curve.assign(precision=curve["extracted"] / curve["flagged"])
     shown = prompts.as_published(curve, 1200, settings)
     assert list(shown) == list(published.STABLE_DIFFUSION)
-    assert list(shown.values()) == ["1,200", "500", "10", "5", "3 within 0.15", "2", "80.0 %"]
+    assert list(shown.values()) == ["1,200", "500", "10", "9", "3 within 0.15", "2", "80.0 %"]
     wrong_first = curve.iloc[2:]
     key = "extracted before the first that is not"
     assert prompts.as_published(wrong_first, 1200, settings)[key] == "0"
+    wrong = curve.iloc[:1].assign(extracted=0, images=0, precision=0.0)
+    shown = prompts.as_published(wrong, 1200, settings)
+    assert list(shown.values())[3:] == ["1", "0 within 0.15", "0", "none found"]
     nothing = prompts.as_published(curve.iloc[:0], 1200, settings)
     assert nothing["captions flagged"] == nothing["training images extracted"] == "0"
     assert set(published.STABLE_DIFFUSION) - set(nothing) == {key, "precision when all are found"}

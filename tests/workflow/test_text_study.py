@@ -102,6 +102,16 @@ def test_prompts_of_training_are_told_from_held_out_ones(captioned, latent):
         arms = pd.read_csv(study.results / "report/tables/arms.csv").set_index(["arm", "metric"])
         for name, value in zip(detectors, areas["value"], strict=True):
             assert arms.loc[(arm, f"prompt_auc[{name}]"), "value"] == pytest.approx(value)
+        ranked = pd.read_csv(folder / "ranked.csv")
+        drawn = "cliques" in detectors
+        assert ("flagged" in prompts) == ("prompts_extracted" in set(results["metric"])) == drawn
+        if drawn:
+            flagged = prompts[prompts["flagged"] & (prompts["set"] == "train")]
+            counted = ranked[["flagged", "extracted"]].max().fillna(0).tolist()
+            assert counted == [len(flagged), flagged["within"].sum()]
+            assert not prompts.loc[prompts["set"] != "train", "own"].any()
+        else:
+            assert ranked.empty
     facts = artifacts.read_run(captioned.results / "attack/general/rep0/prompts")["facts"]
     assert facts["prompts"]["holdout"] == 0
     assert not facts["measured"]

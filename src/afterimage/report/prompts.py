@@ -112,11 +112,12 @@ def as_published(ranked: pd.DataFrame, asked: int, settings: Mapping[str, Any]) 
         return quantities | {"captions flagged": "0", "training images extracted": "0"}
     last = ranked.iloc[-1]
     certain = ranked.loc[ranked["precision"] == 1, "extracted"].max()
+    complete = ranked.loc[ranked["extracted"] == last["extracted"], "precision"].iloc[0]
     return quantities | {
         "captions flagged": f"{last['flagged']:,.0f}",
         "training images extracted": f"{last['images']:,.0f} within {settings['delta']:g}",
         "extracted before the first that is not": "0" if pd.isna(certain) else f"{certain:,.0f}",
-        "precision when all are found": f"{100 * last['precision']:.1f} %",
+        "precision when all are found": f"{100 * complete:.1f} %" if complete else "none found",
     }
 
 

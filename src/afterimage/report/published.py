@@ -124,6 +124,7 @@ IET_AGC_TAUS = (0.4, 0.5, 0.6)
 """Thresholds of MQ in its main table."""
 
 _SECTION = "section 4.2, as quoted in public records; the paper itself was not read"
+_FIGURE = "figure 4, as told in a summary; the paper itself was not read"
 _RESULT = "section 4.2.2, as quoted in public records; the paper itself was not read"
 STABLE_DIFFUSION = {
     "captions asked for": Claim("350,000 (those of the most duplicated images)", _SECTION),
@@ -131,10 +132,10 @@ STABLE_DIFFUSION = {
     "images that have to agree": Claim("10", _SECTION),
     "captions flagged": Claim("not known; the first 1,000 were looked at", _SECTION),
     "training images extracted": Claim(
-        "94 within 0.15; 109 with those that the eye finds (94 and 13 more, as printed)", _RESULT
+        "94 within 0.15; 109 as printed with those that the eye finds, 13 more", _RESULT
     ),
-    "extracted before the first that is not": Claim("50", "figure 4, as quoted"),
-    "precision when all are found": Claim("above 50 %", "figure 4, as quoted"),
+    "extracted before the first that is not": Claim("50", _FIGURE),
+    "precision when all are found": Claim("above 50 %", _FIGURE),
 }
 """Extraction from Stable Diffusion 1.4 by prompts (Carlini et al., USENIX Security 2023): quantity
 -> what is published."""

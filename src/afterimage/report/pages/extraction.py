@@ -383,7 +383,7 @@ class Extraction:
         return [
             {"quantity": name, "published": known.statement, "evidence": known.evidence}
             | {
-                format.bold(arm): ", ".join(texts if len(set(texts)) > 1 else texts[:1])
+                arm: ", ".join(texts if len(set(texts)) > 1 else texts[:1])
                 for arm, texts in cells.get(name, {}).items()
             }
             for name, known in STABLE_DIFFUSION.items()
