@@ -123,6 +123,38 @@ def test_a_caption_that_is_too_long_is_named(encoded):
         encoded(length=4)
 
 
+def test_long_captions_lose_their_end_if_the_study_says_so(encoded):
+    """They keep their first tokens and the mark of their end; their number is recorded, and told."""
+    whole = encoded()
+    with pytest.warns(UserWarning, match=r"\d of 5 captions have more than text.length = 6 tokens"):
+        out = encoded(length=6, long="truncate")
+    metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    recorded = {row["name"]: row["value"] for row in metrics}
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(whole / "tokenizer")
+    encoder = CLIPTextModel.from_pretrained(out / "text_encoder").eval()
+    own = Texts.load(out)
+    truncated = 0
+    for caption, row in own.row.items():
+        tokens = tokenizer(caption)["input_ids"]
+        truncated += len(tokens) > 6
+        kept = tokens if len(tokens) <= 6 else [*tokens[:5], tokenizer.eos_token_id]
+        kept += [tokenizer.pad_token_id] * (6 - len(kept))
+        with torch.no_grad():
+            expected = encoder(torch.tensor([kept])).last_hidden_state[0]
+        torch.testing.assert_close(own.embeddings[row], expected)
+    assert recorded["truncated_captions"] == truncated
+    assert 0 < truncated < len(own.row)
+
+
+def test_captions_that_fit_are_embedded_alike_whatever_becomes_of_long_ones(encoded):
+    refused, cut = encoded(), encoded(long="truncate")
+    assert torch.equal(Texts.load(refused).embeddings, Texts.load(cut).embeddings)
+    for name in ("tokenizer/tokenizer.json", "text_encoder/model.safetensors"):
+        assert (refused / name).read_bytes() == (cut / name).read_bytes()
+    metrics = (cut / "metrics.jsonl").read_text()
+    assert '"name": "truncated_captions", "value": 0.0' in metrics
+
+
 def test_a_caption_that_was_not_encoded_is_named(encoded):
     with pytest.raises(ArtifactError, match="the caption 'a dog' was not encoded"):
         Texts.load(encoded()).rows(np.array(["a red circle", "a dog"]))

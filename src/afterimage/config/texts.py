@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 from pydantic import Field, Tag, model_validator
 
@@ -53,11 +53,36 @@ CaptionVariant = Annotated[
 ]
 
 
+class Transformer(NamedTuple):
+    """The size of a text encoder.
+
+    Attributes:
+        layers: Of attention and two linear layers each.
+        hidden: Width between the two.
+        vocabulary: Tokens, at most.
+    """
+
+    layers: int
+    hidden: int
+    vocabulary: int
+
+
+ASSUMED = {
+    768: Transformer(layers=12, hidden=3072, vocabulary=49_408),
+    1024: Transformer(layers=23, hidden=4096, vocabulary=49_408),
+}
+"""Width -> the text encoder of Stable Diffusion 1 and 2: what an encoder costs whose folder is not
+on the machine that plans. Of another width it is taken for Stable Diffusion 1's, so much wider."""
+
+
 class _TextEncoder(Block):
     """The tokenizer and the text encoder, a ``CLIPTextModel``, of arms with ``condition: text``."""
 
     length: Annotated[int, Field(ge=4)]
-    """Tokens of a caption, with the marks; a longer one is refused."""
+    """Tokens of a caption, with the marks."""
+    long: Literal["refuse", "truncate"] = "refuse"
+    """What happens to captions of more tokens: the step that embeds them stops and names one, or
+    they lose their end, as in diffusers' training scripts, and their number is recorded."""
     width: Annotated[int, Field(ge=4)]
     """Size of a token's embedding."""
     captions: dict[Name, CaptionVariant] = {}
@@ -85,7 +110,7 @@ class RandomTextEncoder(_TextEncoder):
     vocabulary: Annotated[int, Field(ge=300)] = 1000
     """Tokens at most: 256 bytes, the marks of begin, end and padding, and learned pairs."""
     length: Annotated[int, Field(ge=4)] = 24
-    """Tokens of a caption, with the marks; a longer one is refused."""
+    """Tokens of a caption, with the marks."""
     width: Annotated[int, Field(ge=4)] = 64
     """Size of a token's embedding."""
     layers: Annotated[int, Field(ge=1)] = 2
@@ -99,6 +124,11 @@ class RandomTextEncoder(_TextEncoder):
             raise ValueError(f"heads = {self.heads} does not divide width = {self.width}")
         return self
 
+    @property
+    def transformer(self) -> Transformer:
+        """The encoder's size; the vocabulary may turn out smaller."""
+        return Transformer(self.layers, 4 * self.width, self.vocabulary)
+
 
 class StoredTextEncoder(_TextEncoder, Stored):
     """A trained tokenizer and encoder in the folders ``tokenizer`` and ``text_encoder`` of ``path``,
@@ -108,10 +138,18 @@ class StoredTextEncoder(_TextEncoder, Stored):
 
     kind: Literal["stored"]
     length: Annotated[int, Field(ge=4)] = 77
-    """Tokens of a caption, with the marks, at most as many as the encoder takes; a longer one is
-    refused."""
+    """Tokens of a caption, with the marks, at most as many as the encoder takes."""
     width: Annotated[int, Field(ge=4)] = 768
     """Size of a token's embedding; must be the encoder's."""
+
+    @property
+    def transformer(self) -> Transformer:
+        """The encoder's size; on a machine without it, that of ``ASSUMED``."""
+        if self.described is None:
+            return ASSUMED.get(self.width, ASSUMED[768]._replace(hidden=4 * self.width))
+        keys = ("num_hidden_layers", "intermediate_size", "vocab_size")
+        defaults = Transformer(layers=12, hidden=2048, vocabulary=49_408)  # those of transformers
+        return Transformer(*map(self.described.get, keys, defaults))
 
     def check(self, described: dict[str, Any]) -> None:
         width, most = described.get("hidden_size"), described.get("max_position_embeddings")

@@ -4,6 +4,7 @@ Trainings then read rows of embeddings by number and need no text encoder. Token
 ``CLIPTextModel``, are stored ones or the study's own, the same for all variants (``config.texts``):
 byte pairs (Sennrich et al. 2016) learned from the captions of the pool as they are, and random
 weights. The encoder's last hidden states condition the networks, as in Stable Diffusion.
+A text of more tokens than ``text.length`` is refused, or loses its end (``text.long``).
 
 The store: ``tokenizer/`` and ``text_encoder/``, which transformers opens; ``captions.json``, the
 different captions of the pool and of the held-out, reference and fusion images, and the surrogates
@@ -17,6 +18,7 @@ ascending, and ``rows``, int64 (images), the row of the text of each.
 from __future__ import annotations
 
 import argparse
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,8 +100,17 @@ def run(args: argparse.Namespace) -> None:
             tokenizer = learn_tokenizer(sorted(set(parts[0].captions.tolist())), settings)
             encoder_seed = seeds.derive(config["seed"], "text_encoder")
             encoder = build_encoder(tokenizer, settings, encoder_seed)
+        long = too_long(different, tokenizer, settings)
+        if long:
+            warnings.warn(
+                f"{len(long)} of {len(different)} captions have more than text.length = "
+                f"{settings.length} tokens and lose their end (text.long = truncate), such as "
+                f"{long[0]!r}",
+                stacklevel=2,
+            )
+        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
         tensors = {
-            EMBEDDINGS: embed(different, tokenizer, encoder),
+            EMBEDDINGS: embed(different, tokenizer, encoder, truncate=bool(long)),
             NULL: embed([""], tokenizer, encoder)[0],
         }
         if texts:
@@ -112,6 +123,7 @@ def run(args: argparse.Namespace) -> None:
         tokenizer.save_pretrained(step.folder / "tokenizer")
         encoder.save_pretrained(step.folder / "text_encoder")
         step.metric("captions", len(different))
+        step.metric("truncated_captions", len(long))
         step.metric("vocabulary", len(tokenizer))
 
 
@@ -204,22 +216,36 @@ def build_encoder(
         return CLIPTextModel(config).eval()
 
 
-@torch.inference_mode()
-def embed(
-    captions: list[str], tokenizer: PreTrainedTokenizerBase, encoder: CLIPTextModel
-) -> torch.Tensor:
-    """Return the encoder's last hidden states, float32, (captions, length, width).
+def too_long(
+    captions: list[str], tokenizer: PreTrainedTokenizerBase, settings: TextEncoder
+) -> list[str]:
+    """Return the captions that have more tokens than the encoder takes.
 
     Raises:
-        ConfigError: naming the setting, if captions have more tokens than the encoder takes.
+        ConfigError: naming the settings, if there are any that the study does not truncate.
     """
     tokens = tokenizer(captions, verbose=False)["input_ids"]
-    length = tokenizer.model_max_length
-    if long := [text for text, ids in zip(captions, tokens, strict=True) if len(ids) > length]:
-        most = max(map(len, tokens))
+    length = settings.length
+    long = [text for text, ids in zip(captions, tokens, strict=True) if len(ids) > length]
+    if long and settings.long == "refuse":
         raise ConfigError(
             f"text.length = {length}: {len(long)} of {len(captions)} captions have more tokens "
-            f"(at most {most}), such as {long[0]!r}"
+            f"(at most {max(map(len, tokens))}), such as {long[0]!r}; text.long = truncate cuts "
+            "off their end"
         )
-    rows = tokenizer(captions, padding="max_length", return_tensors="pt")["input_ids"]
-    return torch.cat([encoder(part).last_hidden_state for part in rows.split(BATCH)])
+    return long
+
+
+@torch.inference_mode()
+def embed(
+    captions: list[str],
+    tokenizer: PreTrainedTokenizerBase,
+    encoder: CLIPTextModel,
+    *,
+    truncate: bool = False,
+) -> torch.Tensor:
+    """Return the encoder's last hidden states, float32, (captions, length, width), on the CPU. With
+    ``truncate``, what is longer keeps its first tokens and the mark of its end."""
+    rows = tokenizer(captions, padding="max_length", truncation=truncate, return_tensors="pt")
+    parts = rows["input_ids"].split(BATCH)
+    return torch.cat([encoder(part.to(encoder.device)).last_hidden_state.cpu() for part in parts])
