@@ -1,5 +1,6 @@
 import argparse
 import json
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,13 +11,13 @@ import torch
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from afterimage import artifacts, config
+from afterimage import artifacts, config, scratch
 from afterimage.artifacts import ArtifactError
 from afterimage.attacks import calibration, quality
 from afterimage.config import ConfigError
 from afterimage.diffusion.prompts import prompted
 from afterimage.images import Images
-from afterimage.metrics import classifier, spaces
+from afterimage.metrics import classifier, similarity, spaces
 
 STATISTICS = config.Statistics(bootstrap=60)
 PIXELS = config.Quality(features="pixels", kid_subsets=10, kid_subset_size=50)
@@ -310,7 +311,8 @@ def test_in_a_study_sizes_that_do_not_fit_are_an_error_by_key(digits):
         )
 
 
-def test_the_verb_in_the_classifier_space(digits, tmp_path):
+def measured(images, tmp_path):
+    """Run the verb with a classifier of its own, and return the table."""
     split = tmp_path / "split"
     split.mkdir()
     parts = {
@@ -320,7 +322,7 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     }
     parts["train"] = np.arange(300, 400)
     for name, rows in parts.items():
-        digits.take(rows).save(split / f"{name}.npz")
+        images.take(rows).save(split / f"{name}.npz")
     outputs = {f"{name}.npz": artifacts.sha256(split / f"{name}.npz") for name in parts}
     members = pd.DataFrame({"id": np.arange(300, 400), "trained": np.arange(300, 400) >= 350})
     members.to_parquet(split / "members.parquet")
@@ -355,7 +357,11 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
         out=tmp_path / "out",
     )
     quality.run(arguments)
-    table = pd.read_csv(tmp_path / "out" / "results.csv")
+    return pd.read_csv(tmp_path / "out" / "results.csv")
+
+
+def test_the_verb_in_the_classifier_space(digits, tmp_path):
+    table = measured(digits, tmp_path)
     assert table.columns.tolist() == ["metric", "of", "value", "low", "high"]
     copying = {f"{name}[pixels]" for name in ("R", "similarity", "similar")}
     assert (
@@ -379,6 +385,20 @@ def test_the_verb_in_the_classifier_space(digits, tmp_path):
     )
 
 
+def test_the_verb_without_labels_measures_all_but_classes(digits, tmp_path):
+    """In the space of a classifier that tells rotations apart."""
+    table = measured(Images.of(digits.pixels), tmp_path)
+    copying = {f"{name}[pixels]" for name in ("R", "similarity", "similar")}
+    for of in ("generations", "holdout"):
+        found = numbers(table, of)
+        assert set(found.index) == {f"{name}[classifier]" for name in MEASURES} | copying
+        assert np.isfinite(found["value"].to_numpy(float)).all()
+    facts = json.loads((tmp_path / "out" / "run.json").read_text())["facts"]
+    assert facts["classes"] == "none: no labels to learn"
+    description = json.loads((tmp_path / "classifier" / "classifier.json").read_text())
+    assert description["task"] == "rotations"
+
+
 def test_replication_score_stands_beside_its_floor_and_the_background(digits):
     """Copies score 1; held-out images what digits of this kind do by themselves, as training images
     do among each other."""
@@ -393,14 +413,33 @@ def test_replication_score_stands_beside_its_floor_and_the_background(digits):
     assert numbers(table, "generations").loc["similar[pixels]", "value"] == 1
 
 
-def test_the_origin_of_similarities_is_the_mean_of_the_reference(digits):
-    reference = digits.take(np.arange(300, 500))
-    features = quality.centred(spaces.pixels, reference)
-    np.testing.assert_allclose(features(reference.pixels).mean(axis=0), 0, atol=1e-12)
-    np.testing.assert_allclose(
-        np.diff(features(digits.pixels[:2]), axis=0),
-        np.diff(spaces.pixels(digits.pixels[:2]), axis=0),
-    )
+def test_the_origin_of_similarities_is_the_mean_of_the_reference(digits, tmp_path):
+    """Of pixels, whose rows are computed on demand, and of any other space."""
+    reference, every = digits.take(np.arange(300, 500)), slice(None)
+    near = quality.similar_space(PIXELS, tmp_path, reference)
+    for features in (quality.centred(spaces.pixels, reference), lambda x: near(x)[every]):
+        np.testing.assert_allclose(features(reference.pixels).mean(axis=0), 0, atol=1e-12)
+        np.testing.assert_allclose(
+            np.diff(features(digits.pixels[:2]), axis=0),
+            np.diff(spaces.pixels(digits.pixels[:2]), axis=0),
+        )
+
+
+def test_the_replication_score_of_pixels_holds_a_part_of_the_images(monkeypatch):
+    """Of images that take 8 MB, and eight times that in float64."""
+    rng = np.random.default_rng(0)
+    images = Images.of(rng.integers(0, 256, (680, 64, 64, 3), np.uint8))
+    monkeypatch.setattr(scratch, "BLOCK", 2**20)
+    monkeypatch.setattr(similarity, "_BYTES", 2**20)
+    near = quality.similar_space(PIXELS, Path("no classifier"), images)
+    parts = [images.take(np.arange(start, 680, 2)) for start in (0, 1)]
+    tracemalloc.start()
+    try:
+        quality.replication(parts[0], parts[1], PIXELS, STATISTICS, 0, near, parts[0])
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < images.pixels.nbytes
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

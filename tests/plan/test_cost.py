@@ -271,6 +271,31 @@ def test_half_precision_halves_the_flop_of_drawing_on_a_gpu(digits):
     assert seconds["bf16"] == pytest.approx(seconds["fp32"] / 2)
 
 
+def test_features_of_networks_are_counted_for_all_images_that_they_are_of(digits):
+    """Similarity is to the training images, quality that of unseen ones."""
+    weights = {"similarity_weights": "a", "similarity_sha256": "b"}
+    inception = {"inception_weights": "a", "inception_sha256": "b"}
+    for settings, space, images in (
+        ({"similarity": "sscd"} | weights, "sscd", 1024 + 800 + 400),
+        ({"features": "inception"} | inception, "inception", 1024 + 800 + 700),
+        ({"features": "classifier"}, "sscd", 0),
+    ):
+        found = STEPS["attack/quality"].work(digits(quality=settings), "baseline")
+        assert found.fp32 == work.FEATURES[space] * images
+
+
+def test_pixels_as_features_are_counted_and_those_of_similarity_in_blocks(digits):
+    def held(side: int, **settings) -> float:
+        study = digits(data__resize=side, quality=settings)
+        return STEPS["attack/quality"].memory(study, "baseline").arrays
+
+    network = {"similarity": "sscd", "similarity_weights": "a", "similarity_sha256": "b"}
+    assert held(8, **network) == 0
+    assert held(8, features="pixels", **network) == 3 * 8 * (1024 + 800 + 700) * 64
+    assert held(8) == 3 * 8 * (400 + 400) * 64
+    assert held(1024) == 3 * (2**30 + memory.BLOCK)
+
+
 def test_moments_of_eight_bits_take_a_byte_each(digits):
     plain, eight = (
         memory.learning(digits(train__optimizer=name), "baseline").networks

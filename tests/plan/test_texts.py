@@ -1,9 +1,15 @@
 """Studies with arms that are conditioned on captions: what is planned, and what is refused."""
 
-import pytest
+import json
 
-from afterimage import config
-from afterimage.plan.cost import estimate, work
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from afterimage import config, meta_device, scratch
+from afterimage.data import encode
+from afterimage.plan.cost import estimate, memory, work
 from afterimage.plan.inputs import inputs_of
 from afterimage.plan.jobs import STEPS, jobs
 from afterimage.plan.resolved import resolve
@@ -36,6 +42,73 @@ def test_text_arms_read_the_embeddings_and_others_do_not(digits):
     assert inputs_of(mixed, STEPS["train"].job("plain", 0))["texts"] == texts
     without = study(digits, text=None, arms={"none": {"method": "baseline"}})
     assert not any(job.step == "data/encode" for job in jobs(without))
+
+
+OF_1_4 = {
+    "hidden_size": 768,
+    "num_hidden_layers": 12,
+    "intermediate_size": 3072,
+    "num_attention_heads": 12,
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+}
+OF_2_1 = OF_1_4 | {
+    "hidden_size": 1024,
+    "num_hidden_layers": 23,
+    "intermediate_size": 4096,
+    "num_attention_heads": 16,
+}
+
+
+@pytest.mark.parametrize(
+    ("described", "weights"), [(OF_1_4, 123_060_480), (OF_2_1, 340_387_840), (None, 0)]
+)
+def test_text_encoders_are_counted_as_on_the_meta_device(digits, tmp_path, described, weights):
+    """Those of Stable Diffusion 1.4 and 2.1, in their folder and taken for it where there is none;
+    and one that a study makes."""
+    if described is None:
+        made = study(digits, text={"width": 32, "layers": 3, "length": 20, "vocabulary": 500})
+        described = dict(zip(OF_1_4, (32, 3, 128, 4, 20, 500), strict=True))
+        studies = [made]
+    else:
+        (tmp_path / "text_encoder").mkdir()
+        (tmp_path / "text_encoder" / "config.json").write_text(json.dumps(described))
+        width = described["hidden_size"]
+        studies = [
+            study(digits, text={"kind": "stored", "path": path, "length": 77, "width": width})
+            for path in (str(tmp_path), "$NO_SUCH_VARIABLE")
+        ]
+    meta_device.import_kernels()
+    with torch.device("meta"):
+        encoder = CLIPTextModel(CLIPTextConfig(**described))
+        tokens = torch.zeros(1, described["max_position_embeddings"], dtype=torch.int64)
+    with FlopCounterMode(display=False) as counted:
+        encoder(tokens)
+    parameters = sum(weight.numel() for weight in encoder.parameters())
+    assert weights in (0, parameters)
+    for made in studies:
+        assert work.text_encoder(made) == (counted.get_total_flops(), parameters)
+
+
+def test_embedding_captions_costs_what_the_encoder_does_whatever_the_images(digits):
+    """On the device of the other networks."""
+    stored = {"kind": "stored", "path": "no", "length": 77, "width": 768}
+    small, large = (study(digits, text=stored, data__resize=side) for side in (8, 512))
+    job = STEPS["data/encode"].job(job="original")
+    assert estimate.job_cost(small, job).minutes == estimate.job_cost(large, job).minutes
+    assert memory.MAPPED == scratch.LARGEST_IN_MEMORY
+    grown = estimate.job_cost(large, job).mem_mb - estimate.job_cost(small, job).mem_mb
+    assert grown < 3 * memory.MAPPED / 2**20
+    flop, weights = work.text_encoder(small)
+    images = 400 + 800 + 700
+    assert work.encoding(small).fp32 == flop * images
+    held = STEPS["data/encode"].memory(small, "original")
+    assert held.networks > 4 * weights
+    assert held.arrays == 3 * images * (4 * 77 * 768 + 8 * 8 * 3)
+    on_gpu = study(digits, text=stored, cluster={"device": "a100"})
+    assert estimate.job_cost(on_gpu, job).gpu == 1
+    assert estimate.job_cost(on_gpu, job).minutes < estimate.job_cost(small, job).minutes
+    assert work.CAPTIONS == encode.BATCH
 
 
 VARIANTS = {

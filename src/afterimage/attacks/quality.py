@@ -382,7 +382,7 @@ def replication(
     settings: config.Quality,
     statistics: config.Statistics,
     seed: int,
-    space: Space,
+    space: Callable[[np.ndarray], similarity.Features],
     holdout: Images,
 ) -> pd.DataFrame:
     """Measure how like the training images generations are, and held-out images, and training
@@ -480,7 +480,9 @@ def once(space: Space) -> Space:
     return features
 
 
-def similar_space(settings: config.Quality, network: Path, reference: Images) -> Space:
+def similar_space(
+    settings: config.Quality, network: Path, reference: Images
+) -> Callable[[np.ndarray], similarity.Features]:
     """Return the space of the replication score: that of a network for copies as it is, in which
     cosines are published; others relative to the reference images.
 
@@ -492,6 +494,9 @@ def similar_space(settings: config.Quality, network: Path, reference: Images) ->
     Raises:
         ConfigError, ArtifactError: if a file is missing, or is not the one that the study names.
     """
+    if settings.similarity == "pixels":
+        origin = spaces.mean_pixels(reference.pixels)
+        return lambda pixels: spaces.CentredPixels(pixels, origin)
     if settings.similarity not in NETWORKS:
         return centred(spaces.find(settings, network, settings.similarity), reference)
     from afterimage.attacks import feature_networks

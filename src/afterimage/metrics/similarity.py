@@ -9,18 +9,33 @@ be compared across spaces. R of real held-out images is its floor: the value wit
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Protocol
+
 import numpy as np
 
+from afterimage import scratch
 from afterimage.config import ConfigError
 
 PERCENTILE = 95
-_BLOCK = 1024
-"""Images compared at once; bounds memory."""
+_ROWS, _BYTES = 1024, 2**30
+"""Images compared at once, and the memory of their features in float64: bound memory."""
+
+
+class Features(Protocol):
+    """Features of images, (N, D): an array, or rows that are computed when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 def top1(
-    features: np.ndarray,
-    gallery: np.ndarray,
+    features: Features,
+    gallery: Features,
     sources: np.ndarray | None = None,
     gallery_sources: np.ndarray | None = None,
 ) -> np.ndarray:
@@ -41,8 +56,8 @@ def top1(
 
 
 def nearest(
-    features: np.ndarray,
-    gallery: np.ndarray,
+    features: Features,
+    gallery: Features,
     sources: np.ndarray | None = None,
     gallery_sources: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -50,18 +65,27 @@ def nearest(
     ones, int64 (Q,), and their cosine, float64 (Q,); otherwise as ``top1``."""
     if not len(gallery):
         raise ConfigError("a replication score needs images to compare with")
-    queries, others = _unit(features), _unit(gallery)
-    rows, best = np.empty(len(queries), np.int64), np.empty(len(queries))
-    for start in range(0, len(queries), _BLOCK):
-        part = slice(start, start + _BLOCK)
-        cosines = queries[part] @ others.T
-        if sources is not None and gallery_sources is not None:
-            cosines[sources[part, None] == gallery_sources] = -np.inf
-        rows[part] = cosines.argmax(axis=1)
-        best[part] = np.take_along_axis(cosines, rows[part, None], axis=1)[:, 0]
+    rows, best = np.zeros(len(features), np.int64), np.full(len(features), -np.inf)
+    for part in _parts(features):
+        queries = _unit(features[part])
+        for some in scratch.blocks(*gallery.shape):
+            cosines = queries @ _unit(gallery[some]).T
+            if sources is not None and gallery_sources is not None:
+                cosines[sources[part, None] == gallery_sources[some]] = -np.inf
+            first = cosines.argmax(axis=1)
+            most = np.take_along_axis(cosines, first[:, None], axis=1)[:, 0]
+            better = most > best[part]
+            rows[part] = np.where(better, some.start + first, rows[part])
+            best[part] = np.where(better, most, best[part])
     if np.isneginf(best).any():
         raise ConfigError("a replication score needs other images to compare each image with")
     return rows, best
+
+
+def _parts(features: Features) -> Iterator[slice]:
+    size = max(1, min(_ROWS, _BYTES // (8 * max(1, features.shape[1]))))
+    for start in range(0, len(features), size):
+        yield slice(start, min(start + size, len(features)))
 
 
 def _unit(features: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from afterimage import artifacts, config
+from afterimage import artifacts, config, scratch
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.metrics import classifier
@@ -65,6 +65,42 @@ def classes(network: Path) -> Classify | None:
 def pixels(images: np.ndarray) -> np.ndarray:
     """Return the flattened pixels in [0, 1], float64 (N, D)."""
     return images.reshape(len(images), -1) / 255.0
+
+
+class CentredPixels:
+    """The flattened pixels, in [0, 1], of images relative to an origin, as rows that are computed
+    when they are asked for: in float64 those of photographs are many times the images.
+
+    Args:
+        images: uint8, (N, H, W, C).
+        origin: float64, (D,).
+    """
+
+    def __init__(self, images: np.ndarray, origin: np.ndarray) -> None:
+        self._images, self._origin = images, origin
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """N and D."""
+        return len(self._images), len(self._origin)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Return some rows, float64."""
+        values = pixels(self._images[rows])
+        values -= self._origin
+        return values
+
+
+def mean_pixels(images: np.ndarray) -> np.ndarray:
+    """Return the mean of the flattened pixels, in [0, 1], of uint8 images, (N, H, W, C): float64
+    (D,)."""
+    total = np.zeros(images[0].size, np.int64)
+    for some in scratch.blocks(len(images), images[0].size):
+        total += images[some].reshape(-1, images[0].size).sum(axis=0, dtype=np.int64)
+    return total / (255 * len(images))
 
 
 def inception(weights: Path, sha256: str | None) -> Space:

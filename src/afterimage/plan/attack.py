@@ -17,6 +17,10 @@ from afterimage.plan.train import extractions, forget_sets
 
 FOLDER = "attack/{arm}/rep{rep}/"
 
+SIMILARITY_ROWS, SIMILARITY_BYTES = 1024, 2**30
+"""As in ``metrics.similarity``, which planning does not import: the most images compared at once,
+and the most memory of their features."""
+
 
 def _controls(study: Study, job: Job) -> Inputs:
     """Return the images that the replicate is not trained on, and the planted ground truth."""
@@ -88,11 +92,27 @@ def _quality_inputs(study: Study, job: Job) -> Inputs:
 
 
 def _quality_work(study: Study, name: str) -> Work:
-    if study.quality.features != "inception":
-        return Work()
-    split = study.data.split
-    images = study.sample.images + split.holdout + work.reference_images(study)
-    return Work(fp32=images * work.INCEPTION)
+    """Return the features in the space of quality and in that of similarity, which needs those of
+    the training images, too."""
+    settings, seen = study.quality, work.trained_images(study, name)
+    unseen = study.sample.images + study.data.split.holdout
+    judged = work.features(settings.features, unseen + work.reference_images(study))
+    return judged + work.features(settings.similarity, unseen + seen)
+
+
+def _quality_memory(study: Study, name: str) -> Bytes:
+    """Return what pixels hold as features: all, three times, as a space of quality; blocks of them,
+    as often, as that of similarity. Features of other spaces are small."""
+    double, settings, width = 2 * memory.SINGLE, study.quality, work.values(study)
+    arrays = 0
+    if settings.features == "pixels":
+        unseen = study.sample.images + study.data.split.holdout + work.reference_images(study)
+        arrays += 3 * double * unseen * width
+    if settings.similarity == "pixels":
+        seen = work.trained_images(study, name)
+        queries = min(double * width * min(SIMILARITY_ROWS, seen), SIMILARITY_BYTES)
+        arrays += 3 * (queries + min(double * width * seen, memory.BLOCK))
+    return Bytes(arrays=arrays)
 
 
 # ---- membership ----------------------------------------------------------------------------------
@@ -197,9 +217,8 @@ def _path_work(study: Study, name: str) -> Work:
     states = len(study.path_of(name))
     images = states * _path_images(study)
     total = work.drawing(study, name, images)
-    if study.quality.features == "inception":
-        total += Work(fp32=(images + work.reference_images(study)) * work.INCEPTION)
-    return total
+    measured = images + work.reference_images(study)
+    return total + work.features(study.quality.features, measured)
 
 
 # ---- forgetting ----------------------------------------------------------------------------------
@@ -292,6 +311,7 @@ STEPS = (
         inputs=_quality_inputs,
         addresses=per_replicate,
         work=_quality_work,
+        memory=_quality_memory,
         size=lambda study, name: Size(all_images(study, name).numbers, study.sample.images),
         libraries=True,
     ),

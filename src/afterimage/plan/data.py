@@ -171,6 +171,14 @@ def _dedup_inputs(study: Study, job: Job) -> Inputs:
     return inputs
 
 
+def _dedup_memory(study: Study, name: str) -> Bytes:
+    """Return what pixels hold as features, or as what principal components are taken of."""
+    train = study.data.split.train
+    images = {"classifier": 0, "pixels": train, "pca": train + work.reference_images(study)}
+    held = images[study.dedup.embedding.features] * work.values(study)
+    return Bytes(arrays=2 * memory.SINGLE * held)
+
+
 def _dedup_work(study: Study, name: str) -> Work:
     """Return the products of the search by likeness; the other detectors are in what was
     measured."""
@@ -228,7 +236,10 @@ STEPS = (
         settings=_encode_settings,
         inputs=_encode_inputs,
         addresses=_encoded,
-        libraries=True,
+        work=lambda study, name: work.encoding(study),
+        memory=memory.texts,
+        size=None,
+        networks=True,
     ),
     Step(
         name=AUTOENCODER,
@@ -284,6 +295,7 @@ STEPS = (
         inputs=_dedup_inputs,
         addresses=_plantings,
         work=_dedup_work,
+        memory=_dedup_memory,
         size=lambda study, name: Size(
             study.data.split.train * work.values(study), study.data.split.train
         ),

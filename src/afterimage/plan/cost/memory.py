@@ -24,6 +24,9 @@ from afterimage.plan.cost.work import (
 
 SINGLE = 4
 """Bytes of a number."""
+BLOCK, MAPPED = 2**27, 2**28
+"""As in ``scratch``, which planning does not import: bytes of a block of rows in float64, and of
+the largest array that is not memory-mapped."""
 
 
 class Bytes(NamedTuple):
@@ -41,7 +44,7 @@ class Bytes(NamedTuple):
 def learning(study: Study, arm: str) -> Bytes:
     """Return what a training holds: of every network the weights and their average, and of those
     that are trained gradients and two moments; activations of a micro-batch, a state to be saved,
-    and the training images three times.
+    and the training images three times, as far as they are in memory.
 
     With dp_sgd the gradients of each image of a micro-batch are there too, several times (as
     measured on digits).
@@ -61,7 +64,7 @@ def learning(study: Study, arm: str) -> Bytes:
     )
     if own.per_sample_gradients:
         activations = 4 * activations + 6 * batch * weights(study, arm) * SINGLE
-    images = study.data.split.train * values(study)
+    images = in_memory(study.data.split.train * values(study))
     return Bytes(
         (2 * held + moved) * SINGLE + moved * moments + activations,
         3 * images + 2 * held * SINGLE + moved * moments,
@@ -77,6 +80,11 @@ def relearning(study: Study, arm: str) -> float:
     return SINGLE * (5.0 * weights(study, arm) + batch * kept)
 
 
+def in_memory(size: float) -> float:
+    """Return how much of images of so many bytes is held at once; larger sets are memory-mapped."""
+    return min(size, MAPPED)
+
+
 def passing(study: Study, arm: str, batch: int) -> float:
     """Return the bytes of forward passes without gradients: the weights, and some six tensors of
     the finest level."""
@@ -90,8 +98,22 @@ def autoencoder(study: Study, name: str = "") -> Bytes:
     """Return what the training of the autoencoder holds, or its passes over a few images."""
     counts, settings = work.autoencoder(study), study.autoencoder
     batch = settings.batch_size if isinstance(settings, TrainedAutoencoder) else 1
-    images = work.reference_images(study) * values(study)
+    images = in_memory(work.reference_images(study) * values(study))
     return Bytes(SINGLE * (5 * counts.parameters + batch * counts.values), 3 * images)
+
+
+def texts(study: Study, name: str = "") -> Bytes:
+    """Return what the embedding of the captions holds: the encoder, a batch of its activations, and
+    all embeddings three times, in parts, joined and as they are written; the images are there in
+    three parts."""
+    assert study.text is not None
+    length, width = study.text.length, study.text.width
+    _, size = work.text_encoder(study)
+    batch = min(work.CAPTIONS, work.captions(study)) * length
+    activations = batch * (2 * study.text.transformer.hidden + 6 * width)
+    images = in_memory(work.captions(study) * values(study))
+    embeddings = work.captions(study) * length * width
+    return Bytes(SINGLE * (size + activations), 3 * (images + SINGLE * embeddings))
 
 
 def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
@@ -111,4 +133,5 @@ def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
     features = (
         images * k * SINGLE * (2 * readouts + settings.timesteps * settings.probes * settings.rows)
     )
-    return Bytes(on_device, 2 * features + 3 * study.data.split.train * values(study))
+    images = in_memory(study.data.split.train * values(study))
+    return Bytes(on_device, 2 * features + 3 * images)

@@ -26,8 +26,11 @@ averages; measured."""
 PROJECTION = {"none": 130, "countsketch": 420, "srht": 1300, "kronecker": 40, "gaussian": 420}
 """FLOP in whose time a weight's gradient is projected: measured on digits' network with one thread,
 but for ``none``, which is assumed. The product with gaussian's dense matrix comes on top."""
-INCEPTION = 11.4e9
-"""FLOP of an image in Inception: assumed."""
+FEATURES = {"inception": 11.4e9, "sscd": 13.6e9, "clip": 8.8e9, "dinov2": 46e9}
+"""FLOP of an image in Inception, in SSCD's ResNet-50 at 288 pixels, and in CLIP's ViT-B/32 and
+DINOv2's ViT-B/14 at 224: assumed. Networks of other sizes take others."""
+CAPTIONS = 256
+"""As in ``data.encode``, which planning does not import: captions of a batch."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,31 @@ def autoencoder_training(study: Study) -> Work:
         return Work()
     size = settings.batch_size
     return passes(autoencoder(study).flop, settings.updates * size, size, backward=True)
+
+
+def captions(study: Study) -> int:
+    """Return how many texts a variant of the captions has, at most: one for each image."""
+    split = study.data.split
+    return split.train + split.holdout + reference_images(study)
+
+
+def text_encoder(study: Study) -> tuple[int, int]:
+    """Return the FLOP of one text in a study's text encoder, and its weights: those of linear
+    layers and attention, of a transformer as in CLIP (Radford et al. 2021), in closed form, so that
+    planning needs no transformers library."""
+    assert study.text is not None
+    length, width = study.text.length, study.text.width
+    layers, hidden, vocabulary = study.text.transformer
+    matrices = 4 * width**2 + 2 * width * hidden
+    flop = layers * (2 * length * matrices + 4 * length**2 * width)
+    vectors = 9 * width + hidden  # biases, and two normalisations
+    weights = (vocabulary + length + 2) * width + layers * (matrices + vectors)
+    return flop, weights
+
+
+def encoding(study: Study) -> Work:
+    """Return the work of embedding the captions in one variant."""
+    return passes(text_encoder(study)[0], captions(study), CAPTIONS)
 
 
 def networks(study: Study, arm: str) -> list[tuple[network.Network, float]]:
@@ -227,6 +255,12 @@ def reference_images(study: Study) -> int:
     """Return how many reference images there are; where the study takes all that are left, as many
     as are held out."""
     return study.data.split.reference or study.data.split.holdout
+
+
+def features(space: str, images: float) -> Work:
+    """Return the work of images' features in a space of ``quality``; those of the study's own
+    classifier are in what was measured."""
+    return Work(fp32=images * FEATURES.get(space, 0.0))
 
 
 def gradients(study: Study, arm: str, images: int, settings: Features, readouts: int) -> Work:
