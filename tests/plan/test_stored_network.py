@@ -8,8 +8,8 @@ import pytest
 
 from afterimage import config
 from afterimage.config.unet import DEFAULTS
-from afterimage.plan.cost import memory, network, work
-from afterimage.plan.jobs import STEPS
+from afterimage.plan.cost import estimate, memory, network, work
+from afterimage.plan.jobs import STEPS, jobs
 from afterimage.plan.resolved import resolve, resolved
 
 PIXELS = {
@@ -375,37 +375,103 @@ OF_2_1 = STABLE_DIFFUSION | {
 }
 
 
+TEXTS_OF = {
+    OF_1_4["cross_attention_dim"]: {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "intermediate_size": 3072,
+    },
+    OF_2_1["cross_attention_dim"]: {
+        "hidden_size": 1024,
+        "num_hidden_layers": 23,
+        "intermediate_size": 4096,
+    },
+}
+AUTOENCODER = {
+    "_class_name": "AutoencoderKL",
+    "block_out_channels": [128, 256, 512, 512],
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+}
+AT_PAPER_SCALE = {
+    "loyal-laion10k": (OF_2_1, "v_prediction", 340_387_840),
+    "iet-laion10k": (OF_2_1, "v_prediction", 340_387_840),
+    "erasediff-imagenette": (OF_1_4, "epsilon", 123_060_480),
+    "das-artbench2-lora": (OF_1_4, "epsilon", 123_060_480),
+}
+"""Study -> the U-Net of its pipeline, what it predicts, and the weights of its text encoder."""
+
+
+@pytest.fixture
+def at_paper_scale(root, tmp_path, monkeypatch):
+    """Return a study at paper scale, planned with the configs of the pipeline that it names."""
+
+    def make(name: str) -> config.Study:
+        unet, prediction, _ = AT_PAPER_SCALE[name]
+        texts = TEXTS_OF[unet["cross_attention_dim"]]
+        for file, described in {
+            "unet/config.json": unet,
+            "vae/config.json": AUTOENCODER,
+            "text_encoder/config.json": texts
+            | {"vocab_size": 49_408, "max_position_embeddings": 77},
+            "scheduler/scheduler_config.json": STABLE | {"prediction_type": prediction},
+        }.items():
+            (tmp_path / file).parent.mkdir(exist_ok=True)
+            (tmp_path / file).write_text(json.dumps(described))
+        monkeypatch.setenv("STABLE_DIFFUSION", str(tmp_path))
+        return config.load(root / "studies" / f"{name}.yaml")
+
+    return make
+
+
 @pytest.mark.parametrize(
-    ("name", "described", "weights"),
+    ("name", "weights"),
     [
-        ("loyal-laion10k", OF_2_1, {"plain": 865_910_724, "rau_net": 865_910_724 + 73_734_400}),
-        ("iet-laion10k", OF_2_1, {"default": 865_910_724}),
-        ("erasediff-imagenette", OF_1_4, {"plain": 859_520_964}),
-        ("das-artbench2-lora", OF_1_4, {"lora": 859_520_964}),
+        ("loyal-laion10k", {"plain": 865_910_724, "rau_net": 865_910_724 + 73_734_400}),
+        ("iet-laion10k", {"default": 865_910_724}),
+        ("erasediff-imagenette", {"plain": 859_520_964}),
+        ("das-artbench2-lora", {"lora": 859_520_964}),
     ],
 )
-def test_studies_at_paper_scale_are_of_the_published_networks(
-    root, tmp_path, monkeypatch, name, described, weights
-):
+def test_studies_at_paper_scale_are_of_the_published_networks(at_paper_scale, name, weights):
     """LoyalDiffusion's five blocks have 5 x (1280 x 1280 x 9 + 1280) weights. Every training fits
     on one GPU of the study's kind."""
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(described))
-    monkeypatch.setenv("STABLE_DIFFUSION", str(tmp_path))
-    study = config.load(root / "studies" / f"{name}.yaml")
+    study = at_paper_scale(name)
+    assert study.text.described is not None
+    assert study.autoencoder.described is not None
     for arm, count in weights.items():
         assert work.weights(study, arm) == count
+    assert work.text_encoder(study)[1] == AT_PAPER_SCALE[name][2]
+    assert work.autoencoder(study).parameters == 83_653_863
     for arm in study.arms:
         needed = memory.learning(study, arm).networks
         assert needed < {"a100": 80e9, "h200": 141e9}[study.cluster.device], arm
 
 
-def test_features_of_a_study_of_adapters_are_of_their_weights(root, tmp_path, monkeypatch):
+NODE_MB = 64_000
+"""Memory that a common node has for each of its GPUs, and the smallest nodes without one have in
+all."""
+
+
+@pytest.mark.parametrize("name", AT_PAPER_SCALE)
+def test_all_but_the_trainings_of_studies_at_paper_scale_ask_for_what_a_node_has(
+    at_paper_scale, name
+):
+    """Images of 256 x 256 and 512 x 512 do not fit into it as numbers, and need not. A training's
+    memory is that of its states, which are written while it goes on."""
+    study = at_paper_scale(name)
+    made = jobs(study)
+    assert {"data/encode", "attack/quality", "attack/extraction"} <= {job.step for job in made}
+    for job in made:
+        if job.step != "train":
+            asked = estimate.asks(study, job, 1.0, 1)
+            assert asked["mem_mb"] < NODE_MB, job.folder
+
+
+def test_features_of_a_study_of_adapters_are_of_their_weights(at_paper_scale):
     """Rank 128 on the 16 transformers of Stable Diffusion 1: 32 times the 797,184 of rank 4."""
-    (tmp_path / "unet").mkdir()
-    (tmp_path / "unet" / "config.json").write_text(json.dumps(OF_1_4))
-    monkeypatch.setenv("STABLE_DIFFUSION", str(tmp_path))
-    study = config.load(root / "studies" / "das-artbench2-lora.yaml")
+    study = at_paper_scale("das-artbench2-lora")
     assert work.attributed_weights(study, "lora") == 32 * 797_184
     held = memory.projected(study, "lora", "main", 500)
     assert held.networks < 80e9

@@ -269,13 +269,61 @@ def test_every_shipped_study_plans(root, empty, monkeypatch):
         assert planned["fetch"] == 1
 
 
-@pytest.mark.parametrize("study", ["cifar10", "iet-cifar10", "erasediff-cifar10"])
+AT_PAPER_SCALE = ("loyal-laion10k", "iet-laion10k", "erasediff-imagenette", "das-artbench2-lora")
+"""Studies on Stable Diffusion."""
+
+
+@pytest.mark.parametrize("study", ["cifar10", "iet-cifar10", "erasediff-cifar10", *AT_PAPER_SCALE])
 def test_fid_as_published_is_added_to_a_study(empty, study):
     empty.planned("--configfile", f"studies/{study}.yaml", "studies/with/fid.yaml")
     [resolved] = (empty.folder / "results").glob("*/config/study.json")
     quality = json.loads(resolved.read_text())["quality"]
+    own = config.read_yaml(empty.folder / "studies" / f"{study}.yaml")["quality"]
     assert quality["features"] == "inception"
-    assert quality["kid_subset_size"] == 1000
+    assert quality["kid_subset_size"] == own.get("kid_subset_size", 200)
+
+
+@pytest.mark.parametrize("study", AT_PAPER_SCALE)
+def test_sscd_as_published_is_added_to_a_study(empty, study):
+    """By the command in the study's header, but for the weights' name and checksum."""
+    files = [f"studies/{name}.yaml" for name in (study, "with/sscd", "with/fid")]
+    header = (empty.folder / files[0]).read_text().partition("\nstudy:")[0]
+    assert all(file in header for file in files)
+    added = "quality={similarity_sha256: $SSCD_SHA256}"
+    assert f'--config "{added}"' in header
+    given = added.replace("$SSCD_SHA256", "ab" * 32)
+    empty.planned("--configfile", *files, "--config", given)
+    [resolved] = (empty.folder / "results").glob("*/config/study.json")
+    quality = json.loads(resolved.read_text())["quality"]
+    assert (quality["features"], quality["similarity"]) == ("inception", "sscd")
+    assert quality["similarity_weights"] == "${SSCD}"
+    assert quality["similarity_sha256"] == "ab" * 32
+
+
+def test_sscd_without_a_checksum_is_refused_before_any_job(empty):
+    files = [f"studies/{name}.yaml" for name in ("loyal-laion10k", "with/sscd")]
+    done = empty.snakemake("--configfile", *files, "--dry-run", "--", "all", check=False)
+    assert done.returncode != 0
+    assert (
+        "similarity = sscd needs similarity_weights (a path) and similarity_sha256" in done.stderr
+    )
+
+
+def test_all_classes_of_imagenette_share_one_base(empty):
+    files = [f"studies/{name}.yaml" for name in ("erasediff-imagenette", "with/imagenette-classes")]
+    planned = empty.planned("--configfile", *files)
+    [resolved] = (empty.folder / "results").glob("*/config/study.json")
+    study = config.parse(json.loads(resolved.read_text()))
+    assert planned["fit"] == len(study.arms) * study.replicates
+    erased = [arm for arm in study.arms.values() if arm.method == "erasediff"]
+    forgotten = {arm.forget: arm for arm in erased if (arm.barrier, arm.weight) == ("fixed", 1)}
+    assert len({block.caption for block in study.forget.values()}) == len(forgotten) == 10
+    for name, arm in forgotten.items():
+        assert arm.base == "plain"
+        control = study.arms[arm.control]
+        assert (control.base, control.without) == ("plain", name)
+        retrained = study.arms[control.control]
+        assert (retrained.base, retrained.without) == (None, name)
 
 
 def test_scale_up_of_the_cifar10_study(empty):
