@@ -97,7 +97,7 @@ def autoencoder_training(study: Study) -> Work:
 def captions(study: Study) -> int:
     """Return how many texts a variant of the captions has, at most: one for each image."""
     split = study.data.split
-    return split.train + split.holdout + reference_images(study)
+    return split.train + split.holdout + reference_images(study) + split.fusion
 
 
 def text_encoder(study: Study) -> tuple[int, int]:
