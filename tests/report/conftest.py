@@ -13,6 +13,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 from scipy import stats
@@ -29,7 +30,7 @@ GENERATIONS, PLANTED, SINGLES, HELD_OUT = 400, 32, 60, 200
 
 @dataclass(frozen=True)
 class Truth:
-    """What an arm's results are drawn around."""
+    """What an arm's results are drawn around; text alignment for arms with captions alone."""
 
     flagged: float = 0.4
     planted: float = 0.6
@@ -37,12 +38,29 @@ class Truth:
     coverage: float = 0.7
     membership: float = 0.7
     forgotten: float = 0.5
+    alignment: float | None = None
     copies: tuple[int, ...] = (1, 2, 4, 8, 16)
 
 
 @pytest.fixture(scope="session")
 def truth() -> type[Truth]:
     return Truth
+
+
+@pytest.fixture(scope="session")
+def captioned(root) -> Callable[..., config.Study]:
+    """Return a function that gives a study of images with captions, with these arms and blocks."""
+
+    def study(arms: dict[str, dict[str, object]], **blocks: object) -> config.Study:
+        params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
+        params["data"]["source"] = {"kind": "parquet", "path": "a", "caption_column": "text"}
+        params["data"]["split"]["fusion"] = 50
+        params["model"]["attention"] = [True] * len(params["model"]["channels"])
+        params |= {"arms": {name: arm | {"condition": "text"} for name, arm in arms.items()}}
+        params |= {"text": {}, "forget": {}, "loyal_selection": None, "attribution": None}
+        return config.parse(params | blocks)
+
+    return study
 
 
 @pytest.fixture(scope="session")
@@ -276,6 +294,10 @@ def _quality(folder: Path, truth: Truth, rng: np.random.Generator) -> None:
                 }
             )
         rows.append({"metric": "KID_sd[classifier]", "of": of, "value": 0.1})
+        if truth.alignment is not None:
+            value = truth.alignment + 0.002 * rng.standard_normal() if of == "generations" else 0.8
+            ends = {"low": value - 0.03, "high": value + 0.03}
+            rows.append({"metric": "text_alignment[classifier]", "of": of, "value": value} | ends)
         for metric, value in (
             ("R[pixels]", 0.9),
             ("similarity[pixels]", 0.7),
@@ -429,8 +451,28 @@ def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Gene
             )
             for a in ("fixed", "calibrated")
         ]
+        if truth.alignment is not None:
+            some += _of_captions(truth, rng)
         rows += [table.assign(set=name) for table in some]
     pd.concat(rows).to_csv(folder / "results.csv", index=False)
+
+
+def _of_captions(truth: Truth, rng: np.random.Generator) -> list[pd.DataFrame]:
+    """Make up what is asked of arms with captions alone."""
+    shares = [
+        _share(metric, rng.binomial(of, rate), of, "training", "calibrated", "forget")
+        for metric, of, rate in (
+            ("copied", 64, truth.forgotten),
+            ("brought_back", 8, truth.forgotten),
+            ("brought_back_holdout", 8, 0.0),
+        )
+    ]
+    rest = {"anchor": "none", "alpha": "none", "subset": "remain", "of": 80}
+    for metric, value in (("FD_balanced", truth.frechet), ("coverage", truth.coverage)):
+        near = value * (1 + 0.01 * rng.standard_normal())
+        row = {"metric": f"{metric}[classifier]", "value": near, "low": 0.9 * near}
+        shares.append(pd.DataFrame([rest | row | {"high": 1.1 * near}]))
+    return shares
 
 
 @pytest.fixture(scope="session")

@@ -406,8 +406,6 @@ def verdict(changes: dict[str, float], **options) -> pd.Series:
 LESS_ALONE = "remembers less, "
 UNKNOWN = "no difference in memorization seen, "
 KEPT = "quality no worse within the margin"
-BETTER_QUALITY = "better Fréchet distance or coverage"
-WORSE_QUALITY = "worse Fréchet distance or coverage"
 
 
 @pytest.mark.parametrize(
@@ -422,16 +420,18 @@ WORSE_QUALITY = "worse Fréchet distance or coverage"
             YES,
             LESS_ALONE + KEPT,
         ),  # the planted images are reported, and decide nothing
-        (-3, 0, -3, 0, YES, LESS_ALONE + BETTER_QUALITY),
-        (-3, 0, 0, 3, YES, LESS_ALONE + BETTER_QUALITY),
+        (-3, 0, -3, 0, YES, LESS_ALONE + "better in FD[x]"),
+        (-3, 0, 0, 3, YES, LESS_ALONE + "better in coverage[x]"),
+        (-3, 0, -3, 3, YES, LESS_ALONE + "better in FD[x] and coverage[x]"),
         (-3, 0, 0.3, -0.2, YES, LESS_ALONE + KEPT),  # a loss within the margin, which was seen
-        (-3, -3, 3, 0, NO, LESS_ALONE + WORSE_QUALITY),
-        (-3, -3, 0, -3, NO, LESS_ALONE + WORSE_QUALITY),
-        (-3, -3, -3, -3, NO, LESS_ALONE + "Fréchet distance and coverage disagree"),
-        (0, -3, 0, 3, NOT_SHOWN, UNKNOWN + BETTER_QUALITY),
+        (-3, -3, 3, 0, NO, LESS_ALONE + "worse in FD[x]"),
+        (-3, -3, 0, -3, NO, LESS_ALONE + "worse in coverage[x]"),
+        (-3, -3, 3, -3, NO, LESS_ALONE + "worse in FD[x] and coverage[x]"),
+        (-3, -3, -3, -3, NO, LESS_ALONE + "better in FD[x], but worse in coverage[x]"),
+        (0, -3, 0, 3, NOT_SHOWN, UNKNOWN + "better in coverage[x]"),
         (0, 0, 0, 0, NOT_SHOWN, UNKNOWN + KEPT),
-        (0, 0, 3, 0, NO, UNKNOWN + WORSE_QUALITY),
-        (3, 0, -3, 0, NO, "remembers more, " + BETTER_QUALITY),
+        (0, 0, 3, 0, NO, UNKNOWN + "worse in FD[x]"),
+        (3, 0, -3, 0, NO, "remembers more, better in FD[x]"),
     ],
 )
 def test_an_arm_beats_its_control_if_it_remembers_less_at_no_cost_of_quality(
@@ -457,6 +457,20 @@ LESS = {
     "FD[x]": 0,
     "coverage[x]": 0,
 }
+
+
+def test_text_alignment_alone_is_named_where_it_alone_is_worse():
+    said = verdict(LESS | {"text_alignment[x]": -3})
+    assert (said["quality"], said["beats_control"]) == (WORSE, NO)
+    assert said["verdict"] == LESS_ALONE + "worse in text_alignment[x]"
+
+
+def test_text_alignment_decides_nothing_where_both_are_judged_on_a_forget_set():
+    forgets = {"remaining_FD[x, zeros]": 0, "remaining_coverage[x, zeros]": 0}
+    said = verdict(LESS | forgets | {"text_alignment[x]": -3})
+    assert (said["beats_control"], said["verdict"]) == (YES, LESS_ALONE + KEPT)
+    said = verdict(LESS | forgets | {"remaining_coverage[x, zeros]": -3})
+    assert said["verdict"] == LESS_ALONE + "worse in remaining_coverage[x, zeros]"
 
 
 def test_one_training_gives_no_verdict():
@@ -594,7 +608,7 @@ def test_arms_that_are_judged_on_forgetting_are_judged_by_the_quality_of_the_res
     said = comparison.verdicts(compare(both)).loc[0]
     assert (said["quality"], said["verdict"]) == (
         BETTER,
-        LESS_ALONE + BETTER_QUALITY,
+        LESS_ALONE + "better in remaining_FD[x, zeros]",
     )
     alone = both[~((both["arm"] == "control") & both["metric"].str.startswith("remaining"))]
     assert comparison.verdicts(compare(alone)).loc[0, "quality"] == WORSE

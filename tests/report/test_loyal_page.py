@@ -68,25 +68,18 @@ def test_levels_of_a_stored_network_are_told(root, tmp_path_factory, make_up, tr
 
 
 def test_arms_with_other_captions_have_rows_of_their_own(
-    root, tmp_path_factory, make_up, truth, show
+    captioned, tmp_path_factory, make_up, truth, show
 ):
-    params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
-    text = {"condition": "text"}
-    general = text | {"captions": "general"}
+    general = {"captions": "general"}
     loyal = {"method": "loyal", "switch_timestep": 500, "rau_net": BLOCKS}
     arms = {
         "general": {"method": "baseline", "control": "plain"} | general,
-        "plain": {"method": "baseline"} | text,
-        "loyal": loyal | text,
+        "plain": {"method": "baseline"},
+        "loyal": loyal,
         "loyal_general": loyal | general | {"control": "loyal"},
         "fused": loyal | general | {"control": "loyal", "dual_fusion": {}},
     }
-    params["data"]["source"] = {"kind": "parquet", "path": "a", "caption_column": "text"}
-    params["data"]["split"]["fusion"] = 50
-    params["model"]["attention"] = [True] * len(params["model"]["channels"])
-    params |= {"arms": arms, "forget": {}, "loyal_selection": None, "attribution": None}
-    params["text"] = {"captions": {"general": {"kind": "general"}}}
-    study = config.parse(params)
+    study = captioned(arms, text={"captions": {"general": {"kind": "general"}}})
     made = make_up(tmp_path_factory.mktemp("made"), study, {name: truth() for name in arms})
     text, _ = show("loyal", study, made)
     rows = [line for line in text.split("<tr") if "<td" in line]

@@ -7,6 +7,7 @@ import re
 from functools import cache
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
@@ -99,9 +100,34 @@ def test_comparison_of_many_arms(study, show):
     assert "over 2 replicates (Student's t, paired by replicate for rau_net, both, which" in text
     assert "adjusted for 5 verdict(s) (Holm)" in text
     assert "probability of forgotten class (zeros)" in text
+    assert "are both judged on a forget set, by" not in text  # nothing is measured of the rest
     for arm, settings in ARMS.items():
         if "control" in settings:
             assert re.search(f"<b>{arm}</b></td>\\s*<td[^>]*>{settings['control']}</td>", text)
+
+
+def test_what_decides_about_quality_is_named(captioned, tmp_path, make_up, truth, show):
+    """Of unlearners it is the rest's alone, of which text alignment is none."""
+    unlearn = {"base": "plain", "control": "plain", "train": {"updates": 10}}
+    arms = {
+        "plain": {"method": "baseline"},
+        "astray": {"method": "baseline", "control": "plain"},
+        "erasing": {"method": "erasediff", "forget": "faces", **unlearn},
+    }
+    forget = {"faces": {"caption": "face", "surrogate": "a thing"}}
+    made = captioned(arms, forget=forget, replicates=4)
+    truths = {name: truth(alignment=0.7 if name == "plain" else 0.5) for name in arms}
+    results = make_up(tmp_path, made, truths)
+    shown, _ = show("comparison", made, results)
+    assert (
+        "*Quality* is judged by FD_balanced[classifier] and coverage[classifier] and "
+        "text_alignment[classifier] (where an arm and its control are both judged on a forget set, "
+        "by remaining_FD_balanced[classifier, faces] and remaining_coverage[classifier, faces] "
+        "alone, of the images that remain; text alignment, of all prompts, decides nothing there)"
+    ) in shown
+    words = pd.read_csv(results / "report/tables/comparison_wide.csv").set_index("arm")["verdict"]
+    assert words["astray"].endswith("worse in text_alignment[classifier]")
+    assert "text_alignment" not in words["erasing"]
 
 
 def test_comparison_without_any_control(study, show):

@@ -23,7 +23,8 @@ The rules by which a verdict follows from numbers are in ``verdicts``; here are 
   adjusted, and no part of whether an arm beats its control: an arm that forgets need not beat
   retraining, no difference is what it is meant to reach.
 - Where an arm and its control are both judged on a forget set, their quality is that of the other
-  classes: a model that was never shown zeros draws none, which is not bad drawing.
+  classes, or prompts: a model that was never shown zeros draws none, which is not bad drawing. Text
+  alignment is of all prompts, those of forgotten images too, and decides nothing there.
 - ``detectable`` is the smallest difference that the replicates see with a chance of 80 %, their
   spread taken as the true one; of the primary number at the level of Holm's first step.
 """
@@ -169,10 +170,10 @@ _TEXTS = {
         NOT_TESTABLE: "memorization not testable: the control's copies do not exceed false alarms",
     },
     "quality": {
-        BETTER: "better Fréchet distance or coverage",
+        BETTER: "better in {better}",
         NO_WORSE: "quality no worse within the margin",
-        WORSE: "worse Fréchet distance or coverage",
-        MIXED: "Fréchet distance and coverage disagree",
+        WORSE: "worse in {worse}",
+        MIXED: "better in {better}, but worse in {worse}",
         NOT_SHOWN: "quality not shown to be kept",
         UNMEASURED: "quality not measured",
     },
@@ -183,6 +184,8 @@ _TEXTS = {
         UNSEEN: "no difference in forgetting seen",
     },
 }
+"""About what -> verdict -> its words; ``{better}`` and ``{worse}`` name the numbers of quality whose
+verdict that is."""
 
 
 def rule_of(metric: str) -> Metric | None:
@@ -609,7 +612,12 @@ def _verdict_on(group: pd.DataFrame) -> tuple[dict[str, str], str]:
     row = judged | {"beats_control": beats}
     if ONE_TRAINING in row.values():
         return row | {"beats_control": ONE_TRAINING}, ONE_TRAINING
-    words = [_TEXTS[name][word] for name, word in judged.items() if word in _TEXTS[name]]
+    named = {
+        word: " and ".join(kept["metric"][kept["verdict"] == word]) for word in (BETTER, WORSE)
+    }
+    words = [
+        _TEXTS[name][word].format(**named) for name, word in judged.items() if word in _TEXTS[name]
+    ]
     if judged["quality"] == NOT_SHOWN:
         words[1] += _unseen_losses(kept)
     words += ["its control's network was trained longer"] if beats == TRAINED_LESS else []

@@ -51,7 +51,8 @@ HEADS = {
     ),
 }
 """``beats_control`` -> head of the list of arms of which it is true."""
-ABOUT = ("memorization", "quality", "forgetting")
+ABOUT = ("memorization", "quality", "rest", "forgetting")
+"""What a number may decide about, see ``comparison.Metric``."""
 
 
 class Comparison:
@@ -65,7 +66,7 @@ class Comparison:
     Attributes:
         control_of: Arm -> its control, of arms that have one.
         beats: Arm -> ``beats_control``, of the same arms.
-        deciding: ``memorization``, ``quality``, ``forgetting`` -> the metrics that decide about it.
+        deciding: One of ``ABOUT`` -> the metrics that decide about it.
         frechet: The Fréchet distance among them.
         memorization: The counts of copies that are drawn against quality; the first one decides.
         margin: Losses of quality that do not matter, as in ``statistics.margin``.
@@ -167,10 +168,9 @@ class Comparison:
         """Return how the intervals are made and what decides, as far as it depends on the study."""
         if not self.beats:
             return ""
-        quality, forgetting = (
+        quality, rest, forgetting = (
             [name_of(metric) for metric in self.deciding[about]] for about in ABOUT[1:]
         )
-        of_rest = ", of the remaining classes where both arms are judged on forgetting"
         reported = [name_of(metric) for metric in self.memorization[1:]]
         text = (
             f"Numbers are the arm's minus its control's, with {self.book.level} intervals (shares "
@@ -179,8 +179,8 @@ class Comparison:
         )
         text += f"Reported, without deciding: {', '.join(reported)}. " if reported else ""
         text += (
-            f"*Quality* is judged by {' and '.join(quality)}{of_rest if forgetting else ''}: *no "
-            f"worse* if a {self._margins()} is ruled out by the interval of each."
+            f"*Quality* is judged by {' and '.join(quality)}{self._of_the_rest(rest)}: *no worse* if "
+            f"a {self._margins()} is ruled out by the interval of each."
         )
         if forgetting:
             text += (
@@ -222,12 +222,26 @@ class Comparison:
             "false one. *Smallest difference detectable*: seen with a chance of 80 %, in points"
         )
 
+    def _of_the_rest(self, remaining: Sequence[str]) -> str:
+        """Return by what quality is judged where forgetting is, too, as a clause."""
+        if not remaining:
+            return ""
+        aligned = "; text alignment, of all prompts, decides nothing there" if self._texts else ""
+        return (
+            " (where an arm and its control are both judged on a forget set, by "
+            f"{' and '.join(remaining)} alone, of the images that remain{aligned})"
+        )
+
+    @property
+    def _texts(self) -> bool:
+        """Whether text alignment is among the numbers."""
+        return any(metric.startswith("text_alignment[") for _, metric in self.known)
+
     def _margins(self) -> str:
         rise, fall = self.margin["relative_fd"], self.margin["coverage"]
-        texts = any(metric.startswith("text_alignment[") for _, metric in self.known)
         aligned = (
             f" and a text alignment {100 * self.margin['text_alignment']:.3g} points below"
-            if texts
+            if self._texts
             else ""
         )
         return (
