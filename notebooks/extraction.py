@@ -11,9 +11,9 @@
 # %% [markdown]
 # # Which training images does the model give back?
 #
-# Each **arm** is one way of training the same small diffusion model. Images are generated with
-# every arm, and each is compared with all images that its weights have seen (Carlini et al.
-# 2023, section 5.1). Real held-out images that no model saw are compared in the same way: what is
+# Each **arm** is one way of training the study's diffusion model. Images are generated with every
+# arm, and each is compared with all images that its weights have seen (Carlini et al. 2023,
+# section 5.1). Real held-out images that no model saw are compared in the same way: what is
 # flagged among those is a false alarm, so read every count next to that control.
 
 # %% tags=["parameters"]

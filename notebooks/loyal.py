@@ -60,19 +60,21 @@ book.say(f"This network has levels 1 to {page.levels()}.")
 if page.shown:
     book.keep(page.figure(), "loyal_arms")
     book.say(f"Points with {book.level} intervals ({format.spread(replicates)}).")
-    book.say(f"R is measured in the space `{page.space}`.")
+    book.say(page.about_r())
 
 # %% [markdown]
-# Lower is better everywhere. Black bars are the floor: the same measure of real images that no
-# model saw (for planted images: of their never-trained twins). R is centred on the mean of other
-# real images; it cannot be compared with published values of R, which are computed in SSCD's
-# space. Where more than one generation in twenty is a copy R is near 1 whatever the arm does:
+# Lower is better, except for text alignment: the share of other prompts that fit a generation less
+# well than its own, measured where arms have captions. It stands where the paper has CLIP scores
+# and cannot be compared with them. Black bars are the same measure of real images that no model
+# saw (for planted images: of their never-trained twins): the floor, of text alignment what can be
+# reached. Where more than one generation in twenty is a copy R is near 1 whatever the arm does:
 # read the mean similarity and the flagged share next to it.
 #
 # ## The published rows
 # The paper's table as far as it is public: its rows, what is published of each, and the arms of
-# this study that stand for them. The abstract does not say which row the headline of 48.63 % is
-# relative to, so both reductions are given here.
+# this study that stand for them. The columns are the paper's, with this study's Fréchet distance
+# and text alignment where the paper has FID and CLIP scores. The abstract does not say which row
+# the headline of 48.63 % is relative to, so both reductions are given here.
 
 # %%
 book.show(page.published())
@@ -85,10 +87,10 @@ book.show(page.published())
 # %%
 book.say(page.findings())
 book.say(page.brackets())
+book.say(page.scale())
 
 # %% [markdown]
-# That no difference, or no loss of quality, was seen does not say that there is none. At this
-# scale a network is trained from scratch on a few hundred small images, while the paper
-# fine-tunes Stable Diffusion 2.1. What does not hold here may hold there; what the published
-# blocks were at all is open, since the authors' surviving code neither trains nor saves them
-# (variants `frozen_fixed` and `frozen_redrawn` do the same).
+# That no difference, or no loss of quality, was seen does not say that there is none. What does
+# not hold here may hold there; what the published blocks were at all is open, since the authors'
+# surviving code neither trains nor saves them (variants `frozen_fixed` and `frozen_redrawn` do the
+# same).

@@ -134,9 +134,9 @@ def _make(folder: Path, study: config.Study, truth: dict[str, Truth]) -> Path:
                     csv = name.endswith(".csv")
                     table.to_csv(path, index=False) if csv else table.to_parquet(path)
             elif job.step == "attack/forgetting":
-                _forgetting(
-                    step.folder, list(wanted_config["settings"]["sets"]), truth[job.arm], rng
-                )
+                sets = list(wanted_config["settings"]["sets"])
+                _forgetting(step.folder, sets, truth[job.arm], rng)
+                step.note(sets={name: {"sources": 20, "trained": 20} for name in sets})
     command = [
         "report",
         "tables",
@@ -435,30 +435,33 @@ def prompts(settings: dict, replicate: int, folder: Path) -> None:
 def _forgetting(folder: Path, sets: list[str], truth: Truth, rng: np.random.Generator) -> None:
     rows = []
     for name in sets:
-        mean = {
-            "metric": "probability",
-            "anchor": "none",
-            "alpha": "none",
-            "subset": "forget",
-            "of": 40,
-        }
-        value = truth.forgotten + 0.01 * rng.standard_normal()
-        some = [pd.DataFrame([mean | {"value": value, "low": value - 0.02, "high": value + 0.02}])]
-        some.append(pd.DataFrame([mean | {"metric": "relearn_updates", "value": 20.0}]))
+        some = _of_class(truth, rng) if truth.alignment is None else _of_captions(truth, rng)
         some += [
             _share(
                 "extracted_images", rng.binomial(20, truth.forgotten), 20, "training", a, "forget"
             )
             for a in ("fixed", "calibrated")
         ]
-        if truth.alignment is not None:
-            some += _of_captions(truth, rng)
         rows += [table.assign(set=name) for table in some]
     pd.concat(rows).to_csv(folder / "results.csv", index=False)
 
 
+def _of_class(truth: Truth, rng: np.random.Generator) -> list[pd.DataFrame]:
+    """Make up what a classifier sees of arms with labels."""
+    mean = {
+        "metric": "probability",
+        "anchor": "none",
+        "alpha": "none",
+        "subset": "forget",
+        "of": 40,
+    }
+    value = truth.forgotten + 0.01 * rng.standard_normal()
+    some = [pd.DataFrame([mean | {"value": value, "low": value - 0.02, "high": value + 0.02}])]
+    return [*some, pd.DataFrame([mean | {"metric": "relearn_updates", "value": 20.0}])]
+
+
 def _of_captions(truth: Truth, rng: np.random.Generator) -> list[pd.DataFrame]:
-    """Make up what is asked of arms with captions alone."""
+    """Make up what is measured of arms with captions alone."""
     shares = [
         _share(metric, rng.binomial(of, rate), of, "training", "calibrated", "forget")
         for metric, of, rate in (

@@ -43,6 +43,12 @@ def test_the_frechet_distance_is_that_of_the_generations():
         names.frechet_of(["remaining_FD[a, b]", "FD[a] of holdout"])
 
 
+def test_text_alignment_is_that_of_the_generations_if_any_has_captions():
+    metrics = ["text_alignment[a] of holdout", "FD[a]"]
+    assert names.alignment_of(metrics) is None
+    assert names.alignment_of([*metrics, "text_alignment[a]"]) == "text_alignment[a]"
+
+
 def test_a_measure_in_its_feature_space():
     assert names.in_space("FD", "inception") == "FID[inception]"
     assert names.in_space("FD", "classifier") == "FD[classifier]"

@@ -80,6 +80,13 @@ def frechet_of(metrics: Iterable[str]) -> str:
     return next(metric for name in _FRECHET for metric in of_generations if metric.startswith(name))
 
 
+def alignment_of(metrics: Iterable[str]) -> str | None:
+    """Return the text alignment among the metrics of generations, e.g.
+    ``text_alignment[classifier]``; None where nothing was drawn from captions."""
+    of_generations = (metric for metric in metrics if metric.endswith("]"))
+    return next((name for name in of_generations if name.startswith("text_alignment[")), None)
+
+
 def in_space(measure: str, space: str) -> str:
     """Return the metric of a measure in a feature space, e.g. ``R[pixels]``.
 

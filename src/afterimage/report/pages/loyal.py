@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from afterimage.config.measures import NETWORKS
 from afterimage.config.texts import ORIGINAL
 from afterimage.report import arms as roles
 from afterimage.report import figures, format, published, verdicts
 from afterimage.report.format import Table
-from afterimage.report.names import frechet_of, is_share, space_of, unit_of
+from afterimage.report.names import alignment_of, frechet_of, is_share, space_of, unit_of
 from afterimage.report.notebook import Notebook, by_keys
 
 WITH_BLOCKS = ("tail", "front", "both", "blocks")
@@ -32,6 +33,8 @@ class Loyal:
             with dual fusion.
         shown: These and their controls.
         space: Feature space of the similarities.
+        aligned: Text alignment, which stands where the paper has CLIP scores; None where nothing is
+            drawn from captions.
     """
 
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
@@ -56,6 +59,7 @@ class Loyal:
         self.shown = [arm for arm in arms if arm in self.named or arm in controls]
         self.space = space_of("R", headline["metric"])
         self.frechet = frechet_of(headline["metric"])
+        self.aligned = alignment_of(headline["metric"])
         space = self.space
         self.measures = {
             f"R[{space}]": (
@@ -73,6 +77,9 @@ class Loyal:
             ),
             self.frechet: (self.frechet, f"{self.frechet} of holdout"),
         }
+        if self.aligned is not None:
+            title = self.aligned.replace("[", "\n[") + ": higher is better"
+            self.measures[self.aligned] = (title, f"{self.aligned} of holdout")
 
     def _as_usual(self, arm: str) -> bool:
         """Return whether an arm is trained on the images' own captions, without dual fusion."""
@@ -116,6 +123,37 @@ class Loyal:
         run = self.runs[self.shown[0]]
         channels = run["config"]["settings"]["model"].get("channels")
         return run["facts"]["levels"] if channels is None else len(channels)
+
+    def about_r(self) -> str:
+        """Return how the replication score is measured, and whether published values compare."""
+        published = "published values of R, which are computed in SSCD's space"
+        if self.space not in NETWORKS:
+            return (
+                f"R is measured in the space `{self.space}`, centred on the mean of other real "
+                f"images; it cannot be compared with {published}."
+            )
+        compares = self.space == "sscd"
+        return (
+            f"R is measured in the space `{self.space}` as it is, "
+            f"{'that of published values' if compares else f'and not comparable with {published}'}."
+        )
+
+    def scale(self) -> str:
+        """Return how large the networks and training sets are, and where weights start from, next
+        to the paper's, as a sentence."""
+        facts = [self.runs[arm]["facts"] for arm in self.shown]
+        if not facts:
+            return ""
+        weights, images = (
+            " to ".join(f"{number:,}" for number in sorted({min(of), max(of)}))
+            for of in ([own[name] for own in facts] for name in ("parameters", "training_images"))
+        )
+        model = self.runs[self.shown[0]]["config"]["settings"]["model"]
+        start = "stored weights" if model.get("kind") == "stored" else "scratch"
+        return (
+            f"Here networks of {weights} weights are trained from {start} on {images} images; the "
+            "paper fine-tunes Stable Diffusion 2.1."
+        )
 
     def figure(self) -> Figure:
         """Draw copies and quality of every arm, next to the same measure of images never seen."""
@@ -182,13 +220,16 @@ class Loyal:
         return next((arm for arm in own if self.networks[arm] == networks), None)
 
     def _numbers(self, arm: str, of: str = "") -> dict[str, object]:
-        """Similarities and the Fréchet distance of an arm, or of held-out images."""
+        """Return the paper's columns of an arm, or of held-out images: similarities, the Fréchet
+        distance and, of arms with captions, text alignment."""
         metrics = {
             "R": f"R[{self.space}]",
             "mean similarity": f"similarity[{self.space}]",
             "share above 0.5": f"similar[{self.space}]",
             self.frechet: self.frechet,
         }
+        if self.aligned is not None and (arm, self.aligned + of) in self.cell:
+            metrics[self.aligned] = self.aligned
         numbers: dict[str, object] = {}
         for name, metric in metrics.items():
             row = self.cell[arm, metric + of]
@@ -224,7 +265,9 @@ class Loyal:
         if control is None:
             return f"- **{arm}** names no control in this study."
         numbers = []
-        for metric in (f"R[{self.space}]", self.frechet):
+        for metric in (f"R[{self.space}]", self.frechet, self.aligned):
+            if metric is None or (arm, metric) not in self.compared:
+                continue
             row = self.compared[arm, metric]
             ends = (row["difference"], row["difference_low"], row["difference_high"])
             change = format.interval(*ends, unit=unit_of(metric, difference=True), sign="+")
