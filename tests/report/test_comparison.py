@@ -220,6 +220,11 @@ def test_confidence_is_that_of_the_study():
         ("roc_auc", (0.7, 0.8, 1.0), (None, 1)),
         ("KID[x]", (0.1, 0.2, 1.0), (None, None)),
         ("R[pixels]", (-0.9, 0.9, 0.9), (-1, 1)),
+        ("similarity[pixels]", (-0.9, 0.9, 0.9), (-1, 1)),
+        ("similar[pixels]", (0.9, 1.0, 1.0), (None, 1)),
+        ("average_precision", (0.1, 0.9, 0.9), (0, 1)),
+        ("missing_classes[x]", (0.0, 0.0, 0.5), (0, None)),
+        ("KID_sd[x]", (0.1, 0.2, 1.0), (0, None)),
         ("number of another attack", (0.1, 0.2, 1.0), (None, None)),
     ],
 )

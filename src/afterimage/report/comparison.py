@@ -124,12 +124,12 @@ METRICS = {
 forget set in brackets."""
 
 LIMITS = {
-    "R": (-1.0, 1.0),
+    **dict.fromkeys(("R", "similarity"), (-1.0, 1.0)),
     **dict.fromkeys(
         (
             *("membership_auc", "prompt_auc", "forgotten_auc", "roc_auc"),
             *("forgotten_probability", "probability", "class_share_tv", "precision", "recall"),
-            *("coverage", "remaining_coverage", "text_alignment"),
+            *("coverage", "remaining_coverage", "text_alignment", "similar", "average_precision"),
         ),
         (0.0, 1.0),
     ),
@@ -137,6 +137,7 @@ LIMITS = {
         (
             *("FD_balanced", "FD", "FID", "density", "entropy"),
             *("remaining_FD_balanced", "remaining_FD", "remaining_FID"),
+            *("KID_sd", "missing_classes"),
             *("unique_images", "unique_images_calibrated", "setup_seconds", "training_seconds"),
         ),
         (0.0, math.inf),
