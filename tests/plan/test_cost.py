@@ -272,16 +272,22 @@ def test_half_precision_halves_the_flop_of_drawing_on_a_gpu(digits):
 
 
 def test_features_of_networks_are_counted_for_all_images_that_they_are_of(digits):
-    """Similarity is to the training images, quality that of unseen ones."""
+    """Similarity is to the training images, quality that of unseen ones. Pixels are multiplied with
+    those of each training image, by a product and a sum in float64."""
     weights = {"similarity_weights": "a", "similarity_sha256": "b"}
     inception = {"inception_weights": "a", "inception_sha256": "b"}
-    for settings, space, images in (
-        ({"similarity": "sscd"} | weights, "sscd", 1024 + 800 + 400),
-        ({"features": "inception"} | inception, "inception", 1024 + 800 + 700),
-        ({"features": "classifier"}, "sscd", 0),
+    products = 2 * 2 * (1024 + 800 + 400) * 400 * 64
+    for settings, flop in (
+        ({"similarity": "sscd"} | weights, work.FEATURES["sscd"] * (1024 + 800 + 400)),
+        (
+            {"features": "inception"} | inception,
+            work.FEATURES["inception"] * (1024 + 800 + 700) + products,
+        ),
+        ({"similarity": "classifier"}, 0),
+        ({}, products),
     ):
         found = STEPS["attack/quality"].work(digits(quality=settings), "baseline")
-        assert found.fp32 == work.FEATURES[space] * images
+        assert found.fp32 == flop
 
 
 def test_pixels_as_features_are_counted_and_those_of_similarity_in_blocks(digits):

@@ -108,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
                 f"{long[0]!r}",
                 stacklevel=2,
             )
-        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        torch.nn.Module.to(encoder, "cuda" if torch.cuda.is_available() else "cpu")
         tensors = {
             EMBEDDINGS: embed(different, tokenizer, encoder, truncate=bool(long)),
             NULL: embed([""], tokenizer, encoder)[0],

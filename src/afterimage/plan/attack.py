@@ -93,11 +93,15 @@ def _quality_inputs(study: Study, job: Job) -> Inputs:
 
 def _quality_work(study: Study, name: str) -> Work:
     """Return the features in the space of quality and in that of similarity, which needs those of
-    the training images, too."""
+    the training images, too; and of pixels, which are many, their products with those of all
+    training images, in float64, which takes as long as twice as many in fp32."""
     settings, seen = study.quality, work.trained_images(study, name)
     unseen = study.sample.images + study.data.split.holdout
     judged = work.features(settings.features, unseen + work.reference_images(study))
-    return judged + work.features(settings.similarity, unseen + seen)
+    judged += work.features(settings.similarity, unseen + seen)
+    if settings.similarity == "pixels":
+        judged += Work(fp32=2 * 2.0 * (unseen + seen) * seen * work.values(study))
+    return judged
 
 
 def _quality_memory(study: Study, name: str) -> Bytes:

@@ -133,5 +133,5 @@ def projected(study: Study, arm: str, variant: str, images: int) -> Bytes:
     features = (
         images * k * SINGLE * (2 * readouts + settings.timesteps * settings.probes * settings.rows)
     )
-    images = in_memory(study.data.split.train * values(study))
-    return Bytes(on_device, 2 * features + 3 * images)
+    pixels = in_memory(study.data.split.train * values(study))
+    return Bytes(on_device, 2 * features + 3 * pixels)
