@@ -380,14 +380,14 @@ class Extraction:
                 curve = ranked[(ranked["arm"] == arm) & (ranked["replicate"] == k)]
                 for name, text in prompts.as_published(curve, of, settings).items():
                     cells.setdefault(name, {}).setdefault(arm, []).append(text)
-        return [
-            {"quantity": name, "published": known.statement, "evidence": known.evidence}
-            | {
-                arm: ", ".join(texts if len(set(texts)) > 1 else texts[:1])
-                for arm, texts in cells.get(name, {}).items()
-            }
-            for name, known in STABLE_DIFFUSION.items()
-        ]
+        rows: Table = []
+        for name, known in STABLE_DIFFUSION.items():
+            row: dict[str, object] = {"quantity": name, "published": known.statement}
+            row["evidence"] = known.evidence
+            for arm, texts in cells.get(name, {}).items():
+                row[arm] = ", ".join(texts if len(set(texts)) > 1 else texts[:1])
+            rows.append(row)
+        return rows
 
     # ---- side by side
 
