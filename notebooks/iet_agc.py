@@ -73,6 +73,22 @@ book.say(f"Brackets: {book.level} intervals {format.spread(replicates)}.")
 # generations; its cells are not repeated here because they were not verified. The last column is
 # a Fréchet distance in this study's feature space to images that no arm saw, not the paper's FID.
 #
+# ## Captioned images
+
+# %%
+if page.aligned:
+    book.show(page.text_table(), shaded=page.own_rows())
+    book.say(f"Brackets: {book.level} intervals {format.spread(replicates)}.")
+else:
+    book.say("No arm of this study is drawn from captions.")
+
+# %% [markdown]
+# The columns of the paper's table for LAION-10k: mean similarity of generations to the nearest
+# training image, its 95th percentile R, the share above 0.5, and where it has FID and CLIP scores
+# this study's Fréchet distance and text alignment (higher is better: the share of other prompts
+# that fit a generation less well than its own). A change of R in percent is relative to the other
+# arm's R; it decides nothing on this page.
+#
 # ## Against plain training, and against a control of equal budget
 
 # %%

@@ -88,6 +88,13 @@ def test_methods_of_no_published_table_have_their_own_names(settings):
         assert arms.method_colour(method) != arms.OTHER_METHOD
 
 
+def test_arms_are_alike_but_for_what_is_left_out(settings):
+    other = settings["baseline"] | {"train": {"batch_size": 1}}
+    assert not arms.alike(settings["agc"], other)
+    assert arms.alike(settings["agc"], other, ("train",))
+    assert not arms.alike(settings["unscrubbed"], settings["retrained"], ("train",))
+
+
 def test_arms_are_alike_but_for_method_and_budget(settings):
     assert arms.alike(settings["agc"], settings["baseline"])
     assert not arms.alike(settings["agc"], settings["rau_net"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -14,6 +15,8 @@ import pytest
 import yaml
 
 from afterimage import artifacts, config
+from afterimage.report.notebook import Notebook
+from afterimage.report.pages.iet_agc import IetAgc
 
 ARMS = {
     "baseline": {"method": "baseline"},
@@ -89,11 +92,11 @@ def with_tables_of_training(
 
 
 @pytest.fixture(scope="module")
-def study(root, make_up, truth, tmp_path_factory):
+def study(root, captioned, make_up, truth, tmp_path_factory):
     """Return a function that makes up a study with everything that the page reads."""
 
     @cache
-    def build(replicates: int) -> tuple[config.Study, Path]:
+    def build(replicates: int, captions: bool = False) -> tuple[config.Study, Path]:
         params = yaml.safe_load((root / "tests" / "study.yaml").read_text())
         params |= {
             "arms": ARMS,
@@ -103,7 +106,11 @@ def study(root, make_up, truth, tmp_path_factory):
             "attribution": None,
         }
         made = config.parse(params)
-        results = make_up(tmp_path_factory.mktemp("made"), made, {arm: truth() for arm in ARMS})
+        if captions:
+            other = ARMS["iet_agc"] | {"train": {"warmup": 7, "log_every": 3}}
+            made = captioned(ARMS | {"iet_agc": other}, replicates=replicates)
+        truths = {arm: truth(alignment=0.7 if captions else None) for arm in ARMS}
+        results = make_up(tmp_path_factory.mktemp("made"), made, truths)
         rng = np.random.default_rng(0)
         copies = np.repeat([1, 2, 4, 8, 16], [60, 8, 8, 8, 8])
         index = pd.DataFrame({"id": range(TRAINING), "part": "train", "copies": copies})
@@ -177,6 +184,47 @@ def test_verdicts_are_adjusted_for_all_differences_of_the_page(study, show):
     judged = re.search(r"(\d+) differences are judged on this page", text)
     assert judged is not None
     assert int(judged[1]) > 10
+
+
+def test_captioned_images_have_the_columns_of_the_papers_table(study, show, tmp_path):
+    made, built = study(3, captions=True)
+    results = tmp_path / "results"
+    shutil.copytree(built, results)
+    path = results / "report/tables/quality.csv"
+    table = pd.read_csv(path)
+    halved = (table["arm"] == "iet_agc") & (table["metric"] == "R[pixels]")
+    table.loc[halved & (table["of"] == "generations"), ["value", "low", "high"]] *= 0.5
+    table.to_csv(path, index=False)
+    page = IetAgc(Notebook(results, tmp_path / "figures", 0.95), list(ARMS), 3)
+    rows = {str(row["arm"]): row for row in page.text_table()}
+    own = rows["<b>iet_agc</b>"]
+    assert list(own)[1:6] == [
+        *("mean similarity", "R[pixels]", "share above 0.5", "FD_balanced[classifier]"),
+        "text_alignment[classifier]",
+    ]
+    assert own["R[pixels]"].startswith("0.45 <small>")
+    assert own["mean similarity"].startswith("0.7 <small>")
+    assert own["share above 0.5"].startswith("90.0 % <small>")
+    assert own["text_alignment[classifier]"].startswith(("0.69", "0.7"))
+    for column, other in (("plain training", "baseline"), ("its control", "short")):
+        assert own[f"R, change to {column}"].startswith("-0.45")
+        assert own[f"R, change to {column}"].endswith(f"(-50.0 %; to {other})")
+    assert "(+0.0 %; to trained_on)" in rows["<b>finetuned</b>"]["R, change to its control"]
+    published = next(row for name, row in rows.items() if "published" in name)
+    assert published["R, change to plain training"].startswith("−46.7 %")
+    assert rows["real held-out images"]["text_alignment[classifier]"].startswith("0.8 <small>")
+    text, _ = show("iet_agc", made, built)
+    assert "R, change to plain training" in text
+    equal, _ = claims(text)["iet_agc", "baseline"]  # plain training at another rate is one, too
+    assert equal.endswith("; other training: warmup")
+
+
+def test_without_captions_there_is_no_table_of_them(study, show):
+    made, results = study(3)
+    text, _ = show("iet_agc", made, results)
+    assert "No arm of this study is drawn from captions." in text
+    assert "change to plain training" not in text
+    assert "other training" not in text
 
 
 def test_one_training_gives_no_verdict(study, show):

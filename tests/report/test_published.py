@@ -29,6 +29,7 @@ def test_tables_are_of_possible_numbers():
         assert 0 <= row.precision <= 1
         assert 0 <= row.recall <= 1
         assert row.fid > 0
+    assert published.ERASEDIFF_SECONDS.keys() < published.ERASEDIFF.keys()
 
 
 def test_rows_of_loyal_stand_for_networks_that_there_are():

@@ -6,7 +6,7 @@ colours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 Settings = Mapping[str, Any]
@@ -94,7 +94,11 @@ def role_of(settings: Settings) -> str:
     return names.get(settings["method"]) or settings["method"]
 
 
-def alike(settings: Settings, other: Settings) -> bool:
-    """Return whether two arms differ only in methods, budgets and random numbers."""
+def alike(settings: Settings, other: Settings, but: Collection[str] = ()) -> bool:
+    """Return whether two arms differ only in methods, budgets and random numbers.
+
+    Args:
+        but: Keys in which they may differ, too, e.g. ``train``.
+    """
     captions = settings.get("captions") == other.get("captions")
-    return captions and all(settings[key] == other[key] for key in _SHARED)
+    return captions and all(settings[key] == other[key] for key in _SHARED if key not in but)

@@ -185,8 +185,8 @@ _TEXTS = {
         UNSEEN: "no difference in forgetting seen",
     },
 }
-"""About what -> verdict -> its words; ``{better}`` and ``{worse}`` name the numbers of quality whose
-verdict that is."""
+"""About what -> verdict -> its words; ``{better}`` and ``{worse}`` name the numbers of quality of
+which that is the verdict."""
 
 
 def rule_of(metric: str) -> Metric | None:

@@ -179,8 +179,8 @@ class Comparison:
         )
         text += f"Reported, without deciding: {', '.join(reported)}. " if reported else ""
         text += (
-            f"*Quality* is judged by {' and '.join(quality)}{self._of_the_rest(rest)}: *no worse* if "
-            f"a {self._margins()} is ruled out by the interval of each."
+            f"*Quality* is judged by {' and '.join(quality)}{self._of_the_rest(rest)}: *no worse* "
+            f"if a {self._margins()} is ruled out by the interval of each."
         )
         if forgetting:
             text += (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +19,7 @@ from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
 from afterimage.report.comparison import Difference, Interval, over_replicates, student
 from afterimage.report.format import Table
-from afterimage.report.names import frechet_of
+from afterimage.report.names import alignment_of, frechet_of, space_of
 from afterimage.report.notebook import Notebook
 from afterimage.report.published import IET_AGC, IET_AGC_TAUS, Claim
 
@@ -29,6 +29,8 @@ BUDGETS = {
     "kept_samples": "samples with gradient",
 }
 """Fact of a training -> its name on the page."""
+NO_EFFECT = ("checkpoint_every", "log_every")
+"""Settings of a training that change no weight."""
 HELD_OUT = "real held-out images"
 MEMORISED = {False: ("0.65", "others"), True: ("C3", "memorised by plain training")}
 """Whether images are memorised -> colour and label."""
@@ -125,6 +127,8 @@ class IetAgc:
         shown: The arms that those of the method are compared with, then these.
         generations: Per replicate.
         frechet: The Fréchet distance.
+        space: Feature space of the similarities.
+        aligned: Text alignment; None where nothing is drawn from captions.
         changes: Differences of the arms of the method to plain training and to their controls.
         losses: Per arm, how the losses of memorised images differ; without those where one side is
             empty.
@@ -139,36 +143,37 @@ class IetAgc:
         self.control_of = book.controls()
         self.iet = [arm for arm in arms if self.own[arm]["method"] == "iet_agc"]
         self.skipping = [arm for arm in self.iet if self.own[arm]["agc_threshold"] > 0]
+        baselines = [arm for arm in arms if self.own[arm]["method"] == "baseline"]
+        self.default_of = {arm: self._default(arm, baselines) for arm in self.iet}
         self.plain = [
             arm
-            for arm in arms
-            if self.own[arm]["method"] == "baseline"
-            and any(roles.alike(self.own[arm], self.own[other]) for other in self.iet)
+            for arm in baselines
+            if arm in self.default_of.values()
+            or any(roles.alike(self.own[arm], self.own[other]) for other in self.iet)
         ]
-        self.default_of = {arm: self._default(arm) for arm in self.iet}
         compared = {*self.plain, *(self.control_of.get(arm) for arm in self.iet)}
         compared |= {self.own[arm]["base"] for arm in self.iet}
         self.shown = [arm for arm in arms if arm in compared and arm not in self.iet] + self.iet
         self._read_mq()
-        quality = book.table("quality").query("of == 'generations'")
-        self.frechet = frechet_of(quality["metric"])
-        quality = quality[quality["metric"] == self.frechet]
+        quality = book.table("quality").rename(columns={"of": "images"})
         self.quality = quality.assign(count=np.nan, of=np.nan)
+        self.frechet = frechet_of(quality["metric"])
+        self.space = space_of("R", quality["metric"])
+        self.aligned = alignment_of(quality["metric"])
         self.changes = list(self._changes())
         self.losses = [losses for arm in self.shown if (losses := self._losses(arm)) is not None]
         self.planted = list(self._skipping_of_planted())
         self._judge()
 
-    def _default(self, arm: str) -> str | None:
-        """Return the plain training with the full budget that otherwise equals an arm."""
-        return next(
-            (
-                other
-                for other in self.plain
-                if roles.alike(self.own[arm], self.own[other]) and not self.own[other]["matched_to"]
-            ),
-            None,
+    def _default(self, arm: str, baselines: Sequence[str]) -> str | None:
+        """Return the plain training with the full budget that otherwise equals an arm, or but for
+        the settings of its training where there is none such."""
+        full = [other for other in baselines if not self.own[other]["matched_to"]]
+        equal, other_training = (
+            [other for other in full if roles.alike(self.own[arm], self.own[other], but)]
+            for but in ((), ("train",))
         )
+        return next(iter([*equal, *other_training]), None)
 
     def _read_mq(self) -> None:
         """MQ of generations and of held-out images at every threshold, with exact intervals."""
@@ -323,7 +328,66 @@ class IetAgc:
 
     def distance(self, arm: str) -> pd.DataFrame:
         """Return the Fréchet distance of an arm, one row per replicate."""
-        return self.quality[self.quality["arm"] == arm]
+        return self.of_quality(arm, self.frechet)
+
+    def of_quality(self, arm: str, metric: str, images: str = "generations") -> pd.DataFrame:
+        """Return a number of an arm's generations, or of ``holdout``, one row per replicate."""
+        rows = self.quality[self.quality["arm"] == arm]
+        return rows[(rows["metric"] == metric) & (rows["images"] == images)]
+
+    def text_table(self) -> Table:
+        """Return one row per arm of the paper's table for captioned images: similarities, Fréchet
+        distance and text alignment, and how R changes against plain training and the control; then
+        what is published, and held-out images. Nothing where no arm has captions.
+        """
+        if self.aligned is None:
+            return []
+        others: dict[str, Mapping[str, str | None]] = {
+            "plain training": self.default_of,
+            "its control": self.control_of,
+        }
+        rows: Table = []
+        for arm in self.shown:
+            row: dict[str, object] = {"arm": self.name(arm)}
+            row |= self._columns(arm, "generations")
+            if arm in self.iet:
+                row |= {
+                    f"R, change to {of}": self._change_of_r(arm, other)
+                    for of, other_of in others.items()
+                    if (other := other_of.get(arm)) is not None
+                }
+            rows.append(row)
+        known = IET_AGC["texts"]
+        published = format.italic(f"published ({known.evidence})")
+        rows.append({"arm": published, "R, change to plain training": known.statement})
+        return [*rows, {"arm": HELD_OUT, **self._columns(self.shown[0], "holdout")}]
+
+    def _columns(self, arm: str, images: str) -> dict[str, object]:
+        """Return the numbers of ``text_table``; text alignment of arms with captions alone."""
+        metrics = {
+            "mean similarity": f"similarity[{self.space}]",
+            f"R[{self.space}]": f"R[{self.space}]",
+            "share above 0.5": f"similar[{self.space}]",
+            self.frechet: self.frechet,
+            str(self.aligned): str(self.aligned),
+        }
+        numbers: dict[str, object] = {}
+        for title, metric in metrics.items():
+            rows = self.of_quality(arm, metric, images)
+            if metric != self.aligned or len(rows):
+                number, _ = over_replicates(rows, self.book.confidence)
+                unit: format.Unit = "%" if title.startswith("share") else ""
+                numbers[title] = format.interval(*number, unit=unit)
+        return numbers
+
+    def _change_of_r(self, arm: str, other: str) -> str:
+        """Return the difference in R to another arm, and the change relative to it."""
+        own, before = (self.of_quality(which, f"R[{self.space}]") for which in (arm, other))
+        found = comparison.difference(own, before, self.book.confidence)
+        relative = own["value"].mean() / before["value"].mean() - 1
+        return format.Markup("{} ({:+.1f} %; to {})").format(
+            format.interval(*found.change, sign="+"), 100 * relative, other
+        )
 
     # ---- against plain training, and against the control
 
@@ -340,6 +404,12 @@ class IetAgc:
         }
         same = [name for name, pair in pairs.items() if max(pair) - min(pair) <= 0.01 * max(pair)]
         return ", ".join(same) or "no budget"
+
+    def other_training(self, change: Change) -> str:
+        """Return in which settings of training an arm and plain training differ, as a clause."""
+        own, other = (self.own[arm]["train"] for arm in (change.arm, change.other))
+        keys = [key for key in own if key not in NO_EFFECT and own[key] != other[key]]
+        return f"; other training: {', '.join(keys)}" if change.kind == "default" and keys else ""
 
     def _changes(self) -> Iterator[Change]:
         for arm in self.iet:
@@ -715,12 +785,16 @@ class IetAgc:
         if pd.notna(change.relative):
             number += format.Markup(f" ({100 * change.relative:+.0f} %)")
         if change.tau is None:
-            statement = f"{self.frechet} is not higher than with {other} ({change.other})"
+            statement = (
+                f"{self.frechet} is not higher than with {other} "
+                f"({change.other}{self.other_training(change)})"
+            )
             verdict = QUALITY_WORDS[change.verdict]
         else:
             equal = self.equal(change.arm, change.other)
             statement = (
-                f"{change.number} is lower than with {other} ({change.other}; equal: {equal})"
+                f"{change.number} is lower than with {other} ({change.other}; equal: {equal}"
+                f"{self.other_training(change)})"
             )
             verdict = WORDS[change.verdict]
         return self._claim(change.arm, statement, known, number, verdict)
