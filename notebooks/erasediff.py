@@ -44,22 +44,26 @@ book.say(page.summary(study))
 #
 # ## The table, with the published one next to it
 #
-# **P_psi**: mean probability of the forgotten class. **entropy**: of the classifier on the same
+# **P_psi**: mean probability of the forgotten class. **UA**: share of the same generations that
+# the classifier does not take for it; higher is better. **entropy**: of the classifier on the same
 # generations; at most the logarithm of the number of classes. **accuracy, rest**: how often the
 # classifier sees what was asked for, other labels. **FD_balanced, precision, recall, rest**:
-# generations of the other labels against reference images of the same; all generations where
-# the set has no class of its own or the arm no labels. **extracted**: forgotten images given
-# back, calibrated threshold. **copied**: of generations drawn for the captions of forgotten
-# images, those that copy one of them, calibrated threshold. **brought back**: of the forgotten
-# images with the most copies, those of which some optimised text embedding draws a copy, and
-# **never-trained** the same of images that no network saw, the control. **AUC**: how well losses
-# tell forgotten from held-out images; 0.5 is not at all. **back after**: updates of the relearning
-# attack.
+# generations of the other labels, or prompts, against reference images of the same; all generations
+# where the set has no class or captions of its own, or the arm neither labels nor captions.
+# **text_alignment, all**: of the generations for all captions, those of forgotten images too, the
+# share of other prompts that fit a generation less well than its own; it stands where the paper
+# has CLIP scores. **extracted**: forgotten images given back, calibrated threshold. **copied**: of
+# generations drawn for the captions of forgotten images, those that copy one of them, calibrated
+# threshold. **brought back**: of the forgotten images with the most copies, those of which some
+# optimised text embedding draws a copy, and **never-trained** the same of images that no network
+# saw, the control. **AUC**: how well losses tell forgotten from held-out images; 0.5 is not at all.
+# **back after**: updates of the relearning attack.
 
 # %%
 for name in page.sets:
     book.say(f"**{name}**: {page.described(name)}")
     book.show(page.table(name))
+    book.say(page.unmeasured(name))
 book.say(format.brackets(confidence, replicates))
 book.say(page.guidance())
 
@@ -70,6 +74,20 @@ book.say(page.guidance())
 # EraseDiff's table for CIFAR-10 (conditional DDPM, class airplane), **second-hand**, copied from
 # a public note on the paper and not checked against the paper itself; other images, another
 # classifier, another feature space and other guidance: compare orders, not values.
+#
+# ## Run time
+
+# %%
+for name in page.sets:
+    rows = page.run_times(name)
+    if rows:
+        book.say(f"**{name}**")
+        book.show(rows)
+
+# %% [markdown]
+# Seconds of the arm's own training on this machine, whatever else ran there, with what the method
+# does before its first update. Published run times are relative to EraseDiff's, second-hand like
+# the table, and of the published budgets: compare them where arms have as many updates.
 #
 # ## Forgetting against quality
 
@@ -169,9 +187,10 @@ book.say(f"Differences with {book.level} intervals.")
 # The rules are those of the comparison page: one training gives no verdict, and p-values are
 # adjusted for the number of differences in the table (Holm). An arm has forgotten, as far as
 # these attacks can tell, if it is lower than its base in P_psi, no higher than the retrained arm
-# in what is extracted and in AUC, and needs as many updates to relearn. *No difference seen* does
-# not say that there is none, only that the adjusted p-value is not small enough; the interval may
-# leave out zero all the same.
+# in what is extracted, copied and brought back and in AUC, and needs as many updates to relearn;
+# for sets given by captions *copied* and *brought back* are the main numbers. *No difference seen*
+# does not say that there is none, only that the adjusted p-value is not small enough; the interval
+# may leave out zero all the same.
 
 # %%
 for name in page.sets:

@@ -179,6 +179,72 @@ def test_every_figure_and_the_published_table(study, show):
     assert "baseline" not in text
 
 
+def test_unlearning_accuracy_is_what_the_classifier_does_not_take_for_the_class(study, tmp_path):
+    """No generation of the one arm is taken for it, every one of the other."""
+    made, results = study(1, show_images=True)
+    page = Unlearning(Notebook(results, tmp_path / "figures", 0.95), list(made.arms), 1)
+    table = page.table("zeros").set_index("arm")["UA"]
+    assert table["<b>erasediff</b>"] == "100.0 % <small>[91.2, 100.0]</small>"
+    assert table["<b>conditional</b>"] == "0.0 % <small>[0.0, 8.8]</small>"
+    assert page.unmeasured("zeros") == ""
+    few = page.unmeasured("few")
+    assert few.startswith("*P_psi, UA and entropy*: not measured of any arm; needs")
+
+
+def test_run_times_are_those_of_own_training_and_setup_beside_the_published(study, tmp_path):
+    made, built = study(2, show_images=False)
+    results = tmp_path / "results"
+    shutil.copytree(built, results)
+    spent = {"finetune": 20, "salun": 50, "erasediff": 40}
+    for arm, seconds in spent.items():
+        for k in range(2):
+            store = results / "train" / arm / f"rep{k}"
+            run = artifacts.read_run(store)
+            run["facts"] |= {"training_seconds": seconds + 2 * k - 1}
+            run["facts"] |= {"setup_seconds": 30} if arm == "salun" else {}
+            artifacts.write_json(store / artifacts.RUN, run)
+    page = Unlearning(Notebook(results, tmp_path / "figures", 0.95), list(made.arms), 2)
+    rows = {str(row["arm"]): row for row in page.run_times("zeros")}
+    told = {
+        arm: (row["seconds"].split()[0], row["times erasediff's"], row["published"])
+        for arm, row in rows.items()
+    }
+    assert told == {
+        "<b>finetune</b>": ("20", "0.5", ""),
+        "<b>salun</b>": ("80", "2", 2),
+        "<b>erasediff</b>": ("40", "1", 1),
+    }
+    assert "times" not in " ".join(page.run_times("few")[0])  # no arm of it is EraseDiff's
+
+
+def test_sets_of_captions_are_compared_in_what_is_copied(captioned, make_up, truth, tmp_path):
+    base = {"base": "plain", "train": {"updates": 20}}
+    arms = {
+        "plain": {"method": "baseline"},
+        "finetune": {"method": "baseline", "without": "faces", **base},
+        "erasediff": {"method": "erasediff", "forget": "faces", "control": "plain", **base},
+    }
+    made = captioned(
+        arms, forget={"faces": {"caption": "face", "surrogate": "a thing"}}, replicates=8
+    )
+    truths = {name: truth(alignment=0.7) for name in arms}
+    truths["erasediff"] = truth(alignment=0.6, forgotten=0.0)
+    results = make_up(tmp_path / "made", made, truths)
+    page = Unlearning(Notebook(results, tmp_path / "figures", 0.95), list(arms), 8)
+    table = page.table("faces").set_index("arm")
+    aligned = table["text_alignment[classifier], all"]
+    assert aligned["<b>erasediff</b>"].startswith(("0.59", "0.6"))
+    assert aligned["<b>plain</b>"].startswith(("0.7", "0.69"))
+    assert aligned["<i>real held-out images</i>"].startswith("0.8")
+    said = page.unmeasured("faces")
+    assert "*P_psi, UA and entropy*: not measured of any arm; needs" in said
+    assert "*accuracy, rest*: not measured of any arm; needs" in said
+    against = page.against_base_and_retrained("faces").set_index("arm").loc["<b>erasediff</b>"]
+    for measure in ("extracted", "copied", "brought back"):
+        assert against[f"{measure}, to plain"].startswith("<b>lower</b>"), measure
+    assert "no difference seen" in against["FD_balanced[classifier] of the rest, to plain"]
+
+
 def test_an_arm_that_is_changed_in_one_step_is_named_and_has_no_panel(study, tmp_path):
     made, built = study(1, show_images=True)
     results = tmp_path / "results"

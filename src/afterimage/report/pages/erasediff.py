@@ -21,9 +21,9 @@ from afterimage.report import arms as roles
 from afterimage.report import comparison, figures, format
 from afterimage.report.comparison import Difference, Interval
 from afterimage.report.format import Table
-from afterimage.report.names import in_space
+from afterimage.report.names import alignment_of, in_space
 from afterimage.report.notebook import Notebook
-from afterimage.report.published import ERASEDIFF, GUIDANCE
+from afterimage.report.published import ERASEDIFF, ERASEDIFF_SECONDS, GUIDANCE
 
 RETRAINED_COLOUR = "black"
 COLUMNS = 8
@@ -36,6 +36,14 @@ FORGOTTEN = {
     "membership AUC": ("roc_auc", "none"),
 }
 """Evidence that images are not forgotten -> its metric and alpha; lower is better."""
+COMPARED = {
+    "P_psi": ("probability", "none"),
+    "extracted": ("extracted_images", "calibrated"),
+    "copied": ("copied", "calibrated"),
+    "brought back": ("brought_back", "calibrated"),
+    "AUC": ("roc_auc", "none"),
+}
+"""Numbers of the forgotten images that arms are compared in -> the same."""
 WORDS = {
     comparison.BETTER: format.bold("lower"),
     comparison.WORSE: format.bold("higher"),
@@ -63,13 +71,18 @@ class Unlearning:
         chosen_from: Set selected by an attack -> the arm that its images were extracted from.
         frechet: The Fréchet distance, in the space that the attack uses; the class-balanced one
             where there is one.
+        aligned: Text alignment; None where nothing is drawn from captions.
     """
 
     def __init__(self, book: Notebook, arms: Sequence[str], replicates: int) -> None:
         self.book, self.replicates = book, replicates
         self.numbers = with_exact_intervals(book.table("forgetting"))
-        quality = book.table("quality").query("of == 'generations'")
-        self.quality = quality.assign(count=np.nan, of=np.nan)
+        quality = book.table("quality")
+        self.aligned = alignment_of(quality["metric"])
+        self.quality, self.real = (
+            quality[quality["of"] == images].assign(count=np.nan, of=np.nan)
+            for images in ("generations", "holdout")
+        )
         self.arms = [arm for arm in arms if arm in set(self.numbers["arm"])]
         self.runs = {arm: book.training(arm) for arm in self.arms}
         self.own = {arm: run["config"]["settings"]["arm"] for arm, run in self.runs.items()}
@@ -165,7 +178,15 @@ class Unlearning:
         rows = self.rows(name, arm, metric, "remain")
         if len(rows):
             return rows
-        return self.quality[(self.quality["arm"] == arm) & (self.quality["metric"] == metric)]
+        return _of(self.quality, arm, metric)
+
+    def unlearned(self, name: str, arm: str, of: str = "") -> pd.DataFrame:
+        """Return the rows of UA, the share of generations for the class that are not taken for it,
+        or (``_holdout``) of real images of it."""
+        rows = self.of_forgotten(name, arm, f"classified{of}")
+        missed = rows["of"] - rows["count"]
+        ends = {"value": 1 - rows["value"], "low": 1 - rows["high"], "high": 1 - rows["low"]}
+        return rows.assign(count=missed, **ends)
 
     def mean(self, rows: pd.DataFrame) -> Interval | None:
         """Return the mean over replicates with its interval; None if missing."""
@@ -244,6 +265,7 @@ class Unlearning:
         """Return the metrics of generations or (``_holdout``) real images by a classifier."""
         measures: dict[str, object] = {
             "P_psi": self.cell(self.of_forgotten(name, arm, f"probability{of}")),
+            "UA": self.cell(self.unlearned(name, arm, of), unit="%"),
             "entropy": self.cell(self.of_forgotten(name, arm, f"entropy{of}")),
             "accuracy, rest": self.cell(self.rows(name, arm, f"accuracy{of}", "remain"), unit="%"),
         }
@@ -256,7 +278,54 @@ class Unlearning:
             )
             title = metric if measure == "FD" else measure
             measures[f"{title}, rest"] = self.cell(rows, digits=digits)
+        if self.aligned is not None:
+            rows = _of(self.real if of else self.quality, arm, self.aligned)
+            measures[f"{self.aligned}, all"] = self.cell(rows)
         return measures
+
+    def unmeasured(self, name: str) -> str:
+        """Return what the classifier was not asked, as sentences; nothing if it was asked all."""
+        asked = {
+            "P_psi, UA and entropy": lambda arm: self.of_forgotten(name, arm, "probability"),
+            "accuracy, rest": lambda arm: self.rows(name, arm, "accuracy", "remain"),
+        }
+        reasons = (
+            "a classifier that knows classes, and a set whose images have one",
+            "a classifier that knows classes, and generations that were asked for by their class",
+        )
+        arms, sentences = self.judged_on(name), []
+        for (measure, rows_of), reason in zip(asked.items(), reasons, strict=True):
+            without = [arm for arm in arms if not len(rows_of(arm))]
+            if without:
+                of = "any arm" if without == arms else ", ".join(without)
+                sentences.append(f"*{measure}*: not measured of {of}; needs {reason}.")
+        return " ".join(sentences)
+
+    # ---- run time
+
+    def seconds(self, arm: str) -> pd.DataFrame:
+        """Return the seconds of an arm's own training with its setup, one row per replicate."""
+        facts = [self.book.training(arm, k)["facts"] for k in range(self.replicates)]
+        spent = [own["training_seconds"] + own.get("setup_seconds", 0) for own in facts]
+        ends = dict.fromkeys(("low", "high", "count", "of"), np.nan)
+        return pd.DataFrame({"metric": "training_seconds", "value": spent}).assign(**ends)
+
+    def run_times(self, name: str) -> Table:
+        """Return one row per arm that starts from another: seconds, and times those of the first
+        EraseDiff arm, next to the published run times."""
+        arms = [arm for arm in self.judged_on(name) if self.own[arm]["base"]]
+        unit = next((arm for arm in arms if self.role[arm].startswith("EraseDiff")), None)
+        rows: Table = []
+        for arm in arms:
+            spent = self.seconds(arm)
+            row: dict[str, object] = {"arm": format.bold(arm), "as published": self.role[arm]}
+            row["seconds"] = self.cell(spent)
+            if unit is not None:
+                ratio = spent["value"].mean() / self.seconds(unit)["value"].mean()
+                row[f"times {unit}'s"] = format.number(ratio)
+                row["published"] = ERASEDIFF_SECONDS.get(self.role[arm], "")
+            rows.append(row)
+        return rows
 
     def guidance(self) -> str:
         """Return the guidance scales here and in the published table, as a sentence."""
@@ -586,17 +655,13 @@ class Unlearning:
 
         Lower is better in all.
         """
-        if measure == "P_psi":
-            return self.of_forgotten(name, arm, "probability")
-        if measure == "extracted":
-            return self.of_forgotten(name, arm, "extracted_images", "calibrated")
-        if measure == "AUC":
-            return self.of_forgotten(name, arm, "roc_auc")
+        if measure in COMPARED:
+            return self.of_forgotten(name, arm, *COMPARED[measure])
         return self.of_rest(name, arm, self.frechet)
 
     def compared_in(self) -> tuple[str, ...]:
         """Return the names of the numbers that arms are compared in."""
-        return "P_psi", "extracted", "AUC", f"{self.frechet} of the rest"
+        return *COMPARED, f"{self.frechet} of the rest"
 
     def judged(self, name: str, asked: Iterable[Asked]) -> dict[Asked, tuple[Difference, str]]:
         """Return differences of arms to others, and the verdicts, adjusted for how many there are.
@@ -683,6 +748,11 @@ class Unlearning:
                 }
             )
         return rows
+
+
+def _of(quality: pd.DataFrame, arm: str, metric: str) -> pd.DataFrame:
+    """Return the rows of one number of an arm."""
+    return quality[(quality["arm"] == arm) & (quality["metric"] == metric)]
 
 
 def with_exact_intervals(numbers: pd.DataFrame) -> pd.DataFrame:
