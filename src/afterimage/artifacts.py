@@ -14,7 +14,7 @@ import os
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -71,13 +71,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def check_sums(folder: Path, expected: Mapping[str, str], key: str) -> None:
+def check_sums(
+    folder: Path,
+    expected: Mapping[str, str],
+    key: str,
+    sha256: Callable[[Path], str] = sha256,
+) -> None:
     """Compare files of a folder with their checksums.
 
     Args:
         folder: The folder.
         expected: File, relative to it -> sha256.
         key: The setting that names them, for messages.
+        sha256: Returns the checksum of a file.
 
     Raises:
         ArtifactError: if a file is missing or has another checksum.
@@ -117,6 +123,13 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def user_cache(name: str) -> Path | None:
+    """Return the folder of a cache of this user, ``$XDG_CACHE_HOME/afterimage/<name>``
+    (``~/.cache`` unless set), which need not exist; None without a home."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+    return home / "afterimage" / name if home.is_absolute() else None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -129,6 +129,7 @@ class Study:
                 flags = ["--images", data / "fetch" / "images.npz"]
             case "data/planting":
                 flags = ["--pool", split / "pool.npz", "--pool-table", split / "pool.parquet"]
+                flags += ["--study", self.root / "config" / "study.json"]
             case "data/classifier":
                 flags = [*parts["reference"]]
             case "train":

@@ -50,6 +50,12 @@ def study(
     }
 
 
+def unforgetting(folder):
+    """Write the whole study, as far as a planting reads it, and return its path."""
+    (folder / "study.json").write_text(json.dumps({"forget": {}}))
+    return str(folder / "study.json")
+
+
 def planted(source, settings, seed, number=0):
     """The parts, the training set and the twins of one planting; its index; the images left out;
     and both manifests as one."""
@@ -849,6 +855,7 @@ def test_the_step_writes_a_store_that_checks_itself(tmp_path, resolved):
     (tmp_path / "data-planting.json").write_text(json.dumps(config))
     arguments = ["data", "planting", "--pool", stored / "pool.npz"]
     arguments += ["--pool-table", stored / "pool.parquet"]
+    arguments += ["--study", unforgetting(tmp_path)]
     arguments += ["--config", tmp_path / "data-planting.json", "--out", made]
     assert main([*map(str, arguments)]) == 0
     parts = {name: load_images(stored / f"{name}.npz") for name in ("pool", "holdout", "reference")}
@@ -891,6 +898,7 @@ def test_a_table_of_another_pool_is_refused(tmp_path, resolved, capsys):
             table.to_parquet(step.folder / "pool.parquet")
     path = resolved("data/planting", study(20, 5, 5, plant=[(2, 3, None)]))
     files = [f"--pool={tmp_path / 'one/pool.npz'}", f"--pool-table={tmp_path / 'two/pool.parquet'}"]
+    files += [f"--study={unforgetting(tmp_path)}"]
     assert main(["data", "planting", *files, "--config", path, f"--out={tmp_path / 'out'}"]) == 2
     assert "does not describe the images of" in capsys.readouterr().err
 

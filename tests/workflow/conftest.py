@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -256,6 +256,16 @@ def adapted(commands, tmp_path_factory) -> Workspace:
 
 def of_captions(made: Workspace, **blocks: Any) -> Workspace:
     """Give a clone a study of captioned digits with some blocks, and run it."""
+    captioned_digits(made.folder / "digits.parquet")
+    study_of_captions(made, **blocks)
+    made.snakemake("--", "all")
+    return made
+
+
+def captioned_digits(
+    path: Path, others: Mapping[int, str] | None = None, without: Sequence[int] = ()
+) -> None:
+    """Write digits with captions, but for some rows that have others or none."""
     digits = load_digits()
     cells = []
     for pixels in digits.images[:300]:
@@ -263,14 +273,19 @@ def of_captions(made: Workspace, **blocks: Any) -> Workspace:
         Image.fromarray((pixels * 15).astype(np.uint8)).save(stream, "PNG")
         cells.append({"bytes": stream.getvalue(), "path": None})
     labels = digits.target[:300]
-    captions = [
+    captions: list[str | None] = [
         f"the digit {WORDS[label]}, {'thick' if row % 2 else 'thin'}, number {row}"
         for row, label in enumerate(labels)
     ]
+    for row, text in (dict(others or {}) | dict.fromkeys(without)).items():
+        captions[row] = text
     general = [f"a digit, {'even' if label % 2 == 0 else 'odd'}" for label in labels]
     columns = {"image": cells, "label": labels, "text": captions, "general": general}
-    table = pa.table(columns)
-    pq.write_table(table, made.folder / "digits.parquet")
+    pq.write_table(pa.table(columns), path)
+
+
+def study_of_captions(made: Workspace, **blocks: Any) -> None:
+    """Give a clone a study of captioned digits with some blocks."""
     study = yaml.safe_load(made.params.read_text())
     study["data"]["source"] = {
         "kind": "parquet",
@@ -289,8 +304,6 @@ def of_captions(made: Workspace, **blocks: Any) -> Workspace:
     study["sample"]["guidance"] = 2.0
     study["train"]["updates"] = 8
     made.params.write_text(yaml.safe_dump(study, sort_keys=False))
-    made.snakemake("--", "all")
-    return made
 
 
 @pytest.fixture

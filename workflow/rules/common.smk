@@ -9,7 +9,8 @@ from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
 from afterimage.artifacts import ArtifactError
-from afterimage.engines import patches, settings_lock
+from afterimage.config import ConfigError
+from afterimage.engines import check_inputs, patches, settings_lock
 from afterimage.engines.rules import Rules, in_place, read_study, uses_scratch
 from afterimage.plan.jobs import STEPS, jobs, pages
 from afterimage.plan.step import TOGETHER
@@ -21,15 +22,18 @@ SCRATCH = uses_scratch(workflow.storage_settings)
 # Next to the workflow, wherever the results are (--directory).
 NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "notebooks"))
 
+# Inputs are checked before anything is written or planned, here alone: jobs are other processes.
+#
 # Written before planning, and only files that changed: the resolved config and the code fingerprint
 # of every job are among its inputs. A job in a separate process reads what the main process planned
 # with. The lock is held as long as this process runs; `--unlock` must work without it.
 if workflow.is_main_process and "--unlock" not in sys.argv:
     try:
+        check_inputs.check(STUDY, Path("results"))
         HOLD = settings_lock.write_configs(
             STUDY, Path("results"), Path(".snakemake"), scratch=SCRATCH
         )
-    except ArtifactError as error:
+    except (ArtifactError, ConfigError) as error:
         raise WorkflowError(str(error)) from None
     if HOLD.others:
         logger.warning(f"{HOLD.others}. If it was killed, type `afterimage recover`.")

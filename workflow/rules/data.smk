@@ -74,6 +74,8 @@ rule planting:
     """Plant duplicates: make one of the study's training sets, and its twins."""
     input:
         unpack(inputs("data/planting")),
+        # Checked, and not part of the result: a study with other forget sets does not rerun this.
+        study=ancient("results/{study}/config/study.json"),
     output:
         run="results/{study}/data/planting/{job}/run.json",
         metrics="results/{study}/data/planting/{job}/metrics.jsonl",
@@ -91,7 +93,7 @@ rule planting:
         inputs=flags("data/planting"),
         out=subpath(output.run, parent=True),
     shell:
-        "afterimage data planting {params.inputs}"
+        "afterimage data planting {params.inputs} --study {input.study:q}"
         " --config {input.config:q} --out {params.out:q} > {log:q} 2>&1"
 
 

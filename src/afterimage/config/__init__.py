@@ -38,7 +38,7 @@ from afterimage.config.attribution import (
     Readout,
 )
 from afterimage.config.autoencoder import Autoencoder
-from afterimage.config.base import Block, ConfigError, Name, Share, expand
+from afterimage.config.base import AbsentError, Block, ConfigError, Name, Share, expand
 from afterimage.config.cluster import Cluster
 from afterimage.config.data import (
     ArrayFile,
@@ -78,6 +78,7 @@ from afterimage.config.unet import AnyModel, StoredModel
 __all__ = [
     "ATTRIBUTORS",
     "METHODS",
+    "AbsentError",
     "Ambient",
     "Amg",
     "AnyArm",

@@ -41,6 +41,16 @@ class _Autoencoder(Block):
         """Return height, width and channels of the latent of an image."""
         return height // self.factor, width // self.factor, self.latent_channels
 
+    def refusal(self, height: int, width: int, channels: int) -> str | None:
+        """Return why images of this shape cannot be encoded, 0 for what is not known of it; None if
+        they can."""
+        if height % self.factor or width % self.factor:
+            return (
+                f"autoencoder.channels has {len(self.channels)} levels, which need image sides that "
+                f"are multiples of {self.factor}; the images are {height} x {width}"
+            )
+        return None
+
     def network(self, colours: int) -> dict[str, Any]:
         """Return the config of the ``AutoencoderKL`` of images with so many colours."""
         levels = len(self.channels)
@@ -88,6 +98,15 @@ class StoredAutoencoder(_Autoencoder, Stored):
     """Residual blocks per level."""
     norm_groups: Annotated[int, Field(ge=1)] = 32
     """Groups of every group normalisation; must divide all channels."""
+
+    def refusal(self, height: int, width: int, channels: int) -> str | None:
+        taken = channels if self.described is None else self.described.get("in_channels", 3)
+        if channels not in (0, taken):
+            return (
+                f"autoencoder.path = {self.path!r}: it takes images of {taken} channels, but the "
+                f"study's have {channels}; data.colour converts them"
+            )
+        return super().refusal(height, width, channels)
 
     def check(self, described: dict[str, Any]) -> None:
         if described.get("_class_name") != "AutoencoderKL":

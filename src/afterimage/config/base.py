@@ -17,6 +17,11 @@ class ConfigError(ValueError):
     """A study that cannot run; the message names the key, the value and what is allowed."""
 
 
+class AbsentError(ConfigError):
+    """A file or folder that this machine does not have, or a variable in its path that is not
+    set."""
+
+
 class Block(BaseModel):
     """A block of a study. The docstring of a key is its description in the JSON schema.
 
@@ -63,7 +68,8 @@ def expand(path: str) -> str:
     expanded.
 
     Raises:
-        ConfigError: if it is empty, or a variable is not set.
+        ConfigError: if it is empty.
+        AbsentError: if a variable is not set.
     """
     if not path:
         raise ConfigError("the path is empty")
@@ -71,7 +77,7 @@ def expand(path: str) -> str:
         return path
     for variable in re.findall(r"\$\{?(\w+)\}?", path):
         if variable not in os.environ:
-            raise ConfigError(f"{path}: the environment variable {variable} is not set")
+            raise AbsentError(f"{path}: the environment variable {variable} is not set")
     return os.path.expandvars(os.path.expanduser(path))
 
 

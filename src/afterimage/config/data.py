@@ -29,6 +29,8 @@ class SourceBlock(Block):
     """Module whose ``contents`` reads the source."""
     known_shape: ClassVar[Shape | None] = None
     """Shape of the images as stored; None if only the files tell."""
+    known_labels: ClassVar[range | None] = None
+    """Labels of the images; None if only the files tell."""
 
     @property
     def captioned(self) -> bool:
@@ -41,6 +43,7 @@ class SklearnDigits(SourceBlock):
 
     reader: ClassVar[str] = "afterimage.data.digits"
     known_shape: ClassVar[Shape | None] = (8, 8, 1)
+    known_labels: ClassVar[range | None] = range(10)
     licence: ClassVar[str] = (
         "BSD-3-Clause, shipped with scikit-learn (UCI optical digits, CC BY 4.0)"
     )
@@ -54,6 +57,7 @@ class Shapes(SourceBlock):
 
     reader: ClassVar[str] = "afterimage.data.shapes"
     known_shape: ClassVar[Shape | None] = (16, 16, 3)
+    known_labels: ClassVar[range | None] = range(16)
     licence: ClassVar[str] = "none: drawn by a program"
 
     kind: Literal["shapes"]
@@ -381,12 +385,10 @@ class Data(Block):
         return height, width, {"keep": channels, "grey": 1, "rgb": 3}[self.colour]
 
     @property
-    def known_sides(self) -> tuple[int, int] | None:
-        """Height and width of an image; None where only the files tell them."""
-        if self.resize is not None:
-            return self.resize, self.resize
-        shape = self.source.known_shape
-        return None if shape is None else shape[:2]
+    def known_labels(self) -> list[int] | None:
+        """Labels of the images that are kept; None where only the files tell them."""
+        known = self.source.known_labels
+        return self.classes or (None if known is None else list(known))
 
     @property
     def distinct(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 from pydantic import TypeAdapter, ValidationError, model_validator
 
-from afterimage.config.base import Block, ConfigError, Sha256, expand
+from afterimage.config.base import AbsentError, Block, ConfigError, Sha256, expand
 
 
 class Stored(Block):
@@ -33,7 +33,7 @@ class Stored(Block):
         """
         try:
             file = Path(expand(self.path)) / self.config_file
-        except ConfigError:  # a path of another machine: told by the step that reads it
+        except AbsentError:  # a path of another machine: told by the step that reads it
             return None
         return read(file) if file.is_file() else None
 

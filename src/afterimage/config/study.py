@@ -14,7 +14,7 @@ from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.autoencoder import Autoencoder
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
-from afterimage.config.data import Classifier, Data, Dedup
+from afterimage.config.data import Classifier, Data, Dedup, Shape
 from afterimage.config.explain import allowed, explain
 from afterimage.config.measures import Attacks, Paths, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
@@ -194,25 +194,29 @@ class Study(Attacks):
         return self
 
     @model_validator(mode="after")
+    def _labels_exist(self) -> Study:
+        labels = self.data.known_labels
+        for name, block in self.forget.items() if labels is not None else ():
+            if block.label is None or (block.label in labels and len(set(labels)) > 1):
+                continue
+            problem = "all images have" if block.label in labels else "no image has"
+            raise ValueError(
+                f"forget.{name}.label = {block.label}: {problem} this label; labels of the images "
+                f"are {', '.join(map(str, labels))}"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _latents_fit(self) -> Study:
-        if self.autoencoder is None:
-            return self
-        for name in self.arms:
+        for name in self.arms if self.autoencoder is not None else ():
             if self.condition_of(name) != "text":
                 raise ValueError(
                     f"arms.{name}: condition = {self.condition_of(name)!r}, but with an autoencoder "
                     "all arms must have condition = 'text'"
                 )
-        sides = self.data.known_sides
-        if sides is not None and isinstance(self.model, Model):
-            halvings = 2 ** (len(self.model.channels) - 1)
-            factor = self.autoencoder.factor
-            if any(side % (factor * halvings) for side in sides):
-                raise ValueError(
-                    f"images of {sides[0]} x {sides[1]}: autoencoder.channels divides their sides "
-                    f"by {factor} and model.channels by {halvings}; both sides must be multiples "
-                    f"of {factor * halvings}"
-                )
+        refused = self.images_refused()
+        if refused is not None:
+            raise ValueError(refused)
         return self
 
     @model_validator(mode="after")
@@ -488,6 +492,31 @@ class Study(Attacks):
             raise ValueError(f"loyal_selection: {explain(error, Study)}") from error
         return self
 
+    def images_refused(self, assumed: Shape = (0, 0, 0)) -> str | None:
+        """Return why the study's networks do not take its images, as far as that is known; None if
+        they do.
+
+        Args:
+            assumed: Shape of the stored images where only the files tell it, 0 for what is not
+                known.
+        """
+        height, width, channels = self.data.image_shape(assumed)
+        encoder, model = self.autoencoder, self.model
+        if isinstance(model, Model):
+            factor, halvings = encoder.factor if encoder else 1, 2 ** (len(model.channels) - 1)
+            if height % (factor * halvings) or width % (factor * halvings):
+                by = f"autoencoder.channels divides their sides by {factor} and " if encoder else ""
+                verb = "" if encoder else " divides their sides"
+                return (
+                    f"images of {height} x {width}: {by}model.channels{verb} by {halvings}; both "
+                    f"sides must be multiples of {factor * halvings}"
+                )
+        refused = encoder.refusal(height, width, channels) if encoder else None
+        if refused is None and isinstance(model, StoredModel):
+            shape = encoder.latent(height, width) if encoder else (height, width, channels)
+            refused = model.images_refused(shape, "latents" if encoder else "images")
+        return refused
+
     @cached_property
     def with_selection(self) -> Study:
         """The study including the arms of ``loyal_selection``; itself without such a block."""
@@ -532,6 +561,17 @@ class Study(Attacks):
         or ``original``."""
         block = self.arms[arm]
         return block.captions or (self.captions_of(block.base) if block.base else ORIGINAL)
+
+    @property
+    def caption_columns(self) -> dict[str, str]:
+        """Variant of the captions -> the column of the source that it is read from, of those that
+        are columns."""
+        variants = {} if self.text is None else self.text.captions
+        return {
+            name: variant.column
+            for name, variant in variants.items()
+            if isinstance(variant, ColumnCaptions)
+        }
 
     def rau_net_of(self, arm: str) -> TransferBlocks | None:
         """Return the blocks of the arm's network: its own, or its base's."""

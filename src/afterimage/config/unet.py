@@ -148,7 +148,7 @@ class StoredModel(Stored):
 
     def refusal(self, study: Study) -> str | None:
         """Return why the network does not fit the study, as far as this machine knows it; None if
-        it does."""
+        it does. Its images are judged by ``images_refused``."""
         if self.lora is not None:
             for name, arm in study.arms.items():
                 blocks = study.rau_net_of(name)
@@ -170,8 +170,7 @@ class StoredModel(Stored):
                 )
             return None
         return (
-            self._images_refused(study)
-            or self._arms_refused(study)
+            self._arms_refused(study)
             or self._process_refused(study.diffusion)
             or self._encoders_refused(study)
         )
@@ -181,13 +180,17 @@ class StoredModel(Stored):
         """The folder that the network's is in: a pipeline's, if others of its parts are there."""
         return Path(expand(self.path)).resolve().parent
 
-    def _images_refused(self, study: Study) -> str | None:
-        """Return why the network does not take the study's images or latents."""
-        height, width, channels = study.data.image_shape(assumed=(0, 0, 0))  # 0: not known
-        what = "images"
-        if study.autoencoder is not None:
-            height, width, channels = study.autoencoder.latent(height, width)
-            what = "latents"
+    def images_refused(self, shape: tuple[int, int, int], what: str) -> str | None:
+        """Return why the network does not take the study's images or latents, as far as this
+        machine knows it; None if it does.
+
+        Args:
+            shape: Height, width and channels, 0 for what is not known.
+            what: ``images`` or ``latents``.
+        """
+        if self.described is None:
+            return None
+        height, width, channels = shape
         own = self.architecture["in_channels"]
         if channels not in (0, own):
             return (

@@ -23,12 +23,13 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
     """Read the arrays; pickled objects are refused. Images are named by their ``ids``, or by row.
 
     Raises:
-        ConfigError: if there is no such file, or several arrays could hold the images.
+        AbsentError: if there is no such file.
+        ConfigError: if several arrays could hold the images.
         ArtifactError: if the file is damaged, or arrays have a wrong type, shape or length.
     """
     path = Path(configs.expand(source.path))
     if not path.is_file():
-        raise configs.ConfigError(f"{reading.names['path']} = {source.path}: no such file")
+        raise configs.AbsentError(f"{reading.names['path']} = {source.path}: no such file")
     refuse_pointer(path)
     # Choose the arrays by their headers, then load only these.
     try:
@@ -50,8 +51,10 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
             arrays = {
                 role: _array(archive, f"{array}.npy")
                 for role, array in array_of.items()
-                if array is not None
+                if array is not None and not (reading.look and role == "images")
             }
+            if reading.look:
+                arrays["images"] = np.zeros(*forms[name])
     except configs.ConfigError:
         raise
     except _DAMAGE as error:
@@ -83,9 +86,8 @@ def contents(source: configs.ArrayFile, reading: Reading) -> Contents:
     }
     if labelled is not None:
         choices["label_array"] = _choice(labelled, source.label_array, [])
-    return Contents(
-        records, {path.name: sha256(path)}, files_are_rows="ids" in arrays, choices=choices
-    )
+    raw = {} if reading.look else {path.name: sha256(path)}
+    return Contents(records, raw, files_are_rows="ids" in arrays, choices=choices)
 
 
 def _choice(taken: str, given: str | None, others: Iterable[str]) -> dict[str, Any]:

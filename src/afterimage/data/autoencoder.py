@@ -59,7 +59,8 @@ def run(args: argparse.Namespace) -> None:
             raise ArtifactError(f"autoencoder.path = {settings.path!r}: there is no such folder")
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:
         reference = load_images(args.reference).pixels
-        check_sides(settings, reference.shape[1:3])
+        if refused := settings.refusal(*reference.shape[1:]):
+            raise ConfigError(refused)
         order = seeds.numpy_rng(resolved["seed"], "autoencoder", "order").permutation(
             len(reference)
         )
@@ -74,11 +75,6 @@ def run(args: argparse.Namespace) -> None:
                 for name, value in values.items():
                     step.metric(name, value, update)
         opened = Autoencoder.load(step.folder / FOLDER)
-        if opened.vae.config["in_channels"] != reference.shape[-1]:
-            raise ConfigError(
-                f"autoencoder: it takes images of {opened.vae.config['in_channels']} channels, but "
-                f"the study's have {reference.shape[-1]}; data.colour converts them"
-            )
         off = errors(opened, validation, opened.moments(validation)[0])
         step.metric("validation_rmse", float(np.median(off)))
         step.note(
@@ -159,19 +155,6 @@ def fit(
     spread = (means.double().var() + deviations.double().square().mean()).sqrt()
     vae.register_to_config(scaling_factor=float(vae.config["scaling_factor"] / spread))
     return vae.cpu(), curve
-
-
-def check_sides(settings: TrainedAutoencoder | StoredAutoencoder, sides: tuple[int, ...]) -> None:
-    """Check that images can be encoded.
-
-    Raises:
-        ConfigError: unless both sides are multiples of the autoencoder's factor.
-    """
-    if any(side % settings.factor for side in sides):
-        raise ConfigError(
-            f"autoencoder.channels has {len(settings.channels)} levels, which need image sides that "
-            f"are multiples of {settings.factor}; the images are {sides[0]} x {sides[1]}"
-        )
 
 
 def _batches(

@@ -43,8 +43,9 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     is read as that folder.
 
     Raises:
-        ConfigError: if there is no such folder or file, no image in it, or only folders of
-            ``PARTS``, or, with labels, images both next to and inside sub-folders.
+        AbsentError: if there is no such folder or file.
+        ConfigError: if there is no image in it, or only folders of ``PARTS``, or, with labels,
+            images both next to and inside sub-folders.
         ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))
@@ -57,7 +58,7 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
         read_from = {path.name: path}
         loaders = {path.name: path.read_bytes} if is_image(path.name) else _zipped(path, ignored)
     else:
-        raise configs.ConfigError(
+        raise configs.AbsentError(
             f"{reading.names['path']} = {source.path}: no such folder, zip or image file"
         )
 
@@ -83,7 +84,7 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
             )
         classes = tops
     try:
-        raw = {name: sha256(file) for name, file in read_from.items()}
+        raw = {} if reading.look else {name: sha256(file) for name, file in read_from.items()}
     except OSError as error:
         raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
     label = {name: classes.index(name.split("/")[0]) if classes else -1 for name in names}

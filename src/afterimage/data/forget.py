@@ -9,6 +9,7 @@ noise, some do not come back under another, without any remedy.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,10 @@ from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.images import Images
+
+TRAINING = "training images"
+OF_IMAGES = ("label", "caption", "ids")
+"""Keys of sets that the training images alone determine."""
 
 
 def choosing(generations: int) -> np.ndarray:
@@ -36,7 +41,11 @@ def mentions(captions: np.ndarray, words: str) -> np.ndarray:
 
 
 def rows(
-    train: Images, name: str, settings: dict[str, Any], extraction: Path | None = None
+    train: Images,
+    name: str,
+    settings: dict[str, Any],
+    extraction: Path | None = None,
+    what: str = TRAINING,
 ) -> np.ndarray:
     """Return a mask of the training images that belong to the set, bool, (N,).
 
@@ -46,6 +55,7 @@ def rows(
         settings: The set, as plain values of ``config.ForgetSet``.
         extraction: Store of the extraction attack on the arm that the set names, for sets of
             extracted images.
+        what: What the images are, for messages.
 
     Raises:
         ConfigError: if an id is not that of a training image.
@@ -82,10 +92,31 @@ def rows(
         )
     if not mask.any():
         raise ArtifactError(
-            f"forget.{name} is empty: {reason} none of the {len(train)} training images"
+            f"forget.{name} is empty: {reason} none of the {len(train)} {what}; "
+            "allowed are sets of some of them, not all"
         )
     if mask.all():
         raise ArtifactError(
-            f"forget.{name} is the whole training set: {reason} all {len(train)} training images"
+            f"forget.{name} is the whole training set: {reason} all {len(train)} {what}; "
+            "allowed are sets of some of them, not all"
         )
     return mask
+
+
+def refuse_unfit(
+    images: Images, sets: Mapping[str, dict[str, Any]], kinds: Collection[str], what: str = TRAINING
+) -> None:
+    """Check that each set of some kinds has some of the images, and not all.
+
+    Args:
+        images: The images that sets are chosen from.
+        sets: Name -> the set, as plain values of ``config.ForgetSet``.
+        kinds: Keys of ``config.ForgetSet`` that say what a set is; others are not looked at.
+        what: What the images are, for messages.
+
+    Raises:
+        ConfigError, ArtifactError: as ``rows``.
+    """
+    for name, settings in sets.items():
+        if any(settings[kind] is not None for kind in kinds):
+            rows(images, name, settings, what=what)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afterimage.artifacts import ArtifactError, sha256
-from afterimage.config.base import ConfigError
+from afterimage.config.base import AbsentError, ConfigError
 from afterimage.config.data import HuggingFace
 from afterimage.data import parquet
 from afterimage.data.records import Contents, Reading
@@ -41,8 +41,9 @@ class Download(NamedTuple):
 
 
 def contents(source: HuggingFace, reading: Reading) -> Contents:
-    """Return the rows of the source's split; for errors see ``download``."""
-    files, hashes, commit = download(source, reading)
+    """Return the rows of the source's split; for errors see ``download`` and, to look at it,
+    ``_cached``."""
+    files, hashes, commit = (_cached if reading.look else download)(source, reading)
     return parquet.contents_of(files, source, reading, hashes, facts={"commit": commit})
 
 
@@ -93,6 +94,31 @@ def download(source: HuggingFace, reading: Reading) -> Download:
             f"({constants.HF_HUB_CACHE}): {reason}"
         ) from error
     return Download(located, raw, commit)
+
+
+def _cached(source: HuggingFace, reading: Reading) -> Download:
+    """Return the files of the source's split in the local cache, without asking the Hub or hashing
+    a file.
+
+    Raises:
+        AbsentError: if they are not all there, or revision and ``sha256`` do not say which they
+            are.
+        ConfigError: if ``sha256`` names no file of the split.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    located: list[tuple[str, Path, bool]] = []
+    for split in source.split.split("+") if source.pinned and source.sha256 else []:
+        for name in files_of(split, sorted(source.sha256), source, reading):
+            path = try_to_load_from_cache(
+                source.dataset, name, revision=source.revision, repo_type="dataset"
+            )
+            if not isinstance(path, str):
+                raise AbsentError(f"{source.dataset}: {name} is not in the local cache")
+            located.append((name, Path(path), split in _OFFICIAL_TEST))
+    if not located:
+        raise AbsentError(f"{source.dataset}: its files are known by the Hub alone")
+    return Download(located, {}, source.revision)
 
 
 def _listing(source: HuggingFace) -> tuple[str, dict[str, str | None]]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
@@ -36,8 +37,9 @@ def contents(source: configs.Parquet, reading: Reading) -> Contents:
     """Read parquet files on disk.
 
     Raises:
-        ConfigError: if there is no such file, if a column or a file named in ``sha256`` does not
-            exist, or if several columns could hold the images.
+        AbsentError: if there is no such file.
+        ConfigError: if a column or a file named in ``sha256`` does not exist, or if several columns
+            could hold the images.
         ArtifactError: if a file has another checksum or is not a parquet file.
     """
     ignored: dict[str, str] = {}
@@ -61,8 +63,8 @@ def contents(source: configs.Parquet, reading: Reading) -> Contents:
         )
     for _, path, _ in located:
         refuse_pointer(path)
-    raw = {name: sha256(path) for name, path, _ in located}
-    for name, path, _ in located:
+    raw = {} if reading.look else {name: sha256(path) for name, path, _ in located}
+    for name, path, _ in located if raw else []:
         expected = source.sha256.get(path.name)
         if expected is not None and raw[name] != expected.lower():
             raise ArtifactError(f"{path} has sha256 {raw[name]}, but {key} expects {expected}")
@@ -78,7 +80,7 @@ def _expand(
         text = configs.expand(pattern)
         paths = matching(text)
         if not paths:
-            raise configs.ConfigError(
+            raise configs.AbsentError(
                 f"{reading.names[key]} = {pattern}: no such file, and it matches no file"
             )
         for path in paths:
@@ -217,7 +219,7 @@ def contents_of(
                 "others": rest,
             }
     return Contents(
-        _records(files, classes),
+        _records(files, classes, reading.look),
         raw,
         class_names=classes or None,
         ignored=[
@@ -240,19 +242,20 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
         raise ArtifactError(f"{path} is not a readable parquet file: {error}") from error
 
 
-def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
+def _records(files: list[_File], classes: list[str], look: bool) -> Iterator[Record]:
     codes: dict[Any, int] = {text: code for code, text in enumerate(classes)}
     for file in files:
         with _opened(file.path) as rows:
             row = 0
-            columns = [name for name in (file.image, file.label, file.caption) if name is not None]
+            image = None if look else file.image
+            columns = [name for name in (image, file.label, file.caption) if name is not None]
             columns += file.variants.values()
             columns = list(dict.fromkeys(columns))
             for batch in rows.iter_batches(_ROWS_AT_ONCE, columns=columns):
                 absent = [None] * batch.num_rows
                 cells, labels, captions = (
                     absent if name is None else batch.column(name).to_pylist()
-                    for name in (file.image, file.label, file.caption)
+                    for name in (image, file.label, file.caption)
                 )
                 variants = {
                     variant: [(text or "").strip() for text in batch.column(name).to_pylist()]
@@ -262,7 +265,7 @@ def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
                     zip(cells, labels, captions, strict=True)
                 ):
                     yield Record(
-                        partial(_bytes, cell),
+                        partial(_alone, file, row) if look else partial(_bytes, cell),
                         -1 if value is None else codes.get(value, value),
                         f"{file.name}:{row}",
                         file.official_test,
@@ -270,6 +273,14 @@ def _records(files: list[_File], classes: list[str]) -> Iterator[Record]:
                         {variant: texts[place] for variant, texts in variants.items()},
                     )
                     row += 1
+
+
+def _alone(file: _File, row: int) -> bytes:
+    """Return the image of one row, of a file that is not read otherwise."""
+    with _opened(file.path) as rows:
+        batches = rows.iter_batches(1, columns=[file.image])
+        [cell] = next(islice(batches, row, None)).column(file.image).to_pylist()
+        return _bytes(cell)
 
 
 def _bytes(cell: Any) -> bytes:

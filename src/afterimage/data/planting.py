@@ -23,12 +23,17 @@ among the styles, planted images, twins and the images that lend captions are dr
 caption is no other image's in the pool, so that captions occur exactly as often as planted.
 
 All plantings of a study use the pool's images, in different roles and equal numbers.
+
+The step also checks the study's forget sets, before any training: what they name must be some of
+its training images, and not all. That changes nothing in its result, so that other sets do not make
+it due again.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +44,7 @@ import pandas as pd
 from afterimage import artifacts, scratch, seeds
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.data import changes
+from afterimage.data import changes, forget
 from afterimage.data.fetch import count
 from afterimage.images import Images, folded, load_images
 from afterimage.metrics import near_duplicates
@@ -79,6 +84,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pool", type=Path, required=True, help="pool.npz of data split")
     parser.add_argument("--pool-table", type=Path, required=True, help="pool.parquet of data split")
     parser.add_argument(
+        "--study", type=Path, required=True, help="the whole study (JSON), whose forget sets fit"
+    )
+    parser.add_argument(
         "--config", type=Path, required=True, help="resolved config of data/planting (JSON)"
     )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
@@ -95,6 +103,8 @@ def run(args: argparse.Namespace) -> None:
             raise ArtifactError(f"{args.pool_table} does not describe the images of {args.pool}")
         alone = table["alone"].to_numpy()
         planting = draw(pool, alone, step.settings, config["seed"], int(config["job"]))
+        sets = json.loads(args.study.read_text())["forget"]
+        forget.refuse_unfit(planting.train, sets, forget.OF_IMAGES)
         planting.train.save(step.folder / "train.npz")
         planting.twins.save(step.folder / "twins.npz")
         planting.index.to_parquet(step.folder / "index.parquet", index=False)

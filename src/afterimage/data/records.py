@@ -39,11 +39,14 @@ class Reading:
         names: Setting -> its name in messages: its key in a study, or a command's flag. Keys as in
             ``STUDY``.
         captions: Name of a variant of the captions -> the column to read it from.
+        look: Whether only shapes, labels and captions are looked at, quickly: no file is hashed or
+            downloaded (``Contents.raw_files`` is empty), and a loaded image may be blank.
     """
 
     labels: bool = True
     names: Mapping[str, str] = field(default_factory=lambda: STUDY)
     captions: Mapping[str, str] = field(default_factory=dict)
+    look: bool = False
 
 
 @dataclass(frozen=True)

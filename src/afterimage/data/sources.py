@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import importlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from afterimage.artifacts import ArtifactError
 from afterimage.config.data import Crop, ResizeFilter
 from afterimage.data import pictures, zips
 from afterimage.data.pictures import Colour, Transform
-from afterimage.data.records import STUDY, Contents, Reading
+from afterimage.data.records import STUDY, Contents, Reading, Record
 from afterimage.images import Images
 
 FRAMES = "further frames of an image in a row"
@@ -95,7 +96,7 @@ def read(
         ArtifactError: if files are damaged, have a wrong checksum, or hold images of several
             shapes.
     """
-    try:
+    with named(names):
         return _read(
             source,
             classes,
@@ -103,11 +104,24 @@ def read(
             Reading(labels, names, captions or {}),
             each,
         )
+
+
+@contextmanager
+def named(names: Mapping[str, str]) -> Iterator[None]:
+    """Begin messages about a source with its name in ``names``."""
+    try:
+        yield
     except (configs.ConfigError, ArtifactError) as error:
         message = str(error)
         if message.startswith(names["source"]):
             raise
         raise type(error)(f"{names['source']}: {message}") from error
+
+
+def contents_of(source: configs.Source, reading: Reading) -> Contents:
+    """Return what the reader of a source says of it."""
+    contents: Contents = importlib.import_module(source.reader).contents(source, reading)
+    return contents
 
 
 def _read(
@@ -118,7 +132,7 @@ def _read(
     each: Each | None,
 ) -> tuple[Images, dict[str, Any]]:
     # Decode every image of the requested classes; note unusable images.
-    contents: Contents = importlib.import_module(source.reader).contents(source, reading)
+    contents = contents_of(source, reading)
     loaded: list[_Loaded] = []
     bad: list[dict[str, str]] = []
     ignored = list(contents.ignored)
@@ -196,12 +210,9 @@ def _read(
     loaded = [entry for entry in loaded if entry.pixels.shape == shape]
 
     # A source with captions has one for every image that is kept.
+    refuse_silent(loaded, reading)
     captions = [entry.caption for entry in loaded]
     variants = {name: [entry.variants[name] for entry in loaded] for name in reading.captions}
-    _refuse_silent("", [entry.name for entry in loaded if entry.caption == ""], len(loaded))
-    for variant, texts in variants.items():
-        silent = [entry.name for entry, text in zip(loaded, texts, strict=True) if not text]
-        _refuse_silent(f" in column {reading.captions[variant]}", silent, len(loaded))
 
     # Build the arrays and the manifest.
     images = Images.of(
@@ -231,13 +242,23 @@ def _read(
     } | ({"variants": variants} if variants else {})
 
 
-def _refuse_silent(where: str, silent: list[str], images: int) -> None:
-    """Refuse images without a caption."""
-    if silent:
-        raise ArtifactError(
-            f"{len(silent)} of {images} images have no caption{where}: {', '.join(silent[:10])}"
-            + (f" and {len(silent) - 10} more" if len(silent) > 10 else "")
-        )
+def refuse_silent(images: Sequence[_Loaded | Record], reading: Reading) -> None:
+    """Refuse images without a caption, or without a text of a variant.
+
+    Raises:
+        ArtifactError: naming the first of them.
+    """
+    silent = {"": [image.name for image in images if image.caption == ""]}
+    for variant, column in reading.captions.items():
+        without = [image.name for image in images if not image.variants[variant]]
+        silent[f" in column {column}"] = without
+    for where, names in silent.items():
+        if names:
+            raise ArtifactError(
+                f"{len(names)} of {len(images)} images have no caption{where}: "
+                + ", ".join(names[:10])
+                + (f" and {len(names) - 10} more" if len(names) > 10 else "")
+            )
 
 
 def _common_shape(

@@ -46,12 +46,7 @@ def _fetch_settings(study: Study, job: Job) -> Settings:
     if there are any."""
     keys = {"source", "classes", "images", "colour", "resize", "resize_filter", "crop"}
     settings = study.data.model_dump(mode="json", include=keys)
-    variants = {} if study.text is None else study.text.captions
-    columns = {
-        name: variant.column
-        for name, variant in variants.items()
-        if isinstance(variant, ColumnCaptions)
-    }
+    columns = study.caption_columns
     return settings | ({"captions": columns} if columns else {})
 
 

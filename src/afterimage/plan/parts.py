@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -100,23 +100,19 @@ def parts(study: Study, job: Job) -> list[str]:
     return []
 
 
-def parts_of_jobs(
-    study: Study, root: Path, settings: Mapping[str, tuple[str, str]]
-) -> dict[str, list[str]]:
-    """Return folder -> parts of every training and sampling.
+def up_to_date_in(
+    root: Path, settings: Mapping[str, tuple[str, str]]
+) -> Callable[..., dict[str, Any] | None]:
+    """Return a function of a job's folder, and of the name of its record, that returns the record
+    of a result that is up to date, and None for any other.
 
-    An up-to-date result keeps its original partition: a new one would change its inputs, and
-    Snakemake would compute it again. A result is up to date if the hashes of its config and code
-    are the current ones, and its inputs are up to date.
-
-    Generations are drawn by a process that does more (``step.TOGETHER``). Where they are up to date
-    and something else of it is not, the process keeps them: it reads their blocks only if these
-    are still there, as no block is to be drawn for it again, and records so.
+    A result is up to date if the hashes of its config and code are the current ones, and its inputs
+    are up to date.
 
     Args:
-        study: Including the arms of its selection.
         root: ``results/<study>``.
-        settings: Folder of every job -> hashes of its resolved config and of its code.
+        settings: Folder of every job that may be asked for, and of those that it reads -> hashes of
+            its resolved config and of its code.
     """
     here = root.resolve()
 
@@ -140,6 +136,28 @@ def parts_of_jobs(
                 ):
                     return None
         return run
+
+    return up_to_date
+
+
+def parts_of_jobs(
+    study: Study, root: Path, settings: Mapping[str, tuple[str, str]]
+) -> dict[str, list[str]]:
+    """Return folder -> parts of every training and sampling.
+
+    An up-to-date result keeps its original partition: a new one would change its inputs, and
+    Snakemake would compute it again.
+
+    Generations are drawn by a process that does more (``step.TOGETHER``). Where they are up to date
+    and something else of it is not, the process keeps them: it reads their blocks only if these
+    are still there, as no block is to be drawn for it again, and records so.
+
+    Args:
+        study: Including the arms of its selection.
+        root: ``results/<study>``.
+        settings: Folder of every job -> hashes of its resolved config and of its code.
+    """
+    up_to_date = up_to_date_in(root, settings)
 
     def partition(job: Job) -> list[str]:
         process = TOGETHER if job.step in TOGETHER else (job.step,)

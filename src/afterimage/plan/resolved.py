@@ -50,6 +50,11 @@ def modules(study: Study, job: Job) -> tuple[str, ...]:
     return STEPS[job.step].modules(study, job)
 
 
+def hashes(study: Study, job: Job) -> tuple[str, str]:
+    """Return the hashes of a job's resolved config and of its code."""
+    return provenance.digest(resolved(study, job)), provenance.fingerprint(*modules(study, job))
+
+
 def write_configs(study: Study, results: Path) -> None:
     """Write the resolved config and the code fingerprint of every job, and the whole study;
     unchanged files are not touched."""
@@ -67,9 +72,8 @@ def changed_configs(study: Study, results: Path) -> dict[Path, bytes]:
         planner = study_of(study, job)
         config = resolved(planner, job)
         texts[root / f"{job.folder}.json"] = json.dumps(config, indent=2, sort_keys=True)
-        code = provenance.fingerprint(*modules(planner, job))
-        texts[root / f"{job.folder}.code"] = code
-        settings[job.folder] = provenance.digest(config), code
+        settings[job.folder] = hashes(planner, job)
+        texts[root / f"{job.folder}.code"] = settings[job.folder][1]
     texts[root / "parts.json"] = json.dumps(parts_of_jobs(derived, root.parent, settings), indent=2)
     contents = {path: f"{text}\n".encode() for path, text in texts.items()}
     return {

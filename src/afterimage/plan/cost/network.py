@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from afterimage import artifacts, meta_device, provenance
@@ -108,17 +107,16 @@ def _known(settings: str) -> Network:
     """Return the kept counts of a network; count it, and keep that, if there are none."""
     versions = [version("torch"), version("diffusers"), provenance.fingerprint(BUILDER)]
     key = hashlib.sha256("\n".join([settings, *versions]).encode()).hexdigest()
-    home = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
-    file = home / "afterimage" / "networks" / f"{key}.json"
+    folder = artifacts.user_cache("networks")
+    if folder is None:
+        return _count(json.loads(settings))
+    file = folder / f"{key}.json"
     try:
         return Network(*map(int, json.loads(file.read_text())))
     except (OSError, ValueError, TypeError):  # never counted, or a damaged file
         counts = _count(json.loads(settings))
-    try:
-        if home.is_absolute():
-            artifacts.write_atomically(file, json.dumps(counts).encode())
-    except OSError:  # a home that nobody may write to
-        pass
+    with suppress(OSError):  # a home that nobody may write to
+        artifacts.write_atomically(file, json.dumps(counts).encode())
     return counts
 
 

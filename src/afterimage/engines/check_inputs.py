@@ -1,0 +1,142 @@
+"""What a study reads, checked by the main process of every call of snakemake before any job: what
+is on this machine, as far as looking at it is quick.
+
+- Checksums of stored networks (``sha256`` of ``model``, ``text`` and ``autoencoder``).
+- Captions: every image has one, in every variant that is a column.
+- Forget sets by caption or label: they are some of the images, not all. Where a training set is made
+  already, sets are compared with it, too; otherwise ``data planting`` does, before any training.
+- The images' sides and channels, which the networks must take; those of the first image, as all have
+  one shape or ``data fetch`` refuses them.
+
+Files that are not here, and those on the Hub that are not in the local cache, are checked by the
+step that reads them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from afterimage import artifacts
+from afterimage.config import AbsentError, ConfigError, Study, expand
+from afterimage.config.stored import Stored
+from afterimage.engines import checksums
+from afterimage.plan.jobs import jobs
+from afterimage.plan.parts import up_to_date_in
+from afterimage.plan.resolved import hashes
+
+if TYPE_CHECKING:
+    from afterimage.data.records import Record
+
+STEPS = ("data/fetch", "data/split", "data/planting")
+"""The steps that make training sets, upstream first."""
+
+
+def check(study: Study, results: Path) -> None:
+    """Check what a study reads.
+
+    Args:
+        results: The folder that contains ``<study>``.
+
+    Raises:
+        ConfigError, ArtifactError: naming the key, its value and what is allowed.
+    """
+    _check_stored(study)
+    _check_source(study)
+    _check_training_sets(study, results)
+
+
+def _check_stored(study: Study) -> None:
+    """Compare stored networks with their checksums."""
+    for key, block in (
+        ("model", study.model),
+        ("text", study.text),
+        ("autoencoder", study.autoencoder),
+    ):
+        if isinstance(block, Stored) and block.described is not None:
+            folder = Path(expand(block.path))
+            artifacts.check_sums(folder, block.sha256, f"{key}.sha256", checksums.sha256)
+
+
+def _check_source(study: Study) -> None:
+    """Look at the source's captions, labels and images, as far as anything depends on them."""
+    source = study.data.source
+    labels = study.data.known_labels is None and any(
+        block.label is not None for block in study.forget.values()
+    )
+    stored = isinstance(study.model, Stored) or isinstance(study.autoencoder, Stored)
+    shape = source.known_shape is None and (stored or study.data.resize is None)
+    if not (source.captioned or labels or shape):
+        return
+    # Only where it is needed: reading images imports more than planning does.
+    import numpy as np
+
+    from afterimage.data import forget, sources
+    from afterimage.data.records import STUDY, Reading
+    from afterimage.images import Images
+
+    reading = Reading(captions=study.caption_columns, look=True)
+    try:
+        with sources.named(STUDY):
+            contents = sources.contents_of(source, reading)
+            kept = [
+                record
+                for record in contents.records
+                if study.data.classes is None or record.label in study.data.classes
+            ]
+            sources.refuse_silent(kept, reading)
+    except AbsentError:
+        return
+    if shape and (refused := _first_shape(kept, study.images_refused)):
+        raise ConfigError(refused)
+    trained = [
+        record for record in kept if not (study.data.split.official and record.official_test)
+    ]
+    if trained:
+        images = Images.of(
+            np.zeros((len(trained), 1, 1, 1), np.uint8),
+            labels=np.array([record.label for record in trained]),
+            captions=np.array([record.caption or "" for record in trained]),
+        )
+        what = "images that training sets can be drawn from"
+        forget.refuse_unfit(images, _sets(study), ("label", "caption"), what)
+
+
+def _first_shape(
+    records: list[Record], refused: Callable[[tuple[int, int, int]], str | None]
+) -> str | None:
+    """Return what ``refused`` says of the shape of the first image that can be read."""
+    from afterimage.data import pictures, zips
+
+    for record in records:
+        try:
+            picture = next(pictures.decode(record.load(), pictures.Transform()))
+        except (*pictures.DAMAGE, *zips.DAMAGE):
+            continue
+        if picture.pixels is not None:
+            height, width, channels = picture.pixels.shape
+            return refused((height, width, channels))
+    return None
+
+
+def _check_training_sets(study: Study, results: Path) -> None:
+    """Compare forget sets with the training sets that are made already."""
+    if not study.forget:
+        return
+    planned = [job for job in jobs(study) if job.step in STEPS]
+    root = results / study.study
+    up_to_date = up_to_date_in(root, {job.folder: hashes(study, job) for job in planned})
+    made = [job.folder for job in planned if job.step == STEPS[-1] and up_to_date(job.folder)]
+    if made:
+        from afterimage.data import forget
+        from afterimage.images import load_images
+
+        for folder in made:
+            train = load_images(root / folder / "train.npz", check=False)
+            forget.refuse_unfit(train, _sets(study), forget.OF_IMAGES)
+
+
+def _sets(study: Study) -> dict[str, dict[str, Any]]:
+    """Return the forget sets as plain values."""
+    return {name: block.model_dump(mode="json") for name, block in study.forget.items()}

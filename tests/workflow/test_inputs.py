@@ -1,0 +1,72 @@
+"""Inputs that do not fit the study are refused by snakemake itself, and no job runs."""
+
+import pytest
+
+from afterimage.artifacts import sha256
+from afterimage.config import Model
+from afterimage.diffusion.model import build_unet
+
+from .conftest import CAPTIONED, OF_CAPTIONED, captioned_digits, study_of_captions
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def texts(empty):
+    """A clone with captioned digits and a study of them, not run."""
+    captioned_digits(empty.folder / "digits.parquet")
+    arms = {name: CAPTIONED[name] for name in ("plain", "erased", "retrained")}
+    study_of_captions(empty, arms=arms, attribution=OF_CAPTIONED | {"arm": "plain"})
+    return empty
+
+
+def refusal(texts, *arguments):
+    """Return what a call of snakemake that fails says; a dry run does so on standard output."""
+    done = texts.snakemake(*arguments, "--", "all", check=False)
+    assert done.returncode != 0
+    said = done.stdout + done.stderr
+    assert "Traceback" not in said
+    return said
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], []])
+def test_a_phrase_of_no_image_is_refused_before_any_job(texts, arguments):
+    texts.edit("forget", "zeros", "caption", value="eleven")
+    said = refusal(texts, *arguments)
+    assert "forget.zeros is empty: 'eleven' is in the captions of none of the 300" in said
+    assert not (texts.folder / "results").exists()
+
+
+def test_missing_captions_and_another_checksum_are_refused_before_any_job(texts):
+    captioned_digits(texts.folder / "digits.parquet", without=[4, 7])
+    said = refusal(texts, "--dry-run")
+    assert "2 of 300 images have no caption: digits.parquet:4, digits.parquet:7" in said
+    captioned_digits(texts.folder / "digits.parquet")
+    unet, name = texts.folder / "unet", "diffusion_pytorch_model.safetensors"
+    net = build_unet(Model(channels=[8, 16], attention=[False, True]), (8, 8, 1), text_width=16)
+    net.save_pretrained(unet)
+    texts.edit("model", value={"kind": "stored", "path": "unet", "sha256": {name: "0" * 64}})
+    assert f"model.sha256: unet/{name} has" in refusal(texts, "--dry-run")
+    assert not (texts.folder / "results").exists()
+    texts.edit("model", "sha256", value={name: sha256(unet / name)})
+    assert texts.planned()["fit"] == 3
+
+
+def test_a_phrase_of_no_training_image_stops_at_the_planting_and_then_at_once(texts):
+    """It is in the source, but not in what is drawn of it; other sets do not make it due again."""
+    captioned_digits(texts.folder / "digits.parquet", {299: "a rare thing, number 299"})
+    texts.edit("data", "split", "train", value=40)
+    texts.edit("forget", "zeros", "caption", value="rare thing")
+    refusal(texts)
+    log = (texts.results / "logs/data/planting/0.log").read_text()
+    assert "forget.zeros is empty: 'rare thing' is in the captions of none of the 40" in log
+    assert not (texts.results / "train").exists()
+    texts.edit("forget", "zeros", "caption", value="zero")
+    texts.snakemake("--", "data")
+    made = (texts.results / "data/planting/0/run.json").read_bytes()
+    texts.edit("forget", "zeros", "caption", value="rare thing")
+    said = refusal(texts, "--dry-run")
+    assert "forget.zeros is empty: 'rare thing' is in the captions of none of the 40" in said
+    texts.edit("forget", "zeros", "caption", value="one")
+    assert "planting" not in texts.planned()
+    assert (texts.results / "data/planting/0/run.json").read_bytes() == made
