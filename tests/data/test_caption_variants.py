@@ -44,7 +44,8 @@ def images(ids, captions, **columns) -> Images:
 POOL = images([5, 7, 9, 11], ["a red cat", "a red dog", "a blue Cat", "a red cat"])
 HOLDOUT = images([2], ["the green cat"])
 REFERENCE = images([3], ["a dog"])
-PARTS = [POOL, HOLDOUT, REFERENCE]
+FUSION = REFERENCE.take(np.array([], int))
+PARTS = [POOL, HOLDOUT, REFERENCE, FUSION]
 
 # ---- the texts -----------------------------------------------------------------------------------
 
@@ -52,7 +53,14 @@ PARTS = [POOL, HOLDOUT, REFERENCE]
 def test_general_captions_keep_the_most_frequent_words_in_their_order():
     """In the pool: a 4, red 3, cat 3, dog 1, blue 1; of red and cat, the first one stays."""
     found = rewritten(GeneralCaptions(kind="general", words=2), "short", PARTS, 0)
-    assert found == {5: "a red", 7: "a red", 9: "a Cat", 11: "a red", 2: "the cat", 3: "a dog"}
+    assert found == {
+        5: "a red",
+        7: "a red",
+        9: "a Cat",
+        11: "a red",
+        2: "the cat",
+        3: "a dog",
+    }
 
 
 def test_a_word_counts_once_for_a_caption_and_stays_once():

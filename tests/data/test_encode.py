@@ -126,7 +126,7 @@ def test_a_caption_that_is_too_long_is_named(encoded):
 def test_long_captions_lose_their_end_if_the_study_says_so(encoded):
     """They keep their first tokens and the mark of their end; their number is recorded, and told."""
     whole = encoded()
-    with pytest.warns(UserWarning, match=r"\d of 5 captions have more than text.length = 6 tokens"):
+    with pytest.warns(UserWarning, match=r"\d of 6 captions have more than text.length = 6 tokens"):
         out = encoded(length=6, long="truncate")
     metrics = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     recorded = {row["name"]: row["value"] for row in metrics}

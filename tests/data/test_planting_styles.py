@@ -43,7 +43,7 @@ def pool(size: int, shared: int = SHARED) -> Images:
 
 def settings(plant, train: int = 80) -> dict:
     return {
-        "split": {"train": train, "holdout": 5, "reference": 5, "official": False},
+        "split": {"train": train, "holdout": 5, "reference": 5, "fusion": 0, "official": False},
         "plant": plant,
         "plantings": 1,
         "flips": False,
