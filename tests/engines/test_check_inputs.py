@@ -104,6 +104,25 @@ def test_images_without_a_caption_are_named(files, study):
     assert refused(study()).endswith("train.parquet:9 and 3 more")
 
 
+def test_of_a_parquet_file_columns_are_read_and_one_image_where_its_sides_count(
+    files, study, monkeypatch
+):
+    asked, plainly = [], pq.ParquetFile.iter_batches
+
+    def iter_batches(file: pq.ParquetFile, size: int, columns: list[str]) -> Any:
+        asked.append((size, columns))
+        return plainly(file, size, columns=columns)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", iter_batches)
+    check_inputs.check(study(data__resize=16), Path("results"))
+    [(_, columns)] = asked
+    assert columns == ["label", "text"]
+    asked.clear()
+    check_inputs.check(study(), Path("results"))
+    assert [columns for _, columns in asked] == [["label", "text"], ["image"]]
+    assert asked[1][0] == 1
+
+
 def test_images_that_are_not_kept_need_no_caption(files, study):
     files(["a", None] * 8)
     check_inputs.check(study(data__classes=[0]), Path("results"))

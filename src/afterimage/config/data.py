@@ -35,6 +35,11 @@ class SourceBlock(Block):
     @property
     def captioned(self) -> bool:
         """Whether the images have captions."""
+        return self.has_columns
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether captions are in a column, next to which others may hold variants of them."""
         return getattr(self, "caption_column", None) is not None
 
 
@@ -141,8 +146,35 @@ class ImageFolder(SourceBlock):
     on_bad_file: Literal["fail", "skip"] = "fail"
     """What to do about unreadable files and, without ``resize``, files that differ in size from
     most: they are counted and named either way."""
+    captions: Literal["metadata.jsonl", "captions.json", "txt"] | None = None
+    """Files next to the images with their captions; null reads none. ``metadata.jsonl``: an object
+    with ``file_name`` and the caption per line. ``captions.json``: file name -> caption, or a list
+    of such objects. ``txt``: a text file for each image, of the same name but for the ending. Every
+    image needs a caption, and every caption an image."""
+    caption_column: str | None = None
+    """Key of the captions in the objects; by default the only one of ``text``, ``caption`` and
+    ``prompt``."""
     licence: str = "unknown"
     """Note kept in the manifest."""
+
+    @model_validator(mode="after")
+    def _objects_have_keys(self) -> ImageFolder:
+        if self.caption_column is not None and not self.has_columns:
+            raise ValueError(
+                f"caption_column = {self.caption_column!r} is a key of objects, but captions = "
+                f"{self.captions!r}; allowed are 'metadata.jsonl' and 'captions.json'"
+            )
+        return self
+
+    @property
+    def captioned(self) -> bool:
+        """Whether ``captions`` says where captions are."""
+        return self.captions is not None
+
+    @property
+    def has_columns(self) -> bool:
+        """Whether captions are values of objects with keys."""
+        return self.captions in ("metadata.jsonl", "captions.json")
 
 
 class ArrayFile(SourceBlock):

@@ -14,7 +14,7 @@ from afterimage.config.attribution import Attribution, Remedied
 from afterimage.config.autoencoder import Autoencoder
 from afterimage.config.base import ConfigError, Name
 from afterimage.config.cluster import Cluster
-from afterimage.config.data import Classifier, Data, Dedup, Shape
+from afterimage.config.data import Classifier, Data, Dedup, ImageFolder, Shape
 from afterimage.config.explain import allowed, explain
 from afterimage.config.measures import Attacks, Paths, Report, Sample, Statistics
 from afterimage.config.selection import LoyalSelection, plan, settings_of
@@ -119,9 +119,10 @@ class Study(Attacks):
 
     @model_validator(mode="after")
     def _captions_exist(self) -> Study:
+        key = "captions" if isinstance(self.data.source, ImageFolder) else "caption_column"
         no_captions = (
-            "data.source.caption_column is not given; sources with captions are parquet, "
-            "huggingface and shapes"
+            f"data.source.{key} is not given; sources with captions are parquet, huggingface, "
+            "image_folder and shapes"
         )
         if not self.data.source.captioned:
             for key, needed in (
@@ -161,7 +162,7 @@ class Study(Attacks):
         column = getattr(self.data.source, "caption_column", None)
         variants = {} if self.text is None else self.text.captions
         for name, variant in variants.items():
-            if isinstance(variant, ColumnCaptions) and column is None:
+            if isinstance(variant, ColumnCaptions) and not self.data.source.has_columns:
                 raise ValueError(
                     f"text.captions.{name}.column = {variant.column!r}: the source "
                     f"{self.data.source.kind!r} has no columns"
@@ -196,7 +197,9 @@ class Study(Attacks):
     @model_validator(mode="after")
     def _labels_exist(self) -> Study:
         labels = self.data.known_labels
-        for name, block in self.forget.items() if labels is not None else ():
+        if labels is None:
+            return self
+        for name, block in self.forget.items():
             if block.label is None or (block.label in labels and len(set(labels)) > 1):
                 continue
             problem = "all images have" if block.label in labels else "no image has"

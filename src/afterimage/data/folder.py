@@ -5,17 +5,20 @@ A zip is read in place, never unpacked.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path, PurePosixPath
 
 from afterimage import config as configs
 from afterimage.artifacts import ArtifactError, sha256
-from afterimage.data import zips
+from afterimage.data import caption_files, zips
+from afterimage.data.caption_files import Naming, Texts
 from afterimage.data.pictures import SUFFIXES, is_image
 from afterimage.data.records import Contents, Reading, Record, refuse_pointer
 from afterimage.data.walk import HIDDEN, walk
+from afterimage.diffusion.stored_files import listed
 
 NO_IMAGE = "not images by their ending"
 PARTS = {
@@ -45,25 +48,20 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
     Raises:
         AbsentError: if there is no such folder or file.
         ConfigError: if there is no image in it, or only folders of ``PARTS``, or, with labels,
-            images both next to and inside sub-folders.
+            images both next to and inside sub-folders; if there are no files with captions as
+            ``captions`` says.
         ArtifactError: if the file is not a zip, or a folder cannot be listed.
     """
     path = Path(configs.expand(source.path))
-    ignored: dict[str, str] = {}
-    if path.is_dir():
-        files = walk(path, ignored)
-        read_from = {name: file for name, file in files.items() if is_image(name)}
-        loaders: dict[str, Loader] = {name: file.read_bytes for name, file in files.items()}
-    elif path.is_file():
-        read_from = {path.name: path}
-        loaders = {path.name: path.read_bytes} if is_image(path.name) else _zipped(path, ignored)
-    else:
+    if not path.is_dir() and not path.is_file():
         raise configs.AbsentError(
             f"{reading.names['path']} = {source.path}: no such folder, zip or image file"
         )
-
+    ignored: dict[str, str] = {}
+    loaders = loaders_of(path, ignored)
     names = sorted(name for name in loaders if is_image(name))
-    ignored |= {name: NO_IMAGE for name in loaders if not is_image(name)}
+    captions, variants, written = _captions(source, loaders, names, reading)
+    ignored |= {name: NO_IMAGE for name in loaders if not is_image(name) and name not in written}
     if not names:
         raise configs.ConfigError(
             f"{reading.names['path']} = {source.path}: no image file {_among(ignored)}"
@@ -84,18 +82,80 @@ def contents(source: configs.ImageFolder, reading: Reading) -> Contents:
             )
         classes = tops
     try:
-        raw = {} if reading.look else {name: sha256(file) for name, file in read_from.items()}
+        raw = {} if reading.look else _hashes(path, loaders, [*names, *sorted(written)])
     except OSError as error:
         raise ArtifactError(f"{error.filename} cannot be read: {error.strerror}") from error
     label = {name: classes.index(name.split("/")[0]) if classes else -1 for name in names}
     return Contents(
-        [Record(loaders[name], label[name], name) for name in names],
+        [
+            Record(
+                loaders[name],
+                label[name],
+                name,
+                caption=None if captions is None else captions.get(name, ""),
+                variants={variant: texts.get(name, "") for variant, texts in variants.items()},
+            )
+            for name in names
+        ],
         raw_files=raw,
         class_names=classes or None,
         files_are_rows=True,
         skip_bad=source.on_bad_file == "skip",
         ignored=[{"name": name, "reason": ignored[name]} for name in sorted(ignored)],
     )
+
+
+def loaders_of(path: Path, ignored: dict[str, str]) -> dict[str, Loader]:
+    """Return name -> loader of the files of a folder or a zip, or of a single image.
+
+    Args:
+        path: The folder or file.
+        ignored: Receives name -> reason of every file that is left out.
+
+    Raises:
+        ArtifactError: if a file is not a zip, or a folder cannot be listed.
+    """
+    if path.is_dir():
+        return {name: file.read_bytes for name, file in walk(path, ignored).items()}
+    return {path.name: path.read_bytes} if is_image(path.name) else _zipped(path, ignored)
+
+
+def _hashes(path: Path, loaders: Mapping[str, Loader], names: list[str]) -> dict[str, str]:
+    """Return the sha256 of the files that images and captions are read from: of a zip, its own."""
+    if path.is_file() and not is_image(path.name):
+        return {path.name: sha256(path)}
+    return {name: hashlib.sha256(loaders[name]()).hexdigest() for name in names}
+
+
+def _captions(
+    source: configs.ImageFolder, files: Mapping[str, Loader], images: list[str], reading: Reading
+) -> tuple[Texts | None, dict[str, Texts], set[str]]:
+    """Return the captions, their variants, and the files that they are in; None without captions.
+
+    Raises:
+        ConfigError: if there is no such file.
+        ArtifactError: if a file cannot be read, or a caption has no image.
+    """
+    kind = source.captions
+    if kind is None:
+        return None, {}, set()
+    written = set(caption_files.holders(kind, files, images))
+    key = f"{reading.names['caption_files']} = {kind}"
+    if not written:
+        raise configs.ConfigError(f"{key}: there is no such file in {source.path}")
+
+    def texts(column: str | None, setting: str) -> Texts:
+        naming = Naming(reading.names["source"], setting)
+        found = caption_files.of_kind(kind, files, images, column, naming)
+        if foreign := sorted(found.keys() - set(images)):
+            raise ArtifactError(f"{key}: {len(foreign)} captions have no image: {listed(foreign)}")
+        return {name: text.strip() for name, text in found.items()}
+
+    variants = {
+        variant: texts(column, f"{reading.names['captions']}.{variant}.column")
+        for variant, column in reading.captions.items()
+    }
+    return texts(source.caption_column, reading.names["caption_column"]), variants, written
 
 
 def _among(ignored: dict[str, str]) -> str:

@@ -21,6 +21,7 @@ STUDY = {
     "label_column": "data.source.label_column",
     "caption_column": "data.source.caption_column",
     "captions": "text.captions",
+    "caption_files": "data.source.captions",
     "array": "data.source.array",
     "label_array": "data.source.label_array",
     "classes": "data.classes",

@@ -1,17 +1,13 @@
 """Captions of a set of images: next to image files, in a parquet column, or in an array.
 
-Image files have theirs in a ``metadata.jsonl`` (an object with ``file_name`` and the caption per
-line), a ``captions.json`` (file name -> caption, or a list of such objects) or a text file of the
-same name each. Every image needs one caption, and every caption an image.
+Files next to images are read by ``data.caption_files``. Every image needs one caption, and every
+caption an image.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +17,8 @@ import pyarrow.parquet as pq
 from afterimage import config
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.data import hub, parquet, pictures, zips
+from afterimage.data import caption_files, folder, hub, parquet, pictures
+from afterimage.data.caption_files import COLUMNS, LINES, OBJECT, AmbiguousError, Naming
 from afterimage.data.records import Reading
 from afterimage.data.walk import walk
 from afterimage.diffusion.stored_files import first_line, listed
@@ -29,23 +26,11 @@ from afterimage.standalone import images as image_sets
 from afterimage.standalone.images import ImageSet
 
 FLAG = "--caption-column"
-COLUMNS = ("text", "caption", "prompt")
-"""Names of captions, in parquet files and in JSON objects."""
-
-LINES, OBJECT = "metadata.jsonl", "captions.json"
 ARRAY = "captions"
 WHERE = (
     f"{LINES}, {OBJECT}, a .txt per image, a parquet column {', '.join(COLUMNS)}, or an array "
     f"{ARRAY} in .npz"
 )
-
-
-class AmbiguousError(ConfigError):
-    """Several columns, keys or files could hold the captions."""
-
-
-Texts = dict[str, str]
-"""Name of an image, relative to its folder, to its caption."""
 
 
 def arguments(group: argparse._ArgumentGroup) -> None:
@@ -88,9 +73,9 @@ def of(images: ImageSet, args: argparse.Namespace) -> list[str] | None:
     path = Path(config.expand(source.path))
     if not path.is_dir() and path.suffix.lower() != ".zip":
         return None
-    files = _files(path)
+    files = folder.loaders_of(path, {})
     names = [name for name in files if pictures.is_image(name)]
-    texts = _beside(files, names, wanted, flag)
+    texts = caption_files.beside(files, names, wanted, Naming(flag, FLAG))
     if texts is None:
         return None
     missing = sorted(set(map(_file, map(str, images.names))) - set(texts))
@@ -133,129 +118,6 @@ def _in_array(path: Path, images: ImageSet, wanted: str | None) -> list[str] | N
             f"is one text for each of {len(images.names)} images"
         )
     return texts.tolist()
-
-
-# ---- beside image files --------------------------------------------------------------------------
-
-
-def _files(path: Path) -> Mapping[str, Callable[[], bytes]]:
-    """Return name -> loader of the files of a folder or a zip, named as the images are."""
-    if path.is_dir():
-        return {name: file.read_bytes for name, file in walk(path, {}).items()}
-    archive = zips.opened(path)
-    members = {
-        PurePosixPath(info.filename).as_posix(): info
-        for info in archive.infolist()
-        if not info.is_dir()
-        and not any(part.startswith((".", "__MACOSX")) for part in info.filename.split("/"))
-    }
-    tops = {name.split("/")[0] for name in members}
-    top = f"{tops.pop()}/" if len(tops) == 1 and all("/" in name for name in members) else ""
-
-    def loader(info: Any) -> Callable[[], bytes]:
-        return lambda: archive.read(info)
-
-    return {name.removeprefix(top): loader(info) for name, info in members.items()}
-
-
-def _beside(
-    files: Mapping[str, Callable[[], bytes]], names: list[str], wanted: str | None, flag: str
-) -> Texts | None:
-    """Return the captions that lie beside image files; None if there are none."""
-    kinds: dict[str, Texts] = {}
-    for kind, reader in ((LINES, _lines), (OBJECT, _object)):
-        texts: Texts = {}
-        for name in files:
-            if PurePosixPath(name).name != kind:
-                continue
-            entries = reader(_text(files[name], name, flag), wanted, f"{flag}: {name}")
-            folder = name[: -len(kind)]
-            _add(texts, ((folder + file, text) for file, text in entries), f"{flag}: {name}")
-        if texts:
-            kinds[kind] = texts
-    stems = {str(PurePosixPath(name).with_suffix("")): name for name in names}
-    single: Texts = {}
-    for name in files:
-        path = PurePosixPath(name)
-        if path.suffix.lower() == ".txt" and str(path.with_suffix("")) in stems:
-            image = stems[str(path.with_suffix(""))]
-            single[image] = _text(files[name], name, flag).strip()
-    if single:
-        kinds["a .txt per image"] = single
-    if len(kinds) > 1:
-        raise AmbiguousError(f"{flag}: captions are in {' and in '.join(kinds)}; keep one of them")
-    return next(iter(kinds.values()), None)
-
-
-def _text(load: Callable[[], bytes], name: str, flag: str) -> str:
-    try:
-        return load().decode("utf-8-sig")
-    except (*zips.DAMAGE, UnicodeDecodeError) as error:
-        raise ArtifactError(f"{flag}: {name} cannot be read: {first_line(error)}") from error
-
-
-def _lines(text: str, wanted: str | None, where: str) -> Iterable[tuple[str, str]]:
-    for number, line in enumerate(text.split("\n"), 1):
-        if line.strip():
-            place = f"{where}, line {number}"
-            try:
-                entry = json.loads(line)
-            except ValueError as error:
-                raise ArtifactError(f"{place} is not JSON: {error}") from error
-            if (pair := _entry(entry, wanted, place)) is not None:
-                yield pair
-
-
-def _object(text: str, wanted: str | None, where: str) -> Iterable[tuple[str, str]]:
-    try:
-        value = json.loads(text, object_pairs_hook=_Pairs)
-    except ValueError as error:
-        raise ArtifactError(f"{where} is not JSON: {error}") from error
-    if isinstance(value, list) and not isinstance(value, _Pairs):
-        for number, entry in enumerate(value):
-            place = f"{where}, entry {number}"
-            if (pair := _entry(_plain(entry), wanted, place)) is not None:
-                yield pair
-        return
-    if not isinstance(value, _Pairs) or not all(isinstance(text, str) for _, text in value):
-        raise ArtifactError(
-            f"{where}: allowed are an object (file name -> caption) or a list of objects with "
-            "file_name and a caption"
-        )
-    yield from value
-
-
-class _Pairs(list):
-    """A JSON object as its pairs, which a dict would lose where a name is repeated."""
-
-
-def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, _Pairs) else value
-
-
-def _entry(entry: Any, wanted: str | None, where: str) -> tuple[str, str] | None:
-    """Return file and caption of one JSON object; None if it has no caption."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-        raise ArtifactError(f"{where}: an object with file_name is needed")
-    keys = [key for key in COLUMNS if key in entry] if wanted is None else [wanted]
-    if len(keys) > 1:
-        raise AmbiguousError(f"{where} has {', '.join(keys)}; {FLAG} chooses one")
-    if not keys:
-        return None
-    if not isinstance(text := entry.get(keys[0]), str):
-        raise ArtifactError(
-            f"{where}: {keys[0]} is {text!r}, no text; keys are {listed(sorted(entry))}"
-        )
-    return entry["file_name"], text
-
-
-def _add(texts: Texts, entries: Iterable[tuple[str, str]], where: str) -> None:
-    """Add captions; a file that is named twice is an error."""
-    pairs = [(PurePosixPath(file).as_posix(), text) for file, text in entries]
-    counts = Counter(file for file, _ in pairs)
-    if repeated := sorted(file for file in counts if counts[file] > 1 or file in texts):
-        raise ArtifactError(f"{where} names {listed(repeated)} more than once")
-    texts |= dict(pairs)
 
 
 # ---- parquet -------------------------------------------------------------------------------------
