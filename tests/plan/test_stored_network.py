@@ -74,7 +74,12 @@ def test_settings_of_a_training_name_the_folder_and_those_of_random_weights_are_
 ):
     block = folder(sha256={"config.json": "0" * 64})
     settings = resolve(of_pixels(digits, block), "train", "plain", 0)["settings"]["model"]
-    assert settings == block | {"trainable": "full", "lora": None}
+    assert settings == block | {
+        "id": None,
+        "revision": None,
+        "trainable": "full",
+        "lora": None,
+    }
     drawn = {"channels": [8, 16], "attention": [False, True], "norm_groups": 4}
     plain = of_pixels(digits, drawn)
     assert plain == of_pixels(digits, drawn | {"kind": "scratch"})

@@ -1,12 +1,14 @@
 """Inputs that do not fit the study are refused by snakemake itself, and no job runs."""
 
+from dataclasses import replace
+
 import pytest
 
 from afterimage.artifacts import sha256
 from afterimage.config import Model
 from afterimage.diffusion.model import build_unet
 
-from .conftest import CAPTIONED, OF_CAPTIONED, captioned_digits, study_of_captions
+from .conftest import CAPTIONED, INSTALLED, OF_CAPTIONED, captioned_digits, study_of_captions
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,29 @@ def test_missing_captions_and_another_checksum_are_refused_before_any_job(texts)
     assert not (texts.folder / "results").exists()
     texts.edit("model", "sha256", value={name: sha256(unet / name)})
     assert texts.planned()["fit"] == 3
+
+
+def test_a_network_that_cannot_be_fetched_stops_the_run_before_its_first_job(texts, monkeypatch):
+    """Its config is in the Hub's local cache, its weights are not, and there is no network."""
+    commit = "0" * 40
+    snapshot = texts.folder / "hub/models--owner--name/snapshots" / commit
+    net = build_unet(Model(channels=[8, 16], attention=[False, True]), (8, 8, 1), text_width=16)
+    net.save_pretrained(snapshot / "unet")
+    [weights] = (snapshot / "unet").glob("*.safetensors")
+    weights.rename(texts.folder / weights.name)
+    monkeypatch.setenv("HF_HUB_CACHE", str(texts.folder / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    offline = replace(texts, commands=INSTALLED)
+    model = {"kind": "stored", "id": "owner/name", "revision": commit, "path": "unet"}
+    offline.edit("model", value=model)
+    assert offline.planned()["fit"] == 3
+    said = refusal(offline)
+    assert "model.path = 'unet': there are no weights in safetensors of owner/name at rev" in said
+    assert {path.name for path in offline.results.iterdir()} <= {"config", "logs"}
+    assert not list(offline.results.glob("logs/**/*.log"))
+    (texts.folder / weights.name).rename(weights)
+    offline.edit("model", "id", value="owner/other")
+    assert "model.id = owner/other: it is neither in the local cache" in refusal(offline, "-n")
 
 
 def test_a_phrase_of_no_training_image_stops_at_the_planting_and_then_at_once(texts):

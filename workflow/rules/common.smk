@@ -10,8 +10,14 @@ from snakemake.logging import logger
 
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
-from afterimage.engines import check_inputs, patches, settings_lock
-from afterimage.engines.rules import Rules, in_place, read_study, uses_scratch
+from afterimage.engines import bases, check_inputs, patches, settings_lock
+from afterimage.engines.rules import (
+    Rules,
+    fetch_bases,
+    in_place,
+    read_study,
+    uses_scratch,
+)
 from afterimage.plan.jobs import STEPS, jobs, pages
 from afterimage.plan.step import TOGETHER
 from afterimage.report.page import mark_earlier
@@ -29,6 +35,10 @@ NOTEBOOKS = Path(relpath(Path(workflow.current_basedir).parent.parent / "noteboo
 # with. The lock is held as long as this process runs; `--unlock` must work without it.
 if workflow.is_main_process and "--unlock" not in sys.argv:
     try:
+        if bases.fetch_configs(STUDY):
+            STUDY = read_study(
+                config, workflow.overwrite_configfiles or [Path("params.yaml")]
+            )
         check_inputs.check(STUDY, Path("results"))
         HOLD = settings_lock.write_configs(
             STUDY, Path("results"), Path(".snakemake"), scratch=SCRATCH

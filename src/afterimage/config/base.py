@@ -60,6 +60,8 @@ Share = Annotated[float, Field(gt=0, le=1)]
 LONGEST = 60
 """Characters of a name, at most."""
 Sha256 = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
+HubId = Annotated[str, Field(pattern=r"^[A-Za-z0-9][\w.-]*/[\w.-]+$")]
+Commit = Annotated[str, Field(pattern="^[0-9a-f]{40}$")]
 Name = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=LONGEST)]
 
 

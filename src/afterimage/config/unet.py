@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from afterimage.config.base import Block, expand, kind_or
+from afterimage.config.base import Block, kind_or
 from afterimage.config.stored import Stored, read
 from afterimage.config.training import Diffusion, Model
 
@@ -138,8 +138,7 @@ class StoredModel(Stored):
                         f"{key} = {given!r} is for a UNet2DConditionModel, but the network in "
                         f"path = {self.path!r} is a {known}"
                     )
-        folder = Path(expand(self.path))
-        names = {path.suffix for path in folder.iterdir()}
+        names = {path.suffix for path in self.folder.iterdir()}
         if ".bin" in names and ".safetensors" not in names:
             raise ValueError(
                 f"path = {self.path!r}: its weights are a pickle, which is never read; allowed are "
@@ -178,7 +177,7 @@ class StoredModel(Stored):
     @property
     def _pipeline(self) -> Path:
         """The folder that the network's is in: a pipeline's, if others of its parts are there."""
-        return Path(expand(self.path)).resolve().parent
+        return self.folder.resolve().parent
 
     def images_refused(self, shape: tuple[int, int, int], what: str) -> str | None:
         """Return why the network does not take the study's images or latents, as far as this

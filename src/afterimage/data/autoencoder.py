@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> None:
     settings = validated(config.Autoencoder, resolved["settings"], "autoencoder")
     inputs = {"reference": args.reference}
     if isinstance(settings, StoredAutoencoder):
-        inputs["stored"] = Path(config.expand(settings.path))
+        inputs["stored"] = settings.folder
         if not inputs["stored"].is_dir():
             raise ArtifactError(f"autoencoder.path = {settings.path!r}: there is no such folder")
     with artifacts.step(resolved, args.out, inputs, entries=(__name__,)) as step:

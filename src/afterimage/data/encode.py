@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 
 from afterimage import artifacts, seeds
 from afterimage.artifacts import ArtifactError
-from afterimage.config import ConfigError, expand
+from afterimage.config import ConfigError
 from afterimage.config.stored import validated
 from afterimage.config.texts import (
     ColumnCaptions,
@@ -82,7 +82,7 @@ def run(args: argparse.Namespace) -> None:
     stored = isinstance(settings, StoredTextEncoder)
     if stored:
         for part in STORED:
-            inputs[part] = Path(expand(settings.path)) / part
+            inputs[part] = settings.folder / part
             if not inputs[part].is_dir():
                 raise ArtifactError(f"text.path = {settings.path!r}: there is no {part}/ in it")
     with artifacts.step(config, args.out, inputs, entries=(__name__,)) as step:
@@ -143,7 +143,7 @@ def open_encoder(
     """
     from transformers import AutoTokenizer, CLIPTextModel
 
-    folder = Path(expand(settings.path))
+    folder = settings.folder
     artifacts.check_sums(folder, settings.sha256, "text.sha256")
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)

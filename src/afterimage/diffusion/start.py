@@ -11,7 +11,7 @@ import torch
 
 from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
-from afterimage.config import AnyModel, ConfigError, StoredModel, TransferBlocks, expand
+from afterimage.config import AnyModel, ConfigError, StoredModel, TransferBlocks
 from afterimage.diffusion.lora import ADAPTERS, add_adapters
 from afterimage.diffusion.model import build_unet, fill, mark_null, null_of, unet_of
 from afterimage.diffusion.router import UNet
@@ -28,7 +28,7 @@ def stored_input(model: AnyModel) -> dict[str, Path]:
     """
     if not isinstance(model, StoredModel):
         return {}
-    folder = Path(expand(model.path))
+    folder = model.folder
     if not folder.is_dir():
         raise ArtifactError(f"model.path = {model.path!r}: there is no such folder")
     artifacts.check_sums(folder, model.sha256, "model.sha256")
@@ -64,7 +64,7 @@ def start(
     # Read the network.
     name = f"model.path = {model.path!r}"
     net: UNet
-    net, _ = read_network(Path(expand(model.path)), None, name, texts=True)
+    net, _ = read_network(model.folder, None, name, texts=True)
     _check(net, name, shape, classes, text_width)
 
     # Put blocks or adapters into it, and freeze what is not trained.
@@ -96,9 +96,7 @@ def with_adapters(model: StoredModel, pipeline: Path) -> UNet:
         ArtifactError: if the stored weights do not fit the stored config exactly.
     """
     net: Any
-    net, _ = read_network(
-        Path(expand(model.path)), None, f"model.path = {model.path!r}", texts=True
-    )
+    net, _ = read_network(model.folder, None, f"model.path = {model.path!r}", texts=True)
     net.load_lora_adapter(str(pipeline), prefix="unet", weight_name=ADAPTERS)
     return net
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from afterimage.artifacts import ArtifactError
+
+WEIGHTS = "*model.safetensors"
+"""Weights of a network in one file, without those of a variant such as ``fp16``."""
 
 POINTER = b"version https://git-lfs"
 """First bytes of a file that git-lfs has not fetched."""
@@ -28,6 +33,40 @@ WHAT_OPENS = "what can be opened is a UNet2DModel of pixels with a DDPMScheduler
 OWN_CODE = (
     "draw with the pipeline's own code and give the images to `afterimage audit` as --samples"
 )
+
+
+@contextmanager
+def hub_errors(name: str, what: str, lacking: str = "such file") -> Iterator[None]:
+    """Reraise errors of the Hub's client as one sentence.
+
+    Args:
+        name: What is fetched, for messages.
+        what: The same in a sentence.
+        lacking: What a repository lacks that lacks a file.
+
+    Raises:
+        ArtifactError: with the cause.
+    """
+    from huggingface_hub.errors import (
+        EntryNotFoundError,
+        HTTPError,
+        LocalEntryNotFoundError,
+        OfflineModeIsEnabled,
+    )
+
+    try:
+        yield
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ArtifactError(
+            f"{name}: {what} is neither in the local cache at this revision nor can the Hub be "
+            "reached (no network, or HF_HUB_OFFLINE is set); give a folder, or fetch it first"
+        ) from error
+    except EntryNotFoundError as error:
+        raise ArtifactError(f"{name}: the Hub's repository has no {lacking}") from error
+    except (HTTPError, OSError, ValueError) as error:
+        raise ArtifactError(
+            f"{name} cannot be fetched from the Hub: {first_line(error)}"
+        ) from error
 
 
 def read_json(path: Path, name: str) -> dict[str, Any]:

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afterimage import artifacts
-from afterimage.config import AbsentError, ConfigError, Study, expand
+from afterimage.config import AbsentError, ConfigError, Study
 from afterimage.config.stored import Stored
-from afterimage.engines import checksums
+from afterimage.engines import bases, checksums
 from afterimage.plan.jobs import jobs
 from afterimage.plan.parts import up_to_date_in
 from afterimage.plan.resolved import hashes
@@ -49,14 +49,9 @@ def check(study: Study, results: Path) -> None:
 
 def _check_stored(study: Study) -> None:
     """Compare stored networks with their checksums."""
-    for key, block in (
-        ("model", study.model),
-        ("text", study.text),
-        ("autoencoder", study.autoencoder),
-    ):
-        if isinstance(block, Stored) and block.described is not None:
-            folder = Path(expand(block.path))
-            artifacts.check_sums(folder, block.sha256, f"{key}.sha256", checksums.sha256)
+    for key, block in bases.stored(study).items():
+        if block.described is not None and (block.id is None or bases.is_whole(block)):
+            artifacts.check_sums(block.folder, block.sha256, f"{key}.sha256", checksums.sha256)
 
 
 def _check_source(study: Study) -> None:

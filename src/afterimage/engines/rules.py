@@ -17,6 +17,8 @@ from snakemake.io import AnnotatedString, expand, get_flag_value
 from snakemake.ioflags import update
 
 from afterimage import config
+from afterimage.artifacts import ArtifactError
+from afterimage.engines import bases
 from afterimage.plan.cost import estimate
 from afterimage.plan.inputs import flags_of, inputs_of, job_of
 from afterimage.plan.jobs import STEPS, jobs, selection_jobs
@@ -40,6 +42,18 @@ def read_study(values: dict[str, Any], files: list[Path]) -> config.Study:
             config.read_yaml(path)
         return config.parse(values, name=", ".join(map(str, files)))
     except config.ConfigError as error:
+        raise WorkflowError(str(error)) from None
+
+
+def fetch_bases(study: config.Study) -> None:
+    """Fetch the weights that the study takes from the Hub.
+
+    Raises:
+        WorkflowError: if that fails.
+    """
+    try:
+        bases.fetch_weights(study)
+    except ArtifactError as error:
         raise WorkflowError(str(error)) from None
 
 

@@ -12,8 +12,7 @@ import importlib.util
 import inspect
 import math
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,14 @@ from afterimage import artifacts
 from afterimage.artifacts import ArtifactError
 from afterimage.config import ConfigError
 from afterimage.diffusion.rau_net import redraw
-from afterimage.diffusion.stored_files import BAD_CONFIG, POINTER, first_line, listed, read_json
+from afterimage.diffusion.stored_files import (
+    BAD_CONFIG,
+    POINTER,
+    first_line,
+    hub_errors,
+    listed,
+    read_json,
+)
 
 INDEX = "model_index.json"
 LIBRARIES = ("diffusers", "transformers", "afterimage")
@@ -161,6 +167,7 @@ def find(located: Located, variant: str | None = None) -> StoredPipeline:
 # ---- folder or id --------------------------------------------------------------------------------
 
 
+AS_ID = "there is no such folder, and as a Hub id it"
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
 
 
@@ -207,7 +214,7 @@ def locate(pipeline: str, revision: str | None = None) -> Located:
     from huggingface_hub import hf_hub_download
 
     repository, pin = hub
-    with _hub_errors(pipeline):
+    with hub_errors(pipeline, AS_ID, f"{INDEX}, it is no diffusers pipeline"):
         folder = Path(hf_hub_download(repository, INDEX, revision=pin)).parent
     commit, notes = folder.name, []
     if commit != pin:
@@ -224,36 +231,8 @@ def _fetch(stored: StoredPipeline, repository: str) -> None:
     for part in stored.parts:
         mark = f"*.{stored.variant}*" if stored.variant else ""
         patterns += [f"{part}/*model{mark}.safetensors", f"{part}/*model{mark}-*-of-*.safetensors"]
-    with _hub_errors(stored.name):
+    with hub_errors(stored.name, AS_ID):
         snapshot_download(repository, revision=stored.commit, allow_patterns=patterns)
-
-
-@contextmanager
-def _hub_errors(name: str) -> Iterator[None]:
-    """Reraise errors of the Hub's client as one sentence."""
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-    )
-
-    try:
-        yield
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
-        raise ArtifactError(
-            f"{name}: there is no such folder, and as a Hub id it is neither in the local cache at "
-            "this revision nor can the Hub be reached (no network, or HF_HUB_OFFLINE is set); give "
-            "a folder, or fetch it first"
-        ) from error
-    except EntryNotFoundError as error:
-        raise ArtifactError(
-            f"{name}: the Hub's repository has no {INDEX}, it is no diffusers pipeline"
-        ) from error
-    except (HTTPError, OSError, ValueError) as error:
-        raise ArtifactError(
-            f"{name} cannot be fetched from the Hub: {first_line(error)}"
-        ) from error
 
 
 # ---- the index -----------------------------------------------------------------------------------
