@@ -281,8 +281,10 @@ def sha256(*arrays: np.ndarray) -> str:
 def _names(name: str) -> dict[str, str]:
     """Return setting -> its name in messages, for the source of ``--name``."""
     flag = f"--{name}"
-    places = ("source", "path", "test_path", "sha256", "config", "classes", "captions")
-    return dict.fromkeys(places, flag) | _FLAGS | {"colour": "--colour", "resize": "--resize"}
+    places = ("source", "path", "test_path", "sha256", "config", "classes")
+    captions = ("captions", "caption_files")
+    others = {"colour": "--colour", "resize": "--resize"}
+    return dict.fromkeys(places + captions, flag) | _FLAGS | others
 
 
 # ---- which source --------------------------------------------------------------------------------
