@@ -48,6 +48,7 @@ rule tables:
         multiplicity="results/{study}/report/tables/multiplicity.csv",
         repeats="results/{study}/report/tables/repeats.csv",
         prompts="results/{study}/report/tables/prompts.csv",
+        prompts_ranked="results/{study}/report/tables/prompts_ranked.csv",
         paths="results/{study}/report/tables/paths.csv",
         frontier="results/{study}/report/tables/frontier.csv",
         attribution=[
