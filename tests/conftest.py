@@ -120,3 +120,19 @@ def server() -> Iterator[Server]:
     running.shutdown()
     thread.join()
     running.server_close()
+
+
+@pytest.fixture
+def compiled(monkeypatch) -> list[str]:
+    """The kinds of the networks that are compiled, in their order, which needs no compiler here."""
+    from torch import nn
+
+    kinds: list[str] = []
+    original = nn.Module.compile
+
+    def compile_(self: nn.Module, *args: object, **named: object) -> None:
+        kinds.append(type(self).__name__)
+        original(self, backend="eager")
+
+    monkeypatch.setattr(nn.Module, "compile", compile_)
+    return kinds

@@ -210,17 +210,9 @@ def test_half_precision_is_the_networks_alone(sampler, trained):
     assert 0 < float(difference.square().mean().sqrt()) < 0.05
 
 
-def test_a_network_that_is_laid_out_otherwise_draws_the_same(trained, monkeypatch):
+def test_a_network_that_is_laid_out_otherwise_draws_the_same(trained, compiled):
     """Compiled once for all drawings, with weights that are channels last; neither is the
     default."""
-    compiled = []
-    original = nn.Module.compile
-
-    def compile_(self, *args, **named):
-        compiled.append(type(self).__name__)
-        return original(self, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", compile_)
     net, scheduler = copy.deepcopy(trained[0]), trained[1]
     settings = Sample(images=8, steps=5, batch_size=4)
     expected = generate(net, scheduler, range(8), settings, seed=9)

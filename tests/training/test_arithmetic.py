@@ -133,15 +133,7 @@ def test_a_gradient_that_overflows_at_any_factor_is_an_error(make_job, tmp_path)
     assert learner.net.weight.item() == 1
 
 
-def test_a_compiled_network_learns_the_same(make_job, tmp_path, monkeypatch):
-    compiled = []
-    original = nn.Module.compile
-
-    def compile_(self, *args, **named):
-        compiled.append(type(self).__name__)
-        return original(self, backend="eager")
-
-    monkeypatch.setattr(nn.Module, "compile", compile_)
+def test_a_compiled_network_learns_the_same(make_job, tmp_path, compiled):
     expected = baseline.train(make_job(tmp_path / "plain"))
     found = baseline.train(make_job(tmp_path / "compiled", compile=True))
     assert compiled == ["UNet2DModel"]

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import torch
+from accelerate import PartialState
 from safetensors.torch import save_file
 
 from afterimage import artifacts, seeds
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> None:
                 f"{long[0]!r}",
                 stacklevel=2,
             )
-        torch.nn.Module.to(encoder, "cuda" if torch.cuda.is_available() else "cpu")
+        torch.nn.Module.to(encoder, PartialState().device)
         tensors = {
             EMBEDDINGS: embed(different, tokenizer, encoder, truncate=bool(long)),
             NULL: embed([""], tokenizer, encoder)[0],

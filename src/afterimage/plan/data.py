@@ -58,9 +58,8 @@ def _split_settings(study: Study, job: Job) -> Settings:
 def _split_size(study: Study, name: str) -> Size:
     """Every image is compared with the pool and with every training set: near-duplicates leave the
     other parts."""
-    split = study.data.split
-    images = split.train + split.holdout + work.reference_images(study) + split.fusion
-    return Size(images * work.values(study), split.train * (1 + study.data.plantings))
+    train, values = study.data.split.train, work.split_images(study) * work.values(study)
+    return Size(values, train * (1 + study.data.plantings))
 
 
 def _planting_size(study: Study, name: str) -> Size:

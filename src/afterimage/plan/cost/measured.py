@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from afterimage.config import Study
-from afterimage.plan.cost.work import reference_images, values
+from afterimage.plan.cost.work import split_images, values
 
 MOST_MB = 4096.0
 """What a step holds at most beside what is counted: of larger arrays it holds parts (``scratch``).
@@ -72,8 +72,7 @@ SizeOf = Callable[[Study, str], Size]
 
 def images(study: Study) -> int:
     """Return the images of a study: those of its data and one arm's generations."""
-    split = study.data.split
-    return split.train + split.holdout + reference_images(study) + study.sample.images
+    return split_images(study) + study.sample.images
 
 
 def all_images(study: Study, name: str) -> Size:

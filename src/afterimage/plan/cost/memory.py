@@ -107,12 +107,12 @@ def texts(study: Study, name: str = "") -> Bytes:
     all embeddings three times, in parts, joined and as they are written; the images are there in
     three parts."""
     assert study.text is not None
-    length, width = study.text.length, study.text.width
+    length, width, captions = study.text.length, study.text.width, work.split_images(study)
     _, size = work.text_encoder(study)
-    batch = min(work.CAPTIONS, work.captions(study)) * length
+    batch = min(work.CAPTIONS, captions) * length
     activations = batch * (2 * study.text.transformer.hidden + 6 * width)
-    images = in_memory(work.captions(study) * values(study))
-    embeddings = work.captions(study) * length * width
+    images = in_memory(captions * values(study))
+    embeddings = captions * length * width
     return Bytes(SINGLE * (size + activations), 3 * (images + SINGLE * embeddings))
 
 

@@ -94,8 +94,9 @@ def autoencoder_training(study: Study) -> Work:
     return passes(autoencoder(study).flop, settings.updates * size, size, backward=True)
 
 
-def captions(study: Study) -> int:
-    """Return how many texts a variant of the captions has, at most: one for each image."""
+def split_images(study: Study) -> int:
+    """Return how many images all parts of the split have, and so how many texts a variant of the
+    captions has, at most."""
     split = study.data.split
     return split.train + split.holdout + reference_images(study) + split.fusion
 
@@ -116,7 +117,7 @@ def text_encoder(study: Study) -> tuple[int, int]:
 
 def encoding(study: Study) -> Work:
     """Return the work of embedding the captions in one variant."""
-    return passes(text_encoder(study)[0], captions(study), CAPTIONS)
+    return passes(text_encoder(study)[0], split_images(study), CAPTIONS)
 
 
 def networks(study: Study, arm: str) -> list[tuple[network.Network, float]]:
