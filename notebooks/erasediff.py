@@ -47,7 +47,8 @@ book.say(page.summary(study))
 # **P_psi**: mean probability of the forgotten class. **UA**: share of the same generations that
 # the classifier does not take for it; higher is better. **entropy**: of the classifier on the same
 # generations; at most the logarithm of the number of classes. **accuracy, rest**: how often the
-# classifier sees what was asked for, other labels. **FD_balanced, precision, recall, rest**:
+# classifier sees what was asked for, other labels, or for prompts the label that all training
+# images with this caption have. **FD_balanced, precision, recall, rest**:
 # generations of the other labels, or prompts, against reference images of the same; all generations
 # where the set has no class or captions of its own, or the arm neither labels nor captions.
 # **text_alignment, all**: of the generations for all captions, those of forgotten images too, the

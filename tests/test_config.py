@@ -680,6 +680,18 @@ def many(params):
             ERASE | {"data": "deduplicated"},
             ["data = 'deduplicated'", "base = 'conditional' was trained on data = 'planted'"],
         ),
+        (
+            {"method": "baseline", "dedup": {"keep": "medoid"}},
+            ["dedup = {'keep': 'medoid'}", "data = 'deduplicated', not 'planted'"],
+        ),
+        (
+            {"method": "baseline", "data": "deduplicated", "dedup": {"kep": "medoid"}},
+            ["arms.new.dedup.kep: unknown key", "did you mean 'keep'"],
+        ),
+        (
+            {"method": "baseline", "data": "deduplicated", "dedup": {"same_caption": True}},
+            ["arms.new.dedup.same_caption = True needs captions"],
+        ),
         (ERASE | {"fraction": 0.5}, ["method erasediff", "fraction = 0.5 of base = 'conditional'"]),
         (ERASE | {"without": "zero"}, ["without cannot be given too"]),
         (ERASE | {"condition": "none"}, ["condition = 'none'", "has condition 'label'"]),

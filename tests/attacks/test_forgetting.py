@@ -532,9 +532,50 @@ def test_a_set_by_caption_is_judged_with_its_captions(text_arm):
     # The rest: other prompts, against images that are no zeros.
     others = int((~forget.mentions(arm.samples.captions, "zero")).sum())
     assert numbers.loc[("FD[classifier]", "remain", "none"), "of"] == others < 40
+    # Every caption names its label.
+    assert numbers.loc[("accuracy", "remain", "none"), "of"] == others
+    labels = arm.train.labels[:40]
+    seen = arm.classify(arm.samples.pixels).argmax(axis=1)
+    for label in range(1, 10):
+        row = numbers.loc[("accuracy_by_label", f"label={label}", "none")]
+        assert row["of"] == (labels == label).sum()
+        assert row["count"] == ((labels == label) & (seen == label)).sum()
+    held = seen_right(arm, arm.holdout.take(arm.holdout.labels != 0))
+    row = numbers.loc[("accuracy_holdout", "remain", "none")]
+    assert row[["count", "of"]].tolist() == held
     held = numbers.loc[("FD[classifier]_holdout", "remain", "none"), "of"]
     assert held == len(arm.holdout) - zeros
     assert not {"all"} & set(numbers.index.get_level_values("subset"))
+
+
+def seen_right(arm: forgetting.Judge, images: Images) -> list[int]:
+    """Return how many images the classifier sees as what they are, and their number."""
+    right = arm.classify(images.pixels).argmax(axis=1) == images.labels
+    return [int(right.sum()), len(right)]
+
+
+def test_prompts_ask_for_the_label_that_all_images_of_their_caption_have():
+    captions = np.array(["a cat", "a dog", "a cat", "odd", "a dog", "unlabelled", "odd"])
+    labels = np.array([3, 5, 3, 3, 5, -1, 5])
+    prompts = np.array(["a dog", "odd", "a cat", "a dog", "never seen", "unlabelled"])
+    asked = forgetting.labels_of(prompts, captions, labels)
+    assert asked.tolist() == [5, -1, 3, 5, -1, -1]
+    assert asked.dtype == np.int64
+
+
+def test_prompts_of_several_labels_are_left_out_of_the_accuracy(text_arm):
+    arm = text_arm()
+    first = arm.samples.captions[np.flatnonzero(arm.train.labels[:40] != 0)[0]]
+    labels = arm.train.labels.copy()
+    labels[np.flatnonzero(arm.train.captions == first)[0]] = 0  # as a planted caption may do
+    arm.train = dataclasses.replace(arm.train, labels=labels)
+    rows = forget.mentions(arm.train.captions, "zero")
+    numbers, _ = arm.judge("zeros", rows, None, np.ones(40, bool), "zero")
+    numbers = numbers.set_index(["metric", "subset", "alpha"])
+    rest = ~forget.mentions(arm.samples.captions, "zero")
+    without = int((rest & (arm.samples.captions != first)).sum())
+    assert numbers.loc[("accuracy", "remain", "none"), "of"] == without < rest.sum()
+    assert numbers.loc[("FD[classifier]", "remain", "none"), "of"] == rest.sum()
 
 
 def test_a_set_by_label_is_judged_with_its_captions(text_arm):

@@ -307,6 +307,26 @@ def test_a_stored_network_with_another_checksum_is_refused(files, study, key):
     assert message == f"{key}.sha256 names no.safetensors, which base does not have"
 
 
+@pytest.mark.parametrize("space", ["sscd", "inception"])
+def test_weights_that_quality_is_measured_with_are_compared_with_their_checksum(
+    files, study, space, monkeypatch
+):
+    Path("weights.pt").write_bytes(b"as published")
+    right = artifacts.sha256(Path("weights.pt"))
+    key = "similarity" if space == "sscd" else "inception"
+    monkeypatch.setenv("WEIGHTS", ".")
+
+    def measured(checksum: str, path: str = "$WEIGHTS/weights.pt") -> Study:
+        own = {f"{key}_weights": path, f"{key}_sha256": checksum}
+        return study(quality={"similarity": space} | own)
+
+    check_inputs.check(measured(right), Path("results"))
+    message = refused(measured("0" * 64))
+    assert message == (f"quality.{key}_sha256: weights.pt has {right}, not the expected {'0' * 64}")
+    for elsewhere in ("no/weights.pt", "$NO_SUCH_VARIABLE/weights.pt"):
+        check_inputs.check(measured("0" * 64, elsewhere), Path("results"))
+
+
 def test_what_is_not_on_this_machine_is_left_to_the_step_that_reads_it(files, study):
     sets = {"birds": {"caption": "bird"}}
     for path in ("elsewhere.parquet", "$NO_SUCH_VARIABLE/*.parquet", "no/*.parquet"):

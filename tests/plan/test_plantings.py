@@ -4,7 +4,11 @@ import pytest
 
 from afterimage import config
 from afterimage.config import ConfigError
+from afterimage.plan.data import training_images
 from afterimage.plan.jobs import STEPS, jobs
+from afterimage.plan.report import paired_with_control
+from afterimage.plan.resolved import resolved
+from afterimage.provenance import digest
 
 
 def files(value):
@@ -109,3 +113,94 @@ def test_plantings_that_cannot_be_are_refused(digits, changes, message):
 
 def test_rows_of_one_planting_may_be_forgotten(digits):
     assert isinstance(digits(replicates=3, forget__some={"ids": [3]}), config.Study)
+
+
+OWN = {
+    "method": "baseline",
+    "data": "deduplicated",
+    "dedup": {"methods": ["embedding"], "embedding": {"features": "pixels", "similarity": 0.9}},
+}
+
+
+@pytest.fixture
+def several(digits):
+    """Three deduplications: the study's, one of two arms and what is loyal's base, and another."""
+    return digits(
+        replicates=3,
+        data__plantings=2,
+        dedup={"methods": ["exact"], "embedding": {"features": "classifier"}},
+        arms__dedup={"method": "baseline", "data": "deduplicated"},
+        arms__near=OWN,
+        arms__again=OWN | {"control": "near"},
+        arms__as_the_study=OWN | {"dedup": {"methods": ["exact"]}},
+        arms__found=OWN | {"dedup": {"methods": ["phash"]}},
+        loyal_selection={"base": "again", "updates": 100, "switch_timesteps": [500]},
+    )
+
+
+def test_arms_train_on_what_their_own_deduplication_leaves(several):
+    assert list(several.deduplications) == ["near", "found"]
+    sets = {
+        arm: training_images(several.with_selection, arm, 2)
+        for arm in several.with_selection.arms
+        if several.with_selection.arms[arm].data == "deduplicated"
+    }
+    assert sets.pop("dedup") == sets.pop("as_the_study") == "data/dedup/0/train.npz"
+    assert sets.pop("found") == "data/dedup/found/0/train.npz"
+    assert {"near", "again"} < sets.keys()  # and those of the selection
+    assert set(sets.values()) == {"data/dedup/near/0/train.npz"}
+
+
+def test_every_deduplication_has_its_settings_and_its_planting(several):
+    made = {job.job: job for job in jobs(several) if job.step == "data/dedup"}
+    assert list(made) == ["0", "1", "near/0", "near/1", "found/0", "found/1"]
+    methods = {name: resolved(several, job)["settings"]["methods"] for name, job in made.items()}
+    assert methods["1"] == ["exact"]
+    assert methods["near/1"] == ["embedding"]
+    assert methods["found/1"] == ["phash"]
+    for name, job in made.items():
+        assert read(several, job) == {f"data/planting/{name[-1]}"}
+    asked = {
+        name: "classifier" in STEPS["data/dedup"].inputs(several, job) for name, job in made.items()
+    }
+    assert asked["0"]
+    assert not asked["near/0"]
+    assert asked["found/0"]
+    (tables,) = [job for job in jobs(several) if job.step == "report/tables"]
+    assert read(several, tables) == {f"data/dedup/{name}" for name in made}
+
+
+def test_an_arm_is_out_of_date_when_its_deduplication_is(digits):
+    def hashes(**changes):
+        study = digits(arms__near=OWN | changes)
+        return {
+            job.folder: digest(resolved(study, job)) for job in jobs(study) if job.replicate == 0
+        }
+
+    before = hashes()
+    after = hashes(dedup={"methods": ["phash"]})
+    changed = {folder for folder in before if before[folder] != after[folder]}
+    assert changed == {"train/near/rep0"}
+    none = hashes(dedup={})
+    assert none["train/near/rep0"] != before["train/near/rep0"]
+
+
+def test_arms_of_other_deduplications_are_not_paired(several):
+    assert paired_with_control(several, "again")
+    control = several.arms["found"].model_copy(update={"control": "near"})
+    changed = several.model_copy(update={"arms": several.arms | {"found": control}})
+    assert not paired_with_control(changed, "found")
+
+
+def test_an_unlearner_knows_what_its_base_saw(digits):
+    arms = {"arms__near": OWN | {"condition": "label"}}
+    erase = {"method": "erasediff", "base": "near", "forget": "zeros", "data": "deduplicated"}
+    with pytest.raises(
+        ConfigError, match=r"arms\.erase: data = 'deduplicated', but base = 'near' was"
+    ):
+        digits(**arms, arms__erase=erase)
+    assert digits(**arms, arms__erase=erase | {"dedup": OWN["dedup"]})
+    with pytest.raises(
+        ConfigError, match=r"arms\.amg: .* give its data = 'deduplicated' and dedup ="
+    ):
+        digits(**arms, arms__amg={"method": "amg", "base": "near", "data": "deduplicated"})

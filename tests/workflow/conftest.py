@@ -159,6 +159,13 @@ CAPTIONED = {
         "dual_fusion": {"image": 0.2, "caption": 0.5},
         "control": "plain",
     },
+    "dedup": {
+        "method": "baseline",
+        "condition": "text",
+        "data": "deduplicated",
+        "dedup": {"methods": ["caption"]},
+        "control": "plain",
+    },
     "agc": {
         "method": "iet_agc",
         "condition": "text",

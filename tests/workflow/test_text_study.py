@@ -22,8 +22,19 @@ from afterimage.training.job import stream_path
 
 pytestmark = pytest.mark.slow
 
-ARMS = ["plain", "none", "general", "agc", "rau_net", "loyal", "erased", "retrained", "esd", "uce"]
-ARMS += ["dcr", "wen"]
+ARMS = [
+    "plain",
+    "none",
+    "general",
+    "dedup",
+    "agc",
+    "rau_net",
+    "loyal",
+    "erased",
+    "retrained",
+    "esd",
+]
+ARMS += ["uce", "dcr", "wen"]
 
 
 def test_the_study_runs_to_the_end_and_is_right(captioned):
@@ -75,6 +86,24 @@ def test_embeddings_are_sought_that_bring_forgotten_images_back(captioned):
             rows = table[(table["metric"] == metric) & (table["set"] == "zeros")]
             assert sorted(rows["alpha"]) == ["calibrated", "fixed"]
             assert (rows["of"] > 0).all()
+
+
+def test_an_arm_is_trained_on_what_its_own_deduplication_leaves(captioned):
+    """By caption: copies of an image with its caption, and carriers of a planted one, go; an image
+    repeated under other captions stays. The study's own is by image."""
+    data = captioned.results / "data"
+    planted, left, others = (
+        load_images(data / folder / "train.npz")
+        for folder in ("planting/0", "dedup/dedup/0", "dedup/0")
+    )
+    assert len(set(left.captions)) == len(left) == len(set(planted.captions)) < len(planted)
+    assert len(set(others.captions)) < len(others)
+    members = pd.read_parquet(captioned.results / "train/dedup/rep0/members.parquet")
+    assert set(members["id"]) == set(left.ids)
+    scores = pd.read_csv(captioned.results / "report/tables/dedup.csv").set_index("method")
+    own, every = scores.loc["combined, dedup"], scores.loc["caption"]
+    assert own["removed"] == every["removed"] == len(planted) - len(left)
+    assert scores.loc["combined", "removed"] == len(planted) - len(others)
 
 
 DETECTORS = ["noise_difference", "one_step", "anisotropy"]

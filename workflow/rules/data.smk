@@ -212,7 +212,7 @@ rule dedup:
     benchmark:
         "results/{study}/benchmarks/data/dedup/{job}.tsv"
     wildcard_constraints:
-        job=r"\d+",
+        job=r"(\w+/)?\d+",
     threads: STUDY.cluster.threads
     resources:
         **needs("data/dedup"),

@@ -8,9 +8,11 @@ on ordinary prompts. So an arm is judged on each of its forget sets in five ways
   the generations conditioned on it, their mean entropy, and the share classified as it (EraseDiff,
   Wu et al. 2025); for unconditional models, over all generations. The same numbers are given for
   real held-out images of the class;
-- by the remaining classes, for sets of one class and arms with labels: the accuracy of the
-  classifier on the requested labels, class by class, and the quality metrics of those generations
-  against reference images of the same classes;
+- by the remaining classes, for sets of one class and arms with labels, and for sets by class or by
+  caption and arms with captions: the accuracy of the classifier on the requested labels, class by
+  class, and the quality metrics of those generations against reference images of the same classes.
+  A prompt asks for the label that all training images with this caption have; where they have
+  several, it asks for none;
 - by extraction: how many of the forgotten images are extracted from the generations (see
   ``extraction``), and how many of the others, among all planted training images. The extractions
   from a retrained arm, which never saw them, are the false alarms. A set that an attack chose, from
@@ -22,7 +24,7 @@ on ordinary prompts. So an arm is judged on each of its forget sets in five ways
   class, the probability of the class over new generations, along a short training on the forgotten
   images.
 
-Generations of arms that are conditioned on captions have no label that they were asked for. There
+Generations of arms that are conditioned on captions need not show the forgotten images. There
 ``relearn_images`` generations are drawn for captions of forgotten images, those of all sources in
 turn, and
 
@@ -32,8 +34,9 @@ turn, and
   many of them are copies of forgotten images, and how many of the forgotten images do they copy?
 - for the forgotten images with the most copies an embedding is sought that brings them back, and for
   held-out images (see ``dori``);
-- the remaining images' quality, for sets by class or by caption, is that of the arm's generations
-  for prompts that no forgotten image has, against reference images outside the set.
+- the remaining images' accuracy and quality, for sets by class or by caption, are those of the
+  arm's generations for prompts that no forgotten image has, against reference images outside the
+  set.
 
 Losses are measured, and images relearned, with their captions. Where no held-out image has the
 words of a set by caption, it is not compared with any: the numbers of membership are missing.
@@ -140,10 +143,37 @@ def by_class(
     forgotten = probabilities[asked == label] if labelled else probabilities
     recognised(table, forgotten, label, "forget" if labelled else "all", kind)
     if labelled:
-        right = probabilities.argmax(axis=1) == asked
-        table.share(f"accuracy{kind}", right[asked != label], subset="remain")
-        for other in np.unique(asked[asked != label]):
-            table.share(f"accuracy_by_label{kind}", right[asked == other], subset=f"label={other}")
+        accuracy(table, probabilities[asked != label], asked[asked != label], kind)
+
+
+def accuracy(table: Results, probabilities: np.ndarray, asked: np.ndarray, kind: str = "") -> None:
+    """Add how often the classifier sees the label that remaining images were asked for, or have.
+
+    Args:
+        table: Table that the numbers are added to.
+        probabilities: (N, L), column l for label l.
+        asked: int64, (N,): their labels.
+        kind: Suffix of the metrics' names.
+    """
+    right = probabilities.argmax(axis=1) == asked
+    table.share(f"accuracy{kind}", right, subset="remain")
+    for label in np.unique(asked):
+        table.share(f"accuracy_by_label{kind}", right[asked == label], subset=f"label={label}")
+
+
+def labels_of(prompts: np.ndarray, captions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Return the label that a prompt asks for, int64 (G,): that of all training images with this
+    caption; -1 where they have several, or none.
+
+    Args:
+        prompts: text, (G,).
+        captions: text, (N,), of the training images.
+        labels: int64, (N,), of the training images.
+    """
+    of_caption = pd.Series(labels).groupby(captions)
+    least, most = of_caption.min(), of_caption.max()
+    only = least.where(least == most, -1)
+    return only.reindex(prompts, fill_value=-1).to_numpy(np.int64)
 
 
 def by_extraction(
@@ -372,7 +402,8 @@ class Judge:
     def _other_prompts(
         self, table: Results, rows: np.ndarray, outside: Callable[[Images], np.ndarray]
     ) -> None:
-        """Add the quality of the generations whose prompts are no captions of forgotten images.
+        """Add the quality of the generations whose prompts are no captions of forgotten images, and
+        the classifier's accuracy on those whose prompts ask for one label.
 
         Args:
             table: Table that the numbers are added to.
@@ -380,11 +411,16 @@ class Judge:
             outside: Returns the mask of the images that do not belong to the set.
         """
         assert self.texts is not None
-        prompted = np.isin(self.samples.captions, self.texts.captions_of(self.train)[rows])
+        captions = self.texts.captions_of(self.train)
+        rest = self.samples.take(~np.isin(self.samples.captions, captions[rows]))
         reference, holdout = (
             images.take(outside(images)) for images in (self.reference, self.holdout)
         )
-        self._quality(table, self.samples.take(~prompted), reference, holdout)
+        asked = labels_of(rest.captions, captions, self.train.labels)
+        if self.classify is not None and (asked >= 0).any():
+            accuracy(table, self.classify(rest.pixels[asked >= 0]), asked[asked >= 0])
+            accuracy(table, self.classify(holdout.pixels), holdout.labels, "_holdout")
+        self._quality(table, rest, reference, holdout)
 
     def _quality(self, table: Results, rest: Images, reference: Images, holdout: Images) -> None:
         """Add the quality of the generations ``rest``, and of held-out images."""

@@ -138,6 +138,9 @@ class Arm(Block):
 
     data: Literal["planted", "deduplicated"] = "planted"
     """Train on the training set as planted, or on the deduplicated one."""
+    dedup: dict[str, Any] = {}
+    """Keys of the study's ``dedup`` block that differ in this arm, e.g. ``{same_caption: true}``
+    (an inner block is given whole); with ``data: deduplicated``."""
     without: str | None = None
     """Name of a set under ``forget`` to exclude from the training images."""
     fraction: Share = 1.0
@@ -187,6 +190,11 @@ class Arm(Block):
     """Whether drawing generations needs the training images."""
 
     @property
+    def data_given(self) -> str:
+        """The keys that say which training set it has, for messages."""
+        return f"data = {self.data!r}" + (f" and dedup = {self.dedup}" if self.dedup else "")
+
+    @property
     def is_plain(self) -> bool:
         """Whether nothing but labels and the budget sets it apart from plain training on all
         images: every other key has its default."""
@@ -229,6 +237,8 @@ class Arm(Block):
     def refusal(self, study: Study, name: str) -> str | None:
         """Return why the settings of this arm, called ``name``, are incompatible; None if they are
         not."""
+        if self.dedup and self.data != "deduplicated":
+            return f"dedup = {self.dedup} is for arms with data = 'deduplicated', not {self.data!r}"
         if self.matched_to is not None and self.train.keys() & {"updates", "epochs"}:
             return "give matched_to or train.updates (train.epochs), not both"
         if self.matched_to is not None and not study.arms[self.matched_to.arm].trains:

@@ -104,10 +104,10 @@ class Unlearning(Arm):
         base, named_base = study.arms[self.base], f"base = {self.base!r}"
         if self.rau_net is not None:
             return f"method {self.method} takes its base's network: rau_net cannot be given"
-        if self.data != base.data:
+        if study.training_set_of(name) != study.training_set_of(self.base):
             return (
-                f"data = {self.data!r}, but {named_base} was trained on data = {base.data!r}: give "
-                "the same"
+                f"{self.data_given}, but {named_base} was trained on {base.data_given}: give the "
+                "same"
             )
         if (self.fraction, base.fraction) != (1, 1):
             return (
@@ -693,10 +693,11 @@ class AtInference(Arm):
                     f"method {self.method} samples base = {self.base!r} as it is: {key} cannot be "
                     "given"
                 )
-        if (self.data, self.fraction) != (base.data, base.fraction):
+        same_set = study.training_set_of(name) == study.training_set_of(self.base)
+        if not same_set or self.fraction != base.fraction:
             return (
-                f"method {self.method} samples base = {self.base!r} as it is: give its data = "
-                f"{base.data!r} and fraction = {base.fraction:g}"
+                f"method {self.method} samples base = {self.base!r} as it is: give its "
+                f"{base.data_given} and fraction = {base.fraction:g}"
             )
         return super().refusal(study, name)
 

@@ -89,6 +89,7 @@ def settings_of(cell: Cell, selection: LoyalSelection, base: Arm) -> dict[str, A
         "method": "baseline" if cell.switch_timestep is None else "loyal",
         "base": selection.base,
         "data": base.data,
+        "dedup": base.dedup,
         "without": base.without,
         "train": train | {"updates": selection.updates},
     }

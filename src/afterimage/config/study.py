@@ -125,14 +125,17 @@ class Study(Attacks):
             "image_folder and shapes"
         )
         if not self.data.source.captioned:
-            for key, needed in (
-                ("methods", "caption" in self.dedup.methods),
-                ("same_caption", self.dedup.same_caption),
-            ):
-                if needed:
-                    raise ValueError(
-                        f"dedup.{key} = {getattr(self.dedup, key)} needs captions, but {no_captions}"
-                    )
+            own = {f"arms.{arm}.dedup": self.dedup_of(arm) for arm in self.arms}
+            for prefix, dedup in {"dedup": self.dedup, **own}.items():
+                for key, needed in (
+                    ("methods", "caption" in dedup.methods),
+                    ("same_caption", dedup.same_caption),
+                ):
+                    if needed:
+                        raise ValueError(
+                            f"{prefix}.{key} = {getattr(dedup, key)} needs captions, but "
+                            f"{no_captions}"
+                        )
             for place, group in enumerate(self.data.plant):
                 if group.repeat != "both":
                     raise ValueError(
@@ -441,10 +444,10 @@ class Study(Attacks):
                 )
             if key == "after" and not self.own_forget_sets(name):
                 raise ValueError(f"attribution.remedied.after = {name!r}: this arm forgets nothing")
-            if self.arms[name].data != self.arms[chosen.before].data:
+            if self.training_set_of(name) != self.training_set_of(chosen.before):
                 raise ValueError(
-                    f"attribution.remedied.after = {name!r} trains on {self.arms[name].data} "
-                    f"images, {chosen.before!r} on {self.arms[chosen.before].data} ones"
+                    f"attribution.remedied.after = {name!r} has {self.arms[name].data_given}, "
+                    f"{chosen.before!r} has {self.arms[chosen.before].data_given}"
                 )
         if chosen.queries > self.sample.images:
             raise ValueError(
@@ -639,6 +642,31 @@ class Study(Attacks):
         except ValidationError as error:
             text = explain(error, Train, f"arms.{arm}.train")
             raise ValueError(f"{text}{self._origin(arm)}") from error
+
+    def dedup_of(self, arm: str) -> Dedup:
+        """Return the ``dedup`` block of ``arm``: the study's, overridden by the arm's own keys."""
+        try:
+            return Dedup.model_validate(self.dedup.model_dump() | self.arms[arm].dedup)
+        except ValidationError as error:
+            text = explain(error, Dedup, f"arms.{arm}.dedup")
+            raise ValueError(f"{text}{self._origin(arm)}") from error
+
+    def training_set_of(self, arm: str) -> tuple[str, Dedup | None]:
+        """Return what is done to the training set of a planting before an arm gets it: the same for
+        arms with the same images."""
+        data = self.arms[arm].data
+        return data, self.dedup_of(arm) if data == "deduplicated" else None
+
+    @property
+    def deduplications(self) -> dict[str, Dedup]:
+        """Arm -> its ``dedup`` block, where it is not the study's; of several arms with the same
+        block, the first alone."""
+        blocks: dict[str, Dedup] = {}
+        for name, arm in self.arms.items():
+            block = self.dedup_of(name)
+            if arm.dedup and block not in (self.dedup, *blocks.values()):
+                blocks[name] = block
+        return blocks
 
 
 def _arms_named(arm: Arm) -> dict[str, str]:

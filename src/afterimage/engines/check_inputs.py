@@ -1,7 +1,8 @@
 """What a study reads, checked by the main process of every call of snakemake before any job: what
 is on this machine, as far as looking at it is quick.
 
-- Checksums of stored networks (``sha256`` of ``model``, ``text`` and ``autoencoder``).
+- Checksums of stored networks (``sha256`` of ``model``, ``text`` and ``autoencoder``), and of the
+  files that quality is measured with.
 - Captions: every image has one, in every variant that is a column.
 - Forget sets by caption or label: they are some of the images, not all. Where a training set is made
   already, sets are compared with it, too; otherwise ``data planting`` does, before any training.
@@ -15,10 +16,11 @@ step that reads them.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from afterimage import artifacts
+from afterimage import artifacts, config
 from afterimage.config import AbsentError, ConfigError, Study
 from afterimage.config.stored import Stored
 from afterimage.engines import bases, checksums
@@ -43,6 +45,7 @@ def check(study: Study, results: Path) -> None:
         ConfigError, ArtifactError: naming the key, its value and what is allowed.
     """
     _check_stored(study)
+    _check_quality(study)
     _check_source(study)
     _check_training_sets(study, results)
 
@@ -52,6 +55,23 @@ def _check_stored(study: Study) -> None:
     for key, block in bases.stored(study).items():
         if block.described is not None and (block.id is None or bases.is_whole(block)):
             artifacts.check_sums(block.folder, block.sha256, f"{key}.sha256", checksums.sha256)
+
+
+def _check_quality(study: Study) -> None:
+    """Compare the files that quality is measured with with their checksums; folders are left to the
+    step that opens them."""
+    settings = study.quality
+    for key, path, checksum in (
+        ("similarity_sha256", settings.similarity_weights, settings.similarity_sha256),
+        ("inception_sha256", settings.inception_weights, settings.inception_sha256),
+    ):
+        if path is None or checksum is None:
+            continue
+        with suppress(AbsentError):
+            file = Path(config.expand(path))
+            if file.is_file():
+                sums = {file.name: checksum}
+                artifacts.check_sums(file.parent, sums, f"quality.{key}", checksums.sha256)
 
 
 def _check_source(study: Study) -> None:

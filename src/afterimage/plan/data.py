@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from afterimage.config.data import Dedup
 from afterimage.config.study import Study
 from afterimage.config.texts import ORIGINAL, ColumnCaptions
 from afterimage.plan.cost import memory, work
@@ -28,8 +29,25 @@ def planting_of(study: Study, replicate: int | None) -> str:
 
 def training_images(study: Study, arm: str, replicate: int | None) -> str:
     """Return the training set of a replicate of an arm: as planted, or deduplicated."""
-    folder = {"planted": PLANTING, "deduplicated": DEDUP}[study.arms[arm].data]
-    return f"{folder}/{_number(study, replicate)}/train.npz"
+    if study.arms[arm].data == "planted":
+        return f"{planting_of(study, replicate)}/train.npz"
+    own = study.dedup_of(arm)
+    first = [f"{name}/" for name, block in study.deduplications.items() if block == own]
+    return f"{DEDUP}/{''.join(first)}{_number(study, replicate)}/train.npz"
+
+
+def _deduplication(study: Study, name: str | None) -> tuple[Dedup, str]:
+    """Return the settings of a deduplication, the study's or those of an arm, and the number of its
+    planting."""
+    arm, _, number = (name or "").rpartition("/")
+    return (study.dedup_of(arm) if arm else study.dedup), number
+
+
+def _deduplicated(study: Study) -> Iterable[Address]:
+    """Return the deduplications of every planting: the study's, and those of arms with their
+    own."""
+    names = ["", *(f"{arm}/" for arm in study.deduplications)]
+    return [{"job": name + str(number)} for name in names for number in range(study.data.plantings)]
 
 
 def _number(study: Study, replicate: int | None) -> int:
@@ -154,13 +172,14 @@ def prompts_of(study: Study, job: Job) -> Inputs:
 
 
 def _dedup_inputs(study: Study, job: Job) -> Inputs:
-    planting = f"{PLANTING}/{job.job}"
+    dedup, number = _deduplication(study, job.job)
+    planting = f"{PLANTING}/{number}"
     inputs: Inputs = {
         "train": f"{planting}/train.npz",
         "index": f"{planting}/index.parquet",
         "reference": f"{SPLIT}/reference.npz",
     }
-    if study.dedup.embedding.features == "classifier":
+    if dedup.embedding.features == "classifier":
         inputs["classifier"] = "data/classifier/run.json"
     return inputs
 
@@ -169,16 +188,18 @@ def _dedup_memory(study: Study, name: str) -> Bytes:
     """Return what pixels hold as features, or as what principal components are taken of."""
     train = study.data.split.train
     images = {"classifier": 0, "pixels": train, "pca": train + work.reference_images(study)}
-    held = images[study.dedup.embedding.features] * work.values(study)
+    dedup, _ = _deduplication(study, name)
+    held = images[dedup.embedding.features] * work.values(study)
     return Bytes(arrays=2 * memory.SINGLE * held)
 
 
 def _dedup_work(study: Study, name: str) -> Work:
     """Return the products of the search by likeness; the other detectors are in what was
     measured."""
-    if "likeness" not in study.dedup.methods:
+    dedup, _ = _deduplication(study, name)
+    if "likeness" not in dedup.methods:
         return Work()
-    views = LIKENESS_SHIFTS * (1 + study.dedup.likeness.mirrors)
+    views = LIKENESS_SHIFTS * (1 + dedup.likeness.mirrors)
     return Work(fp32=2.0 * study.data.split.train**2 * LIKENESS_COMPONENTS * views)
 
 
@@ -284,10 +305,10 @@ STEPS = (
         module="afterimage.data.dedup",
         help="find and remove near-duplicates, scored against the planted ground truth",
         folder=DEDUP + "/{job}",
-        keys=("dedup", "data"),
-        settings=lambda study, job: study.dedup.model_dump(mode="json"),
+        keys=("dedup", "data", "arms"),
+        settings=lambda study, job: _deduplication(study, job.job)[0].model_dump(mode="json"),
         inputs=_dedup_inputs,
-        addresses=_plantings,
+        addresses=_deduplicated,
         work=_dedup_work,
         memory=_dedup_memory,
         size=lambda study, name: Size(

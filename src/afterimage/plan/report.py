@@ -42,8 +42,8 @@ def paired_with_control(study: Study, arm: str) -> bool:
     if own.control is None:
         return False
     control = study.arms[own.control]
-    same = (own.data, own.without) == (control.data, control.without)
-    return same and own.fraction == control.fraction == 1
+    same_set = study.training_set_of(arm) == study.training_set_of(own.control)
+    return same_set and own.without == control.without and own.fraction == control.fraction == 1
 
 
 def _results(study: Study, name: str) -> Size:
@@ -63,6 +63,7 @@ def _tables_settings(study: Study, job: Job) -> Settings:
         },
         "replicates": study.replicates,
         "plantings": study.data.plantings,
+        "deduplications": list(study.deduplications),
         "confidence": study.statistics.confidence,
         "margin": study.statistics.margin.model_dump(),
         "attribution": _attribution_settings(study),

@@ -14,8 +14,11 @@ from afterimage.plan.step import Inputs, Job, Settings, Step, per_replicate
 
 def arm_settings(study: Study, name: str) -> dict[str, Any]:
     """Return the settings of an arm's training: with those inherited from its base, without those
-    that only tables use; captions are named if they are not the original ones."""
-    settings = study.arms[name].model_dump(mode="json", exclude={"control", "captions"})
+    that only tables use; captions are named if they are not the original ones, and a deduplication
+    of its own."""
+    arm = study.arms[name]
+    settings = arm.model_dump(mode="json", exclude={"control", "captions", "dedup"})
+    settings |= {"dedup": arm.dedup} if arm.dedup else {}
     blocks = study.rau_net_of(name)
     if study.captions_of(name) != ORIGINAL:
         settings["captions"] = study.captions_of(name)

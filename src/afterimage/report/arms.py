@@ -100,5 +100,5 @@ def alike(settings: Settings, other: Settings, but: Collection[str] = ()) -> boo
     Args:
         but: Keys in which they may differ, too, e.g. ``train``.
     """
-    captions = settings.get("captions") == other.get("captions")
-    return captions and all(settings[key] == other[key] for key in _SHARED if key not in but)
+    own = all(settings.get(key) == other.get(key) for key in ("captions", "dedup"))
+    return own and all(settings[key] == other[key] for key in _SHARED if key not in but)

@@ -563,6 +563,7 @@ class Document:
                 row[label] = str(format.interval(found[column], unit=unit))
             rows.append(row)
         text = (
+            "`combined` is what images are removed by, in the study or, with its name, in an arm. "
             "Planted copies are the truth; an unplanted image that is removed may be a duplicate "
             "that nobody planted. An *n/a* precision means that no pair was found, an *n/a* recall "
             "that none was planted."

@@ -22,7 +22,7 @@ show.
 - ``union.csv``: images extracted from at least one replicate of an arm (the count that Carlini et
   al. 2023 report for their 16 models);
 - ``loss.csv``: training loss by update, averaged over replicates; ``dedup.csv``: deduplication
-  of every planting against the planted truth;
+  of every planting against the planted truth, by every detector and by what decides;
 - ``attribution.csv``: the linear data-modelling score of every attributor, with its ceiling and
   repeatability; ``attribution_differences.csv``: every pair of attributors;
   ``attribution_counterfactual.csv``: generations without the images that made them;
@@ -35,7 +35,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,10 +134,13 @@ def run(args: argparse.Namespace) -> None:
         for name, by_cell in {**attacks, "train": training}.items()
         for (arm, k), folder in by_cell.items()
     }
-    dedup = [
-        args.results / "data" / "dedup" / str(number) for number in range(settings["plantings"])
-    ]
-    inputs |= {f"dedup/{folder.name}": folder / artifacts.RUN for folder in dedup}
+    stores = args.results / "data" / "dedup"
+    dedup = {
+        name: [stores / name / str(number) for number in range(settings["plantings"])]
+        for name in ("", *settings["deduplications"])
+    }
+    for folder in (folder for folders in dedup.values() for folder in folders):
+        inputs[f"dedup/{folder.relative_to(stores)}"] = folder / artifacts.RUN
     explained = attribution.Stores(args.results, settings["attribution"])
     inputs |= explained.inputs()
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
@@ -205,12 +208,23 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path)
 
 
-def deduplication(folders: Iterable[Path]) -> pd.DataFrame:
-    """Return the scores of every detector, one row per planting and detector, with column
-    ``planting`` in front."""
-    tables = [_read(folder / "table.csv") for folder in folders]
-    for number, table in enumerate(tables):
-        table.insert(0, "planting", number)
+def deduplication(folders: Mapping[str, Iterable[Path]]) -> pd.DataFrame:
+    """Return the scores of deduplication, one row per planting and method, with column
+    ``planting`` in front.
+
+    Args:
+        folders: Stores of the study's own deduplication, by planting, under the empty name: the
+            methods are all its detectors, and ``combined``, which decides. Those of arms with their
+            own under their names: what decides there is ``combined, <arm>``.
+    """
+    tables = []
+    for name, stores in folders.items():
+        for number, store in enumerate(stores):
+            table = _read(store / "table.csv")
+            if name:
+                table = table[table["method"] == "combined"].assign(method=f"combined, {name}")
+            table.insert(0, "planting", number)
+            tables.append(table)
     return pd.concat(tables, ignore_index=True)
 
 

@@ -191,7 +191,8 @@ def stream_path(arm: Arm, replicate: int) -> tuple[str | int, ...]:
 
     Arms of a replicate that train on the same images from the same start share it (common random
     numbers): their initial weights, order, timesteps, noise, flips and dropped labels are the same,
-    so that their difference is the method's. Its name is no part of the address.
+    so that their difference is the method's. Its name is no part of the address, and neither is
+    what found the duplicates in deduplicated images.
     """
     images = (arm.data, arm.without or "", f"{arm.fraction:g}")
     return ("train", replicate, *images, arm.base or "")

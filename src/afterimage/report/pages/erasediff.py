@@ -291,7 +291,8 @@ class Unlearning:
         }
         reasons = (
             "a classifier that knows classes, and a set whose images have one",
-            "a classifier that knows classes, and generations that were asked for by their class",
+            "a classifier that knows classes, and generations that were asked for by their class or "
+            "by captions of one class",
         )
         arms, sentences = self.judged_on(name), []
         for (measure, rows_of), reason in zip(asked.items(), reasons, strict=True):
