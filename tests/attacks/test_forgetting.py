@@ -540,18 +540,13 @@ def test_a_set_by_caption_is_judged_with_its_captions(text_arm):
         row = numbers.loc[("accuracy_by_label", f"label={label}", "none")]
         assert row["of"] == (labels == label).sum()
         assert row["count"] == ((labels == label) & (seen == label)).sum()
-    held = seen_right(arm, arm.holdout.take(arm.holdout.labels != 0))
+    held_out = arm.holdout.take(arm.holdout.labels != 0)
+    right = arm.classify(held_out.pixels).argmax(axis=1) == held_out.labels
     row = numbers.loc[("accuracy_holdout", "remain", "none")]
-    assert row[["count", "of"]].tolist() == held
+    assert row[["count", "of"]].tolist() == [right.sum(), len(right)]
     held = numbers.loc[("FD[classifier]_holdout", "remain", "none"), "of"]
     assert held == len(arm.holdout) - zeros
     assert not {"all"} & set(numbers.index.get_level_values("subset"))
-
-
-def seen_right(arm: forgetting.Judge, images: Images) -> list[int]:
-    """Return how many images the classifier sees as what they are, and their number."""
-    right = arm.classify(images.pixels).argmax(axis=1) == images.labels
-    return [int(right.sum()), len(right)]
 
 
 def test_prompts_ask_for_the_label_that_all_images_of_their_caption_have():

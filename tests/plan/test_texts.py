@@ -483,3 +483,10 @@ def test_a_network_of_texts_is_counted_as_one(digits):
     [(none, _)] = work.networks(study(digits, text=None, arms=arms), "plain")
     assert texts.parameters > none.parameters
     assert texts.flop > none.flop
+
+
+def test_a_wrong_key_of_an_arms_deduplication_is_refused_with_captions_too(digits):
+    own = {"method": "baseline", "condition": "text", "data": "deduplicated"}
+    with pytest.raises(config.ConfigError, match=r"arms\.own\.dedup\.metods: unknown key"):
+        study(digits, arms={"own": own | {"dedup": {"metods": ["caption"]}}})
+    assert study(digits, arms={"own": own | {"dedup": {"methods": ["caption"]}}}).deduplications

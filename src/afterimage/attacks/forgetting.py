@@ -24,7 +24,7 @@ on ordinary prompts. So an arm is judged on each of its forget sets in five ways
   class, the probability of the class over new generations, along a short training on the forgotten
   images.
 
-Generations of arms that are conditioned on captions need not show the forgotten images. There
+Prompts of arms that are conditioned on captions need not ask for forgotten images. For such arms
 ``relearn_images`` generations are drawn for captions of forgotten images, those of all sources in
 turn, and
 

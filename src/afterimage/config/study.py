@@ -124,8 +124,8 @@ class Study(Attacks):
             f"data.source.{key} is not given; sources with captions are parquet, huggingface, "
             "image_folder and shapes"
         )
+        own = {f"arms.{arm}.dedup": block for arm, block in self.deduplications.items()}
         if not self.data.source.captioned:
-            own = {f"arms.{arm}.dedup": self.dedup_of(arm) for arm in self.arms}
             for prefix, dedup in {"dedup": self.dedup, **own}.items():
                 for key, needed in (
                     ("methods", "caption" in dedup.methods),
@@ -662,9 +662,9 @@ class Study(Attacks):
         """Arm -> its ``dedup`` block, where it is not the study's; of several arms with the same
         block, the first alone."""
         blocks: dict[str, Dedup] = {}
-        for name, arm in self.arms.items():
+        for name in (name for name, arm in self.arms.items() if arm.dedup):
             block = self.dedup_of(name)
-            if arm.dedup and block not in (self.dedup, *blocks.values()):
+            if block not in (self.dedup, *blocks.values()):
                 blocks[name] = block
         return blocks
 

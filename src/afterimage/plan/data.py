@@ -36,10 +36,10 @@ def training_images(study: Study, arm: str, replicate: int | None) -> str:
     return f"{DEDUP}/{''.join(first)}{_number(study, replicate)}/train.npz"
 
 
-def _deduplication(study: Study, name: str | None) -> tuple[Dedup, str]:
+def _deduplication(study: Study, name: str) -> tuple[Dedup, str]:
     """Return the settings of a deduplication, the study's or those of an arm, and the number of its
     planting."""
-    arm, _, number = (name or "").rpartition("/")
+    arm, _, number = name.rpartition("/")
     return (study.dedup_of(arm) if arm else study.dedup), number
 
 
@@ -172,7 +172,7 @@ def prompts_of(study: Study, job: Job) -> Inputs:
 
 
 def _dedup_inputs(study: Study, job: Job) -> Inputs:
-    dedup, number = _deduplication(study, job.job)
+    dedup, number = _deduplication(study, job.name)
     planting = f"{PLANTING}/{number}"
     inputs: Inputs = {
         "train": f"{planting}/train.npz",
@@ -306,7 +306,7 @@ STEPS = (
         help="find and remove near-duplicates, scored against the planted ground truth",
         folder=DEDUP + "/{job}",
         keys=("dedup", "data", "arms"),
-        settings=lambda study, job: _deduplication(study, job.job)[0].model_dump(mode="json"),
+        settings=lambda study, job: _deduplication(study, job.name)[0].model_dump(mode="json"),
         inputs=_dedup_inputs,
         addresses=_deduplicated,
         work=_dedup_work,

@@ -139,8 +139,11 @@ def run(args: argparse.Namespace) -> None:
         name: [stores / name / str(number) for number in range(settings["plantings"])]
         for name in ("", *settings["deduplications"])
     }
-    for folder in (folder for folders in dedup.values() for folder in folders):
-        inputs[f"dedup/{folder.relative_to(stores)}"] = folder / artifacts.RUN
+    inputs |= {
+        f"dedup/{folder.relative_to(stores)}": folder / artifacts.RUN
+        for folders in dedup.values()
+        for folder in folders
+    }
     explained = attribution.Stores(args.results, settings["attribution"])
     inputs |= explained.inputs()
     with artifacts.step(config, args.out, inputs, (__name__,)) as step:
