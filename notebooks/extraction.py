@@ -197,8 +197,8 @@ book.show(page.deduplication())
 # %% [markdown]
 # **combined** is what the study decides by; **combined** with the name of an arm, what that arm's
 # own settings decide. Pair precision and recall are measured against the duplicates that were
-# planted. Pairs that a detector found but nobody planted count as false here even where the eye
-# would agree with them.
+# planted, *n/a* where none were. Pairs that a detector found but nobody planted count as
+# false here even where the eye would agree with them.
 #
 # ## Every number
 # Both choices of whose neighbours normalise the distance (`training`, `candidate`), both

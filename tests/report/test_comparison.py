@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import pandas as pd
@@ -250,6 +250,42 @@ def test_intervals_of_counts_hold_what_few_copies_leave_open():
     assert found.value == pytest.approx(1 / 1536)
     assert found.low == 0 < low
     assert found.high == pytest.approx(high)
+
+
+@pytest.mark.parametrize("is_paired", [True, False])
+@pytest.mark.parametrize(
+    ("metric", "counts", "most"),
+    [
+        ("coverage[x]", False, 1),
+        ("forgotten_copied_calibrated[found]", True, 1),
+        ("R[pixels]", False, 2),
+        ("FD[x]", False, math.inf),
+    ],
+)
+def test_a_difference_ends_where_one_of_two_such_numbers_does(metric, counts, most, is_paired):
+    """Of 0.9, 1 and 0.2 to 0, 0.1 and 0: Student's interval passes 1 either way, that of R not 2.
+    The p-value knows nothing of the ends."""
+    values = ((0.9, 1.0, 0.2), (0.0, 0.1, 0.0))
+    own, control = (
+        points(
+            *(
+                (arm, k, metric, value, 0.0, 1.0, *((round(20 * value), 20) if counts else ()))
+                for k, value in enumerate(of_arm)
+            )
+        )
+        for arm, of_arm in zip("ab", values, strict=True)
+    )
+    test = stats.ttest_rel if is_paired else partial(stats.ttest_ind, equal_var=False)
+    for first, second, sign in ((own, control, 1), (control, own, -1)):
+        expected = test(values[0], values[1])
+        ends = np.array(expected.confidence_interval(0.95))
+        assert ends[1] > 1
+        found = comparison.difference(first, second, 0.95, is_paired)
+        assert found.change.value == pytest.approx(sign * 2 / 3)
+        assert sorted(sign * np.array(found.change[1:])) == pytest.approx(
+            ends.clip(-most, most).tolist()
+        )
+        assert found.p == pytest.approx(expected.pvalue)
 
 
 # ---- verdicts ------------------------------------------------------------------------------------

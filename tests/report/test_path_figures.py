@@ -62,3 +62,21 @@ def test_a_share_of_zero_is_drawn_at_half_a_generation():
     figures = PathFigures(*tables({"agc": "plain"}))
     line = figures.copies().axes[0].get_lines()[0]
     assert line.get_ydata().tolist() == pytest.approx([0.005, 0.1])
+
+
+def test_arms_of_one_colour_differ_in_their_dashes():
+    """In the figure of prices, which has no names at the lines, by the legend alone."""
+    arms = {"plain": "baseline", "agc": "iet_agc", "iet": "iet_agc", "salun": "salun"}
+    drawn = PathFigures(*tables({"agc": "plain", "iet": "plain"}, arms)).prices()
+    legend = {
+        text.get_text(): (line.get_color(), line.get_linestyle())
+        for text, line in zip(
+            drawn.legends[0].get_texts(), drawn.legends[0].get_lines(), strict=True
+        )
+    }
+    assert list(legend) == list(arms)
+    assert legend["agc"][0] == legend["iet"][0]
+    assert len(set(legend.values())) == len(arms)
+    for axis in drawn.axes:
+        lines = {line.get_label(): (line.get_color(), line.get_linestyle()) for line in axis.lines}
+        assert lines == legend

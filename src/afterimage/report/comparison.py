@@ -255,9 +255,15 @@ def _between(points: pd.DataFrame, confidence: float) -> Interval:
     if not np.isnan([count, of]).any():
         return _floats(over.mean_share(count, of, confidence))
     interval = student(points["value"].to_numpy(float), confidence)
+    return _floats(Interval(interval.value, *np.clip(interval[1:], *_limits(points))))
+
+
+def _limits(points: pd.DataFrame) -> tuple[float, float]:
+    """Return between what a number lies: 0 and 1 for a counted share, else its ``LIMITS``."""
+    if points[["count", "of"]].notna().all(axis=None):
+        return 0.0, 1.0
     stem = points["metric"].iloc[0].partition("[")[0]
-    ends = np.clip(interval[1:], *LIMITS.get(stem, (-math.inf, math.inf)))
-    return _floats(Interval(interval.value, *ends))
+    return LIMITS.get(stem, (-math.inf, math.inf))
 
 
 class Replicates(NamedTuple):
@@ -315,7 +321,8 @@ class Difference(NamedTuple):
 def difference(
     own: pd.DataFrame, control: pd.DataFrame, confidence: float, is_paired: bool = True
 ) -> Difference:
-    """Return the difference of an arm to its control in one metric.
+    """Return the difference of an arm to its control in one metric; its interval ends where the
+    difference of two such numbers does.
 
     Args:
         own: Rows of ``tables.points`` of the arm, one per replicate.
@@ -329,6 +336,9 @@ def difference(
         change = _floats(estimate.interval(confidence))
         if not math.isnan(change.low):
             method = PAIRED if is_paired else WELCH
+            least, most = _limits(own)
+            ends = np.clip(change[1:], least - most, most - least)
+            change = _floats(Interval(change.value, *ends))
             return Difference(change, method, float(estimate.p_value()))
         inside = _floats(square_and_add(widest(own), widest(control)))
         inside = inside._replace(value=change.value)

@@ -15,9 +15,12 @@ from afterimage.report import figures, frontier, verdicts
 from afterimage.report.frontier import PRICES
 from afterimage.report.names import name_of
 
+DASHES = ("-", "--", ":", "-.")
+
 
 class PathFigures:
-    """Drawings of a study's paths, those of plain training in black.
+    """Drawings of a study's paths, those of plain training in black; arms of one colour differ in
+    their dashes.
 
     Args:
         paths: Table ``paths``, one row per arm, replicate and state.
@@ -88,7 +91,7 @@ class PathFigures:
             figures.log_axis(axis, "x", most=5)
         axes[0].set_ylabel(f"{self.axis} (lower is better)")
         figures.log_axis(axes[0], "y")
-        figures.legend_below(plot, {arm: figures.dot(self._colour(arm)) for arm in self.method})
+        figures.legend_below(plot, {line.get_label(): line for line in axes[0].get_lines()})
         plot.tight_layout(w_pad=2)
         return plot
 
@@ -107,5 +110,7 @@ class PathFigures:
     def _path(self, axis: Axes, arm: str, x: pd.Series, y: pd.Series) -> None:
         plain = arm in self.plain
         style: figures.Style = {"color": self._colour(arm), "marker": "o", "markersize": 3}
+        of_colour = [other for other in self.method if self._colour(other) == self._colour(arm)]
+        style |= {"label": arm, "linestyle": DASHES[of_colour.index(arm) % len(DASHES)]}
         style |= {"linewidth": 2.2 if plain else 1.1, "zorder": 4 if plain else 3}
         axis.plot(x, y, **style)

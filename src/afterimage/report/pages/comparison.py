@@ -449,7 +449,7 @@ class Comparison:
         for group in groups(self.arms, self.control_of):
             heads.append(len(rows))
             for arm in group:
-                indented = format.Markup("&emsp;{}").format(arm)
+                indented = format.Markup("&nbsp;&nbsp;&nbsp;{}").format(arm)
                 row: dict[str, object] = {"arm": format.bold(arm) if arm == group[0] else indented}
                 rows.append(row | {name_of(metric): self.value(arm, metric) for metric in columns})
         return rows, heads

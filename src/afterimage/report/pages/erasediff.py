@@ -5,12 +5,14 @@ A *set* is a forget set of the study; every number is of an arm that is judged o
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -26,6 +28,8 @@ from afterimage.report.notebook import Notebook
 from afterimage.report.published import ERASEDIFF, ERASEDIFF_SECONDS, GUIDANCE
 
 RETRAINED_COLOUR = "black"
+COLOURS = [colormaps["tab20"](place) for place in (*range(0, 20, 2), *range(1, 20, 2))]
+"""Colours of the other arms: ten full ones, then ten light ones."""
 COLUMNS = 8
 """Pictures of a kind in a row."""
 FORGOTTEN = {
@@ -102,8 +106,8 @@ class Unlearning:
         measured = balanced in set(self.numbers["metric"])
         self.frechet = balanced if measured else in_space("FD", self.space)
         self.colour = {
-            arm: RETRAINED_COLOUR if self.role[arm] == roles.RETRAINED else f"C{place % 10}"
-            for place, arm in enumerate(self.arms)
+            arm: RETRAINED_COLOUR if self.role[arm] == roles.RETRAINED else colour
+            for arm, colour in zip(self.arms, itertools.cycle(COLOURS))
         }
 
     # ---- forget sets

@@ -467,9 +467,8 @@ class Extraction:
         method."""
         scores = self.book.table("dedup").drop(columns="planting")
         table = scores.groupby("method", sort=False).mean().T
-        return (
-            table.map(lambda value: f"{value:.4g}").rename_axis(None, axis=1).reset_index(names="")
-        )
+        table = table.map(lambda value: format.interval(value, digits=4))
+        return table.rename_axis(None, axis=1).reset_index(names="")
 
     def every_number(self) -> str:
         """Return all numbers of every arm as HTML, collapsed by arm."""
