@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from afterimage.report import comparison, names, verdicts
 from afterimage.report.notebook import by_keys
 from afterimage.report.pages import erasediff, extraction
 from afterimage.report.pages.comparison import HEADS, axis_limit, groups
+from afterimage.report.pages.frontier import Frontier
 
 NAN = math.nan
 
@@ -28,6 +30,33 @@ def test_every_outcome_has_a_head():
     outcomes = (verdicts.YES, verdicts.NO, verdicts.NOT_SHOWN, verdicts.TRAINED_LESS)
     alone = (verdicts.NOT_TESTABLE, verdicts.UNMEASURED, verdicts.ONE_TRAINING)
     assert set(HEADS) == {*outcomes, *alone}
+
+
+@pytest.mark.parametrize(
+    ("replicates", "compared", "said"),
+    [
+        (5, 2, "Student's over replicates; the p-values that decide are adjusted for 2 "),
+        (1, 2, "One training of each arm has no interval and decides nothing."),
+        (5, 0, ""),
+    ],
+)
+def test_the_caption_of_paths_speaks_of_intervals_where_there_are_some(replicates, compared, said):
+    tables = {
+        "paths": pd.DataFrame(
+            {"arm": ["plain"], "method": "baseline", "share": 1.0, "generations": 50, "FD[x]": 1.0}
+        ),
+        "frontier": pd.DataFrame(
+            {"arm": "agc", "frontier": "plain", "decides": True, "replicates": replicates},
+            index=range(compared),
+        ),
+    }
+    caption = Frontier(SimpleNamespace(table=tables.get, level="95 %")).caption()
+    points, stand, rest = caption.partition("states without a copy stand at 1 %.")
+    assert points.startswith("Points are the states of each training (100 % of its budget)")
+    assert stand
+    assert said in rest
+    assert bool(rest) == bool(said)
+    assert ("p-values" in rest) == (replicates > 1 and compared > 0)
 
 
 def rows(*ends: tuple[float, float, float]) -> list[dict[str, float]]:

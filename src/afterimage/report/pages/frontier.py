@@ -88,12 +88,18 @@ class Frontier:
 
     def caption(self) -> str:
         """Return what the figure of paths shows, in Markdown."""
-        return (
+        points = (
             f"Points are the states of each training ({self.drawings.spent()} of its budget), "
             f"geometric means over replicates; states without a copy stand at "
-            f"{100 * self.drawings.least_share:.2g} %. Intervals in the table are "
-            f"{self.book.level}, Student's over replicates; the p-values that decide are adjusted for "
-            f"{len(self.deciding)} comparison(s) (Holm)."
+            f"{100 * self.drawings.least_share:.2g} %."
+        )
+        if self.deciding.empty:
+            return points
+        if self.deciding["replicates"].max() == 1:
+            return f"{points} One training of each arm has no interval and decides nothing."
+        return (
+            f"{points} Intervals in the table are {self.book.level}, Student's over replicates; the "
+            f"p-values that decide are adjusted for {len(self.deciding)} comparison(s) (Holm)."
         )
 
 
