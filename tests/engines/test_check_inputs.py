@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -284,21 +285,25 @@ def test_a_stored_autoencoder_and_network_are_compared_with_the_images(files, st
         study(**latent, data__colour="grey")
 
 
-@pytest.mark.parametrize("key", ["model", "text", "autoencoder"])
-def test_a_stored_network_with_another_checksum_is_refused(files, study, key):
+def base(key: str) -> tuple[dict[str, Any], str]:
+    """Store a network in the folder base; return the block ``key`` that names it, and its weights,
+    relative to the folder."""
     weights = "diffusion_pytorch_model.safetensors"
+    block: dict[str, Any] = {"kind": "stored", "path": "base"}
     if key == "text":
         Path("base").mkdir()
         stored("base/text_encoder", {"hidden_size": 64, "max_position_embeddings": 77})
-        weights = f"text_encoder/{weights}"
-        block = {"kind": "stored", "path": "base", "width": 64}
-    elif key == "model":
+        return block | {"width": 64}, f"text_encoder/{weights}"
+    if key == "model":
         stored("base", UNET | {"in_channels": 3, "out_channels": 3})
-        block = {"kind": "stored", "path": "base"}
-    else:
-        stored("base", VAE)
-        block = {"kind": "stored", "path": "base", "channels": [8, 8], "norm_groups": 4}
-        block |= {"layers_per_block": 1}
+        return block, weights
+    stored("base", VAE)
+    return block | {"channels": [8, 8], "norm_groups": 4, "layers_per_block": 1}, weights
+
+
+@pytest.mark.parametrize("key", ["model", "text", "autoencoder"])
+def test_a_stored_network_with_another_checksum_is_refused(files, study, key):
+    block, weights = base(key)
     right = artifacts.sha256(Path("base") / weights)
     check_inputs.check(study(**{key: block | {"sha256": {weights: right}}}), Path("results"))
     message = refused(study(**{key: block | {"sha256": {weights: "0" * 64}}}))
@@ -336,6 +341,82 @@ def test_what_is_not_on_this_machine_is_left_to_the_step_that_reads_it(files, st
     for sums in ({}, {"data/train-00000-of-00001.parquet": "0" * 64}):
         there = hub | {"sha256": sums}
         check_inputs.check(study(data__source=there, forget=sets), Path("results"))
+
+
+def absent(study: Study, *rules: str) -> str:
+    """Return what a run with jobs of some rules is refused for; any other rule is let pass."""
+    others = set().union(*check_inputs.READERS.values(), {"split", "page"}) - set(rules)
+    check_inputs.refuse_absent(study, others)
+    with pytest.raises(ConfigError) as error:
+        check_inputs.refuse_absent(study, [*others, rules[0]])
+    return str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("no/*.parquet", "data.source.path = no/*.parquet: no such file, and it matches no file"),
+        ("$NONE/a.parquet", "data.source: $NONE/a.parquet: the environment variable NONE is not s"),
+    ],
+)
+def test_a_run_that_reads_a_source_that_is_not_here_is_refused(files, study, path, said):
+    source = {"kind": "parquet", "path": path, "caption_column": "text"}
+    assert absent(study(data__source=source), "fetch").startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("key", "rules"),
+    [
+        ("model", ["fit", "slice", "features", "retrain", "counterfactual"]),
+        ("text", ["encode"]),
+        ("autoencoder", ["autoencoder"]),
+    ],
+)
+def test_a_run_that_reads_a_network_that_is_not_here_is_refused(files, study, key, rules):
+    config_file = "text_encoder/config.json" if key == "text" else "config.json"
+    without = f"there is no {config_file} with weights in safetensors in"
+    made = study(**{key: {"kind": "stored", "path": "base"}})
+    for rule in rules:
+        assert absent(made, rule, *rules) == f"{key}.path = 'base': {without} base"
+    made = study(**{key: {"kind": "stored", "path": "${NONE}/base"}})
+    said = f"{key}.path = ${{NONE}}/base: the environment variable NONE is not set"
+    assert absent(made, *rules) == said
+    block, weights = base(key)
+    check_inputs.refuse_absent(study(**{key: block}), rules)
+    (Path("base") / weights).unlink()
+    assert absent(study(**{key: block}), *rules) == f"{key}.path = 'base': {without} base"
+
+
+@pytest.mark.parametrize("key", ["similarity", "inception"])
+def test_a_run_that_measures_with_weights_that_are_not_here_is_refused(files, study, key):
+    space = "sscd" if key == "similarity" else "inception"
+    rules = "draw_and_attack", "path", "forgetting"
+    given = {f"{key}_weights": "${NONE}/w.pt", f"{key}_sha256": "0" * 64}
+    said = f"quality.{key}_weights = ${{NONE}}/w.pt: the environment variable NONE is not set"
+    for rule in rules:
+        assert absent(study(quality={"similarity": space} | given), rule, *rules) == said
+    given[f"{key}_weights"] = "w.pt"
+    made = study(quality={"similarity": space} | given)
+    assert (
+        absent(made, *rules) == f"quality.{key}_weights = 'w.pt': there is no such file or folder"
+    )
+    Path("w.pt").touch()
+    check_inputs.refuse_absent(made, rules)
+    if key == "inception":  # weights that nothing is measured with
+        unused = study(quality=given | {"inception_weights": "no.pt"})
+        check_inputs.refuse_absent(unused, rules)
+
+
+def test_a_run_leaves_what_is_on_the_hub_to_its_client(files, study):
+    hub = {"kind": "huggingface", "dataset": "a/b", "revision": "0" * 40, "caption_column": "text"}
+    pinned = {"kind": "stored", "id": "owner/name", "revision": "0" * 40, "path": "unet"}
+    check_inputs.refuse_absent(study(data__source=hub, model=pinned), ["fetch", "fit"])
+
+
+def test_every_rule_that_reads_such_a_file_is_one_of_the_workflow():
+    rules = Path(__file__).parents[2].glob("workflow/rules/*.smk")
+    named = set(re.findall(r"^rule (\w+):", "".join(map(Path.read_text, rules)), re.MULTILINE))
+    assert set().union(*check_inputs.READERS.values()) <= named
 
 
 def test_files_in_the_local_cache_of_the_hub_are_looked_at(files, study, tmp_path, monkeypatch):

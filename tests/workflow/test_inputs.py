@@ -77,6 +77,17 @@ def test_a_network_that_cannot_be_fetched_stops_the_run_before_its_first_job(tex
     assert "model.id = owner/other: it is neither in the local cache" in refusal(offline, "-n")
 
 
+def test_a_run_without_a_network_that_its_jobs_read_does_not_start(texts):
+    """A dry run plans it, as another machine may have it, and so does a run of other jobs."""
+    texts.edit("model", value={"kind": "stored", "path": "${NO_SUCH_VARIABLE}/unet"})
+    assert texts.planned()["fit"] == 3
+    said = refusal(texts)
+    assert "model.path = ${NO_SUCH_VARIABLE}/unet: the environment variable NO_SUCH_VARI" in said
+    assert not list(texts.results.glob("logs/**/*.log"))
+    texts.snakemake("--", "data")
+    assert (texts.results / "data/planting/0/run.json").is_file()
+
+
 def test_a_phrase_of_no_training_image_stops_at_the_planting_and_then_at_once(texts):
     """It is in the source, but not in what is drawn of it; other sets do not make it due again."""
     captioned_digits(texts.folder / "digits.parquet", {299: "a rare thing, number 299"})

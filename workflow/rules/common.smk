@@ -13,7 +13,7 @@ from afterimage.config import ConfigError
 from afterimage.engines import bases, check_inputs, patches, settings_lock
 from afterimage.engines.rules import (
     Rules,
-    fetch_bases,
+    before_first_job,
     in_place,
     read_study,
     uses_scratch,

@@ -10,18 +10,19 @@ is on this machine, as far as looking at it is quick.
   one shape or ``data fetch`` refuses them.
 
 Files that are not here, and those on the Hub that are not in the local cache, are checked by the
-step that reads them.
+step that reads them, as it may run on another machine. A run whose jobs are this machine's does not
+start without the files that they read (``refuse_absent``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afterimage import artifacts, config
-from afterimage.config import AbsentError, ConfigError, Study
+from afterimage.config import AbsentError, ConfigError, HuggingFace, Study
 from afterimage.config.stored import Stored
 from afterimage.engines import bases, checksums
 from afterimage.plan.jobs import jobs
@@ -33,6 +34,14 @@ if TYPE_CHECKING:
 
 STEPS = ("data/fetch", "data/split", "data/planting")
 """The steps that make training sets, upstream first."""
+READERS = {
+    "data.source": {"fetch"},
+    "text": {"encode"},
+    "autoencoder": {"autoencoder"},
+    "model": {"slice", "fit", "features", "retrain", "counterfactual"},
+    "quality": {"draw_and_attack", "path", "forgetting"},
+}
+"""Block of the study -> the rules whose jobs read the files that it names."""
 
 
 def check(study: Study, results: Path) -> None:
@@ -50,6 +59,48 @@ def check(study: Study, results: Path) -> None:
     _check_training_sets(study, results)
 
 
+def refuse_absent(study: Study, rules: Collection[str]) -> None:
+    """Check that the files that jobs read are on this machine; what is on the Hub is not looked at.
+
+    Args:
+        rules: Names of the rules of these jobs.
+
+    Raises:
+        ConfigError: naming the key and its value.
+    """
+    read = {block for block, readers in READERS.items() if not readers.isdisjoint(rules)}
+    source = study.data.source
+    if "data.source" in read and not isinstance(source, HuggingFace):
+        from afterimage.data import sources
+        from afterimage.data.records import STUDY, Reading
+
+        with sources.named(STUDY):
+            sources.contents_of(source, Reading(look=True))
+    for key, block in bases.stored(study).items():
+        if key in read and block.id is None:
+            folder = _expanded(f"{key}.path", block.path)
+            if not (folder / block.config_file).is_file() or not bases.is_whole(block):
+                raise ConfigError(
+                    f"{key}.path = {block.path!r}: there is no {block.config_file} with weights in "
+                    f"safetensors in {folder}"
+                )
+    for key, path, _ in _quality_files(study) if "quality" in read else ():
+        if not _expanded(f"quality.{key}", path).exists():
+            raise ConfigError(f"quality.{key} = {path!r}: there is no such file or folder")
+
+
+def _expanded(key: str, path: str) -> Path:
+    """Return the path that a key has on this machine.
+
+    Raises:
+        ConfigError: naming the key, if a variable is not set.
+    """
+    try:
+        return Path(config.expand(path))
+    except AbsentError as error:
+        raise ConfigError(f"{key} = {error}") from None
+
+
 def _check_stored(study: Study) -> None:
     """Compare stored networks with their checksums."""
     for key, block in bases.stored(study).items():
@@ -60,18 +111,29 @@ def _check_stored(study: Study) -> None:
 def _check_quality(study: Study) -> None:
     """Compare the files that quality is measured with with their checksums; folders are left to the
     step that opens them."""
-    settings = study.quality
-    for key, path, checksum in (
-        ("similarity_sha256", settings.similarity_weights, settings.similarity_sha256),
-        ("inception_sha256", settings.inception_weights, settings.inception_sha256),
-    ):
-        if path is None or checksum is None:
-            continue
+    for key, path, checksum in _quality_files(study):
         with suppress(AbsentError):
             file = Path(config.expand(path))
             if file.is_file():
-                sums = {file.name: checksum}
-                artifacts.check_sums(file.parent, sums, f"quality.{key}", checksums.sha256)
+                sums, name = {file.name: checksum}, key.replace("weights", "sha256")
+                artifacts.check_sums(file.parent, sums, f"quality.{name}", checksums.sha256)
+
+
+def _quality_files(study: Study) -> list[tuple[str, str, str]]:
+    """Return key, path and checksum of the networks that quality is measured with."""
+    settings = study.quality
+    given = (
+        ("similarity_weights", settings.similarity_weights, settings.similarity_sha256),
+        ("inception_weights", settings.inception_weights, settings.inception_sha256),
+    )
+    used = settings.similarity, settings.features
+    return [
+        (key, path, checksum)
+        for key, path, checksum in given
+        if path is not None
+        and checksum is not None
+        and (key == "similarity_weights" or "inception" in used)
+    ]
 
 
 def _check_source(study: Study) -> None:

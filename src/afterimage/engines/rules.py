@@ -18,7 +18,7 @@ from snakemake.ioflags import update
 
 from afterimage import config
 from afterimage.artifacts import ArtifactError
-from afterimage.engines import bases
+from afterimage.engines import bases, check_inputs
 from afterimage.plan.cost import estimate
 from afterimage.plan.inputs import flags_of, inputs_of, job_of
 from afterimage.plan.jobs import STEPS, jobs, selection_jobs
@@ -45,15 +45,22 @@ def read_study(values: dict[str, Any], files: list[Path]) -> config.Study:
         raise WorkflowError(str(error)) from None
 
 
-def fetch_bases(study: config.Study) -> None:
-    """Fetch the weights that the study takes from the Hub.
+def before_first_job(study: config.Study, workflow: Any) -> None:
+    """Fetch the weights that the study takes from the Hub; where jobs run on this machine, check that
+    the files that they read are here.
+
+    Args:
+        workflow: Snakemake's workflow object, with its jobs planned.
 
     Raises:
-        WorkflowError: if that fails.
+        WorkflowError: naming the key and its value.
     """
     try:
         bases.fetch_weights(study)
-    except ArtifactError as error:
+        if workflow.local_exec:
+            planned = {job.rule.name for job in workflow.dag.needrun_jobs()}
+            check_inputs.refuse_absent(study, planned)
+    except (ArtifactError, config.ConfigError) as error:
         raise WorkflowError(str(error)) from None
 
 
