@@ -86,8 +86,8 @@ class Verdict:
             f"({_percent(self.copies / self.generations)}) are copies of training images. "
             f"{self.flagged} are nearer than {self.held_out - self.held_out_flagged} of "
             f"{self.held_out} held-out images, at most {self.false_alarms} of them by chance "
-            f"({100 * self.confidence:g} %); they show {self.images} different training images, "
-            f"of which the model copies at least {self.images_at_least}."
+            f"({100 * self.confidence:g} %); they show {self.images} different training images, at "
+            f"least {self.images_at_least} of which are copied."
         )
 
 
