@@ -171,8 +171,9 @@ for name in page.sets:
 
 # %% [markdown]
 # Every arm is trained plainly on the forgotten images alone, all in the same order and noise. An
-# arm that has forgotten needs as many updates as one that never saw them; an arm whose curve is
-# up much sooner only hid them. Copies count as often as they occur in the training set.
+# arm that has forgotten needs as many updates as one that never saw them; an arm whose probability
+# is up, or whose loss is down, much sooner only hid them. Copies count as often as they occur in
+# the training set.
 #
 # ## What holds here
 
