@@ -22,6 +22,7 @@ from afterimage import artifacts, config
 from afterimage.artifacts import ArtifactError
 from afterimage.cli import main
 from afterimage.config import ConfigError, Study
+from afterimage.data import sources
 from afterimage.engines import check_inputs, checksums
 from afterimage.images import Images, load_images
 from afterimage.plan.jobs import STEPS
@@ -332,6 +333,14 @@ def test_weights_that_quality_is_measured_with_are_compared_with_their_checksum(
         check_inputs.check(measured("0" * 64, elsewhere), Path("results"))
 
 
+def test_a_checksum_is_compared_where_nothing_is_measured_with_the_file(files, study):
+    Path("weights.pt").write_bytes(b"another file")
+    message = refused(
+        study(quality={"inception_weights": "weights.pt", "inception_sha256": "0" * 64})
+    )
+    assert message.startswith("quality.inception_sha256: weights.pt has ")
+
+
 def test_what_is_not_on_this_machine_is_left_to_the_step_that_reads_it(files, study):
     sets = {"birds": {"caption": "bird"}}
     for path in ("elsewhere.parquet", "$NO_SUCH_VARIABLE/*.parquet", "no/*.parquet"):
@@ -411,6 +420,12 @@ def test_a_run_leaves_what_is_on_the_hub_to_its_client(files, study):
     hub = {"kind": "huggingface", "dataset": "a/b", "revision": "0" * 40, "caption_column": "text"}
     pinned = {"kind": "stored", "id": "owner/name", "revision": "0" * 40, "path": "unet"}
     check_inputs.refuse_absent(study(data__source=hub, model=pinned), ["fetch", "fit"])
+
+
+def test_a_source_that_comes_with_the_package_is_not_read_before_a_run(files, study, monkeypatch):
+    monkeypatch.setattr(sources, "contents_of", lambda *_: pytest.fail("was read"))
+    shapes = {"kind": "shapes", "each": 4}
+    check_inputs.refuse_absent(study(data__source=shapes), ["fetch"])
 
 
 def test_every_rule_that_reads_such_a_file_is_one_of_the_workflow():

@@ -22,7 +22,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from afterimage import artifacts, config
-from afterimage.config import AbsentError, ConfigError, HuggingFace, Study
+from afterimage.config import (
+    AbsentError,
+    ArrayFile,
+    ConfigError,
+    ImageFolder,
+    Parquet,
+    Study,
+)
 from afterimage.config.stored import Stored
 from afterimage.engines import bases, checksums
 from afterimage.plan.jobs import jobs
@@ -70,7 +77,7 @@ def refuse_absent(study: Study, rules: Collection[str]) -> None:
     """
     read = {block for block, readers in READERS.items() if not readers.isdisjoint(rules)}
     source = study.data.source
-    if "data.source" in read and not isinstance(source, HuggingFace):
+    if "data.source" in read and isinstance(source, (ArrayFile, ImageFolder, Parquet)):
         from afterimage.data import sources
         from afterimage.data.records import STUDY, Reading
 
@@ -84,9 +91,13 @@ def refuse_absent(study: Study, rules: Collection[str]) -> None:
                     f"{key}.path = {block.path!r}: there is no {block.config_file} with weights in "
                     f"safetensors in {folder}"
                 )
-    for key, path, _ in _quality_files(study) if "quality" in read else ():
-        if not _expanded(f"quality.{key}", path).exists():
-            raise ConfigError(f"quality.{key} = {path!r}: there is no such file or folder")
+    spaces = study.quality.features, study.quality.similarity
+    for name, path, _ in _quality_files(study) if "quality" in read else ():
+        if name == "inception" and name not in spaces:  # given, but nothing is measured with it
+            continue
+        key = f"quality.{name}_weights"
+        if not _expanded(key, path).exists():
+            raise ConfigError(f"{key} = {path!r}: there is no such file or folder")
 
 
 def _expanded(key: str, path: str) -> Path:
@@ -111,29 +122,23 @@ def _check_stored(study: Study) -> None:
 def _check_quality(study: Study) -> None:
     """Compare the files that quality is measured with with their checksums; folders are left to the
     step that opens them."""
-    for key, path, checksum in _quality_files(study):
+    for name, path, checksum in _quality_files(study):
         with suppress(AbsentError):
             file = Path(config.expand(path))
             if file.is_file():
-                sums, name = {file.name: checksum}, key.replace("weights", "sha256")
-                artifacts.check_sums(file.parent, sums, f"quality.{name}", checksums.sha256)
+                key = f"quality.{name}_sha256"
+                artifacts.check_sums(file.parent, {file.name: checksum}, key, checksums.sha256)
 
 
 def _quality_files(study: Study) -> list[tuple[str, str, str]]:
-    """Return key, path and checksum of the networks that quality is measured with."""
+    """Return, of the networks that are given to measure quality with, the first word of their keys,
+    path and checksum."""
     settings = study.quality
     given = (
-        ("similarity_weights", settings.similarity_weights, settings.similarity_sha256),
-        ("inception_weights", settings.inception_weights, settings.inception_sha256),
+        ("similarity", settings.similarity_weights, settings.similarity_sha256),
+        ("inception", settings.inception_weights, settings.inception_sha256),
     )
-    used = settings.similarity, settings.features
-    return [
-        (key, path, checksum)
-        for key, path, checksum in given
-        if path is not None
-        and checksum is not None
-        and (key == "similarity_weights" or "inception" in used)
-    ]
+    return [(name, path, sha256) for name, path, sha256 in given if path and sha256]
 
 
 def _check_source(study: Study) -> None:
